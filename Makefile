@@ -1,0 +1,51 @@
+# The commands of this project. `make install` makes .venv; every other target makes it first if it is missing.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo bench test lint clean
+
+help:
+	@echo "make install   .venv with edgeloop, its exporter and the ONNX engine"
+	@echo "make demo      export the shipped story model and let it tell a tale"
+	@echo "make bench     measure the demo model"
+	@echo "make test      style, types, tests"
+	@echo "make lint      style and types only"
+	@echo "make clean     remove what was built (not .venv)"
+
+install: $(VENV)/installed
+
+# The stamps are older than pyproject.toml when a version in it has changed: then pip runs again.
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeloop needs Python 3.11 or newer, \
+	this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -e '.[onnx,export]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --quiet -e '.[onnx,export,dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(BIN)/edgeloop demo
+
+bench: $(VENV)/installed
+	@test -f build/demo/manifest.json || $(BIN)/edgeloop demo > /dev/null
+	$(BIN)/edgeloop bench build/demo
+
+test: lint
+	@$(BIN)/python -m pytest
+
+# mypy wants the package under its own name, whatever the checkout is called.
+lint: $(VENV)/installed-dev
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop
+	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,163 @@
+"""Everything that is printed: streamed text, tables, progress, JSON, errors.
+
+Results go to stdout, all else to stderr. With ``json`` stdout carries JSON only and progress is off.
+rich is imported when something is drawn: a machine that reads JSON does not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+Progress = Callable[[str, float], None]
+
+# What a model writes is data: it must not move the cursor or retitle the window.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PIPE_WIDTH = 200  # columns when no terminal says how many there are
+
+
+class Console:
+    """The command's voice. One a command."""
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+        self._open_line = False
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal that cannot show a character shows a question mark instead of a traceback.
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="replace", **({"encoding": "utf-8"} if json else {}))
+
+    def write(self, text: str) -> None:
+        """``text`` to stdout, as it is."""
+        sys.stdout.write(text)
+
+    def result(self, data: Mapping[str, object]) -> None:
+        """``data`` as one line of JSON on stdout; structs become objects, not-a-number becomes null."""
+        import msgspec
+
+        self.write(msgspec.json.encode(data).decode() + "\n")
+        self.flush()
+
+    def stream(self, text: str) -> None:
+        """A piece of generated text, at once and without control characters; silent with ``json``."""
+        if self.json or not text:
+            return
+        self.write(_CONTROLS.sub("", text))
+        self._open_line = not text.endswith("\n")
+        self.flush()
+
+    def end_stream(self) -> None:
+        """Finish the line that ``stream`` left open."""
+        if self._open_line:
+            self.write("\n")
+            self._open_line = False
+
+    def facts(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values, in two columns on stdout."""
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column()
+        for name, value in rows:
+            grid.add_row(name, value)
+        _rich(sys.stdout).print(grid)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+        """A table on stdout. Columns whose name begins with '#' hold numbers and align right."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        for row in rows:
+            table.add_row(*row)
+        _rich(sys.stdout).print(table)
+
+    def note(self, text: str) -> None:
+        """A remark for the person, on stderr; silent with ``json``."""
+        if not self.json:
+            self.line(text)
+
+    def line(self, text: str) -> None:
+        """A line on stderr, always. The text that is being streamed gets its newline first."""
+        with suppress(OSError):
+            self.end_stream()
+            sys.stdout.flush()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def error(self, message: str) -> None:
+        """The one line that says what went wrong."""
+        self.line(f"edgeloop: {message}")
+
+    def ask(self, prompt: str) -> str | None:
+        """The next line the person types, None at the end of the input. A pipe is not prompted."""
+        if not sys.stdin.isatty():
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        self.flush()
+        with suppress(ImportError):
+            import readline  # noqa: F401 - editing and history for input()
+        try:
+            return input(prompt)
+        except EOFError:
+            self.write("\n")
+            return None
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A function (step, fraction done of the whole) that draws a bar on a terminal, else names each step."""
+        if self.json:
+            yield lambda step, fraction: None
+            return
+        if not sys.stderr.isatty():
+            yield self._steps()
+            return
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        with Bar(*columns, TimeElapsedColumn(), console=_rich(sys.stderr), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
+
+    def _steps(self) -> Progress:
+        last = ""
+
+        def report(step: str, fraction: float) -> None:
+            nonlocal last
+            if step != last:
+                self.line(f"{fraction:4.0%} {step}")
+                last = step
+
+        return report
+
+    def flush(self) -> None:
+        """Out with what was written: a full disk or a closed pipe shows here."""
+        sys.stdout.flush()
+
+    def abandon_stdout(self) -> None:
+        """Flush stdout if it can be; else throw away what it holds, or the interpreter tries again as it leaves."""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _rich(stream: TextIO) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    # Names and texts come from files: square brackets and colons in them mean themselves.
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False)

@@ -1,0 +1,78 @@
+"""``edgeloop doctor``: what is installed here, what this computer offers, and what to install for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+from ..runtime.version import VERSION
+from .console import Console
+from .hugepages import SWITCH, huge_pages_status
+from .machine import memory_bytes, processor, processor_features, usable_threads
+from .quantities import byte_count
+
+EXAMPLES = """\
+examples:
+  edgeloop doctor
+  edgeloop doctor --json
+"""
+_HUGE_PAGES = {
+    "madvise": f"used by run, chat, eval and demo ({SWITCH}=0 switches it off)",
+    "always": f"used by run, chat, eval and demo ({SWITCH}=0 switches it off)",
+    "never": "switched off in the kernel: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What is installed here, what this computer offers, and what to install for the rest."
+    )
+    parser.epilog = EXAMPLES
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.targets import TARGETS
+    from ..runtime.backends import available
+
+    engines = available()
+    huge_pages = huge_pages_status()
+    if console.json:
+        console.result(
+            {
+                "edgeloop": VERSION,
+                "python": platform.python_version(),
+                "system": platform.platform(),
+                "processor": processor(),
+                "features": processor_features(),
+                "threads": usable_threads(),
+                "memory_bytes": memory_bytes(),
+                "huge_pages": huge_pages,
+                "engines": {e.name: {"version": e.version, "install": e.install} for e in engines},
+                "targets": {
+                    name: {"available": not t.missing, "missing": t.missing, "install": _install(t.extra)}
+                    for name, t in TARGETS.items()
+                },
+            }
+        )
+        return
+    memory = memory_bytes()
+    console.facts(
+        [
+            ("edgeloop", f"{VERSION}, Python {platform.python_version()}"),
+            ("system", platform.platform()),
+            ("processor", processor()),
+            ("features", ", ".join(processor_features()) or "none that the engines look for"),
+            ("threads", str(usable_threads())),
+            ("memory", byte_count(memory) if memory else "unknown"),
+            ("huge pages", f"{huge_pages}; {_HUGE_PAGES.get(huge_pages, 'not used')}"),
+        ]
+    )
+    rows = [("run with", e.name, e.version or "no", "" if e.version else e.install) for e in engines]
+    for name, target in TARGETS.items():
+        missing = f"no: {', '.join(target.missing)}" if target.missing else "yes"
+        rows.append(("export to", name, missing, _install(target.extra) if target.missing else ""))
+    console.table(("", "", "installed", "to install it"), rows)
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'edgeloop[{extra}]'"

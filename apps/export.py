@@ -1,0 +1,104 @@
+"""``edgeloop export``: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..quant.recipe import GROUP_SIZES, RECIPES
+from .console import Console
+from .quantities import bits_per_weight, byte_count, layout
+from .show import quantization, unused_names
+
+if TYPE_CHECKING:
+    from ..export.pipeline import Report
+
+EXAMPLES = """\
+examples:
+  edgeloop export checkpoint -o bundle
+  edgeloop export checkpoint -o bundle --quant int8 --group-size 64
+  edgeloop export checkpoint -o bundle --quant none --force
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turn a checkpoint folder (config.json, *.safetensors) into a bundle that runs anywhere."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument(
+        "--target", default="onnx", metavar="NAME[,NAME]", help="what to export to (default: onnx)"
+    )
+    parser.add_argument(
+        "--quant", choices=list(RECIPES), default="int4", help="how matrices are stored (default: int4)"
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        default=32,
+        help="weights that share a scale (default: 32)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.pipeline import export_bundle
+
+    targets = tuple(filter(None, (name.strip() for name in args.target.split(","))))
+    with console.progress() as progress:
+        report = export_bundle(
+            args.checkpoint,
+            args.out,
+            targets=targets,
+            quant=args.quant,
+            group_size=args.group_size,
+            force=args.force,
+            progress=progress,
+        )
+    if console.json:
+        console.result(summary(report))
+    else:
+        describe(report, console)
+
+
+def summary(report: Report) -> dict[str, object]:
+    """What was exported, for machines."""
+    manifest = report.manifest
+    return {
+        "bundle": str(report.bundle),
+        "bytes": report.bundle_bytes,
+        "family": manifest.spec.family,
+        "layout": layout(manifest.spec),
+        "depths": manifest.spec.depths,
+        "parameters": manifest.parameters,
+        "unrolled_parameters": manifest.unrolled_parameters,
+        "quantization": manifest.quantization,
+        "bits_per_weight": bits_per_weight(manifest),
+        "parity": {name: target.parity for name, target in manifest.targets.items()},
+        "unused": report.unused,
+        "seconds": report.seconds,
+    }
+
+
+def describe(report: Report, console: Console) -> None:
+    """What was exported, for people."""
+    manifest = report.manifest
+    rows = [
+        ("bundle", f"{report.bundle}, {byte_count(report.bundle_bytes)}"),
+        ("model", f"{manifest.spec.family}, layers {layout(manifest.spec)}"),
+        ("weights", quantization(manifest)),
+    ]
+    for name, target in manifest.targets.items():
+        depths = " ".join(f"{x:.0e}" for x in target.parity.per_depth)
+        rows.append(
+            (f"{name} parity", f"{depths} after each depth, {target.parity.logits:.0e} of the logits")
+        )
+    if report.unused:
+        rows.append(("unused tensors", unused_names(report.unused)))
+    rows.append(("time", f"{report.seconds:.1f} s"))
+    console.facts(rows)
+    console.note(f"next: edgeloop run {report.bundle} -p 'Once upon a time'")

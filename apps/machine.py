@@ -1,0 +1,81 @@
+"""What this computer offers: processor features, threads and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+# Instructions that the engines' kernels look for, by the names that the kernel reports them under.
+FEATURES = (
+    ("avx2", "AVX2"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx512f", "AVX-512"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx512_bf16", "AVX-512 BF16"),
+    ("amx_int8", "AMX int8"),
+    ("asimd", "NEON"),
+    ("asimdhp", "fp16"),
+    ("asimddp", "dot product"),
+    ("i8mm", "I8MM"),
+    ("bf16", "BF16"),
+    ("sve", "SVE"),
+    ("sve2", "SVE2"),
+    ("sme", "SME"),
+)
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    for key in ("model name", "Model", "Hardware"):
+        found = re.search(rf"^{key}\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+        if found:
+            return f"{found[1].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
+
+
+def processor_features() -> list[str]:
+    """Which of ``FEATURES`` the processor has."""
+    if sys.platform == "darwin":
+        words = set(_sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split())
+        if platform.machine() == "arm64":
+            words |= {"asimd", "asimdhp", "asimddp"}  # every Apple processor of that kind
+    else:
+        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+        words = set(found[1].split()) if found else set()
+    return [name for flag, name in FEATURES if flag in words]
+
+
+def usable_threads() -> int:
+    """Processors that this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """The computer's memory, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(*names: str) -> str:
+    try:
+        result = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return result.stdout.strip()

@@ -1,0 +1,126 @@
+"""The flags that several verbs share, checked as they are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..runtime.sampling import SamplingOptions
+    from ..runtime.session import Session
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number that is not below ``smallest``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {smallest} or more")
+        return value
+
+    return parse
+
+
+def session_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which bundle, and what runs it."""
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="bundle folder, made by `edgeloop export`"
+    )
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine", default="onnx", metavar="NAME", help="what runs the graphs (default: onnx)"
+    )
+    group.add_argument(
+        "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"
+    )
+    group.add_argument(
+        "--context",
+        type=at_least(1),
+        metavar="N",
+        help="tokens the KV cache holds (default: the model's context)",
+    )
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    """The session that ``session_arguments`` describe."""
+    from ..runtime.session import Session
+
+    return Session.open(args.bundle, engine=args.engine, threads=args.threads, context=args.context)
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the next token is chosen."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0, the default, takes the likeliest token",
+    )
+    group.add_argument(
+        "--top-k", type=at_least(0), default=0, metavar="N", help="only the N likeliest; 0: all"
+    )
+    group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="the likeliest that sum to X")
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="X", help="at least X times as likely as the likeliest"
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1, repeats become unlikelier",
+    )
+    group.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="the same seed, the same text"
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="STR", help="end before this text; may be repeated"
+    )
+
+
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """The options that ``sampling_arguments`` describe."""
+    from ..runtime.sampling import SamplingOptions
+
+    return SamplingOptions(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+
+
+def read_text(source: str) -> str:
+    """The UTF-8 text of the file ``source``, or of stdin for ``-``; UsageError when it is something else."""
+    name = "stdin" if source == "-" else source
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt itself, or stdin for ``-``. A file's or echo's last newline is not part of it."""
+    if prompt == "-":
+        return read_text(prompt).removesuffix("\n")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("the prompt is not UTF-8 text") from error
+    return prompt

@@ -1,0 +1,93 @@
+"""Sizes of a bundle in bytes, and how sizes and shapes are written for people."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from ..runtime.manifest import Manifest
+from ..runtime.spec import Spec
+
+
+def byte_count(n: float) -> str:
+    """``n`` bytes in decimal units, three digits: 11.4 MB."""
+    return _scaled(n, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(n: float) -> str:
+    """``n`` things, three digits: 7.68 M."""
+    return _scaled(n, ("", "k", "M", "G", "T")).rstrip()
+
+
+def _scaled(n: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(n) >= 999.5 and power < len(units) - 1:
+        n, power = n / 1000, power + 1
+    digits = f"{n:.0f}" if power == 0 or abs(n) >= 99.95 else f"{n:.3g}"
+    return f"{digits} {units[power]}"
+
+
+def layout(spec: Spec) -> str:
+    """The segments as layers × repeats: ``1 + 3×3 + 1``; equal ones in a row once, ``15 of 1×2``."""
+    parts = []
+    drawn = (f"{s.layers}×{s.repeats}" if s.repeats > 1 else str(s.layers) for s in spec.segments)
+    for text, run in groupby(drawn):
+        times = len(list(run))
+        parts.append(text if times == 1 else f"{times} of {text}")
+    return " + ".join(parts)
+
+
+def delta_parameters(spec: Spec) -> int:
+    """Numbers in the LoRA deltas of all depths."""
+    d, f, q, kv = (
+        spec.hidden_size,
+        spec.intermediate_size,
+        spec.heads * spec.head_dim,
+        spec.kv_heads * spec.head_dim,
+    )
+    # A has as many numbers a rank as the projection has inputs, B as many as it has outputs.
+    ends = {"q": d + q, "k": d + kv, "v": d + kv, "o": q + d, "gate": d + f, "up": d + f, "down": f + d}
+    return sum(
+        s.layers * s.repeats * sum(rank * ends[name.removesuffix("_proj")] for name, rank in s.lora.items())
+        for s in spec.segments
+    )
+
+
+def deltas(spec: Spec) -> str:
+    """What differs between the depths, in words."""
+    parts = []
+    for segment in spec.segments:
+        ranks = sorted(set(segment.lora.values()))
+        if ranks:
+            names = ", ".join(name.removesuffix("_proj") for name in segment.lora)
+            parts.append(f"LoRA of rank {'/'.join(map(str, ranks))} on {names}")
+        if segment.per_repeat_norms:
+            parts.append("own norms")
+    return "; ".join(dict.fromkeys(parts)) or "none"
+
+
+def weight_bytes(manifest: Manifest) -> int:
+    """Bytes of the bundle's weights, each file once."""
+    return sum(manifest.files[name].bytes for name in {t.weights for t in manifest.targets.values()})
+
+
+def bundle_bytes(manifest: Manifest) -> int:
+    """Bytes of the files that the manifest lists."""
+    return sum(file.bytes for file in manifest.files.values())
+
+
+def bits_per_weight(manifest: Manifest) -> float:
+    """Stored bits of a parameter, scales and tables included."""
+    one_copy = weight_bytes(manifest) / len({t.weights for t in manifest.targets.values()})
+    return 8 * one_copy / manifest.parameters
+
+
+def unrolled_bytes(manifest: Manifest) -> int:
+    """An estimate: what the bundle would weigh with every applied layer stored and the deltas merged into it.
+
+    It is on the low side: graphs, which would grow too, are counted as they are.
+    """
+    is_float = manifest.quantization.bits == 32
+    a_weight = 4.0 if is_float else manifest.quantization.bits / 8 + 2 / manifest.quantization.group_size
+    repeated = (manifest.unrolled_parameters - manifest.parameters) * a_weight
+    merged = delta_parameters(manifest.spec) * (4 if is_float else 2)
+    return bundle_bytes(manifest) + round(repeated) - merged

@@ -1,0 +1,181 @@
+"""``edgeloop show``: what a checkpoint or a bundle holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..runtime.manifest import MANIFEST, Manifest
+from ..runtime.spec import Spec
+from .console import Console
+from .quantities import (
+    bits_per_weight,
+    bundle_bytes,
+    byte_count,
+    count,
+    delta_parameters,
+    deltas,
+    layout,
+    unrolled_bytes,
+)
+
+EXAMPLES = """\
+examples:
+  edgeloop show checkpoint
+  edgeloop show bundle
+  edgeloop show bundle --json
+"""
+_NAMED = 10  # unused tensors that are listed before "and more"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What a checkpoint or a bundle holds: layers × repeats, shared weights, parameters, bytes."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument("path", type=Path, metavar="PATH", help="checkpoint or bundle folder")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    if (args.path / MANIFEST).is_file():
+        show_bundle(args.path, console)
+    else:
+        show_checkpoint(args.path, console)
+
+
+def show_bundle(path: Path, console: Console) -> None:
+    """A bundle, from its manifest alone."""
+    from ..runtime.bundle import Bundle
+
+    manifest = Bundle.open(path, verify=False).manifest
+    unrolled = unrolled_bytes(manifest)
+    if console.json:
+        facts = model_facts(manifest.spec, manifest.parameters, manifest.unrolled_parameters)
+        sizes = {
+            "bytes": bundle_bytes(manifest),
+            "unrolled_bytes_estimated": unrolled,
+            "bits_per_weight": bits_per_weight(manifest),
+        }
+        console.result({"kind": "bundle", "path": str(path), **facts, **sizes, "manifest": manifest})
+        return
+    console.facts(
+        [
+            ("bundle", f"{path}, made by edgeloop {manifest.edgeloop}"),
+            *model_rows(manifest.spec, manifest.parameters, manifest.unrolled_parameters),
+            ("quantization", quantization(manifest)),
+            (
+                "bytes",
+                f"{byte_count(bundle_bytes(manifest))}; unrolled about {byte_count(unrolled)} (estimated)",
+            ),
+            ("tokenizer", manifest.tokenizer or "none"),
+            ("chat template", "yes" if manifest.chat_template else "none"),
+        ]
+    )
+    targets = [
+        (
+            name,
+            byte_count(manifest.files[target.weights].bytes),
+            byte_count(sum(manifest.files[graph].bytes for graph in target.graphs.values())),
+            " ".join(f"{x:.1e}" for x in target.parity.per_depth),
+            f"{target.parity.logits:.1e}",
+            f"{target.parity.shipped:.1e}",
+        )
+        for name, target in manifest.targets.items()
+    ]
+    columns = ("target", "#weights", "#graphs", "error after each depth", "#of the logits", "#as shipped")
+    console.table(columns, targets)
+
+
+def quantization(manifest: Manifest) -> str:
+    """How the weights are stored, in words."""
+    stored = manifest.quantization
+    groups = f", groups of {stored.group_size}" if stored.group_size else ""
+    return f"{stored.scheme}{groups}, {bits_per_weight(manifest):.2f} bits a parameter"
+
+
+def show_checkpoint(path: Path, console: Console) -> None:
+    """A checkpoint, from its configs and the headers of its weight files."""
+    from ..export.checkpoint import Checkpoint
+    from ..export.families import find_family
+    from ..export.family import unused
+    from ..export.pipeline import count_parameters
+
+    checkpoint = Checkpoint.open(path)
+    reading = find_family(checkpoint).read(checkpoint)
+    left = unused(checkpoint, reading)
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    unique, unrolled = count_parameters(reading.spec)
+    if console.json:
+        facts = model_facts(reading.spec, unique, unrolled)
+        console.result(
+            {
+                "kind": "checkpoint",
+                "path": str(path),
+                **facts,
+                "bytes": size,
+                "unused": left,
+                "spec": reading.spec,
+            }
+        )
+        return
+    console.facts(
+        [
+            ("checkpoint", str(path)),
+            *model_rows(reading.spec, unique, unrolled),
+            ("bytes", byte_count(size)),
+            ("unused tensors", unused_names(left)),
+        ]
+    )
+
+
+def unused_names(names: tuple[str, ...]) -> str:
+    """The first few of ``names``, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more if names else "none"
+
+
+def model_facts(spec: Spec, parameters: int, unrolled: int) -> dict[str, Any]:
+    """The architecture's numbers, for machines."""
+    return {
+        "family": spec.family,
+        "layout": layout(spec),
+        "segments": spec.segments,
+        "depths": spec.depths,
+        "layers": sum(s.layers for s in spec.segments),
+        "applied_layers": spec.applied_layers,
+        "parameters": parameters,
+        "unrolled_parameters": unrolled,
+        "delta_parameters": delta_parameters(spec),
+        "tied_embedding": spec.tied_embedding,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "context_length": spec.context_length,
+    }
+
+
+def model_rows(spec: Spec, parameters: int, unrolled: int) -> list[tuple[str, str]]:
+    """The architecture's numbers, for people."""
+    layers = sum(s.layers for s in spec.segments)
+    loop = f"{spec.depths} depths" if spec.depths > 1 else "no depth loop on the host"
+    head = "the head is the embedding" if spec.tied_embedding else "the head has weights of its own"
+    return [
+        ("family", spec.family),
+        ("layers", f"{layout(spec)}: {layers} stored, {spec.applied_layers} applied, {loop}"),
+        ("width", f"{spec.hidden_size}, MLP {spec.intermediate_size}"),
+        ("attention", f"{spec.heads} heads, {spec.kv_heads} KV heads of {spec.head_dim}"),
+        ("vocabulary", f"{spec.vocab_size} tokens; {head}"),
+        (
+            "parameters",
+            f"{count(parameters)}; unrolled {count(unrolled)}, {unrolled / parameters:.2f} times as many",
+        ),
+        ("deltas", f"{deltas(spec)}{_delta_share(spec, parameters)}"),
+        (
+            "context",
+            f"{spec.context_length} tokens, {byte_count(spec.kv_bytes_per_token)} of KV cache a token",
+        ),
+    ]
+
+
+def _delta_share(spec: Spec, parameters: int) -> str:
+    numbers = delta_parameters(spec)
+    return f"; {count(numbers)} parameters, {numbers / parameters:.1%}" if numbers else ""

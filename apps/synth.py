@@ -1,0 +1,55 @@
+"""``edgeloop synth``: a random-weight checkpoint of a real shape, to size and time a design before training it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..runtime.errors import UsageError
+from .console import Console
+from .options import at_least
+from .quantities import byte_count
+
+EXAMPLES = """\
+examples:
+  edgeloop synth --list
+  edgeloop synth --shape mor-360m-r3 -o checkpoint
+  edgeloop synth --shape mor-360m-r3 --lora-rank 64 -o checkpoint && edgeloop export checkpoint -o bundle
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a checkpoint with random weights in the shape of a published model. It babbles, but it weighs,\n"
+        "exports and runs like the real one."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument("--list", action="store_true", help="name the shapes and stop")
+    parser.add_argument("--shape", metavar="NAME", help="which shape")
+    parser.add_argument("-o", "--out", type=Path, metavar="CKPT", help="folder to write")
+    parser.add_argument(
+        "--lora-rank", type=at_least(0), default=0, metavar="N", help="add per-depth LoRA deltas"
+    )
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N")
+    parser.add_argument("--force", action="store_true", help="replace CKPT if it exists")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.synth import SHAPES, synthesize
+
+    if args.list:
+        list_shapes(console)
+        return
+    if args.shape is None or args.out is None:
+        raise UsageError("--shape and -o are needed, or --list (see `edgeloop synth --help`)")
+    console.note(f"writing random weights in the shape of {args.shape}")
+    synthesize(
+        args.shape, args.out, seed=args.seed, dtype=args.dtype, force=args.force, lora_rank=args.lora_rank
+    )
+    size = sum(path.stat().st_size for path in args.out.iterdir() if path.is_file())
+    if console.json:
+        console.result({"checkpoint": str(args.out), "shape": args.shape, "bytes": size})
+    else:
+        console.facts([("checkpoint", str(args.out)), ("shape", args.shape), ("bytes", byte_count(size))])
+        console.note(f"next: edgeloop export {args.out} -o bundle")

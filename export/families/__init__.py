@@ -1,0 +1,51 @@
+"""The table of model families: first match wins."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import cast
+
+from ...runtime.errors import CheckpointError
+from ..checkpoint import Checkpoint
+from ..family import Family, Reading
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One family: its module and class, imported when needed, and what marks its checkpoints."""
+
+    name: str
+    module: str
+    cls: str
+    mark: str
+
+    def load(self) -> Family:
+        return cast(Family, getattr(importlib.import_module(f".{self.module}", __name__), self.cls)())
+
+
+FAMILIES = (
+    Entry("edgeloop", "edgeloop", "EdgeloopFamily", "model_type edgeloop"),
+    Entry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
+    Entry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
+    Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
+    Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM with repeated layers"),
+)
+
+
+def find_family(checkpoint: Checkpoint) -> Family:
+    """The family of a checkpoint, by its configs; CheckpointError says what was found and what is supported."""
+    for entry in FAMILIES:
+        family = entry.load()
+        if family.matches(checkpoint):
+            return family
+    found = {key: checkpoint.config.get(key) for key in ("model_type", "architectures")}
+    raise CheckpointError(
+        f"{checkpoint.folder}: no family reads model_type {found['model_type']!r} with architectures "
+        f"{found['architectures']!r}; supported: " + ", ".join(f"{e.name} ({e.mark})" for e in FAMILIES)
+    )
+
+
+def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
+    """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies, which follow from the config, aside."""
+    return sorted(n for n in checkpoint.names - reading.used if not n.endswith("rotary_emb.inv_freq"))

@@ -1,0 +1,138 @@
+"""Checkpoints of our own demo model (``apps/demo/model.py``): prelude, block × R with deltas, coda."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...runtime.errors import CheckpointError
+from ...runtime.spec import Segment, Spec
+from ..checkpoint import Checkpoint
+from ..family import Loader, Reading
+from .llama_config import MAX_SIZE, flag, number, size
+from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
+
+KEYS = frozenset(
+    """model_type architectures vocab_size hidden_size intermediate_size num_attention_heads
+    num_key_value_heads head_dim prelude_layers block_layers num_recursions coda_layers lora_rank lora_scale
+    rms_norm_eps rope_theta max_position_embeddings tie_word_embeddings bos_token_id eos_token_id""".split()
+)
+
+
+class EdgeloopFamily:
+    """model_type "edgeloop"; the config is closed: a key that DemoConfig does not have is an error."""
+
+    name = "edgeloop"
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        return bool(checkpoint.config.get("model_type") == "edgeloop")
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        config, where = checkpoint.config, str(checkpoint.folder / "config.json")
+        if strange := min(set(config) - KEYS, default=None):
+            raise CheckpointError(f"{where}: unknown key {strange}; wanted only {', '.join(sorted(KEYS))}")
+        if not flag(config, "tie_word_embeddings", where, True):
+            raise CheckpointError(
+                f"{where}: tie_word_embeddings is false; the demo model has no head of its own"
+            )
+        heads = size(config, "num_attention_heads", where)
+        kv_heads = size(config, "num_key_value_heads", where)
+        head_dim = size(config, "head_dim", where)
+        if heads % kv_heads or head_dim % 2:
+            raise CheckpointError(
+                f"{where}: {heads} heads, {kv_heads} KV heads, head_dim {head_dim} do not fit"
+            )
+        vocab, width = size(config, "vocab_size", where), size(config, "hidden_size", where)
+        repeats = _count(config, "num_recursions", where, minimum=1)
+        rank = _count(config, "lora_rank", where)
+        stages = (
+            ("prelude", _count(config, "prelude_layers", where), 1, 0),
+            ("block", _count(config, "block_layers", where, minimum=1), repeats, rank),
+            ("coda", _count(config, "coda_layers", where), 1, 0),
+        )
+        reader = _Reader(checkpoint, number(config, "lora_scale", where, 1.0))
+        q, kv, f = heads * head_dim, kv_heads * head_dim, size(config, "intermediate_size", where)
+        shapes = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
+        shapes |= {"gate_proj": (f, width), "up_proj": (f, width), "down_proj": (width, f)}
+        segments = tuple(
+            reader.segment(i, *stage, width, shapes) for i, stage in enumerate(s for s in stages if s[1])
+        )
+        reader.add("embed.weight", "embed_tokens.weight", (vocab, width))
+        reader.add("norm.weight", "norm.weight", (width,))
+        spec = Spec(
+            family=self.name,
+            segments=segments,
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=f,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            norm_eps=number(config, "rms_norm_eps", where),
+            rope_theta=number(config, "rope_theta", where),
+            context_length=size(config, "max_position_embeddings", where),
+            tied_embedding=True,
+            bos_token_id=_count(config, "bos_token_id", where, maximum=vocab - 1),
+            eos_token_ids=(_count(config, "eos_token_id", where, maximum=vocab - 1),),
+        )
+        return Reading(spec, reader.tensors, frozenset(reader.used))
+
+
+class _Reader:
+    def __init__(self, checkpoint: Checkpoint, scale: float) -> None:
+        self.checkpoint, self.scale = checkpoint, scale
+        self.tensors: dict[str, Loader] = {}
+        self.used: set[str] = set()
+
+    def add(
+        self, canonical: str, name: str, shape: tuple[int, ...], first: bool = False, scale: float = 1.0
+    ) -> None:
+        """``first``: a stack of one row, stored as such and read as the row."""
+        self.checkpoint.require(name, shape)
+        self.used.add(name)
+        self.tensors[canonical] = partial(_load, self.checkpoint, name, shape, first, scale)
+
+    def segment(
+        self,
+        number: int,
+        stage: str,
+        layers: int,
+        repeats: int,
+        rank: int,
+        width: int,
+        shapes: Mapping[str, tuple[int, int]],
+    ) -> Segment:
+        for j in range(layers):
+            stem, target = f"{stage}.{j}", f"segments.{number}.layers.{j}"
+            for norm, theirs in NORMS.items():
+                name = f"{stem}.{theirs}.weight"
+                self.add(f"{target}.{norm}.weight", name, (repeats, width), first=repeats == 1)
+            for projection, (d_out, d_in) in shapes.items():
+                name, ours = f"{stem}.{projection}", f"{target}.{projection}"
+                self.add(f"{ours}.weight", f"{name}.weight", (d_out, d_in))
+                if rank and projection in ATTENTION:
+                    self.add(f"{ours}.lora_a", f"{name}.lora_a", (repeats, rank, d_in))
+                    self.add(f"{ours}.lora_b", f"{name}.lora_b", (repeats, d_out, rank), scale=self.scale)
+        return Segment(layers, repeats, repeats > 1, dict.fromkeys(ATTENTION, rank) if rank else {})
+
+
+def _load(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], first: bool, scale: float
+) -> torch.Tensor:
+    tensor = checkpoint.tensor(name, shape)
+    return tensor[0] if first else tensor * scale if scale != 1.0 else tensor
+
+
+def _count(
+    config: Mapping[str, Any], key: str, where: str, minimum: int = 0, maximum: int | None = None
+) -> int:
+    """An integer from ``minimum`` up; layers and depths are bounded as in the other families."""
+    value = config.get(key)
+    if maximum is None:
+        maximum = MAX_SIZE if key == "lora_rank" else MAX_LAYERS
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        raise CheckpointError(f"{where}: {key} is {value!r}; wanted an integer from {minimum} to {maximum}")
+    return value

@@ -1,0 +1,162 @@
+"""The names of Llama's layers, and what repeats among them.
+
+The layers of a looped checkpoint are often written out one by one, as if unrolled. What repeats is found in
+the weights themselves, tensor by tensor, never in a flag: ``plan_from_ties``. A family that knows what
+repeats writes the plan, a list of ``Run``, itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...runtime.errors import CheckpointError
+from ..checkpoint import Checkpoint
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+SANDWICH_NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_out_norm": "input_layernorm_2",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp_out_norm": "post_attention_layernorm_2",
+}
+MAX_LAYERS = 1024
+
+
+@dataclass(frozen=True)
+class Run:
+    """A segment in terms of the checkpoint: ``applied[j][d]`` is the stored layer that is layer j at depth d."""
+
+    applied: tuple[tuple[int, ...], ...]
+    per_repeat_norms: bool | None = None
+    """None: as the weights say. False: tied norms are part of the promise, and checked."""
+
+
+class LlamaNames:
+    """The names of a checkpoint with Llama's keys, under any wrapper's prefix (PEFT, DDP, torch.compile)."""
+
+    def __init__(self, checkpoint: Checkpoint, norms: Mapping[str, str] = NORMS) -> None:
+        self.checkpoint = checkpoint
+        self.norms = norms
+        found = sorted(n for n in checkpoint.names if n.endswith("model.embed_tokens.weight"))
+        if len(found) != 1:
+            what = f"{len(found)} tensors" if found else "no tensor"
+            raise CheckpointError(
+                f"{checkpoint.folder} has {what} named model.embed_tokens.weight; wanted one, as Llama models have"
+            )
+        self.prefix = found[0].removesuffix("model.embed_tokens.weight")
+        self.embed = found[0]
+        self.norm = f"{self.prefix}model.norm.weight"
+        self.head = f"{self.prefix}lm_head.weight"
+        pattern = re.compile(re.escape(self.prefix) + r"model\.layers\.(\d{1,6})\.")
+        matches = (pattern.match(n) for n in checkpoint.names)
+        numbers = {int(m[1]) for m in matches if m}
+        self.layers = len(numbers)
+        if not numbers or numbers != set(range(self.layers)) or self.layers > MAX_LAYERS:
+            raise CheckpointError(
+                f"{checkpoint.folder} has layers numbered {_ranges(numbers)}; wanted 0, 1, 2 … without gaps, "
+                f"{MAX_LAYERS} at most"
+            )
+
+    def module(self, layer: int, projection: str) -> str:
+        part = "self_attn" if projection in ATTENTION else "mlp"
+        return f"model.layers.{layer}.{part}.{projection}"
+
+    def linear(self, layer: int, projection: str) -> str:
+        """The shared matrix; under LoRA it is PEFT's base layer."""
+        plain = f"{self.prefix}{self.module(layer, projection)}"
+        base = f"{plain}.base_layer.weight"
+        return base if base in self.checkpoint.names else f"{plain}.weight"
+
+    def lora(self, layer: int, projection: str) -> tuple[str, str] | None:
+        """Names of A [r, in] and B [out, r], or None."""
+        stem = f"{self.prefix}{self.module(layer, projection)}"
+        a, b = (f"{stem}.lora_{x}.default.weight" for x in "AB")
+        return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
+
+    def norm_of(self, layer: int, norm: str) -> str:
+        return f"{self.prefix}model.layers.{layer}.{self.norms[norm]}.weight"
+
+    def linears(self, layer: int) -> list[str]:
+        return [self.linear(layer, p) for p in (*ATTENTION, *MLP)]
+
+
+def plan_from_ties(names: LlamaNames) -> list[Run]:
+    """What repeats, found in the weights; CheckpointError if nothing does.
+
+    One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
+    as much, the one with the smallest K.
+    """
+    same = names.checkpoint.same
+    classes: list[int] = []  # of each layer, the first layer with equal linears
+    for layer in range(names.layers):
+        candidates = [c for c in dict.fromkeys(classes) if _all_same(names, c, layer, same)]
+        classes.append(candidates[0] if candidates else layer)
+    start, k, repeats = find_loop(classes)
+    runs = find_runs(classes)
+    in_runs = sum(length for _, length in runs if length > 1)
+    if in_runs > k * repeats:
+        return _merge([Run((tuple(range(at, at + length)),)) for at, length in runs])
+    if repeats < 2:
+        raise CheckpointError(
+            f"{names.checkpoint.folder}: none of its {names.layers} layers repeats another's weights; wanted a "
+            "recursive checkpoint, whose layers are tied or stored as equal copies"
+        )
+    block = Run(tuple(tuple(start + j + d * k for d in range(repeats)) for j in range(k)))
+    end = start + k * repeats
+    return [r for r in (plain(range(start)), block, plain(range(end, names.layers))) if r.applied]
+
+
+def plain(layers: Sequence[int]) -> Run:
+    """Layers that are applied once."""
+    return Run(tuple((layer,) for layer in layers))
+
+
+def find_loop(classes: Sequence[int]) -> tuple[int, int, int]:
+    """(start, K, R) of the loop that covers most layers, of those with the smallest K; R is 1 if none."""
+    best, n = (0, 1, 1), len(classes)
+    covered = 1
+    for k in range(1, n // 2 + 1):
+        match = 0  # how many layers from here on equal the one K later
+        for start in range(n - k - 1, -1, -1):
+            match = match + 1 if classes[start] == classes[start + k] else 0
+            repeats = 1 + match // k
+            # ">=" at equal K: the earliest start of the longest loop.
+            if repeats > 1 and (k * repeats > covered or (k * repeats == covered and best[1] == k)):
+                best, covered = (start, k, repeats), k * repeats
+    return best
+
+
+def find_runs(classes: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, length) of each run of equal neighbours, covering all layers."""
+    runs: list[tuple[int, int]] = []
+    for at, c in enumerate(classes):
+        if runs and classes[runs[-1][0]] == c:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((at, 1))
+    return runs
+
+
+def _all_same(names: LlamaNames, a: int, b: int, same: Callable[[str, str], bool]) -> bool:
+    return all(same(x, y) for x, y in zip(names.linears(a), names.linears(b), strict=True))
+
+
+def _merge(runs: Sequence[Run]) -> list[Run]:
+    """Neighbouring layers that are applied once become one segment."""
+    merged: list[Run] = []
+    for run in runs:
+        single = len(run.applied[0]) == 1
+        if single and merged and len(merged[-1].applied[0]) == 1:
+            merged[-1] = Run(merged[-1].applied + run.applied)
+        else:
+            merged.append(run)
+    return merged
+
+
+def _ranges(numbers: set[int]) -> str:
+    listed = sorted(numbers)
+    return ", ".join(map(str, listed[:8])) + (" …" if len(listed) > 8 else "") if listed else "nothing"

@@ -1,0 +1,34 @@
+"""MobileLLM-LS: every layer is applied twice in a row, norms included."""
+
+from __future__ import annotations
+
+from ...runtime.errors import CheckpointError
+from ..checkpoint import Checkpoint
+from ..family import Reading
+from .llama_config import flag, read_llama_config
+from .llama_layers import read_layers
+from .llama_ties import LlamaNames, Run
+
+REPEATS = 2  # fixed in the authors' forward, in no config
+
+
+class MobileLlmFamily:
+    """``layer_sharing: true``; the weights hold each layer once."""
+
+    name = "mobilellm"
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        return checkpoint.config.get("layer_sharing") is True
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        where = str(checkpoint.folder / "config.json")
+        config = read_llama_config(checkpoint, ("layer_sharing", "share_embedding"))
+        share = flag(checkpoint.config, "share_embedding", where, False)
+        names = LlamaNames(checkpoint)
+        if names.layers != config.layers:
+            raise CheckpointError(
+                f"{where}: num_hidden_layers is {config.layers}, the weights have {names.layers} layers; "
+                "wanted the number of stored layers, each applied twice"
+            )
+        plan = [Run(((layer,) * REPEATS,)) for layer in range(names.layers)]
+        return read_layers(names, config, plan, self.name, share_embedding=share)

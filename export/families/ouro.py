@@ -1,0 +1,38 @@
+"""Ouro (LoopLM): the whole stack is looped, with the final norm after every pass."""
+
+from __future__ import annotations
+
+import logging
+
+from ...runtime.errors import CheckpointError
+from ..checkpoint import Checkpoint
+from ..family import Reading
+from .llama_config import number, read_llama_config, size
+from .llama_layers import read_layers
+from .llama_ties import MAX_LAYERS, SANDWICH_NORMS, LlamaNames, Run
+
+logger = logging.getLogger(__name__)
+
+
+class OuroFamily:
+    """model_type "ouro". The full-depth reading: the exit gate stays unread, and is reported as unused."""
+
+    name = "ouro"
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        return bool(checkpoint.config.get("model_type") == "ouro")
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        where = str(checkpoint.folder / "config.json")
+        config = read_llama_config(checkpoint, ("total_ut_steps", "early_exit_threshold"))
+        repeats = size(checkpoint.config, "total_ut_steps", where)
+        names = LlamaNames(checkpoint, SANDWICH_NORMS)
+        if names.layers != config.layers or repeats > MAX_LAYERS:
+            raise CheckpointError(
+                f"{where}: num_hidden_layers {config.layers} × total_ut_steps {repeats}, while the weights have "
+                f"{names.layers} layers; wanted equal numbers of layers and at most {MAX_LAYERS} steps"
+            )
+        if number(checkpoint.config, "early_exit_threshold", where, 1.0) < 1.0:
+            logger.warning("early_exit_threshold below 1 is not read: every token runs all %d steps", repeats)
+        plan = [Run(tuple((layer,) * repeats for layer in range(names.layers)))]
+        return read_layers(names, config, plan, self.name, loop_norm=True)

@@ -1,0 +1,45 @@
+"""The contract of a model family: recognise a checkpoint, say what it computes, name its tensors.
+
+A family is one file in ``families/`` with one class, and one line in the table there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..runtime.spec import Spec
+from .checkpoint import Checkpoint
+
+Loader = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A checkpoint in canonical terms.
+
+    ``tensors`` maps each canonical name of ``spec`` (see ``runtime.spec.Spec``) to a loader that returns the
+    float32 tensor when called, so that one tensor at a time is in memory. ``used`` are the checkpoint's own
+    names that were consumed, ties included; what else it holds is reported as unused.
+    """
+
+    spec: Spec
+    tensors: Mapping[str, Loader]
+    used: frozenset[str]
+
+
+class Family(Protocol):
+    """One model family."""
+
+    name: str
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is the checkpoint of this family? Looks at configs only, reads no weights."""
+        ...
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        """Spec and tensors; CheckpointError names any flag or tensor that is not understood."""
+        ...

@@ -1,0 +1,204 @@
+"""Operators that ONNX Runtime has fused: emitted under export, plain arithmetic otherwise.
+
+The plain arithmetic is the oracle that the exported graph is held against. Operators and their inputs:
+onnxruntime docs/ContribOperators.md (MatMulNBits, GatherBlockQuantized, GroupQueryAttention,
+SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization).
+
+B lanes, S new tokens, C cache capacity, D width, H heads, K KV heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..runtime.spec import Spec
+
+Cache = tuple[Tensor, Tensor]
+MS = "com.microsoft::"
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How matrices are stored (bits 32: float) and how precisely MatMulNBits computes (4: int8 activations)."""
+
+    bits: int
+    group_size: int
+    accuracy_level: int
+
+
+@dataclass(frozen=True)
+class LaneTensors:
+    """What attention needs to know of the lanes.
+
+    positions [B, S] int64; last [B] int32, cached + new tokens − 1 (the operator's seqlens_k);
+    longest [1] int32, the largest total of all lanes; tokens [B] int32, valid new tokens;
+    cos, sin [context, head_dim/2].
+    """
+
+    positions: Tensor
+    last: Tensor
+    longest: Tensor
+    tokens: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+def exporting() -> bool:
+    """Is a graph being made?"""
+    return torch.onnx.is_in_onnx_export()
+
+
+def unpack(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """codes [N, K/G, G·bits/8] uint8, scales [N, K/G] → float32 [N, K]; the layout of quant/pack.py."""
+    if bits == 4:
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
+    values = (codes.float() - 2 ** (bits - 1)) * scales.float()[..., None]
+    return values.flatten(-2)
+
+
+def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
+    """x [..., K] → [..., N] through group-quantized weights."""
+    if not exporting():
+        return F.linear(x, unpack(codes, scales, numerics.bits))
+    rows = codes.shape[0]
+    attributes = {
+        "K": codes.shape[1] * numerics.group_size,
+        "N": rows,
+        "bits": numerics.bits,
+        "block_size": numerics.group_size,
+        "accuracy_level": numerics.accuracy_level,
+    }
+    out: Tensor = torch.onnx.ops.symbolic(
+        f"{MS}MatMulNBits",
+        [x, codes, scales.float()],
+        attributes,
+        dtype=x.dtype,
+        shape=(*x.shape[:-1], rows),
+        version=1,
+    )
+    return out
+
+
+def gather_quantized(ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
+    """ids [B, S] → dequantized rows [B, S, K] of a group-quantized table."""
+    if not exporting():
+        return unpack(codes[ids], scales[ids], numerics.bits)
+    width = codes.shape[1] * numerics.group_size
+    attributes = {
+        "bits": numerics.bits,
+        "block_size": numerics.group_size,
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
+    out: Tensor = torch.onnx.ops.symbolic(
+        f"{MS}GatherBlockQuantized",
+        [codes.flatten(1), ids, scales.float()],
+        attributes,
+        dtype=torch.float32,
+        shape=(*ids.shape, width),
+        version=1,
+    )
+    return out
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., 2F] → its first and second half."""
+    half = x.shape[-1] // 2
+    if not exporting():
+        return x[..., :half], x[..., half:]
+    # The exporter would write a sequence and two look-ups for torch's own split.
+    first, second = torch.onnx.ops.symbolic_multi_out(
+        "Split", [x], {"axis": -1, "num_outputs": 2}, dtypes=(x.dtype,) * 2, shapes=((*x.shape[:-1], half),) * 2
+    )
+    return first, second
+
+
+def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """x [B, S, D] → x / rms(x) · gamma."""
+    if not exporting():
+        return F.rms_norm(x, x.shape[-1:], gamma, eps)
+    # The domain is ONNX's own, but the operator is ONNX Runtime's (graph/contrib_ops).
+    out: Tensor = torch.onnx.ops.symbolic(
+        "SimplifiedLayerNormalization",
+        [x, gamma],
+        {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual)."""
+    if not exporting():
+        total = x + residual
+        return F.rms_norm(total, total.shape[-1:], gamma, eps), total
+    # Outputs 1 and 2 (mean, inverse deviation) are for training; graphs.py removes them.
+    normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
+        f"{MS}SkipSimplifiedLayerNormalization",
+        [residual, x, gamma],
+        {"epsilon": eps},
+        dtypes=(x.dtype,) * 4,
+        shapes=(x.shape, (1,), (1,), x.shape),
+        version=1,
+    )
+    return normed, total
+
+
+def attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
+    """qkv [B, S, (H+2K)·hd], cache 2 × [B, K, C, hd] → attended [B, S, H·hd] and the cache with new rows."""
+    if not exporting():
+        return _attention(qkv, cache, lanes, spec)
+    width = spec.heads * spec.head_dim
+    attended, key, value = torch.onnx.ops.symbolic_multi_out(
+        f"{MS}GroupQueryAttention",
+        [
+            *[qkv, None, None, *cache, lanes.last, lanes.longest, lanes.cos, lanes.sin, lanes.positions],
+            *[None] * 6,
+            lanes.tokens,
+        ],
+        {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1},
+        dtypes=(qkv.dtype,) * 3,
+        shapes=((*qkv.shape[:2], width), cache[0].shape, cache[1].shape),
+        version=1,
+    )
+    return attended, (key, value)
+
+
+def _attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
+    batch, length, _ = qkv.shape
+    q, k, v = (
+        part.unflatten(-1, (-1, spec.head_dim))
+        for part in qkv.split(
+            [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim], dim=-1
+        )
+    )
+    cos, sin = lanes.cos[lanes.positions][:, :, None], lanes.sin[lanes.positions][:, :, None]
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    keys, values = cache[0].clone(), cache[1].clone()
+    out = torch.zeros_like(q)
+    for lane in range(batch):
+        new, total = int(lanes.tokens[lane]), int(lanes.last[lane]) + 1
+        if new == 0:
+            continue
+        keys[lane, :, total - new : total] = k[lane, :new].transpose(0, 1)
+        values[lane, :, total - new : total] = v[lane, :new].transpose(0, 1)
+        seen = torch.arange(total)[None] <= torch.arange(total - new, total)[:, None]
+        out[lane, :new] = F.scaled_dot_product_attention(
+            q[lane, :new].transpose(0, 1)[None],
+            keys[lane, :, :total][None],
+            values[lane, :, :total][None],
+            attn_mask=seen,
+            enable_gqa=True,
+        )[0].transpose(0, 1)
+    return out.flatten(-2), (keys, values)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

@@ -1,0 +1,196 @@
+"""The layers as torch modules: the oracle when called, the graph when exported.
+
+Where ONNX Runtime has a fused operator, ``forward`` emits it under export and computes the same thing in
+plain float32 arithmetic otherwise. Attribute names spell the stored tensors' names, so that
+``state_dict()`` keys are the names in weights.safetensors.
+
+B lanes, S new tokens, T cached tokens, D width, R depths, H heads, K KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..runtime.spec import PROJECTIONS, Segment, Spec
+from . import fused
+from .fused import Cache, LaneTensors, Numerics
+from .stored import FUSED
+
+Weights = Mapping[str, Tensor]
+
+
+class Matrix(nn.Module):
+    """A float or group-quantized matrix [N, K]: a linear layer, an embedding table, or both when tied."""
+
+    def __init__(self, weights: Weights, name: str, numerics: Numerics) -> None:
+        super().__init__()
+        self.numerics = numerics
+        self.quantized = f"{name}.codes" in weights
+        if self.quantized:
+            self.register_buffer("codes", weights[f"{name}.codes"])
+            self.register_buffer("scales", weights[f"{name}.scales"])
+        else:
+            self.register_buffer("weight", weights[f"{name}.weight"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] → [..., N]."""
+        if not self.quantized:
+            return F.linear(x, self.get_buffer("weight"))
+        return fused.matmul_nbits(x, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids [B, S] → rows [B, S, K]."""
+        if not self.quantized:
+            return F.embedding(ids, self.get_buffer("weight"))
+        return fused.gather_quantized(ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
+
+
+class Norm(nn.Module):
+    """RMSNorm whose weight is [D], or [repeats, D] and chosen by depth."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.eps = eps
+
+    def forward(self, x: Tensor, depth: Depth) -> Tensor:
+        return self.scale(fused.rms_norm(x, self.gamma(x), self.eps), depth)
+
+    def add(self, x: Tensor, residual: Tensor, depth: Depth) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual)."""
+        normed, total = fused.add_rms_norm(x, residual, self.gamma(x), self.eps)
+        return self.scale(normed, depth), total
+
+    def gamma(self, x: Tensor) -> Tensor:
+        weight = self.get_buffer("weight")
+        return weight if weight.ndim == 1 else torch.ones(weight.shape[-1])
+
+    def scale(self, x: Tensor, depth: Depth) -> Tensor:
+        """The fused operators take one weight for all lanes; per-depth weights multiply afterwards."""
+        weight = self.get_buffer("weight")
+        return x if weight.ndim == 1 else x * depth.pick(weight)
+
+
+class Depth:
+    """Which repeat a call computes: a number known at export, or one per lane."""
+
+    def __init__(self, repeat: int | Tensor) -> None:
+        self.repeat = repeat
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """rows [R, D] → [D], or [B, 1, D] by lane."""
+        if isinstance(self.repeat, int):
+            return rows[self.repeat]
+        return rows.index_select(0, self.repeat)[:, None]
+
+    def mask(self, owners: tuple[int, ...]) -> Tensor:
+        """[B, 1, len(owners)]: 1 where the column's owner is the lane's depth. Shared by a call's layers."""
+        assert isinstance(self.repeat, Tensor)
+        if owners not in self._masks:
+            same = self.repeat[:, None, None] == torch.tensor(owners)[None, None]
+            self._masks[owners] = same.float()
+        return self._masks[owners]
+
+
+class LoraPair(nn.Module):
+    """One projection's stacks: lora_a [R, r, in], lora_b [R, out, r]."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        super().__init__()
+        self.register_buffer("lora_a", weights[f"{name}.lora_a"])
+        self.register_buffer("lora_b", weights[f"{name}.lora_b"])
+
+
+def apply_deltas(x: Tensor, parts: list[tuple[nn.Module | None, int]], depth: Depth) -> Tensor:
+    """The deltas of a fused projection: x [B, S, in] → B_all · (mask ⊙ A_all · x), [B, S, Σ out].
+
+    ``parts``: for each fused part the holder of its stacks, or None, and its output size. All depths' A are
+    stacked into one matrix of rank Σ R·r and the columns of other depths are masked, so lanes of different
+    depth ride in one call without copying weights. B_all is block-diagonal over the parts; it is put together
+    by constant operators, which engines fold when they load the graph.
+    """
+    a_rows: list[Tensor] = []
+    b_blocks: list[Tensor] = []
+    owners: list[int] = []
+    width, start = sum(size for _, size in parts), 0
+    for holder, size in parts:
+        if holder is not None:
+            a, b = holder.get_buffer("lora_a").float(), holder.get_buffer("lora_b").float()
+            if isinstance(depth.repeat, int):
+                a, b = a[depth.repeat : depth.repeat + 1], b[depth.repeat : depth.repeat + 1]
+            repeats, rank = a.shape[0], a.shape[1]
+            a_rows.append(a.flatten(0, 1))
+            columns = b.permute(0, 2, 1).flatten(0, 1)
+            b_blocks.append(F.pad(columns, (start, width - start - size)) if size < width else columns)
+            owners.extend(r for r in range(repeats) for _ in range(rank))
+        start += size
+    low = F.linear(x, torch.cat(a_rows))
+    if not isinstance(depth.repeat, int):
+        low = low * depth.mask(tuple(owners))
+    return low @ torch.cat(b_blocks)
+
+
+class Layer(nn.Module):
+    """One physical layer: attention and SwiGLU MLP with their norms, deltas and residuals."""
+
+    def __init__(self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics) -> None:
+        super().__init__()
+        self.spec = spec
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        width, inner = spec.hidden_size, spec.intermediate_size
+        sizes = dict(zip(PROJECTIONS, (q, kv, kv, width, inner, inner, width), strict=True))
+        self.attention_norm = self._norm(weights, f"{prefix}attention_norm")
+        self.mlp_norm = self._norm(weights, f"{prefix}mlp_norm")
+        if spec.sandwich_norms:
+            self.attention_out_norm = self._norm(weights, f"{prefix}attention_out_norm")
+            self.mlp_out_norm = self._norm(weights, f"{prefix}mlp_out_norm")
+        self.deltas: dict[str, list[tuple[nn.Module | None, int]]] = {}
+        for name, parts in FUSED.items():
+            self.add_module(name, Matrix(weights, f"{prefix}{name}", numerics))
+            holders = [self._lora(weights, prefix, part) if part in segment.lora else None for part in parts]
+            if any(holders):
+                self.deltas[name] = [(h, sizes[part]) for h, part in zip(holders, parts, strict=True)]
+
+    def _lora(self, weights: Weights, prefix: str, part: str) -> nn.Module:
+        pair = LoraPair(weights, f"{prefix}{part}")
+        if not hasattr(self, part):
+            self.add_module(part, pair)
+            return pair
+        # An unfused projection is already a matrix of that name: the stacks join it.
+        matrix = self.get_submodule(part)
+        for side, stack in pair.named_buffers():
+            matrix.register_buffer(side, stack)
+        return matrix
+
+    def _norm(self, weights: Weights, name: str) -> Norm:
+        return Norm(weights[f"{name}.weight"], self.spec.norm_eps)
+
+    def project(self, name: str, x: Tensor, depth: Depth) -> Tensor:
+        """x [B, S, in] → [B, S, out] through a fused projection and its delta."""
+        y: Tensor = self.get_submodule(name)(x)
+        return y + apply_deltas(x, self.deltas[name], depth) if name in self.deltas else y
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, depth: Depth, lanes: LaneTensors, cache: Cache
+    ) -> tuple[Tensor, Tensor, Cache]:
+        """(x, residual) → (x, residual, cache): the layer's output is x + residual, added by the next norm."""
+        if residual is None:
+            h, total = self.attention_norm(x, depth), x
+        else:
+            h, total = self.attention_norm.add(x, residual, depth)
+        qkv = self.project("qkv_proj", h, depth)
+        attended, cache = fused.attention(qkv, cache, lanes, self.spec)
+        a = self.project("o_proj", attended, depth)
+        if self.spec.sandwich_norms:
+            a = self.attention_out_norm(a, depth)
+        h, total = self.mlp_norm.add(a, total, depth)
+        gate, up = fused.halves(self.project("gate_up_proj", h, depth))
+        m = self.project("down_proj", F.silu(gate) * up, depth)
+        if self.spec.sandwich_norms:
+            m = self.mlp_out_norm(m, depth)
+        return m, total, cache

@@ -1,0 +1,84 @@
+"""Parity: an engine over the exported artifact against the torch modules, after every depth.
+
+Both run the same tokens the way the runtime does: a prompt in two chunks, then tokens one by one; then one
+call in which every lane is at another depth. Differences are relative to the largest absolute value.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..runtime.backend import F32, Backend, Lanes
+from ..runtime.errors import ParityError
+from ..runtime.loop import DepthLoop
+from ..runtime.spec import Spec
+
+CHUNKS = (7, 4, 1, 1)
+EXACT = 1e-4
+"""Bound for float arithmetic on both sides: rounding order is all that may differ."""
+SHIPPED = 0.2
+"""Bound with int8 activations in the engine: far above what rounding gives, far below a wrong graph."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """States [tokens, D] after each depth, logits [tokens, V], and the states of the mixed-depth call."""
+
+    per_depth: list[F32]
+    logits: F32
+    mixed: F32
+
+
+def trace(backend: Backend, seed: int = 0) -> Trace:
+    """Run the schedule on ``backend``."""
+    spec = backend.spec
+    random = np.random.default_rng(seed)
+    length = min(sum(CHUNKS), spec.context_length - 1)
+    ids = random.integers(0, spec.vocab_size, length, dtype=np.int64)
+    cache = backend.new_cache(1, spec.context_length)
+    states: dict[int, list[F32]] = defaultdict(list)
+    loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    logits, start = [], 0
+    for chunk in CHUNKS:
+        part = ids[start : start + chunk]
+        if len(part):
+            rows = loop.forward(part, rows="all")
+            assert rows is not None
+            logits.append(rows.copy())
+        start += chunk
+    mixed = backend.block(*_mixed_lanes(spec, length, random), cache)
+    return Trace([np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed.copy())
+
+
+def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
+    """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind."""
+    depths = np.arange(spec.depths)
+    cached = np.maximum(length - depths, 0).astype(np.int32)
+    state = random.standard_normal((spec.depths, 1, spec.hidden_size)).astype(np.float32)
+    ones = np.ones(spec.depths, np.int32)
+    return state, Lanes(depths.astype(np.int64), cached, ones, cached[:, None].astype(np.int64))
+
+
+def difference(found: F32, wanted: F32) -> float:
+    """Largest absolute difference over the largest absolute value; infinite when anything is not finite."""
+    if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+        return float("inf")
+    return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+
+
+def compare(found: Trace, wanted: Trace, engine: str, bound: float) -> tuple[tuple[float, ...], float]:
+    """(difference after each depth, difference of the logits); ParityError names the first beyond ``bound``."""
+    per_depth = tuple(difference(f, w) for f, w in zip(found.per_depth, wanted.per_depth, strict=True))
+    logits = difference(found.logits, wanted.logits)
+    mixed = difference(found.mixed, wanted.mixed)
+    named = [(f"the state after depth {d}", e) for d, e in enumerate(per_depth)]
+    for what, error in [*named, ("the logits", logits), ("a call of mixed depths", mixed)]:
+        if not error <= bound:
+            raise ParityError(
+                f"{engine} disagrees with the torch modules in {what}: {error:.2g} relative, at most {bound:.0e} "
+                "wanted; the bundle was not written, please report the checkpoint's config"
+            )
+    return per_depth, logits

@@ -1,0 +1,103 @@
+"""Checkpoint → bundle: the table of contents."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ..quant.recipe import Recipe
+from ..runtime.manifest import FORMAT, Manifest, Quantization, write_manifest
+from ..runtime.spec import Spec
+from ..runtime.version import VERSION
+from .chat import chat_template
+from .checkpoint import Checkpoint
+from .families import find_family
+from .family import unused
+from .stored import canonical_shapes, write_weights
+from .target import Job, Progress
+from .targets import open_target
+from .writer import check_free, describe_files, new_folder
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an export did."""
+
+    bundle: Path
+    manifest: Manifest
+    bundle_bytes: int
+    unused: tuple[str, ...]
+    seconds: float
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    quant: str = "int4",
+    group_size: int = 32,
+    force: bool = False,
+    progress: Progress = lambda step, fraction: None,
+) -> Report:
+    """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
+
+    Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
+    """
+    start = time.monotonic()
+    check_free(out, force)
+    recipe = Recipe.named(quant, group_size)
+    chosen = [open_target(name) for name in dict.fromkeys(targets)]
+
+    progress("reading the checkpoint", 0.0)
+    source = Checkpoint.open(checkpoint)
+    reading = find_family(source).read(source)
+    for target in chosen:
+        target.check(reading.spec, recipe)
+
+    with new_folder(out, force) as folder:
+        progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
+        weights = folder / "weights.scratch"
+        write_weights(reading, recipe, weights)
+        job = Job(reading.spec, recipe, weights, folder, lambda step, part: progress(step, 0.4 + 0.5 * part))
+        artifacts = {target.name: target.export(job) for target in chosen}
+        weights.unlink()
+
+        progress("hashing", 0.95)
+        tokenizer = source.folder / "tokenizer.json"
+        if tokenizer.is_file():
+            shutil.copyfile(tokenizer, folder / tokenizer.name)
+        unique, unrolled = count_parameters(reading.spec)
+        manifest = Manifest(
+            format=FORMAT,
+            edgeloop=VERSION,
+            spec=reading.spec,
+            quantization=Quantization(
+                scheme=recipe.name, bits=recipe.bits, group_size=recipe.group_size if recipe.bits < 32 else 0
+            ),
+            targets=artifacts,
+            tokenizer=tokenizer.name if tokenizer.is_file() else None,
+            chat_template=chat_template(source.folder),
+            parameters=unique,
+            unrolled_parameters=unrolled,
+            files=describe_files(folder),
+        )
+        write_manifest(folder, manifest)
+    progress("done", 1.0)
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    return Report(out, manifest, size, unused(source, reading), time.monotonic() - start)
+
+
+def count_parameters(spec: Spec) -> tuple[int, int]:
+    """(parameters of the model, parameters of the same model with every applied layer stored)."""
+    unique = unrolled = 0
+    for name, shape in canonical_shapes(spec).items():
+        size = prod(shape)
+        unique += size
+        shared = name.startswith("segments.") and len(shape) == (1 if "norm" in name else 2)
+        unrolled += size * (spec.segments[int(name.split(".")[1])].repeats if shared else 1)
+    return unique, unrolled

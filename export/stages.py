@@ -1,0 +1,193 @@
+"""Prologue, block and epilogue: the three modules that become the three graphs of the staged layout.
+
+They take and return flat tensors (what a graph has), in the order of ``input_names`` and ``output_names``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.spec import Spec, stage_layers
+from .fused import Cache, LaneTensors, Numerics
+from .modules import Depth, Layer, Matrix, Norm, Weights
+
+LANE_INPUTS = ("positions", "last", "longest", "tokens")
+
+
+class SegmentLayers(nn.Module):
+    """The physical layers of one segment."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class Stage(nn.Module):
+    """A run of segments with their caches; the base of the three stages."""
+
+    name: str
+    first_input: str
+
+    def __init__(self, spec: Spec, weights: Weights, numerics: Numerics) -> None:
+        super().__init__()
+        self.spec = spec
+        numbers = {
+            "prologue": spec.stages.prologue,
+            "block": spec.stages.block,
+            "epilogue": spec.stages.epilogue,
+        }[self.name]
+        self.segments = nn.ModuleDict()
+        for s in numbers:
+            segment = spec.segments[s]
+            self.segments[str(s)] = SegmentLayers(
+                [
+                    Layer(spec, segment, weights, f"segments.{s}.layers.{j}.", numerics)
+                    for j in range(segment.layers)
+                ]
+            )
+        self.rope = nn.Module()
+        self.rope.register_buffer("cos", weights["rope.cos"])
+        self.rope.register_buffer("sin", weights["rope.sin"])
+        self.cache_count = stage_layers(spec, self.name)
+        self.build(weights, numerics)
+
+    def build(self, weights: Weights, numerics: Numerics) -> None:
+        """Add what a stage has beside its layers."""
+
+    @property
+    def looped(self) -> bool:
+        """Is the depth an input of this stage?"""
+        return self.name == "block" and self.spec.depths > 1
+
+    @property
+    def cache_names(self) -> list[str]:
+        return [f"{i}.{side}" for i in range(self.cache_count) for side in ("key", "value")]
+
+    def run(self, x: Tensor, depth: Tensor | None, lanes: LaneTensors, caches: list[Cache]) -> tuple[Tensor, list[Cache]]:
+        """x [B, S, D] through every layer of the stage → x and the caches, in order of application."""
+        out: list[Cache] = []
+        residual: Tensor | None = None
+        for key, layers in self.segments.items():
+            segment = self.spec.segments[int(key)]
+            if self.looped:
+                selectors = [Depth(0 if depth is None else depth)]
+            else:
+                selectors = [Depth(r) for r in range(segment.repeats)]
+            for selector in selectors:
+                for layer in layers.layers:  # type: ignore[union-attr]
+                    x, residual, cache = layer(x, residual, selector, lanes, caches[len(out)])
+                    out.append(cache)
+        return (x if residual is None else x + residual), out
+
+    def lanes(self, tensors: tuple[Tensor, ...]) -> LaneTensors:
+        return LaneTensors(*tensors, cos=self.rope.get_buffer("cos"), sin=self.rope.get_buffer("sin"))
+
+
+def pairs(tensors: tuple[Tensor, ...]) -> list[Cache]:
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def flat(caches: list[Cache]) -> list[Tensor]:
+    return [tensor for cache in caches for tensor in cache]
+
+
+class Prologue(Stage):
+    """ids [B, S] → state [B, S, D]."""
+
+    name = "prologue"
+
+    def build(self, weights: Weights, numerics: Numerics) -> None:
+        self.embed = Matrix(weights, "embed", numerics)
+
+    @property
+    def input_names(self) -> list[str]:
+        lanes = LANE_INPUTS if self.cache_count else ()
+        return ["ids", *lanes, *(f"past.{n}" for n in self.cache_names)]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["state", *(f"present.{n}" for n in self.cache_names)]
+
+    def forward(self, ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        x = self.embed.rows(ids)
+        if not self.cache_count:
+            return (x,)
+        x, caches = self.run(x, None, self.lanes(rest[:4]), pairs(rest[4:]))
+        return (x, *flat(caches))
+
+
+class Block(Stage):
+    """state [B, S, D], depth [B] → state [B, S, D]: one pass."""
+
+    name = "block"
+
+    def build(self, weights: Weights, numerics: Numerics) -> None:
+        if self.spec.loop_norm:
+            self.norm = Norm(weights["norm.weight"], self.spec.norm_eps)
+
+    @property
+    def depth_matters(self) -> bool:
+        """Does anything differ between depths?"""
+        segment = self.spec.segments[self.spec.stages.block[0]]
+        return self.looped and (segment.per_repeat_norms or bool(segment.lora))
+
+    @property
+    def input_names(self) -> list[str]:
+        depth = ["depth"] if self.depth_matters else []
+        return ["state", *depth, *LANE_INPUTS, *(f"past.{n}" for n in self.cache_names)]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["next", *(f"present.{n}" for n in self.cache_names)]
+
+    def forward(self, state: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        depth: Tensor | None = None
+        if self.depth_matters:
+            depth, *others = rest
+            rest = tuple(others)
+        x, caches = self.run(state, depth, self.lanes(rest[:4]), pairs(rest[4:]))
+        if self.spec.loop_norm:
+            x = self.norm(x, Depth(0))
+        return (x, *flat(caches))
+
+
+class Epilogue(Stage):
+    """state [B, S, D], rows [N] of the flattened B·S → logits [N, V]."""
+
+    name = "epilogue"
+
+    def build(self, weights: Weights, numerics: Numerics) -> None:
+        if not self.spec.loop_norm:
+            self.norm = Norm(weights["norm.weight"], self.spec.norm_eps)
+        if self.spec.tied_embedding:
+            self.embed = Matrix(weights, "embed", numerics)
+        else:
+            self.head = Matrix(weights, "head", numerics)
+
+    @property
+    def input_names(self) -> list[str]:
+        lanes = LANE_INPUTS if self.cache_count else ()
+        return ["state", "rows", *lanes, *(f"past.{n}" for n in self.cache_names)]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["logits", *(f"present.{n}" for n in self.cache_names)]
+
+    def forward(self, state: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        rows, *rest = inputs
+        x, caches = state, []
+        if self.cache_count:
+            x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
+        x = x.flatten(0, 1)[rows]
+        if not self.spec.loop_norm:
+            x = self.norm(x, Depth(0))
+        logits = (self.embed if self.spec.tied_embedding else self.head)(x)
+        return (logits, *flat(caches))
+
+
+STAGES: dict[str, type[Prologue | Block | Epilogue]] = {
+    "prologue": Prologue,
+    "block": Block,
+    "epilogue": Epilogue,
+}

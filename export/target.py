@@ -1,0 +1,45 @@
+"""The contract of an export target: from stored weights to artifacts in the bundle.
+
+A target is one file in ``targets/`` with one class, and one line in the table there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..quant.recipe import Recipe
+from ..runtime import manifest
+from ..runtime.spec import Spec
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle."""
+
+    spec: Spec
+    recipe: Recipe
+    weights: Path
+    folder: Path
+    progress: Progress
+
+
+class Target(Protocol):
+    """One export target."""
+
+    name: str
+
+    def check(self, spec: Spec, recipe: Recipe) -> None:
+        """Refuse what the target cannot hold, by name, before any work (ExportError)."""
+        ...
+
+    def export(self, job: Job) -> manifest.Target:
+        """Write artifacts below ``job.folder``/<name>, compare them with the modules, and describe them.
+
+        ParityError when an artifact does not compute what the modules compute.
+        """
+        ...

@@ -1,0 +1,47 @@
+"""The table of targets: name → what must be installed, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from ...runtime.errors import ExportError, UsageError
+from ..target import Target
+
+
+def _onnx() -> Target:
+    from .onnx import OnnxTarget
+
+    return OnnxTarget()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One target: the modules it needs, the extra that installs them, and its loader."""
+
+    modules: tuple[str, ...]
+    extra: str
+    load: Callable[[], Target]
+
+    @property
+    def missing(self) -> list[str]:
+        """Modules that are not installed."""
+        return [m for m in self.modules if find_spec(m) is None]
+
+
+TARGETS: dict[str, Entry] = {
+    "onnx": Entry(("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export", _onnx),
+}
+
+
+def open_target(name: str) -> Target:
+    """The target ``name``; UsageError when unknown, ExportError when its packages are missing."""
+    if name not in TARGETS:
+        raise UsageError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
+    entry = TARGETS[name]
+    if entry.missing:
+        raise ExportError(
+            f"target {name} needs {', '.join(entry.missing)}: pip install 'edgeloop[{entry.extra}]'"
+        )
+    return entry.load()

@@ -1,0 +1,97 @@
+"""ONNX Runtime: prologue, block and epilogue graphs over one external weights file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import onnx
+
+from ...quant.recipe import Recipe
+from ...runtime import manifest
+from ...runtime.backends.onnx import OnnxBackend
+from ...runtime.spec import Spec
+from ..fused import Numerics
+from ..graphs import write_graph
+from ..oracle import Oracle
+from ..parity import EXACT, SHIPPED, compare, trace
+from ..target import Job
+from ..weights import places
+
+FOLDER = "onnx"
+WEIGHTS = "weights.safetensors"
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 1  # MatMulNBits accuracy levels
+
+
+class OnnxTarget:
+    """The staged layout for the onnx engine."""
+
+    name = "onnx"
+
+    def check(self, spec: Spec, recipe: Recipe) -> None:
+        """Every spec that the modules can compute is taken."""
+
+    def export(self, job: Job) -> manifest.Target:
+        """Three graphs and their weights under onnx/, checked after every depth."""
+        folder = job.folder / FOLDER
+        folder.mkdir()
+        _link(job.weights, folder / WEIGHTS)
+        numerics = Numerics(job.recipe.bits, job.recipe.group_size, INT8_ACTIVATIONS)
+        oracle = Oracle.open(job.spec, folder / WEIGHTS, numerics)
+        placed = places(folder / WEIGHTS)
+        graphs: dict[str, Path] = {}
+        for i, (name, stage) in enumerate(oracle.stages.items()):
+            job.progress(f"onnx: {name} graph", i / 5)
+            graphs[name] = write_graph(stage, folder, WEIGHTS, placed)
+        job.progress("onnx: parity after every depth", 3 / 5)
+        parity = check_parity(oracle, graphs)
+        job.progress("onnx: done", 1.0)
+        return manifest.Target(
+            graphs={name: f"{FOLDER}/{path.name}" for name, path in graphs.items()},
+            weights=f"{FOLDER}/{WEIGHTS}",
+            parity=parity,
+        )
+
+
+def check_parity(oracle: Oracle, graphs: dict[str, Path]) -> manifest.Parity:
+    """The graphs with float activations must equal the modules; as shipped, they must stay near them."""
+    wanted = trace(oracle)
+    quantized = any(node_is_quantized(path) for path in graphs.values())
+    if not quantized:
+        per_depth, logits = compare(trace(OnnxBackend(oracle.spec, graphs)), wanted, "onnx", EXACT)
+        return manifest.Parity(per_depth=per_depth, logits=logits, shipped=logits)
+    exact = {name: _with_float_activations(path) for name, path in graphs.items()}
+    try:
+        per_depth, logits = compare(trace(OnnxBackend(oracle.spec, exact)), wanted, "onnx", EXACT)
+    finally:
+        for path in exact.values():
+            path.unlink()
+    _, shipped = compare(trace(OnnxBackend(oracle.spec, graphs)), wanted, "onnx", SHIPPED)
+    return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped)
+
+
+def node_is_quantized(path: Path) -> bool:
+    """Does the graph compute with integer codes?"""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return any(node.op_type == "MatMulNBits" for node in nodes)
+
+
+def _with_float_activations(path: Path) -> Path:
+    """A copy of the graph beside it (its weights are found relative to it) that computes in float32."""
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = FLOAT_ACTIVATIONS
+    copy = path.with_suffix(".float.onnx")
+    onnx.save(model, copy)
+    return copy
+
+
+def _link(source: Path, destination: Path) -> None:
+    """The same bytes under a second name; copied where the file system has no hard links."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)

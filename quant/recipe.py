@@ -1,0 +1,67 @@
+"""Which tensor is stored how: a short ordered list of rules, the first match wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..runtime.errors import UsageError
+
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one tensor is stored: float32, float16, or integer codes of ``bits`` with float16 group scales."""
+
+    bits: int
+
+    @property
+    def is_float(self) -> bool:
+        return self.bits >= 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose canonical name matches ``pattern`` are stored as ``storage``."""
+
+    pattern: str
+    storage: Storage
+
+
+FLOAT32, FLOAT16 = Storage(32), Storage(16)
+
+# Norms scale every activation and deltas are a thousandth of the bytes: neither is worth quantizing.
+_SMALL = (Rule("*norm.weight", FLOAT32), Rule("*.lora_?", FLOAT16))
+
+RECIPES: dict[str, tuple[Rule, ...]] = {
+    "none": (Rule("*", FLOAT32),),
+    "int8": (*_SMALL, Rule("*", Storage(8))),
+    "int4": (*_SMALL, Rule("*", Storage(4))),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named rule list and the group size of its integer codes."""
+
+    name: str
+    group_size: int
+
+    @staticmethod
+    def named(name: str, group_size: int) -> Recipe:
+        """UsageError for a recipe or group size that does not exist."""
+        if name not in RECIPES:
+            raise UsageError(f"unknown quantization {name!r}: choose one of {', '.join(RECIPES)}")
+        if group_size not in GROUP_SIZES:
+            raise UsageError(f"group size {group_size}: choose one of {', '.join(map(str, GROUP_SIZES))}")
+        return Recipe(name, group_size)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the large matrices, 32 for ``none``."""
+        return RECIPES[self.name][-1].storage.bits
+
+    def storage(self, name: str) -> Storage:
+        """How the tensor ``name`` is stored."""
+        return next(r.storage for r in RECIPES[self.name] if fnmatchcase(name, r.pattern))

@@ -1,0 +1,23 @@
+"""Running bundles: a small numpy host with a depth loop, and engines that are imported when one is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .sampling import SamplingOptions
+    from .session import Session, Step
+
+__all__ = ["Bundle", "SamplingOptions", "Session", "Step"]
+
+_HOMES = {"Bundle": "bundle", "SamplingOptions": "sampling", "Session": "session", "Step": "session"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``edgeloop --help`` does not load numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,86 @@
+"""The engines by name. A new engine is one file, one row here, one test."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..backend import Backend
+from ..bundle import Bundle
+from ..errors import BundleError, EngineError, UsageError
+
+
+def _reference(bundle: Bundle, threads: int | None) -> Backend:
+    from .reference import ReferenceBackend
+
+    return ReferenceBackend.open(bundle)  # numpy's own threads: there is nothing to set
+
+
+def _onnx(bundle: Bundle, threads: int | None) -> Backend:
+    from .onnx import OnnxBackend
+
+    return OnnxBackend(bundle, threads=threads)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``."""
+
+    module: str
+    package: str
+    target: str
+    load: Callable[[Bundle, int | None], Backend]
+    install: str
+
+
+ENGINES: dict[str, Engine] = {
+    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop"),
+    "onnx": Engine("onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"'),
+}
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One row of ``edgeloop doctor``: ``version`` is None when the engine is not installed."""
+
+    name: str
+    version: str | None
+    install: str
+
+
+def available() -> list[EngineStatus]:
+    """Every known engine, with the version of its package where it is installed. Imports none of them."""
+    return [EngineStatus(name, _version(engine), engine.install) for name, engine in ENGINES.items()]
+
+
+def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
+    """The engine ``name`` with the model of ``bundle`` loaded.
+
+    UsageError: no such engine, or ``threads`` < 1. EngineError: its package is not installed. BundleError:
+    the bundle was not exported for it.
+    """
+    engine = ENGINES.get(name)
+    if engine is None:
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, wanted at least 1")
+    if importlib.util.find_spec(engine.module) is None:
+        raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
+    if engine.target not in bundle.manifest.targets:
+        found = ", ".join(bundle.manifest.targets) or "none"
+        raise BundleError(
+            f"{bundle.folder} holds no {engine.target} target (it holds: {found}), which engine {name} needs; "
+            f"export with --target {engine.target}"
+        )
+    return engine.load(bundle, threads)
+
+
+def _version(engine: Engine) -> str | None:
+    if importlib.util.find_spec(engine.module) is None:
+        return None
+    try:
+        return importlib.metadata.version(engine.package)
+    except importlib.metadata.PackageNotFoundError:  # importable all the same: a vendored or nightly build
+        return "unknown"

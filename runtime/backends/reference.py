@@ -1,0 +1,194 @@
+"""The oracle: a recursive model in plain numpy, one lane after the other, in the words of ``Spec``.
+
+Nothing here is clever, so that it can be read against a paper. Every other engine is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import F32, I64, Lanes
+from ..bundle import Bundle
+from ..errors import BundleError
+from ..kv import KVCache
+from ..manifest import Quantization
+from ..spec import Spec
+from ..weights import MATRICES, Array, Weights, projection_shapes
+
+WEIGHTS_TARGET = "onnx"
+"""The target whose weights file this engine reads."""
+
+
+@dataclass(frozen=True)
+class Application:
+    """One application of a physical layer: which weights, which row of its deltas, which KV pair and slot."""
+
+    prefix: str
+    repeat: int
+    cache: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One lane of a call: T ``cached`` tokens, and the positions [n] of its n valid new ones."""
+
+    cached: int
+    positions: I64
+
+
+class ReferenceBackend:
+    """numpy only. Slow, and right: float32 arithmetic on the stored weights."""
+
+    name = "reference"
+
+    def __init__(self, spec: Spec, tensors: Mapping[str, Array], quantization: Quantization) -> None:
+        """``tensors``: the stored tensors by name (see ``weights.py``). BundleError when one is missing."""
+        self.spec = spec
+        self._weights = Weights(spec, tensors, quantization.group_size)
+        self._projections = projection_shapes(spec)
+
+    @staticmethod
+    def open(bundle: Bundle) -> ReferenceBackend:
+        """The model of ``bundle``; BundleError when its weights cannot be read."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights)
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+        return ReferenceBackend(bundle.spec, tensors, bundle.manifest.quantization)
+
+    def new_cache(self, sequences: int, capacity: int) -> KVCache:
+        """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
+        return KVCache.allocate(self.spec, sequences, capacity)
+
+    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [B, S] → state [B, S, D]."""
+        batch, width = ids.shape
+        state = self._weights.rows("embed", ids.reshape(-1)).reshape(batch, width, -1)
+        return self._stage("prologue", state, lanes, cache)
+
+    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        state = self._stage("block", state, lanes, cache)
+        return self._norm(state, "norm", 0) if self.spec.loop_norm else state
+
+    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
+        state = self._stage("epilogue", state, lanes, cache)
+        picked = state.reshape(-1, self.spec.hidden_size)[rows]
+        if not self.spec.loop_norm:  # else the block has applied it already
+            picked = self._norm(picked, "norm", 0)
+        return picked @ self._weights.matrix("embed" if self.spec.tied_embedding else "head").T
+
+    def _stage(self, stage: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """The layers of ``stage`` on the valid tokens of each lane; padded rows come out as zeros."""
+        out = np.zeros_like(state)
+        for b in range(len(lanes.tokens)):
+            n = int(lanes.tokens[b])
+            if n == 0:
+                continue
+            lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
+            x = state[b, :n]
+            for layer in self._applications(stage, int(lanes.depth[b]), lanes.first_slot + b):
+                x = self._layer(x, lane, layer, cache.stages[stage][layer.cache])
+            out[b, :n] = x
+        return out
+
+    def _applications(self, stage: str, depth: int, slot: int) -> Iterator[Application]:
+        """The layers that one call of ``stage`` applies, in order."""
+        stages = self.spec.stages
+        numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
+        looped = stage == "block" and stages.depths > 1
+        cache = 0
+        for s in numbers:
+            segment = self.spec.segments[s]
+            for repeat in [depth] if looped else range(segment.repeats):
+                for j in range(segment.layers):
+                    yield Application(f"segments.{s}.layers.{j}", repeat, cache, slot)
+                    cache += 1
+
+    def _layer(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
+        """One layer on n tokens: x [n, D] → [n, D]."""
+        prefix, repeat = layer.prefix, layer.repeat
+        a = self._attention(self._norm(x, f"{prefix}.attention_norm", repeat), lane, layer, pair)
+        if self.spec.sandwich_norms:
+            a = self._norm(a, f"{prefix}.attention_out_norm", repeat)
+        x = x + a
+        h = self._norm(x, f"{prefix}.mlp_norm", repeat)
+        gate, up = self._linear(h, layer, "gate_up_proj")
+        (m,) = self._linear(silu(gate) * up, layer, "down_proj")
+        if self.spec.sandwich_norms:
+            m = self._norm(m, f"{prefix}.mlp_out_norm", repeat)
+        return x + m
+
+    def _attention(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
+        """Causal grouped-query attention of n new tokens over T cached and themselves: x [n, D] → [n, D]."""
+        spec, n = self.spec, len(x)
+        total = lane.cached + n
+        q, k, v = (
+            y.reshape(n, -1, spec.head_dim).transpose(1, 0, 2) for y in self._linear(x, layer, "qkv_proj")
+        )  # q [H, n, head_dim], k and v [K, n, head_dim]
+        cos, sin = rotary(lane.positions, spec.head_dim, spec.rope_theta)
+        keys, values = (buffer[layer.slot] for buffer in pair)  # [K, capacity, head_dim]
+        keys[:, lane.cached : total] = rotate(k, cos, sin)
+        values[:, lane.cached : total] = v
+        q = rotate(q, cos, sin).reshape(spec.kv_heads, -1, spec.head_dim)  # a KV head's query heads share it
+        scores = (q @ keys[:, :total].transpose(0, 2, 1)).reshape(spec.heads, n, total)
+        scores = scores * np.float32(spec.head_dim**-0.5)
+        visible = np.arange(total) <= lane.cached + np.arange(n)[:, None]  # [n, total]
+        weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
+        mixed = weights.reshape(spec.kv_heads, -1, total) @ values[:, :total]
+        (out,) = self._linear(mixed.reshape(spec.heads, n, -1).transpose(1, 0, 2).reshape(n, -1), layer, "o_proj")
+        return out
+
+    def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:
+        """x [n, in] times a stored matrix, plus the repeat's LoRA: one [n, out] for each of its projections."""
+        parts = MATRICES[matrix]
+        y = x @ self._weights.matrix(f"{layer.prefix}.{matrix}").T
+        ends = np.cumsum([self._projections[p][0] for p in parts])[:-1]
+        outputs: list[F32] = np.split(y, ends, axis=-1)
+        lora = self.spec.segments[int(layer.prefix.split(".")[1])].lora
+        for i, projection in enumerate(parts):
+            if projection in lora:
+                a = self._weights.small(f"{layer.prefix}.{projection}.lora_a")[layer.repeat]
+                b = self._weights.small(f"{layer.prefix}.{projection}.lora_b")[layer.repeat]
+                outputs[i] = outputs[i] + (x @ a.T) @ b.T
+        return outputs
+
+    def _norm(self, x: F32, name: str, repeat: int) -> F32:
+        """RMSNorm over the last axis, with the repeat's row of the weight where it has rows."""
+        weight = self._weights.small(f"{name}.weight")
+        weight = weight[repeat] if weight.ndim == 2 else weight
+        mean = np.mean(x * x, axis=-1, keepdims=True)
+        return x / np.sqrt(mean + np.float32(self.spec.norm_eps)) * weight
+
+
+def silu(x: F32) -> F32:
+    """x·sigmoid(x); tanh keeps it from overflowing."""
+    return x * (np.float32(0.5) * (np.tanh(x * np.float32(0.5)) + np.float32(1)))
+
+
+def softmax(x: F32) -> F32:
+    """Softmax over the last axis."""
+    e: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def rotary(positions: I64, head_dim: int, theta: float) -> tuple[F32, F32]:
+    """cos, sin [n, head_dim/2] of positions·theta^(−2i/head_dim); float64 until the end."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = positions[:, None] * frequency
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotate(x: F32, cos: F32, sin: F32) -> F32:
+    """RoPE on x [heads, n, head_dim], halves rotated against each other."""
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

@@ -1,0 +1,206 @@
+"""The depth loop, written once: prologue → block at depth 0 … R−1 → epilogue, over a chunk of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Literal
+
+import numpy as np
+
+from .backend import F32, I32, I64, Backend, Lanes
+from .errors import ContextError, UsageError
+from .kv import KVCache
+from .spec import stage_layers
+from .timing import LoopClock
+
+Rows = Literal["last", "all"] | None
+Observe = Callable[[int, F32], None]
+"""Called with (depth, state [1, S, D]) after every depth of every chunk; the state is only lent."""
+Visit = Callable[[int, int, F32], None]
+"""Called with (depth, first row, logits [S, V] of the state after that depth); the logits are only lent."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The lanes of a pass over S tokens: one set of arrays, which the stages' lanes share.
+
+    A pass writes the arrays in place, so that decoding allocates nothing and an engine may keep its bindings.
+    """
+
+    cached: I32
+    positions: I64
+    steps: I64
+    last: I64
+    all: I64
+    prologue: Lanes
+    block: tuple[Lanes, ...]
+    epilogue: Lanes
+    exits: tuple[Lanes, ...]
+
+
+class DepthLoop:
+    """One sequence of a cache, and the tokens that it holds.
+
+    Logits that are returned belong to the engine: they are valid until the next forward.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        cache: KVCache,
+        sequence: int = 0,
+        *,
+        chunk: int = 128,
+        observe: Observe | None = None,
+    ) -> None:
+        """``chunk``: most tokens of one pass. ``observe``: see ``Observe``; it may be set later."""
+        if chunk < 1:
+            raise UsageError(f"the chunk size is {chunk}, wanted at least 1")
+        self.backend = backend
+        self.cache = cache
+        self.sequence = sequence
+        self.chunk = chunk
+        self.observe = observe
+        self.cached = 0
+        """Tokens whose K and V are in the cache."""
+        self.clock = LoopClock(backend.spec.depths)
+        self._depths = backend.spec.depths
+        self._epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
+        self._exits: KVCache | None = None
+        self._exits_cached = 0
+        # Chunk and decode shapes come again and again; any other is the rest of a prompt.
+        self._calls: dict[int, _Call] = {s: self._make_call(s) for s in (1, chunk)}
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold."""
+        return self.cache.capacity
+
+    def forward(self, ids: I64, rows: Rows = "last") -> F32:
+        """Run ids [S] on top of the cached tokens, at full depth → logits [N, V].
+
+        N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same).
+        ContextError when they do not fit into the cache; nothing is run then.
+        """
+        ids = self._checked(ids)
+        if len(ids) <= self.chunk:
+            return self._pass(ids, rows)
+        kept = np.empty((len(ids) if rows == "all" else 0, self.backend.spec.vocab_size), np.float32)
+        logits = kept
+        for start in range(0, len(ids), self.chunk):
+            part = ids[start : start + self.chunk]
+            last = start + len(part) == len(ids)
+            logits = self._pass(part, rows if last or rows == "all" else None)
+            if rows == "all":
+                kept[start : start + len(part)] = logits
+        return kept if rows == "all" else logits
+
+    def forward_exits(self, ids: I64, visit: Visit) -> None:
+        """Run ids [S], and read out the state after every depth: ``visit`` gets the logits of each.
+
+        An exit has its own K and V in the epilogue's layers, so all the tokens that are cached must have come
+        through here (UsageError otherwise). Only one chunk's logits of one depth exist at a time.
+        """
+        ids = self._checked(ids)
+        if self._exits_cached != self.cached:
+            raise UsageError(
+                f"{self.cached} tokens are cached, {self._exits_cached} of them with every exit; reset the loop first"
+            )
+        if self._exits is None and self._depths > 1:
+            # One sequence an exit; of these caches only the epilogue's are ever touched, so only they take memory.
+            self._exits = self.backend.new_cache(self._depths - 1, self.capacity)
+        for start in range(0, len(ids), self.chunk):
+            self._pass(ids[start : start + self.chunk], "all", visit, start)
+            self._exits_cached = self.cached
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first ``tokens`` tokens. Nothing is copied."""
+        if not 0 <= tokens <= self.cached:
+            raise UsageError(f"cannot truncate {self.cached} cached tokens to {tokens}")
+        self.cached = tokens
+        self._exits_cached = min(self._exits_cached, tokens)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def _checked(self, ids: I64) -> I64:
+        ids = np.ascontiguousarray(ids, np.int64)
+        if ids.ndim != 1 or not len(ids):
+            raise UsageError(f"token ids of shape {list(ids.shape)}, wanted [S] with at least one")
+        if self.cached + len(ids) > self.capacity:
+            raise ContextError(
+                f"{self.cached} cached and {len(ids)} new tokens do not fit a context of {self.capacity}; "
+                "shorten the text or open the session with a longer context"
+            )
+        return ids
+
+    def _pass(self, ids: I64, rows: Rows, visit: Visit | None = None, first_row: int = 0) -> F32:
+        """One chunk through every stage. Logits [N, V] as in ``forward``."""
+        begin = perf_counter_ns()
+        backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
+        call = self._calls.get(len(ids)) or self._make_call(len(ids))
+        call.cached[0] = self.cached
+        np.add(call.steps, self.cached, out=call.positions[0])
+
+        outside = 0  # time of the caller's hooks: neither the engine's nor the loop's
+        start = perf_counter_ns()
+        state = backend.prologue(ids[None], call.prologue, cache)
+        engine = perf_counter_ns() - start
+        for depth in range(self._depths):
+            start = perf_counter_ns()
+            state = backend.block(state, call.block[depth], cache)
+            spent = perf_counter_ns() - start
+            clock.block_ns[depth] += spent
+            engine += spent
+            if observe is not None or visit is not None:
+                start = perf_counter_ns()
+                if observe is not None:
+                    observe(depth, state)
+                if visit is not None and depth < self._depths - 1:
+                    assert self._exits is not None
+                    visit(depth, first_row, backend.epilogue(state, call.all, call.exits[depth], self._exits))
+                outside += perf_counter_ns() - start
+
+        if rows is None and not self._epilogue_has_layers:
+            logits = self._nothing()
+        else:
+            # Without rows the head still gets one, because graphs need not take an empty list.
+            start = perf_counter_ns()
+            logits = backend.epilogue(state, call.all if rows == "all" else call.last, call.epilogue, cache)
+            engine += perf_counter_ns() - start
+            if rows is None:
+                logits = self._nothing()
+        self.cached += len(ids)
+        if visit is not None:
+            visit(self._depths - 1, first_row, logits)
+        clock.passes += 1
+        clock.engine_ns += engine
+        clock.total_ns += perf_counter_ns() - begin - outside
+        return logits
+
+    def _nothing(self) -> F32:
+        return np.empty((0, self.backend.spec.vocab_size), np.float32)
+
+    def _make_call(self, size: int) -> _Call:
+        cached, tokens = np.zeros(1, np.int32), np.array([size], np.int32)
+        positions = np.zeros((1, size), np.int64)
+
+        def lanes(stage: str, depth: int, sequence: int) -> Lanes:
+            slot = self.cache.slot(stage, sequence, depth)
+            return Lanes(np.array([depth], np.int64), cached, tokens, positions, slot)
+
+        last = self._depths - 1
+        return _Call(
+            cached=cached,
+            positions=positions,
+            steps=np.arange(size),
+            last=np.array([size - 1]),
+            all=np.arange(size),
+            prologue=lanes("prologue", 0, self.sequence),
+            block=tuple(lanes("block", d, self.sequence) for d in range(self._depths)),
+            epilogue=lanes("epilogue", last, self.sequence),
+            exits=tuple(lanes("epilogue", d, d) for d in range(last)),
+        )

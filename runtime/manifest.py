@@ -1,0 +1,90 @@
+"""manifest.json: what a bundle holds. Closed: an unknown or missing key is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from .errors import BundleError
+from .spec import Spec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class File(Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the matrices are stored. ``bits`` 32 means float32 and then ``group_size`` is 0."""
+
+    scheme: str
+    bits: int
+    group_size: int
+
+
+class Parity(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the export's parity step measured against the torch modules.
+
+    ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, with
+    float arithmetic in the engine; ``shipped`` is that of the logits as shipped, int8 activations included.
+    """
+
+    per_depth: tuple[float, ...]
+    logits: float
+    shipped: float
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
+    """One exported target: its graphs, by stage, as paths inside the bundle."""
+
+    graphs: dict[str, str]
+    weights: str
+    parity: Parity
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The bundle's table of contents; written last, so a bundle without it is not a bundle."""
+
+    format: int
+    edgeloop: str
+    spec: Spec
+    quantization: Quantization
+    targets: dict[str, Target]
+    tokenizer: str | None
+    chat_template: str | None
+    parameters: int
+    unrolled_parameters: int
+    files: dict[str, File]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``folder``/manifest.json."""
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle ``folder``; BundleError when it is missing, damaged or of another format."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{folder} is not a bundle: no readable {MANIFEST} ({error.strerror}); make one with `edgeloop export`"
+        ) from error
+    try:
+        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
+        if version is None or msgspec.json.decode(version) != FORMAT:
+            found = None if version is None else bytes(version).decode()
+            raise BundleError(
+                f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}; export the checkpoint again"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: {error}; export the checkpoint again") from error

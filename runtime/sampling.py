@@ -1,0 +1,126 @@
+"""From logits to a token: penalties, filters, and a choice that depends on nothing but seed and position.
+
+Sampling adds Gumbel noise to the filtered logits and takes the largest, which is an exact sample of their
+softmax. The noise of a position is drawn from (seed, position) alone. So sequential and pipelined decoding, and
+the shallow and deep depths of one token, all decide with the same dice, and the same seed gives the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import EngineError, UsageError
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose a token. The defaults are greedy; UsageError names an option out of range.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off. The filters apply in
+    that order after the temperature, each on what the one before has left.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
+            ("min_p", 0 <= self.min_p <= 1, "0 (off) to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0 (1 is off)"),
+            ("seed", 0 <= self.seed < 2**64, "0 to 2^64 − 1"),
+        )
+        for name, valid, wanted in ranges:
+            if not valid:
+                raise UsageError(f"{name} is {getattr(self, name)}, wanted {wanted}")
+
+
+class Sampler:
+    """Chooses tokens by ``options``. It has no state: a choice can be repeated."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        self.options = options
+
+    def choose(self, logits: F32, history: Sequence[int] | I64, position: int) -> int:
+        """The token for ``position`` of the sequence, given logits [V] and the ids before it.
+
+        ``logits`` is left as it is. EngineError when it holds NaN.
+        """
+        options = self.options
+        scores: F32 | F64 = logits
+        if options.repetition_penalty != 1:
+            scores = penalize(logits, history, options.repetition_penalty)
+        if options.temperature == 0:
+            choice = int(np.argmax(scores))
+        else:
+            scores = scores / np.float64(options.temperature)
+            kept = candidates(scores, options)
+            # Noise is drawn for the whole vocabulary, so that a token's noise does not depend on the filters.
+            noise = gumbel(options.seed, position, len(logits))
+            choice = int(kept[np.argmax(scores[kept] + noise[kept])])
+        if math.isnan(logits[choice]):  # argmax finds a NaN wherever one is
+            raise EngineError(f"the logits for position {position} hold NaN; check the bundle with another engine")
+        return choice
+
+
+def gumbel(seed: int, position: int, size: int) -> F64:
+    """The Gumbel noise [size] of ``position``."""
+    # The counter's lowest word counts the draws themselves: were the position there, the noise of the next
+    # position would be this one's, shifted by a few tokens.
+    bits = np.random.Philox(key=seed, counter=np.array([0, 0, 0, position], np.uint64))
+    uniform = np.random.Generator(bits).random(size)
+    np.maximum(uniform, np.finfo(np.float64).tiny, out=uniform)
+    noise: F64 = -np.log(-np.log(uniform))
+    return noise
+
+
+def penalize(logits: F32, history: Sequence[int] | I64, penalty: float) -> F32:
+    """A copy of logits [V] in which every id of ``history`` is less likely by ``penalty`` (CTRL's rule)."""
+    scores = logits.copy()
+    if len(history):
+        seen = np.unique(np.asarray(history, np.int64))
+        score = scores[seen]
+        scores[seen] = np.where(score < 0, score * penalty, score / penalty)
+    return scores
+
+
+def candidates(scores: F64 | F32, options: SamplingOptions) -> I64:
+    """The ids that the filters leave, ascending; never none. ``scores`` [V] are logits / temperature.
+
+    Equal scores are kept or dropped together, so that the order of the vocabulary decides nothing.
+    """
+    kept: I64 = np.arange(len(scores))
+    if 0 < options.top_k < len(scores):
+        kth = np.partition(scores, -options.top_k)[-options.top_k]
+        kept = kept[scores >= kth]
+    if options.top_p < 1:
+        descending = -np.sort(-scores[kept])
+        before = np.cumsum(softmax(descending))
+        # The smallest set whose probability reaches top_p: the first place where the sum does.
+        last = min(int(np.searchsorted(before, options.top_p)), len(descending) - 1)
+        kept = kept[scores[kept] >= descending[last]]
+    if options.min_p > 0:
+        left = scores[kept]
+        kept = kept[left >= left.max() + math.log(options.min_p)]
+    return kept
+
+
+def softmax(scores: F64 | F32) -> F64:
+    """Softmax of scores [V], float64."""
+    e: F64 = np.exp(scores.astype(np.float64) - scores.max())
+    return e / e.sum()

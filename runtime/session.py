@@ -1,0 +1,271 @@
+"""A session: one bundle opened on one engine, and what people do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .backend import F32, I64, Backend
+from .backends import open_backend
+from .bundle import Bundle
+from .chat import render_chat
+from .errors import BundleError, ContextError, UsageError
+from .loop import DepthLoop
+from .sampling import Sampler, SamplingOptions
+from .spec import Spec
+from .timing import GenerationStats, Stopwatch, peak_rss_bytes, rate
+from .tokenizer import StopMatcher, Tokenizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token. ``text`` is what it completes, and may be '' while a character or a stop string is
+    undecided. ``depth`` is how many depths were run for it (1 … R), ``ms`` the time since the step before."""
+
+    text: str
+    token: int
+    depth: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss over ``tokens`` predictions: at full depth, and after each depth (the last is equal)."""
+
+    perplexity: float
+    perplexity_per_depth: tuple[float, ...]
+    tokens: int
+
+
+class Session:
+    """One sequence at a time on one engine. Every call starts from an empty context."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, context: int | None = None) -> None:
+        """``context``: tokens to make room for, at most and by default the model's own."""
+        limit = backend.spec.context_length
+        if context is not None and not 1 <= context <= limit:
+            raise UsageError(f"context is {context}, wanted 1 to {limit}, the model's own")
+        self.bundle = bundle
+        self.backend: Backend | None = backend
+        self._cache = backend.new_cache(1, context or limit)
+        self._loop: DepthLoop | None = DepthLoop(backend, self._cache)
+        self._tokenizer = _open_tokenizer(bundle)
+        self._template = _read_template(bundle)
+        self._generation = 0
+        self._stats: GenerationStats | None = None
+
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        engine: str = "onnx",
+        threads: int | None = None,
+        context: int | None = None,
+        verify: bool = True,
+    ) -> Session:
+        """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
+
+        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes.
+        """
+        bundle = Bundle.open(path, verify=verify)
+        return Session(bundle, open_backend(engine, bundle, threads), context)
+
+    @property
+    def spec(self) -> Spec:
+        """The model's architecture."""
+        return self.bundle.spec
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._cache.capacity
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer; UsageError when it has none."""
+        if self._tokenizer is None:
+            raise UsageError(f"{self.bundle.folder} has no tokenizer; give token ids, or export with a tokenizer.json")
+        return self._tokenizer
+
+    @property
+    def stats(self) -> GenerationStats:
+        """What the last generation cost, so far if it was left early; UsageError before there was one."""
+        if self._stats is None:
+            raise UsageError("nothing was generated in this session yet")
+        return self._stats
+
+    def logits(self, ids: Sequence[int] | I64) -> F32:
+        """ids [S] → logits [S, V] at full depth, a fresh array."""
+        loop = self._start()
+        return loop.forward(self._ids(ids), rows="all").copy()
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer."""
+        if self._template is None:
+            raise UsageError(f"{self.bundle.folder} has no chat template; leave chat off")
+        spec, tokenizer = self.spec, self.tokenizer
+        eos = tokenizer.token(next(iter(spec.eos_token_ids), None))
+        text = render_chat(self._template, messages, tokenizer.token(spec.bos_token_id), eos)
+        return tokenizer.encode(text, special=False)  # the template has written them
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | I64,
+        max_tokens: int = 256,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+    ) -> Iterator[Step]:
+        """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
+        the end of the context. ``chat`` puts a text prompt into the bundle's chat template as the user's turn.
+
+        The request is checked at once: UsageError for an empty prompt or a bad option, ContextError for a
+        prompt longer than the context. The iterator may be left at any time.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}, wanted at least 1")
+        if isinstance(prompt, str):
+            if not prompt:
+                raise UsageError("the prompt is empty; give at least one character")
+            prompt = self.encode_chat([{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
+        elif chat:
+            raise UsageError("chat needs a text prompt; use encode_chat for a conversation")
+        ids = self._ids(prompt)
+        if len(ids) > self.context:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.context}; "
+                "shorten it or open the session with a longer context"
+            )
+        return self._generate(ids, max_tokens, Sampler(sampling or SamplingOptions()), StopMatcher(stop))
+
+    def _generate(self, prompt: I64, max_tokens: int, sampler: Sampler, stops: StopMatcher) -> Iterator[Step]:
+        loop = self._start()
+        generation = self._generation
+        detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
+        tokens = np.empty(len(prompt) + max_tokens, np.int64)  # the history, for the repetition penalty
+        tokens[: len(prompt)] = prompt
+        depth = self.spec.depths
+
+        watch, step_watch = Stopwatch(), Stopwatch()
+        logits = loop.forward(prompt)
+        prefill_ms = watch.ms
+        loop.clock.restart()
+        decode = Stopwatch()
+        first_ms = decode_ms = 0.0
+        for count in range(1, max_tokens + 1):
+            position = len(prompt) + count - 1
+            token = sampler.choose(logits[-1], tokens[:position], position)
+            tokens[position] = token
+            if count == 1:
+                first_ms = watch.ms
+                decode = Stopwatch()
+            text = stops.push(detokenizer.push(token) if detokenizer else "")
+            last = (
+                stops.matched
+                or token in self.spec.eos_token_ids
+                or count == max_tokens
+                or loop.cached == self.context
+            )
+            if last:
+                text += stops.push(detokenizer.flush() if detokenizer else "") + stops.flush()
+            self._stats = GenerationStats(
+                prefill_tokens=len(prompt),
+                prefill_tokens_per_s=rate(len(prompt), prefill_ms),
+                time_to_first_token_ms=first_ms,
+                decode_tokens=count,
+                decode_tokens_per_s=rate(count - 1, decode_ms + decode.ms),
+                depths=(depth,) * count,
+                ms_per_depth=loop.clock.ms_per_depth,
+                host_ms_per_depth=loop.clock.host_ms_per_depth,
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+            decode_ms += decode.ms  # the caller's time between steps is not ours
+            yield Step(text, token, depth, step_watch.lap_ms())
+            if last:
+                return
+            if generation != self._generation:
+                raise UsageError("the session was used for something else before this generation ended")
+            decode.lap_ms()
+            logits = loop.forward(tokens[position : position + 1])
+
+    def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
+        """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, at full depth and after each depth.
+
+        Every token but the first is predicted once, from the tokens before it in its window.
+        """
+        stream = self._ids(ids)
+        if len(stream) < 2:
+            raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
+        loop = self._start()
+        total = np.zeros(self.spec.depths)
+        for start in range(0, len(stream) - 1, self.context):
+            targets = stream[start + 1 : start + 1 + self.context]
+
+            def visit(depth: int, first: int, logits: F32, targets: I64 = targets) -> None:
+                total[depth] += _loss(logits, targets[first : first + len(logits)])
+
+            loop.reset()
+            loop.forward_exits(stream[start : start + len(targets)], visit)
+        per_depth = tuple(float(p) for p in np.exp(total / (len(stream) - 1)))
+        return Perplexity(per_depth[-1], per_depth, len(stream) - 1)
+
+    def close(self) -> None:
+        """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
+        self._generation += 1
+        self._loop = self.backend = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> DepthLoop:
+        """The loop, emptied; a generation that is still open ends."""
+        if self._loop is None:
+            raise UsageError("the session is closed; open it again")
+        self._generation += 1
+        self._loop.reset()
+        return self._loop
+
+    def _ids(self, ids: Sequence[int] | I64) -> I64:
+        array = np.asarray(ids)
+        if array.ndim != 1 or not array.size:
+            raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"token ids of type {array.dtype}, wanted integers")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.spec.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"token id {wrong} is outside the vocabulary, wanted 0 to {self.spec.vocab_size - 1}")
+        return array.astype(np.int64, copy=False)
+
+
+def _loss(logits: F32, targets: I64) -> float:
+    """Summed cross-entropy, in nats, of targets [S] under logits [S, V]."""
+    peak = logits.max(axis=-1)
+    log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=-1)) + peak
+    return float((log_sum - logits[np.arange(len(targets)), targets]).sum(dtype=np.float64))
+
+
+def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:
+    name = bundle.manifest.tokenizer
+    return None if name is None else Tokenizer.open(bundle.path(name))
+
+
+def _read_template(bundle: Bundle) -> str | None:
+    """The manifest holds the template itself, or the name of its file."""
+    template = bundle.manifest.chat_template
+    if template is None or template not in bundle.manifest.files:
+        return template
+    try:
+        return bundle.path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{bundle.folder}: {template}: {error}; export it again") from error

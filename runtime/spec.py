@@ -1,0 +1,109 @@
+"""What a recursive model is: embed → segments → norm → head, with what differs between depths.
+
+Shape letters: D hidden size, F intermediate size, H heads, K KV heads, R depths, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Segment(Struct, frozen=True, forbid_unknown_fields=True):
+    """``layers`` physical layers, applied ``repeats`` times in a row.
+
+    ``lora`` maps a projection name to the rank of its per-repeat delta; ``per_repeat_norms`` says that the
+    layers' norm weights have a row for each repeat.
+    """
+
+    layers: int
+    repeats: int = 1
+    per_repeat_norms: bool = False
+    lora: dict[str, int] = {}
+
+
+class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The architecture of a model, complete: two models with equal specs and weights compute the same.
+
+    Canonical tensor names of a model with this spec (all ``weight`` matrices are [out, in]):
+
+    ``embed.weight`` [V, D], ``norm.weight`` [D], ``head.weight`` [V, D] unless ``tied_embedding``, and for
+    segment s, physical layer j, prefix ``segments.{s}.layers.{j}.``:
+    ``{q,k,v,o,gate,up,down}_proj.weight``; ``attention_norm.weight`` and ``mlp_norm.weight`` (before the
+    attention and the MLP), with ``sandwich_norms`` also ``attention_out_norm.weight`` and
+    ``mlp_out_norm.weight`` (on their outputs, before the residual is added), each [D] or, with
+    ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
+    ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``.
+    """
+
+    family: str
+    segments: tuple[Segment, ...]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    context_length: int
+    tied_embedding: bool
+    sandwich_norms: bool = False
+    loop_norm: bool = False
+    """The final norm is applied after every depth, and its output feeds the next one (Ouro)."""
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def stages(self) -> Stages:
+        """How the segments are split between the host's depth loop and the graphs around it.
+
+        One segment with repeats > 1 is the loop. Where several repeat (MobileLLM-LS: every layer twice) or
+        none does, all of them are one block of depth 1, whose graph unrolls them with shared weights.
+        """
+        looped = [i for i, s in enumerate(self.segments) if s.repeats > 1]
+        everything = tuple(range(len(self.segments)))
+        if len(looped) != 1:
+            return Stages((), everything, (), 1)
+        (loop,) = looped
+        return Stages(everything[:loop], (loop,), everything[loop + 1 :], self.segments[loop].repeats)
+
+    @property
+    def depths(self) -> int:
+        """R: how often the host applies the block."""
+        return self.stages.depths
+
+    @property
+    def applied_layers(self) -> int:
+        """Layers of the same model unrolled."""
+        return sum(s.layers * s.repeats for s in self.segments)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """float32 K and V of every (depth, layer) pair, in bytes."""
+        return self.applied_layers * 2 * self.kv_heads * self.head_dim * 4
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Segment numbers of each stage, and how often the block is applied."""
+
+    prologue: tuple[int, ...]
+    block: tuple[int, ...]
+    epilogue: tuple[int, ...]
+    depths: int
+
+
+def stage_layers(spec: Spec, stage: str) -> int:
+    """KV caches that one call of ``stage`` (prologue, block or epilogue) reads and writes.
+
+    A layer that is unrolled inside a graph has a cache for each of its applications; the looped segment's
+    layers have one, of which each depth owns a slot.
+    """
+    stages = spec.stages
+    numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
+    looped = stage == "block" and stages.depths > 1
+    return sum(spec.segments[i].layers * (1 if looped else spec.segments[i].repeats) for i in numbers)

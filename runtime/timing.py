@@ -1,0 +1,92 @@
+"""Clocks and memory: what a generation cost, counted where it happens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+
+def peak_rss_bytes() -> int | None:
+    """The largest resident memory of this process so far, in bytes; None where the platform does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Stopwatch:
+    """Wall time since it was made or last restarted."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter_ns()
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds so far."""
+        return (time.perf_counter_ns() - self._start) / 1e6
+
+    def lap_ms(self) -> float:
+        """Milliseconds so far; starts again from zero."""
+        now = time.perf_counter_ns()
+        ms = (now - self._start) / 1e6
+        self._start = now
+        return ms
+
+
+class LoopClock:
+    """Nanoseconds of a depth loop: in all, inside the engine, and inside each depth's block calls."""
+
+    __slots__ = ("block_ns", "engine_ns", "passes", "total_ns")
+
+    def __init__(self, depths: int) -> None:
+        self.block_ns = [0] * depths
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to zero."""
+        self.total_ns = 0
+        self.engine_ns = 0
+        self.passes = 0
+        self.block_ns[:] = [0] * len(self.block_ns)
+
+    @property
+    def ms_per_depth(self) -> tuple[float, ...]:
+        """Mean milliseconds of the block call at each depth."""
+        return tuple(ns / 1e6 / self.passes if self.passes else 0.0 for ns in self.block_ns)
+
+    @property
+    def host_ms_per_depth(self) -> float:
+        """Mean milliseconds a depth that the loop itself spends outside the engine's calls."""
+        depths = self.passes * len(self.block_ns)
+        return (self.total_ns - self.engine_ns) / 1e6 / depths if depths else 0.0
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """What one generation cost. Rates are 0 where nothing was counted.
+
+    Prefill is everything up to the logits of the last prompt token; decode is the time between the first
+    token and the last one, and its rate counts the tokens after the first.
+    """
+
+    prefill_tokens: int
+    prefill_tokens_per_s: float
+    time_to_first_token_ms: float
+    decode_tokens: int
+    decode_tokens_per_s: float
+    depths: tuple[int, ...]
+    """Depths run for each token (R without an exit rule)."""
+    ms_per_depth: tuple[float, ...]
+    """Mean wall time of the block at each depth while decoding."""
+    host_ms_per_depth: float
+    """Mean time a depth spent in the depth loop outside the engine while decoding."""
+    peak_rss_bytes: int | None
+
+
+def rate(count: int, ms: float) -> float:
+    """``count`` per second."""
+    return count / ms * 1000 if count and ms > 0 else 0.0

@@ -1,0 +1,150 @@
+"""The stored weights of a bundle, read with numpy: names, layout, dequantization.
+
+A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K as ``X.scales`` [N, K/G] float16
+and ``X.codes`` uint8: int8 [N, K/G, G] with value (code − 128)·scale, int4 [N, K/G, G/2] with two values a
+byte, the low nibble first, and value (nibble − 8)·scale. The shape says which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError
+from .spec import PROJECTIONS, Segment, Spec
+
+Array = npt.NDArray[np.generic]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+MATRICES: dict[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}
+"""The stored matrices of a layer, and the projections whose rows each one concatenates."""
+
+
+def layer_norms(spec: Spec) -> tuple[str, ...]:
+    """The norms that each layer has."""
+    sandwich = ("attention_out_norm", "mlp_out_norm") if spec.sandwich_norms else ()
+    return ("attention_norm", "mlp_norm", *sandwich)
+
+
+def projection_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
+    """[out, in] of each projection of a layer."""
+    d, f = spec.hidden_size, spec.intermediate_size
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shapes = ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f))
+    return dict(zip(PROJECTIONS, shapes, strict=True))
+
+
+def matrix_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
+    """[N, K] of every stored matrix of the model, by name without ``.weight`` or ``.codes``."""
+    projections = projection_shapes(spec)
+    shapes = {"embed": (spec.vocab_size, spec.hidden_size)}
+    if not spec.tied_embedding:
+        shapes["head"] = shapes["embed"]
+    for prefix, _ in layers(spec):
+        for matrix, parts in MATRICES.items():
+            rows = sum(projections[p][0] for p in parts)
+            shapes[f"{prefix}.{matrix}"] = (rows, projections[parts[0]][1])
+    return shapes
+
+
+def small_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Shapes of every stored norm and delta, by full name."""
+    projections = projection_shapes(spec)
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (spec.hidden_size,)}
+    for prefix, segment in layers(spec):
+        rows = (segment.repeats,) if segment.per_repeat_norms else ()
+        for norm in layer_norms(spec):
+            shapes[f"{prefix}.{norm}.weight"] = (*rows, spec.hidden_size)
+        for projection, rank in segment.lora.items():
+            out, width = projections[projection]
+            shapes[f"{prefix}.{projection}.lora_a"] = (segment.repeats, rank, width)
+            shapes[f"{prefix}.{projection}.lora_b"] = (segment.repeats, out, rank)
+    return shapes
+
+
+def layers(spec: Spec) -> Iterator[tuple[str, Segment]]:
+    """Prefix and segment of every physical layer, in order."""
+    for s, segment in enumerate(spec.segments):
+        for j in range(segment.layers):
+            yield f"segments.{s}.layers.{j}", segment
+
+
+def dequantize(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16], group_size: int) -> F32:
+    """codes [N, K/G, G] (int8) or [N, K/G, G/2] (int4), scales [N, K/G] → values [N, K] float32."""
+    if codes.shape[-1] == group_size:
+        values = codes.astype(np.float32) - 128
+    else:
+        values = np.empty((*codes.shape[:-1], group_size), np.float32)
+        values[..., 0::2] = codes & 15
+        values[..., 1::2] = codes >> 4
+        values -= 8
+    values *= scales.astype(np.float32)[..., None]
+    return values.reshape(len(codes), -1)
+
+
+class Weights:
+    """A model's stored tensors, checked against its spec; matrices are dequantized when asked for.
+
+    Only the most recently used ``cache_bytes`` of dequantized matrices are kept, so that a large quantized
+    model can be read on a small machine.
+    """
+
+    def __init__(
+        self, spec: Spec, tensors: Mapping[str, Array], group_size: int, cache_bytes: int = 512 << 20
+    ) -> None:
+        self._tensors = tensors
+        self._group_size = group_size
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[str, F32] = OrderedDict()
+        for name, shape in small_shapes(spec).items():
+            self._check(name, shape)
+        for name, (n, k) in matrix_shapes(spec).items():
+            if f"{name}.codes" not in tensors:
+                self._check(f"{name}.weight", (n, k))
+                continue
+            if group_size < 2 or group_size % 2 or k % group_size:
+                raise BundleError(f"{name} has {k} columns, not whole groups of {group_size}; export again")
+            groups = k // group_size
+            self._check(f"{name}.codes", (n, groups, group_size), (n, groups, group_size // 2))
+            self._check(f"{name}.scales", (n, groups))
+
+    def _check(self, name: str, *wanted: tuple[int, ...]) -> None:
+        if name not in self._tensors:
+            raise BundleError(f"the weights have no {name} {list(wanted[0])}; export the checkpoint again")
+        found = self._tensors[name].shape
+        if found not in wanted:
+            shapes = " or ".join(str(list(w)) for w in wanted)
+            raise BundleError(f"{name} has shape {list(found)}, wanted {shapes}; export the checkpoint again")
+
+    def small(self, name: str) -> F32:
+        """A norm or delta stack, by full name, as float32."""
+        return self._tensors[name].astype(np.float32, copy=False)
+
+    def matrix(self, name: str) -> F32:
+        """The matrix ``name`` as [N, K] float32 (read only: it may be the stored tensor itself)."""
+        if name in self._cache:
+            self._cache.move_to_end(name)
+            return self._cache[name]
+        values = self.rows(name, None)
+        if f"{name}.codes" in self._tensors:
+            self._cache[name] = values
+            while sum(m.nbytes for m in self._cache.values()) > self._cache_bytes and len(self._cache) > 1:
+                self._cache.popitem(last=False)
+        return values
+
+    def rows(self, name: str, ids: I64 | None) -> F32:
+        """Rows ``ids`` [n] of the matrix ``name`` (None: all of them) as [n, K] float32."""
+        pick = slice(None) if ids is None else ids
+        if f"{name}.codes" not in self._tensors:
+            return self._tensors[f"{name}.weight"][pick].astype(np.float32, copy=False)
+        codes, scales = self._tensors[f"{name}.codes"], self._tensors[f"{name}.scales"]
+        return dequantize(codes[pick].astype(np.uint8, copy=False), scales[pick].astype(np.float16), self._group_size)
