@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.table import Table
 
 Progress = Callable[[str, float], None]
 
@@ -46,6 +47,11 @@ class Console:
         self.write(msgspec.json.encode(data).decode() + "\n")
         self.flush()
 
+    def echo(self, prompt: str) -> None:
+        """What the streamed text continues, in grey; a pipe gets the continuation only."""
+        if not self.json and sys.stdout.isatty():
+            self.write(f"\x1b[2m{_CONTROLS.sub('', prompt)}\x1b[0m")
+
     def stream(self, text: str) -> None:
         """A piece of generated text, at once and without control characters; silent with ``json``."""
         if self.json or not text:
@@ -69,19 +75,25 @@ class Console:
         grid.add_column()
         for name, value in rows:
             grid.add_row(name, value)
-        _rich(sys.stdout).print(grid)
+        self._draw(grid)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table on stdout. Columns whose name begins with '#' hold numbers and align right."""
-        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
         for column in columns:
             table.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
         for row in rows:
             table.add_row(*row)
-        _rich(sys.stdout).print(table)
+        self._draw(table)
+
+    def _draw(self, table: Table) -> None:
+        rich = _rich(sys.stdout)
+        with rich.capture() as captured:
+            rich.print(table)
+        # rich fills every cell to its column's width, the last ones too.
+        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def note(self, text: str) -> None:
         """A remark for the person, on stderr; silent with ``json``."""
@@ -136,7 +148,7 @@ class Console:
 
         def report(step: str, fraction: float) -> None:
             nonlocal last
-            if step != last:
+            if step != last and fraction < 1:
                 self.line(f"{fraction:4.0%} {step}")
                 last = step
 

@@ -17,8 +17,8 @@ examples:
   edgeloop doctor --json
 """
 _HUGE_PAGES = {
-    "madvise": f"used by run, chat, eval and demo ({SWITCH}=0 switches it off)",
-    "always": f"used by run, chat, eval and demo ({SWITCH}=0 switches it off)",
+    "madvise": f"used by run, chat, eval, bench, demo ({SWITCH}=0 switches it off)",
+    "always": f"used by run, chat, eval, bench, demo ({SWITCH}=0 switches it off)",
     "never": "switched off in the kernel: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
 }
 
@@ -27,12 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "What is installed here, what this computer offers, and what to install for the rest."
     )
+    parser.usage = "edgeloop doctor [options]"
     parser.epilog = EXAMPLES
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.targets import TARGETS
-    from ..runtime.backends import available
+    from ..runtime.backends import ENGINES, available
 
     engines = available()
     huge_pages = huge_pages_status()
@@ -56,22 +57,24 @@ def main(args: argparse.Namespace, console: Console) -> None:
         )
         return
     memory = memory_bytes()
-    console.facts(
-        [
-            ("edgeloop", f"{VERSION}, Python {platform.python_version()}"),
-            ("system", platform.platform()),
-            ("processor", processor()),
-            ("features", ", ".join(processor_features()) or "none that the engines look for"),
-            ("threads", str(usable_threads())),
-            ("memory", byte_count(memory) if memory else "unknown"),
-            ("huge pages", f"{huge_pages}; {_HUGE_PAGES.get(huge_pages, 'not used')}"),
-        ]
-    )
-    rows = [("run with", e.name, e.version or "no", "" if e.version else e.install) for e in engines]
+    rows = [
+        ("edgeloop", f"{VERSION}, Python {platform.python_version()}"),
+        ("system", platform.platform()),
+        ("processor", processor()),
+        ("features", ", ".join(processor_features()) or "none that the engines look for"),
+        ("threads", str(usable_threads())),
+        ("memory", byte_count(memory) if memory else "unknown"),
+        ("huge pages", f"{huge_pages}; {_HUGE_PAGES.get(huge_pages, 'not used')}"),
+    ]
+    for engine in engines:
+        found = f"{ENGINES[engine.name].package} {engine.version}" if engine.version else engine.install
+        rows.append((f"engine {engine.name}", found))
     for name, target in TARGETS.items():
-        missing = f"no: {', '.join(target.missing)}" if target.missing else "yes"
-        rows.append(("export to", name, missing, _install(target.extra) if target.missing else ""))
-    console.table(("", "", "installed", "to install it"), rows)
+        found = (
+            f"without {', '.join(target.missing)}: {_install(target.extra)}" if target.missing else "ready"
+        )
+        rows.append((f"target {name}", found))
+    console.facts(rows)
 
 
 def _install(extra: str) -> str:

@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Turn a checkpoint folder (config.json, *.safetensors) into a bundle that runs anywhere."
     )
+    parser.usage = "edgeloop export CKPT -o BUNDLE [options]"
     parser.epilog = EXAMPLES
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")

@@ -53,9 +53,8 @@ def processor_features() -> list[str]:
 
 def usable_threads() -> int:
     """Processors that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "What a checkpoint or a bundle holds: layers × repeats, shared weights, parameters, bytes."
     )
+    parser.usage = "edgeloop show PATH [options]"
     parser.epilog = EXAMPLES
     parser.add_argument("path", type=Path, metavar="PATH", help="checkpoint or bundle folder")
 
@@ -97,8 +99,7 @@ def quantization(manifest: Manifest) -> str:
 def show_checkpoint(path: Path, console: Console) -> None:
     """A checkpoint, from its configs and the headers of its weight files."""
     from ..export.checkpoint import Checkpoint
-    from ..export.families import find_family
-    from ..export.family import unused
+    from ..export.families import find_family, unused
     from ..export.pipeline import count_parameters
 
     checkpoint = Checkpoint.open(path)
@@ -129,7 +130,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
     )
 
 
-def unused_names(names: tuple[str, ...]) -> str:
+def unused_names(names: Sequence[str]) -> str:
     """The first few of ``names``, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more if names else "none"

@@ -23,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "Write a checkpoint with random weights in the shape of a published model. It babbles, but it weighs,\n"
         "exports and runs like the real one."
     )
+    parser.usage = "edgeloop synth --shape NAME -o CKPT [options]"
     parser.epilog = EXAMPLES
     parser.add_argument("--list", action="store_true", help="name the shapes and stop")
     parser.add_argument("--shape", metavar="NAME", help="which shape")

@@ -52,21 +52,23 @@ def exporting() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-def unpack(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """codes [N, K/G, G·bits/8] uint8, scales [N, K/G] → float32 [N, K]; the layout of quant/pack.py."""
+def unpack(codes: Tensor, scales: Tensor, bits: int, columns: int) -> Tensor:
+    """codes [..., ⌈K/G⌉, G·bits/8] uint8, scales [..., ⌈K/G⌉] → float32 [..., K]; the layout of quant/pack.py."""
     if bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
     values = (codes.float() - 2 ** (bits - 1)) * scales.float()[..., None]
-    return values.flatten(-2)
+    return values.flatten(-2)[..., :columns]
 
 
 def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
     """x [..., K] → [..., N] through group-quantized weights."""
     if not exporting():
-        return F.linear(x, unpack(codes, scales, numerics.bits))
+        # In slices, so that a large head is never held whole in float32.
+        slices = zip(codes.split(8192), scales.split(8192), strict=True)
+        return torch.cat([F.linear(x, unpack(c, s, numerics.bits, x.shape[-1])) for c, s in slices], dim=-1)
     rows = codes.shape[0]
     attributes = {
-        "K": codes.shape[1] * numerics.group_size,
+        "K": x.shape[-1],
         "N": rows,
         "bits": numerics.bits,
         "block_size": numerics.group_size,
@@ -83,10 +85,12 @@ def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -
     return out
 
 
-def gather_quantized(ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
+def gather_quantized(
+    ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics, columns: int
+) -> Tensor:
     """ids [B, S] → dequantized rows [B, S, K] of a group-quantized table."""
     if not exporting():
-        return unpack(codes[ids], scales[ids], numerics.bits)
+        return unpack(codes[ids], scales[ids], numerics.bits, columns)
     width = codes.shape[1] * numerics.group_size
     attributes = {
         "bits": numerics.bits,
@@ -102,7 +106,7 @@ def gather_quantized(ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numer
         shape=(*ids.shape, width),
         version=1,
     )
-    return out
+    return out[..., :columns] if columns < width else out
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

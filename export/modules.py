@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.spec import PROJECTIONS, Segment, Spec
+from ..runtime.spec import Segment, Spec
+from ..runtime.weights import MATRICES, projection_shapes
 from . import fused
 from .fused import Cache, LaneTensors, Numerics
-from .stored import FUSED
 
 Weights = Mapping[str, Tensor]
 
@@ -42,11 +42,11 @@ class Matrix(nn.Module):
             return F.linear(x, self.get_buffer("weight"))
         return fused.matmul_nbits(x, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """ids [B, S] → rows [B, S, K]."""
+    def rows(self, ids: Tensor, columns: int) -> Tensor:
+        """ids [B, S] → rows [B, S, K = ``columns``]."""
         if not self.quantized:
             return F.embedding(ids, self.get_buffer("weight"))
-        return fused.gather_quantized(ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
+        return fused.gather_quantized(ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics, columns)
 
 
 class Norm(nn.Module):
@@ -141,16 +141,14 @@ class Layer(nn.Module):
     def __init__(self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics) -> None:
         super().__init__()
         self.spec = spec
-        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        width, inner = spec.hidden_size, spec.intermediate_size
-        sizes = dict(zip(PROJECTIONS, (q, kv, kv, width, inner, inner, width), strict=True))
+        sizes = {name: out for name, (out, _) in projection_shapes(spec).items()}
         self.attention_norm = self._norm(weights, f"{prefix}attention_norm")
         self.mlp_norm = self._norm(weights, f"{prefix}mlp_norm")
         if spec.sandwich_norms:
             self.attention_out_norm = self._norm(weights, f"{prefix}attention_out_norm")
             self.mlp_out_norm = self._norm(weights, f"{prefix}mlp_out_norm")
         self.deltas: dict[str, list[tuple[nn.Module | None, int]]] = {}
-        for name, parts in FUSED.items():
+        for name, parts in MATRICES.items():
             self.add_module(name, Matrix(weights, f"{prefix}{name}", numerics))
             holders = [self._lora(weights, prefix, part) if part in segment.lora else None for part in parts]
             if any(holders):

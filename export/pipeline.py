@@ -6,18 +6,15 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from ..quant.recipe import Recipe
 from ..runtime.manifest import FORMAT, Manifest, Quantization, write_manifest
-from ..runtime.spec import Spec
 from ..runtime.version import VERSION
 from .chat import chat_template
 from .checkpoint import Checkpoint
-from .families import find_family
-from .family import unused
-from .stored import canonical_shapes, write_weights
+from .families import find_family, unused
+from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import open_target
 from .writer import check_free, describe_files, new_folder
@@ -89,15 +86,4 @@ def export_bundle(
         write_manifest(folder, manifest)
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    return Report(out, manifest, size, unused(source, reading), time.monotonic() - start)
-
-
-def count_parameters(spec: Spec) -> tuple[int, int]:
-    """(parameters of the model, parameters of the same model with every applied layer stored)."""
-    unique = unrolled = 0
-    for name, shape in canonical_shapes(spec).items():
-        size = prod(shape)
-        unique += size
-        shared = name.startswith("segments.") and len(shape) == (1 if "norm" in name else 2)
-        unrolled += size * (spec.segments[int(name.split(".")[1])].repeats if shared else 1)
-    return unique, unrolled
+    return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)

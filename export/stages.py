@@ -110,7 +110,7 @@ class Prologue(Stage):
         return ["state", *(f"present.{n}" for n in self.cache_names)]
 
     def forward(self, ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        x = self.embed.rows(ids)
+        x = self.embed.rows(ids, self.spec.hidden_size)
         if not self.cache_count:
             return (x,)
         x, caches = self.run(x, None, self.lanes(rest[:4]), pairs(rest[4:]))

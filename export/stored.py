@@ -8,30 +8,23 @@ safetensors file, one tensor in memory at a time; every target takes its numbers
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..quant.pack import quantize
 from ..quant.recipe import Recipe
-from ..runtime.spec import PROJECTIONS, Spec
+from ..runtime.spec import Spec
+from ..runtime.weights import MATRICES, layers, matrix_shapes, small_shapes
 from .family import Reading
 from .weights import WeightsWriter
 
 log = logging.getLogger(__name__)
-
-FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "o_proj": ("o_proj",),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "down_proj": ("down_proj",),
-}
-NORMS = ("attention_norm", "mlp_norm")
-SANDWICH_NORMS = ("attention_out_norm", "mlp_out_norm")
-
+F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Stored:
@@ -41,53 +34,28 @@ class Stored:
     parts: tuple[str, ...]
 
 
-def layer_tensors(spec: Spec, segment: int, layer: int) -> Iterator[Stored]:
-    """The stored tensors of one physical layer."""
-    prefix = f"segments.{segment}.layers.{layer}."
-    for norm in NORMS + (SANDWICH_NORMS if spec.sandwich_norms else ()):
-        yield Stored(f"{prefix}{norm}.weight", (f"{prefix}{norm}.weight",))
-    for fused, parts in FUSED.items():
-        yield Stored(f"{prefix}{fused}.weight", tuple(f"{prefix}{p}.weight" for p in parts))
-        for part in parts:
-            if part in spec.segments[segment].lora:
-                for side in ("lora_a", "lora_b"):
-                    yield Stored(f"{prefix}{part}.{side}", (f"{prefix}{part}.{side}",))
-
-
 def stored_tensors(spec: Spec) -> list[Stored]:
-    """Every stored tensor of a model, embedding first."""
-    tensors = [Stored("embed.weight", ("embed.weight",)), Stored("norm.weight", ("norm.weight",))]
+    """Every stored tensor of a model: matrices, then norms and deltas, which are stored as they are."""
+    tensors = [Stored("embed.weight", ("embed.weight",))]
     if not spec.tied_embedding:
         tensors.append(Stored("head.weight", ("head.weight",)))
-    for s, segment in enumerate(spec.segments):
-        for j in range(segment.layers):
-            tensors.extend(layer_tensors(spec, s, j))
-    return tensors
+    for prefix, _ in layers(spec):
+        for matrix, parts in MATRICES.items():
+            tensors.append(Stored(f"{prefix}.{matrix}.weight", tuple(f"{prefix}.{p}.weight" for p in parts)))
+    return tensors + [Stored(name, (name,)) for name in small_shapes(spec)]
 
 
-def canonical_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Canonical name → shape of every tensor of a model with this spec, as ``Spec`` documents them."""
-    d, f = spec.hidden_size, spec.intermediate_size
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    matrices = dict(zip(PROJECTIONS, ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)), strict=True))
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (spec.vocab_size, d), "norm.weight": (d,)}
-    if not spec.tied_embedding:
-        shapes["head.weight"] = (spec.vocab_size, d)
-    for s, segment in enumerate(spec.segments):
-        for j in range(segment.layers):
-            prefix = f"segments.{s}.layers.{j}."
-            for norm in NORMS + (SANDWICH_NORMS if spec.sandwich_norms else ()):
-                shapes[f"{prefix}{norm}.weight"] = (segment.repeats, d) if segment.per_repeat_norms else (d,)
-            for name, (rows, columns) in matrices.items():
-                shapes[f"{prefix}{name}.weight"] = (rows, columns)
-                if name in segment.lora:
-                    rank = segment.lora[name]
-                    shapes[f"{prefix}{name}.lora_a"] = (segment.repeats, rank, columns)
-                    shapes[f"{prefix}{name}.lora_b"] = (segment.repeats, rows, rank)
-    return shapes
+def count_parameters(spec: Spec) -> tuple[int, int]:
+    """(parameters of the model, parameters of the same model with every applied layer stored)."""
+    unique = unrolled = 0
+    for name, shape in (matrix_shapes(spec) | small_shapes(spec)).items():
+        unique += prod(shape)
+        shared = name.startswith("segments.") and len(shape) == (1 if "norm" in name else 2)
+        unrolled += prod(shape) * (spec.segments[int(name.split(".")[1])].repeats if shared else 1)
+    return unique, unrolled
 
 
-def rotary_tables(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(spec: Spec) -> tuple[F32, F32]:
     """cos and sin [context, head_dim/2] float32, computed in float64."""
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
     angle = np.outer(np.arange(spec.context_length, dtype=np.float64), spec.rope_theta**-exponent)
@@ -105,15 +73,15 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     with WeightsWriter(path, 2 + 2 * len(stored)) as writer:
         for name, table in zip(("rope.cos", "rope.sin"), rotary_tables(spec), strict=True):
             writer.add(name, table)
-        codes: list[tuple[str, np.ndarray]] = []
+        codes: list[tuple[str, npt.NDArray[np.uint8]]] = []
         for tensor in stored:
             storage = recipe.storage(tensor.parts[0])
             loaded = [reading.tensors[part]() for part in tensor.parts]
-            value = (torch.cat(loaded) if len(loaded) > 1 else loaded[0]).numpy()
+            value = torch.cat(loaded) if len(loaded) > 1 else loaded[0]
             if storage.is_float:
-                writer.add(tensor.name, value.astype(np.float32 if storage.bits == 32 else np.float16))
+                writer.add(tensor.name, (value if storage.bits == 32 else value.half()).numpy())
                 continue
-            packed = quantize(value, storage.bits, recipe.group_size, tensor.name)
+            packed = quantize(value, storage.bits, recipe.group_size)
             base = tensor.name.removesuffix(".weight")
             writer.add(f"{base}.scales", packed.scales)
             codes.append((f"{base}.codes", packed.codes))

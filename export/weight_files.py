@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from ..runtime.errors import CheckpointError

@@ -57,14 +57,14 @@ class Bundle:
         BundleError when it is not listed, or leads out of the folder: bundles come from other people.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.folder}: {name!r} is used but not listed in the manifest; export it again")
+            raise BundleError(f"{self.folder}: {name!r} is not listed in the manifest; export it again")
         # A backslash or a colon is a plain character here and a separator or a drive on Windows.
         plain = PurePosixPath(name)
         if not name or plain.is_absolute() or ".." in plain.parts or any(c in name for c in "\\:\0"):
             raise BundleError(f"{self.folder}: file name {name!r} is not a plain path inside the bundle")
         path = (self.folder / plain).resolve()
         if not path.is_relative_to(self.folder) or path == self.folder:
-            raise BundleError(f"{self.folder}: {name!r} leads out of the bundle to {path}; copy the file itself")
+            raise BundleError(f"{self.folder}: {name!r} leads out of the bundle to {path}; copy that file")
         return path
 
 
@@ -76,5 +76,7 @@ def sha256_of(path: Path) -> str:
 
 def _named_files(manifest: Manifest) -> list[str]:
     """Every file that some other part of the manifest refers to."""
-    names = [name for target in manifest.targets.values() for name in (*target.graphs.values(), target.weights)]
-    return names + [manifest.tokenizer] if manifest.tokenizer else names
+    names = [manifest.tokenizer] if manifest.tokenizer else []
+    for target in manifest.targets.values():
+        names += [*target.graphs.values(), target.weights]
+    return names

@@ -22,13 +22,23 @@ MAX_TEXT = 4 << 20
 MAX_STEPS, MAX_SECONDS = 200_000, 5.0
 """Characters of a template, characters of a text; loop turns, calls and seconds of one rendering."""
 
-FILTERS = """capitalize count d default dictsort e escape first int items join last length list lower map
- reject rejectattr replace reverse safe select selectattr sort string title trim unique upper""".split()
+# fmt: off
+FILTERS = (
+    "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "int", "items", "last",
+    "length", "list", "lower", "map", "reject", "rejectattr", "reverse", "safe", "select", "selectattr",
+    "sort", "string", "title", "trim", "unique", "upper",
+)
+# fmt: on
 REFUSED_METHODS = {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"}
 
 
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], bos: str = "", eos: str = "", *, generate: bool = True
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    bos: str = "",
+    eos: str = "",
+    *,
+    generate: bool = True,
 ) -> str:
     """The prompt text of ``messages`` ({"role": …, "content": …}).
 
@@ -43,8 +53,10 @@ def render_chat(
         environment = _environment(_Budget())
         compiled = environment.from_string(template)
         parts, size = [], 0
-        values = dict(messages=[dict(m) for m in messages], bos_token=bos, eos_token=eos, add_generation_prompt=generate)
-        for part in compiled.generate(values):
+        turns = [dict(message) for message in messages]
+        for part in compiled.generate(
+            messages=turns, bos_token=bos, eos_token=eos, add_generation_prompt=generate
+        ):
             parts.append(part)
             size = _bounded(size + len(part))
         return "".join(parts)
@@ -52,7 +64,7 @@ def render_chat(
         raise
     except TemplateError as error:
         raise UsageError(f"the chat template failed: {error.message or type(error).__name__}") from error
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+    except Exception as error:  # a template can raise whatever Python's operators do
         raise UsageError(f"the chat template failed: {type(error).__name__}: {error}") from error
 
 
@@ -76,8 +88,8 @@ def _environment(budget: _Budget) -> ImmutableSandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
 
-    # The checks are filters, because a template can give a variable another meaning but not a filter; and they
-    # take the context, because jinja2 would run them once, while compiling, if they did not.
+    # The checks are filters, because a template can give a variable another meaning, but not a filter; and
+    # they take the context, because jinja2 would run them once, while compiling, if they did not.
     @pass_context
     def step(context: object, value: Any) -> Any:
         budget.spend()
@@ -93,20 +105,20 @@ def _environment(budget: _Budget) -> ImmutableSandboxedEnvironment:
     class Bound(NodeTransformer):
         """Puts a step into every loop turn and before every filter, and a size check into every ``~``."""
 
-        def visit_For(self, node: nodes.For) -> nodes.Node:
+        def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (jinja2 looks for this name)
             self.generic_visit(node)
             node.body.insert(0, nodes.ExprStmt(stepped(nodes.Const(True))))
             if node.test is not None:
                 node.test = nodes.And(stepped(nodes.Const(True)), node.test)
             return node
 
-        def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
+        def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802 (jinja2 looks for this name)
             self.generic_visit(node)
             if node.node is not None:
                 node.node = stepped(node.node)
             return node
 
-        def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (jinja2 looks for this name)
             self.generic_visit(node)
             return nodes.Filter(nodes.List(node.nodes, "load"), "_joined", [], [], None, None)
 
@@ -194,9 +206,9 @@ def _check_call(function: Any, args: tuple[Any, ...]) -> None:
 
 
 def _replace(text: Any, old: Any, new: Any) -> str:
-    text, old, new = str(text), str(old), str(_checked(new))
-    _bounded(len(text) + (text.count(old) * len(new) if len(new) > len(old) else 0))
-    return text.replace(old, new)
+    whole, part, other = str(text), str(old), str(_checked(new))
+    _bounded(len(whole) + (whole.count(part) * len(other) if len(other) > len(part) else 0))
+    return whole.replace(part, other)
 
 
 def _join(items: Iterable[Any], d: str = "") -> str:
@@ -208,11 +220,17 @@ def _join(items: Iterable[Any], d: str = "") -> str:
     return d.join(texts)
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, sort_keys: bool = False) -> str:
+def _to_json(
+    value: Any,
+    indent: int | None = None,
+    ensure_ascii: bool = False,
+    sort_keys: bool = False,
+) -> str:
     # jinja2's own filter escapes <, > and & for HTML, which a prompt must not.
     if indent is not None and not 0 <= indent <= 16:
         raise UsageError(f"the chat template indents by {indent}, wanted 0 to 16")
-    return json.dumps(_checked(value), ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+    value = _checked(value)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:

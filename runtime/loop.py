@@ -106,10 +106,11 @@ class DepthLoop:
         ids = self._checked(ids)
         if self._exits_cached != self.cached:
             raise UsageError(
-                f"{self.cached} tokens are cached, {self._exits_cached} of them with every exit; reset the loop first"
+                f"{self.cached} tokens are cached, {self._exits_cached} of them with every exit; "
+                "reset the loop first"
             )
         if self._exits is None and self._depths > 1:
-            # One sequence an exit; of these caches only the epilogue's are ever touched, so only they take memory.
+            # One sequence an exit. Only the epilogue's caches are ever touched, so only they take memory.
             self._exits = self.backend.new_cache(self._depths - 1, self.capacity)
         for start in range(0, len(ids), self.chunk):
             self._pass(ids[start : start + self.chunk], "all", visit, start)

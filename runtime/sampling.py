@@ -1,8 +1,8 @@
 """From logits to a token: penalties, filters, and a choice that depends on nothing but seed and position.
 
 Sampling adds Gumbel noise to the filtered logits and takes the largest, which is an exact sample of their
-softmax. The noise of a position is drawn from (seed, position) alone. So sequential and pipelined decoding, and
-the shallow and deep depths of one token, all decide with the same dice, and the same seed gives the same text.
+softmax. The noise of a position is drawn from (seed, position) alone. So sequential and pipelined decoding,
+and the shallow and deep depths of one token, all decide with the same dice: one seed, one text.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Sampler:
             noise = gumbel(options.seed, position, len(logits))
             choice = int(kept[np.argmax(scores[kept] + noise[kept])])
         if math.isnan(logits[choice]):  # argmax finds a NaN wherever one is
-            raise EngineError(f"the logits for position {position} hold NaN; check the bundle with another engine")
+            raise EngineError(f"the logits for position {position} hold NaN; try engine reference")
         return choice
 
 
@@ -109,7 +109,7 @@ def candidates(scores: F64 | F32, options: SamplingOptions) -> I64:
         kth = np.partition(scores, -options.top_k)[-options.top_k]
         kept = kept[scores >= kth]
     if options.top_p < 1:
-        descending = -np.sort(-scores[kept])
+        descending: F64 = np.sort(scores[kept].astype(np.float64))[::-1]
         before = np.cumsum(softmax(descending))
         # The smallest set whose probability reaches top_p: the first place where the sum does.
         last = min(int(np.searchsorted(before, options.top_p)), len(descending) - 1)
@@ -123,4 +123,5 @@ def candidates(scores: F64 | F32, options: SamplingOptions) -> I64:
 def softmax(scores: F64 | F32) -> F64:
     """Softmax of scores [V], float64."""
     e: F64 = np.exp(scores.astype(np.float64) - scores.max())
-    return e / e.sum()
+    e /= e.sum()
+    return e

@@ -18,14 +18,17 @@ from .errors import BundleError, ContextError, UsageError
 from .loop import DepthLoop
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
-from .timing import GenerationStats, Stopwatch, peak_rss_bytes, rate
+from .timing import GenerationClock, GenerationStats
 from .tokenizer import StopMatcher, Tokenizer
 
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token. ``text`` is what it completes, and may be '' while a character or a stop string is
-    undecided. ``depth`` is how many depths were run for it (1 … R), ``ms`` the time since the step before."""
+    """One generated token.
+
+    ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
+    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt.
+    """
 
     text: str
     token: int
@@ -35,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean loss over ``tokens`` predictions: at full depth, and after each depth (the last is equal)."""
+    """exp of the mean loss over ``tokens`` predictions: at full depth, and after each depth (the last too)."""
 
     perplexity: float
     perplexity_per_depth: tuple[float, ...]
@@ -57,7 +60,7 @@ class Session:
         self._tokenizer = _open_tokenizer(bundle)
         self._template = _read_template(bundle)
         self._generation = 0
-        self._stats: GenerationStats | None = None
+        self._clock: GenerationClock | None = None
 
     @staticmethod
     def open(
@@ -89,15 +92,15 @@ class Session:
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer; UsageError when it has none."""
         if self._tokenizer is None:
-            raise UsageError(f"{self.bundle.folder} has no tokenizer; give token ids, or export with a tokenizer.json")
+            raise UsageError(f"{self.bundle.folder} has no tokenizer; give token ids")
         return self._tokenizer
 
     @property
     def stats(self) -> GenerationStats:
         """What the last generation cost, so far if it was left early; UsageError before there was one."""
-        if self._stats is None:
+        if self._clock is None:
             raise UsageError("nothing was generated in this session yet")
-        return self._stats
+        return self._clock.stats()
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V] at full depth, a fresh array."""
@@ -109,8 +112,8 @@ class Session:
         if self._template is None:
             raise UsageError(f"{self.bundle.folder} has no chat template; leave chat off")
         spec, tokenizer = self.spec, self.tokenizer
-        eos = tokenizer.token(next(iter(spec.eos_token_ids), None))
-        text = render_chat(self._template, messages, tokenizer.token(spec.bos_token_id), eos)
+        eos = tokenizer.written(next(iter(spec.eos_token_ids), None))
+        text = render_chat(self._template, messages, tokenizer.written(spec.bos_token_id), eos)
         return tokenizer.encode(text, special=False)  # the template has written them
 
     def generate(
@@ -122,7 +125,7 @@ class Session:
         chat: bool = False,
     ) -> Iterator[Step]:
         """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
-        the end of the context. ``chat`` puts a text prompt into the bundle's chat template as the user's turn.
+        the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn.
 
         The request is checked at once: UsageError for an empty prompt or a bad option, ContextError for a
         prompt longer than the context. The iterator may be left at any time.
@@ -132,7 +135,8 @@ class Session:
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty; give at least one character")
-            prompt = self.encode_chat([{"role": "user", "content": prompt}]) if chat else self.tokenizer.encode(prompt)
+            turns = [{"role": "user", "content": prompt}]
+            prompt = self.encode_chat(turns) if chat else self.tokenizer.encode(prompt)
         elif chat:
             raise UsageError("chat needs a text prompt; use encode_chat for a conversation")
         ids = self._ids(prompt)
@@ -149,52 +153,32 @@ class Session:
         detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
         tokens = np.empty(len(prompt) + max_tokens, np.int64)  # the history, for the repetition penalty
         tokens[: len(prompt)] = prompt
-        depth = self.spec.depths
-
-        watch, step_watch = Stopwatch(), Stopwatch()
+        clock = self._clock = GenerationClock(loop.clock)
         logits = loop.forward(prompt)
-        prefill_ms = watch.ms
-        loop.clock.restart()
-        decode = Stopwatch()
-        first_ms = decode_ms = 0.0
-        for count in range(1, max_tokens + 1):
-            position = len(prompt) + count - 1
+        clock.prefilled(len(prompt))
+        for position in range(len(prompt), len(tokens)):
             token = sampler.choose(logits[-1], tokens[:position], position)
             tokens[position] = token
-            if count == 1:
-                first_ms = watch.ms
-                decode = Stopwatch()
+            clock.chose(self.spec.depths)
             text = stops.push(detokenizer.push(token) if detokenizer else "")
             last = (
                 stops.matched
                 or token in self.spec.eos_token_ids
-                or count == max_tokens
+                or position + 1 == len(tokens)
                 or loop.cached == self.context
             )
             if last:
                 text += stops.push(detokenizer.flush() if detokenizer else "") + stops.flush()
-            self._stats = GenerationStats(
-                prefill_tokens=len(prompt),
-                prefill_tokens_per_s=rate(len(prompt), prefill_ms),
-                time_to_first_token_ms=first_ms,
-                decode_tokens=count,
-                decode_tokens_per_s=rate(count - 1, decode_ms + decode.ms),
-                depths=(depth,) * count,
-                ms_per_depth=loop.clock.ms_per_depth,
-                host_ms_per_depth=loop.clock.host_ms_per_depth,
-                peak_rss_bytes=peak_rss_bytes(),
-            )
-            decode_ms += decode.ms  # the caller's time between steps is not ours
-            yield Step(text, token, depth, step_watch.lap_ms())
+            yield Step(text, token, self.spec.depths, clock.pause())
             if last:
                 return
             if generation != self._generation:
-                raise UsageError("the session was used for something else before this generation ended")
-            decode.lap_ms()
+                raise UsageError("the session was closed or used for something else during this generation")
+            clock.resume()
             logits = loop.forward(tokens[position : position + 1])
 
     def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
-        """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, at full depth and after each depth.
+        """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
 
         Every token but the first is predicted once, from the tokens before it in its window.
         """
@@ -244,7 +228,9 @@ class Session:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= self.spec.vocab_size:
             wrong = low if low < 0 else high
-            raise UsageError(f"token id {wrong} is outside the vocabulary, wanted 0 to {self.spec.vocab_size - 1}")
+            raise UsageError(
+                f"token id {wrong} is not in the vocabulary, wanted 0 to {self.spec.vocab_size - 1}"
+            )
         return array.astype(np.int64, copy=False)
 
 

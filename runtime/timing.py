@@ -69,8 +69,8 @@ class LoopClock:
 class GenerationStats:
     """What one generation cost. Rates are 0 where nothing was counted.
 
-    Prefill is everything up to the logits of the last prompt token; decode is the time between the first
-    token and the last one, and its rate counts the tokens after the first.
+    Prefill is everything up to the logits of the last prompt token. Decode is from the first token to the
+    last one, without the time that the caller took between steps; its rate counts the tokens after the first.
     """
 
     prefill_tokens: int
@@ -87,6 +87,53 @@ class GenerationStats:
     peak_rss_bytes: int | None
 
 
-def rate(count: int, ms: float) -> float:
+class GenerationClock:
+    """Times one generation: ``prefilled``, then for each token ``chose``, ``pause``, ``resume``."""
+
+    def __init__(self, loop: LoopClock) -> None:
+        self._loop = loop
+        self._watch = Stopwatch()
+        self._prefill_tokens = 0
+        self._prefill_ms = self._first_ms = self._decode_ms = 0.0
+        self._depths: list[int] = []
+
+    def prefilled(self, tokens: int) -> None:
+        """The logits after a prompt of ``tokens`` tokens are there."""
+        self._prefill_tokens = tokens
+        self._prefill_ms = self._watch.ms
+        self._loop.restart()
+
+    def chose(self, depths: int) -> None:
+        """A token was chosen, after ``depths`` depths."""
+        self._depths.append(depths)
+        if len(self._depths) == 1:
+            self._first_ms = self._watch.lap_ms()
+
+    def pause(self) -> float:
+        """The caller has the token. Milliseconds that it took."""
+        ms = self._watch.lap_ms()
+        self._decode_ms += ms
+        return ms + self._first_ms if len(self._depths) == 1 else ms
+
+    def resume(self) -> None:
+        """The caller wants the next one."""
+        self._watch.lap_ms()
+
+    def stats(self) -> GenerationStats:
+        """What the generation has cost so far."""
+        return GenerationStats(
+            prefill_tokens=self._prefill_tokens,
+            prefill_tokens_per_s=_rate(self._prefill_tokens, self._prefill_ms),
+            time_to_first_token_ms=self._first_ms,
+            decode_tokens=len(self._depths),
+            decode_tokens_per_s=_rate(len(self._depths) - 1, self._decode_ms),
+            depths=tuple(self._depths),
+            ms_per_depth=self._loop.ms_per_depth,
+            host_ms_per_depth=self._loop.host_ms_per_depth,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+def _rate(count: int, ms: float) -> float:
     """``count`` per second."""
-    return count / ms * 1000 if count and ms > 0 else 0.0
+    return count / ms * 1000 if count > 0 and ms > 0 else 0.0

@@ -44,9 +44,9 @@ class Tokenizer:
         """The text of ``ids``; special tokens give no text unless ``special``."""
         return self._engine.decode(list(ids), skip_special_tokens=not special)
 
-    def token(self, id: int | None) -> str:
-        """The token ``id`` as it is written in the vocabulary; '' for None or an unknown id."""
-        return ("" if id is None else self._engine.id_to_token(id)) or ""
+    def written(self, token: int | None) -> str:
+        """The token as it is written in the vocabulary; '' for None or an unknown id."""
+        return ("" if token is None else self._engine.id_to_token(token)) or ""
 
     def detokenizer(self) -> Detokenizer:
         """A new stream of text."""
@@ -72,9 +72,9 @@ class Detokenizer:
         self._sent = 0  # characters of it that were returned
         self._held = 0  # pushes in a row that ended in half a character
 
-    def push(self, id: int) -> str:
-        """The text that token ``id`` completes; '' while it is half a character."""
-        self._ids.append(id)
+    def push(self, token: int) -> str:
+        """The text that the next ``token`` completes; '' while it is half a character."""
+        self._ids.append(token)
         self._text = self._decode(self._ids)
         self._held = self._held + 1 if self._text.endswith(INCOMPLETE) else 0
         if not self._held:
@@ -142,7 +142,8 @@ class StopMatcher:
 
     def _possible(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        return max((n for stop in self._stops for n in range(len(stop)) if self._held.endswith(stop[:n])), default=0)
+        starts = (stop[:n] for stop in self._stops for n in range(len(stop)))
+        return max((len(start) for start in starts if self._held.endswith(start)), default=0)
 
     def _take(self, count: int, drop: bool = False) -> str:
         text, self._held = self._held[:count], "" if drop else self._held[count:]

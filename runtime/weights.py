@@ -1,7 +1,7 @@
 """The stored weights of a bundle, read with numpy: names, layout, dequantization.
 
-A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K as ``X.scales`` [N, K/G] float16
-and ``X.codes`` uint8: int8 [N, K/G, G] with value (code − 128)·scale, int4 [N, K/G, G/2] with two values a
+A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K (the last one padded) as ``X.scales`` [N, K/G]
+float16 and ``X.codes`` uint8: int8 [N, K/G, G] with value (code − 128)·scale, int4 [N, K/G, G/2] with two values a
 byte, the low nibble first, and value (nibble − 8)·scale. The shape says which of the two it is.
 """
 
@@ -78,8 +78,10 @@ def layers(spec: Spec) -> Iterator[tuple[str, Segment]]:
             yield f"segments.{s}.layers.{j}", segment
 
 
-def dequantize(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16], group_size: int) -> F32:
-    """codes [N, K/G, G] (int8) or [N, K/G, G/2] (int4), scales [N, K/G] → values [N, K] float32."""
+def dequantize(
+    codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16], group_size: int, columns: int
+) -> F32:
+    """codes [N, ⌈K/G⌉, G] (int8) or [N, ⌈K/G⌉, G/2] (int4), scales [N, ⌈K/G⌉] → values [N, K] float32."""
     if codes.shape[-1] == group_size:
         values = codes.astype(np.float32) - 128
     else:
@@ -88,7 +90,7 @@ def dequantize(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16], gr
         values[..., 1::2] = codes >> 4
         values -= 8
     values *= scales.astype(np.float32)[..., None]
-    return values.reshape(len(codes), -1)
+    return values.reshape(len(codes), -1)[:, :columns]
 
 
 class Weights:
@@ -105,15 +107,16 @@ class Weights:
         self._group_size = group_size
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[str, F32] = OrderedDict()
+        self._columns = {name: k for name, (_, k) in matrix_shapes(spec).items()}
         for name, shape in small_shapes(spec).items():
             self._check(name, shape)
         for name, (n, k) in matrix_shapes(spec).items():
             if f"{name}.codes" not in tensors:
                 self._check(f"{name}.weight", (n, k))
                 continue
-            if group_size < 2 or group_size % 2 or k % group_size:
-                raise BundleError(f"{name} has {k} columns, not whole groups of {group_size}; export again")
-            groups = k // group_size
+            if group_size < 2 or group_size % 2:
+                raise BundleError(f"{name} is quantized in groups of {group_size}; export the checkpoint again")
+            groups = -(-k // group_size)
             self._check(f"{name}.codes", (n, groups, group_size), (n, groups, group_size // 2))
             self._check(f"{name}.scales", (n, groups))
 
@@ -146,5 +149,6 @@ class Weights:
         pick = slice(None) if ids is None else ids
         if f"{name}.codes" not in self._tensors:
             return self._tensors[f"{name}.weight"][pick].astype(np.float32, copy=False)
-        codes, scales = self._tensors[f"{name}.codes"], self._tensors[f"{name}.scales"]
-        return dequantize(codes[pick].astype(np.uint8, copy=False), scales[pick].astype(np.float16), self._group_size)
+        codes = self._tensors[f"{name}.codes"][pick].astype(np.uint8, copy=False)
+        scales = self._tensors[f"{name}.scales"][pick].astype(np.float16, copy=False)
+        return dequantize(codes, scales, self._group_size, self._columns[name])

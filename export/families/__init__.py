@@ -47,5 +47,5 @@ def find_family(checkpoint: Checkpoint) -> Family:
 
 
 def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
-    """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies, which follow from the config, aside."""
+    """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies aside."""
     return sorted(n for n in checkpoint.names - reading.used if not n.endswith("rotary_emb.inv_freq"))

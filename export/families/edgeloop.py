@@ -16,9 +16,28 @@ from .llama_config import MAX_SIZE, flag, number, size
 from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
 
 KEYS = frozenset(
-    """model_type architectures vocab_size hidden_size intermediate_size num_attention_heads
-    num_key_value_heads head_dim prelude_layers block_layers num_recursions coda_layers lora_rank lora_scale
-    rms_norm_eps rope_theta max_position_embeddings tie_word_embeddings bos_token_id eos_token_id""".split()
+    [
+        "model_type",
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "prelude_layers",
+        "block_layers",
+        "num_recursions",
+        "coda_layers",
+        "lora_rank",
+        "lora_scale",
+        "rms_norm_eps",
+        "rope_theta",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+    ]
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +38,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Keys that change the computation → the values that are computed here."""
 
-KNOWN = frozenset(
-    "max_window_layers tie_encoder_decoder tie_word_embeddings use_cache chunk_size_feed_forward".split()
-)
-"""Keys that would be taken for a loop flag or a change by WORDS, and are none."""
+KNOWN = ("max_window_layers",)
+"""Keys that CHANGES would refuse, and that change nothing by themselves."""
 
-WORDS = ("loop", "recur", "shar", "depth", "exit", "mor", "ut_steps", "softcap", "multiplier", "scal")
-WORDS += ("qk_norm", "expert", "window", "alibi", "parallel", "n_gram", "double", "hyper_conn")
+CHANGES = re.compile(
+    "loop|recur|shar|depth|exit|mor|ut_steps|double|softcap|multiplier|scal|qk_norm|expert|window|alibi"
+    "|parallel|n_gram|hyper_conn"
+)
 """An unknown key with one of these in its name is a loop flag or a change of the computation: refused."""
 
 
@@ -152,16 +153,17 @@ def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) 
                     f"{where}: {key} is {value!r}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
                 )
         elif key == "layer_types":
-            if value is not None and any(kind != "full_attention" for kind in value):
+            if value is not None and set(value if isinstance(value, list) else [value]) != {"full_attention"}:
                 raise CheckpointError(
                     f"{where}: layer_types has other kinds than full_attention: not supported"
                 )
-        elif key not in ("rope_scaling", "rope_parameters") and any(word in key.lower() for word in WORDS):
-            if not (value is None or value is False):
-                raise CheckpointError(
-                    f"{where}: {key} is {value!r}, and this family does not know the key; "
-                    "a flag that may change the computation is not passed over"
-                )
+        elif key in ("rope_scaling", "rope_parameters") or value is None or value is False:
+            continue  # the former are read by _rope_theta; a flag that is off changes nothing
+        elif CHANGES.search(key.lower()):
+            raise CheckpointError(
+                f"{where}: {key} is {value!r}, and this family does not know the key; "
+                "a flag that may change the computation is not passed over"
+            )
 
 
 def _rope_theta(config: Mapping[str, Any], where: str) -> float:

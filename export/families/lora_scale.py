@@ -11,10 +11,11 @@ from ..checkpoint import Checkpoint
 from .llama_config import number, size
 from .llama_layers import Scale
 
-REFUSED = (
-    "use_dora use_rslora fan_in_fan_out modules_to_save lora_bias layer_replication exclude_modules".split()
+REFUSED = re.compile(
+    "use_(dora|rslora|qalora)|fan_in_fan_out|modules_to_save|lora_bias|layer_replication|exclude_modules"
+    "|trainable_token_indices|alora_invocation_tokens|target_parameters"
 )
-REFUSED += ["trainable_token_indices", "alora_invocation_tokens", "target_parameters", "use_qalora"]
+"""Settings of PEFT that change what a LoRA computes."""
 
 
 def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
@@ -25,11 +26,9 @@ def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
     where = str(checkpoint.folder / "adapter_config.json")
     if adapter.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {adapter['peft_type']!r}; LORA is supported")
-    for key in REFUSED:
-        if adapter.get(key):
-            raise CheckpointError(
-                f"{where}: {key} is {adapter[key]!r}, which is not supported; wanted plain LoRA"
-            )
+    for key, value in adapter.items():
+        if value and REFUSED.fullmatch(key):
+            raise CheckpointError(f"{where}: {key} is {value!r}, which is not supported; wanted plain LoRA")
     if adapter.get("bias", "none") != "none":
         raise CheckpointError(f"{where}: bias is {adapter['bias']!r}, which is not supported; wanted none")
     if not any(".lora_A." in name for name in checkpoint.names):

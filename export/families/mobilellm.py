@@ -22,6 +22,10 @@ class MobileLlmFamily:
 
     def read(self, checkpoint: Checkpoint) -> Reading:
         where = str(checkpoint.folder / "config.json")
+        if (kind := checkpoint.config.get("model_type")) not in ("mobilellm", "llama"):
+            raise CheckpointError(
+                f"{where}: layer_sharing with model_type {kind!r}; mobilellm or llama is supported"
+            )
         config = read_llama_config(checkpoint, ("layer_sharing", "share_embedding"))
         share = flag(checkpoint.config, "share_embedding", where, False)
         names = LlamaNames(checkpoint)

@@ -25,7 +25,15 @@ SECTIONS = ("recursive", "kv_sharing", "relaxation", "mor")
 KEYS = {
     "recursive": ("enable", "base_depth", "num_recursion", "sharing", "ln_share", "initialization"),
     "relaxation": ("enable", "skip_first_loop", "method", "lora", "prompt", "recursion_encoding"),
-    "relaxation.lora": tuple("r alpha dropout target_modules rank_pattern alpha_pattern svd_init".split()),
+    "relaxation.lora": (
+        "r",
+        "alpha",
+        "dropout",
+        "target_modules",
+        "svd_init",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
 }
 SUSPECT = re.compile(r"loop|recur|shar|depth|exit|(^|_)mor(_|$)")
 
@@ -42,6 +50,8 @@ class MorFamily:
     def read(self, checkpoint: Checkpoint) -> Reading:
         where = str(checkpoint.folder / "conf.yaml")
         training = checkpoint.training_config or {}
+        if (kind := checkpoint.config.get("model_type")) != "llama":
+            raise CheckpointError(f"{checkpoint.folder}: a recursive model_type {kind!r}; llama is supported")
         _refuse(training, where)
         config = read_llama_config(checkpoint, ("kv_sharing",))
         names = LlamaNames(checkpoint)

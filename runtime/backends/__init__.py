@@ -21,7 +21,10 @@ def _reference(bundle: Bundle, threads: int | None) -> Backend:
 def _onnx(bundle: Bundle, threads: int | None) -> Backend:
     from .onnx import OnnxBackend
 
-    return OnnxBackend(bundle, threads=threads)
+    graphs = bundle.manifest.targets["onnx"].graphs
+    return OnnxBackend(
+        bundle.spec, {stage: bundle.path(name) for stage, name in graphs.items()}, threads=threads
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     if engine.target not in bundle.manifest.targets:
         found = ", ".join(bundle.manifest.targets) or "none"
         raise BundleError(
-            f"{bundle.folder} holds no {engine.target} target (it holds: {found}), which engine {name} needs; "
+            f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"export with --target {engine.target}"
         )
     return engine.load(bundle, threads)

@@ -145,11 +145,12 @@ class ReferenceBackend:
         visible = np.arange(total) <= lane.cached + np.arange(n)[:, None]  # [n, total]
         weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
         mixed = weights.reshape(spec.kv_heads, -1, total) @ values[:, :total]
-        (out,) = self._linear(mixed.reshape(spec.heads, n, -1).transpose(1, 0, 2).reshape(n, -1), layer, "o_proj")
+        rows = mixed.reshape(spec.heads, n, -1).transpose(1, 0, 2).reshape(n, -1)
+        (out,) = self._linear(rows, layer, "o_proj")
         return out
 
     def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:
-        """x [n, in] times a stored matrix, plus the repeat's LoRA: one [n, out] for each of its projections."""
+        """x [n, in] times a stored matrix, plus the repeat's LoRA: [n, out] of each of its projections."""
         parts = MATRICES[matrix]
         y = x @ self._weights.matrix(f"{layer.prefix}.{matrix}").T
         ends = np.cumsum([self._projections[p][0] for p in parts])[:-1]
@@ -167,18 +168,21 @@ class ReferenceBackend:
         weight = self._weights.small(f"{name}.weight")
         weight = weight[repeat] if weight.ndim == 2 else weight
         mean = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean + np.float32(self.spec.norm_eps)) * weight
+        normed: F32 = x / np.sqrt(mean + np.float32(self.spec.norm_eps)) * weight
+        return normed
 
 
 def silu(x: F32) -> F32:
     """x·sigmoid(x); tanh keeps it from overflowing."""
-    return x * (np.float32(0.5) * (np.tanh(x * np.float32(0.5)) + np.float32(1)))
+    sigmoid: F32 = np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+    return x * sigmoid
 
 
 def softmax(x: F32) -> F32:
     """Softmax over the last axis."""
     e: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e /= e.sum(axis=-1, keepdims=True)
+    return e
 
 
 def rotary(positions: I64, head_dim: int, theta: float) -> tuple[F32, F32]:
@@ -191,4 +195,5 @@ def rotary(positions: I64, head_dim: int, theta: float) -> tuple[F32, F32]:
 def rotate(x: F32, cos: F32, sin: F32) -> F32:
     """RoPE on x [heads, n, head_dim], halves rotated against each other."""
     first, second = np.split(x, 2, axis=-1)
-    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    rotated: F32 = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    return rotated

@@ -1,0 +1,144 @@
+"""``edgeloop bench``: how fast a bundle reads and writes, how evenly, and where the time goes.
+
+Each run reads the same seeded random tokens and then writes greedily; end-of-text does not end a run, so
+all runs do the same work. The first run is a warm-up and not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UsageError
+from .console import Console
+from .options import at_least, session_arguments
+from .quantities import bundle_bytes, byte_count
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..runtime.loop import DepthLoop
+
+EXAMPLES = """\
+examples:
+  edgeloop bench bundle
+  edgeloop bench bundle --prompt-tokens 512 --tokens 64 --runs 10 --threads 2
+  edgeloop bench bundle --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Time reading a prompt (prefill) and writing tokens one by one (decode): the median of several runs."
+    )
+    parser.usage = "edgeloop bench BUNDLE [options]"
+    parser.epilog = EXAMPLES
+    session_arguments(parser)
+    parser.add_argument("--prompt-tokens", type=at_least(1), default=128, metavar="N", help="(default: 128)")
+    parser.add_argument(
+        "--tokens", type=at_least(1), default=128, metavar="N", help="to write (default: 128)"
+    )
+    parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="counted runs (default: 5)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, in milliseconds."""
+
+    prefill: float
+    tokens: tuple[float, ...]
+    per_depth: tuple[float, ...]
+    host_per_depth: float
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    import numpy as np
+
+    from ..runtime.backends import open_backend
+    from ..runtime.bundle import Bundle
+    from ..runtime.loop import DepthLoop
+    from ..runtime.timing import peak_rss_bytes
+
+    bundle = Bundle.open(args.bundle)
+    spec, wanted = bundle.spec, args.prompt_tokens + args.tokens
+    capacity = args.context or spec.context_length
+    if not wanted <= capacity <= spec.context_length:
+        raise UsageError(
+            f"{wanted} tokens in a context of {capacity}, and the model's is {spec.context_length}: "
+            "choose fewer --prompt-tokens and --tokens, or another --context"
+        )
+    backend = open_backend(args.engine, bundle, args.threads)
+    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    prompt = np.random.default_rng(0).integers(0, spec.vocab_size, args.prompt_tokens, np.int64)
+    runs = []
+    with console.progress() as progress:
+        for i in range(args.runs + 1):
+            progress("warming up" if i == 0 else "measuring", i / (args.runs + 1))
+            run = measure(loop, prompt, args.tokens)
+            runs += [run] if i else []
+
+    prefill = [1000 * args.prompt_tokens / run.prefill for run in runs]
+    decode = [1000 * args.tokens / sum(run.tokens) for run in runs]
+    every = sorted(ms for run in runs for ms in run.tokens)
+    per_depth = [statistics.median(depth) for depth in zip(*(run.per_depth for run in runs), strict=True)]
+    host = statistics.median(run.host_per_depth for run in runs)
+    p99 = every[min(len(every) - 1, len(every) * 99 // 100)]
+    if console.json:
+        console.result(
+            {
+                "engine": args.engine,
+                "prompt_tokens": args.prompt_tokens,
+                "tokens": args.tokens,
+                "prefill_tokens_per_s": statistics.median(prefill),
+                "prefill_tokens_per_s_runs": prefill,
+                "decode_tokens_per_s": statistics.median(decode),
+                "decode_tokens_per_s_runs": decode,
+                "token_ms_median": statistics.median(every),
+                "token_ms_p99": p99,
+                "ms_per_depth": per_depth,
+                "host_ms_per_depth": host,
+                "bundle_bytes": bundle_bytes(bundle.manifest),
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+        )
+        return
+    console.table(
+        (f"tokens/s, {len(runs)} runs", "#median", "#slowest", "#fastest"),
+        [
+            _spread(f"prefill, {args.prompt_tokens} tokens", prefill),
+            _spread(f"decode, {args.tokens} tokens", decode),
+        ],
+    )
+    depths = " ".join(f"{ms:.2f}" for ms in per_depth)
+    console.facts(
+        [
+            ("a token", f"{statistics.median(every):.2f} ms, 99 of 100 within {p99:.2f} ms"),
+            ("each depth", f"{depths} ms in the block, and {1000 * host:.0f} µs in the host's loop"),
+            ("bundle", byte_count(bundle_bytes(bundle.manifest))),
+            ("peak memory", byte_count(peak_rss_bytes() or 0)),
+        ]
+    )
+
+
+def measure(loop: DepthLoop, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
+    """One run: read ``prompt`` [S], then write ``tokens`` tokens."""
+    from ..runtime.timing import Stopwatch
+
+    loop.reset()
+    watch = Stopwatch()
+    logits = loop.forward(prompt)
+    prefill = watch.lap_ms()
+    loop.clock.restart()
+    times = []
+    for _ in range(tokens):
+        # The choice of a token is part of its time.
+        logits = loop.forward(logits[-1:].argmax(-1))
+        times.append(watch.lap_ms())
+    return Run(prefill, tuple(times), loop.clock.ms_per_depth, loop.clock.host_ms_per_depth)
+
+
+def _spread(name: str, rates: list[float]) -> tuple[str, str, str, str]:
+    return name, f"{statistics.median(rates):.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}"

@@ -1,0 +1,119 @@
+"""``edgeloop chat``: a conversation, one line a turn."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UsageError
+from .console import Console
+from .options import at_least, open_session, sampling_arguments, sampling_options, session_arguments
+from .run import generation, tell
+
+if TYPE_CHECKING:
+    from ..runtime.sampling import SamplingOptions
+    from ..runtime.session import Session, Step
+
+EXAMPLES = """\
+examples:
+  edgeloop chat bundle
+  edgeloop chat bundle --system "You answer in one sentence." --temperature 0.7
+  printf 'Who are you?\\nWhere do you live?\\n' | edgeloop chat bundle --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk to a bundle, one line a turn; Ctrl-C ends an answer, Ctrl-D the conversation. With --json, one\n"
+        "JSON object a turn."
+    )
+    parser.usage = "edgeloop chat BUNDLE [options]"
+    parser.epilog = EXAMPLES
+    session_arguments(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument(
+        "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
+    )
+    sampling_arguments(parser)
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    sampling = sampling_options(args)
+    with open_session(args) as session:
+        conversation = Conversation(session, sampling, args.stop, args.max_tokens, args.system)
+        if not conversation.has_template:
+            console.note(
+                "This bundle has no chat template: each line is continued by itself, without memory."
+            )
+        while (line := console.ask("> ")) is not None:
+            if not line.strip():
+                continue
+            try:
+                turn(conversation, line, console)
+            except UsageError as error:
+                if not sys.stdin.isatty():
+                    raise
+                console.error(str(error))  # a person can say it differently
+
+
+def turn(conversation: Conversation, line: str, console: Console) -> None:
+    """Answer ``line``."""
+    steps: list[Step] = []
+    answer = conversation.answer(line)
+    if conversation.forgotten:
+        console.note(f"(the context is full: {conversation.forgotten} earlier messages are forgotten)")
+    try:
+        tell(answer, console, steps)
+    except KeyboardInterrupt:
+        if not (steps and sys.stdin.isatty()):
+            raise
+    conversation.answered(line, "".join(step.text for step in steps))
+    if console.json:
+        console.result({"prompt": line, **generation(steps, conversation.session.stats)})
+
+
+class Conversation:
+    """What was said so far, as far as the context holds it."""
+
+    def __init__(
+        self,
+        session: Session,
+        sampling: SamplingOptions,
+        stop: list[str],
+        max_tokens: int,
+        system: str | None,
+    ) -> None:
+        """UsageError for a system message that has no place."""
+        self.session = session
+        self.has_template = session.bundle.manifest.chat_template is not None
+        if system and not self.has_template:
+            raise UsageError("this bundle has no chat template, so --system has no place: leave it out")
+        self._sampling, self._stop, self._max_tokens = sampling, stop, max_tokens
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._messages: list[dict[str, str]] = []
+        self.forgotten = 0
+
+    def answer(self, line: str) -> Iterator[Step]:
+        """The answer to ``line``; ``forgotten`` old messages had to go to make room for it."""
+        prompt = self._prompt(line) if self.has_template else line
+        return self.session.generate(prompt, self._max_tokens, sampling=self._sampling, stop=self._stop)
+
+    def answered(self, line: str, text: str) -> None:
+        """Remember a turn."""
+        self._messages += [{"role": "user", "content": line}, {"role": "assistant", "content": text}]
+
+    def _prompt(self, line: str) -> list[int]:
+        # Half of the context at most is kept free for an answer, or memory would be too short.
+        room = self.session.context - min(self._max_tokens, self.session.context // 2)
+        self.forgotten = 0
+        while True:
+            ids = self.session.encode_chat(
+                [*self._system, *self._messages, {"role": "user", "content": line}]
+            )
+            if len(ids) <= room or not self._messages:
+                return ids
+            # Templates want user and assistant in turn, so they leave in pairs.
+            del self._messages[:2]
+            self.forgotten += 2

@@ -1,0 +1,106 @@
+"""``edgeloop run``: continue a prompt, token by token."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .console import Console
+from .options import (
+    at_least,
+    open_session,
+    prompt_text,
+    sampling_arguments,
+    sampling_options,
+    session_arguments,
+)
+from .quantities import byte_count
+
+if TYPE_CHECKING:
+    from ..runtime.session import Step
+    from ..runtime.timing import GenerationStats
+
+EXAMPLES = """\
+examples:
+  edgeloop run bundle -p "Once upon a time"
+  edgeloop run bundle -p "Once upon a time" -n 400 --temperature 0.8 --top-p 0.95 --seed 7
+  edgeloop run bundle -p - --stop "The End" < beginning.txt
+  edgeloop run bundle -p "Once upon a time" --json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Continue a prompt. The text is streamed to stdout; what it cost is told on stderr afterwards."
+    )
+    parser.usage = "edgeloop run BUNDLE -p TEXT [options]"
+    parser.epilog = EXAMPLES
+    session_arguments(parser)
+    parser.add_argument(
+        "-p", "--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin"
+    )
+    parser.add_argument(
+        "-n",
+        "--max-tokens",
+        type=at_least(1),
+        default=256,
+        metavar="N",
+        help="at most N tokens (default: 256)",
+    )
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
+    sampling_arguments(parser)
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    sampling, prompt = sampling_options(args), prompt_text(args.prompt)
+    with open_session(args) as session:
+        steps = tell(
+            session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat),
+            console,
+        )
+        stats = session.stats
+    if console.json:
+        console.result(generation(told, stats))
+    else:
+        console.note(cost(stats))
+
+
+def tell(steps: Iterable[Step], console: Console, seen: list[Step] | None = None) -> list[Step]:
+    """Show the text of ``steps`` as they come. They are also put into ``seen``, even if there is no end to them."""
+    seen = [] if seen is None else seen
+    try:
+        for step in steps:
+            seen.append(step)
+            console.stream(step.text)
+    finally:
+        console.end_stream()
+    return seen
+
+
+def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
+    """A generated text and its cost, for machines. ``tokens`` and ``depths`` go side by side."""
+    return {
+        "text": "".join(step.text for step in steps),
+        "tokens": [step.token for step in steps],
+        "depths": [step.depth for step in steps],
+        "prompt_tokens": stats.prefill_tokens,
+        "prefill_tokens_per_s": stats.prefill_tokens_per_s,
+        "decode_tokens_per_s": stats.decode_tokens_per_s,
+        "time_to_first_token_ms": stats.time_to_first_token_ms,
+        "ms_per_depth": stats.ms_per_depth,
+        "host_ms_per_depth": stats.host_ms_per_depth,
+        "peak_rss_bytes": stats.peak_rss_bytes,
+    }
+
+
+def cost(stats: GenerationStats) -> str:
+    """What a generation cost, in one line."""
+    parts = [
+        f"{stats.decode_tokens} tokens",
+        f"{stats.decode_tokens_per_s:.0f} tokens/s",
+        f"first after {stats.time_to_first_token_ms:.0f} ms ({stats.prefill_tokens} prompt tokens)",
+    ]
+    if stats.peak_rss_bytes is not None:
+        parts.append(f"{byte_count(stats.peak_rss_bytes)} peak memory")
+    return f"[{', '.join(parts)}]"

@@ -1,0 +1,100 @@
+"""Random-weight checkpoints of real shapes, in their authors' own formats: to size and time a design first.
+
+The text such a model writes is noise; its sizes, speeds and memory are those of the trained model.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ..runtime.errors import ExportError, UsageError
+from .synth_shapes import SHAPES, Shape
+from .synth_tokenizer import write_tokenizer
+from .synth_weights import SynthWeights
+
+__all__ = ["SHAPES", "Shape", "synthesize", "synthesize_shape"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def synthesize(
+    shape_name: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float16",
+    force: bool = False,
+    lora_rank: int = 0,
+) -> Path:
+    """Write a checkpoint of a named shape, with a byte tokenizer, to ``out``; returns ``out``.
+
+    The same arguments give the same weights. ``lora_rank`` adds a LoRA on all linears of MoR shapes' shared
+    layers. UsageError: an unknown shape or dtype, a LoRA on another family, ``out`` exists and ``force`` is off
+    or it is no checkpoint. ExportError: no room on the disk, no right to write.
+    """
+    if shape_name not in SHAPES:
+        raise UsageError(f"no shape named {shape_name!r}; choose one of {', '.join(SHAPES)}")
+    return synthesize_shape(SHAPES[shape_name], out, seed=seed, dtype=dtype, force=force, lora_rank=lora_rank)
+
+
+def synthesize_shape(
+    shape: Shape, out: Path, *, seed: int = 0, dtype: str = "float16", force: bool = False, lora_rank: int = 0
+) -> Path:
+    """``synthesize`` for a shape that has no name."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; wanted {' or '.join(DTYPES)}")
+    if lora_rank < 0 or (lora_rank and shape.family != "mor"):
+        raise UsageError(
+            f"a LoRA of rank {lora_rank} on a {shape.family} shape; LoRA is for MoR shapes, rank ≥ 0"
+        )
+    out = Path(out)
+    _check_free(out, force)
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary.chmod(0o755)
+        weights = SynthWeights(shape, torch.Generator().manual_seed(seed), DTYPES[dtype], lora_rank)
+        free, wanted = shutil.disk_usage(temporary).free, weights.bytes_wanted()
+        if free < wanted:
+            raise ExportError(
+                f"{out} needs {wanted >> 20} MB, and the disk has {free >> 20} MB; free some room"
+            )
+        weights.write(temporary)
+        write_tokenizer(temporary, shape.vocab_size)
+        _put_in_place(temporary, out)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise ExportError(f"{out} could not be written ({error}); check the room and rights there") from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("wrote %s: %d parameters", out, weights.parameters)
+    return out
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """UsageError when ``out`` exists and may not be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise UsageError(f"{out} exists: choose another folder or pass --force to replace it")
+    if out.is_symlink() or not (out / "config.json").is_file():
+        raise UsageError(f"{out} exists and is not a checkpoint: --force replaces checkpoints only")
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Give a finished folder its name; an old folder of that name is moved aside first, then removed."""
+    if not out.exists():
+        made.rename(out)
+        return
+    old = made.with_name(made.name + "-old")
+    out.rename(old)
+    made.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

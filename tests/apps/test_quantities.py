@@ -1,0 +1,77 @@
+"""Numbers as people read them, and the estimate of the unrolled size."""
+
+import pytest
+
+from edgeloop.apps.quantities import byte_count, count, delta_parameters, deltas, layout, unrolled_bytes
+from edgeloop.runtime.manifest import File, Manifest, Parity, Quantization, Target
+from edgeloop.runtime.spec import Segment, Spec
+
+
+def spec(*segments: Segment) -> Spec:
+    return Spec(
+        family="tiny",
+        segments=segments,
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        context_length=64,
+        tied_embedding=True,
+    )
+
+
+LOOPED = spec(Segment(1), Segment(3, 3, per_repeat_norms=True, lora={"q_proj": 2, "k_proj": 2}), Segment(1))
+
+
+@pytest.mark.parametrize(
+    ("n", "written"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (11_370_000, "11.4 MB"),
+        (999_600, "1 MB"),
+        (123_456, "123 kB"),
+        (5e15, "5000 TB"),
+    ],
+)
+def test_byte_count(n: float, written: str) -> None:
+    assert byte_count(n) == written
+
+
+def test_count() -> None:
+    assert (count(512), count(7_680_000)) == ("512", "7.68 M")
+
+
+def test_layout() -> None:
+    assert layout(LOOPED) == "1 + 3×3 + 1"
+    assert layout(spec(*[Segment(1, 2)] * 15)) == "15 of 1×2"
+    assert layout(spec(Segment(24, 4))) == "24×4"
+
+
+def test_deltas() -> None:
+    assert deltas(LOOPED) == "LoRA of rank 2 on q, k; own norms"
+    assert deltas(spec(Segment(2, 2))) == "none"
+    # 3 layers × 3 depths × rank 2 × ((32 + 32) for q + (32 + 16) for k)
+    assert delta_parameters(LOOPED) == 3 * 3 * 2 * (64 + 48)
+
+
+def test_the_unrolled_estimate_repeats_matrices_and_merges_deltas() -> None:
+    matrices = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
+    manifest = Manifest(
+        format=1,
+        edgeloop="0",
+        spec=LOOPED,
+        quantization=Quantization("int4", 4, 32),
+        targets={"onnx": Target({}, "w", Parity((), 0.0, 0.0))},
+        tokenizer=None,
+        chat_template=None,
+        parameters=50_000,
+        unrolled_parameters=50_000 + 6 * matrices,
+        files={"w": File(30_000, "")},
+    )
+    assert unrolled_bytes(manifest) == 30_000 + 6 * matrices * 4.5 / 8 - 2 * delta_parameters(LOOPED)

@@ -1,0 +1,120 @@
+"""Tiny checkpoints of every family, with random weights: width 64, a few layers, context 64.
+
+``make(kind, folder)`` writes one; ``KINDS`` names them. Tests get it as the ``tiny`` fixture (conftest.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeloop.apps.demo.model import DemoConfig, DemoModel
+from edgeloop.export.synth import Shape, synthesize_shape
+from edgeloop.export.synth_tokenizer import write_tokenizer
+
+VOCAB = 320  # the byte tokenizer's 257 tokens and some fillers
+MOR = Shape("mor", VOCAB, 64, 96, 4, 2, layers=8, repeats=3, context=64)
+
+
+def _mor(folder: Path, sharing: str = "middle_cycle", rank: int = 0, ln_share: bool = True) -> None:
+    layers = 8 if sharing.startswith("middle_") else 6
+    shape = replace(MOR, sharing=sharing, ln_share=ln_share, layers=layers)
+    synthesize_shape(shape, folder, dtype="float32", lora_rank=rank)
+
+
+def _mobilellm(folder: Path) -> None:
+    synthesize_shape(replace(MOR, family="mobilellm", layers=3, repeats=2), folder, dtype="float32")
+
+
+def _ouro(folder: Path) -> None:
+    shape = replace(MOR, family="ouro", layers=2, repeats=3, kv_heads=4, tied=False)
+    synthesize_shape(shape, folder, dtype="float32")
+
+
+def _llama(folder: Path) -> None:
+    """A plain Llama folder, 1 + 2 × 2 + 1 layers written out, v5's way of giving rope, equal copies."""
+    _mor(folder)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "conf.yaml").unlink()
+    keep = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 7}
+    tensors = {k: v.clone() for k, v in state.items() if not k.startswith(("model.layers.", "lm_head"))}
+    for new, old in keep.items():
+        stem = f"model.layers.{old}."
+        tensors |= {
+            f"model.layers.{new}.{k[len(stem) :]}": v.clone() for k, v in state.items() if k.startswith(stem)
+        }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), "rope_type": "default"}
+    config["dtype"] = config.pop("torch_dtype")
+    config["num_hidden_layers"] = len(keep)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _llama_sharded(folder: Path) -> None:
+    _llama(folder)
+    shard(folder)
+
+
+def _edgeloop(folder: Path, rank: int = 4) -> None:
+    config = DemoConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, block_layers=2, num_recursions=3, lora_rank=rank, lora_scale=1.5, max_position_embeddings=64,
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    state = demo_model(config).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.as_json()))
+    write_tokenizer(folder, VOCAB)
+
+
+def demo_model(config: DemoConfig) -> DemoModel:
+    """The model with seeded weights in which every delta matters."""
+    torch.manual_seed(0)
+    model = DemoModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.normal_(std=0.05)
+            elif parameter.dim() <= 2 and "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "edgeloop": _edgeloop,
+    "edgeloop-no-lora": lambda folder: _edgeloop(folder, rank=0),
+    "mor-cycle": lambda folder: _mor(folder, "cycle"),
+    "mor-sequence": lambda folder: _mor(folder, "sequence"),
+    "mor-middle-cycle": _mor,
+    "mor-middle-sequence": lambda folder: _mor(folder, "middle_sequence"),
+    "mor-lora": lambda folder: _mor(folder, rank=4),
+    "mor-norms": lambda folder: _mor(folder, ln_share=False),
+    "mobilellm": _mobilellm,
+    "ouro": _ouro,
+    "llama": _llama,
+    "llama-sharded": _llama_sharded,
+}
+
+
+def make(kind: str, folder: Path) -> Path:
+    """Write the checkpoint ``kind`` to ``folder``, which must not exist; returns ``folder``."""
+    KINDS[kind](folder)
+    return folder
+
+
+def shard(folder: Path, count: int = 3) -> None:
+    """Replace model.safetensors by shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: f"model-{i % count + 1:05}-of-{count:05}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
