@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12"
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo bench test lint clean
@@ -20,14 +22,15 @@ install: $(VENV)/installed
 
 # The stamps are older than pyproject.toml when a version in it has changed: then pip runs again.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeloop needs Python 3.11 or newer, \
-	this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -e '.[onnx,export]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing edgeloop into $(VENV) (a minute or two)"
+	@$(PIP) install -e '.[onnx,export]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install --quiet -e '.[onnx,export,dev]'
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) install -e '.[onnx,export,dev]'
 	@touch $@
 
 demo: $(VENV)/installed

@@ -102,4 +102,4 @@ def describe(report: Report, console: Console) -> None:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     console.facts(rows)
-    console.note(f"next: edgeloop run {report.bundle} -p 'Once upon a time'")
+    console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time'\n")

@@ -55,10 +55,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     sampling, prompt = sampling_options(args), prompt_text(args.prompt)
     with open_session(args) as session:
-        steps = tell(
-            session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat),
-            console,
-        )
+        steps = session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat)
+        if not args.chat:
+            console.echo(prompt)
+        told = tell(steps, console)
         stats = session.stats
     if console.json:
         console.result(generation(told, stats))

@@ -100,7 +100,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
     """A checkpoint, from its configs and the headers of its weight files."""
     from ..export.checkpoint import Checkpoint
     from ..export.families import find_family, unused
-    from ..export.pipeline import count_parameters
+    from ..export.stored import count_parameters
 
     checkpoint = Checkpoint.open(path)
     reading = find_family(checkpoint).read(checkpoint)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
 from .options import at_least
 from .quantities import byte_count
+
+if TYPE_CHECKING:
+    from ..export.synth_shapes import Shape
 
 EXAMPLES = """\
 examples:
@@ -29,21 +35,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", metavar="NAME", help="which shape")
     parser.add_argument("-o", "--out", type=Path, metavar="CKPT", help="folder to write")
     parser.add_argument(
-        "--lora-rank", type=at_least(0), default=0, metavar="N", help="add per-depth LoRA deltas"
+        "--lora-rank", type=at_least(0), default=0, metavar="N", help="per-depth LoRA (MoR shapes)"
     )
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N")
     parser.add_argument("--force", action="store_true", help="replace CKPT if it exists")
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    from ..export.synth import SHAPES, synthesize
+    from ..export.synth_shapes import SHAPES
 
     if args.list:
-        list_shapes(console)
+        list_shapes(SHAPES, console)
         return
     if args.shape is None or args.out is None:
         raise UsageError("--shape and -o are needed, or --list (see `edgeloop synth --help`)")
+    if args.shape not in SHAPES:  # asked before torch is imported
+        raise UsageError(f"no shape named {args.shape!r}; choose one of {', '.join(SHAPES)}")
+    from ..export.synth import synthesize
+
     console.note(f"writing random weights in the shape of {args.shape}")
     synthesize(
         args.shape, args.out, seed=args.seed, dtype=args.dtype, force=args.force, lora_rank=args.lora_rank
@@ -53,4 +63,23 @@ def main(args: argparse.Namespace, console: Console) -> None:
         console.result({"checkpoint": str(args.out), "shape": args.shape, "bytes": size})
     else:
         console.facts([("checkpoint", str(args.out)), ("shape", args.shape), ("bytes", byte_count(size))])
-        console.note(f"next: edgeloop export {args.out} -o bundle")
+        console.write(f"next: edgeloop export {args.out} -o bundle\n")
+
+
+def list_shapes(shapes: Mapping[str, Shape], console: Console) -> None:
+    """The named shapes and their sizes."""
+    if console.json:
+        console.result({"shapes": {name: asdict(shape) for name, shape in shapes.items()}})
+        return
+    rows = [
+        (
+            name,
+            shape.family,
+            f"{len(set(shape.stored_layers))} stored, {shape.applied_layers} applied",
+            str(shape.hidden_size),
+            f"{shape.heads}/{shape.kv_heads}",
+            str(shape.vocab_size),
+        )
+        for name, shape in shapes.items()
+    ]
+    console.table(("shape", "family", "layers", "#width", "#heads/KV", "#vocabulary"), rows)

@@ -91,12 +91,16 @@ class Checkpoint:
         return tensor
 
     def same(self, a: str, b: str) -> bool:
-        """Do two tensors hold the same weights: one storage, or equal shape, dtype and bytes?"""
+        """Do two tensors hold the same weights: one storage, or equal shape, dtype and bytes?
+
+        CheckpointError if one is missing, or of a dtype that is not read.
+        """
         if a == b:
             return True
         left, right = self._file(a), self._file(b)
         if left.shape(a) != right.shape(b) or left.dtype(a) != right.dtype(b):
             return False
+        self._dtype(a)
         if left is right and left.storage(a) == right.storage(b):
             return True
         # The first row tells most different tensors apart without reading the rest.

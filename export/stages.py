@@ -179,7 +179,7 @@ class Epilogue(Stage):
         x, caches = state, []
         if self.cache_count:
             x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
-        x = x.flatten(0, 1)[rows]
+        x = x.reshape(-1, self.spec.hidden_size).index_select(0, rows)
         if not self.spec.loop_norm:
             x = self.norm(x, Depth(0))
         logits = (self.embed if self.spec.tied_embedding else self.head)(x)

@@ -129,7 +129,10 @@ class SynthWeights:
 
     def normal(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
         self.parameters += math.prod(shape)
-        return torch.randn(shape, generator=self.generator).mul_(std).to(self.dtype)
+        tensor = torch.empty(shape, dtype=self.dtype)
+        for rows in tensor.split(4096):  # a float32 copy of a whole embedding would be the memory's peak
+            rows.copy_(torch.randn(rows.shape, generator=self.generator).mul_(std))
+        return tensor
 
     def norm(self, scale: float) -> torch.Tensor:
         noise = torch.randn(self.shape.hidden_size, generator=self.generator) * NORM_NOISE

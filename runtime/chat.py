@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_TEMPLATE = 256 << 10
-MAX_TEXT = 4 << 20
-MAX_STEPS, MAX_SECONDS = 200_000, 5.0
+MAX_TEXT = 1 << 20
+MAX_STEPS, MAX_SECONDS = 200_000, 3.0
 """Characters of a template, characters of a text; loop turns, calls and seconds of one rendering."""
 
 # fmt: off
@@ -120,7 +120,7 @@ def _environment(budget: _Budget) -> ImmutableSandboxedEnvironment:
 
         def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (jinja2 looks for this name)
             self.generic_visit(node)
-            return nodes.Filter(nodes.List(node.nodes, "load"), "_joined", [], [], None, None)
+            return nodes.Filter(nodes.List(node.nodes), "_joined", [], [], None, None)
 
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"+", "*", "**", "%"})

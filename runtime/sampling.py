@@ -61,31 +61,32 @@ class Sampler:
 
         ``logits`` is left as it is. EngineError when it holds NaN.
         """
+        if math.isnan(logits.max()):  # the largest is NaN when anything is
+            raise EngineError(f"the logits for position {position} hold NaN; try engine reference")
         options = self.options
         scores: F32 | F64 = logits
         if options.repetition_penalty != 1:
             scores = penalize(logits, history, options.repetition_penalty)
         if options.temperature == 0:
-            choice = int(np.argmax(scores))
-        else:
-            scores = scores / np.float64(options.temperature)
-            kept = candidates(scores, options)
-            # Noise is drawn for the whole vocabulary, so that a token's noise does not depend on the filters.
-            noise = gumbel(options.seed, position, len(logits))
-            choice = int(kept[np.argmax(scores[kept] + noise[kept])])
-        if math.isnan(logits[choice]):  # argmax finds a NaN wherever one is
-            raise EngineError(f"the logits for position {position} hold NaN; try engine reference")
-        return choice
+            return int(np.argmax(scores))
+        scores = scores / np.float64(options.temperature)
+        kept = candidates(scores, options)
+        # Drawn for the whole vocabulary, so that a token's noise does not depend on the filters.
+        dice = uniform(options.seed, position, len(logits))
+        return int(kept[np.argmax(scores[kept] + gumbel(dice[kept]))])
 
 
-def gumbel(seed: int, position: int, size: int) -> F64:
-    """The Gumbel noise [size] of ``position``."""
+def uniform(seed: int, position: int, size: int) -> F64:
+    """The dice [size] of ``position``, in [0, 1)."""
     # The counter's lowest word counts the draws themselves: were the position there, the noise of the next
     # position would be this one's, shifted by a few tokens.
     bits = np.random.Philox(key=seed, counter=np.array([0, 0, 0, position], np.uint64))
-    uniform = np.random.Generator(bits).random(size)
-    np.maximum(uniform, np.finfo(np.float64).tiny, out=uniform)
-    noise: F64 = -np.log(-np.log(uniform))
+    return np.random.Generator(bits).random(size)
+
+
+def gumbel(dice: F64) -> F64:
+    """Uniform numbers as Gumbel noise."""
+    noise: F64 = -np.log(-np.log(np.maximum(dice, np.finfo(np.float64).tiny)))
     return noise
 
 

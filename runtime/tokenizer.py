@@ -80,7 +80,7 @@ class Detokenizer:
         if not self._held:
             new = self._send(len(self._text))
         elif self._held < self.HELD:
-            return ""
+            return ""  # and the window stays: where to cut it is only known once the character is whole
         else:
             # No character takes this many tokens, so these bytes are really broken; only the end may not be.
             new = self._send(len(self._text) - 1)

@@ -1,8 +1,8 @@
 """The stored weights of a bundle, read with numpy: names, layout, dequantization.
 
-A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K (the last one padded) as ``X.scales`` [N, K/G]
-float16 and ``X.codes`` uint8: int8 [N, K/G, G] with value (code − 128)·scale, int4 [N, K/G, G/2] with two values a
-byte, the low nibble first, and value (nibble − 8)·scale. The shape says which of the two it is.
+A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K: ``X.scales`` [N, K/G] float16
+and ``X.codes`` uint8. int8 codes are [N, K/G, G], value (code − 128)·scale; int4 codes are [N, K/G, G/2], two
+a byte, the low nibble first, value (nibble − 8)·scale. The shape says which of the two a matrix is.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Weights:
                 self._check(f"{name}.weight", (n, k))
                 continue
             if group_size < 2 or group_size % 2:
-                raise BundleError(f"{name} is quantized in groups of {group_size}; export the checkpoint again")
+                raise BundleError(
+                    f"{name} is quantized in groups of {group_size}; export the checkpoint again"
+                )
             groups = -(-k // group_size)
             self._check(f"{name}.codes", (n, groups, group_size), (n, groups, group_size // 2))
             self._check(f"{name}.scales", (n, groups))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Tiny models: threads cost more than they bring, most of all on a machine that is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # --import-mode=importlib leaves sys.path alone; the helpers beside this file are imported by their names.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -113,7 +113,9 @@ def shard(folder: Path, count: int = 3) -> None:
     """Replace model.safetensors by shards with an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    weight_map = {name: f"model-{i % count + 1:05}-of-{count:05}.safetensors" for i, name in enumerate(tensors)}
+    weight_map = {
+        name: f"model-{i % count + 1:05}-of-{count:05}.safetensors" for i, name in enumerate(tensors)
+    }
     for file in set(weight_map.values()):
         save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
     index = {"metadata": {}, "weight_map": weight_map}

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     else:
         console.write("\n")
         console.facts(results(manifest, stats))
-        console.note(f"\nnext: edgeloop show {args.out}")
+        console.write(f"next: edgeloop run {args.out} -p 'The king said'\n")
 
 
 def export(out: Path, console: Console) -> None:

@@ -48,4 +48,9 @@ def find_family(checkpoint: Checkpoint) -> Family:
 
 def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
     """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies aside."""
-    return sorted(n for n in checkpoint.names - reading.used if not n.endswith("rotary_emb.inv_freq"))
+    return sorted(n for n in checkpoint.names - reading.used if not is_buffer(n))
+
+
+def is_buffer(name: str) -> bool:
+    """Rotary frequencies, which old checkpoints store: they follow from rope_theta."""
+    return name.endswith("rotary_emb.inv_freq")

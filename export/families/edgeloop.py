@@ -12,7 +12,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.spec import Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
-from .llama_config import MAX_SIZE, flag, number, size
+from .llama_config import MAX_SIZE, flag, number, shown, size
 from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
 
 KEYS = frozenset(
@@ -81,6 +81,11 @@ class EdgeloopFamily:
         )
         reader.add("embed.weight", "embed_tokens.weight", (vocab, width))
         reader.add("norm.weight", "norm.weight", (width,))
+        stray = (n for n in checkpoint.names - reader.used if n.startswith(("prelude.", "block.", "coda.")))
+        if name := min(stray, default=None):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name} is part of a layer that config.json does not have"
+            )
         spec = Spec(
             family=self.name,
             segments=segments,
@@ -153,5 +158,7 @@ def _count(
     if maximum is None:
         maximum = MAX_SIZE if key == "lora_rank" else MAX_LAYERS
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise CheckpointError(f"{where}: {key} is {value!r}; wanted an integer from {minimum} to {maximum}")
+        raise CheckpointError(
+            f"{where}: {key} is {shown(value)}; wanted an integer from {minimum} to {maximum}"
+        )
     return value

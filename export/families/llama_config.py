@@ -116,7 +116,7 @@ def size(table: Mapping[str, Any], key: str, where: str, default: int | None = N
     if value is None:
         raise CheckpointError(f"{where} has no {key}; wanted a positive integer")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
-        raise CheckpointError(f"{where}: {key} is {value!r}; wanted a positive integer up to {MAX_SIZE}")
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive integer up to {MAX_SIZE}")
     return value
 
 
@@ -126,7 +126,7 @@ def number(table: Mapping[str, Any], key: str, where: str, default: float | None
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{where}: {key} is {value!r}; wanted a positive number")
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive number")
     return float(value)
 
 
@@ -136,8 +136,14 @@ def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise CheckpointError(f"{where}: {key} is {value!r}; wanted true or false")
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted true or false")
     return value
+
+
+def shown(value: object) -> str:
+    """A value for an error message, on one line of bearable length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) -> None:
@@ -150,7 +156,7 @@ def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) 
         if key in ONLY:
             if value not in ONLY[key]:
                 raise CheckpointError(
-                    f"{where}: {key} is {value!r}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
+                    f"{where}: {key} is {shown(value)}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
                 )
         elif key == "layer_types":
             if value is not None and set(value if isinstance(value, list) else [value]) != {"full_attention"}:
@@ -161,7 +167,7 @@ def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) 
             continue  # the former are read by _rope_theta; a flag that is off changes nothing
         elif CHANGES.search(key.lower()):
             raise CheckpointError(
-                f"{where}: {key} is {value!r}, and this family does not know the key; "
+                f"{where}: {key} is {shown(value)}, and this family does not know the key; "
                 "a flag that may change the computation is not passed over"
             )
 
@@ -176,7 +182,7 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> float:
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            raise CheckpointError(f"{where}: {key} is {rope!r}; wanted an object or null")
+            raise CheckpointError(f"{where}: {key} is {shown(rope)}; wanted an object or null")
         for name, value in rope.items():
             if name in ("rope_type", "type"):
                 supported = value in (None, "default")
@@ -186,7 +192,7 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> float:
                 supported = name == "rope_theta" or value is None
             if not supported:
                 raise CheckpointError(
-                    f"{where}: {key}.{name} is {value!r}; plain rotary embeddings are supported (rope_type default)"
+                    f"{where}: {key}.{name} is {shown(value)}; wanted plain rotary embeddings (rope_type default)"
                 )
         if rope.get("rope_theta") is not None:
             found[f"{key}.rope_theta"] = number(rope, "rope_theta", f"{where}: {key}")
@@ -201,5 +207,7 @@ def _token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> t
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
-            raise CheckpointError(f"{where}: {key} is {value!r}; wanted token ids below vocab_size {vocab}")
+            raise CheckpointError(
+                f"{where}: {key} is {shown(value)}; wanted token ids below vocab_size {vocab}"
+            )
     return tuple(ids)

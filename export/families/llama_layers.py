@@ -12,6 +12,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.spec import Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
+from . import is_buffer
 from .llama_config import LlamaConfig
 from .llama_ties import SANDWICH_NORMS, LlamaNames, Run
 
@@ -173,11 +174,6 @@ class _Reader:
                 f"{self.checkpoint.folder}: {name} is part of a layer and not understood; wanted plain Llama "
                 "layers (linears without bias, RMSNorms, LoRA)"
             )
-
-
-def is_buffer(name: str) -> bool:
-    """Rotary frequencies, which old checkpoints store: they follow from rope_theta."""
-    return name.endswith("rotary_emb.inv_freq")
 
 
 def _is_tied(names: LlamaNames, config: LlamaConfig, share_embedding: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
-from .llama_config import number, size
+from .llama_config import number, shown, size
 from .llama_layers import Scale
 
 REFUSED = re.compile(
@@ -28,7 +28,9 @@ def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
         raise CheckpointError(f"{where}: peft_type is {adapter['peft_type']!r}; LORA is supported")
     for key, value in adapter.items():
         if value and REFUSED.fullmatch(key):
-            raise CheckpointError(f"{where}: {key} is {value!r}, which is not supported; wanted plain LoRA")
+            raise CheckpointError(
+                f"{where}: {key} is {shown(value)}, which is not supported; wanted plain LoRA"
+            )
     if adapter.get("bias", "none") != "none":
         raise CheckpointError(f"{where}: bias is {adapter['bias']!r}, which is not supported; wanted none")
     if not any(".lora_A." in name for name in checkpoint.names):
@@ -66,7 +68,7 @@ def training_scale(checkpoint: Checkpoint, lora: Mapping[str, Any]) -> Scale:
 def _pattern(adapter: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     table = adapter.get(key) or {}
     if not isinstance(table, dict):
-        raise CheckpointError(f"{where}: {key} is {table!r}; wanted an object")
+        raise CheckpointError(f"{where}: {key} is {shown(table)}; wanted an object")
     for name in table:
         # PEFT takes the keys as regular expressions; plain names are all that training code writes.
         if not re.fullmatch(r"[\w.]+", name):

@@ -14,7 +14,7 @@ from typing import Any
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .llama_config import flag, read_llama_config, size
+from .llama_config import flag, read_llama_config, shown, size
 from .llama_layers import read_layers
 from .llama_ties import LlamaNames, Run, plain
 from .lora_scale import training_scale
@@ -61,7 +61,7 @@ class MorFamily:
         relaxation = _section(training, "relaxation", where)
         if flag(relaxation, "enable", f"{where}: relaxation", False):
             scale = training_scale(checkpoint, _section(relaxation, "lora", where, "relaxation."))
-        if _enabled(training, "kv_sharing", where) or checkpoint.config.get("kv_sharing"):
+        if _shares_kv(checkpoint, training, where):
             logger.warning(
                 "kv_sharing is enabled in %s: read as per-depth KV, which is what the authors' forward computes "
                 "without a cache; their cached forward, where depths share K and V, gives other logits",
@@ -106,7 +106,7 @@ def _refuse(training: Mapping[str, Any], where: str) -> None:
         off = not value or (isinstance(value, dict) and value.get("enable") is False)
         if key not in SECTIONS and SUSPECT.search(str(key).lower()) and not off:
             raise CheckpointError(
-                f"{where}: {key} is {value!r}, which is not understood and may change the model"
+                f"{where}: {key} is {shown(value)}, which is not understood and may change the model"
             )
     _closed(_section(training, "recursive", where), KEYS["recursive"], f"{where}: recursive")
     if _enabled(training, "mor", where):
@@ -139,9 +139,17 @@ def _section(table: Mapping[str, Any], key: str, where: str, parent: str = "") -
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: {parent}{key} is {value!r}; wanted a mapping")
+        raise CheckpointError(f"{where}: {parent}{key} is {shown(value)}; wanted a mapping")
     return value
 
 
 def _enabled(training: Mapping[str, Any], key: str, where: str) -> bool:
     return flag(_section(training, key, where), "enable", f"{where}: {key}", False)
+
+
+def _shares_kv(checkpoint: Checkpoint, training: Mapping[str, Any], where: str) -> bool:
+    """The authors write kv_sharing into config.json too, as a flag or as conf.yaml's section."""
+    copy = checkpoint.config.get("kv_sharing")
+    return _enabled(training, "kv_sharing", where) or bool(
+        copy.get("enable", True) if isinstance(copy, dict) else copy
+    )

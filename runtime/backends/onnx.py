@@ -137,7 +137,14 @@ class OnnxBackend:
 
     name = "onnx"
 
-    def __init__(self, spec: Spec, graphs: Mapping[str, Path], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        graphs: Mapping[str, Path],
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """``graphs``: the file of each stage. ``threads``: by default every core of this process."""
         _use_threads(threads)
         self.spec = spec
         self._prologue = _Stage("prologue", "state", graphs["prologue"], spec)

@@ -1,0 +1,70 @@
+"""A tiny checkpoint with a chat template, and the bundle that the command line makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeloop.apps.cli import main
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("apps") / "checkpoint"
+    shutil.copytree(tiny_once("edgeloop"), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path) -> Path:
+    """Shared: tests leave it as it is."""
+    out = checkpoint.with_name("bundle")
+    assert main(["export", str(checkpoint), "-o", str(out), "--quant", "int4", "--json"]) == 0
+    return out
+
+
+@pytest.fixture
+def bundle_without_template(bundle: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "plain"
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["chat_template"] = None
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``command("run", bundle, …)`` → exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def command_json(command: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
+    """``command_json("run", bundle, …)`` → the one JSON object; stderr must be empty."""
+
+    def run(*words: object) -> Any:
+        code, out, err = command(*words, "--json")
+        assert (code, err) == (0, "")
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    return run

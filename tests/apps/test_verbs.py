@@ -1,0 +1,231 @@
+"""The verbs from end to end: a tiny checkpoint becomes a bundle, which is shown, run, measured and talked to."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeloop.apps.demo import verb as demo
+
+Command = Callable[..., tuple[int, str, str]]
+CommandJson = Callable[..., Any]
+PROMPT = "Once upon"
+
+
+def test_export_tells_what_it_made(checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "bundle"
+    code, text, err = command("export", checkpoint, "-o", out, "--quant", "int8", "--group-size", 32)
+    assert code == 0, err
+    assert "1 + 2×3 + 1" in text
+    assert "int8, groups of 32" in text
+    assert f"edgeloop run {out}" in text
+    assert "quantizing" in err
+
+
+def test_export_does_not_overwrite(checkpoint: Path, bundle: Path, command: Command) -> None:
+    code, out, err = command("export", checkpoint, "-o", bundle)
+    assert (code, out) == (2, "")
+    assert "--force" in err
+
+
+def test_export_of_an_unknown_target(checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    code, _, err = command("export", checkpoint, "-o", tmp_path / "x", "--target", "onnx,abacus")
+    assert code == 2
+    assert "abacus" in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_run_streams_the_text_and_tells_the_cost_apart(bundle: Path, command: Command) -> None:
+    code, out, err = command("run", bundle, "-p", PROMPT, "-n", 8)
+    assert code == 0
+    assert err.startswith("[8 tokens, ")
+    assert "\x1b" not in out + err
+
+
+def test_run_as_json(bundle: Path, command_json: CommandJson) -> None:
+    found = command_json("run", bundle, "-p", PROMPT, "-n", 8)
+    assert len(found["tokens"]) == len(found["depths"]) == 8
+    assert set(found["depths"]) == {3}
+    assert len(found["ms_per_depth"]) == 3
+    for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_ms", "peak_rss_bytes"):
+        assert found[key] > 0
+
+
+def test_the_same_seed_gives_the_same_text(bundle: Path, command_json: CommandJson) -> None:
+    def tokens(seed: int) -> list[int]:
+        found = command_json("run", bundle, "-p", PROMPT, "-n", 12, "--temperature", 1.5, "--seed", seed)
+        return list(found["tokens"])
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
+def test_run_ends_before_a_stop_string(bundle: Path, command_json: CommandJson) -> None:
+    whole = command_json("run", bundle, "-p", PROMPT, "-n", 20)["text"]
+    stop = whole[3:5]
+    cut = command_json("run", bundle, "-p", PROMPT, "-n", 20, "--stop", stop)["text"]
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_both_engines_begin_alike(bundle: Path, command_json: CommandJson) -> None:
+    def first(engine: str) -> int:
+        return int(command_json("run", bundle, "-p", PROMPT, "-n", 1, "--engine", engine)["tokens"][0])
+
+    assert first("onnx") == first("reference")
+
+
+def test_run_reads_stdin_and_restarts_itself(bundle: Path, command_json: CommandJson) -> None:
+    words = ["run", str(bundle), "-p", "-", "-n", "8", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeloop.apps.cli", *words],
+        input=PROMPT + "\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["tokens"] == command_json("run", bundle, "-p", PROMPT, "-n", 8)["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-p", ""], "the prompt is empty"),
+        (["-p", "x", "--engine", "abacus"], "unknown engine 'abacus'"),
+        (["-p", "x", "--top-p", "2"], "top_p is 2.0"),
+        (["-p", "x", "--context", "65"], "wanted 1 to 64"),
+        (["-p", "x" * 100], "the context holds 64"),
+        (["-p", "\udcff"], "not UTF-8"),
+        (["-p", "x", "--stop", ""], "a stop string is empty"),
+    ],
+)
+def test_run_refuses_in_one_line(bundle: Path, command: Command, words: list[str], told: str) -> None:
+    code, out, err = command("run", bundle, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("edgeloop: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_a_damaged_bundle_is_one_line(bundle_without_template: Path, command: Command) -> None:
+    (bundle_without_template / "tokenizer.json").unlink()
+    code, _, err = command("run", bundle_without_template, "-p", PROMPT)
+    assert code == 1
+    assert "tokenizer.json is missing" in err
+    assert err.count("\n") == 1
+
+
+def test_eval(bundle: Path, tmp_path: Path, command: Command, command_json: CommandJson) -> None:
+    text = tmp_path / "tale.txt"
+    text.write_text("There was once a king who had three sons. " * 10)
+    found = command_json("eval", bundle, "--text", text, "--max-tokens", 101)
+    assert found["tokens"] == 100
+    assert found["mean_depth"] == 3
+    assert len(found["perplexity_per_depth"]) == 3
+    assert found["perplexity"] == found["perplexity_per_depth"][-1] > 1
+    code, out, _ = command("eval", bundle, "--text", text)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [[str(d), "of", "3"] for d in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "not UTF-8"])
+def test_eval_of_no_text(bundle: Path, tmp_path: Path, command: Command, content: bytes | None) -> None:
+    text = tmp_path / "tale.txt"
+    if content is not None:
+        text.write_bytes(content)
+    code, out, err = command("eval", bundle, "--text", text)
+    assert (code, out) == (2, "")
+    assert "tale.txt" in err
+
+
+def test_chat_remembers(bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n\nYes\n"))
+    code, out, err = command("chat", bundle, "-n", 1, "--json")
+    assert (code, err) == (0, "")
+    first, second = map(json.loads, out.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("Hi", "Yes")
+    assert second["prompt_tokens"] > first["prompt_tokens"] + len("u:Yes")
+
+
+def test_chat_forgets_when_the_context_is_full(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I am a little fox.\n" * 4))
+    code, _, err = command("chat", bundle, "-n", 1)
+    assert code == 0
+    assert "earlier messages are forgotten" in err
+
+
+def test_chat_without_a_template_says_so(
+    bundle_without_template: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
+    code, _, err = command("chat", bundle_without_template, "-n", 4)
+    assert code == 0
+    assert "no chat template" in err
+    code, _, err = command("chat", bundle_without_template, "--system", "Be brief.")
+    assert code == 2
+    assert "--system" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupt_is_130_and_one_line(bundle: Path) -> None:
+    command = [sys.executable, "-m", "edgeloop.apps.cli", "chat", str(bundle), "-n", "4", "--json"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("Hi\n")
+        process.stdin.flush()
+        assert process.stdout.readline()  # it has answered, and waits for the next line
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == "edgeloop: interrupted\n"
+
+
+def test_bench(bundle: Path, command: Command, command_json: CommandJson) -> None:
+    flags = ("--prompt-tokens", 16, "--tokens", 8, "--runs", 2)
+    found = command_json("bench", bundle, *flags)
+    assert len(found["decode_tokens_per_s_runs"]) == 2
+    assert found["token_ms_median"] <= found["token_ms_p99"]
+    assert len(found["ms_per_depth"]) == 3
+    code, out, _ = command("bench", bundle, *flags)
+    assert code == 0
+    assert "decode, 8 tokens" in out
+    assert command("bench", bundle, "--tokens", 64)[0] == 2
+
+
+def test_synth(tmp_path: Path, command: Command, command_json: CommandJson) -> None:
+    assert "ouro-1.4b" in command("synth", "--list")[1]
+    assert "smollm-135m-r3" in command_json("synth", "--list")["shapes"]
+    code, _, err = command("synth", "--shape", "smolm", "-o", tmp_path / "x")
+    assert code == 2
+    assert "smollm-135m-r3" in err
+    assert command("synth", "--shape", "smollm-135m-r3")[0] == 2
+
+
+def test_demo(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+    command_json: CommandJson,
+) -> None:
+    monkeypatch.setattr(demo, "CHECKPOINT", checkpoint)
+    code, out, _ = command("demo", "-o", tmp_path / "demo", "-n", 8)
+    assert code == 0
+    assert out.startswith("Once upon a time")
+    for row in ("bundle", "the same unrolled", "speed", "first token", "peak memory"):
+        assert f"\n{row} " in out
+    # A folder that is no bundle is left alone, and the export's own line says why.
+    assert command("demo", "-o", checkpoint)[0] == 2

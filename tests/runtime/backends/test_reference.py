@@ -1,0 +1,135 @@
+"""The oracle against transformers, and against itself in other cuts of the same work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.spec import PROJECTIONS, Segment, Spec
+from edgeloop.runtime.weights import MATRICES, Weights, projection_shapes
+
+IDS = np.random.default_rng(7).integers(0, 60, 23)
+SEQUENCE = (Segment(layers=1, repeats=2), Segment(layers=1, repeats=2))  # MobileLLM-LS: a block of depth 1
+
+
+def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM:
+    """The same model as a plain Llama: every application a layer of its own, with the deltas added in."""
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.applied_layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        rms_norm_eps=spec.norm_eps,
+        max_position_embeddings=spec.context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    state = {
+        "model.embed_tokens.weight": weights.matrix("embed"),
+        "model.norm.weight": weights.small("norm.weight"),
+        "lm_head.weight": weights.matrix("embed" if spec.tied_embedding else "head"),
+    }
+    applied = 0
+    for s, segment in enumerate(spec.segments):
+        for e in range(segment.repeats):
+            for j in range(segment.layers):
+                prefix, ours = f"model.layers.{applied}", f"segments.{s}.layers.{j}"
+                for norm, name in (("input_layernorm", "attention_norm"), ("post_attention_layernorm", "mlp_norm")):
+                    weight = weights.small(f"{ours}.{name}.weight")
+                    state[f"{prefix}.{norm}.weight"] = weight[e] if weight.ndim == 2 else weight
+                for matrix, parts in MATRICES.items():
+                    ends = np.cumsum([projection_shapes(spec)[p][0] for p in parts])[:-1]
+                    for part, weight in zip(parts, np.split(weights.matrix(f"{ours}.{matrix}"), ends), strict=True):
+                        if part in segment.lora:
+                            a, b = (weights.small(f"{ours}.{part}.lora_{x}")[e] for x in "ab")
+                            weight = weight + b @ a
+                        home = "mlp" if part in PROJECTIONS[4:] else "self_attn"
+                        state[f"{prefix}.{home}.{part}.weight"] = weight
+                applied += 1
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+    return model
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("segments", [None, SEQUENCE, (Segment(layers=2, repeats=3),)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied):
+    spec = maker.spec(tied_embedding=tied, **({} if segments is None else {"segments": segments}))
+    tensors = maker.tensors(spec, bits)
+    backend = maker.backend(spec, bits)
+    model = unrolled_llama(spec, Weights(spec, tensors, maker.quantization(bits).group_size))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
+    loop = DepthLoop(backend, backend.new_cache(1, 64), chunk=7)
+    whole = loop.forward(IDS, rows="all").copy()
+    assert np.abs(whole - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
+    loop.reset()
+    parts = [loop.forward(IDS[:9], rows="all").copy()]
+    parts += [loop.forward(IDS[i : i + 1]).copy() for i in range(9, len(IDS))]
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+def test_lanes_of_different_depth_and_length_are_separate_calls(maker):
+    spec = maker.spec()
+    backend = maker.backend(spec)
+    random = np.random.default_rng(1)
+    ours, theirs = backend.new_cache(2, 16), backend.new_cache(2, 16)
+    for pairs, others in zip(ours.stages.values(), theirs.stages.values(), strict=True):
+        for pair, other in zip(pairs, others, strict=True):
+            for a, b in zip(pair, other, strict=True):
+                a[:] = random.standard_normal(a.shape)
+                b[:] = a
+    cached, tokens = np.array([5, 0, 3, 9], np.int32), np.array([3, 1, 0, 2], np.int32)
+    depth = np.array([2, 0, 1, 2])
+    positions = cached[:, None] + np.arange(3) + np.array([0, 0, 0, 4])[:, None]  # lane 3 has skipped tokens
+    state = random.standard_normal((4, 3, spec.hidden_size)).astype(np.float32)
+    together = backend.block(state, Lanes(depth, cached, tokens, positions, first_slot=1), ours)
+    for b in range(4):
+        one = slice(b, b + 1)
+        n = int(tokens[b])
+        lanes = Lanes(depth[one], cached[one], tokens[one], positions[one, :n], first_slot=1 + b)
+        alone = backend.block(state[one, :n], lanes, theirs)
+        np.testing.assert_array_equal(together[b, :n], alone[0])
+        assert not together[b, n:].any()
+    for pair, other in zip(ours.stages["block"], theirs.stages["block"], strict=True):
+        np.testing.assert_array_equal(pair, other)
+
+
+def test_norms_after_every_depth_and_on_outputs(maker):
+    """With zero output norms a layer changes nothing, so only embedding, norms and head are left."""
+    spec = maker.spec((Segment(layers=2, repeats=3),), sandwich_norms=True, loop_norm=True)
+    tensors = maker.tensors(spec)
+    for name in tensors:
+        if name.endswith("out_norm.weight"):
+            tensors[name] = np.zeros_like(tensors[name])
+    backend = type(maker.backend(spec))(spec, tensors, maker.quantization())
+    states = {}
+    loop = DepthLoop(backend, backend.new_cache(1, 64), observe=lambda d, x: states.update({d: x[0].copy()}))
+    logits = loop.forward(IDS, rows="all")
+    x = tensors["embed.weight"][IDS]
+    for depth in range(3):
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + spec.norm_eps) * tensors["norm.weight"]
+        np.testing.assert_allclose(states[depth], x, atol=1e-5)
+    np.testing.assert_allclose(logits, x @ tensors["embed.weight"].T, atol=1e-5)
+
+
+def test_missing_and_misshapen_tensors_are_named(maker):
+    spec = maker.spec()
+    tensors = maker.tensors(spec)
+    backend = type(maker.backend(spec))
+    del tensors["segments.1.layers.0.q_proj.lora_a"]
+    with pytest.raises(BundleError, match=r"no segments\.1\.layers\.0\.q_proj\.lora_a \[3, 2, 32\]"):
+        backend(spec, tensors, maker.quantization())
+    tensors = maker.tensors(spec) | {"embed.weight": np.zeros((59, 32), np.float32)}
+    with pytest.raises(BundleError, match=r"embed\.weight has shape \[59, 32\], wanted \[60, 32\]"):
+        backend(spec, tensors, maker.quantization())

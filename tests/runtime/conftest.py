@@ -1,0 +1,171 @@
+"""Tiny random models: their tensors, and bundles of them for the reference engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer as Engine
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.manifest import File, Manifest, Parity, Quantization, Target, write_manifest
+from edgeloop.runtime.spec import Segment, Spec
+from edgeloop.runtime.weights import matrix_shapes, small_shapes
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+GROUP = 8
+TEXT = "Once upon a time, there was a loop; it went round, and round again. " * 4
+RELAXED = (
+    Segment(layers=1),
+    Segment(layers=2, repeats=3, per_repeat_norms=True, lora={"q_proj": 2, "v_proj": 3, "down_proj": 2}),
+    Segment(layers=1),
+)
+
+
+def make_spec(segments: tuple[Segment, ...] = RELAXED, **changes: object) -> Spec:
+    values: dict[str, object] = {
+        "family": "test",
+        "segments": segments,
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "context_length": 64,
+        "tied_embedding": True,
+    }
+    return Spec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_tensors(spec: Spec, bits: int = 32, seed: int = 0) -> Tensors:
+    """Random stored tensors of ``spec``; matrices as float32, or as codes of ``bits`` bits."""
+    random = np.random.default_rng(seed)
+    tensors: Tensors = {}
+    for name, shape in small_shapes(spec).items():
+        noise = random.standard_normal(shape)
+        is_norm = name.endswith("norm.weight")
+        tensors[name] = (1 + 0.1 * noise).astype(np.float32) if is_norm else (0.3 * noise).astype(np.float16)
+    for name, (n, k) in matrix_shapes(spec).items():
+        if bits == 32:
+            tensors[f"{name}.weight"] = (random.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
+            continue
+        width = GROUP * bits // 8
+        tensors[f"{name}.codes"] = random.integers(0, 256, (n, k // GROUP, width), dtype=np.uint8)
+        largest = 2 ** (bits - 1) * np.sqrt(k) / 1.5
+        tensors[f"{name}.scales"] = ((0.5 + random.random((n, k // GROUP))) / largest).astype(np.float16)
+    return tensors
+
+
+def make_quantization(bits: int = 32) -> Quantization:
+    scheme = "none" if bits == 32 else f"int{bits}"
+    return Quantization(scheme=scheme, bits=bits, group_size=0 if bits == 32 else GROUP)
+
+
+def make_backend(spec: Spec, bits: int = 32, seed: int = 0) -> ReferenceBackend:
+    return ReferenceBackend(spec, make_tensors(spec, bits, seed), make_quantization(bits))
+
+
+def make_bundle(
+    folder: Path,
+    spec: Spec,
+    *,
+    bits: int = 32,
+    tokenizer: Engine | None = None,
+    chat_template: str | None = None,
+) -> Path:
+    """A bundle that the reference engine can run; its graphs are empty files."""
+    (folder / "onnx").mkdir(parents=True)
+    save_file(make_tensors(spec, bits), folder / "onnx" / "weights.safetensors")
+    graphs = {stage: f"onnx/{stage}.onnx" for stage in ("prologue", "block", "epilogue")}
+    for name in graphs.values():
+        (folder / name).write_bytes(b"")
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    files = {
+        path.relative_to(folder).as_posix(): File(
+            path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = Manifest(
+        format=1,
+        edgeloop="0.1.0",
+        spec=spec,
+        quantization=make_quantization(bits),
+        targets={"onnx": Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * spec.depths, 0.0, 0.0))},
+        tokenizer="tokenizer.json" if tokenizer is not None else None,
+        chat_template=chat_template,
+        parameters=1,
+        unrolled_parameters=1,
+        files=files,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+class Maker:
+    """The helpers above, for tests to use through the fixture ``maker``."""
+
+    spec = staticmethod(make_spec)
+    tensors = staticmethod(make_tensors)
+    quantization = staticmethod(make_quantization)
+    backend = staticmethod(make_backend)
+    bundle = staticmethod(make_bundle)
+
+
+@pytest.fixture(scope="session")
+def maker() -> type[Maker]:
+    return Maker
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> Engine:
+    """A byte-level BPE tokenizer; <|end|> is id 0."""
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator([TEXT], trainer)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def byte_fallback() -> Engine:
+    """Llama's kind: pieces with ▁ for a space, unknown characters as bytes, one leading space dropped."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz,.", "▁a", "▁lo", "op", "▁loop", "▁lo" + "op."]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("▁", "l"), ("o", "p")]
+    vocab.setdefault("▁l", len(vocab))
+    engine = Engine(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    engine.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return engine
+
+
+@pytest.fixture
+def text_bundle(tmp_path: Path, byte_level: Engine) -> Callable[..., Path]:
+    """Makes a bundle with the byte-level tokenizer: ``text_bundle(chat_template=…, **spec changes)``."""
+
+    def make(chat_template: str | None = None, **changes: object) -> Path:
+        spec = make_spec(vocab_size=byte_level.get_vocab_size(), **changes)
+        return make_bundle(tmp_path / "text_bundle", spec, tokenizer=byte_level, chat_template=chat_template)
+
+    return make

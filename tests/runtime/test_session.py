@@ -1,0 +1,165 @@
+"""Sessions on the reference engine: text, limits, stops, statistics, perplexity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgeloop.runtime.errors import ContextError, UsageError
+from edgeloop.runtime.sampling import SamplingOptions
+from edgeloop.runtime.session import Session, Step
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.fixture
+def session(text_bundle):
+    with Session.open(text_bundle(), engine="reference") as session:
+        yield session
+
+
+def test_generate_is_the_argmax_of_logits(session):
+    ids = session.tokenizer.encode("Once upon")
+    steps = list(session.generate("Once upon", max_tokens=6))
+    assert all(isinstance(s, Step) and s.depth == 3 and s.ms > 0 for s in steps)
+    for step in steps:
+        assert step.token == int(session.logits(ids)[-1].argmax())
+        ids.append(step.token)
+    text = "".join(s.text for s in steps)
+    assert text == session.tokenizer.decode([s.token for s in steps])
+    assert [s.token for s in session.generate(np.array(ids[:-6]), max_tokens=6)] == [s.token for s in steps]
+
+
+def test_sampling_is_reproducible(session):
+    def tokens(seed):
+        options = SamplingOptions(temperature=1.5, top_p=0.95, seed=seed)
+        return [s.token for s in session.generate([5, 6, 7], 12, sampling=options)]
+
+    assert tokens(1) == tokens(1) != tokens(2)
+
+
+def test_logits_are_all_rows_and_fresh(session):
+    first = session.logits([1, 2, 3])
+    kept = first.copy()
+    assert first.shape == (3, session.spec.vocab_size)
+    assert first.dtype == np.float32
+    session.logits([3, 2, 1])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_ends(text_bundle):
+    folder = text_bundle(context_length=16)
+    with Session.open(folder, engine="reference") as session:
+        free = list(session.generate([5, 6, 7], max_tokens=99))
+        assert len(free) == 16 - 3 + 1  # the last token needs no room
+        assert len(list(session.generate(list(range(1, 17)), max_tokens=99))) == 1
+        whole = "".join(s.text for s in free)
+        stop = whole[4:7]
+        stopped = list(session.generate([5, 6, 7], max_tokens=99, stop=[stop]))
+        assert "".join(s.text for s in stopped) == whole[: whole.index(stop)]
+        assert len(stopped) < len(free)
+    with Session.open(folder, engine="reference", context=8) as session:
+        assert session.context == 8
+        assert len(list(session.generate([5, 6, 7], max_tokens=99))) == 6
+
+
+def test_an_end_of_text_token_ends(maker, tmp_path, byte_level):
+    spec = maker.spec(vocab_size=byte_level.get_vocab_size())
+    with Session.open(
+        maker.bundle(tmp_path / "a", spec, tokenizer=byte_level), engine="reference"
+    ) as session:
+        free = [s.token for s in session.generate([5, 6, 7], max_tokens=8)]
+    ending = maker.spec(vocab_size=spec.vocab_size, eos_token_ids=(free[3],))
+    with Session.open(
+        maker.bundle(tmp_path / "b", ending, tokenizer=byte_level), engine="reference"
+    ) as session:
+        assert [s.token for s in session.generate([5, 6, 7], max_tokens=8)] == free[: free.index(free[3]) + 1]
+
+
+def test_bad_requests_are_refused_at_once(session):
+    for call, error, message in [
+        (lambda: session.generate(""), UsageError, "prompt is empty"),
+        (lambda: session.generate([]), UsageError, "at least one"),
+        (lambda: session.generate([0.5]), UsageError, "wanted integers"),
+        (lambda: session.generate([-1]), UsageError, "token id -1"),
+        (lambda: session.generate([10**6]), UsageError, "token id 1000000 is not in the vocabulary"),
+        (lambda: session.generate("a", max_tokens=0), UsageError, "max_tokens is 0"),
+        (lambda: session.generate("a", stop=[""]), UsageError, "empty"),
+        (lambda: session.generate("a", chat=True), UsageError, "no chat template"),
+        (lambda: session.generate([1], chat=True), UsageError, "chat needs a text prompt"),
+        (lambda: session.generate([1] * 65), ContextError, "the prompt has 65 tokens, the context holds 64"),
+        (lambda: session.logits([1] * 65), ContextError, "65 new tokens do not fit a context of 64"),
+        (lambda: session.perplexity([1]), UsageError, "at least 2 tokens"),
+        (lambda: session.stats, UsageError, "nothing was generated"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_context_out_of_range(text_bundle):
+    folder = text_bundle()
+    for context in (0, 65):
+        with pytest.raises(UsageError, match=f"context is {context}, wanted 1 to 64"):
+            Session.open(folder, engine="reference", context=context)
+
+
+def test_breaking_off_leaves_the_session_usable(session):
+    wanted = [s.token for s in session.generate([5, 6, 7], max_tokens=5)]
+    for _ in session.generate([9, 9, 9], max_tokens=50):
+        break
+    assert session.stats.decode_tokens == 1
+    open_one = session.generate([8, 8], max_tokens=50)
+    next(open_one)
+    assert [s.token for s in session.generate([5, 6, 7], max_tokens=5)] == wanted
+    with pytest.raises(UsageError, match="used for something else"):
+        next(open_one)
+
+
+def test_closed_is_closed(session):
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.logits([1])
+
+
+def test_stats(session):
+    steps = list(session.generate([5, 6, 7], max_tokens=4))
+    stats = session.stats
+    assert (stats.prefill_tokens, stats.decode_tokens, stats.depths) == (3, 4, (3,) * 4)
+    assert stats.prefill_tokens_per_s > 0
+    assert stats.decode_tokens_per_s > 0
+    assert stats.time_to_first_token_ms <= steps[0].ms
+    assert len(stats.ms_per_depth) == 3
+    assert min(stats.ms_per_depth) > 0
+    assert stats.host_ms_per_depth > 0
+
+
+def test_chat(text_bundle):
+    with Session.open(text_bundle(chat_template=TEMPLATE, bos_token_id=0), engine="reference") as session:
+        ids = session.encode_chat([{"role": "user", "content": "a loop"}])
+        assert session.tokenizer.decode(ids, special=True) == "<|end|>user: a loop\n"
+        asked = [s.token for s in session.generate("a loop", 4, chat=True)]
+        assert asked == [s.token for s in session.generate(ids, 4)]
+
+
+def test_a_bundle_without_a_tokenizer(maker, tmp_path):
+    with Session.open(maker.bundle(tmp_path / "b", maker.spec(), bits=4), engine="reference") as session:
+        assert {s.text for s in session.generate([1, 2], max_tokens=3)} == {""}
+        with pytest.raises(UsageError, match="no tokenizer"):
+            session.generate("text")
+
+
+def test_perplexity_in_windows_and_per_depth(text_bundle):
+    with Session.open(text_bundle(), engine="reference", context=10) as session:
+        ids = np.random.default_rng(4).integers(0, session.spec.vocab_size, 26)
+        found = session.perplexity(ids)
+        losses = []
+        for start in (0, 10, 20):
+            targets = torch.from_numpy(ids[start + 1 : start + 11])
+            logits = torch.from_numpy(session.logits(ids[start : start + 10][: len(targets)]))
+            losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+        assert found.tokens == 25
+        assert found.perplexity == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-4)
+        assert found.perplexity_per_depth[-1] == found.perplexity
+        assert len(set(found.perplexity_per_depth)) == 3

@@ -1,0 +1,49 @@
+"""Counters add up, and memory is in bytes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeloop.runtime.timing import GenerationClock, LoopClock, Stopwatch, peak_rss_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux knows it as VmHWM")
+def test_peak_memory_is_in_bytes():
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.split("VmHWM:")[1].split()[0])
+    assert peak_rss_bytes() == pytest.approx(kibibytes * 1024, rel=0.1)
+
+
+def test_stopwatch_laps():
+    watch = Stopwatch()
+    time.sleep(0.05)
+    assert watch.lap_ms() >= 50
+    assert watch.ms < 50
+
+
+def test_loop_clock():
+    clock = LoopClock(2)
+    assert (clock.ms_per_depth, clock.host_ms_per_depth) == ((0.0, 0.0), 0.0)
+    clock.block_ns[:] = [4_000_000, 8_000_000]
+    clock.passes, clock.total_ns, clock.engine_ns = 4, 20_000_000, 12_000_000
+    assert clock.ms_per_depth == (1.0, 2.0)
+    assert clock.host_ms_per_depth == 1.0
+    clock.restart()
+    assert clock.ms_per_depth == (0.0, 0.0)
+
+
+def test_the_callers_time_is_not_ours():
+    clock = GenerationClock(LoopClock(1))
+    clock.prefilled(10)
+    for _ in range(3):
+        clock.chose(2)
+        clock.pause()
+        time.sleep(0.05)
+        clock.resume()
+        time.sleep(0.005)
+    stats = clock.stats()
+    assert (stats.prefill_tokens, stats.decode_tokens, stats.depths) == (10, 3, (2, 2, 2))
+    assert 40 < stats.decode_tokens_per_s < 400  # 2 tokens in two waits of 5 ms, not of 55 ms
