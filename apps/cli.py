@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
+    "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),
     "doctor": Verb(".doctor", "what is installed here, and how to get the rest"),
     "demo": Verb(".demo.verb", "export the shipped story model and let it tell a tale", huge_pages=True),
 }

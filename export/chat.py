@@ -19,7 +19,11 @@ def chat_template(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: the chat template cannot be read: {error}") from error
     if isinstance(template, list):
-        named = {t["name"]: t["template"] for t in template if isinstance(t, dict) and {"name", "template"} <= t.keys()}
+        named = {
+            t["name"]: t["template"]
+            for t in template
+            if isinstance(t, dict) and {"name", "template"} <= t.keys()
+        }
         template = named.get("default")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{folder}: tokenizer_config.json has a chat_template that is not text")

@@ -49,15 +49,15 @@ class LaneTensors:
 
 def exporting() -> bool:
     """Is a graph being made?"""
-    return torch.onnx.is_in_onnx_export()
+    return bool(torch.onnx.is_in_onnx_export())
 
 
 def unpack(codes: Tensor, scales: Tensor, bits: int, columns: int) -> Tensor:
     """codes [..., ⌈K/G⌉, G·bits/8] uint8, scales [..., ⌈K/G⌉] → float32 [..., K]; the layout of quant/pack.py."""
     if bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
-    values = (codes.float() - 2 ** (bits - 1)) * scales.float()[..., None]
-    return values.flatten(-2)[..., :columns]
+    values: Tensor = (codes.float() - 2 ** (bits - 1)) * scales.float()[..., None]
+    return values.flatten(-2).narrow(-1, 0, columns)
 
 
 def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
@@ -67,17 +67,16 @@ def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -
         slices = zip(codes.split(8192), scales.split(8192), strict=True)
         return torch.cat([F.linear(x, unpack(c, s, numerics.bits, x.shape[-1])) for c, s in slices], dim=-1)
     rows = codes.shape[0]
-    attributes = {
-        "K": x.shape[-1],
-        "N": rows,
-        "bits": numerics.bits,
-        "block_size": numerics.group_size,
-        "accuracy_level": numerics.accuracy_level,
-    }
     out: Tensor = torch.onnx.ops.symbolic(
         f"{MS}MatMulNBits",
         [x, codes, scales.float()],
-        attributes,
+        {
+            "K": x.shape[-1],
+            "N": rows,
+            "bits": numerics.bits,
+            "block_size": numerics.group_size,
+            "accuracy_level": numerics.accuracy_level,
+        },
         dtype=x.dtype,
         shape=(*x.shape[:-1], rows),
         version=1,
@@ -85,23 +84,15 @@ def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -
     return out
 
 
-def gather_quantized(
-    ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics, columns: int
-) -> Tensor:
+def gather_quantized(ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics, columns: int) -> Tensor:
     """ids [B, S] → dequantized rows [B, S, K] of a group-quantized table."""
     if not exporting():
         return unpack(codes[ids], scales[ids], numerics.bits, columns)
     width = codes.shape[1] * numerics.group_size
-    attributes = {
-        "bits": numerics.bits,
-        "block_size": numerics.group_size,
-        "gather_axis": 0,
-        "quantize_axis": 1,
-    }
     out: Tensor = torch.onnx.ops.symbolic(
         f"{MS}GatherBlockQuantized",
         [codes.flatten(1), ids, scales.float()],
-        attributes,
+        {"bits": numerics.bits, "block_size": numerics.group_size, "gather_axis": 0, "quantize_axis": 1},
         dtype=torch.float32,
         shape=(*ids.shape, width),
         version=1,
@@ -116,7 +107,11 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., :half], x[..., half:]
     # The exporter would write a sequence and two look-ups for torch's own split.
     first, second = torch.onnx.ops.symbolic_multi_out(
-        "Split", [x], {"axis": -1, "num_outputs": 2}, dtypes=(x.dtype,) * 2, shapes=((*x.shape[:-1], half),) * 2
+        "Split",
+        [x],
+        {"axis": -1, "num_outputs": 2},
+        dtypes=(x.dtype,) * 2,
+        shapes=((*x.shape[:-1], half),) * 2,
     )
     return first, second
 
@@ -175,7 +170,6 @@ def attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tupl
 
 
 def _attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
-    batch, length, _ = qkv.shape
     q, k, v = (
         part.unflatten(-1, (-1, spec.head_dim))
         for part in qkv.split(
@@ -186,7 +180,7 @@ def _attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tup
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     keys, values = cache[0].clone(), cache[1].clone()
     out = torch.zeros_like(q)
-    for lane in range(batch):
+    for lane in range(len(qkv)):
         new, total = int(lanes.tokens[lane]), int(lanes.last[lane]) + 1
         if new == 0:
             continue

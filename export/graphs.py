@@ -47,7 +47,7 @@ def dynamic_shapes(stage: Stage) -> list[dict[int, torch.export.Dim] | None]:
         "longest": None,
         "tokens": {0: b},
     }
-    return [named[x] if x in named else {0: b, 2: c} for x in stage.input_names]
+    return [named.get(x, {0: b, 2: c}) for x in stage.input_names]
 
 
 def to_onnx(stage: Stage) -> ir.Model:

@@ -46,7 +46,9 @@ class Matrix(nn.Module):
         """ids [B, S] → rows [B, S, K = ``columns``]."""
         if not self.quantized:
             return F.embedding(ids, self.get_buffer("weight"))
-        return fused.gather_quantized(ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics, columns)
+        return fused.gather_quantized(
+            ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics, columns
+        )
 
 
 class Norm(nn.Module):
@@ -138,7 +140,9 @@ def apply_deltas(x: Tensor, parts: list[tuple[nn.Module | None, int]], depth: De
 class Layer(nn.Module):
     """One physical layer: attention and SwiGLU MLP with their norms, deltas and residuals."""
 
-    def __init__(self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics) -> None:
+    def __init__(
+        self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics
+    ) -> None:
         super().__init__()
         self.spec = spec
         sizes = {name: out for name, (out, _) in projection_shapes(spec).items()}

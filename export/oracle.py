@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -48,10 +50,10 @@ class Oracle:
         """state [B, S, D], rows [N] → logits [N, V]."""
         return self._run("epilogue", {"state": state, "rows": rows}, lanes, cache)
 
-    def _run(self, name: str, given: dict[str, F32 | I64], lanes: Lanes, cache: KVCache) -> F32:
+    def _run(self, name: str, given: dict[str, npt.NDArray[Any]], lanes: Lanes, cache: KVCache) -> F32:
         stage = self.stages[name]
         totals = lanes.cached + lanes.tokens
-        values: dict[str, F32 | I64] = {
+        values: dict[str, npt.NDArray[Any]] = {
             **given,
             "positions": lanes.positions,
             "last": totals - 1,

@@ -50,7 +50,9 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
             logits.append(rows.copy())
         start += chunk
     mixed = backend.block(*_mixed_lanes(spec, length, random), cache)
-    return Trace([np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed.copy())
+    return Trace(
+        [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed.copy()
+    )
 
 
 def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:

@@ -5,7 +5,6 @@ They take and return flat tensors (what a graph has), in the order of ``input_na
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..runtime.spec import Spec, stage_layers
@@ -64,24 +63,29 @@ class Stage(nn.Module):
     def cache_names(self) -> list[str]:
         return [f"{i}.{side}" for i in range(self.cache_count) for side in ("key", "value")]
 
-    def run(self, x: Tensor, depth: Tensor | None, lanes: LaneTensors, caches: list[Cache]) -> tuple[Tensor, list[Cache]]:
+    def run(
+        self, x: Tensor, depth: Tensor | None, lanes: LaneTensors, caches: list[Cache]
+    ) -> tuple[Tensor, list[Cache]]:
         """x [B, S, D] through every layer of the stage → x and the caches, in order of application."""
         out: list[Cache] = []
         residual: Tensor | None = None
-        for key, layers in self.segments.items():
+        for key, holder in self.segments.items():
+            assert isinstance(holder, SegmentLayers)
             segment = self.spec.segments[int(key)]
             if self.looped:
                 selectors = [Depth(0 if depth is None else depth)]
             else:
                 selectors = [Depth(r) for r in range(segment.repeats)]
             for selector in selectors:
-                for layer in layers.layers:  # type: ignore[union-attr]
+                for layer in holder.layers:
                     x, residual, cache = layer(x, residual, selector, lanes, caches[len(out)])
                     out.append(cache)
         return (x if residual is None else x + residual), out
 
     def lanes(self, tensors: tuple[Tensor, ...]) -> LaneTensors:
-        return LaneTensors(*tensors, cos=self.rope.get_buffer("cos"), sin=self.rope.get_buffer("sin"))
+        positions, last, longest, tokens = tensors
+        cos, sin = self.rope.get_buffer("cos"), self.rope.get_buffer("sin")
+        return LaneTensors(positions, last, longest, tokens, cos, sin)
 
 
 def pairs(tensors: tuple[Tensor, ...]) -> list[Cache]:
@@ -176,7 +180,7 @@ class Epilogue(Stage):
 
     def forward(self, state: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         rows, *rest = inputs
-        x, caches = state, []
+        x, caches = state, list[Cache]()
         if self.cache_count:
             x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
         x = x.reshape(-1, self.spec.hidden_size).index_select(0, rows)

@@ -26,6 +26,7 @@ from .weights import WeightsWriter
 log = logging.getLogger(__name__)
 F32 = npt.NDArray[np.float32]
 
+
 @dataclass(frozen=True)
 class Stored:
     """A stored tensor ``name`` (without .weight/.codes/.scales for matrices) and what it is stacked from."""

@@ -64,7 +64,9 @@ class WeightsWriter:
             if kind is None:
                 header = json.dumps(self._header, separators=(",", ":")).encode()
                 if len(header) > self._room:
-                    raise ExportError(f"{len(self._header)} tensors need a header of more than {self._room} bytes")
+                    raise ExportError(
+                        f"{len(self._header)} tensors need a header of more than {self._room} bytes"
+                    )
                 self._file.seek(0)
                 self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
 

@@ -27,7 +27,7 @@ _PLANS = 64  # kept per cache; prefill chunks of odd sizes come and go
 _threads: int | None = None
 
 
-def _use_threads(threads: int | None) -> None:
+def use_threads(threads: int | None) -> None:
     """One thread pool for all sessions: three pools of spinning workers would fight for the cores."""
     global _threads
     wanted = threads or len(os.sched_getaffinity(0))
@@ -54,11 +54,11 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path.name}: {reason}") from error
 
 
-class _Plan:
+class Plan:
     """One binding: fixed shapes, fixed buffers."""
 
     def __init__(
-        self, stage: _Stage, lanes: int, tokens: int, rows: int, slot: int, cache: KVCache
+        self, stage: GraphSession, lanes: int, tokens: int, rows: int, slot: int, cache: KVCache
     ) -> None:
         spec = stage.spec
         shapes: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
@@ -105,26 +105,26 @@ class _Plan:
             inputs["tokens"][:] = lanes.tokens
 
 
-class _Stage:
+class GraphSession:
     """One graph, its session and its plans."""
 
     def __init__(self, name: str, output: str, path: Path, spec: Spec) -> None:
         self.name, self.output, self.spec = name, output, spec
         self.session = open_session(path)
         self.inputs = [i.name for i in self.session.get_inputs()]
-        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, ...], _Plan]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, ...], Plan]] = WeakKeyDictionary()
 
-    def plan(self, shape: tuple[int, int], rows: int, slot: int, cache: KVCache) -> _Plan:
+    def plan(self, shape: tuple[int, int], rows: int, slot: int, cache: KVCache) -> Plan:
         plans = self._plans.setdefault(cache, {})
         key = (*shape, rows, slot)
         plan = plans.get(key)
         if plan is None:
             if len(plans) >= _PLANS:
                 plans.clear()
-            plan = plans[key] = _Plan(self, *shape, rows, slot, cache)
+            plan = plans[key] = Plan(self, *shape, rows, slot, cache)
         return plan
 
-    def run(self, plan: _Plan) -> F32:
+    def run(self, plan: Plan) -> F32:
         try:
             self.session.run_with_iobinding(plan.binding)
         except Exception as error:  # as in open_session
@@ -145,11 +145,11 @@ class OnnxBackend:
         threads: int | None = None,
     ) -> None:
         """``graphs``: the file of each stage. ``threads``: by default every core of this process."""
-        _use_threads(threads)
+        use_threads(threads)
         self.spec = spec
-        self._prologue = _Stage("prologue", "state", graphs["prologue"], spec)
-        self._block = _Stage("block", "next", graphs["block"], spec)
-        self._epilogue = _Stage("epilogue", "logits", graphs["epilogue"], spec)
+        self._prologue = GraphSession("prologue", "state", graphs["prologue"], spec)
+        self._block = GraphSession("block", "next", graphs["block"], spec)
+        self._epilogue = GraphSession("epilogue", "logits", graphs["epilogue"], spec)
 
     def new_cache(self, sequences: int, capacity: int) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""

@@ -1,0 +1,113 @@
+"""The contenders of ``edgeloop compare``, each behind the same two numbers: bytes, and milliseconds a token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from ..export.family import Reading
+from ..export.pipeline import export_bundle
+from ..export.unrolled import WEIGHTS, write_unrolled_checkpoint, write_unrolled_graph
+from ..quant.recipe import Recipe
+from ..runtime.backend import I64, Lanes
+from ..runtime.backends import open_backend
+from ..runtime.backends.onnx import GraphSession, use_threads
+from ..runtime.bundle import Bundle
+from ..runtime.errors import EngineError
+from ..runtime.kv import KVCache
+from ..runtime.loop import DepthLoop
+from ..runtime.timing import Stopwatch
+from .bench_genai import GenaiDecoder
+from .compare import Decoder
+
+_loops: dict[Decoder, DepthLoop] = {}
+TOKENIZER_CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+
+
+def staged_decoder(
+    checkpoint: Path, out: Path, group_size: int, prompt: Sequence[int], threads: int | None
+) -> Decoder:
+    """A bundle of ``checkpoint``, decoded by the depth loop."""
+    report = export_bundle(checkpoint, out, quant="int4", group_size=group_size)
+    bundle = Bundle.open(out)
+    backend = open_backend("onnx", bundle, threads)
+    loop = DepthLoop(backend, backend.new_cache(1, bundle.spec.context_length))
+
+    def decode(count: int) -> list[float]:
+        loop.reset()
+        logits = loop.forward(np.array(prompt))
+        loop.clock.restart()
+        times, watch = [], Stopwatch()
+        for _ in range(count):
+            logits = loop.forward(logits[-1:].argmax(-1))
+            times.append(watch.lap_ms())
+        return times
+
+    files = report.manifest.files
+    decoder = Decoder("staged", group_size, sum(f.bytes for n, f in files.items() if n.startswith("onnx/")), decode)
+    _loops[decoder] = loop
+    return decoder
+
+
+def host_share(decoder: Decoder) -> float:
+    """Host time of a depth step over its engine time, in the staged decoder's last turn."""
+    clock = _loops[decoder].clock
+    return clock.host_ms_per_depth / (sum(clock.ms_per_depth) / len(clock.ms_per_depth))
+
+
+def unrolled_decoder(
+    reading: Reading, folder: Path, group_size: int, prompt: Sequence[int], threads: int | None
+) -> Decoder:
+    """One graph of the same weights with every applied layer stored, on the same onnxruntime and thread pool."""
+    folder.mkdir()
+    spec, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder, load_file)
+    use_threads(threads)
+    session = GraphSession("block", "logits", graph, spec)
+    cache = KVCache.allocate(spec, 1, spec.context_length)
+
+    def step(ids: I64, cached: int) -> int:
+        plan = session.plan((1, len(ids)), 1, 0, cache)
+        plan.inputs["ids"][0] = ids
+        plan.inputs["rows"][0] = len(ids) - 1
+        plan.set_lanes(Lanes.single(0, cached, len(ids), 0))
+        return int(session.run(plan)[0].argmax())
+
+    def decode(count: int) -> list[float]:
+        token = step(np.array(prompt), 0)
+        times, watch = [], Stopwatch()
+        for i in range(count):
+            token = step(np.array([token]), len(prompt) + i)
+            times.append(watch.lap_ms())
+        return times
+
+    size = graph.stat().st_size + (folder / WEIGHTS).stat().st_size
+    return Decoder("unrolled", group_size, size, decode)
+
+
+def genai_decoder(
+    reading: Reading,
+    tokenizer: Path,
+    work: Path,
+    group_size: int,
+    prompt: Sequence[int],
+    tokens: int,
+    threads: int | None,
+) -> tuple[Decoder | None, str]:
+    """onnxruntime-genai on its builder's model of the same unrolled checkpoint; (None, why) where it cannot run."""
+    checkpoint = work / "llama"
+    try:
+        if not checkpoint.exists():
+            checkpoint.mkdir()
+            write_unrolled_checkpoint(reading, checkpoint)
+            shutil.copyfile(tokenizer / "tokenizer.json", checkpoint / "tokenizer.json")
+            (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG)
+        folder = GenaiDecoder.prepare(checkpoint, work / f"genai{group_size}", group_size)
+        peer = GenaiDecoder(folder, prompt, tokens, threads or len(os.sched_getaffinity(0)))
+    except EngineError as error:
+        return None, f"onnxruntime-genai left out: {error}"
+    return Decoder("onnxruntime-genai", group_size, peer.model_bytes, peer.decode_ms), ""

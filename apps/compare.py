@@ -1,0 +1,162 @@
+"""``edgeloop compare``: a recursive model staged, unrolled, and unrolled on onnxruntime-genai, in one run.
+
+Every decoder reads the same prompt and then writes tokens greedily at full depth. They take turns, so that a
+machine that is busy with something else slows all of them; the ratio is taken turn by turn, and its median
+is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .console import Console
+from .options import at_least
+from .quantities import byte_count
+
+if TYPE_CHECKING:
+    from ..export.family import Reading
+
+EXAMPLES = """\
+examples:
+  edgeloop compare --shape mor-360m-r3
+  edgeloop compare my-checkpoint --group-size 32 --rounds 20 --json
+"""
+
+WARM = 2  # tokens of a turn that are not counted: another engine's threads may still spin
+REST = 0.1  # seconds before a turn, so that they do not
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX "
+        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed)."
+    )
+    parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="a checkpoint folder")
+    parser.add_argument("--shape", default="mor-360m-r3", help="without one: a random-weight shape (%(default)s)")
+    parser.add_argument("--group-size", type=int, nargs="+", default=[32, 128], help="(default: 32 128)")
+    parser.add_argument("--rounds", type=at_least(1), default=12, help="turns of each decoder (%(default)s)")
+    parser.add_argument("--tokens", type=at_least(1), default=24, help="counted tokens a turn (%(default)s)")
+    parser.add_argument("--prompt-tokens", type=at_least(2), default=32, help="(%(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="(default: all cores)")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One contender: ``decode(count)`` gives the milliseconds of each token after the prompt."""
+
+    name: str
+    group_size: int
+    bytes: int
+    decode: Callable[[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A decoder's medians; ``ratio`` is its time a token over the staged bundle's of the same group size."""
+
+    name: str
+    group_size: int
+    bytes: int
+    ms: float
+    ratio: float
+    bytes_ratio: float
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.checkpoint import Checkpoint
+    from ..export.families import find_family
+    from ..export.synth import synthesize
+    from .bench_decoders import genai_decoder, host_share, staged_decoder, unrolled_decoder
+
+    with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
+        work = Path(scratch)
+        checkpoint = args.checkpoint
+        if checkpoint is None:
+            progress(f"making {args.shape}", 0.0)
+            checkpoint = synthesize(args.shape, work / "checkpoint")
+        source = Checkpoint.open(checkpoint)
+        reading: Reading = find_family(source).read(source)
+        prompt = list(range(1, args.prompt_tokens + 1))
+        count = args.tokens + WARM
+        decoders: list[Decoder] = []
+        notes: list[str] = []
+        for i, group in enumerate(args.group_size):
+            share = 0.6 / len(args.group_size)
+            progress(f"group {group}: staged bundle", i * share)
+            decoders.append(staged_decoder(checkpoint, work / f"staged{group}", group, prompt, args.threads))
+            progress(f"group {group}: unrolled graph", (i + 0.3) * share)
+            decoders.append(unrolled_decoder(reading, work / f"unrolled{group}", group, prompt, args.threads))
+            progress(f"group {group}: onnxruntime-genai's builder", (i + 0.6) * share)
+            peer, note = genai_decoder(reading, source.folder, work, group, prompt, count, args.threads)
+            decoders += [peer] if peer else []
+            notes += [note] if note and note not in notes else []
+        for folder in (work / "checkpoint", work / "llama"):
+            shutil.rmtree(folder, ignore_errors=True)
+        times: dict[Decoder, list[float]] = {d: [] for d in decoders}
+        for turn in range(args.rounds + 1):
+            progress("decoding in turns", 0.6 + 0.4 * turn / (args.rounds + 1))
+            for decoder in decoders:
+                time.sleep(REST)
+                times[decoder] += [statistics.median(decoder.decode(count)[WARM:])] if turn else []
+                if not turn:
+                    decoder.decode(count)
+        shares = {d.group_size: host_share(d) for d in decoders if d.name == "staged"}
+    report(console, summarize(times), shares, notes)
+
+
+def summarize(times: dict[Decoder, list[float]]) -> list[Result]:
+    """Medians of the turns; ratios turn by turn against the staged bundle of the same group size."""
+    staged = {d.group_size: d for d in times if d.name == "staged"}
+    results = []
+    for decoder, turns in times.items():
+        base = staged[decoder.group_size]
+        ratios = [mine / ours for mine, ours in zip(turns, times[base], strict=True)]
+        results.append(
+            Result(
+                decoder.name,
+                decoder.group_size,
+                decoder.bytes,
+                statistics.median(turns),
+                statistics.median(ratios),
+                base.bytes / decoder.bytes,
+            )
+        )
+    return results
+
+
+def report(console: Console, results: list[Result], shares: dict[int, float], notes: list[str]) -> None:
+    """The table, or the same as JSON."""
+    if console.json:
+        fields = ("name", "group_size", "bytes", "ms", "ratio", "bytes_ratio")
+        rows = [{f: getattr(r, f) for f in fields} for r in results]
+        console.result({"decoders": rows, "host_share_of_a_depth": shares, "notes": notes})
+        return
+    console.table(
+        ("int4, full depth", "#group", "#bytes", "#bundle ÷ it", "#ms a token", "#tokens/s", "#speed of staged"),
+        [
+            (
+                r.name,
+                str(r.group_size),
+                byte_count(r.bytes),
+                f"{r.bytes_ratio:.2f}",
+                f"{r.ms:.2f}",
+                f"{1000 / r.ms:.0f}",
+                f"{r.ratio:.2f}×",
+            )
+            for r in results
+        ],
+    )
+    for group, share in shares.items():
+        console.note(f"group {group}: the host's loop takes {100 * share:.2f}% of a depth step")
+    for note in notes:
+        console.note(note)
