@@ -21,6 +21,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
+from ..runtime.session import CACHE_STEP
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder
 from .compare import Decoder
@@ -36,7 +37,7 @@ def staged_decoder(
     report = export_bundle(checkpoint, out, quant="int4", group_size=group_size)
     bundle = Bundle.open(out)
     backend = open_backend("onnx", bundle, threads)
-    loop = DepthLoop(backend, backend.new_cache(1, bundle.spec.context_length))
+    loop = DepthLoop(backend, backend.new_cache(1, CACHE_STEP))
 
     def decode(count: int) -> list[float]:
         loop.reset()
@@ -68,7 +69,7 @@ def unrolled_decoder(
     spec, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder, load_file)
     use_threads(threads)
     session = GraphSession("block", "logits", graph, spec)
-    cache = KVCache.allocate(spec, 1, spec.context_length)
+    cache = KVCache.allocate(spec, 1, CACHE_STEP)
 
     def step(ids: I64, cached: int) -> int:
         plan = session.plan((1, len(ids)), 1, 0, cache)

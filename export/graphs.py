@@ -98,6 +98,7 @@ def write_graph(stage: Stage, folder: Path, weights: str, placed: dict[str, Plac
             for unused in node.outputs[1:3]:
                 unused.name = ""
     _remove_unused_initializers(model)
+    _remove_notes(model)
     path = folder / f"{stage.name}.onnx"
     ir.save(model, path)
     return path
@@ -106,3 +107,12 @@ def write_graph(stage: Stage, folder: Path, weights: str, placed: dict[str, Plac
 def _remove_unused_initializers(model: ir.Model) -> None:
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
+
+
+def _remove_notes(model: ir.Model) -> None:
+    """The exporter notes where in the source, with this machine's paths, every node came from."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
+    for noted in (model, graph, *graph, *values):
+        noted.metadata_props.clear()
+        noted.doc_string = None

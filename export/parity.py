@@ -36,9 +36,10 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     """Run the schedule on ``backend``."""
     spec = backend.spec
     random = np.random.default_rng(seed)
-    length = min(sum(CHUNKS), spec.context_length - 1)
-    ids = random.integers(0, spec.vocab_size, length, dtype=np.int64)
-    cache = backend.new_cache(1, spec.context_length)
+    # A short cache: the modules copy it in each layer, which a context of 100,000 tokens would not survive.
+    capacity = min(sum(CHUNKS) + 1, spec.context_length)
+    ids = random.integers(0, spec.vocab_size, max(capacity - 1, 1), dtype=np.int64)
+    cache = backend.new_cache(1, capacity)
     states: dict[int, list[F32]] = defaultdict(list)
     loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
     logits, start = [], 0
@@ -49,7 +50,7 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
             assert rows is not None
             logits.append(rows.copy())
         start += chunk
-    mixed = backend.block(*_mixed_lanes(spec, length, random), cache)
+    mixed = backend.block(*_mixed_lanes(spec, capacity - 1, random), cache)
     return Trace(
         [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed.copy()
     )

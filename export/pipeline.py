@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..quant.recipe import Recipe
+from ..runtime.errors import UsageError
 from ..runtime.manifest import FORMAT, Manifest, Quantization, write_manifest
 from ..runtime.version import VERSION
 from .chat import chat_template
@@ -16,7 +17,8 @@ from .checkpoint import Checkpoint
 from .families import find_family, unused
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
-from .targets import open_target
+from .targets import TARGETS, open_target
+from .vocabulary import find_tokenizer
 from .writer import check_free, describe_files, new_folder
 
 
@@ -32,8 +34,8 @@ class Report:
 
 
 def export_bundle(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | Path,
+    out: str | Path,
     *,
     targets: Sequence[str] = ("onnx",),
     quant: str = "int4",
@@ -46,13 +48,18 @@ def export_bundle(
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
+    out = Path(out)
     check_free(out, force)
     recipe = Recipe.named(quant, group_size)
+    if not targets:
+        raise UsageError(f"no target: choose from {', '.join(TARGETS)}")
     chosen = [open_target(name) for name in dict.fromkeys(targets)]
 
     progress("reading the checkpoint", 0.0)
-    source = Checkpoint.open(checkpoint)
+    source = Checkpoint.open(Path(checkpoint))
     reading = find_family(source).read(source)
+    tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
+    template = chat_template(source.folder)
     for target in chosen:
         target.check(reading.spec, recipe)
 
@@ -65,8 +72,7 @@ def export_bundle(
         weights.unlink()
 
         progress("hashing", 0.95)
-        tokenizer = source.folder / "tokenizer.json"
-        if tokenizer.is_file():
+        if tokenizer:
             shutil.copyfile(tokenizer, folder / tokenizer.name)
         unique, unrolled = count_parameters(reading.spec)
         manifest = Manifest(
@@ -77,8 +83,8 @@ def export_bundle(
                 scheme=recipe.name, bits=recipe.bits, group_size=recipe.group_size if recipe.bits < 32 else 0
             ),
             targets=artifacts,
-            tokenizer=tokenizer.name if tokenizer.is_file() else None,
-            chat_template=chat_template(source.folder),
+            tokenizer=tokenizer.name if tokenizer else None,
+            chat_template=template,
             parameters=unique,
             unrolled_parameters=unrolled,
             files=describe_files(folder),

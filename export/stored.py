@@ -18,6 +18,7 @@ import torch
 
 from ..quant.pack import quantize
 from ..quant.recipe import Recipe
+from ..runtime.errors import CheckpointError
 from ..runtime.spec import Spec
 from ..runtime.weights import MATRICES, layers, matrix_shapes, small_shapes
 from .family import Reading
@@ -66,26 +67,33 @@ def rotary_tables(spec: Spec) -> tuple[F32, F32]:
 def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     """Quantize and write all stored tensors of ``reading`` to ``path``.
 
-    ExportError when a matrix does not divide into groups; CheckpointError from the loaders (NaN, missing).
+    CheckpointError for values that are not finite, or too large for float16 where that is how they are stored.
     """
     spec = reading.spec
-    # float32 first, then float16, then bytes: without gaps, which the format forbids, each stays aligned.
+    # float32 first, then float16, then codes in multiples of 16 bytes: without gaps, which the format forbids,
+    # each stays aligned.
     stored = sorted(stored_tensors(spec), key=lambda t: recipe.storage(t.parts[0]).bits, reverse=True)
     with WeightsWriter(path, 2 + 2 * len(stored)) as writer:
         for name, table in zip(("rope.cos", "rope.sin"), rotary_tables(spec), strict=True):
             writer.add(name, table)
-        codes: list[tuple[str, npt.NDArray[np.uint8]]] = []
         for tensor in stored:
             storage = recipe.storage(tensor.parts[0])
             loaded = [reading.tensors[part]() for part in tensor.parts]
             value = torch.cat(loaded) if len(loaded) > 1 else loaded[0]
             if storage.is_float:
-                writer.add(tensor.name, (value if storage.bits == 32 else value.half()).numpy())
+                writer.add(tensor.name, (value if storage.bits == 32 else _half(value, tensor.name)).numpy())
                 continue
             packed = quantize(value, storage.bits, recipe.group_size)
             base = tensor.name.removesuffix(".weight")
             writer.add(f"{base}.scales", packed.scales)
-            codes.append((f"{base}.codes", packed.codes))
+            writer.add(f"{base}.codes", packed.codes)
             log.debug("quantized %s", tensor.name)
-        for name, array in codes:
-            writer.add(name, array)
+
+
+def _half(value: torch.Tensor, name: str) -> torch.Tensor:
+    half = value.half()
+    if not bool(half.isfinite().all()):
+        raise CheckpointError(
+            f"{name} has values up to {float(value.abs().max()):.2g}, and is stored as float16; use --quant none"
+        )
+    return half

@@ -171,7 +171,7 @@ def _load_bin(path: Path) -> dict[Any, Any]:
     return loaded
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise CheckpointError(
             f"{path} has {path.stat().st_size} bytes; no config is larger than {MAX_TEXT_BYTES}"
@@ -184,7 +184,7 @@ def _read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({_first_line(error)})") from error
     if not isinstance(value, dict):
@@ -194,7 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(_read_text(path))
+        value = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid YAML ({_first_line(error)})") from error
     if not isinstance(value, dict):

@@ -21,6 +21,9 @@ from .spec import Spec
 from .timing import GenerationClock, GenerationStats
 from .tokenizer import StopMatcher, Tokenizer
 
+CACHE_STEP = 256
+"""Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -55,8 +58,9 @@ class Session:
             raise UsageError(f"context is {context}, wanted 1 to {limit}, the model's own")
         self.bundle = bundle
         self.backend: Backend | None = backend
-        self._cache = backend.new_cache(1, context or limit)
-        self._loop: DepthLoop | None = DepthLoop(backend, self._cache)
+        self.context = context or limit
+        """Tokens that prompt and answer may have together."""
+        self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = _read_template(bundle)
         self._generation = 0
@@ -84,11 +88,6 @@ class Session:
         return self.bundle.spec
 
     @property
-    def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self._cache.capacity
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer; UsageError when it has none."""
         if self._tokenizer is None:
@@ -104,8 +103,8 @@ class Session:
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V] at full depth, a fresh array."""
-        loop = self._start()
-        return loop.forward(self._ids(ids), rows="all").copy()
+        checked = self._ids(ids)
+        return self._start(len(checked)).forward(checked, rows="all").copy()
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer."""
@@ -148,7 +147,7 @@ class Session:
         return self._generate(ids, max_tokens, Sampler(sampling or SamplingOptions()), StopMatcher(stop))
 
     def _generate(self, prompt: I64, max_tokens: int, sampler: Sampler, stops: StopMatcher) -> Iterator[Step]:
-        loop = self._start()
+        loop = self._start(len(prompt) + max_tokens)
         generation = self._generation
         detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
         tokens = np.empty(len(prompt) + max_tokens, np.int64)  # the history, for the repetition penalty
@@ -185,7 +184,7 @@ class Session:
         stream = self._ids(ids)
         if len(stream) < 2:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
-        loop = self._start()
+        loop = self._start(len(stream))
         total = np.zeros(self.spec.depths)
         for start in range(0, len(stream) - 1, self.context):
             targets = stream[start + 1 : start + 1 + self.context]
@@ -211,11 +210,15 @@ class Session:
     ) -> None:
         self.close()
 
-    def _start(self) -> DepthLoop:
-        """The loop, emptied; a generation that is still open ends."""
-        if self._loop is None:
+    def _start(self, tokens: int) -> DepthLoop:
+        """An empty loop with room for ``tokens`` tokens or the whole context; an open generation ends."""
+        if self.backend is None:
             raise UsageError("the session is closed; open it again")
         self._generation += 1
+        room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
+        if self._loop is None or self._loop.capacity < room:
+            self._loop = None  # the old cache goes before the new one comes
+            self._loop = DepthLoop(self.backend, self.backend.new_cache(1, room))
         self._loop.reset()
         return self._loop
 

@@ -1,0 +1,182 @@
+"""The parity step: quiet where both sides compute the same, and exact about where they do not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeloop.export.fused import Numerics
+from edgeloop.export.graphs import write_graph
+from edgeloop.export.oracle import Oracle
+from edgeloop.export.parity import EXACT, Trace, compare, difference, trace
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.targets.onnx import check_parity
+from edgeloop.runtime.errors import ParityError
+
+Oracles = Callable[..., Oracle]
+STAGES = ("prologue", "block", "epilogue")
+FLOAT = Numerics(32, 32, 1)
+
+
+def altered(oracle: Oracle, path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Oracle:
+    """The oracle over changed weights."""
+    weights = {}
+    for stage in oracle.stages.values():
+        weights |= {name: tensor.clone() for name, tensor in stage.state_dict().items()}
+    change(weights)
+    save_file(weights, path)
+    return Oracle.open(oracle.spec, path, FLOAT)
+
+
+@pytest.mark.parametrize("kind", ["mor-lora", "mobilellm", "ouro"])
+def test_an_oracle_agrees_with_itself(oracle: Oracles, kind: str) -> None:
+    model = oracle(kind)
+    first = trace(model)
+    assert len(first.per_depth) == model.spec.depths
+    assert first.logits.shape == (13, model.spec.vocab_size)
+    assert first.mixed.shape == (model.spec.depths, 1, model.spec.hidden_size)
+    per_depth, logits = compare(first, trace(model), "torch", 0.0)
+    assert per_depth == (0.0,) * model.spec.depths
+    assert logits == 0.0
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, 14, 10_000_000])
+def test_any_context(oracle: Oracles, context: int) -> None:
+    """Short ones have room for fewer tokens; long ones must not cost memory."""
+    model = oracle("mor-middle-cycle")
+    model.spec = msgspec.structs.replace(model.spec, context_length=context)
+    found = trace(model)
+    assert len(found.logits) == max(1, min(13, context - 1))
+    compare(found, trace(model), "torch", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("segments.0.layers.0.o_proj.weight", None, "the state after depth 0"),
+        ("segments.1.layers.1.q_proj.lora_b", 0, "the state after depth 0"),
+        ("segments.1.layers.0.q_proj.lora_b", 2, "the state after depth 2"),
+        ("segments.1.layers.0.down_proj.lora_a", 1, "the state after depth 1"),
+        ("segments.2.layers.0.down_proj.weight", None, "the logits"),
+        ("norm.weight", None, "the logits"),
+    ],
+)
+def test_the_first_wrong_place_is_named(
+    oracle: Oracles, tmp_path: Path, name: str, row: int | None, message: str
+) -> None:
+    def scale(weights: dict[str, torch.Tensor]) -> None:
+        weights[name][slice(None) if row is None else row] *= 1.5
+
+    model = oracle("mor-lora")
+    other = altered(model, tmp_path / "w.safetensors", scale)
+    with pytest.raises(ParityError, match=f"onnx disagrees with the torch modules in {message}: "):
+        compare(trace(other), trace(model), "onnx", EXACT)
+
+
+def test_lanes_that_take_each_others_depth_are_found(oracle: Oracles) -> None:
+    """Right for calls of one lane, wrong when depths are mixed."""
+    model, wanted = oracle("mor-lora"), trace(oracle("mor-lora"))
+
+    class Confused(Oracle):
+        def block(self, state, lanes, cache):  # type: ignore[no-untyped-def]
+            return super().block(state, replace(lanes, depth=np.full_like(lanes.depth, lanes.depth[0])), cache)
+
+    model.__class__ = Confused
+    with pytest.raises(ParityError, match="a call of mixed depths"):
+        compare(trace(model), wanted, "onnx", EXACT)
+
+
+def test_difference() -> None:
+    a = np.array([1.0, -4.0], np.float32)
+    assert difference(a, a) == 0
+    assert difference(a + 0.5, a) == 0.125
+    assert difference(np.array([1.0, np.nan], np.float32), a) == float("inf")
+    assert difference(a, np.array([1.0, np.inf], np.float32)) == float("inf")
+    assert difference(np.zeros(2, np.float32), np.zeros(2, np.float32)) == 0
+
+
+def test_nan_is_a_disagreement() -> None:
+    nan = np.full((2, 2), np.nan, np.float32)
+    with pytest.raises(ParityError, match="inf relative"):
+        compare(Trace([nan], nan, nan), Trace([nan], nan, nan), "onnx", EXACT)
+
+
+@pytest.fixture
+def graphs(exported: Callable[..., Path], tmp_path: Path) -> dict[str, Path]:
+    """A copy of the graphs and weights of a bundle, to be damaged."""
+    shutil.copytree(exported("mor-lora", "int4") / "onnx", tmp_path / "onnx")
+    return {stage: tmp_path / "onnx" / f"{stage}.onnx" for stage in STAGES}
+
+
+def change_attribute(path: Path, operator: str, name: str, value: int | float) -> None:
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name) == (operator, name):
+                setattr(attribute, "f" if isinstance(value, float) else "i", value)
+    onnx.save(model, path)
+
+
+def test_whole_graphs_pass(oracle: Oracles, graphs: dict[str, Path]) -> None:
+    parity = check_parity(oracle("mor-lora", "int4"), graphs)
+    assert max(*parity.per_depth, parity.logits) < EXACT
+    assert parity.logits < parity.shipped < 0.1
+    assert {p.name for p in graphs["block"].parent.glob("*.onnx")} == {f"{s}.onnx" for s in STAGES}
+
+
+@pytest.mark.parametrize(
+    ("stage", "operator", "name", "value", "message"),
+    [
+        ("prologue", "SimplifiedLayerNormalization", "epsilon", 0.5, "the state after depth 0"),
+        ("block", "GroupQueryAttention", "do_rotary", 0, "the state after depth 0"),
+        ("block", "SkipSimplifiedLayerNormalization", "epsilon", 0.5, "the state after depth 0"),
+        ("epilogue", "SimplifiedLayerNormalization", "epsilon", 0.5, "the logits"),
+    ],
+)
+def test_changed_graphs_do_not_pass(
+    oracle: Oracles,
+    graphs: dict[str, Path],
+    stage: str,
+    operator: str,
+    name: str,
+    value: int | float,
+    message: str,
+) -> None:
+    change_attribute(graphs[stage], operator, name, value)
+    with pytest.raises(ParityError, match=f"onnx disagrees with the torch modules in {message}"):
+        check_parity(oracle("mor-lora", "int4"), graphs)
+
+
+def test_changed_weights_do_not_pass(oracle: Oracles, graphs: dict[str, Path]) -> None:
+    path = graphs["block"].with_name("weights.safetensors")
+    name = "segments.1.layers.1.down_proj.codes"
+    offset = path.read_bytes().index(load_file(path)[name].numpy().tobytes())
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(64))
+    with pytest.raises(ParityError, match="the state after depth 0"):
+        check_parity(oracle("mor-lora", "int4"), graphs)
+
+
+def test_an_export_without_parity_writes_nothing(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(stage, *rest):  # type: ignore[no-untyped-def]
+        path = write_graph(stage, *rest)
+        if stage.name == "block":
+            change_attribute(path, "GroupQueryAttention", "do_rotary", 0)
+        return path
+
+    monkeypatch.setattr("edgeloop.export.targets.onnx.write_graph", wrong)
+    with pytest.raises(ParityError, match="the bundle was not written"):
+        export_bundle(checkpoint("mor-lora"), tmp_path / "bundle", quant="int8")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,123 @@
+"""From canonical tensors to stored ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny import KINDS
+
+from edgeloop.export.family import Reading
+from edgeloop.export.stored import count_parameters, rotary_tables, stored_tensors, write_weights
+from edgeloop.export.weights import places
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.errors import CheckpointError
+from edgeloop.runtime.weights import MATRICES, Weights, matrix_shapes, small_shapes
+
+Readings = Callable[..., Reading]
+QUANTS = [("none", 32), ("int8", 64), ("int4", 32), ("int4", 128)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_canonical_tensor_is_stored_once(reading: Readings, kind: str) -> None:
+    spec = reading(kind).spec
+    stored = stored_tensors(spec)
+    assert sorted(part for t in stored for part in t.parts) == sorted(reading(kind).tensors)
+    assert {t.name for t in stored} == {f"{n}.weight" for n in matrix_shapes(spec)} | set(small_shapes(spec))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted(reading: Readings, kind: str) -> None:
+    spec, tensors = reading(kind).spec, reading(kind).tensors
+    unique, unrolled = count_parameters(spec)
+    assert unique == sum(load().numel() for load in tensors.values())
+    layers = outside = 0
+    for name, load in tensors.items():
+        shape = load().shape
+        if not name.startswith("segments."):
+            outside += math.prod(shape)
+            continue
+        segment = spec.segments[int(name.split(".")[1])]
+        stacked = "lora" in name or ("norm" in name and segment.per_repeat_norms)
+        layers += math.prod(shape) * (1 if stacked else segment.repeats)
+    assert unrolled == outside + layers
+
+
+@pytest.mark.parametrize(("quant", "group_size"), QUANTS)
+@pytest.mark.parametrize("kind", ["mor-lora", "ouro", "mobilellm"])
+def test_the_runtime_reads_what_the_recipe_keeps(
+    reading: Readings, stored_reading: Readings, tmp_path: Path, kind: str, quant: str, group_size: int
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_weights(reading(kind), Recipe.named(quant, group_size), path)
+    spec, tensors = reading(kind).spec, load_file(path)
+    weights = Weights(spec, tensors, group_size)
+    kept = stored_reading(kind, quant, group_size).tensors
+    for name in small_shapes(spec):
+        np.testing.assert_array_equal(weights.small(name), kept[name]().numpy())
+    for name in matrix_shapes(spec):
+        prefix, _, matrix = name.rpartition(".")
+        parts = [f"{prefix}.{p}.weight" for p in MATRICES[matrix]] if prefix else [f"{name}.weight"]
+        np.testing.assert_array_equal(weights.matrix(name), np.concatenate([kept[p]().numpy() for p in parts]))
+    rope = {"rope.cos", "rope.sin"}
+    matrices = {
+        f"{name}.{side}"
+        for name in matrix_shapes(spec)
+        for side in (("weight",) if quant == "none" else ("codes", "scales"))
+    }
+    assert set(tensors) == rope | matrices | set(small_shapes(spec))
+
+
+@pytest.mark.parametrize(("quant", "group_size"), QUANTS)
+def test_tensors_lie_aligned(reading: Readings, tmp_path: Path, quant: str, group_size: int) -> None:
+    """Odd sizes: 1 row of scales in the head of 97 rows would leave the next float on an odd address."""
+    path = tmp_path / "weights.safetensors"
+    write_weights(reading("relax_lora_middle_cycle"), Recipe.named(quant, group_size), path)
+    tensors = load_file(path)
+    for name, place in places(path).items():
+        assert place.offset % tensors[name].itemsize == 0
+
+
+def test_rotary_tables(reading: Readings) -> None:
+    spec = msgspec.structs.replace(reading("ouro_tiny").spec, context_length=4096)
+    cos, sin = rotary_tables(spec)
+    assert cos.shape == sin.shape == (4096, spec.head_dim // 2)
+    assert cos.dtype == sin.dtype == np.float32
+    for position, i in [(0, 0), (1, 0), (4095, 1), (4095, spec.head_dim // 2 - 1)]:
+        angle = position * spec.rope_theta ** (-2 * i / spec.head_dim)
+        assert cos[position, i] == np.float32(math.cos(angle))
+        assert sin[position, i] == np.float32(math.sin(angle))
+
+
+def test_deltas_that_float16_cannot_hold(reading: Readings, tmp_path: Path) -> None:
+    name = "segments.1.layers.0.q_proj.lora_b"
+    original = reading("mor-lora")
+    huge = replace(original, tensors={**original.tensors, name: lambda: original.tensors[name]() + 1e6})
+    with pytest.raises(CheckpointError, match=r"q_proj\.lora_b has values up to 1e\+06.*use --quant none"):
+        write_weights(huge, Recipe.named("int4", 32), tmp_path / "a")
+    write_weights(huge, Recipe.named("none", 32), tmp_path / "b")
+
+
+def test_one_tensor_at_a_time(reading: Readings, tmp_path: Path) -> None:
+    """A loader is called when its tensor's turn comes, and once."""
+    original, calls = reading("ouro"), []
+
+    def loader(name: str) -> Callable[[], torch.Tensor]:
+        def load() -> torch.Tensor:
+            calls.append((name, path.stat().st_size if path.exists() else 0))
+            return original.tensors[name]()
+
+        return load
+
+    path = tmp_path / "weights.safetensors"
+    spied = replace(original, tensors={name: loader(name) for name in original.tensors})
+    write_weights(spied, Recipe.named("int4", 32), path)
+    assert sorted(name for name, _ in calls) == sorted(original.tensors)
+    assert calls[-1][1] > path.stat().st_size // 2
