@@ -11,9 +11,9 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .PHONY: help install demo bench test lint clean
 
 help:
-	@echo "make install   .venv with edgeloop, its exporter and the ONNX engine"
+	@echo "make install   .venv with edgeloop, its exporter, the ONNX engine and the test tools"
 	@echo "make demo      export the shipped story model and let it tell a tale"
-	@echo "make bench     measure the demo model"
+	@echo "make bench     measure the demo model, and a 360M shape against its peers"
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
 	@echo "make clean     remove what was built (not .venv)"
@@ -25,26 +25,27 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing edgeloop into $(VENV) (a minute or two)"
-	@$(PIP) install -e '.[onnx,export]'
+	@$(PIP) install -e '.[onnx,export,dev]'
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) install -e '.[onnx,export,dev]'
+$(VENV)/installed-peers: $(VENV)/installed
+	@echo "installing the benchmark's peers into $(VENV)"
+	@$(PIP) install -e '.[onnx,export,dev,peers]'
 	@touch $@
 
 demo: $(VENV)/installed
 	@$(BIN)/edgeloop demo
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-peers
 	@test -f build/demo/manifest.json || $(BIN)/edgeloop demo > /dev/null
 	$(BIN)/edgeloop bench build/demo
+	$(BIN)/edgeloop compare --shape mor-360m-r3
 
 test: lint
 	@$(BIN)/python -m pytest
 
 # mypy wants the package under its own name, whatever the checkout is called.
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop

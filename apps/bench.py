@@ -1,14 +1,20 @@
 """``edgeloop bench``: how fast a bundle reads and writes, how evenly, and where the time goes.
 
 Each run reads the same seeded random tokens and then writes greedily; end-of-text does not end a run, so
-all runs do the same work. The first run is a warm-up and not counted.
+all runs do the same work. The first run is a warm-up and not counted. Start-up and peak memory are those of
+``edgeloop run`` in processes of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
@@ -60,7 +66,6 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.backends import open_backend
     from ..runtime.bundle import Bundle
     from ..runtime.loop import DepthLoop
-    from ..runtime.timing import peak_rss_bytes
 
     bundle = Bundle.open(args.bundle)
     spec, wanted = bundle.spec, args.prompt_tokens + args.tokens
@@ -79,6 +84,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
             progress("warming up" if i == 0 else "measuring", i / (args.runs + 1))
             run = measure(loop, prompt, args.tokens)
             runs += [run] if i else []
+
+        progress("starting fresh processes", args.runs / (args.runs + 1))
+        started = fresh_process(args.bundle, args.engine)
 
     prefill = [1000 * args.prompt_tokens / run.prefill for run in runs]
     decode = [1000 * args.tokens / sum(run.tokens) for run in runs]
@@ -101,7 +109,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
                 "ms_per_depth": per_depth,
                 "host_ms_per_depth": host,
                 "bundle_bytes": bundle_bytes(bundle.manifest),
-                "peak_rss_bytes": peak_rss_bytes(),
+                "start_to_first_token_ms": started and started[0],
+                "run_peak_rss_bytes": started and started[1],
             }
         )
         return
@@ -118,7 +127,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             ("a token", f"{statistics.median(every):.2f} ms, 99 of 100 within {p99:.2f} ms"),
             ("each depth", f"{depths} ms in the block, and {1000 * host:.0f} µs in the host's loop"),
             ("bundle", byte_count(bundle_bytes(bundle.manifest))),
-            ("peak memory", byte_count(peak_rss_bytes() or 0)),
+            *_fresh_facts(started),
         ]
     )
 
@@ -138,6 +147,33 @@ def measure(loop: DepthLoop, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
         logits = loop.forward(logits[-1:].argmax(-1))
         times.append(watch.lap_ms())
     return Run(prefill, tuple(times), loop.clock.ms_per_depth, loop.clock.host_ms_per_depth)
+
+
+def fresh_process(bundle: Path, engine: str, runs: int = 3) -> tuple[float, int] | None:
+    """(milliseconds from starting ``edgeloop run`` to its first token, its peak memory in bytes) of fresh processes.
+
+    None where the bundle has no tokenizer to run with. The time is the median, and includes the end of the process.
+    """
+    command = [sys.executable, "-m", "edgeloop.apps.cli", "run", str(bundle), "-p", "Once upon a time"]
+    command += ["--engine", engine, "--json", "-n"]
+    times, peak = [], 0
+    for tokens in ["1"] * runs + ["64"]:
+        start = time.perf_counter()
+        done = subprocess.run([*command, tokens], capture_output=True, check=False)
+        if done.returncode != 0:
+            return None
+        times += [1000 * (time.perf_counter() - start)] if tokens == "1" else []
+        peak = max(peak, json.loads(done.stdout)["peak_rss_bytes"])
+    return statistics.median(times), peak
+
+
+def _fresh_facts(started: tuple[float, int] | None) -> list[tuple[str, str]]:
+    if started is None:
+        return []
+    return [
+        ("process start to first token", f"{started[0]:.0f} ms"),
+        ("peak memory of run", byte_count(started[1])),
+    ]
 
 
 def _spread(name: str, rates: list[float]) -> tuple[str, str, str, str]:

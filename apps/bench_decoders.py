@@ -15,8 +15,7 @@ from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.backend import I64, Lanes
-from ..runtime.backends import open_backend
-from ..runtime.backends.onnx import GraphSession, use_threads
+from ..runtime.backends.onnx import GraphSession, OnnxBackend, use_threads
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError
 from ..runtime.kv import KVCache
@@ -26,7 +25,6 @@ from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder
 from .compare import Decoder
 
-_loops: dict[Decoder, DepthLoop] = {}
 TOKENIZER_CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 
 
@@ -36,29 +34,25 @@ def staged_decoder(
     """A bundle of ``checkpoint``, decoded by the depth loop."""
     report = export_bundle(checkpoint, out, quant="int4", group_size=group_size)
     bundle = Bundle.open(out)
-    backend = open_backend("onnx", bundle, threads)
+    graphs = bundle.manifest.targets["onnx"].graphs
+    backend = OnnxBackend(bundle.spec, {n: bundle.path(p) for n, p in graphs.items()}, threads=threads)
     loop = DepthLoop(backend, backend.new_cache(1, CACHE_STEP))
+    spent = {"host": 0, "engine": 0}
 
     def decode(count: int) -> list[float]:
         loop.reset()
         logits = loop.forward(np.array(prompt))
-        loop.clock.restart()
-        times, watch = [], Stopwatch()
+        engine, times, watch, turn = backend.engine_ns, [], Stopwatch(), Stopwatch()
         for _ in range(count):
             logits = loop.forward(logits[-1:].argmax(-1))
             times.append(watch.lap_ms())
+        spent["engine"] += backend.engine_ns - engine
+        spent["host"] += int(1e6 * turn.ms) - (backend.engine_ns - engine)
         return times
 
     files = report.manifest.files
-    decoder = Decoder("staged", group_size, sum(f.bytes for n, f in files.items() if n.startswith("onnx/")), decode)
-    _loops[decoder] = loop
-    return decoder
-
-
-def host_share(decoder: Decoder) -> float:
-    """Host time of a depth step over its engine time, in the staged decoder's last turn."""
-    clock = _loops[decoder].clock
-    return clock.host_ms_per_depth / (sum(clock.ms_per_depth) / len(clock.ms_per_depth))
+    size = sum(file.bytes for name, file in files.items() if name.startswith("onnx/"))
+    return Decoder("staged", group_size, size, decode, lambda: spent["host"] / spent["engine"])
 
 
 def unrolled_decoder(

@@ -10,11 +10,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from .stages import Block, Epilogue, Prologue
+from .stages import Stage
 from .weights import Place
 
 OPSET = 21
-Stage = Prologue | Block | Epilogue
 
 
 def example_inputs(stage: Stage, lanes: int = 2, tokens: int = 3, capacity: int = 8) -> tuple[Tensor, ...]:

@@ -5,6 +5,8 @@ They take and return flat tensors (what a graph has), in the order of ``input_na
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
 from ..runtime.spec import Spec, stage_layers
@@ -26,7 +28,6 @@ class Stage(nn.Module):
     """A run of segments with their caches; the base of the three stages."""
 
     name: str
-    first_input: str
 
     def __init__(self, spec: Spec, weights: Weights, numerics: Numerics) -> None:
         super().__init__()
@@ -53,6 +54,16 @@ class Stage(nn.Module):
 
     def build(self, weights: Weights, numerics: Numerics) -> None:
         """Add what a stage has beside its layers."""
+
+    @property
+    @abstractmethod
+    def input_names(self) -> list[str]:
+        """Names of ``forward``'s tensors, in order."""
+
+    @property
+    @abstractmethod
+    def output_names(self) -> list[str]:
+        """Names of the tensors that ``forward`` returns, in order."""
 
     @property
     def looped(self) -> bool:

@@ -22,8 +22,8 @@ class Bundle:
     def open(folder: str | Path, verify: bool = True) -> Bundle:
         """Read the manifest of ``folder`` and check its files: names, sizes and, with ``verify``, SHA-256.
 
-        BundleError names the first file that is missing or differs. Without ``verify`` nothing but the
-        manifest is read, so that opening a large bundle takes no time.
+        BundleError names the first file that is missing or differs. Without ``verify`` no file but
+        the manifest is read, so that opening a large bundle takes no time.
         """
         root = Path(folder)
         manifest = read_manifest(root)

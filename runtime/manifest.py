@@ -50,7 +50,11 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The bundle's table of contents; written last, so a bundle without it is not a bundle."""
+    """The bundle's table of contents; written last, so a bundle without it is not a bundle.
+
+    ``tokenizer`` is the name of its file, ``chat_template`` the template itself (Jinja). ``parameters`` are those
+    stored, ``unrolled_parameters`` those of the same model with every applied layer stored.
+    """
 
     format: int
     edgeloop: str

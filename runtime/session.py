@@ -14,7 +14,7 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
-from .errors import BundleError, ContextError, UsageError
+from .errors import ContextError, UsageError
 from .loop import DepthLoop
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
@@ -62,7 +62,7 @@ class Session:
         """Tokens that prompt and answer may have together."""
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
-        self._template = _read_template(bundle)
+        self._template = bundle.manifest.chat_template
         self._generation = 0
         self._clock: GenerationClock | None = None
 
@@ -247,14 +247,3 @@ def _loss(logits: F32, targets: I64) -> float:
 def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:
     name = bundle.manifest.tokenizer
     return None if name is None else Tokenizer.open(bundle.path(name))
-
-
-def _read_template(bundle: Bundle) -> str | None:
-    """The manifest holds the template itself, or the name of its file."""
-    template = bundle.manifest.chat_template
-    if template is None or template not in bundle.manifest.files:
-        return template
-    try:
-        return bundle.path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{bundle.folder}: {template}: {error}; export it again") from error

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def peak_rss_bytes() -> int | None:
     """The largest resident memory of this process so far, in bytes; None where the platform does not say."""
+    # Linux's ru_maxrss starts from the memory of the process that started this one; VmHWM is our own.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

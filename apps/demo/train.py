@@ -98,17 +98,17 @@ def train(out: Path, steps: int, batch: int, length: int, dropout: float, seed: 
             scheduler.step()
             optimizer.zero_grad()
         if step % every == 0 or step == steps:
-            valid = validation_loss(model, validation, length, None if step == steps else 24)
+            valid = validation_loss(model, validation, length, limit=24)
             row = {
                 "step": step,
                 "minutes": round((time.monotonic() - start) / 60, 1),
-                "training_loss": [round(float(x), 4) for x in losses],
+                "training_loss": [round(x.item(), 4) for x in losses],
                 "validation_loss": [round(x, 4) for x in valid],
             }
             log.append(row)
             print(json.dumps(row), flush=True)
-            if valid[-1] < best or step == steps:
-                best = min(best, valid[-1])
+            if valid[-1] < best:
+                best = valid[-1]
                 save_checkpoint(model, out)
     (out / "training.json").write_text(json.dumps(log, indent=1) + "\n")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -112,6 +113,8 @@ class GraphSession:
         self.name, self.output, self.spec = name, output, spec
         self.session = open_session(path)
         self.inputs = [i.name for i in self.session.get_inputs()]
+        self.engine_ns = 0
+        """Time spent inside onnxruntime so far."""
         self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, ...], Plan]] = WeakKeyDictionary()
 
     def plan(self, shape: tuple[int, int], rows: int, slot: int, cache: KVCache) -> Plan:
@@ -125,10 +128,12 @@ class GraphSession:
         return plan
 
     def run(self, plan: Plan) -> F32:
+        start = perf_counter_ns()
         try:
             self.session.run_with_iobinding(plan.binding)
         except Exception as error:  # as in open_session
             raise EngineError(f"onnxruntime failed in {self.name}: {str(error).splitlines()[0]}") from error
+        self.engine_ns += perf_counter_ns() - start
         return plan.output
 
 
@@ -150,6 +155,11 @@ class OnnxBackend:
         self._prologue = GraphSession("prologue", "state", graphs["prologue"], spec)
         self._block = GraphSession("block", "next", graphs["block"], spec)
         self._epilogue = GraphSession("epilogue", "logits", graphs["epilogue"], spec)
+
+    @property
+    def engine_ns(self) -> int:
+        """Nanoseconds spent inside onnxruntime so far; all else of a token's time is the host's."""
+        return sum(graph.engine_ns for graph in (self._prologue, self._block, self._epilogue))
 
     def new_cache(self, sequences: int, capacity: int) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""

@@ -88,9 +88,7 @@ BUNDLES = [("rec_middle_cycle", "none", 32), ("mor-lora", "int4", 32), ("ouro", 
 
 
 @pytest.mark.parametrize(("kind", "quant", "group_size"), BUNDLES)
-def test_weights_are_in_one_file_and_once(
-    exported: Bundles, kind: str, quant: str, group_size: int
-) -> None:
+def test_weights_are_in_one_file_and_once(exported: Bundles, kind: str, quant: str, group_size: int) -> None:
     folder = exported(kind, quant, group_size) / "onnx"
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         [f"{s}.onnx" for s in STAGES] + ["weights.safetensors"]
@@ -123,9 +121,7 @@ def test_a_tied_head_points_at_the_embedding(exported: Bundles) -> None:
 
 
 @pytest.mark.parametrize(("kind", "quant", "group_size"), BUNDLES)
-def test_nothing_of_this_machine_is_inside(
-    exported: Bundles, kind: str, quant: str, group_size: int
-) -> None:
+def test_nothing_of_this_machine_is_inside(exported: Bundles, kind: str, quant: str, group_size: int) -> None:
     for path in exported(kind, quant, group_size).rglob("*.[oj]*"):  # graphs and manifest
         data = path.read_bytes()
         for trace in (path.parent, Path(__file__).parents[2], Path.home(), ".py", "stack_trace"):

@@ -88,7 +88,9 @@ def test_lanes_that_take_each_others_depth_are_found(oracle: Oracles) -> None:
 
     class Confused(Oracle):
         def block(self, state, lanes, cache):  # type: ignore[no-untyped-def]
-            return super().block(state, replace(lanes, depth=np.full_like(lanes.depth, lanes.depth[0])), cache)
+            return super().block(
+                state, replace(lanes, depth=np.full_like(lanes.depth, lanes.depth[0])), cache
+            )
 
     model.__class__ = Confused
     with pytest.raises(ParityError, match="a call of mixed depths"):

@@ -65,7 +65,9 @@ def test_the_runtime_reads_what_the_recipe_keeps(
     for name in matrix_shapes(spec):
         prefix, _, matrix = name.rpartition(".")
         parts = [f"{prefix}.{p}.weight" for p in MATRICES[matrix]] if prefix else [f"{name}.weight"]
-        np.testing.assert_array_equal(weights.matrix(name), np.concatenate([kept[p]().numpy() for p in parts]))
+        np.testing.assert_array_equal(
+            weights.matrix(name), np.concatenate([kept[p]().numpy() for p in parts])
+        )
     rope = {"rope.cos", "rope.sin"}
     matrices = {
         f"{name}.{side}"

@@ -111,7 +111,9 @@ def test_ids_out_of_range_are_refused(exported: Bundles) -> None:
     """The engine itself would take a row of zeros for them."""
     with Session.open(exported("rec_middle_cycle")) as session:
         for wrong in (-1, 97, 2**40):
-            with pytest.raises(UsageError, match=f"token id {wrong} is not in the vocabulary, wanted 0 to 96"):
+            with pytest.raises(
+                UsageError, match=f"token id {wrong} is not in the vocabulary, wanted 0 to 96"
+            ):
                 session.logits([1, wrong, 2])
 
 

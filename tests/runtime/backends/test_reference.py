@@ -43,12 +43,17 @@ def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM:
         for e in range(segment.repeats):
             for j in range(segment.layers):
                 prefix, ours = f"model.layers.{applied}", f"segments.{s}.layers.{j}"
-                for norm, name in (("input_layernorm", "attention_norm"), ("post_attention_layernorm", "mlp_norm")):
+                for norm, name in (
+                    ("input_layernorm", "attention_norm"),
+                    ("post_attention_layernorm", "mlp_norm"),
+                ):
                     weight = weights.small(f"{ours}.{name}.weight")
                     state[f"{prefix}.{norm}.weight"] = weight[e] if weight.ndim == 2 else weight
                 for matrix, parts in MATRICES.items():
                     ends = np.cumsum([projection_shapes(spec)[p][0] for p in parts])[:-1]
-                    for part, weight in zip(parts, np.split(weights.matrix(f"{ours}.{matrix}"), ends), strict=True):
+                    for part, weight in zip(
+                        parts, np.split(weights.matrix(f"{ours}.{matrix}"), ends), strict=True
+                    ):
                         if part in segment.lora:
                             a, b = (weights.small(f"{ours}.{part}.lora_{x}")[e] for x in "ab")
                             weight = weight + b @ a

@@ -1,0 +1,282 @@
+"""A bundle appears whole or not at all, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeloop.export.writer import check_free, describe_files, new_folder
+from edgeloop.runtime.errors import ExportError, UsageError
+
+NEW, OLD = {"text": "new", "manifest.json": '{"edgeloop": "1", "files": {"text": {}}}'}, "old"
+
+
+def fill(folder: Path, text: str = "new") -> None:
+    for name, content in {**NEW, "text": text}.items():
+        (folder / name).write_text(content)
+
+
+def bundle(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    fill(folder, OLD)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_it_appears_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "parents" / "out"
+    with new_folder(out, force=False) as folder:
+        fill(folder)
+        assert not out.exists()
+        assert folder.parent.parent == out.parent
+    assert names(out) == set(NEW)
+    assert names(out.parent) == {"out"}
+
+
+def test_rights_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "out", force=False) as folder:
+            fill(folder)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_an_error_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), new_folder(tmp_path / "out", force=False) as folder:
+        fill(folder)
+        raise error
+    assert names(tmp_path) == set()
+
+
+def test_an_error_leaves_the_old_bundle(tmp_path: Path) -> None:
+    out = bundle(tmp_path / "out")
+    with pytest.raises(ValueError, match="x"), new_folder(out, force=True) as folder:
+        fill(folder)
+        raise ValueError("x")
+    assert (out / "text").read_text() == OLD
+    assert names(tmp_path) == {"out"}
+
+
+def test_force_replaces_a_bundle(tmp_path: Path) -> None:
+    out = bundle(tmp_path / "out")
+    with pytest.raises(UsageError, match="exists: choose another folder or pass --force"):
+        check_free(out, force=False)
+    with new_folder(out, force=True) as folder:
+        fill(folder)
+        assert (out / "text").read_text() == OLD
+    assert (out / "text").read_text() == "new"
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [None, "", "[]", "{}", '{"name": "a web app", "icons": []}', '{"edgeloop": "1"}', "\xff", "[" * 100_000],
+)
+def test_force_replaces_nothing_else(tmp_path: Path, manifest: str | None) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.txt").write_text("words")
+    if manifest is not None:
+        (out / "manifest.json").write_text(manifest, encoding="latin-1")
+    with pytest.raises(UsageError, match="is not a bundle: --force replaces bundles only"):
+        check_free(out, force=True)
+    with pytest.raises(UsageError), new_folder(out, force=True):
+        pytest.fail("not reached")
+    assert (out / "thesis.txt").read_text() == "words"
+
+
+def test_force_does_not_delete_what_others_put_into_a_bundle(tmp_path: Path) -> None:
+    out = bundle(tmp_path / "out")
+    (out / "notes").mkdir()
+    (out / "notes" / "thesis.txt").write_text("words")
+    with pytest.raises(UsageError, match=r"holds notes/thesis\.txt, which is no part of the bundle"):
+        check_free(out, force=True)
+
+
+def test_a_file_and_an_empty_folder_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder"):
+        for force in (False, True):
+            with pytest.raises(UsageError, match="exists"):
+                check_free(tmp_path / name, force)
+
+
+def test_a_bundle_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="exists"), new_folder(out, force=False) as folder:
+        fill(folder)
+        bundle(out)
+    assert (out / "text").read_text() == OLD
+    assert names(tmp_path) == {"out"}
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    real = bundle(tmp_path / "disk" / "real")
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "dangling").symlink_to(tmp_path / "disk" / "later")
+    for name in ("link", "dangling"):
+        with new_folder(tmp_path / name, force=True) as folder:
+            fill(folder)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dangling").is_symlink()
+    assert {n: (tmp_path / "disk" / n / "text").read_text() for n in ("real", "later")} == {
+        "real": "new",
+        "later": "new",
+    }
+    assert names(tmp_path / "disk") == {"real", "later"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/out", "File exists|Not a directory"),
+        ("file/deeper/out", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("loop/out", "symbolic links|File exists"),
+    ],
+)
+def test_places_that_cannot_be(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ExportError, match=f"cannot write .*({reason})"), new_folder(tmp_path / name, True):
+        pytest.fail("not reached")
+    assert names(tmp_path) == {"file", "loop"}
+
+
+def test_a_failing_rename_brings_the_old_bundle_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = bundle(tmp_path / "out"), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with (
+        pytest.raises(ExportError, match="cannot write .*Input/output error"),
+        new_folder(out, True) as folder,
+    ):
+        fill(folder)
+    assert (out / "text").read_text() == OLD
+    assert names(tmp_path) == {"out"}
+
+
+def test_a_full_disk_when_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ExportError, match="No space left on device"), new_folder(tmp_path / "out", False):
+        pass
+    assert names(tmp_path) == set()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgeloop.export import writer
+
+moment, out = sys.argv[1], Path(sys.argv[2])
+renames, rename, sync = 0, Path.rename, writer._sync
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(self, target):
+    global renames
+    renames += 1
+    if moment == f"rename {renames}":
+        die()
+    return rename(self, target)
+
+def synced(folder):
+    sync(folder)
+    if moment == "sync":
+        die()
+
+Path.rename, writer._sync = counted, synced
+with writer.new_folder(out, force=True) as folder:
+    (folder / "text").write_text("killed")
+    if moment == "block":
+        die()
+    (folder / "manifest.json").write_text('{"edgeloop": "1", "files": {"text": {}}}')
+if moment == "end":
+    die()
+"""
+
+
+def kill(moment: str, out: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, moment, str(out)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("moment", ["block", "sync", "rename 1"])
+def test_killed(tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out"
+    kill(moment, out)
+    assert not out.exists()
+    assert len(names(tmp_path)) == 1
+    with new_folder(out, force=False) as folder:
+        fill(folder)
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("moment", ["block", "rename 1", "rename 2"])
+def test_killed_while_replacing(tmp_path: Path, moment: str) -> None:
+    out = bundle(tmp_path / "out")
+    kill(moment, out)
+    assert out.exists() == (moment != "rename 2")  # between the two renames it is only moved aside
+    with new_folder(tmp_path / "other", force=False) as folder:
+        fill(folder)
+    assert (out / "text").read_text() == OLD
+    assert names(tmp_path) == {"out", "other"}
+
+
+def test_killed_at_the_end(tmp_path: Path) -> None:
+    out = bundle(tmp_path / "out")
+    kill("end", out)
+    assert (out / "text").read_text() == "killed"
+    check_free(out, force=True)
+
+
+def test_exports_side_by_side_leave_each_other_alone(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a", force=False) as a:
+        with new_folder(tmp_path / "b", force=False) as b:
+            fill(b)
+        fill(a)
+    assert names(tmp_path) == {"a", "b"}
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nobody can tell what is left over from what is being written, and nothing is swept."""
+
+    def unsupported(handle: int, how: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    test_exports_side_by_side_leave_each_other_alone(tmp_path)
+
+
+def test_files_are_described(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "b").write_bytes(b"12345")
+    (tmp_path / "a").write_bytes(b"")
+    found = describe_files(tmp_path)
+    assert list(found) == ["a", "onnx/b"]
+    assert found["onnx/b"].bytes == 5
+    assert found["onnx/b"].sha256 == hashlib.sha256(b"12345").hexdigest()
