@@ -85,13 +85,14 @@ def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -
 
 
 def gather_quantized(ids: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics, columns: int) -> Tensor:
-    """ids [B, S] → dequantized rows [B, S, K] of a group-quantized table."""
+    """ids [B, S] → rows [B, S, K = ``columns``] of a table of codes [V, bytes] and scales [V, ⌈K/G⌉]."""
+    groups = scales.shape[1]
     if not exporting():
-        return unpack(codes[ids], scales[ids], numerics.bits, columns)
-    width = codes.shape[1] * numerics.group_size
+        return unpack(codes[ids].unflatten(-1, (groups, -1)), scales[ids], numerics.bits, columns)
+    width = groups * numerics.group_size
     out: Tensor = torch.onnx.ops.symbolic(
         f"{MS}GatherBlockQuantized",
-        [codes.flatten(1), ids, scales.float()],
+        [codes, ids, scales.float()],
         {"bits": numerics.bits, "block_size": numerics.group_size, "gather_axis": 0, "quantize_axis": 1},
         dtype=torch.float32,
         shape=(*ids.shape, width),

@@ -24,7 +24,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Matrix(nn.Module):
-    """A float or group-quantized matrix [N, K]: a linear layer, an embedding table, or both when tied."""
+    """A float or group-quantized matrix [N, K]."""
 
     def __init__(self, weights: Weights, name: str, numerics: Numerics) -> None:
         super().__init__()
@@ -42,13 +42,30 @@ class Matrix(nn.Module):
             return F.linear(x, self.get_buffer("weight"))
         return fused.matmul_nbits(x, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
 
-    def rows(self, ids: Tensor, columns: int) -> Tensor:
-        """ids [B, S] → rows [B, S, K = ``columns``]."""
+
+class Table(nn.Module):
+    """A float or group-quantized embedding table [V, D].
+
+    Its codes are held as [V, bytes], the shape that the operator takes: turning a matrix's codes into it would
+    make engines hold a second copy of the largest tensor.
+    """
+
+    def __init__(self, weights: Weights, name: str, numerics: Numerics, columns: int) -> None:
+        super().__init__()
+        self.numerics, self.columns = numerics, columns
+        self.quantized = f"{name}.codes" in weights
+        if self.quantized:
+            self.register_buffer("codes", weights[f"{name}.codes"].flatten(1))
+            self.register_buffer("scales", weights[f"{name}.scales"])
+        else:
+            self.register_buffer("weight", weights[f"{name}.weight"])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B, S] → rows [B, S, D]."""
         if not self.quantized:
             return F.embedding(ids, self.get_buffer("weight"))
-        return fused.gather_quantized(
-            ids, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics, columns
-        )
+        codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        return fused.gather_quantized(ids, codes, scales, self.numerics, self.columns)
 
 
 class Norm(nn.Module):

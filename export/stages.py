@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..runtime.spec import Spec, stage_layers
 from .fused import Cache, LaneTensors, Numerics
-from .modules import Depth, Layer, Matrix, Norm, Weights
+from .modules import Depth, Layer, Matrix, Norm, Table, Weights
 
 LANE_INPUTS = ("positions", "last", "longest", "tokens")
 
@@ -113,7 +113,7 @@ class Prologue(Stage):
     name = "prologue"
 
     def build(self, weights: Weights, numerics: Numerics) -> None:
-        self.embed = Matrix(weights, "embed", numerics)
+        self.embed = Table(weights, "embed", numerics, self.spec.hidden_size)
 
     @property
     def input_names(self) -> list[str]:
@@ -125,7 +125,7 @@ class Prologue(Stage):
         return ["state", *(f"present.{n}" for n in self.cache_names)]
 
     def forward(self, ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        x = self.embed.rows(ids, self.spec.hidden_size)
+        x = self.embed(ids)
         if not self.cache_count:
             return (x,)
         x, caches = self.run(x, None, self.lanes(rest[:4]), pairs(rest[4:]))

@@ -17,7 +17,7 @@ from ..runtime.spec import Segment, Spec
 from .family import Loader, Reading
 from .fused import Numerics
 from .graphs import write_graph
-from .modules import Depth, Matrix, Norm, Weights
+from .modules import Depth, Matrix, Norm, Table, Weights
 from .stages import LANE_INPUTS, Stage, flat, pairs
 from .stored import write_weights
 from .weights import places
@@ -65,10 +65,9 @@ class Whole(Stage):
     name = "block"
 
     def build(self, weights: Weights, numerics: Numerics) -> None:
-        self.embed = Matrix(weights, "embed", numerics)
+        self.embed = Table(weights, "embed", numerics, self.spec.hidden_size)
         self.norm = Norm(weights["norm.weight"], self.spec.norm_eps)
-        if not self.spec.tied_embedding:
-            self.head = Matrix(weights, "head", numerics)
+        self.head = Matrix(weights, "embed" if self.spec.tied_embedding else "head", numerics)
 
     @property
     def input_names(self) -> list[str]:
@@ -80,10 +79,10 @@ class Whole(Stage):
 
     def forward(self, ids: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         rows, *rest = inputs
-        x = self.embed.rows(ids, self.spec.hidden_size)
+        x = self.embed(ids)
         x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
         x = self.norm(x.reshape(-1, self.spec.hidden_size).index_select(0, rows), Depth(0))
-        return ((self.embed if self.spec.tied_embedding else self.head)(x), *flat(caches))
+        return (self.head(x), *flat(caches))
 
 
 def write_unrolled_graph(
@@ -93,7 +92,10 @@ def write_unrolled_graph(
     unrolled = unroll(reading)
     write_weights(unrolled, recipe, folder / WEIGHTS)
     stage = Whole(unrolled.spec, load(folder / WEIGHTS), Numerics(recipe.bits, recipe.group_size, 4))
-    return unrolled.spec, write_graph(stage, folder, WEIGHTS, places(folder / WEIGHTS))
+    placed = places(folder / WEIGHTS)
+    if unrolled.spec.tied_embedding:  # a table and a matrix of other shapes over the same bytes
+        placed |= {n.replace("embed.", "head."): place for n, place in placed.items() if n.startswith("embed.")}
+    return unrolled.spec, write_graph(stage, folder, WEIGHTS, placed)
 
 
 def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:

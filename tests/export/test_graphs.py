@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -106,7 +107,7 @@ def test_weights_are_in_one_file_and_once(exported: Bundles, kind: str, quant: s
         assert all(t.ByteSize() < SMALL + 100 for t in [*inside, *constants])
     assert pointed == set(placed)
     ends = sorted((p.offset, p.offset + p.length) for p in placed.values())
-    assert all(end == start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(ends))
 
 
 def test_a_tied_head_points_at_the_embedding(exported: Bundles) -> None:

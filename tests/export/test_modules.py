@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeloop.export.fused import Numerics, add_rms_norm, halves, rms_norm
-from edgeloop.export.modules import Depth, LoraPair, Matrix, Norm, apply_deltas
+from edgeloop.export.modules import Depth, LoraPair, Matrix, Norm, Table, apply_deltas
 from edgeloop.quant.pack import dequantize, quantize
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -20,7 +20,7 @@ def noise(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.parametrize("columns", [64, 50])
-def test_a_matrix_multiplies_and_looks_up(bits: int, columns: int) -> None:
+def test_a_matrix_multiplies_and_a_table_looks_up(bits: int, columns: int) -> None:
     table, weights = noise(10, columns), {}
     if bits == 32:
         weights = {"m.weight": table}
@@ -28,10 +28,10 @@ def test_a_matrix_multiplies_and_looks_up(bits: int, columns: int) -> None:
         packed = quantize(table, bits, 32)
         weights = {"m.codes": torch.from_numpy(packed.codes), "m.scales": torch.from_numpy(packed.scales)}
         table = torch.from_numpy(dequantize(packed, columns).copy())
-    matrix = Matrix(weights, "m", Numerics(bits, 32, 1))
+    numerics = Numerics(bits, 32, 1)
     x, ids = noise(2, 3, columns), torch.tensor([[3, 3, 9], [0, 1, 2]])
-    torch.testing.assert_close(matrix(x), x @ table.T)
-    torch.testing.assert_close(matrix.rows(ids, columns), table[ids], rtol=0, atol=0)
+    torch.testing.assert_close(Matrix(weights, "m", numerics)(x), x @ table.T)
+    assert torch.equal(Table(weights, "m", numerics, columns)(ids), table[ids])
 
 
 def test_norms() -> None:

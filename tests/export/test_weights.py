@@ -73,19 +73,25 @@ def test_a_header_of_long_names_still_fits(tmp_path: Path) -> None:
 
 
 def test_more_tensors_than_there_is_room_for(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ExportError, match="100 tensors need a header of more than 4088 bytes"),
-        WeightsWriter(tmp_path / "w", 1) as writer,
-    ):
-        for i in range(100):
-            writer.add(f"{i}", np.zeros(1, np.float32))
+    def write_more_than_announced() -> None:
+        with WeightsWriter(tmp_path / "w", 1) as writer:
+            for i in range(100):
+                writer.add(f"{i}", np.zeros(1, np.float32))
+
+    with pytest.raises(ExportError, match="100 tensors need a header of more than 4088 bytes"):
+        write_more_than_announced()
 
 
 def test_what_was_broken_off_is_not_a_file_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    with pytest.raises(RuntimeError, match="stop"), WeightsWriter(path, 2) as writer:
-        writer.add("a", np.ones(4, np.float32))
-        raise RuntimeError("stop")
+
+    def break_off() -> None:
+        with WeightsWriter(path, 2) as writer:
+            writer.add("a", np.ones(4, np.float32))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        break_off()
     with pytest.raises(SafetensorError):
         load_file(path)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def bundle(folder: Path) -> Path:
     folder.mkdir(parents=True)
     fill(folder, OLD)
     return folder
+
+
+def write(out: Path, force: bool, meanwhile: Callable[[], object] = lambda: None) -> None:
+    with new_folder(out, force) as folder:
+        fill(folder)
+        meanwhile()
+
+
+def fails(error: BaseException) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
 
 
 def names(folder: Path) -> set[str]:
@@ -56,17 +70,15 @@ def test_rights_follow_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
 def test_an_error_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), new_folder(tmp_path / "out", force=False) as folder:
-        fill(folder)
-        raise error
+    with pytest.raises(type(error)):
+        write(tmp_path / "out", False, fails(error))
     assert names(tmp_path) == set()
 
 
 def test_an_error_leaves_the_old_bundle(tmp_path: Path) -> None:
     out = bundle(tmp_path / "out")
-    with pytest.raises(ValueError, match="x"), new_folder(out, force=True) as folder:
-        fill(folder)
-        raise ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        write(out, True, fails(ValueError("x")))
     assert (out / "text").read_text() == OLD
     assert names(tmp_path) == {"out"}
 
@@ -94,8 +106,8 @@ def test_force_replaces_nothing_else(tmp_path: Path, manifest: str | None) -> No
         (out / "manifest.json").write_text(manifest, encoding="latin-1")
     with pytest.raises(UsageError, match="is not a bundle: --force replaces bundles only"):
         check_free(out, force=True)
-    with pytest.raises(UsageError), new_folder(out, force=True):
-        pytest.fail("not reached")
+    with pytest.raises(UsageError):
+        write(out, True, fails(AssertionError("not reached")))
     assert (out / "thesis.txt").read_text() == "words"
 
 
@@ -118,9 +130,8 @@ def test_a_file_and_an_empty_folder_are_not_replaced(tmp_path: Path) -> None:
 
 def test_a_bundle_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="exists"), new_folder(out, force=False) as folder:
-        fill(folder)
-        bundle(out)
+    with pytest.raises(UsageError, match="exists"):
+        write(out, False, lambda: bundle(out))
     assert (out / "text").read_text() == OLD
     assert names(tmp_path) == {"out"}
 
@@ -130,8 +141,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(real)
     (tmp_path / "dangling").symlink_to(tmp_path / "disk" / "later")
     for name in ("link", "dangling"):
-        with new_folder(tmp_path / name, force=True) as folder:
-            fill(folder)
+        write(tmp_path / name, True)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "dangling").is_symlink()
     assert {n: (tmp_path / "disk" / n / "text").read_text() for n in ("real", "later")} == {
@@ -153,8 +163,8 @@ def test_links_are_followed(tmp_path: Path) -> None:
 def test_places_that_cannot_be(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_text("words")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ExportError, match=f"cannot write .*({reason})"), new_folder(tmp_path / name, True):
-        pytest.fail("not reached")
+    with pytest.raises(ExportError, match=f"cannot write .*({reason})"):
+        write(tmp_path / name, True, fails(AssertionError("not reached")))
     assert names(tmp_path) == {"file", "loop"}
 
 
@@ -167,11 +177,8 @@ def test_a_failing_rename_brings_the_old_bundle_back(tmp_path: Path, monkeypatch
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with (
-        pytest.raises(ExportError, match="cannot write .*Input/output error"),
-        new_folder(out, True) as folder,
-    ):
-        fill(folder)
+    with pytest.raises(ExportError, match="cannot write .*Input/output error"):
+        write(out, True)
     assert (out / "text").read_text() == OLD
     assert names(tmp_path) == {"out"}
 
@@ -181,8 +188,8 @@ def test_a_full_disk_when_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ExportError, match="No space left on device"), new_folder(tmp_path / "out", False):
-        pass
+    with pytest.raises(ExportError, match="No space left on device"):
+        write(tmp_path / "out", False)
     assert names(tmp_path) == set()
 
 
@@ -231,8 +238,7 @@ def test_killed(tmp_path: Path, moment: str) -> None:
     kill(moment, out)
     assert not out.exists()
     assert len(names(tmp_path)) == 1
-    with new_folder(out, force=False) as folder:
-        fill(folder)
+    write(out, False)
     assert names(tmp_path) == {"out"}
 
 
@@ -241,8 +247,7 @@ def test_killed_while_replacing(tmp_path: Path, moment: str) -> None:
     out = bundle(tmp_path / "out")
     kill(moment, out)
     assert out.exists() == (moment != "rename 2")  # between the two renames it is only moved aside
-    with new_folder(tmp_path / "other", force=False) as folder:
-        fill(folder)
+    write(tmp_path / "other", False)
     assert (out / "text").read_text() == OLD
     assert names(tmp_path) == {"out", "other"}
 
@@ -255,10 +260,7 @@ def test_killed_at_the_end(tmp_path: Path) -> None:
 
 
 def test_exports_side_by_side_leave_each_other_alone(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "a", force=False) as a:
-        with new_folder(tmp_path / "b", force=False) as b:
-            fill(b)
-        fill(a)
+    write(tmp_path / "a", False, lambda: write(tmp_path / "b", False))
     assert names(tmp_path) == {"a", "b"}
 
 

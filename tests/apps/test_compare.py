@@ -1,0 +1,79 @@
+"""``edgeloop compare`` on a tiny model: the unrolled graph is the same model, and the table tells the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from edgeloop.apps.compare import Decoder, summarize
+from edgeloop.export.checkpoint import Checkpoint
+from edgeloop.export.families import find_family
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.unrolled import unroll, write_unrolled_checkpoint, write_unrolled_graph
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime import Session
+from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.backends.onnx import GraphSession, use_threads
+from edgeloop.runtime.errors import ExportError
+from edgeloop.runtime.kv import KVCache
+
+KIND = "mor-middle-cycle"
+
+
+@pytest.fixture(scope="module")
+def reading(tiny_once: Callable[[str], Path]) -> Any:
+    source = Checkpoint.open(tiny_once(KIND))
+    return find_family(source).read(source)
+
+
+def test_the_unrolled_graph_is_the_same_model(
+    reading: Any, tiny_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    export_bundle(tiny_once(KIND), tmp_path / "bundle", quant="none")
+    ids = np.arange(1, 12)
+    wanted = Session.open(tmp_path / "bundle").logits(ids)
+    spec, graph = write_unrolled_graph(reading, Recipe.named("none", 32), tmp_path, load_file)
+    assert spec.depths == 1
+    assert spec.applied_layers == reading.spec.applied_layers
+    use_threads(None)
+    session = GraphSession("block", "logits", graph, spec)
+    plan = session.plan((1, len(ids)), len(ids), 0, KVCache.allocate(spec, 1, 16))
+    plan.inputs["ids"][0], plan.inputs["rows"][:] = ids, np.arange(len(ids))
+    plan.set_lanes(Lanes.single(0, 0, len(ids), 0))
+    np.testing.assert_allclose(session.run(plan), wanted, atol=1e-4)
+
+
+def test_the_unrolled_checkpoint_is_the_same_model(reading: Any, tmp_path: Path) -> None:
+    write_unrolled_checkpoint(reading, tmp_path)
+    source = Checkpoint.open(tmp_path)
+    again = find_family(source).read(source)  # ties found by content roll it up again
+    assert again.spec.segments == reading.spec.segments
+
+
+def test_deltas_are_not_unrolled(tiny_once: Callable[[str], Path]) -> None:
+    source = Checkpoint.open(tiny_once("edgeloop"))
+    with pytest.raises(ExportError, match="plain Llama layers"):
+        unroll(find_family(source).read(source))
+
+
+def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., Any]) -> None:
+    flags = ("--group-size", 32, "--rounds", 1, "--tokens", 2, "--prompt-tokens", 4)
+    found = command_json("compare", tiny_once(KIND), *flags)
+    staged, unrolled = found["decoders"][:2]
+    assert (staged["name"], staged["ratio"], staged["bytes_ratio"]) == ("staged", 1.0, 1.0)
+    assert unrolled["bytes"] > staged["bytes"]
+    assert unrolled["bytes_ratio"] == staged["bytes"] / unrolled["bytes"]
+    if find_spec("onnxruntime_genai") is None:
+        assert any("onnxruntime-genai" in note for note in found["notes"])
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    ours, theirs = (Decoder(name, 32, size, lambda count: []) for name, size in (("staged", 10), ("peer", 40)))
+    _, peer = summarize({ours: [1.0, 2.0, 4.0], theirs: [2.0, 4.0, 4.0]})
+    assert (peer.ms, peer.ratio, peer.bytes_ratio) == (4.0, 2.0, 0.25)
