@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.backend import I64, Lanes
-from ..runtime.backends.onnx import GraphSession, OnnxBackend, use_threads
+from ..runtime.backends.onnx import GraphSession, OnnxBackend, default_threads, use_threads
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError
 from ..runtime.kv import KVCache
@@ -102,7 +101,7 @@ def genai_decoder(
             shutil.copyfile(tokenizer / "tokenizer.json", checkpoint / "tokenizer.json")
             (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG)
         folder = GenaiDecoder.prepare(checkpoint, work / f"genai{group_size}", group_size)
-        peer = GenaiDecoder(folder, prompt, tokens, threads or len(os.sched_getaffinity(0)))
+        peer = GenaiDecoder(folder, prompt, tokens, threads or default_threads())
     except EngineError as error:
         return None, f"onnxruntime-genai left out: {error}"
     return Decoder("onnxruntime-genai", group_size, peer.model_bytes, peer.decode_ms), ""

@@ -94,7 +94,9 @@ def write_unrolled_graph(
     stage = Whole(unrolled.spec, load(folder / WEIGHTS), Numerics(recipe.bits, recipe.group_size, 4))
     placed = places(folder / WEIGHTS)
     if unrolled.spec.tied_embedding:  # a table and a matrix of other shapes over the same bytes
-        placed |= {n.replace("embed.", "head."): place for n, place in placed.items() if n.startswith("embed.")}
+        placed |= {
+            n.replace("embed.", "head."): place for n, place in placed.items() if n.startswith("embed.")
+        }
     return unrolled.spec, write_graph(stage, folder, WEIGHTS, placed)
 
 

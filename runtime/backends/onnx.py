@@ -28,10 +28,16 @@ _PLANS = 64  # kept per cache; prefill chunks of odd sizes come and go
 _threads: int | None = None
 
 
+def default_threads() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def use_threads(threads: int | None) -> None:
     """One thread pool for all sessions: three pools of spinning workers would fight for the cores."""
     global _threads
-    wanted = threads or len(os.sched_getaffinity(0))
+    wanted = threads or default_threads()
     if _threads is None:
         ort.set_global_thread_pool_sizes(wanted, 1)
         _threads = wanted

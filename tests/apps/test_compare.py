@@ -74,6 +74,8 @@ def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., A
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:
-    ours, theirs = (Decoder(name, 32, size, lambda count: []) for name, size in (("staged", 10), ("peer", 40)))
+    ours, theirs = (
+        Decoder(name, 32, size, lambda count: []) for name, size in (("staged", 10), ("peer", 40))
+    )
     _, peer = summarize({ours: [1.0, 2.0, 4.0], theirs: [2.0, 4.0, 4.0]})
     assert (peer.ms, peer.ratio, peer.bytes_ratio) == (4.0, 2.0, 0.25)
