@@ -64,18 +64,21 @@ def unrolled_decoder(
     session = GraphSession("block", "logits", graph, spec)
     cache = KVCache.allocate(spec, 1, CACHE_STEP)
 
-    def step(ids: I64, cached: int) -> int:
-        plan = session.plan((1, len(ids)), 1, 0, cache)
-        plan.inputs["ids"][0] = ids
-        plan.inputs["rows"][0] = len(ids) - 1
-        plan.set_lanes(Lanes.single(0, cached, len(ids), 0))
+    def step(ids: I64, lanes: Lanes) -> int:
+        plan = session.plan(lanes, 1, cache)
+        plan.ids[0] = ids
+        plan.rows[0] = len(ids) - 1
         return int(session.run(plan)[0].argmax())
 
+    first, next_one = Lanes.single(0, 0, len(prompt), 0), Lanes.single(0, 0, 1, 0)
+
     def decode(count: int) -> list[float]:
-        token = step(np.array(prompt), 0)
+        token = step(np.array(prompt), first)
         times, watch = [], Stopwatch()
         for i in range(count):
-            token = step(np.array([token]), len(prompt) + i)
+            next_one.cached[0] = next_one.positions[0, 0] = len(prompt) + i
+            next_one.refresh()
+            token = step(np.array([token]), next_one)
             times.append(watch.lap_ms())
         return times
 

@@ -1,8 +1,9 @@
 """Weights on huge pages: restart the process once with glibc told to ask the kernel for them.
 
-Decoding reads every weight for every token, and with 4 KiB pages a good part of the time goes into address
-translation: measured, 10 to 28% of the decode speed. glibc reads its tunables only when a process starts,
-so the process replaces itself, before anything heavy is imported.
+Decoding reads every weight for every token, and with 4 KiB pages part of the time goes into address translation.
+What it brings depends on the machine: 10 to 28% of the decode speed on one, nothing that could be measured on
+another (``EDGELOOP_HUGE_PAGES=0 edgeloop bench`` tells). glibc reads its tunables only when a process starts, so the
+process replaces itself, before anything heavy is imported.
 """
 
 from __future__ import annotations

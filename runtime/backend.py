@@ -7,7 +7,7 @@ first_slot + B − 1``. Prefill is 1 lane × S tokens, decode 1 × 1, and one ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,13 +21,17 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lanes:
     """The lanes of one call.
 
     depth [B] int64: which deltas apply. cached [B] int32: tokens already valid in the lane's slot (T).
     tokens [B] int32: how many of the S new tokens are valid (the rest is right padding; 0 = idle lane).
-    positions [B, S] int64: true positions, for RoPE.
+    positions [B, S] int64: true positions, for RoPE. last [B] and longest [1] int32 follow from them: the index of
+    each lane's last token after the call, and the largest number of tokens of a lane.
+
+    A caller may keep a Lanes and write its arrays in place, followed by ``refresh``: engines keep what they prepared
+    for it. ``at`` makes the lanes of another stage or depth that share those arrays.
     """
 
     depth: I64
@@ -35,6 +39,31 @@ class Lanes:
     tokens: I32
     positions: I64
     first_slot: int = 0
+    last: I32 = field(default_factory=lambda: np.empty(0, np.int32))
+    longest: I32 = field(default_factory=lambda: np.zeros(1, np.int32))
+
+    def __post_init__(self) -> None:
+        for name, dtype in (
+            ("depth", np.int64),
+            ("cached", np.int32),
+            ("tokens", np.int32),
+            ("positions", np.int64),
+        ):
+            # Engines take addresses. What is right already stays the caller's own array.
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
+        if len(self.last) != len(self.cached):
+            object.__setattr__(self, "last", np.empty_like(self.cached))
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Bring ``last`` and ``longest`` up to date with ``cached`` and ``tokens``."""
+        np.add(self.cached, self.tokens, out=self.last)
+        self.longest[0] = self.last.max()
+        np.subtract(self.last, 1, out=self.last)
+
+    def at(self, depth: int, first_slot: int) -> Lanes:
+        """The same lanes, all at ``depth`` and in other slots; the other arrays are shared."""
+        return replace(self, depth=np.full_like(self.depth, depth), first_slot=first_slot)
 
     @staticmethod
     def single(depth: int, cached: int, tokens: int, slot: int) -> Lanes:

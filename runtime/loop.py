@@ -145,6 +145,7 @@ class DepthLoop:
         call = self._calls.get(len(ids)) or self._make_call(len(ids))
         call.cached[0] = self.cached
         np.add(call.steps, self.cached, out=call.positions[0])
+        call.prologue.refresh()  # and with it all that share its arrays
 
         outside = 0  # time of the caller's hooks: neither the engine's nor the loop's
         start = perf_counter_ns()
@@ -186,22 +187,17 @@ class DepthLoop:
         return np.empty((0, self.backend.spec.vocab_size), np.float32)
 
     def _make_call(self, size: int) -> _Call:
-        cached, tokens = np.zeros(1, np.int32), np.array([size], np.int32)
-        positions = np.zeros((1, size), np.int64)
-
-        def lanes(stage: str, depth: int, sequence: int) -> Lanes:
-            slot = self.cache.slot(stage, sequence, depth)
-            return Lanes(np.array([depth], np.int64), cached, tokens, positions, slot)
-
+        slot = self.cache.slot
+        prologue = Lanes.single(0, 0, size, slot("prologue", self.sequence, 0))
         last = self._depths - 1
         return _Call(
-            cached=cached,
-            positions=positions,
+            cached=prologue.cached,
+            positions=prologue.positions,
             steps=np.arange(size),
             last=np.array([size - 1]),
             all=np.arange(size),
-            prologue=lanes("prologue", 0, self.sequence),
-            block=tuple(lanes("block", d, self.sequence) for d in range(self._depths)),
-            epilogue=lanes("epilogue", last, self.sequence),
-            exits=tuple(lanes("epilogue", d, d) for d in range(last)),
+            prologue=prologue,
+            block=tuple(prologue.at(d, slot("block", self.sequence, d)) for d in range(self._depths)),
+            epilogue=prologue.at(last, slot("epilogue", self.sequence, last)),
+            exits=tuple(prologue.at(d, slot("epilogue", d, d)) for d in range(last)),
         )

@@ -2,11 +2,14 @@
 
 Hard line breaks inside a paragraph are joined, so that the model spends nothing on learning where a
 page was 70 characters wide. The last 5% of each file is validation text that training never sees.
+
+    python -m edgeloop.apps.demo.texts validation.txt     # write it, for edgeloop eval
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +61,7 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
     """Token ids [N] of ``text``; END_OF_TEXT becomes token 0."""
     return np.array(tokenizer.encode(text).ids, dtype=np.int64)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(split_texts()[1], encoding="ascii")

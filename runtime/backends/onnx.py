@@ -1,13 +1,13 @@
 """The ONNX Runtime engine: three sessions, caches bound in place, bindings kept from call to call.
 
-A decode step calls the same few (stage, lanes, tokens, slot) shapes over and over. Each has a plan: an
-I/O binding whose buffers are plain numpy arrays, so a call writes some integers, copies one hidden state in
-and runs. K and V are bound as input and output at the same address, and the attention operator writes the
-new rows there: nothing is copied per token.
+A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
+are written in place. K and V are bound as input and output at the same address, and the attention operator
+writes the new rows there: nothing is copied per token.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,9 @@ from ..errors import EngineError
 from ..kv import KVCache
 from ..spec import Spec
 
-_PLANS = 64  # kept per cache; prefill chunks of odd sizes come and go
+logger = logging.getLogger(__name__)
+
+_PLANS = 32  # kept per cache; prefill chunks of odd sizes come and go
 _threads: int | None = None
 
 
@@ -39,7 +41,12 @@ def use_threads(threads: int | None) -> None:
     global _threads
     wanted = threads or default_threads()
     if _threads is None:
-        ort.set_global_thread_pool_sizes(wanted, 1)
+        try:
+            ort.set_global_thread_pool_sizes(wanted, 1)
+        except (
+            Exception
+        ):  # onnxruntime's own Fail: the host program made a pool before us, and there is only one
+            logger.warning("this process already has an onnxruntime thread pool; it is used as it is")
         _threads = wanted
     elif threads is not None and threads != _threads:
         raise EngineError(
@@ -62,54 +69,44 @@ def open_session(path: Path) -> ort.InferenceSession:
 
 
 class Plan:
-    """One binding: fixed shapes, fixed buffers."""
+    """One binding of a graph: to one Lanes and its slots of one cache, and to buffers of its own.
 
-    def __init__(
-        self, stage: GraphSession, lanes: int, tokens: int, rows: int, slot: int, cache: KVCache
-    ) -> None:
-        spec = stage.spec
-        shapes: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
-            "ids": ((lanes, tokens), np.int64),
-            "state": ((lanes, tokens, spec.hidden_size), np.float32),
-            "rows": ((rows,), np.int64),
-            "depth": ((lanes,), np.int64),
-            "positions": ((lanes, tokens), np.int64),
-            "last": ((lanes,), np.int32),
-            "longest": ((1,), np.int32),
-            "tokens": ((lanes,), np.int32),
-            "next": ((lanes, tokens, spec.hidden_size), np.float32),
-            "logits": ((rows, spec.vocab_size), np.float32),
-        }
-        self.binding = stage.session.io_binding()
-        self.inputs: dict[str, npt.NDArray[Any]] = {}
-        for name in stage.inputs:
-            if not name.startswith("past."):
-                self.inputs[name] = np.zeros(*shapes[name])
-                self._bind(self.binding.bind_input, name, self.inputs[name])
-        self.output: F32 = np.zeros(*shapes[stage.output])
-        self._bind(self.binding.bind_output, stage.output, self.output)
-        self._caches = cache.stages[stage.name]  # the binding holds addresses, this holds the memory
+    The lanes' arrays are bound as they are, so their new values are seen without a copy. So is a state, which is
+    the buffer of another plan: between two stages of a token nothing is copied or bound again.
+    """
+
+    def __init__(self, graph: GraphSession, lanes: Lanes, rows: int, cache: KVCache) -> None:
+        spec, (batch, length) = graph.spec, lanes.positions.shape
+        self.binding = graph.session.io_binding()
+        self.lanes = lanes  # a binding holds addresses: the plan holds the memory
+        self._caches = cache.stages[graph.name]
+        self.ids = np.zeros((batch, length), np.int64)
+        self.rows = np.zeros(rows, np.int64)
+        self._state: F32 | None = None
+        shape = (rows, spec.vocab_size) if graph.output == "logits" else (batch, length, spec.hidden_size)
+        self.output: F32 = np.zeros(shape, np.float32)
+        self._bind_output(graph.output, self.output)
+        own = {"ids": self.ids, "rows": self.rows}
+        for name in graph.inputs:
+            if name != "state" and not name.startswith("past."):
+                self._bind_input(name, own[name] if name in own else getattr(lanes, name))
+        slots = slice(lanes.first_slot, lanes.first_slot + batch)
         for i, pair in enumerate(self._caches):
             for side, array in zip(("key", "value"), pair, strict=True):
-                part = array[slot : slot + lanes]
-                self._bind(self.binding.bind_input, f"past.{i}.{side}", part)
-                self._bind(self.binding.bind_output, f"present.{i}.{side}", part)
+                self._bind_input(f"past.{i}.{side}", array[slots])
+                self._bind_output(f"present.{i}.{side}", array[slots])
 
-    @staticmethod
-    def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
-        bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    def set_state(self, state: F32) -> None:
+        """Bind ``state`` [B, S, D] as the input, unless it is the one that is bound."""
+        if state is not self._state:
+            self._state = np.ascontiguousarray(state, np.float32)
+            self._bind_input("state", self._state)
 
-    def set_lanes(self, lanes: Lanes) -> None:
-        inputs = self.inputs
-        if "depth" in inputs:
-            inputs["depth"][:] = lanes.depth
-        if "positions" in inputs:
-            inputs["positions"][:] = lanes.positions
-            last = inputs["last"]
-            np.add(lanes.cached, lanes.tokens, out=last)
-            inputs["longest"][0] = last.max()
-            last -= 1
-            inputs["tokens"][:] = lanes.tokens
+    def _bind_input(self, name: str, array: npt.NDArray[Any]) -> None:
+        self.binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def _bind_output(self, name: str, array: npt.NDArray[Any]) -> None:
+        self.binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 class GraphSession:
@@ -121,19 +118,21 @@ class GraphSession:
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
         """Time spent inside onnxruntime so far."""
-        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, ...], Plan]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, int], Plan]] = WeakKeyDictionary()
 
-    def plan(self, shape: tuple[int, int], rows: int, slot: int, cache: KVCache) -> Plan:
+    def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> Plan:
+        """The plan of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
         plans = self._plans.setdefault(cache, {})
-        key = (*shape, rows, slot)
+        key = (id(lanes), rows)  # plans hold their lanes, so an id is not used again while its plan is here
         plan = plans.get(key)
         if plan is None:
             if len(plans) >= _PLANS:
                 plans.clear()
-            plan = plans[key] = Plan(self, *shape, rows, slot, cache)
+            plan = plans[key] = Plan(self, lanes, rows, cache)
         return plan
 
     def run(self, plan: Plan) -> F32:
+        """Run the graph once; the plan's output buffer."""
         start = perf_counter_ns()
         try:
             self.session.run_with_iobinding(plan.binding)
@@ -173,25 +172,19 @@ class OnnxBackend:
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
-        batch, length = ids.shape
-        plan = self._prologue.plan((batch, length), 0, lanes.first_slot, cache)
-        plan.inputs["ids"][:] = ids
-        plan.set_lanes(lanes)
+        plan = self._prologue.plan(lanes, 0, cache)
+        plan.ids[:] = ids
         return self._prologue.run(plan)
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
-        batch, length, _ = state.shape
-        plan = self._block.plan((batch, length), 0, lanes.first_slot, cache)
-        plan.inputs["state"][:] = state
-        plan.set_lanes(lanes)
+        plan = self._block.plan(lanes, 0, cache)
+        plan.set_state(state)
         return self._block.run(plan)
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
-        batch, length, _ = state.shape
-        plan = self._epilogue.plan((batch, length), len(rows), lanes.first_slot, cache)
-        plan.inputs["state"][:] = state
-        plan.inputs["rows"][:] = rows
-        plan.set_lanes(lanes)
+        plan = self._epilogue.plan(lanes, len(rows), cache)
+        plan.set_state(state)
+        plan.rows[:] = rows
         return self._epilogue.run(plan)

@@ -43,9 +43,8 @@ def test_the_unrolled_graph_is_the_same_model(
     assert spec.applied_layers == reading.spec.applied_layers
     use_threads(None)
     session = GraphSession("block", "logits", graph, spec)
-    plan = session.plan((1, len(ids)), len(ids), 0, KVCache.allocate(spec, 1, 16))
-    plan.inputs["ids"][0], plan.inputs["rows"][:] = ids, np.arange(len(ids))
-    plan.set_lanes(Lanes.single(0, 0, len(ids), 0))
+    plan = session.plan(Lanes.single(0, 0, len(ids), 0), len(ids), KVCache.allocate(spec, 1, 16))
+    plan.ids[0], plan.rows[:] = ids, np.arange(len(ids))
     np.testing.assert_allclose(session.run(plan), wanted, atol=1e-4)
 
 

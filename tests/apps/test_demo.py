@@ -1,0 +1,64 @@
+"""The demo model as it ships: small enough, exported by its verb, and as good at every depth as its README says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeloop.apps.cli import main
+from edgeloop.apps.demo.texts import TEXTS, encode, split_texts
+from edgeloop.apps.demo.verb import CHECKPOINT
+from edgeloop.runtime import Session
+
+README = CHECKPOINT.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    assert main(["export", str(CHECKPOINT), "-o", str(out), "--quant", "none", "--json"]) == 0
+    return out
+
+
+def test_the_checkpoint_is_small() -> None:
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 12_000_000
+
+
+def test_validation_is_the_end_of_every_file() -> None:
+    training, validation = split_texts()
+    assert len(validation) / (len(training) + len(validation)) == pytest.approx(0.05, abs=0.003)
+    for path in TEXTS.glob("*.txt"):
+        if path.name != "README.md":
+            last = " ".join(path.read_text(encoding="ascii").split())[-60:]
+            assert last in " ".join(validation.split())
+            assert last not in " ".join(training.split())
+
+
+def test_every_depth_is_an_exit(demo: Path) -> None:
+    """On 6000 validation tokens, against the recipe's own numbers, which are of all of them."""
+    recipe = json.loads((CHECKPOINT / "training.json").read_text())["best"]["validation_loss"]
+    with Session.open(demo) as session:
+        ids = encode_validation(session)
+        found = session.perplexity(ids[:6000])
+    assert found.perplexity == found.perplexity_per_depth[-1]
+    for perplexity, loss in zip(found.perplexity_per_depth, recipe, strict=True):
+        assert perplexity == pytest.approx(2.718281828**loss, rel=0.15)
+
+
+def encode_validation(session: Session) -> Any:
+    from tokenizers import Tokenizer
+
+    return encode(Tokenizer.from_file(str(session.bundle.path("tokenizer.json"))), split_texts()[1])
+
+
+def test_demo(tmp_path: Path, command_json: Callable[..., Any]) -> None:
+    found = command_json("demo", "-o", tmp_path / "bundle", "-n", 12)
+    assert len(found["tokens"]) == 12
+    assert found["bytes"] < found["unrolled_bytes_estimated"]
+    assert found["peak_rss_bytes"] > 0
+    again = command_json("demo", "-o", tmp_path / "bundle", "-n", 12)
+    assert again["tokens"] == found["tokens"]
