@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..quant.recipe import GROUP_SIZES, RECIPES
 from .console import Console
+from .options import at_least
 from .quantities import bits_per_weight, byte_count, layout
 from .show import quantization, unused_names
 
@@ -43,6 +44,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="weights that share a scale (default: 32)",
     )
+    parser.add_argument(
+        "--context",
+        type=at_least(1),
+        metavar="N",
+        help="shorten the model's context to N tokens: smaller position tables",
+    )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -57,6 +64,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             targets=targets,
             quant=args.quant,
             group_size=args.group_size,
+            context=args.context,
             force=args.force,
             progress=progress,
         )

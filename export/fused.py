@@ -61,7 +61,11 @@ def unpack(codes: Tensor, scales: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def matmul_nbits(x: Tensor, codes: Tensor, scales: Tensor, numerics: Numerics) -> Tensor:
-    """x [..., K] → [..., N] through group-quantized weights."""
+    """x [..., K] → [..., N] through group-quantized weights.
+
+    The scales' cast to float32 is folded when an engine loads the graph. It has to be: with graph optimization
+    switched off, onnxruntime 1.32 packs before it casts and computes nonsense.
+    """
     if not exporting():
         # In slices, so that a large head is never held whole in float32.
         slices = zip(codes.split(8192), scales.split(8192), strict=True)

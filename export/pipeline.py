@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import structs
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import UsageError
@@ -15,6 +17,7 @@ from ..runtime.version import VERSION
 from .chat import chat_template
 from .checkpoint import Checkpoint
 from .families import find_family, unused
+from .family import Reading
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import TARGETS, open_target
@@ -40,11 +43,13 @@ def export_bundle(
     targets: Sequence[str] = ("onnx",),
     quant: str = "int4",
     group_size: int = 32,
+    context: int | None = None,
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
     """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
 
+    ``context`` shortens the model's context, and with it the position tables that every graph holds.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
@@ -57,7 +62,7 @@ def export_bundle(
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint))
-    reading = find_family(source).read(source)
+    reading = shortened(find_family(source).read(source), context)
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
     template = chat_template(source.folder)
     for target in chosen:
@@ -93,3 +98,13 @@ def export_bundle(
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)
+
+
+def shortened(reading: Reading, context: int | None) -> Reading:
+    """``reading`` with a context of at most ``context`` tokens; UsageError when the model has fewer."""
+    spec = reading.spec
+    if context is None:
+        return reading
+    if not 1 <= context <= spec.context_length:
+        raise UsageError(f"context is {context}, wanted 1 to {spec.context_length}, the model's own")
+    return replace(reading, spec=structs.replace(spec, context_length=context))

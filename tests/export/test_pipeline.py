@@ -441,3 +441,10 @@ def test_weights_that_nobody_reads_are_reported(tiny: Tiny, tmp_path: Path, quic
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "extra.head": torch.ones(2)}, folder / "model.safetensors")
     assert export_bundle(folder, tmp_path / "b").unused == ("extra.head",)
+
+
+def test_a_shorter_context(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    spec = export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "short", context=16).manifest.spec
+    assert spec.context_length == 16
+    with pytest.raises(UsageError, match="context is 100000, wanted 1 to"):
+        export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "long", context=100_000)
