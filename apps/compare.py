@@ -36,7 +36,7 @@ REST = 0.1  # seconds before a turn, so that they do not
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX "
+        "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
         "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed)."
     )
     parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"

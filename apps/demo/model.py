@@ -33,7 +33,7 @@ class DemoConfig:
     lora_scale: float = 1.0
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 512  # the windows of training: beyond them perplexity rises
     tie_word_embeddings: bool = True
     bos_token_id: int = 0
     eos_token_id: int = 0
