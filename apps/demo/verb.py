@@ -19,7 +19,7 @@ EXAMPLES = """\
 examples:
   edgeloop demo
   edgeloop demo -p "The little goblin said" -n 300 --seed 7
-  edgeloop demo -o /tmp/tales --json
+  edgeloop demo -o tales --json
 """
 
 
