@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..quant.recipe import GROUP_SIZES, RECIPES
-from .console import Console
+from .console import Console, Progress
 from .options import at_least
 from .quantities import bits_per_weight, byte_count, layout
 from .show import quantization, unused_names
@@ -57,7 +61,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.pipeline import export_bundle
 
     targets = tuple(filter(None, (name.strip() for name in args.target.split(","))))
-    with console.progress() as progress:
+    with console.progress() as progress, _interruptible(progress) as step:
         report = export_bundle(
             args.checkpoint,
             args.out,
@@ -66,12 +70,38 @@ def main(args: argparse.Namespace, console: Console) -> None:
             group_size=args.group_size,
             context=args.context,
             force=args.force,
-            progress=progress,
+            progress=step,
         )
     if console.json:
         console.result(summary(report))
     else:
         describe(report, console)
+
+
+@contextmanager
+def _interruptible(progress: Progress) -> Iterator[Progress]:
+    """Ctrl-C ends the export: torch's exporter may swallow it or turn it into another error, so it is remembered."""
+    pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def step(name: str, fraction: float) -> None:
+        if pressed and fraction < 1:
+            raise KeyboardInterrupt
+        progress(name, fraction)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield step
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def summary(report: Report) -> dict[str, object]:
@@ -110,4 +140,9 @@ def describe(report: Report, console: Console) -> None:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     console.facts(rows)
-    console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time'\n")
+    if manifest.tokenizer:
+        console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time' --temperature 0.8\n")
+    else:
+        console.write(
+            f"no tokenizer.json: text needs one beside the checkpoint. next: edgeloop bench {report.bundle}\n"
+        )

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     else:
         console.write("\n")
         console.facts(results(manifest, stats))
-        console.write(f"next: edgeloop run {args.out} -p 'The king said'\n")
+        console.write(f"next: edgeloop run {args.out} -p 'The king said' --temperature 0.8\n")
 
 
 def export(out: Path, console: Console) -> None:

@@ -35,7 +35,7 @@ KEYS = {
         "alpha_pattern",
     ),
 }
-SUSPECT = re.compile(r"loop|recur|shar|depth|exit|(^|_)mor(_|$)")
+SUSPECT = re.compile(r"loop|recur|shar|depth|exit|(^|_)mor(_|$)|router|dora|adapter")
 
 
 class MorFamily:
