@@ -43,7 +43,7 @@ KNOWN = ("max_window_layers",)
 
 CHANGES = re.compile(
     "loop|recur|shar|depth|exit|mor|ut_steps|double|softcap|multiplier|scal|qk_norm|expert|window|alibi"
-    "|parallel|n_gram|hyper_conn"
+    "|parallel|n_gram|hyper_conn|router|dora"
 )
 """An unknown key with one of these in its name is a loop flag or a change of the computation: refused."""
 
