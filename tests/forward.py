@@ -65,3 +65,13 @@ def _rotate(spec: Spec, x: torch.Tensor) -> torch.Tensor:
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     a, b = x[..., :half], x[..., half:]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+AUTHORS = {
+    "rec_middle_cycle": "logits_use_cache_False",
+    "rec_cycle_kvshare": "logits_use_cache_False",
+    "relax_lora_middle_cycle": "logits_use_cache_False",
+    "mobilellm_ls_eager": "logits_use_cache_False",
+    "ouro_tiny": "logits_default_T4",
+}
+"""Fixtures of the authors → the name of the logits that a full forward with per-depth KV gives."""

@@ -9,6 +9,7 @@ import forward
 import numpy as np
 import pytest
 import torch
+from forward import AUTHORS
 from safetensors.torch import load_file
 from tiny import KINDS
 
@@ -23,13 +24,6 @@ from edgeloop.runtime.spec import stage_layers
 Oracles = Callable[..., Oracle]
 IDS = np.random.default_rng(3).integers(0, 320, 19)
 DELTAS = ("edgeloop", "edgeloop-no-lora", "mor-lora", "mor-norms")  # norms or LoRA differ between depths
-AUTHORS = {
-    "rec_middle_cycle": "logits_use_cache_False",
-    "rec_cycle_kvshare": "logits_use_cache_False",
-    "relax_lora_middle_cycle": "logits_use_cache_False",
-    "mobilellm_ls_eager": "logits_use_cache_False",
-    "ouro_tiny": "logits_default_T4",
-}
 
 
 def run(oracle: Oracle, ids: np.ndarray, chunk: int = 128) -> F32:

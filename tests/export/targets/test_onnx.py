@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forward import AUTHORS
 from safetensors.numpy import load_file
 
 from edgeloop.export.targets import TARGETS, open_target
@@ -18,13 +19,6 @@ from edgeloop.runtime.manifest import Manifest, read_manifest
 from edgeloop.runtime.session import Session
 
 Bundles = Callable[..., Path]
-AUTHORS = {
-    "rec_middle_cycle": "logits_use_cache_False",
-    "rec_cycle_kvshare": "logits_use_cache_False",
-    "relax_lora_middle_cycle": "logits_use_cache_False",
-    "mobilellm_ls_eager": "logits_use_cache_False",
-    "ouro_tiny": "logits_default_T4",
-}
 QUANTIZED = [("mor-lora", "int4", 32), ("mobilellm", "int8", 64), ("ouro", "int4", 128)]
 IDS = np.random.default_rng(5).integers(0, 320, 24)
 
