@@ -10,7 +10,7 @@ from msgspec import Struct
 from .errors import BundleError
 from .spec import Spec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -49,10 +49,27 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     parity: Parity
 
 
+class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An exit rule as ``edgeloop calibrate`` left it: thresholds for each depth but the last, and what they gave.
+
+    ``agreement`` is the share of ``tokens`` for which the likeliest next token was that of full depth.
+    """
+
+    thresholds: tuple[float, ...]
+    missing: str
+    goal: str
+    tokens: int
+    perplexity: float
+    full_perplexity: float
+    agreement: float
+    mean_depth: float
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The bundle's table of contents; written last, so a bundle without it is not a bundle.
 
-    ``tokenizer`` is the name of its file, ``chat_template`` the template itself (Jinja). ``parameters`` are those
+    ``heads`` is the file of the heads that the host computes itself (exit gate, router, probes), ``exits`` are
+    the calibrated exit rules by name. ``tokenizer`` is the name of its file, ``chat_template`` the template itself (Jinja). ``parameters`` are those
     stored, ``unrolled_parameters`` those of the same model with every applied layer stored.
     """
 
@@ -61,6 +78,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     spec: Spec
     quantization: Quantization
     targets: dict[str, Target]
+    heads: str | None = None
+    exits: dict[str, Exit] = {}
     tokenizer: str | None
     chat_template: str | None
     parameters: int

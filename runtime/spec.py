@@ -1,11 +1,12 @@
 """What a recursive model is: embed → segments → norm → head, with what differs between depths.
 
-Shape letters: D hidden size, F intermediate size, H heads, K KV heads, R depths, V vocabulary.
+Shape letters: D hidden size, M a router's hidden size, F intermediate size, H heads, K KV heads, R depths, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec import Struct
 
@@ -25,6 +26,28 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     lora: dict[str, int] = {}
 
 
+class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A router that decides which depths a token runs (Mixture-of-Recursions, arXiv 2507.10524, section 2.2).
+
+    A score is z = head(x / temperature), p = squash(z). ``expert``: depth r scores the tokens that ran depth
+    r − 1; those that go on get x ← x + g·block(x), the others keep x. ``token``: one head scores every depth at once
+    from the loop's input x₀, c = argmax(p + bias) is the last depth that the token runs, and x₀ + g·block(…) of
+    that depth is the loop's output. g is α·p when ``gated``, else 1 for token and α for expert choice.
+    """
+
+    kind: Literal["expert", "token"]
+    squash: Literal["sigmoid", "tanh", "softmax", "none"]
+    alpha: float
+    gated: bool = True
+    temperature: float = 1.0
+    hidden: bool = False
+    """The head is an MLP with an exact GELU, not one linear layer."""
+    auxiliary: bool = False
+    """Expert choice: a second head says at generation who goes on; the first one still gates."""
+    capacity: tuple[float, ...] = ()
+    """Expert choice: the share of a chunk's tokens that each depth takes in training (``chunk-topk``)."""
+
+
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The architecture of a model, complete: two models with equal specs and weights compute the same.
 
@@ -37,6 +60,10 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ``mlp_out_norm.weight`` (on their outputs, before the residual is added), each [D] or, with
     ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
     ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``.
+
+    Heads that the host computes itself, float32 (R the depths): ``gate.weight`` [D] and ``gate.bias`` [1] with
+    ``exit_gate``; with ``routing`` ``router.weight`` [R, D], or [R, M] behind ``router.hidden`` [R or 1, M, D]
+    (1: one hidden layer for all depths), the same under ``auxiliary.``, and ``router.bias`` [R] for token choice.
     """
 
     family: str
@@ -54,6 +81,13 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sandwich_norms: bool = False
     loop_norm: bool = False
     """The final norm is applied after every depth, and its output feeds the next one (Ouro)."""
+    kv: Literal["per-depth", "shared"] = "per-depth"
+    """``shared``: depths ≥ 1 read the K and V that depth 0 made, and only compute queries of their own."""
+    sliding_window: int | None = None
+    """Tokens that attention sees at most, the newest included; None: all."""
+    exit_gate: bool = False
+    """A head on the state after each depth gives the probability to stop there (Ouro)."""
+    routing: Routing | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -82,9 +116,16 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return sum(s.layers * s.repeats for s in self.segments)
 
     @property
+    def kv_slots(self) -> int:
+        """KV slots of a sequence in the block's caches: one a depth, or one for all where depths share."""
+        return 1 if self.kv == "shared" else self.depths
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        """float32 K and V of every (depth, layer) pair, in bytes."""
-        return self.applied_layers * 2 * self.kv_heads * self.head_dim * 4
+        """float32 K and V of every (slot, layer) pair, in bytes; routed models fill only part of it."""
+        outside = stage_layers(self, "prologue") + stage_layers(self, "epilogue")
+        pairs = outside + stage_layers(self, "block") * self.kv_slots
+        return pairs * 2 * self.kv_heads * self.head_dim * 4
 
 
 @dataclass(frozen=True)

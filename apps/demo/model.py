@@ -155,3 +155,8 @@ class DemoModel(nn.Module):
             x = layer(x, 0, cos, sin)
         logits = F.linear(self.norm(x), self.embed_tokens.weight)
         return list(logits.chunk(self.config.num_recursions))
+
+    def losses(self, ids: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
+        """ids, targets [B, S] → cross-entropy (nats a token) of each read-out, and what training minimizes."""
+        each = [F.cross_entropy(o.flatten(0, 1).float(), targets.flatten()) for o in self(ids)]
+        return each, torch.stack(each).mean()

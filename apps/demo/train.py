@@ -2,7 +2,10 @@
 
     python -m edgeloop.apps.demo.train -o apps/demo/checkpoint
 
-The loss is the mean next-token cross-entropy of **every** depth. Hidden matrices are trained by Muon,
+    python -m edgeloop.apps.demo.train --routed -o apps/demo/routed_checkpoint
+
+The loss is the mean next-token cross-entropy of **every** depth; that of the routed twin is the cross-entropy
+after the depths that its routers chose, and the routers' auxiliary loss. Hidden matrices are trained by Muon,
 the rest (embedding, norms, LoRA) by AdamW; bfloat16 arithmetic, fp32 weights, float16 checkpoint.
 Takes about half an hour on 2 quiet cores with AVX-512 BF16; uses a GPU if there is one.
 """
@@ -17,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .model import DemoConfig, DemoModel
+from .routed import RoutedConfig, RoutedModel
 from .texts import encode, split_texts, train_tokenizer
 
 
@@ -38,18 +41,16 @@ def windows(tokens: Tensor, batch: int, length: int, generator: torch.Generator)
 
 @torch.no_grad()
 def validation_loss(model: DemoModel, tokens: Tensor, length: int, limit: int | None = None) -> list[float]:
-    """Mean cross-entropy (nats a token) per depth, over disjoint windows in order."""
+    """Mean cross-entropy (nats a token) of each read-out, over disjoint windows in order."""
     model.eval()
     device = model.embed_tokens.weight.device
     count = (len(tokens) - 1) // length if limit is None else limit
-    total, seen = np.zeros(model.config.num_recursions), 0
+    total: list[list[float]] = []
     for i in range(count):
         ids = tokens[i * length : (i + 1) * length + 1].to(device)[None]
-        losses = [F.cross_entropy(o[0].float(), ids[0, 1:]) for o in model(ids[:, :-1])]
-        total += np.array([float(x) for x in losses]) * length
-        seen += length
+        total.append([float(x) for x in model.losses(ids[:, :-1], ids[:, 1:])[0]])
     model.train()
-    return [float(x) for x in total / seen]
+    return [float(x) for x in np.mean(total, axis=0)]
 
 
 def save_checkpoint(model: DemoModel, folder: Path) -> None:
@@ -60,9 +61,8 @@ def save_checkpoint(model: DemoModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.config.as_json(), indent=2) + "\n")
 
 
-def finish(out: Path, log: list[dict[str, object]], validation: Tensor, length: int) -> None:
+def finish(model: DemoModel, out: Path, log: list[dict[str, object]], validation: Tensor, length: int) -> None:
     """Evaluate the best checkpoint, as saved, on all of the validation text; write training.json."""
-    model = DemoModel(DemoConfig())
     model.load_state_dict(load_file(out / "model.safetensors"))
     loss = validation_loss(model, validation, length)
     best = {
@@ -75,10 +75,12 @@ def finish(out: Path, log: list[dict[str, object]], validation: Tensor, length: 
     print(json.dumps(best), flush=True)
 
 
-def train(out: Path, steps: int, batch: int, length: int, dropout: float, seed: int, every: int) -> None:
+def train(
+    out: Path, routed: bool, steps: int, batch: int, length: int, dropout: float, seed: int, every: int
+) -> None:
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = DemoConfig()
+    config = RoutedConfig() if routed else DemoConfig()
     train_text, valid_text = split_texts()
     tokenizer = train_tokenizer(train_text, config.vocab_size)
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,8 @@ def train(out: Path, steps: int, batch: int, length: int, dropout: float, seed: 
     validation = torch.from_numpy(encode(tokenizer, valid_text))
     print(f"{len(training)} training tokens, {len(validation)} validation tokens", flush=True)
 
-    model = DemoModel(config, dropout).to(device)
+    model = RoutedModel(config, dropout) if isinstance(config, RoutedConfig) else DemoModel(config, dropout)
+    model.to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.endswith("proj.weight")]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -104,10 +107,8 @@ def train(out: Path, steps: int, batch: int, length: int, dropout: float, seed: 
     for step in range(1, steps + 1):
         ids = windows(training, batch, length, generator).to(device)
         with torch.autocast(device, torch.bfloat16):
-            outputs = model(ids[:, :-1])
-        target = ids[:, 1:].flatten()
-        losses = [F.cross_entropy(o.flatten(0, 1).float(), target) for o in outputs]
-        torch.stack(losses).mean().backward()
+            losses, objective = model.losses(ids[:, :-1], ids[:, 1:])
+        objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
@@ -126,12 +127,13 @@ def train(out: Path, steps: int, batch: int, length: int, dropout: float, seed: 
             if valid[-1] < best:
                 best = valid[-1]
                 save_checkpoint(model, out)
-    finish(out, log, validation, length)
+    finish(model.cpu(), out, log, validation, length)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--routed", action="store_true", help="train the twin that routes its tokens")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8, help="windows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a window")
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=100, help="steps between validations")
     a = parser.parse_args()
-    train(a.out, a.steps, a.batch, a.length, a.dropout, a.seed, a.every)
+    train(a.out, a.routed, a.steps, a.batch, a.length, a.dropout, a.seed, a.every)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""The small heads that the host computes itself: exit gate, routers, probes; one safetensors file a bundle.
+
+They are a few thousand numbers that decide whether the engine is called at all, so every engine shares them.
+Names and shapes: ``Spec``, and for the probes that ``edgeloop calibrate`` fits ``probe.weight`` [R − 1, D] and
+``probe.bias`` [R − 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .bundle import Bundle
+from .errors import BundleError
+from .spec import Spec
+
+F32 = npt.NDArray[np.float32]
+HEADS = "heads.safetensors"
+
+
+def head_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the heads that a model with ``spec`` has; None is a size that the file may choose."""
+    d, r = spec.hidden_size, spec.depths
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    if spec.exit_gate:
+        shapes |= {"gate.weight": (d,), "gate.bias": (1,)}
+    if (routing := spec.routing) is not None:
+        for prefix in ("router", "auxiliary") if routing.auxiliary else ("router",):
+            shapes[f"{prefix}.weight"] = (r, None if routing.hidden else d)
+            if routing.hidden:
+                shapes[f"{prefix}.hidden"] = (None, None, d)
+        if routing.kind == "token":
+            shapes["router.bias"] = (r,)
+    return shapes
+
+
+def probe_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the fitted probes."""
+    return {"probe.weight": (spec.depths - 1, spec.hidden_size), "probe.bias": (spec.depths - 1,)}
+
+
+def read_heads(bundle: Bundle) -> dict[str, F32]:
+    """Every head of ``bundle``, float32; BundleError when one is missing or of another shape."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    name = bundle.manifest.heads
+    try:
+        tensors = {} if name is None else load_file(bundle.path(name))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{bundle.folder}: {name}: {error}; copy the bundle again") from error
+    wanted = head_shapes(bundle.spec)
+    if any(key.startswith("probe.") for key in tensors):
+        wanted |= probe_shapes(bundle.spec)
+    return check_heads(tensors, wanted, str(bundle.folder))
+
+
+def check_heads(
+    tensors: Mapping[str, npt.NDArray[np.generic]], wanted: Mapping[str, tuple[int | None, ...]], where: str
+) -> dict[str, F32]:
+    """``tensors`` as float32, exactly those that are ``wanted``; BundleError names the first that is not right."""
+    if strange := min(set(tensors) - set(wanted), default=None):
+        raise BundleError(f"{where}: a head {strange}, which the model does not have; export it again")
+    for key, shape in wanted.items():
+        found = tensors[key].shape if key in tensors else None
+        if found is None or len(found) != len(shape) or any(w not in (None, f) for f, w in zip(found, shape, strict=True)):
+            size = "×".join("?" if n is None else str(n) for n in shape)
+            raise BundleError(f"{where}: head {key} is {found}, wanted {size}; export the checkpoint again")
+    return {key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}
