@@ -54,6 +54,8 @@ EXTRAS = {
     "torch": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "matplotlib": "calibrate",
+    "sklearn": "calibrate",
 }
 
 

@@ -54,6 +54,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="shorten the model's context to N tokens: smaller position tables",
     )
+    parser.add_argument(
+        "--kv",
+        metavar="POLICY",
+        help="per-depth, or shared: depths after the first read its K and V (default: as the model was trained)",
+    )
+    parser.add_argument(
+        "--window",
+        type=at_least(1),
+        metavar="N",
+        help="attention sees the last N tokens only (default: as the model was trained)",
+    )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -69,6 +80,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
             quant=args.quant,
             group_size=args.group_size,
             context=args.context,
+            kv=args.kv,
+            window=args.window,
             force=args.force,
             progress=step,
         )

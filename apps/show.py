@@ -100,13 +100,14 @@ def show_checkpoint(path: Path, console: Console) -> None:
     """A checkpoint, from its configs and the headers of its weight files."""
     from ..export.checkpoint import Checkpoint
     from ..export.families import find_family, unused
+    from ..export.heads import count_heads
     from ..export.stored import count_parameters
 
     checkpoint = Checkpoint.open(path)
     reading = find_family(checkpoint).read(checkpoint)
     left = unused(checkpoint, reading)
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    unique, unrolled = count_parameters(reading.spec)
+    unique, unrolled = count_parameters(reading.spec, count_heads(reading))
     if console.json:
         facts = model_facts(reading.spec, unique, unrolled)
         console.result(

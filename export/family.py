@@ -6,7 +6,7 @@ A family is one file in ``families/`` with one class, and one line in the table 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -22,13 +22,15 @@ class Reading:
     """A checkpoint in canonical terms.
 
     ``tensors`` maps each canonical name of ``spec`` (see ``runtime.spec.Spec``) to a loader that returns the
-    float32 tensor when called, so that one tensor at a time is in memory. ``used`` are the checkpoint's own
-    names that were consumed, ties included; what else it holds is reported as unused.
+    float32 tensor when called, so that one tensor at a time is in memory; ``heads`` does the same for those that
+    the host computes itself. ``used`` are the checkpoint's own names that were consumed, ties included; what
+    else it holds is reported as unused.
     """
 
     spec: Spec
     tensors: Mapping[str, Loader]
     used: frozenset[str]
+    heads: Mapping[str, Loader] = field(default_factory=dict)
 
 
 class Family(Protocol):

@@ -2,7 +2,7 @@
 
 The plain arithmetic is the oracle that the exported graph is held against. Operators and their inputs:
 onnxruntime docs/ContribOperators.md (MatMulNBits, GatherBlockQuantized, GroupQueryAttention,
-SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization).
+RotaryEmbedding, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization).
 
 B lanes, S new tokens, C cache capacity, D width, H heads, K KV heads.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.kv import resident, visible
 from ..runtime.spec import Spec
 
 Cache = tuple[Tensor, Tensor]
@@ -37,14 +38,18 @@ class LaneTensors:
     positions [B, S] int64; last [B] int32, cached + new tokens − 1 (the operator's seqlens_k);
     longest [1] int32, the largest total of all lanes; tokens [B] int32, valid new tokens;
     cos, sin [context, head_dim/2].
+
+    Where depths share K and V there is ``fresh`` [1] int64 instead of tokens: of how many of the S tokens, all of them
+    valid, K and V are new. It is S or 0.
     """
 
     positions: Tensor
     last: Tensor
     longest: Tensor
-    tokens: Tensor
+    tokens: Tensor | None
     cos: Tensor
     sin: Tensor
+    fresh: Tensor | None = None
 
 
 def exporting() -> bool:
@@ -154,52 +159,103 @@ def add_rms_norm(x: Tensor, residual: Tensor, gamma: Tensor, eps: float) -> tupl
     return normed, total
 
 
-def attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
-    """qkv [B, S, (H+2K)·hd], cache 2 × [B, K, C, hd] → attended [B, S, H·hd] and the cache with new rows."""
+def first_tokens(x: Tensor, count: Tensor) -> Tensor:
+    """x [B, S, …] → its first ``count`` [1] int64 tokens."""
+    if not exporting():
+        return x[:, : int(count)]
+    # The shape is that of a count of S; graphs.py removes it.
+    out: Tensor = torch.onnx.ops.symbolic(
+        "Slice", [x, torch.tensor([0]), count, torch.tensor([1])], dtype=x.dtype, shape=x.shape
+    )
+    return out
+
+
+def rotate(x: Tensor, lanes: LaneTensors) -> Tensor:
+    """x [B, S, heads·hd] → the same with each head turned to its token's position."""
+    if not exporting():
+        cos, sin = lanes.cos[lanes.positions][:, :, None], lanes.sin[lanes.positions][:, :, None]
+        return _rotate(x.unflatten(-1, (-1, 2 * cos.shape[-1])), cos, sin).flatten(-2)
+    out: Tensor = torch.onnx.ops.symbolic(
+        f"{MS}RotaryEmbedding",
+        [x, lanes.positions, lanes.cos, lanes.sin],
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+    return out
+
+
+def attention(qkv: list[Tensor], cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
+    """qkv [B, S, (H+2K)·hd], cache 2 × [B, K, C, hd] → attended [B, S, H·hd] and the cache with new rows.
+
+    ``qkv`` may also be three: q [B, S, H·hd], k and v [B, S or 0, K·hd]. Without k and v the cache has them already
+    and is left as it is.
+    """
     if not exporting():
         return _attention(qkv, cache, lanes, spec)
-    width = spec.heads * spec.head_dim
+    width, query = spec.heads * spec.head_dim, qkv[0]
+    window = visible(spec)
+    sliding = {} if window is None else {"local_window_size": window, "sliding_window_cache": 1}
+    new = [*qkv, None, None][:3]
+    # The operator takes no tokens (query_seqlens) where key and value may have no rows.
+    tokens = [] if lanes.tokens is None else [*[None] * 6, lanes.tokens]
     attended, key, value = torch.onnx.ops.symbolic_multi_out(
         f"{MS}GroupQueryAttention",
         [
-            *[qkv, None, None, *cache, lanes.last, lanes.longest, lanes.cos, lanes.sin, lanes.positions],
-            *[None] * 6,
-            lanes.tokens,
+            *[*new, *cache, lanes.last, lanes.longest, lanes.cos, lanes.sin, lanes.positions],
+            *tokens,
         ],
-        {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1},
-        dtypes=(qkv.dtype,) * 3,
-        shapes=((*qkv.shape[:2], width), cache[0].shape, cache[1].shape),
+        {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1, **sliding},
+        dtypes=(query.dtype,) * 3,
+        shapes=((*query.shape[:2], width), cache[0].shape, cache[1].shape),
         version=1,
     )
     return attended, (key, value)
 
 
-def _attention(qkv: Tensor, cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
-    q, k, v = (
-        part.unflatten(-1, (-1, spec.head_dim))
-        for part in qkv.split(
-            [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.head_dim], dim=-1
-        )
-    )
+def _attention(qkv: list[Tensor], cache: Cache, lanes: LaneTensors, spec: Spec) -> tuple[Tensor, Cache]:
+    sizes = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
+    parts = qkv if len(qkv) == 3 else qkv[0].split(sizes, dim=-1)
+    q, k, v = (part.unflatten(-1, (-1, spec.head_dim)) for part in parts)
     cos, sin = lanes.cos[lanes.positions][:, :, None], lanes.sin[lanes.positions][:, :, None]
-    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-    keys, values = cache[0].clone(), cache[1].clone()
+    made, window = k.shape[1], visible(spec)
+    q, k = _rotate(q, cos, sin), _rotate(k, cos[:, :made], sin[:, :made])
+    caches = cache[0].clone(), cache[1].clone()
     out = torch.zeros_like(q)
-    for lane in range(len(qkv)):
-        new, total = int(lanes.tokens[lane]), int(lanes.last[lane]) + 1
+    for lane in range(len(q)):
+        new = q.shape[1] if lanes.tokens is None else int(lanes.tokens[lane])
+        total = int(lanes.last[lane]) + 1
         if new == 0:
             continue
-        keys[lane, :, total - new : total] = k[lane, :new].transpose(0, 1)
-        values[lane, :, total - new : total] = v[lane, :new].transpose(0, 1)
-        seen = torch.arange(total)[None] <= torch.arange(total - new, total)[:, None]
+        if made:
+            rows = (y[lane, :new].transpose(0, 1) for y in (k, v))
+            keys, values = (
+                _append(c[lane], y, total - new, window) for c, y in zip(caches, rows, strict=True)
+            )
+        else:
+            keys, values = (c[lane, :, :total] for c in caches)
+        length = keys.shape[1]
+        age = torch.arange(length - new, length)[:, None] - torch.arange(length)[None]
         out[lane, :new] = F.scaled_dot_product_attention(
             q[lane, :new].transpose(0, 1)[None],
-            keys[lane, :, :total][None],
-            values[lane, :, :total][None],
-            attn_mask=seen,
+            keys[None],
+            values[None],
+            attn_mask=(age >= 0) & (age < (window or length)),
             enable_gqa=True,
         )[0].transpose(0, 1)
-    return out.flatten(-2), (keys, values)
+    return out.flatten(-2), caches
+
+
+def _append(slot: Tensor, new: Tensor, cached: int, window: int | None) -> Tensor:
+    """Write new [K, n, hd] after ``cached`` tokens into slot [K, C, hd] → all rows that can be seen."""
+    rows, total = slot.shape[1], cached + new.shape[1]
+    if window is None or total <= rows:
+        slot[:, cached:total] = new
+        return slot[:, :total]
+    seen = torch.cat((slot[:, : resident(cached, rows, window)], new), 1)
+    kept = resident(total, rows, window)
+    slot[:, :kept] = seen[:, seen.shape[1] - kept :]
+    return seen
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

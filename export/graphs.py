@@ -29,6 +29,7 @@ def example_inputs(stage: Stage, lanes: int = 2, tokens: int = 3, capacity: int 
         "last": torch.full((lanes,), tokens - 1, dtype=torch.int32),
         "longest": torch.tensor([tokens], dtype=torch.int32),
         "tokens": torch.full((lanes,), tokens, dtype=torch.int32),
+        "fresh": torch.tensor([tokens]),
     }
     return tuple(given[n] if n in given else torch.zeros(shape) for n in stage.input_names)
 
@@ -45,6 +46,7 @@ def dynamic_shapes(stage: Stage) -> list[dict[int, torch.export.Dim] | None]:
         "last": {0: b},
         "longest": None,
         "tokens": {0: b},
+        "fresh": None,
     }
     return [named.get(x, {0: b, 2: c}) for x in stage.input_names]
 
@@ -96,6 +98,8 @@ def write_graph(stage: Stage, folder: Path, weights: str, placed: dict[str, Plac
         if node.op_type == "SkipSimplifiedLayerNormalization":
             for unused in node.outputs[1:3]:
                 unused.name = ""
+    if stage.shared:
+        _remove_inner_shapes(model)
     _remove_unused_initializers(model)
     _remove_notes(model)
     path = folder / f"{stage.name}.onnx"
@@ -106,6 +110,15 @@ def write_graph(stage: Stage, folder: Path, weights: str, placed: dict[str, Plac
 def _remove_unused_initializers(model: ir.Model) -> None:
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
+
+
+def _remove_inner_shapes(model: ir.Model) -> None:
+    """K and V may have fewer tokens than the shapes at export say; engines find the right ones themselves."""
+    outer = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in outer:
+                value.shape = None
 
 
 def _remove_notes(model: ir.Model) -> None:

@@ -19,6 +19,7 @@ from ..runtime.spec import Segment, Spec
 from ..runtime.weights import MATRICES, projection_shapes
 from . import fused
 from .fused import Cache, LaneTensors, Numerics
+from .weights import SPLIT, split_rows
 
 Weights = Mapping[str, Tensor]
 
@@ -154,23 +155,27 @@ def apply_deltas(x: Tensor, parts: list[tuple[nn.Module | None, int]], depth: De
     return low @ torch.cat(b_blocks)
 
 
-class Layer(nn.Module):
-    """One physical layer: attention and SwiGLU MLP with their norms, deltas and residuals."""
+class Projections(nn.Module):
+    """The base of a layer: norms, and matrices with their deltas."""
 
-    def __init__(
-        self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics
-    ) -> None:
+    def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        sizes = {name: out for name, (out, _) in projection_shapes(spec).items()}
-        self.attention_norm = self._norm(weights, f"{prefix}attention_norm")
-        self.mlp_norm = self._norm(weights, f"{prefix}mlp_norm")
-        if spec.sandwich_norms:
-            self.attention_out_norm = self._norm(weights, f"{prefix}attention_out_norm")
-            self.mlp_out_norm = self._norm(weights, f"{prefix}mlp_out_norm")
         self.deltas: dict[str, list[tuple[nn.Module | None, int]]] = {}
-        for name, parts in MATRICES.items():
-            self.add_module(name, Matrix(weights, f"{prefix}{name}", numerics))
+
+    def add_matrices(
+        self,
+        matrices: Mapping[str, tuple[str, ...]],
+        segment: Segment,
+        weights: Weights,
+        prefix: str,
+        numerics: Numerics,
+    ) -> None:
+        """Add ``matrices``, by name with the projections that each one concatenates, and their deltas."""
+        sizes = {name: out for name, (out, _) in projection_shapes(self.spec).items()}
+        for name, parts in matrices.items():
+            stored = _split(weights, prefix, name, self.spec) if name in SPLIT else weights
+            self.add_module(name, Matrix(stored, f"{prefix}{name}", numerics))
             holders = [self._lora(weights, prefix, part) if part in segment.lora else None for part in parts]
             if any(holders):
                 self.deltas[name] = [(h, sizes[part]) for h, part in zip(holders, parts, strict=True)]
@@ -194,6 +199,67 @@ class Layer(nn.Module):
         y: Tensor = self.get_submodule(name)(x)
         return y + apply_deltas(x, self.deltas[name], depth) if name in self.deltas else y
 
+    def keys_values(self, x: Tensor, depth: Depth) -> tuple[Tensor, Tensor]:
+        """x [B, S, D] → k and v [B, S, K·hd], k not yet turned to its position."""
+        return fused.halves(self.project("kv_proj", x, depth))
+
+
+def _split(weights: Weights, prefix: str, part: str, spec: Spec) -> Weights:
+    """Views of the rows of the stored qkv_proj that are ``part``, under its name."""
+    rows = slice(*split_rows(spec)[part])
+    sides = [side for side in ("weight", "codes", "scales") if f"{prefix}qkv_proj.{side}" in weights]
+    return {f"{prefix}{part}.{side}": weights[f"{prefix}qkv_proj.{side}"][rows] for side in sides}
+
+
+class KeysValues(Projections):
+    """What of a layer makes its K and V."""
+
+    def __init__(
+        self, spec: Spec, segment: Segment, weights: Weights, prefix: str, numerics: Numerics
+    ) -> None:
+        super().__init__(spec)
+        self.attention_norm = self._norm(weights, f"{prefix}attention_norm")
+        self.add_matrices({"kv_proj": SPLIT["kv_proj"]}, segment, weights, prefix, numerics)
+
+    def forward(self, x: Tensor, depth: Depth, lanes: LaneTensors) -> Cache:
+        """x [B, S, D] → k and v [B, S, K·hd] as the caches hold them."""
+        k, v = self.keys_values(self.attention_norm(x, depth), depth)
+        return fused.rotate(k, lanes), v
+
+
+class Layer(Projections):
+    """One physical layer: attention and SwiGLU MLP with their norms, deltas and residuals.
+
+    ``split``: queries are projected apart from keys and values, because there may be none of those.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        segment: Segment,
+        weights: Weights,
+        prefix: str,
+        numerics: Numerics,
+        split: bool = False,
+    ) -> None:
+        super().__init__(spec)
+        self.attention_norm = self._norm(weights, f"{prefix}attention_norm")
+        self.mlp_norm = self._norm(weights, f"{prefix}mlp_norm")
+        if spec.sandwich_norms:
+            self.attention_out_norm = self._norm(weights, f"{prefix}attention_out_norm")
+            self.mlp_out_norm = self._norm(weights, f"{prefix}mlp_out_norm")
+        others = {name: parts for name, parts in MATRICES.items() if name != "qkv_proj"}
+        self.add_matrices(SPLIT | others if split else MATRICES, segment, weights, prefix, numerics)
+
+    def queries_keys_values(self, x: Tensor, depth: Depth, lanes: LaneTensors) -> list[Tensor]:
+        """x [B, S, D] → what ``fused.attention`` takes: all in one, or apart."""
+        if lanes.fresh is None:
+            return [self.project("qkv_proj", x, depth)]
+        return [
+            self.project("q_proj", x, depth),
+            *self.keys_values(fused.first_tokens(x, lanes.fresh), depth),
+        ]
+
     def forward(
         self, x: Tensor, residual: Tensor | None, depth: Depth, lanes: LaneTensors, cache: Cache
     ) -> tuple[Tensor, Tensor, Cache]:
@@ -202,7 +268,7 @@ class Layer(nn.Module):
             h, total = self.attention_norm(x, depth), x
         else:
             h, total = self.attention_norm.add(x, residual, depth)
-        qkv = self.project("qkv_proj", h, depth)
+        qkv = self.queries_keys_values(h, depth, lanes)
         attended, cache = fused.attention(qkv, cache, lanes, self.spec)
         a = self.project("o_proj", attended, depth)
         if self.spec.sandwich_norms:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..runtime.backend import F32, I64, Lanes
+from ..runtime.backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..runtime.kv import KVCache
 from ..runtime.spec import Spec
 from .fused import Numerics
-from .stages import STAGES, Block, Epilogue, Prologue
+from .stages import AnyStage, stages_of
 
 
 class Oracle:
@@ -25,8 +25,8 @@ class Oracle:
 
     def __init__(self, spec: Spec, weights: dict[str, Tensor], numerics: Numerics) -> None:
         self.spec = spec
-        self.stages: dict[str, Prologue | Block | Epilogue] = {
-            name: kind(spec, weights, numerics).eval() for name, kind in STAGES.items()
+        self.stages: dict[str, AnyStage] = {
+            kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
         }
 
     @staticmethod
@@ -34,9 +34,9 @@ class Oracle:
         """Over a weights file, mapped rather than read."""
         return Oracle(spec, load_file(weights), numerics)
 
-    def new_cache(self, sequences: int, capacity: int) -> KVCache:
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
-        return KVCache.allocate(self.spec, sequences, capacity)
+        return KVCache.allocate(self.spec, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -50,6 +50,19 @@ class Oracle:
         """state [B, S, D], rows [N] → logits [N, V]."""
         return self._run("epilogue", {"state": state, "rows": rows}, lanes, cache)
 
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
+        check_fill(self.spec)
+        stage = self.stages["fill"]
+        values = {"state": state, "depth": lanes.depth, "positions": lanes.positions}
+        with torch.no_grad():
+            found = stage(*(torch.from_numpy(np.ascontiguousarray(values[n])) for n in stage.input_names))
+        arrays = [array for pair in cache.stages["block"] for array in pair]
+        for array, rows in zip(arrays, found, strict=True):
+            for b, (cached, n) in enumerate(zip(lanes.cached, lanes.tokens, strict=True)):
+                heads = rows[b, :n].unflatten(-1, (self.spec.kv_heads, -1)).transpose(0, 1)
+                array[lanes.first_slot + b, :, cached : cached + n] = heads.numpy()
+
     def _run(self, name: str, given: dict[str, npt.NDArray[Any]], lanes: Lanes, cache: KVCache) -> F32:
         stage = self.stages[name]
         totals = lanes.cached + lanes.tokens
@@ -60,6 +73,8 @@ class Oracle:
             "longest": totals.max(keepdims=True),
             "tokens": lanes.tokens,
         }
+        if stage.shared:
+            values["fresh"] = np.array([fresh_tokens(lanes)])
         slots = slice(lanes.first_slot, lanes.first_slot + len(lanes.depth))
         for i, pair in enumerate(cache.stages[name]):
             for side, array in zip(("key", "value"), pair, strict=True):

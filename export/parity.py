@@ -1,7 +1,8 @@
 """Parity: an engine over the exported artifact against the torch modules, after every depth.
 
 Both run the same tokens the way the runtime does: a prompt in two chunks, then a single token; then one
-call in which every lane is at another depth. Differences are relative to the largest absolute value.
+call of several lanes, each at another depth where the model allows it; then the K and V that are filled in for
+skipped depths. Differences are relative to the largest absolute value.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.backend import F32, Backend, Lanes
+from ..runtime.backend import F32, Backend, Lanes, can_fill, shares_kv
 from ..runtime.errors import ParityError
+from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
 from ..runtime.spec import Spec
 
@@ -25,11 +27,12 @@ SHIPPED = 0.2
 
 @dataclass(frozen=True)
 class Trace:
-    """States [tokens, D] after each depth, logits [tokens, V], and the states of the mixed-depth call."""
+    """States [tokens, D] after each depth, logits [tokens, V], the states of a call of R lanes, filled K and V."""
 
     per_depth: list[F32]
     logits: F32
     mixed: F32
+    filled: F32 | None = None
 
 
 def trace(backend: Backend, seed: int = 0) -> Trace:
@@ -50,19 +53,48 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
             assert rows is not None
             logits.append(rows.copy())
         start += chunk
-    mixed = backend.block(*_mixed_lanes(spec, capacity - 1, random), cache)
+    state, lanes = _mixed_lanes(spec, capacity - 1, random)
+    if shares_kv(spec):
+        cache = _random_cache(backend, capacity, random)
+    mixed = backend.block(state, lanes, cache).copy()
+    filled = _filled(backend, min(3, capacity), random) if can_fill(spec) else None
     return Trace(
-        [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed.copy()
+        [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed, filled
     )
 
 
 def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
-    """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind."""
+    """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind.
+
+    Where depth 0 has to go first, because the depths share its K and V, it is left out.
+    """
     depths = np.arange(spec.depths)
     cached = np.maximum(length - depths, 0).astype(np.int32)
+    if shares_kv(spec):
+        depths = np.maximum(depths, 1)
     state = random.standard_normal((spec.depths, 1, spec.hidden_size)).astype(np.float32)
     ones = np.ones(spec.depths, np.int32)
     return state, Lanes(depths.astype(np.int64), cached, ones, cached[:, None].astype(np.int64))
+
+
+def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) -> KVCache:
+    """A sequence for each of R lanes, in which every row holds something."""
+    cache = backend.new_cache(backend.spec.depths, capacity)
+    for pair in cache.stages["block"]:
+        for array in pair:
+            array[:] = random.standard_normal(array.shape)
+    return cache
+
+
+def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
+    """Both caches of every layer of the block after filling ``tokens`` tokens, one less a lane, at every depth."""
+    spec, cache = backend.spec, backend.new_cache(1, tokens)
+    depths = np.arange(spec.depths)
+    valid = np.maximum(tokens - depths, 1).astype(np.int32)
+    positions = np.tile(np.arange(tokens), (spec.depths, 1))
+    state = random.standard_normal((spec.depths, tokens, spec.hidden_size)).astype(np.float32)
+    backend.fill(state, Lanes(depths, np.zeros_like(valid), valid, positions), cache)
+    return np.stack([array for pair in cache.stages["block"] for array in pair])
 
 
 def difference(found: F32, wanted: F32) -> float:
@@ -77,8 +109,12 @@ def compare(found: Trace, wanted: Trace, engine: str, bound: float) -> tuple[tup
     per_depth = tuple(difference(f, w) for f, w in zip(found.per_depth, wanted.per_depth, strict=True))
     logits = difference(found.logits, wanted.logits)
     mixed = difference(found.mixed, wanted.mixed)
+    filled = 0.0
+    if found.filled is not None and wanted.filled is not None:
+        filled = difference(found.filled, wanted.filled)
     named = [(f"the state after depth {d}", e) for d, e in enumerate(per_depth)]
-    for what, error in [*named, ("the logits", logits), ("a call of mixed depths", mixed)]:
+    named += [("the logits", logits), ("a call of mixed depths", mixed), ("filled-in K and V", filled)]
+    for what, error in named:
         if not error <= bound:
             raise ParityError(
                 f"{engine} disagrees with the torch modules in {what}: {error:.2g} relative, at most {bound:.0e} "

@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec import structs
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import UsageError
@@ -17,7 +15,8 @@ from ..runtime.version import VERSION
 from .chat import chat_template
 from .checkpoint import Checkpoint
 from .families import find_family, unused
-from .family import Reading
+from .heads import count_heads, write_heads
+from .overrides import overridden
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import TARGETS, open_target
@@ -44,12 +43,15 @@ def export_bundle(
     quant: str = "int4",
     group_size: int = 32,
     context: int | None = None,
+    kv: str | None = None,
+    window: int | None = None,
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
     """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
 
-    ``context`` shortens the model's context, and with it the position tables that every graph holds.
+    ``context`` shortens the model's context, and with it the position tables that every graph holds; ``kv``
+    (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
@@ -62,7 +64,7 @@ def export_bundle(
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint))
-    reading = shortened(find_family(source).read(source), context)
+    reading = overridden(find_family(source).read(source), context, kv, window)
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
     template = chat_template(source.folder)
     for target in chosen:
@@ -72,6 +74,7 @@ def export_bundle(
         progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
         weights = folder / "weights.scratch"
         write_weights(reading, recipe, weights)
+        heads = write_heads(reading, folder)
         job = Job(reading.spec, recipe, weights, folder, lambda step, part: progress(step, 0.4 + 0.5 * part))
         artifacts = {target.name: target.export(job) for target in chosen}
         weights.unlink()
@@ -79,7 +82,7 @@ def export_bundle(
         progress("hashing", 0.95)
         if tokenizer:
             shutil.copyfile(tokenizer, folder / tokenizer.name)
-        unique, unrolled = count_parameters(reading.spec)
+        unique, unrolled = count_parameters(reading.spec, count_heads(reading))
         manifest = Manifest(
             format=FORMAT,
             edgeloop=VERSION,
@@ -88,6 +91,7 @@ def export_bundle(
                 scheme=recipe.name, bits=recipe.bits, group_size=recipe.group_size if recipe.bits < 32 else 0
             ),
             targets=artifacts,
+            heads=heads,
             tokenizer=tokenizer.name if tokenizer else None,
             chat_template=template,
             parameters=unique,
@@ -98,13 +102,3 @@ def export_bundle(
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)
-
-
-def shortened(reading: Reading, context: int | None) -> Reading:
-    """``reading`` with a context of at most ``context`` tokens; UsageError when the model has fewer."""
-    spec = reading.spec
-    if context is None:
-        return reading
-    if not 1 <= context <= spec.context_length:
-        raise UsageError(f"context is {context}, wanted 1 to {spec.context_length}, the model's own")
-    return replace(reading, spec=structs.replace(spec, context_length=context))

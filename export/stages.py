@@ -1,4 +1,4 @@
-"""Prologue, block and epilogue: the three modules that become the three graphs of the staged layout.
+"""Prologue, block and epilogue: the three modules that become the graphs of the staged layout; and a fourth, fill.
 
 They take and return flat tensors (what a graph has), in the order of ``input_names`` and ``output_names``.
 """
@@ -9,23 +9,25 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from ..runtime.spec import Spec, stage_layers
+from ..runtime.backend import can_fill, shares_kv
+from ..runtime.spec import Segment, Spec, stage_layers
 from .fused import Cache, LaneTensors, Numerics
-from .modules import Depth, Layer, Matrix, Norm, Table, Weights
+from .modules import Depth, KeysValues, Layer, Matrix, Norm, Table, Weights
 
 LANE_INPUTS = ("positions", "last", "longest", "tokens")
+SHARED_LANE_INPUTS = ("positions", "last", "longest", "fresh")
 
 
 class SegmentLayers(nn.Module):
     """The physical layers of one segment."""
 
-    def __init__(self, layers: list[Layer]) -> None:
+    def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
 
 class Stage(nn.Module):
-    """A run of segments with their caches; the base of the three stages."""
+    """A run of segments with their caches; the base of the stages."""
 
     name: str
 
@@ -35,22 +37,28 @@ class Stage(nn.Module):
         numbers = {
             "prologue": spec.stages.prologue,
             "block": spec.stages.block,
+            "fill": spec.stages.block,
             "epilogue": spec.stages.epilogue,
         }[self.name]
+        self.shared = self.name == "block" and shares_kv(spec)
         self.segments = nn.ModuleDict()
         for s in numbers:
             segment = spec.segments[s]
             self.segments[str(s)] = SegmentLayers(
                 [
-                    Layer(spec, segment, weights, f"segments.{s}.layers.{j}.", numerics)
+                    self.layer(segment, weights, f"segments.{s}.layers.{j}.", numerics)
                     for j in range(segment.layers)
                 ]
             )
         self.rope = nn.Module()
         self.rope.register_buffer("cos", weights["rope.cos"])
         self.rope.register_buffer("sin", weights["rope.sin"])
-        self.cache_count = stage_layers(spec, self.name)
+        self.cache_count = 0 if self.name == "fill" else stage_layers(spec, self.name)
         self.build(weights, numerics)
+
+    def layer(self, segment: Segment, weights: Weights, prefix: str, numerics: Numerics) -> nn.Module:
+        """A layer of ``segment``."""
+        return Layer(self.spec, segment, weights, prefix, numerics, split=self.shared)
 
     def build(self, weights: Weights, numerics: Numerics) -> None:
         """Add what a stage has beside its layers."""
@@ -94,9 +102,10 @@ class Stage(nn.Module):
         return (x if residual is None else x + residual), out
 
     def lanes(self, tensors: tuple[Tensor, ...]) -> LaneTensors:
-        positions, last, longest, tokens = tensors
+        positions, last, longest, count = tensors
         cos, sin = self.rope.get_buffer("cos"), self.rope.get_buffer("sin")
-        return LaneTensors(positions, last, longest, tokens, cos, sin)
+        tokens, fresh = (None, count) if self.shared else (count, None)
+        return LaneTensors(positions, last, longest, tokens, cos, sin, fresh)
 
 
 def pairs(tensors: tuple[Tensor, ...]) -> list[Cache]:
@@ -150,7 +159,8 @@ class Block(Stage):
     @property
     def input_names(self) -> list[str]:
         depth = ["depth"] if self.depth_matters else []
-        return ["state", *depth, *LANE_INPUTS, *(f"past.{n}" for n in self.cache_names)]
+        lanes = SHARED_LANE_INPUTS if self.shared else LANE_INPUTS
+        return ["state", *depth, *lanes, *(f"past.{n}" for n in self.cache_names)]
 
     @property
     def output_names(self) -> list[str]:
@@ -201,8 +211,42 @@ class Epilogue(Stage):
         return (logits, *flat(caches))
 
 
-STAGES: dict[str, type[Prologue | Block | Epilogue]] = {
-    "prologue": Prologue,
-    "block": Block,
-    "epilogue": Epilogue,
-}
+class Fill(Stage):
+    """state [B, S, D], depth [B] → K and V [B, S, K·hd] of each layer of the block, as if it were its input."""
+
+    name = "fill"
+
+    def layer(self, segment: Segment, weights: Weights, prefix: str, numerics: Numerics) -> nn.Module:
+        return KeysValues(self.spec, segment, weights, prefix, numerics)
+
+    @property
+    def depth_matters(self) -> bool:
+        """Does anything differ between depths?"""
+        segment = self.spec.segments[self.spec.stages.block[0]]
+        return segment.per_repeat_norms or not {"k_proj", "v_proj"}.isdisjoint(segment.lora)
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["state", *(["depth"] if self.depth_matters else []), "positions"]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [f"{side}.{i}" for i in range(stage_layers(self.spec, "block")) for side in ("key", "value")]
+
+    def forward(self, state: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        depth = Depth(rest[0] if self.depth_matters else 0)
+        positions = rest[-1]
+        cos, sin = self.rope.get_buffer("cos"), self.rope.get_buffer("sin")
+        # Of the lanes, only the positions are needed.
+        lanes = LaneTensors(positions, positions, positions, None, cos, sin)
+        (holder,) = self.segments.values()
+        assert isinstance(holder, SegmentLayers)
+        return tuple(flat([layer(state, depth, lanes) for layer in holder.layers]))
+
+
+AnyStage = Prologue | Block | Fill | Epilogue
+
+
+def stages_of(spec: Spec) -> tuple[type[AnyStage], ...]:
+    """The stages of a model, in the order of a pass."""
+    return (Prologue, Block, Fill, Epilogue) if can_fill(spec) else (Prologue, Block, Epilogue)

@@ -47,9 +47,12 @@ def stored_tensors(spec: Spec) -> list[Stored]:
     return tensors + [Stored(name, (name,)) for name in small_shapes(spec)]
 
 
-def count_parameters(spec: Spec) -> tuple[int, int]:
-    """(parameters of the model, parameters of the same model with every applied layer stored)."""
-    unique = unrolled = 0
+def count_parameters(spec: Spec, heads: int = 0) -> tuple[int, int]:
+    """(parameters of the model, parameters of the same model with every applied layer stored).
+
+    ``heads`` are the parameters of the heads that the host computes, which no target stores.
+    """
+    unique = unrolled = heads
     for name, shape in (matrix_shapes(spec) | small_shapes(spec)).items():
         unique += prod(shape)
         shared = name.startswith("segments.") and len(shape) == (1 if "norm" in name else 2)

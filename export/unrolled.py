@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import ExportError
+from ..runtime.kv import visible
 from ..runtime.spec import Segment, Spec
 from .family import Loader, Reading
 from .fused import Numerics
@@ -36,10 +37,12 @@ _LLAMA = {
 def unroll(reading: Reading) -> Reading:
     """``reading`` as one segment whose layers are all distinct, in order of application.
 
-    ExportError for models that are not plain Llama layers when unrolled (deltas, norms between passes).
+    ExportError for models that are not plain Llama layers when unrolled: deltas, norms between passes, shared K and V,
+    windows.
     """
     spec = reading.spec
-    if spec.loop_norm or spec.sandwich_norms or any(s.lora for s in spec.segments):
+    attention_differs = spec.kv == "shared" or visible(spec) is not None
+    if attention_differs or spec.loop_norm or spec.sandwich_norms or any(s.lora for s in spec.segments):
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
     tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
     count = 0

@@ -18,10 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import ExportError
+from ..runtime.spec import Spec
+from ..runtime.weights import layers, projection_shapes
 
 _DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 _ENTRY = 224  # bytes of JSON that one tensor needs at most: names here are under 80 characters
 _PAGE = 4096
+
+
+SPLIT = {"q_proj": ("q_proj",), "kv_proj": ("k_proj", "v_proj")}
+"""What some graphs use of the stored qkv_proj by itself, and the projections of each."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class Place:
 
     offset: int
     length: int
+
+    def rows(self, start: int, stop: int, count: int) -> Place:
+        """Rows ``start`` … ``stop`` − 1 of a tensor of ``count`` rows."""
+        size = self.length // count
+        return Place(self.offset + start * size, (stop - start) * size)
 
 
 class WeightsWriter:
@@ -80,4 +91,24 @@ def places(path: Path) -> dict[str, Place]:
     return {
         name: Place(start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
         for name, entry in header.items()
+    }
+
+
+def split_rows(spec: Spec) -> dict[str, tuple[int, int]]:
+    """First row, and the one behind the last, of each part of qkv_proj in ``SPLIT``."""
+    shapes = projection_shapes(spec)
+    queries, keys, values = (shapes[p][0] for p in ("q_proj", "k_proj", "v_proj"))
+    return {"q_proj": (0, queries), "kv_proj": (queries, queries + keys + values)}
+
+
+def split_places(placed: dict[str, Place], spec: Spec) -> dict[str, Place]:
+    """Places of the parts in ``SPLIT`` of every layer: inside those of qkv_proj, so that nothing is stored twice."""
+    ranges = split_rows(spec)
+    count = ranges["kv_proj"][1]
+    return {
+        f"{prefix}.{part}.{side}": placed[f"{prefix}.qkv_proj.{side}"].rows(start, stop, count)
+        for prefix, _ in layers(spec)
+        for part, (start, stop) in ranges.items()
+        for side in ("weight", "codes", "scales")
+        if f"{prefix}.qkv_proj.{side}" in placed
     }

@@ -3,6 +3,11 @@
 An engine runs three stages. Each call takes B lanes × S new tokens. A lane is one (sequence, depth) pair
 and owns one KV slot in every cache of the stage; the lanes of a call use the slots ``first_slot …
 first_slot + B − 1``. Prefill is 1 lane × S tokens, decode 1 × 1, and one call may mix depths.
+
+Where depths share K and V (``spec.kv == "shared"``) a slot belongs to a sequence, and calls of the block are
+narrower, because the operator is: 1 lane × S tokens or B lanes × 1 token, none of them padding, positions that
+follow on each other, and either every lane at depth 0 or none. Depth 0 goes first and writes the new rows; the
+deeper ones, with the same ``cached`` and ``tokens``, find them there.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .kv import KVCache
+from .errors import UsageError
+from .kv import KVCache, visible
 from .spec import Spec
 
 F32 = npt.NDArray[np.float32]
@@ -83,8 +89,8 @@ class Backend(Protocol):
     name: str
     spec: Spec
 
-    def new_cache(self, sequences: int, capacity: int) -> KVCache:
-        """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed."""
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed; ``slots`` as in KVCache.allocate."""
         ...
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
@@ -92,9 +98,59 @@ class Backend(Protocol):
         ...
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D]: the looped layers once, each lane at its own depth."""
+        """state [B, S, D] → state [B, S, D]: the looped layers once, each lane at its own depth.
+
+        UsageError when the depths share K and V and the lanes are not what the module's text allows.
+        """
+        ...
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """Write the K and V that ``state`` [B, S, D] gives as the input of every layer of the block.
+
+        They go into the rows cached … cached + tokens − 1 of the lanes' slots, with the norms and deltas of each
+        lane's depth; no state is computed. UsageError for models that ``can_fill`` says no to.
+        """
         ...
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N] of [B·S]: layers after the loop, norm, head."""
         ...
+
+
+def shares_kv(spec: Spec) -> bool:
+    """Do the depths of the block's loop read the K and V of depth 0?"""
+    return spec.kv == "shared" and spec.depths > 1
+
+
+def can_fill(spec: Spec) -> bool:
+    """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?"""
+    return spec.kv == "per-depth" and spec.depths > 1 and spec.routing is None and visible(spec) is None
+
+
+def check_fill(spec: Spec) -> None:
+    """UsageError unless ``can_fill``."""
+    if not can_fill(spec):
+        raise UsageError(
+            "K and V of skipped depths can be filled in only where each depth has its own, without router and "
+            "sliding window; this model needs another policy for missing K and V"
+        )
+
+
+def fresh_tokens(lanes: Lanes) -> int:
+    """New tokens of which a block whose depths share K and V computes K and V: S at depth 0, none deeper.
+
+    UsageError for lanes that such a block cannot take (see the module's text).
+    """
+    batch, length = lanes.positions.shape
+    first = int((lanes.depth == 0).sum())
+    if 0 < first < batch:
+        raise UsageError(
+            "a call with lanes at depth 0 and deeper ones, but the depths of this model share K and V; "
+            "call depth 0 first"
+        )
+    if (batch > 1 and length > 1) or (lanes.tokens != length).any():
+        raise UsageError(
+            f"{batch} lanes of {lanes.tokens.tolist()} valid tokens in {length}, but the depths of this model share "
+            "K and V; wanted one lane without padding, or lanes of one token"
+        )
+    return length if first else 0

@@ -65,7 +65,8 @@ def check_heads(
         raise BundleError(f"{where}: a head {strange}, which the model does not have; export it again")
     for key, shape in wanted.items():
         found = tensors[key].shape if key in tensors else None
-        if found is None or len(found) != len(shape) or any(w not in (None, f) for f, w in zip(found, shape, strict=True)):
+        sized = found is not None and len(found) == len(shape)
+        if not sized or any(w not in (None, f) for f, w in zip(found or (), shape, strict=True)):
             size = "×".join("?" if n is None else str(n) for n in shape)
             raise BundleError(f"{where}: head {key} is {found}, wanted {size}; export the checkpoint again")
     return {key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}

@@ -1,8 +1,12 @@
 """KV caches: preallocated once, written in place, truncated by a length.
 
-A cache belongs to one layer of one stage's graph and is K, V [slots, K heads, capacity, head_dim] float32.
-The block has R slots a sequence (slot = sequence·R + depth), the prologue and epilogue one a sequence.
+A cache belongs to one layer of one stage's graph and is K, V [slots, K heads, rows, head_dim] float32.
+The block has as many slots a sequence as depths that keep K and V of their own, the prologue and epilogue one.
 All caches of a sequence lie in one piece of memory, so choose the capacity no larger than what is needed.
+
+Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens: then a slot has no
+more than W + ``SLACK`` rows, the first ``resident`` of them hold the most recent tokens in order, and the engine
+makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed KV Cache").
 """
 
 from __future__ import annotations
@@ -15,26 +19,43 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from .errors import UsageError
 from .spec import Spec, stage_layers
 
 F32 = npt.NDArray[np.float32]
 STAGES = ("prologue", "block", "epilogue")
+SLACK = 128
+"""Rows beside the window: old tokens are moved out once in this many steps, not in each."""
 
 
 @dataclass(frozen=True, eq=False)
 class KVCache:
-    """``stages[name]`` is a list of (K, V), one pair a layer of that stage's graph."""
+    """``stages[name]`` is a list of (K, V), one pair a layer of that stage's graph.
+
+    ``capacity``: tokens that a sequence may have. ``rows``: those that a slot holds at once. ``slots``: slots of a
+    sequence in the block's caches. ``window``: the sliding window, or None.
+    """
 
     stages: dict[str, list[tuple[F32, F32]]]
     capacity: int
-    depths: int
+    rows: int
+    slots: int
+    window: int | None
 
     @staticmethod
-    def allocate(spec: Spec, sequences: int, capacity: int) -> KVCache:
-        """Zeroed caches for ``sequences`` × ``capacity`` tokens."""
-        depths = spec.depths
+    def allocate(spec: Spec, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Zeroed caches for ``sequences`` × ``capacity`` tokens.
+
+        ``slots``: slots of a sequence in the block's caches, by default one for each depth with K and V of its own.
+        With fewer, the deepest depths write and read the same one. UsageError when the model has not so many.
+        """
+        slots = spec.kv_slots if slots is None else slots
+        if not 1 <= slots <= spec.kv_slots:
+            raise UsageError(f"{slots} KV slots a sequence, wanted 1 to {spec.kv_slots}, which the model has")
+        window = visible(spec)
+        rows = capacity if window is None else max(window, min(capacity, window + SLACK))
         shapes = {
-            stage: (sequences * (depths if stage == "block" else 1), spec.kv_heads, capacity, spec.head_dim)
+            stage: (sequences * (slots if stage == "block" else 1), spec.kv_heads, rows, spec.head_dim)
             for stage in STAGES
         }
         layers = {stage: stage_layers(spec, stage) for stage in STAGES}
@@ -48,16 +69,35 @@ class KVCache:
                 arrays.append(arena[start : start + size].reshape(shapes[stage]))
                 start += size
             stages[stage] = list(zip(arrays[::2], arrays[1::2], strict=True))
-        return KVCache(stages, capacity, depths)
+        return KVCache(stages, capacity, rows, slots, window)
 
     def slot(self, stage: str, sequence: int, depth: int) -> int:
         """The slot of ``sequence`` at ``depth`` in the caches of ``stage``."""
-        return sequence * self.depths + depth if stage == "block" else sequence
+        return sequence * self.slots + min(depth, self.slots - 1) if stage == "block" else sequence
+
+    def can_truncate(self, cached: int, tokens: int) -> bool:
+        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
+        kept = resident(cached, self.rows, self.window) - (cached - tokens)
+        return kept == resident(tokens, self.rows, self.window)
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved when every slot is full."""
+        """Bytes reserved: what is used when every slot is full."""
         return sum(k.nbytes + v.nbytes for pairs in self.stages.values() for k, v in pairs)
+
+
+def visible(spec: Spec) -> int | None:
+    """The sliding window of ``spec`` in tokens; None where a token sees the whole context."""
+    window = spec.sliding_window
+    return None if window is None or window >= spec.context_length else window
+
+
+def resident(tokens: int, rows: int, window: int | None) -> int:
+    """How many of a slot's ``tokens`` tokens, the most recent ones, lie in its rows."""
+    if window is None or tokens <= rows:
+        return tokens
+    step = rows - window + 1
+    return tokens - step * -(-(tokens - rows) // step)
 
 
 def _zeros(size: int) -> F32:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Literal
@@ -15,6 +16,7 @@ from .kv import KVCache
 from .spec import stage_layers
 from .timing import LoopClock
 
+_LANES = 512  # kept; chunks that lost some of their tokens come in every size
 Rows = Literal["last", "all"] | None
 Observe = Callable[[int, F32], None]
 """Called with (depth, state [1, S, D]) after every depth of every chunk; the state is only lent."""
@@ -64,14 +66,17 @@ class DepthLoop:
         self.chunk = chunk
         self.observe = observe
         self.cached = 0
-        """Tokens whose K and V are in the cache."""
+        """Tokens that were run."""
+        self.filled = [0] * backend.spec.depths
+        """Tokens whose K and V are in each depth's slot: all of them, unless some left early."""
         self.clock = LoopClock(backend.spec.depths)
         self._depths = backend.spec.depths
-        self._epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
+        self.epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
         self._exits: KVCache | None = None
         self._exits_cached = 0
         # Chunk and decode shapes come again and again; any other is the rest of a prompt.
         self._calls: dict[int, _Call] = {s: self._make_call(s) for s in (1, chunk)}
+        self._lanes: dict[tuple[str, int, int], Lanes] = {}  # by stage, depth, number of tokens
 
     @property
     def capacity(self) -> int:
@@ -84,7 +89,15 @@ class DepthLoop:
         N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same).
         ContextError when they do not fit into the cache; nothing is run then.
         """
-        ids = self._checked(ids)
+        ids = self.checked(ids)
+        if min(self.filled) < self.cached:
+            raise UsageError("tokens left early here and their K and V are missing; reset the loop first")
+        if len(ids) > 1 and self.cache.slots < self.backend.spec.kv_slots:
+            with self._own_slots(self.cached + len(ids)):
+                return self._forward(ids, rows)
+        return self._forward(ids, rows)
+
+    def _forward(self, ids: I64, rows: Rows) -> F32:
         if len(ids) <= self.chunk:
             return self._pass(ids, rows)
         kept = np.empty((len(ids) if rows == "all" else 0, self.backend.spec.vocab_size), np.float32)
@@ -103,7 +116,7 @@ class DepthLoop:
         An exit has its own K and V in the epilogue's layers, so all the tokens that are cached must have come
         through here (UsageError otherwise). Only one chunk's logits of one depth exist at a time.
         """
-        ids = self._checked(ids)
+        ids = self.checked(ids)
         if self._exits_cached != self.cached:
             raise UsageError(
                 f"{self.cached} tokens are cached, {self._exits_cached} of them with every exit; "
@@ -120,14 +133,20 @@ class DepthLoop:
         """Forget all but the first ``tokens`` tokens. Nothing is copied."""
         if not 0 <= tokens <= self.cached:
             raise UsageError(f"cannot truncate {self.cached} cached tokens to {tokens}")
+        if tokens > 0 and min(self.filled) < self.cached:
+            raise UsageError("tokens left early here, so slots hold different tokens; reset the loop instead")
+        if not self.cache.can_truncate(self.cached, tokens):
+            raise UsageError(f"the sliding window has moved past token {tokens}; reset the loop instead")
         self.cached = tokens
+        self.filled[:] = [tokens] * self._depths
         self._exits_cached = min(self._exits_cached, tokens)
 
     def reset(self) -> None:
         """Forget everything."""
         self.truncate(0)
 
-    def _checked(self, ids: I64) -> I64:
+    def checked(self, ids: I64) -> I64:
+        """ids as a contiguous [S]; UsageError for another shape, ContextError when they do not fit."""
         ids = np.ascontiguousarray(ids, np.int64)
         if ids.ndim != 1 or not len(ids):
             raise UsageError(f"token ids of shape {list(ids.shape)}, wanted [S] with at least one")
@@ -156,6 +175,7 @@ class DepthLoop:
             state = backend.block(state, call.block[depth], cache)
             spent = perf_counter_ns() - start
             clock.block_ns[depth] += spent
+            clock.calls[depth] += 1
             engine += spent
             if observe is not None or visit is not None:
                 start = perf_counter_ns()
@@ -166,7 +186,7 @@ class DepthLoop:
                     visit(depth, first_row, backend.epilogue(state, call.all, call.exits[depth], self._exits))
                 outside += perf_counter_ns() - start
 
-        if rows is None and not self._epilogue_has_layers:
+        if rows is None and not self.epilogue_has_layers:
             logits = self._nothing()
         else:
             # Without rows the head still gets one, because graphs need not take an empty list.
@@ -176,12 +196,93 @@ class DepthLoop:
             if rows is None:
                 logits = self._nothing()
         self.cached += len(ids)
+        self.filled[:] = [self.cached] * self._depths
+        clock.rows += len(ids) * self._depths
+        clock.tokens += len(ids)
         if visit is not None:
             visit(self._depths - 1, first_row, logits)
         clock.passes += 1
         clock.engine_ns += engine
         clock.total_ns += perf_counter_ns() - begin - outside
         return logits
+
+    def enter(self, ids: I64) -> F32:
+        """ids [S] through the prologue → state [1, S, D]; the tokens count as run when the caller says so."""
+        lanes = self._lane(
+            "prologue", 0, len(ids), self.cached, np.arange(self.cached, self.cached + len(ids))
+        )
+        start = perf_counter_ns()
+        state = self.backend.prologue(ids[None], lanes, self.cache)
+        self.clock.engine_ns += perf_counter_ns() - start
+        self.clock.tokens += len(ids)
+        return state
+
+    def at_depth(self, depth: int, state: F32, positions: I64) -> F32:
+        """state [1, n, D] of the tokens at ``positions`` [n] through one depth, behind those in its slot."""
+        n = len(positions)
+        lanes = self._lane("block", depth, n, self.filled[depth], positions)
+        start = perf_counter_ns()
+        out = self.backend.block(state, lanes, self.cache)
+        spent = perf_counter_ns() - start
+        self.filled[depth] += n
+        clock = self.clock
+        clock.block_ns[depth] += spent
+        clock.calls[depth] += 1
+        clock.engine_ns += spent
+        clock.rows += n
+        return out
+
+    def read_out(self, state: F32, first: int, rows: Rows = "last") -> F32:
+        """state [1, n, D] of the tokens at positions ``first`` … through the epilogue → logits [N, V]."""
+        n = state.shape[1]
+        if rows is None and not self.epilogue_has_layers:
+            return self._nothing()
+        lanes = self._lane("epilogue", self._depths - 1, n, first, np.arange(first, first + n))
+        start = perf_counter_ns()
+        picked = np.arange(n) if rows == "all" else np.array([n - 1])
+        logits = self.backend.epilogue(state, picked, lanes, self.cache)
+        self.clock.engine_ns += perf_counter_ns() - start
+        return self._nothing() if rows is None else logits
+
+    def _lane(self, stage: str, depth: int, n: int, cached: int, positions: I64) -> Lanes:
+        """The lane of n tokens that goes on from ``cached``; made once, written in place."""
+        lanes = self._lanes.get((stage, depth, n))
+        if lanes is None:
+            lanes = Lanes.single(depth, 0, n, self.cache.slot(stage, self.sequence, depth))
+            if len(self._lanes) >= _LANES:
+                self._lanes.clear()
+            self._lanes[stage, depth, n] = lanes
+        lanes.cached[0] = cached
+        lanes.positions[0] = positions
+        lanes.refresh()
+        return lanes
+
+    @contextmanager
+    def _own_slots(self, tokens: int) -> Iterator[None]:
+        """Where one slot serves all depths: a slot a depth while a prompt runs, of which the last one stays.
+
+        Ouro reuses the last depth's K and V when it decodes; doing so within the prompt costs it dearly (arXiv
+        2510.25741, section 5.4).
+        """
+        kept, calls = self.cache, self._calls
+        wide = self.backend.new_cache(1, tokens)
+        for (key, value), (own_key, own_value) in zip(
+            wide.stages["block"], kept.stages["block"], strict=True
+        ):
+            key[:, :, : self.cached] = own_key[self.sequence, :, : self.cached]
+            value[:, :, : self.cached] = own_value[self.sequence, :, : self.cached]
+        stages = {**kept.stages, "block": wide.stages["block"]}
+        self.cache = KVCache(stages, kept.capacity, kept.rows, wide.slots, kept.window)
+        self._calls = {}
+        try:
+            yield
+            for (key, value), (own_key, own_value) in zip(
+                wide.stages["block"], kept.stages["block"], strict=True
+            ):
+                own_key[self.sequence, :, : self.cached] = key[-1, :, : self.cached]
+                own_value[self.sequence, :, : self.cached] = value[-1, :, : self.cached]
+        finally:
+            self.cache, self._calls = kept, calls
 
     def _nothing(self) -> F32:
         return np.empty((0, self.backend.spec.vocab_size), np.float32)

@@ -69,7 +69,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The bundle's table of contents; written last, so a bundle without it is not a bundle.
 
     ``heads`` is the file of the heads that the host computes itself (exit gate, router, probes), ``exits`` are
-    the calibrated exit rules by name. ``tokenizer`` is the name of its file, ``chat_template`` the template itself (Jinja). ``parameters`` are those
+    the calibrated exit rules by name. ``tokenizer`` is the name of its file, ``chat_template`` the template itself
+    (Jinja). ``parameters`` are those
     stored, ``unrolled_parameters`` those of the same model with every applied layer stored.
     """
 

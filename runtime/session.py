@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +14,26 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
+from .early import EarlyExit
 from .errors import ContextError, UsageError
-from .loop import DepthLoop
+from .exits import ExitRule
+from .heads import read_heads
+from .kv import STAGES, resident
+from .loop import DepthLoop, Rows
+from .policy import Policy, choose_policy
+from .routed import RoutedLoop
+from .routing import RoutingRule
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
-from .timing import GenerationClock, GenerationStats
+from .timing import GenerationClock, GenerationStats, Stopwatch
 from .tokenizer import StopMatcher, Tokenizer
 
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
+
+VisitDepths = Callable[[int, int, F32, F32, F32], None]
+"""Called with (depth, index of the chunk's first token, state that entered the depth [S, D], state after it, logits
+[S, V] of that one); all are only lent."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """A text under an exit rule, token by token, beside the same text at full depth.
+
+    ``agreement``: share of positions where both find the same token likeliest. ``mean_depth``: depths run, 1 … R.
+    ``block_share``: block rows computed ÷ (tokens × R). ``tokens_per_s`` of the token-by-token run.
+    """
+
+    perplexity: float
+    full_perplexity: float
+    agreement: float
+    mean_depth: float
+    block_share: float
+    tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
 class Perplexity:
     """exp of the mean loss over ``tokens`` predictions: at full depth, and after each depth (the last too)."""
 
@@ -51,8 +79,17 @@ class Perplexity:
 class Session:
     """One sequence at a time on one engine. Every call starts from an empty context."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, context: int | None = None) -> None:
-        """``context``: tokens to make room for, at most and by default the model's own."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        context: int | None = None,
+        *,
+        exit: str | None = None,  # noqa: A002 - the word of the command line
+        missing: str | None = None,
+        kv: str | None = None,
+    ) -> None:
+        """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
         limit = backend.spec.context_length
         if context is not None and not 1 <= context <= limit:
             raise UsageError(f"context is {context}, wanted 1 to {limit}, the model's own")
@@ -60,6 +97,11 @@ class Session:
         self.backend: Backend | None = backend
         self.context = context or limit
         """Tokens that prompt and answer may have together."""
+        self._heads = read_heads(bundle)
+        self.policy: Policy = choose_policy(
+            bundle.spec, self._heads, bundle.manifest.exits, exit, missing, kv
+        )
+        """Who stops where, and what that means for K and V."""
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = bundle.manifest.chat_template
@@ -74,13 +116,19 @@ class Session:
         threads: int | None = None,
         context: int | None = None,
         verify: bool = True,
+        exit: str | None = None,  # noqa: A002 - the word of the command line
+        missing: str | None = None,
+        kv: str | None = None,
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
-        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes.
+        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes. ``exit``: an exit
+        rule (``exits.py``; of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``);
+        None is what the model was trained for.
         """
         bundle = Bundle.open(path, verify=verify)
-        return Session(bundle, open_backend(engine, bundle, threads), context)
+        backend = open_backend(engine, bundle, threads)
+        return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv)
 
     @property
     def spec(self) -> Spec:
@@ -102,9 +150,12 @@ class Session:
         return self._clock.stats()
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
-        """ids [S] → logits [S, V] at full depth, a fresh array."""
+        """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
         checked = self._ids(ids)
-        return self._start(len(checked)).forward(checked, rows="all").copy()
+        walk = _Walk(self._start(len(checked)), self.policy, self._heads)
+        if walk.early is None:
+            return walk.prompt(checked, "all").copy()
+        return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer."""
@@ -152,13 +203,17 @@ class Session:
         detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
         tokens = np.empty(len(prompt) + max_tokens, np.int64)  # the history, for the repetition penalty
         tokens[: len(prompt)] = prompt
-        clock = self._clock = GenerationClock(loop.clock)
-        logits = loop.forward(prompt)
+        clock = self._clock = GenerationClock(
+            loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
+        )
+        walk = _Walk(loop, self.policy, self._heads)
+        logits = walk.prompt(prompt)
+        depth = walk.depth
         clock.prefilled(len(prompt))
         for position in range(len(prompt), len(tokens)):
             token = sampler.choose(logits[-1], tokens[:position], position)
             tokens[position] = token
-            clock.chose(self.spec.depths)
+            clock.chose(depth)
             text = stops.push(detokenizer.push(token) if detokenizer else "")
             last = (
                 stops.matched
@@ -168,13 +223,102 @@ class Session:
             )
             if last:
                 text += stops.push(detokenizer.flush() if detokenizer else "") + stops.flush()
-            yield Step(text, token, self.spec.depths, clock.pause())
+            yield Step(text, token, depth, clock.pause())
             if last:
                 return
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")
             clock.resume()
-            logits = loop.forward(tokens[position : position + 1])
+            logits, depth = walk.step(token)
+
+    def evaluate(self, ids: Sequence[int] | I64) -> Evaluation:
+        """ids [S], S ≥ 2, in disjoint windows of the context, each token run as a generated one would be.
+
+        Full depth beside it is every depth for every token; for a routed model that is not what it was trained for.
+        """
+        stream = self._ids(ids)
+        if len(stream) < 2:
+            raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
+        loop = self._start(min(len(stream), self.context))
+        walk = _Walk(loop, self.policy, self._heads)
+        full = _Walk(
+            loop, choose_policy(self.spec, self._heads, {}, exit="never", kv=self.policy.kv), self._heads
+        )
+        loss = full_loss = 0.0
+        agree = depths = 0
+        seconds = 0.0
+        rows = tokens = 0
+        for start in range(0, len(stream) - 1, self.context):
+            targets = stream[start + 1 : start + 1 + self.context]
+            given = stream[start : start + len(targets)]
+            likeliest = np.empty(len(given), np.int64)
+            loop.reset()
+            size = loop.chunk
+            for at in range(0, len(given), size):
+                logits = full.prompt(given[at : at + size], "all")
+                likeliest[at : at + size] = logits.argmax(axis=-1)
+                full_loss += _loss(logits, targets[at : at + size])
+            loop.reset()
+            loop.clock.restart()
+            watch = Stopwatch()
+            told = 0.0  # time of this loop's own arithmetic
+            for i, (found, ran) in enumerate(walk.every(given)):
+                own = Stopwatch()
+                loss += _loss(found, targets[i : i + 1])
+                agree += int(found[0].argmax() == likeliest[i])
+                depths += ran
+                told += own.ms
+            seconds += (watch.ms - told) / 1000
+            rows += loop.clock.rows
+            tokens += loop.clock.tokens
+        n = len(stream) - 1
+        return Evaluation(
+            perplexity=float(np.exp(loss / n)),
+            full_perplexity=float(np.exp(full_loss / n)),
+            agreement=agree / n,
+            mean_depth=depths / n,
+            block_share=rows / (tokens * self.spec.depths),
+            tokens=n,
+            tokens_per_s=n / seconds,
+        )
+
+    def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
+        """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
+        stream = self._ids(ids)
+        loop = self._start(min(len(stream), self.context))
+        before: list[F32] = []
+
+        def observe(depth: int, state: F32) -> None:
+            before.append(state[0].copy())
+
+        loop.observe = observe
+        try:
+            for window in range(0, len(stream), self.context):
+                loop.reset()
+                end = min(window + self.context, len(stream))
+                for at in range(window, end, loop.chunk):
+                    part = stream[at : min(at + loop.chunk, end)]
+
+                    def seen(depth: int, first: int, logits: F32, at: int = at) -> None:
+                        entered = before[depth - 1] if depth else before[depth]
+                        visit(depth, at, entered, before[depth], logits)
+
+                    before.clear()
+                    loop.forward_exits(part, seen)
+        finally:
+            loop.observe = None
+
+    def _kv_bytes(self, loop: DepthLoop, tokens: int | None = -1) -> int:
+        """Bytes of K and V that the loop holds, or with None those of one token that runs every depth."""
+        spec, cache = self.spec, loop.cache
+        pair = 2 * spec.kv_heads * spec.head_dim * 4
+        total = 0
+        for stage in STAGES:
+            layers = len(cache.stages[stage])
+            filled = loop.filled[-cache.slots :] if stage == "block" else [loop.cached]
+            for count in filled:
+                total += layers * pair * (1 if tokens is None else resident(count, cache.rows, cache.window))
+        return total
 
     def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
         """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
@@ -218,7 +362,8 @@ class Session:
         room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
         if self._loop is None or self._loop.capacity < room:
             self._loop = None  # the old cache goes before the new one comes
-            self._loop = DepthLoop(self.backend, self.backend.new_cache(1, room))
+            slots = 1 if self.policy.kv == "last" else None
+            self._loop = DepthLoop(self.backend, self.backend.new_cache(1, room, slots))
         self._loop.reset()
         return self._loop
 
@@ -235,6 +380,47 @@ class Session:
                 f"token id {wrong} is not in the vocabulary, wanted 0 to {self.spec.vocab_size - 1}"
             )
         return array.astype(np.int64, copy=False)
+
+
+class _Walk:
+    """One sequence on a loop under a policy."""
+
+    def __init__(self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32]) -> None:
+        self.loop = loop
+        self.depth = loop.backend.spec.depths
+        """Depths that the last token ran."""
+        self.early: EarlyExit | None = None
+        self.routed: RoutedLoop | None = None
+        rule = policy.rule
+        if isinstance(rule, RoutingRule):
+            self.routed = RoutedLoop(loop, rule, heads)
+        elif isinstance(rule, ExitRule) and not rule.never:
+            self.early = EarlyExit(loop, rule, heads, policy.missing)
+
+    def prompt(self, ids: I64, rows: Rows = "last") -> F32:
+        """A prompt's ids [S] → logits [N, V]: at full depth, or routed."""
+        if self.routed is None:
+            return self.loop.forward(ids, rows)
+        logits, depths = self.routed.forward(ids, rows)
+        self.depth = int(depths[-1])
+        return logits
+
+    def step(self, token: int) -> tuple[F32, int]:
+        """One more token → logits [1, V], and the depths that it ran."""
+        if self.early is not None:
+            return self.early.step(token)
+        return self.prompt(np.array([token], np.int64)), self.depth
+
+    def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
+        """Each of ids [S] in turn; ``chunk-topk`` needs to see all of them at once."""
+        if self.early is not None:
+            self.early.reset()
+        if self.routed is not None and self.routed.rule.topk:
+            logits, depths = self.routed.forward(ids, "all")
+            yield from ((logits[i : i + 1], int(depths[i])) for i in range(len(ids)))
+            return
+        for token in ids:
+            yield self.step(int(token))
 
 
 def _loss(logits: F32, targets: I64) -> float:

@@ -1,6 +1,7 @@
 """What a recursive model is: embed → segments → norm → head, with what differs between depths.
 
-Shape letters: D hidden size, M a router's hidden size, F intermediate size, H heads, K KV heads, R depths, V vocabulary.
+Shape letters: D hidden size, M a router's hidden size, F intermediate size, H heads, K KV heads, R depths,
+V vocabulary.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,30 +45,40 @@ class Stopwatch:
 
 
 class LoopClock:
-    """Nanoseconds of a depth loop: in all, inside the engine, and inside each depth's block calls."""
+    """Nanoseconds of a depth loop: in all, inside the engine, and inside each depth's block calls.
 
-    __slots__ = ("block_ns", "engine_ns", "passes", "total_ns")
+    ``rows`` are tokens × depths that the block was run for, ``calls`` how often it was called at each depth.
+    """
+
+    __slots__ = ("block_ns", "calls", "engine_ns", "passes", "rows", "tokens", "total_ns")
 
     def __init__(self, depths: int) -> None:
         self.block_ns = [0] * depths
+        self.calls = [0] * depths
         self.restart()
 
     def restart(self) -> None:
         """Back to zero."""
         self.total_ns = 0
         self.engine_ns = 0
-        self.passes = 0
+        self.passes = self.rows = self.tokens = 0
         self.block_ns[:] = [0] * len(self.block_ns)
+        self.calls[:] = [0] * len(self.calls)
 
     @property
     def ms_per_depth(self) -> tuple[float, ...]:
         """Mean milliseconds of the block call at each depth."""
-        return tuple(ns / 1e6 / self.passes if self.passes else 0.0 for ns in self.block_ns)
+        return tuple(ns / 1e6 / n if n else 0.0 for ns, n in zip(self.block_ns, self.calls, strict=True))
+
+    @property
+    def block_share(self) -> float:
+        """Block rows computed ÷ (tokens × R): 1 at full depth."""
+        return self.rows / (self.tokens * len(self.calls)) if self.tokens else 1.0
 
     @property
     def host_ms_per_depth(self) -> float:
         """Mean milliseconds a depth that the loop itself spends outside the engine's calls."""
-        depths = self.passes * len(self.block_ns)
+        depths = sum(self.calls)
         return (self.total_ns - self.engine_ns) / 1e6 / depths if depths else 0.0
 
 
@@ -90,14 +101,27 @@ class GenerationStats:
     """Mean wall time of the block at each depth while decoding."""
     host_ms_per_depth: float
     """Mean time a depth spent in the depth loop outside the engine while decoding."""
+    block_share: float
+    """Block rows computed while decoding ÷ (tokens × R)."""
+    kv_bytes_per_token: int
+    """K and V of a token that runs every depth."""
+    kv_bytes: int
+    """K and V held at the end."""
     peak_rss_bytes: int | None
+
+    @property
+    def mean_depth(self) -> float:
+        """Mean of ``depths``."""
+        return sum(self.depths) / len(self.depths) if self.depths else 0.0
 
 
 class GenerationClock:
     """Times one generation: ``prefilled``, then for each token ``chose``, ``pause``, ``resume``."""
 
-    def __init__(self, loop: LoopClock) -> None:
+    def __init__(self, loop: LoopClock, kv: Callable[[], tuple[int, int]]) -> None:
+        """``kv``: asked for (bytes of a full token, bytes held) when ``stats`` are."""
         self._loop = loop
+        self._kv = kv
         self._watch = Stopwatch()
         self._prefill_tokens = 0
         self._prefill_ms = self._first_ms = self._decode_ms = 0.0
@@ -136,6 +160,9 @@ class GenerationClock:
             depths=tuple(self._depths),
             ms_per_depth=self._loop.ms_per_depth,
             host_ms_per_depth=self._loop.host_ms_per_depth,
+            block_share=self._loop.block_share,
+            kv_bytes_per_token=self._kv()[0],
+            kv_bytes=self._kv()[1],
             peak_rss_bytes=peak_rss_bytes(),
         )
 

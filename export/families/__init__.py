@@ -29,7 +29,7 @@ FAMILIES = (
     Entry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
     Entry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
     Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
-    Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM with repeated layers"),
+    Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"),
 )
 
 

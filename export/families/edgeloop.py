@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.spec import Segment, Spec
+from ...runtime.spec import Routing, Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
 from .llama_config import MAX_SIZE, flag, number, shown, size
 from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
+from .mor_routing import check_capacity
 
 KEYS = frozenset(
     [
@@ -37,12 +38,16 @@ KEYS = frozenset(
         "tie_word_embeddings",
         "bos_token_id",
         "eos_token_id",
+        "router_alpha",
+        "router_capacity",
+        "kv",
+        "sliding_window",
     ]
 )
 
 
 class EdgeloopFamily:
-    """model_type "edgeloop"; the config is closed: a key that DemoConfig does not have is an error."""
+    """model_type "edgeloop"; the config is closed: a key that is not in KEYS is an error."""
 
     name = "edgeloop"
 
@@ -57,6 +62,7 @@ class EdgeloopFamily:
             raise CheckpointError(
                 f"{where}: tie_word_embeddings is false; the demo model has no head of its own"
             )
+        window = size(config, "sliding_window", where) if config.get("sliding_window") is not None else None
         heads = size(config, "num_attention_heads", where)
         kv_heads = size(config, "num_key_value_heads", where)
         head_dim = size(config, "head_dim", where)
@@ -81,10 +87,15 @@ class EdgeloopFamily:
         )
         reader.add("embed.weight", "embed_tokens.weight", (vocab, width))
         reader.add("norm.weight", "norm.weight", (width,))
-        stray = (n for n in checkpoint.names - reader.used if n.startswith(("prelude.", "block.", "coda.")))
+        routing = _routing(config, repeats, where)
+        if routing is not None:
+            checkpoint.require("router.weight", (repeats, width))
+            reader.used.add("router.weight")
+        parts = ("prelude.", "block.", "coda.", "router.")
+        stray = (n for n in checkpoint.names - reader.used if n.startswith(parts))
         if name := min(stray, default=None):
             raise CheckpointError(
-                f"{checkpoint.folder}: {name} is part of a layer that config.json does not have"
+                f"{checkpoint.folder}: {name} is part of a layer or router that config.json does not have"
             )
         spec = Spec(
             family=self.name,
@@ -99,10 +110,16 @@ class EdgeloopFamily:
             rope_theta=number(config, "rope_theta", where),
             context_length=size(config, "max_position_embeddings", where),
             tied_embedding=True,
+            kv=_kv(config, repeats, routing, where),
+            sliding_window=window,
+            routing=routing,
             bos_token_id=_count(config, "bos_token_id", where, maximum=vocab - 1),
             eos_token_ids=(_count(config, "eos_token_id", where, maximum=vocab - 1),),
         )
-        return Reading(spec, reader.tensors, frozenset(reader.used))
+        routers: dict[str, Loader] = {}
+        if routing is not None:
+            routers["router.weight"] = partial(checkpoint.tensor, "router.weight")
+        return Reading(spec, reader.tensors, frozenset(reader.used), routers)
 
 
 class _Reader:
@@ -148,6 +165,37 @@ def _load(
 ) -> torch.Tensor:
     tensor = checkpoint.tensor(name, shape)
     return tensor[0] if first else tensor * scale if scale != 1.0 else tensor
+
+
+def _routing(config: Mapping[str, Any], repeats: int, where: str) -> Routing | None:
+    """Expert choice with a linear sigmoid router (``apps/demo/routed.py``), where config.json has its keys."""
+    shares = config.get("router_capacity")
+    if shares is None:
+        if config.get("router_alpha") is not None:
+            raise CheckpointError(f"{where} has router_alpha and no router_capacity; a router needs both")
+        return None
+    alpha = number(config, "router_alpha", where)
+    numbers = isinstance(shares, list) and not any(
+        isinstance(s, bool) or not isinstance(s, int | float) for s in shares
+    )
+    capacity = tuple(float(s) for s in shares) if numbers else ()
+    check_capacity(capacity, repeats, f"{where}: router_capacity is {shown(shares)}")
+    return Routing(kind="expert", squash="sigmoid", alpha=alpha, capacity=capacity)
+
+
+def _kv(
+    config: Mapping[str, Any], repeats: int, routing: Routing | None, where: str
+) -> Literal["per-depth", "shared"]:
+    kv = config.get("kv", "per-depth")
+    if kv == "per-depth":
+        return "per-depth"
+    if kv != "shared":
+        raise CheckpointError(f"{where}: kv is {shown(kv)}; wanted per-depth or shared")
+    if repeats < 2 or routing is not None:
+        raise CheckpointError(
+            f"{where}: kv is shared, which is for a loop of two depths or more without a router"
+        )
+    return "shared"
 
 
 def _count(

@@ -1,4 +1,4 @@
-"""Plain Llama folders whose layers repeat: a recursive model saved as if unrolled."""
+"""Plain Llama folders whose layers repeat: a recursive model saved as if unrolled. Mistral is Llama with a window."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from .llama_layers import read_layers
 from .llama_ties import LlamaNames, plan_from_ties
 from .lora_scale import adapter_scale
 
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+
 
 class LlamaFamily:
-    """LlamaForCausalLM; what repeats is found in the weights."""
+    """LlamaForCausalLM or MistralForCausalLM; what repeats is found in the weights."""
 
     name = "llama"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        config = checkpoint.config
-        return config.get("model_type") == "llama" and config.get("architectures") in (
-            None,
-            ["LlamaForCausalLM"],
-        )
+        kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
+        return kind in CLASSES and architectures in (None, [CLASSES[kind]])
 
     def read(self, checkpoint: Checkpoint) -> Reading:
         config = read_llama_config(checkpoint)

@@ -29,8 +29,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "qkv_bias": OFF,
     "use_bias": OFF,
     "partial_rotary_factor": (None, 1.0),
-    "sliding_window": (None,),
-    "use_sliding_window": OFF,
     "quantization_config": (None,),
     "is_encoder_decoder": OFF,
     "add_cross_attention": OFF,
@@ -38,8 +36,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Keys that change the computation → the values that are computed here."""
 
-KNOWN = ("max_window_layers",)
-"""Keys that CHANGES would refuse, and that change nothing by themselves."""
+WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+"""Keys that say which layers attend to the last tokens only; ``_sliding_window`` reads them together."""
 
 CHANGES = re.compile(
     "loop|recur|shar|depth|exit|mor|ut_steps|double|softcap|multiplier|scal|qk_norm|expert|window|alibi"
@@ -62,6 +60,7 @@ class LlamaConfig:
     norm_eps: float
     rope_theta: float
     context_length: int
+    sliding_window: int | None
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -102,6 +101,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
         norm_eps=number(config, "rms_norm_eps", where, 1e-6),
         rope_theta=_rope_theta(config, where),
         context_length=size(config, "max_position_embeddings", where, 2048),
+        sliding_window=_sliding_window(config, where),
         tie_word_embeddings=flag(config, "tie_word_embeddings", where, False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=_token_ids(config, "eos_token_id", vocab, where),
@@ -148,20 +148,12 @@ def shown(value: object) -> str:
 
 def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) -> None:
     for key, value in config.items():
-        if key in understood or key in KNOWN:
-            continue
-        # Qwen-style configs give a window beside the switch that turns it off.
-        if key == "sliding_window" and config.get("use_sliding_window") is False:
+        if key in understood or key in WINDOW:
             continue
         if key in ONLY:
             if value not in ONLY[key]:
                 raise CheckpointError(
                     f"{where}: {key} is {shown(value)}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
-                )
-        elif key == "layer_types":
-            if value is not None and set(value if isinstance(value, list) else [value]) != {"full_attention"}:
-                raise CheckpointError(
-                    f"{where}: layer_types has other kinds than full_attention: not supported"
                 )
         elif key in ("rope_scaling", "rope_parameters") or value is None or value is False:
             continue  # the former are read by _rope_theta; a flag that is off changes nothing
@@ -170,6 +162,44 @@ def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) 
                 f"{where}: {key} is {shown(value)}, and this family does not know the key; "
                 "a flag that may change the computation is not passed over"
             )
+
+
+def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
+    """Tokens that every layer attends to at most, the newest included; None: all.
+
+    As transformers takes the keys: ``layer_types`` decides where there is one; else a window is every layer's
+    (Mistral), or beside ``use_sliding_window: true`` that of the layers from ``max_window_layers`` on (Qwen).
+    """
+    types = config.get("layer_types")
+    kinds = {str(t) for t in types} if isinstance(types, list) else {str(types)} - {"None"}
+    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(
+            f"{where}: layer_types is {shown(types)}; wanted full_attention or sliding_attention for all layers"
+        )
+    if not flag(config, "use_sliding_window", where, True) or config.get("sliding_window") is None:
+        if "sliding_attention" in kinds:
+            raise CheckpointError(
+                f"{where}: layer_types asks for sliding_attention, and no sliding_window is on"
+            )
+        return None
+    window = size(config, "sliding_window", where)
+    if kinds:
+        return window if "sliding_attention" in kinds else None
+    if not config.get("use_sliding_window"):
+        if config.get("model_type") == "llama":
+            logger.warning(
+                "sliding_window %d is read as every layer's, though LlamaForCausalLM of transformers takes no "
+                "notice of the key; delete it from config.json if the model was trained without",
+                window,
+            )
+        return window
+    first, layers = config.get("max_window_layers"), size(config, "num_hidden_layers", where)
+    if isinstance(first, bool) or not isinstance(first, int) or 0 < first < layers:
+        raise CheckpointError(
+            f"{where}: max_window_layers is {shown(first)}: a window for some of the {layers} layers is not "
+            "supported; wanted 0 or all of them"
+        )
+    return window if first <= 0 else None
 
 
 def _rope_theta(config: Mapping[str, Any], where: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -31,14 +31,17 @@ def read_layers(
     scale: Scale | None = None,
     share_embedding: bool = False,
     loop_norm: bool = False,
+    read: Collection[str] = (),
 ) -> Reading:
     """The Reading of a plan: ties, shapes and dtypes checked from headers and hashes, no tensor loaded.
 
     CheckpointError names two tensors that ought to be tied, a tensor that is missing or of a wrong shape, one
     inside a layer that nothing reads (it would change what is computed), and a LoRA without a known scale.
+    ``read`` are names that the family has read itself.
     """
     checkpoint, c = names.checkpoint, config
     reader = _Reader(names, config, scale)
+    reader.used.update(read)
     segments = tuple(reader.segment(i, run) for i, run in enumerate(plan))
     reader.plain("embed.weight", names.embed, (c.vocab_size, c.hidden_size))
     reader.plain("norm.weight", names.norm, (c.hidden_size,))
@@ -63,6 +66,7 @@ def read_layers(
         tied_embedding=tied,
         sandwich_norms=names.norms is SANDWICH_NORMS,
         loop_norm=loop_norm,
+        sliding_window=c.sliding_window,
         bos_token_id=c.bos_token_id,
         eos_token_ids=c.eos_token_ids,
     )

@@ -61,9 +61,13 @@ class LlamaNames:
                 f"{MAX_LAYERS} at most"
             )
 
+    def place(self, layer: int) -> str:
+        """Where a layer is, below ``model.layers.``."""
+        return str(layer)
+
     def module(self, layer: int, projection: str) -> str:
         part = "self_attn" if projection in ATTENTION else "mlp"
-        return f"model.layers.{layer}.{part}.{projection}"
+        return f"model.layers.{self.place(layer)}.{part}.{projection}"
 
     def linear(self, layer: int, projection: str) -> str:
         """The shared matrix; under LoRA it is PEFT's base layer."""
@@ -78,7 +82,7 @@ class LlamaNames:
         return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
 
     def norm_of(self, layer: int, norm: str) -> str:
-        return f"{self.prefix}model.layers.{layer}.{self.norms[norm]}.weight"
+        return f"{self.prefix}model.layers.{self.place(layer)}.{self.norms[norm]}.weight"
 
     def linears(self, layer: int) -> list[str]:
         return [self.linear(layer, p) for p in (*ATTENTION, *MLP)]

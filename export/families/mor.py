@@ -1,25 +1,27 @@
 """Recursive checkpoints of the Mixture-of-Recursions and Relaxed Recursive Transformers authors' code.
 
 The recursion is described in the training config, conf.yaml; config.json is a plain Llama config, and the
-weights are written out as if unrolled, tied tensors aliased. Token routing (``mor.enable``) is refused.
+weights are written out as if unrolled, tied tensors aliased. Where tokens are routed (``mor.enable``), the
+layers of a recursion are inside blocks: ``mor_routing.py``.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .llama_config import flag, read_llama_config, shown, size
-from .llama_layers import read_layers
-from .llama_ties import LlamaNames, Run, plain
+from .llama_config import LlamaConfig, flag, read_llama_config, shown, size
+from .llama_layers import Scale, read_layers
+from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain
 from .lora_scale import training_scale
-
-logger = logging.getLogger(__name__)
+from .mor_routing import RoutedNames, read_routing, router_heads
 
 SECTIONS = ("recursive", "kv_sharing", "relaxation", "mor")
 KEYS = {
@@ -34,6 +36,21 @@ KEYS = {
         "rank_pattern",
         "alpha_pattern",
     ),
+    "kv_sharing": ("enable", "base_depth", "num_recursion", "sharing", "update_cache"),
+    "mor": (
+        "enable",
+        "type",
+        "capacity",
+        "rand_router",
+        "router_type",
+        "z_loss",
+        "z_coeff",
+        "temp",
+        "expert",
+        "token",
+    ),
+    "mor.expert": ("cap_warmup_step", "router_func", "alpha", "sampling", "include_first", "coeff", "gating"),
+    "mor.token": ("bal_warmup_step", "router_func", "alpha", "balancing", "coeff", "u", "gating"),
 }
 SUSPECT = re.compile(r"loop|recur|shar|depth|exit|(^|_)mor(_|$)|router|dora|adapter")
 
@@ -54,20 +71,55 @@ class MorFamily:
             raise CheckpointError(f"{checkpoint.folder}: a recursive model_type {kind!r}; llama is supported")
         _refuse(training, where)
         config = read_llama_config(checkpoint, ("kv_sharing",))
-        names = LlamaNames(checkpoint)
-        recursive = training["recursive"]
-        plan = _plan(recursive, names, config.layers, where)
         scale = None
         relaxation = _section(training, "relaxation", where)
         if flag(relaxation, "enable", f"{where}: relaxation", False):
             scale = training_scale(checkpoint, _section(relaxation, "lora", where, "relaxation."))
-        if _shares_kv(checkpoint, training, where):
-            logger.warning(
-                "kv_sharing is enabled in %s: read as per-depth KV, which is what the authors' forward computes "
-                "without a cache; their cached forward, where depths share K and V, gives other logits",
-                checkpoint.folder,
+        shares = _shares_kv(checkpoint, training, where)
+        if _enabled(training, "mor", where):
+            if shares:
+                raise CheckpointError(
+                    f"{where}: kv_sharing and mor are both enabled: one of them is supported"
+                )
+            return self._routed(checkpoint, config, training, scale, where)
+        names = LlamaNames(checkpoint)
+        plan = _plan(training["recursive"], names, config.layers, where)
+        reading = read_layers(names, config, plan, self.name, scale=scale)
+        if not shares:
+            return reading
+        if reading.spec.depths < 2:
+            raise CheckpointError(
+                f"{where}: kv_sharing is enabled, and recursive.sharing repeats layer by layer: there is no loop "
+                "whose depths could share; wanted cycle or middle_cycle"
             )
-        return read_layers(names, config, plan, self.name, scale=scale)
+        return replace(reading, spec=structs.replace(reading.spec, kv="shared"))
+
+    def _routed(
+        self,
+        checkpoint: Checkpoint,
+        config: LlamaConfig,
+        training: Mapping[str, Any],
+        scale: Scale | None,
+        where: str,
+    ) -> Reading:
+        recursive, mor = training["recursive"], training["mor"]
+        sharing = recursive.get("sharing")
+        if sharing not in ("cycle", "middle_cycle"):
+            raise CheckpointError(
+                f"{where}: recursive.sharing is {sharing!r} with mor enabled; wanted cycle or middle_cycle"
+            )
+        repeats = size(recursive, "num_recursion", f"{where}: recursive")
+        if repeats > MAX_LAYERS:
+            raise CheckpointError(
+                f"{where}: recursive.num_recursion is {repeats}; wanted {MAX_LAYERS} at most"
+            )
+        routing = read_routing(mor, repeats, f"{where}: mor")
+        names = RoutedNames(checkpoint, routing.kind, 1 if sharing == "middle_cycle" else 0, repeats)
+        plan = _plan(recursive, names, config.layers, where)
+        balancing = _section(mor, routing.kind, where, "mor.").get("balancing")
+        heads = router_heads(names, routing, config.hidden_size, balancing == "loss_free")
+        reading = read_layers(names, config, plan, self.name, scale=scale, read=heads.used)
+        return replace(reading, spec=structs.replace(reading.spec, routing=routing), heads=heads.tensors)
 
 
 def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[Run]:
@@ -110,10 +162,11 @@ def _refuse(training: Mapping[str, Any], where: str) -> None:
             )
     _closed(_section(training, "recursive", where), KEYS["recursive"], f"{where}: recursive")
     if _enabled(training, "mor", where):
-        raise CheckpointError(
-            f"{where}: mor.enable is true: routed tokens are not supported yet; wanted a recursive checkpoint "
-            "without routing (mor.enable: false)"
-        )
+        mor = _section(training, "mor", where)
+        _closed(mor, KEYS["mor"], f"{where}: mor")
+        if (kind := mor.get("type")) not in ("expert", "token"):
+            raise CheckpointError(f"{where}: mor.type is {shown(kind)}; wanted expert or token")
+        _closed(_section(mor, kind, where, "mor."), KEYS[f"mor.{kind}"], f"{where}: mor.{kind}")
     if not _enabled(training, "relaxation", where):
         return
     relaxation = _section(training, "relaxation", where)
@@ -148,8 +201,32 @@ def _enabled(training: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def _shares_kv(checkpoint: Checkpoint, training: Mapping[str, Any], where: str) -> bool:
-    """The authors write kv_sharing into config.json too, as a flag or as conf.yaml's section."""
+    """Do depths share K and V? The authors write kv_sharing into config.json too, as a flag or as conf.yaml's section.
+
+    CheckpointError for settings that are not those of the recursion, or not understood.
+    """
     copy = checkpoint.config.get("kv_sharing")
-    return _enabled(training, "kv_sharing", where) or bool(
-        copy.get("enable", True) if isinstance(copy, dict) else copy
-    )
+    sections = {
+        where: _section(training, "kv_sharing", where),
+        str(checkpoint.folder / "config.json"): {"enable": True, **copy}
+        if isinstance(copy, dict)
+        else {"enable": copy},
+    }
+    shares = False
+    for place, section in sections.items():
+        label = f"{place}: kv_sharing"
+        if not flag(section, "enable", label, False):
+            continue
+        shares = True
+        _closed(section, KEYS["kv_sharing"], label)
+        if flag(section, "update_cache", label, False):
+            raise CheckpointError(
+                f"{label}.update_cache is true, which is not supported; wanted depths that only read the first one's"
+            )
+        for key in ("base_depth", "num_recursion", "sharing"):
+            ours = training["recursive"].get(key)
+            if section.get(key) not in (None, ours):
+                raise CheckpointError(
+                    f"{label}.{key} is {shown(section[key])}, and recursive.{key} is {shown(ours)}; wanted the same"
+                )
+    return shares

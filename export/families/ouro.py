@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import partial
+
+from msgspec import structs
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
@@ -15,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class OuroFamily:
-    """model_type "ouro". The full-depth reading: the exit gate stays unread, and is reported as unused."""
+    """model_type "ouro"; early_exit_gate, where there is one, is the exit gate."""
 
     name = "ouro"
 
@@ -33,6 +37,24 @@ class OuroFamily:
                 f"{names.layers} layers; wanted equal numbers of layers and at most {MAX_LAYERS} steps"
             )
         if number(checkpoint.config, "early_exit_threshold", where, 1.0) < 1.0:
-            logger.warning("early_exit_threshold below 1 is not read: every token runs all %d steps", repeats)
+            logger.warning(
+                "early_exit_threshold below 1 is not read: every token runs all %d steps unless generation is "
+                "told --exit gate:q",
+                repeats,
+            )
         plan = [Run(tuple((layer,) * repeats for layer in range(names.layers)))]
-        return read_layers(names, config, plan, self.name, loop_norm=True)
+        shapes = {"weight": (1, config.hidden_size), "bias": (1,)}
+        gate = {key: f"{names.prefix}model.early_exit_gate.{key}" for key in shapes}
+        if not checkpoint.names.intersection(gate.values()):
+            return read_layers(names, config, plan, self.name, loop_norm=True)
+        for key, shape in shapes.items():
+            checkpoint.require(gate[key], shape)
+        reading = read_layers(names, config, plan, self.name, loop_norm=True, read=gate.values())
+        return replace(
+            reading,
+            spec=structs.replace(reading.spec, exit_gate=True),
+            heads={
+                "gate.weight": lambda: checkpoint.tensor(gate["weight"])[0],
+                "gate.bias": partial(checkpoint.tensor, gate["bias"]),
+            },
+        )

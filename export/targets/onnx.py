@@ -1,4 +1,4 @@
-"""ONNX Runtime: prologue, block and epilogue graphs over one external weights file."""
+"""ONNX Runtime: prologue, block, epilogue and fill graphs over one external weights file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import onnx
 
 from ...quant.recipe import Recipe
 from ...runtime import manifest
+from ...runtime.backend import shares_kv
 from ...runtime.backends.onnx import OnnxBackend
+from ...runtime.errors import ExportError
+from ...runtime.kv import visible
 from ...runtime.spec import Spec
 from ..fused import Numerics
 from ..graphs import write_graph
 from ..oracle import Oracle
 from ..parity import EXACT, SHIPPED, compare, trace
 from ..target import Job
-from ..weights import places
+from ..weights import places, split_places
 
 FOLDER = "onnx"
 WEIGHTS = "weights.safetensors"
@@ -30,21 +33,27 @@ class OnnxTarget:
     name = "onnx"
 
     def check(self, spec: Spec, recipe: Recipe) -> None:
-        """Every spec that the modules can compute is taken."""
+        """ExportError for depths that share K and V behind a sliding window: the operator does not do both."""
+        if shares_kv(spec) and visible(spec) is not None:
+            raise ExportError(
+                f"the depths share K and V and attention sees {spec.sliding_window} tokens; "
+                "target onnx takes one or the other, export with per-depth K and V"
+            )
 
     def export(self, job: Job) -> manifest.Target:
-        """Three graphs and their weights under onnx/, checked after every depth."""
+        """The stages' graphs and their weights under onnx/, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         _link(job.weights, folder / WEIGHTS)
         numerics = Numerics(job.recipe.bits, job.recipe.group_size, INT8_ACTIVATIONS)
         oracle = Oracle.open(job.spec, folder / WEIGHTS, numerics)
         placed = places(folder / WEIGHTS)
+        placed |= split_places(placed, job.spec)
         graphs: dict[str, Path] = {}
         for i, (name, stage) in enumerate(oracle.stages.items()):
-            job.progress(f"onnx: {name} graph", i / 5)
+            job.progress(f"onnx: {name} graph", i / (len(oracle.stages) + 2))
             graphs[name] = write_graph(stage, folder, WEIGHTS, placed)
-        job.progress("onnx: parity after every depth", 3 / 5)
+        job.progress("onnx: parity after every depth", len(oracle.stages) / (len(oracle.stages) + 2))
         parity = check_parity(oracle, graphs)
         job.progress("onnx: done", 1.0)
         return manifest.Target(

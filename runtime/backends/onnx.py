@@ -2,7 +2,8 @@
 
 A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
 are written in place. K and V are bound as input and output at the same address, and the attention operator
-writes the new rows there: nothing is copied per token.
+writes the new rows there: nothing is copied per token. Only ``fill``, which is called when a token left early, hands
+its rows over in arrays of its own.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from ..backend import F32, I64, Lanes
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..errors import EngineError
 from ..kv import KVCache
 from ..spec import Spec
 
 logger = logging.getLogger(__name__)
 
-_PLANS = 32  # kept per cache; prefill chunks of odd sizes come and go
+# Plans kept for a graph and a cache; chunks of odd sizes come and go. With exits a stage is called with some 16
+# numbers of rows at every depth. A plan is small but for its output, which for all rows of a chunk is not.
+_PLANS = 256
+_PLAN_BYTES = 128 << 20
 _threads: int | None = None
 
 
@@ -86,7 +90,8 @@ class Plan:
         shape = (rows, spec.vocab_size) if graph.output == "logits" else (batch, length, spec.hidden_size)
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
-        own = {"ids": self.ids, "rows": self.rows}
+        self.fresh = np.zeros(1, np.int64)
+        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh}
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
                 self._bind_input(name, own[name] if name in own else getattr(lanes, name))
@@ -124,11 +129,13 @@ class GraphSession:
         """The plan of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
         plans = self._plans.setdefault(cache, {})
         key = (id(lanes), rows)  # plans hold their lanes, so an id is not used again while its plan is here
-        plan = plans.get(key)
+        plan = plans.pop(key, None)
         if plan is None:
-            if len(plans) >= _PLANS:
-                plans.clear()
-            plan = plans[key] = Plan(self, lanes, rows, cache)
+            plan = Plan(self, lanes, rows, cache)
+            size = plan.output.nbytes + sum(p.output.nbytes for p in plans.values())
+            while plans and (len(plans) >= _PLANS or size > _PLAN_BYTES):
+                size -= plans.pop(next(iter(plans))).output.nbytes
+        plans[key] = plan  # behind all others: the first is the one that was not used for longest
         return plan
 
     def run(self, plan: Plan) -> F32:
@@ -142,8 +149,41 @@ class GraphSession:
         return plan.output
 
 
+class FillSession:
+    """The graph that only projects K and V."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = open_session(path)
+        self.inputs = [i.name for i in self.session.get_inputs()]
+        self.engine_ns = 0
+
+    def run(self, state: F32, lanes: Lanes, caches: list[tuple[F32, F32]]) -> None:
+        """Write the rows of ``state`` [B, S, D] into the lanes' slots of every layer."""
+        given = {
+            "state": np.ascontiguousarray(state, np.float32),
+            "depth": lanes.depth,
+            "positions": lanes.positions,
+        }
+        start = perf_counter_ns()
+        try:
+            found = self.session.run(None, {name: given[name] for name in self.inputs})
+        except Exception as error:  # as in open_session
+            raise EngineError(f"onnxruntime failed in fill: {str(error).splitlines()[0]}") from error
+        self.engine_ns += perf_counter_ns() - start
+        arrays = [array for pair in caches for array in pair]
+        for b, (cached, n) in enumerate(zip(lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)):
+            for array, rows in zip(arrays, found, strict=True):
+                slot = array[lanes.first_slot + b]  # [K, rows, head_dim]
+                new = rows[b, :n].reshape(n, len(slot), -1)
+                slot[:, cached : cached + n] = new.transpose(1, 0, 2)
+
+
 class OnnxBackend:
-    """The Backend protocol on ONNX Runtime's CPU provider."""
+    """The Backend protocol on ONNX Runtime's CPU provider.
+
+    Depths that share K and V: the attention operator (onnxruntime 1.32) reads a cache without writing it when key and
+    value have no rows, and then takes one lane of S tokens or B lanes of one, without padding: see ``backend.py``.
+    """
 
     name = "onnx"
 
@@ -154,21 +194,28 @@ class OnnxBackend:
         *,
         threads: int | None = None,
     ) -> None:
-        """``graphs``: the file of each stage. ``threads``: by default every core of this process."""
+        """``graphs``: the file of each stage; ``fill`` may be missing, and is opened when it is first called.
+
+        ``threads``: by default every core of this process.
+        """
         use_threads(threads)
         self.spec = spec
         self._prologue = GraphSession("prologue", "state", graphs["prologue"], spec)
         self._block = GraphSession("block", "next", graphs["block"], spec)
         self._epilogue = GraphSession("epilogue", "logits", graphs["epilogue"], spec)
+        self._shared = shares_kv(spec)
+        self._fill_path = graphs.get("fill")
+        self._fill: FillSession | None = None
 
     @property
     def engine_ns(self) -> int:
         """Nanoseconds spent inside onnxruntime so far; all else of a token's time is the host's."""
-        return sum(graph.engine_ns for graph in (self._prologue, self._block, self._epilogue))
+        filling = self._fill.engine_ns if self._fill else 0
+        return filling + sum(graph.engine_ns for graph in (self._prologue, self._block, self._epilogue))
 
-    def new_cache(self, sequences: int, capacity: int) -> KVCache:
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
-        return KVCache.allocate(self.spec, sequences, capacity)
+        return KVCache.allocate(self.spec, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -179,6 +226,8 @@ class OnnxBackend:
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
         plan = self._block.plan(lanes, 0, cache)
+        if self._shared:
+            plan.fresh[0] = fresh_tokens(lanes)
         plan.set_state(state)
         return self._block.run(plan)
 
@@ -188,3 +237,15 @@ class OnnxBackend:
         plan.set_state(state)
         plan.rows[:] = rows
         return self._epilogue.run(plan)
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots.
+
+        UsageError for a model that has nothing to fill, EngineError for a bundle without the graph.
+        """
+        check_fill(self.spec)
+        if self._fill is None:
+            if self._fill_path is None:
+                raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
+            self._fill = FillSession(self._fill_path)
+        self._fill.run(state, lanes, cache.stages["block"])

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import F32, I64, Lanes
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
 from ..errors import BundleError
-from ..kv import KVCache
+from ..kv import KVCache, resident, visible
 from ..manifest import Quantization
 from ..spec import Spec
 from ..weights import MATRICES, Array, Weights, projection_shapes
@@ -24,12 +24,16 @@ WEIGHTS_TARGET = "onnx"
 
 @dataclass(frozen=True)
 class Application:
-    """One application of a physical layer: which weights, which row of its deltas, which KV pair and slot."""
+    """One application of a physical layer: which weights, which row of its deltas, which KV pair and slot.
+
+    ``reads``: it makes no K and V, the slot holds those of another depth.
+    """
 
     prefix: str
     repeat: int
     cache: int
     slot: int
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,9 @@ class ReferenceBackend:
             raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
         return ReferenceBackend(bundle.spec, tensors, bundle.manifest.quantization)
 
-    def new_cache(self, sequences: int, capacity: int) -> KVCache:
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
-        return KVCache.allocate(self.spec, sequences, capacity)
+        return KVCache.allocate(self.spec, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -76,6 +80,8 @@ class ReferenceBackend:
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        if shares_kv(self.spec):
+            fresh_tokens(lanes)  # what it cannot take, no engine can
         state = self._stage("block", state, lanes, cache)
         return self._norm(state, "norm", 0) if self.spec.loop_norm else state
 
@@ -86,6 +92,17 @@ class ReferenceBackend:
         if not self.spec.loop_norm:  # else the block has applied it already
             picked = self._norm(picked, "norm", 0)
         return picked @ self._weights.matrix("embed" if self.spec.tied_embedding else "head").T
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
+        check_fill(self.spec)
+        for b, n in enumerate(lanes.tokens.tolist()):
+            lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
+            for layer in self._applications("block", int(lanes.depth[b]), lanes.first_slot + b):
+                x = self._norm(state[b, :n], f"{layer.prefix}.attention_norm", layer.repeat)
+                _, *new = self._queries_keys_values(x, lane, layer)
+                for buffer, rows in zip(cache.stages["block"][layer.cache], new, strict=True):
+                    buffer[layer.slot, :, lane.cached : lane.cached + n] = rows
 
     def _stage(self, stage: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """The layers of ``stage`` on the valid tokens of each lane; padded rows come out as zeros."""
@@ -111,7 +128,8 @@ class ReferenceBackend:
             segment = self.spec.segments[s]
             for repeat in [depth] if looped else range(segment.repeats):
                 for j in range(segment.layers):
-                    yield Application(f"segments.{s}.layers.{j}", repeat, cache, slot)
+                    reads = looped and depth > 0 and self.spec.kv == "shared"
+                    yield Application(f"segments.{s}.layers.{j}", repeat, cache, slot, reads)
                     cache += 1
 
     def _layer(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
@@ -130,24 +148,33 @@ class ReferenceBackend:
 
     def _attention(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
         """Causal grouped-query attention of n new tokens over T cached and themselves: x [n, D] → [n, D]."""
-        spec, n = self.spec, len(x)
-        total = lane.cached + n
-        q, k, v = (
-            y.reshape(n, -1, spec.head_dim).transpose(1, 0, 2) for y in self._linear(x, layer, "qkv_proj")
-        )  # q [H, n, head_dim], k and v [K, n, head_dim]
-        cos, sin = rotary(lane.positions, spec.head_dim, spec.rope_theta)
-        keys, values = (buffer[layer.slot] for buffer in pair)  # [K, capacity, head_dim]
-        keys[:, lane.cached : total] = rotate(k, cos, sin)
-        values[:, lane.cached : total] = v
-        q = rotate(q, cos, sin).reshape(spec.kv_heads, -1, spec.head_dim)  # a KV head's query heads share it
-        scores = (q @ keys[:, :total].transpose(0, 2, 1)).reshape(spec.heads, n, total)
+        spec, n, window = self.spec, len(x), visible(self.spec)
+        q, k, v = self._queries_keys_values(x, lane, layer)
+        slots = (buffer[layer.slot] for buffer in pair)  # [K, rows, head_dim]
+        if layer.reads:
+            keys, values = (slot[:, : lane.cached + n] for slot in slots)
+        else:
+            keys, values = (append(s, y, lane.cached, window) for s, y in zip(slots, (k, v), strict=True))
+        total = keys.shape[1]  # tokens that can be seen; without a window, all of them
+        q = q.reshape(spec.kv_heads, -1, spec.head_dim)  # a KV head's query heads share it
+        scores = (q @ keys.transpose(0, 2, 1)).reshape(spec.heads, n, total)
         scores = scores * np.float32(spec.head_dim**-0.5)
-        visible = np.arange(total) <= lane.cached + np.arange(n)[:, None]  # [n, total]
-        weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
-        mixed = weights.reshape(spec.kv_heads, -1, total) @ values[:, :total]
+        age = total - n + np.arange(n)[:, None] - np.arange(total)  # [n, total]
+        seen = (age >= 0) & (age < (window or total))
+        weights = softmax(np.where(seen, scores, np.float32(-np.inf)))
+        mixed = weights.reshape(spec.kv_heads, -1, total) @ values
         rows = mixed.reshape(spec.heads, n, -1).transpose(1, 0, 2).reshape(n, -1)
         (out,) = self._linear(rows, layer, "o_proj")
         return out
+
+    def _queries_keys_values(self, x: F32, lane: Lane, layer: Application) -> tuple[F32, F32, F32]:
+        """x [n, D] → q [H, n, head_dim], k and v [K, n, head_dim], q and k at their positions."""
+        q, k, v = (
+            y.reshape(len(x), -1, self.spec.head_dim).transpose(1, 0, 2)
+            for y in self._linear(x, layer, "qkv_proj")
+        )
+        cos, sin = rotary(lane.positions, self.spec.head_dim, self.spec.rope_theta)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:
         """x [n, in] times a stored matrix, plus the repeat's LoRA: [n, out] of each of its projections."""
@@ -170,6 +197,18 @@ class ReferenceBackend:
         mean = np.mean(x * x, axis=-1, keepdims=True)
         normed: F32 = x / np.sqrt(mean + np.float32(self.spec.norm_eps)) * weight
         return normed
+
+
+def append(slot: F32, new: F32, cached: int, window: int | None) -> F32:
+    """Write ``new`` [K, n, head_dim] after ``cached`` tokens into slot [K, rows, head_dim] → all that can be seen."""
+    rows, total = slot.shape[1], cached + new.shape[1]
+    if window is None or total <= rows:
+        slot[:, cached:total] = new
+        return slot[:, :total]
+    seen = np.concatenate((slot[:, : resident(cached, rows, window)], new), axis=1)
+    kept = resident(total, rows, window)
+    slot[:, :kept] = seen[:, seen.shape[1] - kept :]
+    return seen
 
 
 def silu(x: F32) -> F32:

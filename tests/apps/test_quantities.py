@@ -3,7 +3,7 @@
 import pytest
 
 from edgeloop.apps.quantities import byte_count, count, delta_parameters, deltas, layout, unrolled_bytes
-from edgeloop.runtime.manifest import File, Manifest, Parity, Quantization, Target
+from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target
 from edgeloop.runtime.spec import Segment, Spec
 
 
@@ -63,7 +63,7 @@ def test_deltas() -> None:
 def test_the_unrolled_estimate_repeats_matrices_and_merges_deltas() -> None:
     matrices = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
     manifest = Manifest(
-        format=1,
+        format=FORMAT,
         edgeloop="0",
         spec=LOOPED,
         quantization=Quantization("int4", 4, 32),

@@ -22,7 +22,13 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters\.rope_type"),
     ({"rope_theta": 5e5}, "differ"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"sliding_window": 128}, "sliding_window"),
+    ({"sliding_window": 0}, "sliding_window is 0"),
+    ({"sliding_window": "8"}, "sliding_window is '8'"),
+    ({"sliding_window": 8, "use_sliding_window": 1}, "use_sliding_window is 1"),
+    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, "max_window_layers is 3"),
+    ({"sliding_window": 8, "use_sliding_window": True}, "max_window_layers is None"),
+    ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, "layer_types is"),
+    ({"attention_window": 8}, "attention_window"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"num_loops": 2}, "num_loops"),
     ({"mean_recurrence": 4}, "mean_recurrence"),
@@ -76,7 +82,11 @@ def test_config_keys_that_change_nothing(tiny: Callable[[str], Path]) -> None:
 
 
 TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"mor__enable": True}, r"mor\.enable"),
+    ({"mor__enable": True}, r"mor\.type is None"),
+    ({"kv_sharing__enable": True, "kv_sharing__update_cache": True}, r"kv_sharing\.update_cache is true"),
+    ({"kv_sharing__enable": True, "kv_sharing__num_recursion": 2}, r"kv_sharing\.num_recursion is 2"),
+    ({"kv_sharing__enable": True, "kv_sharing__sharing": "cycle"}, r"kv_sharing\.sharing is 'cycle'"),
+    ({"kv_sharing__enable": True, "kv_sharing__stride": 1}, r"kv_sharing\.stride is not understood"),
     ({"relaxation__enable": True, "relaxation__method": "dora"}, "method is 'dora'"),
     ({"relaxation__enable": True, "relaxation__method": "recursion_encoding"}, "recursion_encoding"),
     ({"relaxation__enable": True, "relaxation__twist": 1}, r"relaxation\.twist"),
@@ -95,6 +105,106 @@ TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
 def test_conf_yaml_that_is_refused(tiny: Callable[[str], Path], change: dict[str, Any], message: str) -> None:
     folder = tiny("mor-middle-cycle")
     edit(folder / "conf.yaml", **change)
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+ROUTING_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("expert", {"mor__rand_router": True}, r"mor\.rand_router is true"),
+    ("expert", {"mor__type": "both"}, r"mor\.type is 'both'; wanted expert or token"),
+    ("expert", {"mor__router_type": "deep"}, r"mor\.router_type is 'deep'.*linear, mlp, wide_mlp"),
+    ("expert", {"mor__router_type": "mlp"}, r"mor_router\.router\.0\.weight"),
+    ("expert", {"mor__use_depth_embedding": True}, r"mor\.use_depth_embedding is not understood"),
+    ("expert", {"mor__temp": 0}, "mor: temp is 0"),
+    ("expert", {"mor__capacity": "1.0,0.5"}, r"mor\.capacity is '1.0,0.5'; wanted .* 3 depths"),
+    ("expert", {"mor__capacity": "1.0,0.5,0.6"}, r"mor\.capacity"),
+    ("expert", {"mor__capacity": "1.0,0.5,x"}, r"mor\.capacity"),
+    ("expert", {"mor__capacity": [1.0, None, 0.1]}, r"mor\.capacity"),
+    ("expert", {"mor__capacity": [1.5, 1.0, 0.5]}, r"mor\.capacity"),
+    (
+        "expert",
+        {"mor__expert__router_func": "softmax"},
+        r"mor\.expert\.router_func is 'softmax'.*null, sigmoid, tanh",
+    ),
+    ("expert", {"mor__expert__gating": "linear"}, r"mor\.expert\.gating is 'linear'.*weighted, additive"),
+    ("expert", {"mor__expert__gating": ["weighted"]}, r"mor\.expert\.gating"),
+    ("expert", {"mor__expert__sampling": "topk"}, r"mor\.expert\.sampling is 'topk'"),
+    ("expert", {"mor__expert__sampling": "aux_router"}, r"mlp_router\.router\.weight"),
+    ("expert", {"mor__expert__alpha": None}, "has no alpha|alpha is None"),
+    ("expert", {"mor__expert__bonus": 1}, r"mor\.expert\.bonus is not understood"),
+    ("expert", {"mor__expert": 3}, r"mor\.expert is 3"),
+    ("expert", {"mor__type": "token"}, "conf.yaml is not this checkpoint's"),
+    ("expert", {"mor__enable": False}, "conf.yaml is not this checkpoint's"),
+    ("expert", {"recursive__sharing": "middle_sequence"}, "'middle_sequence' with mor enabled"),
+    ("expert", {"recursive__num_recursion": 2}, "conf.yaml is not this checkpoint's"),
+    ("token", {"recursive__num_recursion": 2**20}, "num_recursion is 1048576; wanted 1024 at most"),
+    ("expert", {"kv_sharing__enable": True}, "kv_sharing and mor are both enabled"),
+    ("token", {"mor__token__router_func": "tanh"}, r"mor\.token\.router_func is 'tanh'"),
+    ("token", {"mor__token__balancing": "magic"}, r"mor\.token\.balancing is 'magic'"),
+    ("token", {"mor__type": "expert"}, "conf.yaml is not this checkpoint's"),
+    ("token", {"mor__token": None}, r"router_bias is part of a layer"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), ROUTING_REFUSALS)
+def test_routing_that_is_refused(
+    tiny: Callable[[str], Path], kind: str, change: dict[str, Any], message: str
+) -> None:
+    folder = tiny(f"mor-{kind}")
+    edit(folder / "conf.yaml", **change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["expert", "token"])
+def test_blocks_that_are_not_shared(tiny: Callable[[str], Path], kind: str) -> None:
+    """As older trees of the authors save expert choice: attention of its own for each recursion."""
+    folder = tiny(f"mor-{kind}")
+    block = "model.layers.{}.block.1" if kind == "expert" else "model.layers.1.block_list.{}.1"
+    first, third = (f"{block.format(r + (kind == 'expert'))}.self_attn.k_proj.weight" for r in (0, 2))
+    edit_weights(folder, lambda t: t.update({third: t[third] * 1.01}))
+    with pytest.raises(CheckpointError, match="ought to be shared, and differ") as caught:
+        read(folder)
+    assert first in str(caught.value)
+    assert third in str(caught.value)
+
+
+def test_kv_sharing_of_layers_that_repeat_in_place(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("mor-sequence")
+    edit(folder / "conf.yaml", kv_sharing__enable=True)
+    with pytest.raises(CheckpointError, match="no loop whose depths could share"):
+        read(folder)
+
+
+@pytest.mark.parametrize(("part", "there"), [("weight", "bias"), ("bias", "weight")])
+def test_half_an_exit_gate(tiny: Callable[[str], Path], part: str, there: str) -> None:
+    folder = tiny("ouro")
+    edit_weights(folder, lambda t: t.pop(f"model.early_exit_gate.{part}"))
+    with pytest.raises(CheckpointError, match=f"no tensor model.early_exit_gate.{part}"):
+        read(folder)
+
+
+DEMO_REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"router_capacity": [1.0, 0.5]}, r"router_capacity is \[1.0, 0.5\]; wanted .* 3 depths"),
+    ({"router_capacity": [0.5, 1.0, 0.5]}, "router_capacity"),
+    ({"router_capacity": [1.0, True, 0.5]}, "router_capacity"),
+    ({"router_capacity": "1.0,0.5,0.1"}, "router_capacity"),
+    ({"router_capacity": None}, "router_alpha and no router_capacity"),
+    ({"router_capacity": None, "router_alpha": None}, "router.weight is part of a layer or router"),
+    ({"router_alpha": 0}, "router_alpha is 0"),
+    ({"kv": "shared"}, "kv is shared, which is for"),
+    ({"kv": "last"}, "kv is 'last'; wanted per-depth or shared"),
+    ({"sliding_window": -1}, "sliding_window is -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DEMO_REFUSALS)
+def test_keys_of_the_routed_demo_model(
+    tiny: Callable[[str], Path], change: dict[str, Any], message: str
+) -> None:
+    folder = tiny("edgeloop-routed")
+    edit(folder / "config.json", **change)
     with pytest.raises(CheckpointError, match=message):
         read(folder)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgeloop.export.weights import places
+from edgeloop.export.weights import Place, places
 
-STAGES = ("prologue", "block", "epilogue")
+STAGES = ("prologue", "block", "fill", "epilogue")
 SMALL = 256  # bytes: tables of a few integers may lie in the graph itself
 Bundles = Callable[..., Path]
 
@@ -100,7 +100,12 @@ def test_weights_are_in_one_file_and_once(exported: Bundles, kind: str, quant: s
         model = load(folder.parent, stage)
         for name, (file, offset, length) in external(model).items():
             assert file == "weights.safetensors"
-            assert (offset, length) == (placed[name].offset, placed[name].length)
+            if ".kv_proj." in name:  # the rows of the stored matrix behind the queries'
+                whole = placed[name.replace(".kv_proj.", ".qkv_proj.")]
+                assert stage == "fill"
+                assert whole.offset < offset < offset + length == whole.offset + whole.length
+                continue
+            assert Place(offset, length) == placed[name]
             pointed.add(name)
         inside = [t for t in model.graph.initializer if t.name not in external(model)]
         constants = [a.t for node in model.graph.node for a in node.attribute if a.name == "value"]
@@ -147,3 +152,21 @@ def test_inputs_and_their_free_sizes(exported: Bundles) -> None:
         "next",
         *(f"present.{i}.{side}" for i in range(2) for side in ("key", "value")),
     ]
+
+
+def test_the_fill_graph_projects_and_does_nothing_else(exported: Bundles) -> None:
+    model = load(exported("mor-lora", "int4", 32), "fill")
+    found = operators(model)
+    assert {n: found[n] for n in ("MatMulNBits", "RotaryEmbedding", "SimplifiedLayerNormalization")} == {
+        "MatMulNBits": 2,
+        "RotaryEmbedding": 2,
+        "SimplifiedLayerNormalization": 2,
+    }
+    assert found["GroupQueryAttention"] == 0
+    assert [i.name for i in model.graph.input] == ["state", "depth", "positions"]
+    assert [o.name for o in model.graph.output] == ["key.0", "value.0", "key.1", "value.1"]
+    assert [i.name for i in load(exported("ouro", "int4", 128), "fill").graph.input] == ["state", "positions"]
+
+
+def test_models_without_depths_have_nothing_to_fill(exported: Bundles) -> None:
+    assert not (exported("mobilellm", "int8", 64) / "onnx" / "fill.onnx").exists()

@@ -23,7 +23,7 @@ from edgeloop.export.targets.onnx import check_parity
 from edgeloop.runtime.errors import ParityError
 
 Oracles = Callable[..., Oracle]
-STAGES = ("prologue", "block", "epilogue")
+STAGES = ("prologue", "block", "fill", "epilogue")
 FLOAT = Numerics(32, 32, 1)
 
 

@@ -24,8 +24,10 @@ from tiny import VOCAB
 from tokenizers import Tokenizer
 
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.stored import count_parameters
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, CheckpointError, EdgeloopError, ExportError, UsageError
+from edgeloop.runtime.heads import head_shapes, read_heads
 from edgeloop.runtime.session import Session
 
 Tiny = Callable[[str], Path]
@@ -48,7 +50,7 @@ def test_what_is_in_a_bundle(exported: Callable[..., Path], checkpoint: Tiny) ->
         "manifest.json",
         "tokenizer.json",
         "onnx/weights.safetensors",
-        *(f"onnx/{stage}.onnx" for stage in ("prologue", "block", "epilogue")),
+        *(f"onnx/{stage}.onnx" for stage in ("prologue", "block", "fill", "epilogue")),
     }
     for name, file in manifest.files.items():
         assert file.bytes == len(found[name])
@@ -107,7 +109,7 @@ def test_report_and_progress(tiny: Tiny, tmp_path: Path, quick_target: None) -> 
     )
     assert report.bundle == tmp_path / "b"
     assert report.bundle_bytes == sum(p.stat().st_size for p in (tmp_path / "b").rglob("*") if p.is_file())
-    assert report.unused == ("model.early_exit_gate.bias", "model.early_exit_gate.weight")
+    assert report.unused == ()
     assert [part for _, part in steps] == sorted(part for _, part in steps)
     assert steps[-1] == ("done", 1.0)
 
@@ -448,3 +450,74 @@ def test_a_shorter_context(checkpoint: Callable[[str], Path], tmp_path: Path) ->
     assert spec.context_length == 16
     with pytest.raises(UsageError, match="context is 100000, wanted 1 to"):
         export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "long", context=100_000)
+
+
+@pytest.mark.parametrize("kind", ["mor-expert", "mor-token", "edgeloop-routed", "ouro"])
+def test_heads_are_beside_the_graphs(tiny: Tiny, tmp_path: Path, quick_target: None, kind: str) -> None:
+    report = export_bundle(tiny(kind), tmp_path / "b")
+    manifest = report.manifest
+    assert manifest.heads == "heads.safetensors"
+    assert "heads.safetensors" in manifest.files
+    bundle = Bundle.open(report.bundle)
+    heads = read_heads(bundle)
+    assert heads.keys() == head_shapes(manifest.spec).keys()
+    stored = load_file(report.bundle / "onnx" / "weights.safetensors")
+    assert not [name for name in stored if name.split(".")[0] in ("gate", "router", "auxiliary")]
+    sizes = sum(head.size for head in heads.values())
+    assert manifest.parameters - count_parameters(manifest.spec)[0] == sizes > 0
+    assert manifest.unrolled_parameters - count_parameters(manifest.spec)[1] == sizes
+
+
+def test_a_model_without_heads(tiny: Tiny, tmp_path: Path, quick_target: None) -> None:
+    report = export_bundle(tiny("mor-lora"), tmp_path / "b")
+    assert report.manifest.heads is None
+    assert not (report.bundle / "heads.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["mor-expert", "mor-token"])
+def test_graphs_know_nothing_of_routing(checkpoint: Tiny, tmp_path: Path, kind: str) -> None:
+    report = export_bundle(checkpoint(kind), tmp_path / "b", quant="none")
+    assert report.unused == ()
+    assert report.manifest.targets["onnx"].parity.logits < 1e-5
+    assert len(report.manifest.targets["onnx"].parity.per_depth) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "found"),
+    [
+        ("mor-middle-cycle", {}, ("per-depth", None)),
+        ("mor-middle-cycle", {"kv": "shared"}, ("shared", None)),
+        ("mor-shared", {}, ("shared", None)),
+        ("mor-shared", {"kv": "per-depth"}, ("per-depth", None)),
+        ("mor-expert", {"kv": "per-depth"}, ("per-depth", None)),
+        ("mor-middle-cycle", {"window": 8}, ("per-depth", 8)),
+        ("mor-middle-cycle", {"window": 64}, ("per-depth", None)),
+        ("edgeloop-window", {}, ("per-depth", 6)),
+        ("edgeloop-window", {"window": 1}, ("per-depth", 1)),
+        ("edgeloop-window", {"context": 6}, ("per-depth", None)),
+    ],
+)
+def test_other_kv_than_the_family_declares(
+    tiny: Tiny, tmp_path: Path, quick_target: None, kind: str, options: dict[str, Any], found: tuple[str, int]
+) -> None:
+    spec = export_bundle(tiny(kind), tmp_path / "b", **options).manifest.spec
+    assert (spec.kv, spec.sliding_window) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("mor-middle-cycle", {"kv": "last"}, "unknown KV policy 'last': choose from per-depth, shared"),
+        ("mor-middle-cycle", {"window": 0}, "window is 0, wanted 1 to 64, the context"),
+        ("mor-middle-cycle", {"window": 65}, "window is 65, wanted 1 to 64, the context"),
+        ("mor-middle-cycle", {"window": 17, "context": 16}, "window is 17, wanted 1 to 16, the context"),
+        ("mobilellm", {"kv": "shared"}, "no loop of two depths or more"),
+        ("mor-expert", {"kv": "shared"}, "--kv shared is not for it"),
+    ],
+)
+def test_kv_that_the_model_cannot_have(
+    tiny: Tiny, tmp_path: Path, quick_target: None, kind: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        export_bundle(tiny(kind), tmp_path / "b", **options)
+    assert names(tmp_path) == {kind}

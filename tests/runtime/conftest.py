@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.manifest import File, Manifest, Parity, Quantization, Target, write_manifest
+from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target, write_manifest
 from edgeloop.runtime.spec import Segment, Spec
 from edgeloop.runtime.weights import matrix_shapes, small_shapes
 
@@ -98,7 +98,7 @@ def make_bundle(
         if path.is_file()
     }
     manifest = Manifest(
-        format=1,
+        format=FORMAT,
         edgeloop="0.1.0",
         spec=spec,
         quantization=make_quantization(bits),

@@ -28,15 +28,18 @@ def test_loop_clock():
     clock = LoopClock(2)
     assert (clock.ms_per_depth, clock.host_ms_per_depth) == ((0.0, 0.0), 0.0)
     clock.block_ns[:] = [4_000_000, 8_000_000]
-    clock.passes, clock.total_ns, clock.engine_ns = 4, 20_000_000, 12_000_000
-    assert clock.ms_per_depth == (1.0, 2.0)
+    clock.calls[:] = [4, 2]
+    clock.tokens, clock.rows = 4, 6
+    clock.passes, clock.total_ns, clock.engine_ns = 4, 18_000_000, 12_000_000
+    assert clock.ms_per_depth == (1.0, 4.0)
     assert clock.host_ms_per_depth == 1.0
+    assert clock.block_share == 0.75
     clock.restart()
     assert clock.ms_per_depth == (0.0, 0.0)
 
 
 def test_the_callers_time_is_not_ours():
-    clock = GenerationClock(LoopClock(1))
+    clock = GenerationClock(LoopClock(1), lambda: (8, 96))
     clock.prefilled(10)
     for _ in range(3):
         clock.chose(2)
@@ -46,4 +49,5 @@ def test_the_callers_time_is_not_ours():
         time.sleep(0.005)
     stats = clock.stats()
     assert (stats.prefill_tokens, stats.decode_tokens, stats.depths) == (10, 3, (2, 2, 2))
+    assert (stats.mean_depth, stats.kv_bytes_per_token, stats.kv_bytes) == (2.0, 8, 96)
     assert 40 < stats.decode_tokens_per_s < 400  # 2 tokens in two waits of 5 ms, not of 55 ms

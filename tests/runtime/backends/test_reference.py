@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError
@@ -17,9 +17,15 @@ IDS = np.random.default_rng(7).integers(0, 60, 23)
 SEQUENCE = (Segment(layers=1, repeats=2), Segment(layers=1, repeats=2))  # MobileLLM-LS: a block of depth 1
 
 
-def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM:
-    """The same model as a plain Llama: every application a layer of its own, with the deltas added in."""
-    config = LlamaConfig(
+def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM | MistralForCausalLM:
+    """The same model as a plain Llama: every application a layer of its own, with the deltas added in.
+
+    With a sliding window it is a plain Mistral.
+    """
+    kind, window = LlamaForCausalLM, {}
+    if spec.sliding_window is not None:
+        kind, window = MistralForCausalLM, {"sliding_window": spec.sliding_window}
+    config = (MistralConfig if window else LlamaConfig)(
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -32,6 +38,7 @@ def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         tie_word_embeddings=False,
         attn_implementation="eager",
+        **window,
     )
     state = {
         "model.embed_tokens.weight": weights.matrix("embed"),
@@ -60,7 +67,7 @@ def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM:
                         home = "mlp" if part in PROJECTIONS[4:] else "self_attn"
                         state[f"{prefix}.{home}.{part}.weight"] = weight
                 applied += 1
-    model = LlamaForCausalLM(config).eval()
+    model = kind(config).eval()
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
     return model
 
@@ -82,6 +89,23 @@ def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied
     parts = [loop.forward(IDS[:9], rows="all").copy()]
     parts += [loop.forward(IDS[i : i + 1]).copy() for i in range(9, len(IDS))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("slack", [0, 3, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 23])
+def test_a_sliding_window_is_that_of_a_mistral(maker, monkeypatch, slack, chunk):
+    monkeypatch.setattr("edgeloop.runtime.kv.SLACK", slack)
+    spec = maker.spec(sliding_window=5)
+    backend = maker.backend(spec)
+    model = unrolled_llama(spec, Weights(spec, maker.tensors(spec), 0))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
+        full = unrolled_llama(maker.spec(), Weights(spec, maker.tensors(spec), 0))
+        assert np.abs(full(torch.from_numpy(IDS)[None]).logits[0].numpy() - wanted).max() > 0.1
+    cache = backend.new_cache(1, 23)
+    assert cache.rows == min(23, 5 + slack)
+    found = DepthLoop(backend, cache, chunk=chunk).forward(IDS, rows="all")
+    assert np.abs(found - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
 
 
 def test_lanes_of_different_depth_and_length_are_separate_calls(maker):

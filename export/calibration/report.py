@@ -1,0 +1,223 @@
+"""One self-contained HTML page on calibrated exit rules: curves of what each trades, and the thresholds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .charts import COLOURS, MARKERS, panel
+from .search import NEVER, Goal
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A rule with its thresholds (R − 1) and what they gave on a text.
+
+    ``mean_depth`` counts depths run, 1 … R; ``tokens_per_s`` is None where nobody timed it. ``chosen``: these
+    thresholds went into the bundle.
+    """
+
+    rule: str
+    thresholds: tuple[float, ...]
+    mean_depth: float
+    agreement: float
+    perplexity: float
+    tokens_per_s: float | None = None
+    chosen: bool = False
+
+
+def write_report(
+    path: Path,
+    measured: Sequence[Measured],
+    full: Measured,
+    *,
+    title: str,
+    goal: Goal | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page to ``path`` in one rename; OSError when that fails, and then ``path`` is as it was.
+
+    ``measured``: the points of every rule's curve, chosen ones included; ``full``: the same text at full depth.
+    ``facts`` (text, engine, machine …) stand below the title.
+    """
+    _write(path, render(measured, full, title=title, goal=goal, facts=facts or {}))
+
+
+def render(
+    measured: Sequence[Measured], full: Measured, *, title: str, goal: Goal | None, facts: Mapping[str, str]
+) -> str:
+    """The page of ``write_report``."""
+    from jinja2 import Environment, StrictUndefined
+
+    rules: dict[str, list[Measured]] = {}
+    for point in measured:
+        rules.setdefault(point.rule, []).append(point)
+    limits: dict[str, float | None] = {"agree": None, "perplexity": None}
+    if goal is not None:
+        limits[goal.kind] = goal.value if goal.kind == "agree" else full.perplexity * (1 + goal.value)
+    panels = {
+        "Perplexity by depth": panel(
+            rules, full, lambda p: p.mean_depth, lambda p: p.perplexity, ("mean depth", "perplexity"),
+            line=limits["perplexity"],
+        ),
+        "Agreement by depth": panel(
+            rules, full, lambda p: p.mean_depth, lambda p: p.agreement,
+            ("mean depth", "agreement with full depth"), line=limits["agree"], percent=True,
+        ),
+    }  # fmt: skip
+    if any(p.tokens_per_s is not None for p in measured):
+        panels["Perplexity by speed"] = panel(
+            rules, full, lambda p: p.tokens_per_s, lambda p: p.perplexity,
+            ("tokens per second", "perplexity"), line=limits["perplexity"],
+        )  # fmt: skip
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_PAGE).render(
+        title=title,
+        goal=goal,
+        facts=facts,
+        panels=panels,
+        legend=[(rule, i % COLOURS, _SHAPES[MARKERS[i % len(MARKERS)]]) for i, rule in enumerate(rules)],
+        chosen=[_row(p, full) for p in measured if p.chosen],
+        full=_row(full, full),
+        rest=[_row(p, full) for p in measured if not p.chosen],
+    )
+
+
+def _row(point: Measured, full: Measured) -> dict[str, str]:
+    def against(found: float | None, whole: float | None) -> str:
+        if point is full or found is None or not whole:
+            return ""
+        return f"{found / whole - 1:+.2%}".replace("-", "−")
+
+    speed, whole = point.tokens_per_s, full.tokens_per_s
+    return {
+        "rule": point.rule,
+        "thresholds": ", ".join("never" if abs(t) >= NEVER else f"{t:.4g}" for t in point.thresholds)
+        or "none",
+        "depth": f"{point.mean_depth:.2f}",
+        "agreement": f"{point.agreement:.2%}",
+        "perplexity": f"{point.perplexity:.4g}",
+        "change": against(point.perplexity, full.perplexity) or "–",
+        "speed": "–" if speed is None else f"{speed:.1f}",
+        "faster": f"{speed / whole:.2f}×" if speed and whole else "–",
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            # A temporary file is its owner's alone; a page gets the permissions of any other new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+# The legend's shapes, on a 12 × 12 field, for matplotlib's markers of the same names.
+_SHAPES = {
+    "o": "M6 1.5a4.5 4.5 0 1 0 .01 0z",
+    "s": "M2 2h8v8h-8z",
+    "D": "M6 .5 11.5 6 6 11.5 .5 6z",
+    "^": "M6 1 11 10.5H1z",
+    "v": "M6 11 1 1.5h10z",
+    "P": "M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M1 3 3 1 6 4 9 1 11 3 8 6 11 9 9 11 6 8 3 11 1 9 4 6z",
+}
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --font: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  --ink: #1c2430; --muted: #566173; --grid: #dfe4ea; --paper: #ffffff; --page: #f4f6f8;
+  --series0: #1f6fd6; --series1: #d9590d; --series2: #158a53; --series3: #a436b8; --series4: #b38600;
+  --series5: #c92a4b; --series6: #0f8696; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e8ecf2; --muted: #a2adbd; --grid: #333c49; --paper: #1a2029; --page: #11161c;
+  --series0: #6aa9ff; --series1: #ff9a57; --series2: #4fcf8e; --series3: #dd8aee; --series4: #e6c04d;
+  --series5: #ff7c94; --series6: #54cfdf; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1180px; padding: 2.5rem 1.25rem; background: var(--page);
+  color: var(--ink); font: 16px/1.5 var(--font); }
+h1 { margin: 0 0 .25rem; font-size: 1.7rem; line-height: 1.25; }
+h2 { margin: 0 0 .5rem; font-size: 1rem; }
+dl { display: flex; flex-wrap: wrap; gap: .15rem 1.5rem; margin: 0; color: var(--muted); }
+dl div { display: flex; gap: .4rem; }
+dd { margin: 0; color: var(--ink); }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 1.5rem 0 .75rem; padding: 0;
+  list-style: none; }
+.legend svg { width: .8em; height: .8em; margin-right: .4em; vertical-align: -.03em; overflow: visible; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 1rem; }
+.card { padding: 1rem; background: var(--paper); border: 1px solid var(--grid); border-radius: 10px; }
+.card > svg { display: block; width: 100%; height: auto; }
+.table { margin-top: 1rem; overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
+th { color: var(--muted); font-size: .85rem; font-weight: 600; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+td:nth-child(2) { min-width: 9rem; white-space: normal; }
+tr:last-child td { border-bottom: 0; }
+.full td { color: var(--muted); }
+summary { cursor: pointer; color: var(--muted); }
+</style>
+</head>
+<body>
+{% macro table(rows) %}
+<table>
+<thead><tr><th>rule<th>thresholds<th>mean depth<th>agreement<th>perplexity<th>against full<th>tokens/s<th>speed-up\
+</tr></thead>
+<tbody>
+{% for r in rows %}
+<tr{% if r is sameas full %} class="full"{% endif %}><td>{{ r.rule }}<td>{{ r.thresholds }}<td>{{ r.depth }}\
+<td>{{ r.agreement }}<td>{{ r.perplexity }}<td>{{ r.change }}<td>{{ r.speed }}<td>{{ r.faster }}</tr>
+{% endfor %}
+</tbody>
+</table>
+{% endmacro %}
+<h1>{{ title }}</h1>
+<dl>
+{% if goal %}<div><dt>goal<dd>{{ goal }}</div>{% endif %}
+{% for name, value in facts.items() %}<div><dt>{{ name }}<dd>{{ value }}</div>{% endfor %}
+</dl>
+<ul class="legend">
+{% for rule, number, shape in legend %}
+<li><svg viewBox="0 0 12 12" aria-hidden="true"><path fill="var(--series{{ number }})" d="{{ shape }}"/></svg>{{ rule }}
+{% endfor %}
+<li><svg viewBox="0 0 12 12" aria-hidden="true"><path fill="none" stroke="var(--ink)" stroke-width="1.6" \
+d="M6 1a5 5 0 1 0 .01 0z"/></svg>outlined: chosen
+<li><svg viewBox="0 0 12 12" aria-hidden="true"><path fill="var(--ink)" \
+d="M6 0 7.4 4.2H12L8.3 6.9 9.7 11.2 6 8.6 2.3 11.2 3.7 6.9 0 4.2h4.6z"/></svg>full depth
+</ul>
+<div class="panels">
+{% for name, svg in panels.items() %}
+<section class="card"><h2>{{ name }}</h2>{{ svg | safe }}</section>
+{% endfor %}
+</div>
+<section class="card table"><h2>Thresholds</h2>
+{{ table([full] + chosen) }}
+</section>
+{% if rest %}
+<section class="card table"><details><summary>The other points of the curves</summary>
+{{ table(rest) }}</details></section>
+{% endif %}
+</body>
+</html>
+"""
