@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "run": Verb(".run", "continue a prompt, token by token", huge_pages=True),
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),
+    "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
     "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),
     "doctor": Verb(".doctor", "what is installed here, and how to get the rest"),

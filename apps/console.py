@@ -21,6 +21,7 @@ Progress = Callable[[str, float], None]
 
 # What a model writes is data: it must not move the cursor or retitle the window.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SHADES = (117, 80, 114, 185, 215, 203)  # of the 256 colours; readable on dark and light
 _PIPE_WIDTH = 200  # columns when no terminal says how many there are
 
 
@@ -52,11 +53,18 @@ class Console:
         if not self.json and sys.stdout.isatty():
             self.write(f"\x1b[2m{_CONTROLS.sub('', prompt)}\x1b[0m")
 
-    def stream(self, text: str) -> None:
-        """A piece of generated text, at once and without control characters; silent with ``json``."""
+    def stream(self, text: str, shade: float | None = None) -> None:
+        """A piece of generated text, at once and without control characters; silent with ``json``.
+
+        ``shade`` above 0 to 1 colours it on a terminal, from a light blue to red; a pipe gets plain text.
+        """
         if self.json or not text:
             return
-        self.write(_CONTROLS.sub("", text))
+        plain = _CONTROLS.sub("", text)
+        if shade is not None and sys.stdout.isatty():
+            colour = _SHADES[min(int(shade * len(_SHADES)), len(_SHADES) - 1)]
+            plain = f"\x1b[38;5;{colour}m{plain}\x1b[0m"
+        self.write(plain)
         self._open_line = not text.endswith("\n")
         self.flush()
 

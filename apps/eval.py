@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
-from .options import at_least, open_session, read_text, session_arguments
+from .options import at_least, depth_arguments, open_session, read_text, session_arguments
+
+if TYPE_CHECKING:
+    from ..runtime.policy import Policy
+    from ..runtime.session import Evaluation
 
 EXAMPLES = """\
 examples:
   edgeloop eval bundle --text tales.txt
   edgeloop eval bundle --text tales.txt --max-tokens 4096 --context 512
+  edgeloop eval bundle --text tales.txt --exit confidence:0.9 --missing propagate
   edgeloop eval bundle --text tales.txt --json
 """
 
@@ -19,11 +26,13 @@ examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "How well the model predicts a text: exp of the mean loss of a token, in windows of the context. The\n"
-        "depths before the last show what stopping there would cost."
+        "depths before the last show what stopping there would cost. With an exit rule, a KV policy or a router each\n"
+        "token is run as a generated one would be, with the K and V that it would find."
     )
     parser.usage = "edgeloop eval BUNDLE --text FILE [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
+    depth_arguments(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
     parser.add_argument(
         "--max-tokens", type=at_least(2), metavar="N", help="only the first N tokens of the text"
@@ -39,6 +48,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if len(ids) < 2:
             raise UsageError(f"{args.text} has {len(ids)} tokens; perplexity needs at least 2")
         console.note(f"predicting {len(ids) - 1} tokens, in windows of {session.context}")
+        if session.spec.routing or args.exit or args.missing or args.kv:
+            report(session.evaluate(ids), session.policy, session.spec.depths, console)
+            return
         watch = Stopwatch()
         found = session.perplexity(ids)
         speed, depths = 1000 * found.tokens / watch.ms, session.spec.depths
@@ -60,3 +72,38 @@ def main(args: argparse.Namespace, console: Console) -> None:
     ]
     console.table(("#depth", "#perplexity"), rows)
     console.note(f"[{found.tokens} tokens, {speed:.0f} tokens/s]")
+
+
+def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> None:
+    """A text under an exit rule, beside full depth."""
+    from ..runtime.timing import peak_rss_bytes
+
+    if console.json:
+        console.result(
+            {
+                **asdict(found),
+                "exit": policy.exit,
+                "missing": policy.missing,
+                "kv": policy.kv,
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+        )
+        return
+    change = found.perplexity / found.full_perplexity - 1
+    console.facts(
+        [
+            ("exit", f"{policy.exit}; K and V: {policy.kv}, missing: {policy.missing}"),
+            (
+                "perplexity",
+                f"{found.perplexity:.3f}; every depth for every token {found.full_perplexity:.3f}",
+            ),
+            ("change", f"{change:+.2%}"),
+            ("agreement", f"{found.agreement:.2%} of the likeliest tokens"),
+            (
+                "mean depth",
+                f"{found.mean_depth:.2f} of {depths}; {found.block_share:.0%} of the block's rows",
+            ),
+            ("speed", f"{found.tokens_per_s:.0f} tokens/s, token by token"),
+        ]
+    )
+    console.note(f"[{found.tokens} tokens]")

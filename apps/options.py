@@ -50,11 +50,33 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def depth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who stops at which depth, and what that means for K and V. The default is what the model was trained for."""
+    group = parser.add_argument_group("depth")
+    group.add_argument(
+        "--exit",
+        metavar="RULE",
+        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router",
+    )
+    group.add_argument(
+        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, shared, skip"
+    )
+    group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
+
+
 def open_session(args: argparse.Namespace) -> Session:
-    """The session that ``session_arguments`` describe."""
+    """The session that ``session_arguments``, and ``depth_arguments`` if the verb has them, describe."""
     from ..runtime.session import Session
 
-    return Session.open(args.bundle, engine=args.engine, threads=args.threads, context=args.context)
+    return Session.open(
+        args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        context=args.context,
+        exit=getattr(args, "exit", None),
+        missing=getattr(args, "missing", None),
+        kv=getattr(args, "kv", None),
+    )
 
 
 def sampling_arguments(parser: argparse.ArgumentParser) -> None:

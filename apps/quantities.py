@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from ..runtime.exits import NEVER
 from ..runtime.manifest import Manifest
 from ..runtime.spec import Spec
 
@@ -34,6 +35,11 @@ def layout(spec: Spec) -> str:
         times = len(list(run))
         parts.append(text if times == 1 else f"{times} of {text}")
     return " + ".join(parts)
+
+
+def thresholds(values: tuple[float, ...]) -> str:
+    """Thresholds of an exit rule, three digits; a depth that nobody leaves after is a dash."""
+    return ", ".join("–" if abs(value) >= NEVER else f"{value:.3g}" for value in values)
 
 
 def delta_parameters(spec: Spec) -> int:

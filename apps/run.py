@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .console import Console
 from .options import (
     at_least,
+    depth_arguments,
     open_session,
     prompt_text,
     sampling_arguments,
@@ -25,6 +26,7 @@ EXAMPLES = """\
 examples:
   edgeloop run bundle -p "Once upon a time"
   edgeloop run bundle -p "Once upon a time" -n 400 --temperature 0.8 --top-p 0.95 --seed 7
+  edgeloop run bundle -p "Once upon a time" --exit confidence:0.9 --colour
   edgeloop run bundle -p - --stop "The End" < beginning.txt
   edgeloop run bundle -p "Once upon a time" --json
 """
@@ -48,7 +50,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at most N tokens (default: 256)",
     )
+    parser.add_argument(
+        "--colour", "--color", action="store_true", help="colour each token by the depths that it ran"
+    )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
+    depth_arguments(parser)
     sampling_arguments(parser)
 
 
@@ -58,21 +64,29 @@ def main(args: argparse.Namespace, console: Console) -> None:
         steps = session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat)
         if not args.chat:
             console.echo(prompt)
-        told = tell(steps, console)
-        stats = session.stats
+        told = tell(steps, console, depths=session.spec.depths if args.colour else 0)
+        stats, policy = session.stats, session.policy
     if console.json:
-        console.result(generation(told, stats))
+        used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv}
+        console.result({**generation(told, stats), **used})
     else:
+        if args.colour:
+            console.note(legend(stats.depths))
         console.note(cost(stats))
 
 
-def tell(steps: Iterable[Step], console: Console, seen: list[Step] | None = None) -> list[Step]:
-    """Show the text of ``steps`` as they come. They are also put into ``seen``, even if there is no end to them."""
+def tell(
+    steps: Iterable[Step], console: Console, seen: list[Step] | None = None, depths: int = 0
+) -> list[Step]:
+    """Show the text of ``steps`` as they come. They are also put into ``seen``, even if there is no end to them.
+
+    With ``depths``, those of the model, each token has the colour of its own.
+    """
     seen = [] if seen is None else seen
     try:
         for step in steps:
             seen.append(step)
-            console.stream(step.text)
+            console.stream(step.text, step.depth / depths if depths else None)
     finally:
         console.end_stream()
     return seen
@@ -84,6 +98,10 @@ def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
         "text": "".join(step.text for step in steps),
         "tokens": [step.token for step in steps],
         "depths": [step.depth for step in steps],
+        "mean_depth": stats.mean_depth,
+        "block_share": stats.block_share,
+        "kv_bytes_per_token": stats.kv_bytes_per_token,
+        "kv_bytes": stats.kv_bytes,
         "prompt_tokens": stats.prefill_tokens,
         "prefill_tokens_per_s": stats.prefill_tokens_per_s,
         "decode_tokens_per_s": stats.decode_tokens_per_s,
@@ -94,6 +112,12 @@ def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
     }
 
 
+def legend(depths: tuple[int, ...]) -> str:
+    """How many tokens ran each number of depths."""
+    parts = (f"{depths.count(d)} ran {d}" for d in sorted(set(depths)))
+    return f"[depths: {', '.join(parts)}]"
+
+
 def cost(stats: GenerationStats) -> str:
     """What a generation cost, in one line."""
     parts = [
@@ -101,6 +125,8 @@ def cost(stats: GenerationStats) -> str:
         f"{stats.decode_tokens_per_s:.0f} tokens/s",
         f"first after {stats.time_to_first_token_ms:.0f} ms ({stats.prefill_tokens} prompt tokens)",
     ]
+    if len(set(stats.depths)) > 1:
+        parts.append(f"{stats.mean_depth:.2f} depths a token")
     if stats.peak_rss_bytes is not None:
         parts.append(f"{byte_count(stats.peak_rss_bytes)} peak memory")
     return f"[{', '.join(parts)}]"

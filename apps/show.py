@@ -18,6 +18,7 @@ from .quantities import (
     delta_parameters,
     deltas,
     layout,
+    thresholds,
     unrolled_bytes,
 )
 
@@ -74,6 +75,10 @@ def show_bundle(path: Path, console: Console) -> None:
             ("chat template", "yes" if manifest.chat_template else "none"),
         ]
     )
+    if manifest.exits:
+        console.table(
+            ("exit rule", "thresholds", "goal", "#mean depth", "#agreement", "#perplexity"), exits(manifest)
+        )
     targets = [
         (
             name,
@@ -87,6 +92,21 @@ def show_bundle(path: Path, console: Console) -> None:
     ]
     columns = ("target", "#weights", "#graphs", "error after each depth", "#of the logits", "#as shipped")
     console.table(columns, targets)
+
+
+def exits(manifest: Manifest) -> list[tuple[str, ...]]:
+    """The calibrated exit rules, as rows."""
+    return [
+        (
+            name,
+            thresholds(rule.thresholds),
+            rule.goal,
+            f"{rule.mean_depth:.2f}",
+            f"{rule.agreement:.1%}",
+            f"{rule.perplexity / rule.full_perplexity - 1:+.2%}",
+        )
+        for name, rule in manifest.exits.items()
+    ]
 
 
 def quantization(manifest: Manifest) -> str:
@@ -151,6 +171,10 @@ def model_facts(spec: Spec, parameters: int, unrolled: int) -> dict[str, Any]:
         "delta_parameters": delta_parameters(spec),
         "tied_embedding": spec.tied_embedding,
         "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "kv": spec.kv,
+        "sliding_window": spec.sliding_window,
+        "routing": spec.routing,
+        "exit_gate": spec.exit_gate,
         "context_length": spec.context_length,
     }
 
@@ -175,7 +199,21 @@ def model_rows(spec: Spec, parameters: int, unrolled: int) -> list[tuple[str, st
             "context",
             f"{spec.context_length} tokens, {byte_count(spec.kv_bytes_per_token)} of KV cache a token",
         ),
+        ("depth", depth_rules(spec)),
     ]
+
+
+def depth_rules(spec: Spec) -> str:
+    """KV slots, window, gate and router, in words."""
+    parts = ["the depths share K and V" if spec.kv == "shared" else "K and V for each depth"]
+    if spec.sliding_window is not None:
+        parts.append(f"a window of {spec.sliding_window} tokens")
+    if spec.exit_gate:
+        parts.append("an exit gate")
+    if (routing := spec.routing) is not None:
+        shares = ", ".join(f"{share:.0%}" for share in routing.capacity)
+        parts.append(f"{routing.kind}-choice router{f' ({shares} of the tokens)' if shares else ''}")
+    return "; ".join(parts)
 
 
 def _delta_share(spec: Spec, parameters: int) -> str:

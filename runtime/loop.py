@@ -69,6 +69,8 @@ class DepthLoop:
         """Tokens that were run."""
         self.filled = [0] * backend.spec.depths
         """Tokens whose K and V are in each depth's slot: all of them, unless some left early."""
+        self.entered: F32 | None = None
+        """The state [1, S, D] that entered depth 0 in the last pass; only lent."""
         self.clock = LoopClock(backend.spec.depths)
         self._depths = backend.spec.depths
         self.epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
@@ -170,6 +172,7 @@ class DepthLoop:
         start = perf_counter_ns()
         state = backend.prologue(ids[None], call.prologue, cache)
         engine = perf_counter_ns() - start
+        self.entered = state
         for depth in range(self._depths):
             start = perf_counter_ns()
             state = backend.block(state, call.block[depth], cache)

@@ -97,10 +97,9 @@ class Session:
         self.backend: Backend | None = backend
         self.context = context or limit
         """Tokens that prompt and answer may have together."""
-        self._heads = read_heads(bundle)
-        self.policy: Policy = choose_policy(
-            bundle.spec, self._heads, bundle.manifest.exits, exit, missing, kv
-        )
+        self.heads = read_heads(bundle)
+        """What the host itself computes of a state: exit gate, routers, probes."""
+        self.policy: Policy = choose_policy(bundle.spec, self.heads, bundle.manifest.exits, exit, missing, kv)
         """Who stops where, and what that means for K and V."""
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
@@ -152,7 +151,7 @@ class Session:
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
         checked = self._ids(ids)
-        walk = _Walk(self._start(len(checked)), self.policy, self._heads)
+        walk = _Walk(self._start(len(checked)), self.policy, self.heads)
         if walk.early is None:
             return walk.prompt(checked, "all").copy()
         return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
@@ -206,7 +205,7 @@ class Session:
         clock = self._clock = GenerationClock(
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
         )
-        walk = _Walk(loop, self.policy, self._heads)
+        walk = _Walk(loop, self.policy, self.heads)
         logits = walk.prompt(prompt)
         depth = walk.depth
         clock.prefilled(len(prompt))
@@ -240,9 +239,9 @@ class Session:
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         loop = self._start(min(len(stream), self.context))
-        walk = _Walk(loop, self.policy, self._heads)
+        walk = _Walk(loop, self.policy, self.heads)
         full = _Walk(
-            loop, choose_policy(self.spec, self._heads, {}, exit="never", kv=self.policy.kv), self._heads
+            loop, choose_policy(self.spec, self.heads, {}, exit="never", kv=self.policy.kv), self.heads
         )
         loss = full_loss = 0.0
         agree = depths = 0
@@ -300,7 +299,8 @@ class Session:
                     part = stream[at : min(at + loop.chunk, end)]
 
                     def seen(depth: int, first: int, logits: F32, at: int = at) -> None:
-                        entered = before[depth - 1] if depth else before[depth]
+                        assert loop.entered is not None
+                        entered = before[depth - 1] if depth else loop.entered[0]
                         visit(depth, at, entered, before[depth], logits)
 
                     before.clear()

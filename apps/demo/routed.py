@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from .model import DemoConfig, DemoModel, rotary
 
-
 AUXILIARY_COEFFICIENT = 0.01
 
 

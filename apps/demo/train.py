@@ -61,7 +61,9 @@ def save_checkpoint(model: DemoModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.config.as_json(), indent=2) + "\n")
 
 
-def finish(model: DemoModel, out: Path, log: list[dict[str, object]], validation: Tensor, length: int) -> None:
+def finish(
+    model: DemoModel, out: Path, log: list[dict[str, object]], validation: Tensor, length: int
+) -> None:
     """Evaluate the best checkpoint, as saved, on all of the validation text; write training.json."""
     model.load_state_dict(load_file(out / "model.safetensors"))
     loss = validation_loss(model, validation, length)

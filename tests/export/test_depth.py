@@ -82,9 +82,7 @@ def test_token_choice_is_causal(opened: Callable[..., Session], checkpoint: Call
     assert session.stats.kv_bytes < session.stats.kv_bytes_per_token * 11
 
 
-def test_kv_sharing_is_the_authors(
-    opened: Callable[..., Session], checkpoint: Callable[[str], Path]
-) -> None:
+def test_kv_sharing_is_the_authors(opened: Callable[..., Session], checkpoint: Callable[[str], Path]) -> None:
     ids, wanted = reference(checkpoint("rec_cycle_kvshare"), "logits_use_cache_True")
     session = opened("rec_cycle_kvshare")
     np.testing.assert_allclose(session.logits(ids), wanted, atol=2e-5)
@@ -123,9 +121,7 @@ def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., S
     assert set(loop.filled) == {len(IDS)}
 
 
-def test_waiting_states_are_bounded(
-    opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody goes deep for long, those that wait run by themselves; nothing else changes."""
     session = opened("mor-norms", exit="depth:1", missing="exact")
     assert session.evaluate(IDS).block_share == pytest.approx(1 / 3)

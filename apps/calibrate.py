@@ -1,0 +1,254 @@
+"""``edgeloop calibrate``: exit rules for a quality goal, fitted to a text, measured, and written into the bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UsageError
+from .console import Console
+from .options import at_least, read_text, session_arguments
+from .quantities import thresholds
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..export.calibration.report import Measured
+    from ..export.calibration.search import Goal
+    from ..runtime.manifest import Exit
+    from ..runtime.session import Evaluation, Session
+
+EXAMPLES = """\
+examples:
+  edgeloop calibrate bundle --text tales.txt
+  edgeloop calibrate bundle --text tales.txt --agree 0.99 --rule probe --rule confidence
+  edgeloop calibrate bundle --text tales.txt --perplexity +2% --missing propagate --report exits.html
+"""
+RULES = ("confidence", "margin", "entropy", "kl", "latent", "probe", "gate")
+TRIES = 4
+CURVE = (0.25, 0.5, 2.0, 4.0)
+"""Multiples of the goal's slack that a report shows beside it."""
+SMALLEST = 400  # tokens: half of them fit the probes, and thresholds need some hundreds
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Find the thresholds of exit rules at which a text loses no more than the goal allows, and write them into\n"
+        "the bundle: `run --exit probe` then needs no number. The first half of the text fits the probes, the second\n"
+        "chooses thresholds, which are then measured token by token, with the K and V that generation really has."
+    )
+    parser.usage = "edgeloop calibrate BUNDLE --text FILE [options]"
+    parser.epilog = EXAMPLES
+    session_arguments(parser)
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
+    parser.add_argument("--agree", metavar="X", help="goal: this share of tokens as at full depth (0.99)")
+    parser.add_argument("--perplexity", metavar="+X%", help="goal: perplexity up by this at most (+1%%)")
+    parser.add_argument(
+        "--rule",
+        action="append",
+        choices=RULES,
+        metavar="NAME",
+        help="a rule; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, skip"
+    )
+    parser.add_argument(
+        "--max-tokens", type=at_least(SMALLEST), default=8192, metavar="N", help="tokens of the text (8192)"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the curves to this HTML file")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.calibration.search import Goal
+    from ..runtime.manifest import Exit
+
+    if args.agree and args.perplexity:
+        raise UsageError("two goals, --agree and --perplexity; give one")
+    goal = Goal.agree(args.agree) if args.agree else Goal.perplexity(args.perplexity or "+1%")
+    text = read_text(args.text)
+    with open_with(args, "never") as session:
+        rules, ids = request(session, args.rule, text, args.max_tokens)
+        console.note(f"running {len(ids)} tokens at every depth")
+        work = Calibration(args, session, rules, ids)
+        missing = session.policy.missing
+    full, results, curve = work.measure("never"), {}, []
+    rows = []
+    for rule in rules:
+        console.note(f"calibrating {rule}")
+        found, chosen = work.fit(rule, goal)
+        results[rule] = Exit(
+            thresholds=chosen,
+            missing=missing,
+            goal=str(goal),
+            tokens=found.tokens,
+            perplexity=found.perplexity,
+            full_perplexity=found.full_perplexity,
+            agreement=found.agreement,
+            mean_depth=found.mean_depth,
+        )
+        curve.append(measured(rule, chosen, found, chosen=True))
+        if args.report:
+            for values in work.frontier(rule, goal):
+                curve.append(measured(rule, values, work.measure(rule, values)))
+        rows.append(row(rule, chosen, found, full))
+    work.write(results)
+    if args.report:
+        work.report(args.report, curve, full, goal)
+    if console.json:
+        console.result({"goal": str(goal), "tokens_per_s": full.tokens_per_s, "exits": results})
+        return
+    rows.append(row("full depth", (), full, full))
+    columns = (
+        "rule",
+        "thresholds",
+        "#mean depth",
+        "#agreement",
+        "#perplexity",
+        "#change",
+        "#tokens/s",
+        "#speed",
+    )
+    console.table(columns, rows)
+    console.note(f"[{full.tokens} tokens; goal {goal}; written into {args.bundle}]")
+
+
+def open_with(args: argparse.Namespace, rule: str) -> Session:
+    """The bundle under one exit rule."""
+    from ..runtime.session import Session
+
+    return Session.open(
+        args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        context=args.context,
+        verify=False,
+        exit=rule,
+        missing=args.missing,
+    )
+
+
+def request(session: Session, asked: list[str] | None, text: str, limit: int) -> tuple[list[str], list[int]]:
+    """The rules and token ids to work on; UsageError when the model has nothing to calibrate."""
+    spec = session.spec
+    if spec.routing is not None:
+        raise UsageError(
+            "this model has a router, which decides by itself; calibrate is for models without one"
+        )
+    if spec.depths == 1:
+        raise UsageError("this model has one depth: there is nothing to leave early")
+    if asked and "gate" in asked and not spec.exit_gate:
+        raise UsageError("--rule gate: the model has no exit gate")
+    rules = list(dict.fromkeys(asked or (r for r in RULES if r != "gate" or spec.exit_gate)))
+    ids = session.tokenizer.encode(text)[:limit]
+    if len(ids) < SMALLEST:
+        raise UsageError(f"the text has {len(ids)} tokens; calibration needs at least {SMALLEST}")
+    return rules, ids
+
+
+class Calibration:
+    """The collected text, and what is fitted to it."""
+
+    def __init__(self, args: argparse.Namespace, session: Session, rules: list[str], ids: list[int]) -> None:
+        from ..export.calibration.collect import collect
+        from ..export.calibration.probe import fit_probes, probe_scores
+        from ..export.calibration.search import Table
+        from ..export.calibration.write import write_probes
+
+        found = collect(session, ids, [rule for rule in rules if rule != "probe"])
+        half = found.table.tokens // 2
+        self.args = args
+        self.ids = ids[half:]
+        self.table = Table(found.table.loss[:, half:], found.table.agree[:, half:])
+        self.scores: dict[str, np.ndarray] = {rule: s[:, half:] for rule, s in found.scores.items()}
+        if "probe" in rules:
+            probes = fit_probes(found.states[:, :half], found.table.agree[:-1, :half])
+            write_probes(args.bundle, probes.weight, probes.bias)
+            self.scores["probe"] = probe_scores(found.states[:, half:], probes.weight, probes.bias)
+
+    def fit(self, rule: str, goal: Goal) -> tuple[Evaluation, tuple[float, ...]]:
+        """Thresholds that keep the goal when they are measured; tightened where missing K and V cost more."""
+        from ..export.calibration.search import search
+        from ..runtime.exits import MEASURES
+
+        aim = goal
+        for _ in range(TRIES):
+            chosen = search(self.table, self.scores[rule], MEASURES[rule].up, aim)
+            found = self.measure(rule, chosen)
+            if keeps(found, goal):
+                break
+            aim = loosened(aim, 0.5)
+        return found, chosen
+
+    def frontier(self, rule: str, goal: Goal) -> list[tuple[float, ...]]:
+        """Thresholds for goals around ``goal``."""
+        from ..export.calibration.search import frontier
+        from ..runtime.exits import MEASURES
+
+        goals = [loosened(goal, factor) for factor in CURVE]
+        return list(dict.fromkeys(frontier(self.table, self.scores[rule], MEASURES[rule].up, goals)))
+
+    def measure(self, rule: str, values: tuple[float, ...] = ()) -> Evaluation:
+        """The second half of the text, as generation would run it."""
+        text = f"{rule}:{','.join(repr(v) for v in values)}" if values else rule
+        with open_with(self.args, text) as session:
+            return session.evaluate(self.ids)
+
+    def write(self, results: Mapping[str, Exit]) -> None:
+        """Into the bundle."""
+        from ..export.calibration.write import write_exits
+
+        write_exits(self.args.bundle, results)
+
+    def report(self, path: Path, curve: list[Measured], full: Evaluation, goal: Goal) -> None:
+        """The page."""
+        from ..export.calibration.report import write_report
+
+        base = measured("full depth", (), full)
+        write_report(path, curve, base, title=f"Exit rules of {Path(self.args.bundle).name}", goal=goal)
+
+
+def keeps(found: Evaluation, goal: Goal) -> bool:
+    """Does what was measured keep the goal?"""
+    if goal.kind == "agree":
+        return found.agreement >= goal.value
+    return found.perplexity <= found.full_perplexity * (1 + goal.value)
+
+
+def loosened(goal: Goal, factor: float) -> Goal:
+    """The goal with ``factor`` times its slack."""
+    if goal.kind == "agree":
+        return replace(goal, value=max(0.0, 1 - (1 - goal.value) * factor))
+    return replace(goal, value=goal.value * factor)
+
+
+def measured(rule: str, values: tuple[float, ...], found: Evaluation, *, chosen: bool = False) -> Measured:
+    """A point of the report."""
+    from ..export.calibration.report import Measured
+
+    return Measured(
+        rule=rule,
+        thresholds=values,
+        mean_depth=found.mean_depth,
+        agreement=found.agreement,
+        perplexity=found.perplexity,
+        tokens_per_s=found.tokens_per_s,
+        chosen=chosen,
+    )
+
+
+def row(rule: str, values: tuple[float, ...], found: Evaluation, full: Evaluation) -> tuple[str, ...]:
+    """A line of the table."""
+    return (
+        rule,
+        thresholds(values),
+        f"{found.mean_depth:.2f}",
+        f"{found.agreement:.1%}",
+        f"{found.perplexity:.2f}",
+        f"{found.perplexity / found.full_perplexity - 1:+.2%}",
+        f"{found.tokens_per_s:.0f}",
+        f"{found.tokens_per_s / full.tokens_per_s:.2f}×",
+    )

@@ -1,0 +1,62 @@
+"""What every depth of a model says of every token of a text, collected in one run at full depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.errors import UsageError
+from ...runtime.exits import MEASURES, Outcome
+from ...runtime.session import Session
+from .search import Table
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """``scores[rule]`` [R−1, N] of the rules asked for, the states [R−1, N, D] for probes, and the table."""
+
+    table: Table
+    scores: Mapping[str, F32]
+    states: F32
+
+
+def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Collected:
+    """Run ``ids`` [S] at full depth; the N = S − 1 tokens that have a next one are judged.
+
+    UsageError for a text of fewer than 2 tokens.
+    """
+    spec, n = session.spec, len(ids) - 1
+    if n < 1:
+        raise UsageError(f"the text has {len(ids)} tokens; calibration needs some hundreds")
+    depths = spec.depths
+    targets = np.asarray(ids[1:])
+    loss, likeliest = np.empty((depths, n), np.float32), np.empty((depths, n), np.int64)
+    scores = {rule: np.empty((depths - 1, n), np.float32) for rule in rules}
+    states = np.empty((depths - 1, n, spec.hidden_size), np.float32)
+    chain: list[Outcome] = []
+
+    def visit(depth: int, start: int, before: F32, state: F32, logits: F32) -> None:
+        keep = min(len(state), n - start)
+        if keep <= 0:
+            return
+        if depth == 0:
+            chain[:] = [Outcome(-1, before)]
+        chain.append(Outcome(depth, state, logits.copy(), chain[-1]))
+        rows = slice(start, start + keep)
+        peak = logits.max(axis=-1, keepdims=True)
+        log_sum = np.log(np.exp(logits - peak).sum(axis=-1)) + peak[:, 0]
+        picked = logits[np.arange(keep), targets[rows]]
+        loss[depth, rows] = log_sum[:keep] - picked
+        likeliest[depth, rows] = logits[:keep].argmax(axis=-1)
+        if depth < depths - 1:
+            states[depth, rows] = state[:keep]
+            for rule, found in scores.items():
+                found[depth, rows] = MEASURES[rule].score(chain[-1], session.heads)[:keep]
+
+    session.visit_depths(ids, visit)
+    return Collected(Table(loss, likeliest == likeliest[-1]), scores, states)

@@ -1,0 +1,51 @@
+"""Calibrated exits and fitted probes, written into a bundle: new files first, the manifest last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
+from safetensors.numpy import save
+
+from ...runtime.bundle import Bundle, sha256_of
+from ...runtime.heads import HEADS, read_heads
+from ...runtime.manifest import MANIFEST, Exit, File, Manifest, write_manifest
+
+F32 = npt.NDArray[np.float32]
+
+
+def write_probes(folder: Path, weight: F32, bias: F32) -> None:
+    """Put probes [R−1, D], [R−1] beside the heads that the bundle has. BundleError when it is damaged."""
+    bundle = Bundle.open(folder, verify=False)
+    heads = {**read_heads(bundle), "probe.weight": weight, "probe.bias": bias}
+    # The old manifest names the old file's hash, so the new file gets another name until the manifest follows.
+    name = HEADS if bundle.manifest.heads != HEADS else f"probed.{HEADS}"
+    temporary = folder / f".{name}.new"
+    temporary.write_bytes(
+        save({key: np.ascontiguousarray(value, np.float32) for key, value in heads.items()})
+    )
+    file = File(temporary.stat().st_size, sha256_of(temporary))
+    os.replace(temporary, folder / name)
+    old = bundle.manifest.heads
+    files = {key: value for key, value in bundle.manifest.files.items() if key != old}
+    _replace_manifest(folder, structs.replace(bundle.manifest, heads=name, files={**files, name: file}))
+    if old is not None and old != name:
+        (folder / old).unlink(missing_ok=True)
+
+
+def write_exits(folder: Path, exits: Mapping[str, Exit]) -> None:
+    """Add or replace calibrated exit rules."""
+    manifest = Bundle.open(folder, verify=False).manifest
+    _replace_manifest(folder, structs.replace(manifest, exits={**manifest.exits, **exits}))
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+    scratch = folder / ".manifest.new"
+    scratch.mkdir(exist_ok=True)
+    write_manifest(scratch, manifest)
+    os.replace(scratch / MANIFEST, folder / MANIFEST)
+    scratch.rmdir()
