@@ -30,7 +30,18 @@ def calibrated(bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("calibrated")
     out = folder / "bundle"
     shutil.copytree(bundle, out)
-    words = ["calibrate", out, "--text", text, "--agree", "0.6", "--max-tokens", 800, "--report", folder / "r.html"]
+    words = [
+        "calibrate",
+        out,
+        "--text",
+        text,
+        "--agree",
+        "0.6",
+        "--max-tokens",
+        800,
+        "--report",
+        folder / "r.html",
+    ]
     assert main([*map(str, words), "--rule", "probe", "--rule", "confidence", "--json"]) == 0
     return out
 
@@ -54,7 +65,9 @@ def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, t
     words = ("eval", bundle, "--text", text, "--max-tokens", 60)
     plain = command_json(*words)
     found = command_json(*words, "--exit", "never")
-    assert found["perplexity"] == pytest.approx(plain["perplexity"], rel=0.02)  # int8 activations differ by rows
+    assert found["perplexity"] == pytest.approx(
+        plain["perplexity"], rel=0.02
+    )  # int8 activations differ by rows
     assert (found["mean_depth"], found["block_share"]) == (plain["mean_depth"], 1.0)
     shallow = command_json(*words, "--exit", "confidence:0", "--missing", "skip")
     assert (shallow["mean_depth"], shallow["tokens"]) == (1.0, 59)
