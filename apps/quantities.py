@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ..runtime.exits import NEVER
-from ..runtime.manifest import Manifest
+from ..runtime.manifest import NEVER, Manifest
 from ..runtime.spec import Spec
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .manifest import Exit
+from .manifest import NEVER, Exit
 from .spec import Spec
 
 F32 = npt.NDArray[np.float32]
@@ -113,8 +113,6 @@ MEASURES: dict[str, Measure] = {
     "gate": Measure(gate, True, False, (0, 1), head="gate"),
     "probe": Measure(probe, True, False, (0, 1), head="probe"),
 }
-NEVER = 1e30
-"""A threshold that no score reaches (its negative, for measures that leave when low)."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from .spec import Spec
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+NEVER = 1e30
+"""The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...runtime.manifest import NEVER
 from .charts import COLOURS, MARKERS, panel
-from .search import NEVER, Goal
+from .search import Goal
 
 
 @dataclass(frozen=True)

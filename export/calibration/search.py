@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import UsageError
+from ...runtime.manifest import NEVER
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -35,8 +36,6 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Thresholds = tuple[float, ...]
 
-NEVER = 1e30
-"""No score reaches it: θ[d] of an ``up`` rule that never exits at d; −NEVER for a rule that exits down."""
 
 _LEVELS = 256
 _FEWEST = 32

@@ -14,6 +14,7 @@ from edgeloop.apps.demo.texts import TEXTS, encode, split_texts
 from edgeloop.apps.demo.verb import CHECKPOINT
 from edgeloop.runtime import Session
 
+ROUTED = CHECKPOINT.with_name("routed_checkpoint")
 README = CHECKPOINT.parent / "README.md"
 
 
@@ -26,6 +27,28 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_checkpoint_is_small() -> None:
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 12_000_000
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("routed") / "bundle"
+    assert main(["export", str(ROUTED), "-o", str(out), "--quant", "none", "--json"]) == 0
+    return out
+
+
+def test_the_routed_twin_routes_as_it_was_trained(routed: Path) -> None:
+    """Against the recipe's loss; each token deciding by itself comes near to choosing the best of the window."""
+    assert sum(path.stat().st_size for path in ROUTED.iterdir()) <= 10_000_000
+    (loss,) = json.loads((ROUTED / "training.json").read_text())["best"]["validation_loss"]
+    found = {}
+    for rule in ("chunk-topk", "router", "depth:1"):
+        with Session.open(routed, exit=rule) as session:
+            found[rule] = session.evaluate(encode_validation(session)[:3000])
+    assert found["chunk-topk"].perplexity == pytest.approx(2.718281828**loss, rel=0.15)
+    assert found["chunk-topk"].mean_depth == pytest.approx(2.0, abs=0.02)
+    assert found["router"].perplexity == pytest.approx(found["chunk-topk"].perplexity, rel=0.02)
+    assert found["router"].block_share < 0.7
+    assert found["depth:1"].perplexity > 1.03 * found["router"].perplexity
 
 
 def test_validation_is_the_end_of_every_file() -> None:

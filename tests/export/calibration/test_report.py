@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeloop.export.calibration.report import Measured, write_report
-from edgeloop.export.calibration.search import NEVER, Goal
+from edgeloop.export.calibration.search import Goal
+from edgeloop.runtime.manifest import NEVER
 
 FULL = Measured("full depth", (), 3, 1, 12, 40)
 POINTS = [
