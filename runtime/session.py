@@ -14,19 +14,16 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
-from .early import EarlyExit
 from .errors import ContextError, UsageError
-from .exits import ExitRule
 from .heads import read_heads
 from .kv import STAGES, resident
-from .loop import DepthLoop, Rows
+from .loop import DepthLoop
 from .policy import Policy, choose_policy
-from .routed import RoutedLoop
-from .routing import RoutingRule
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
 from .timing import GenerationClock, GenerationStats, Stopwatch
 from .tokenizer import StopMatcher, Tokenizer
+from .walk import Walk
 
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
@@ -151,7 +148,7 @@ class Session:
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
         checked = self._ids(ids)
-        walk = _Walk(self._start(len(checked)), self.policy, self.heads)
+        walk = Walk(self._start(len(checked)), self.policy, self.heads)
         if walk.early is None:
             return walk.prompt(checked, "all").copy()
         return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
@@ -205,7 +202,7 @@ class Session:
         clock = self._clock = GenerationClock(
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
         )
-        walk = _Walk(loop, self.policy, self.heads)
+        walk = Walk(loop, self.policy, self.heads)
         logits = walk.prompt(prompt)
         depth = walk.depth
         clock.prefilled(len(prompt))
@@ -239,8 +236,8 @@ class Session:
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         loop = self._start(min(len(stream), self.context))
-        walk = _Walk(loop, self.policy, self.heads)
-        full = _Walk(
+        walk = Walk(loop, self.policy, self.heads)
+        full = Walk(
             loop, choose_policy(self.spec, self.heads, {}, exit="never", kv=self.policy.kv), self.heads
         )
         loss = full_loss = 0.0
@@ -380,47 +377,6 @@ class Session:
                 f"token id {wrong} is not in the vocabulary, wanted 0 to {self.spec.vocab_size - 1}"
             )
         return array.astype(np.int64, copy=False)
-
-
-class _Walk:
-    """One sequence on a loop under a policy."""
-
-    def __init__(self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32]) -> None:
-        self.loop = loop
-        self.depth = loop.backend.spec.depths
-        """Depths that the last token ran."""
-        self.early: EarlyExit | None = None
-        self.routed: RoutedLoop | None = None
-        rule = policy.rule
-        if isinstance(rule, RoutingRule):
-            self.routed = RoutedLoop(loop, rule, heads)
-        elif isinstance(rule, ExitRule) and not rule.never:
-            self.early = EarlyExit(loop, rule, heads, policy.missing)
-
-    def prompt(self, ids: I64, rows: Rows = "last") -> F32:
-        """A prompt's ids [S] → logits [N, V]: at full depth, or routed."""
-        if self.routed is None:
-            return self.loop.forward(ids, rows)
-        logits, depths = self.routed.forward(ids, rows)
-        self.depth = int(depths[-1])
-        return logits
-
-    def step(self, token: int) -> tuple[F32, int]:
-        """One more token → logits [1, V], and the depths that it ran."""
-        if self.early is not None:
-            return self.early.step(token)
-        return self.prompt(np.array([token], np.int64)), self.depth
-
-    def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
-        """Each of ids [S] in turn; ``chunk-topk`` needs to see all of them at once."""
-        if self.early is not None:
-            self.early.reset()
-        if self.routed is not None and self.routed.rule.topk:
-            logits, depths = self.routed.forward(ids, "all")
-            yield from ((logits[i : i + 1], int(depths[i])) for i in range(len(ids)))
-            return
-        for token in ids:
-            yield self.step(int(token))
 
 
 def _loss(logits: F32, targets: I64) -> float:
