@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from ..export.calibration.report import Measured
     from ..export.calibration.search import Goal
+    from ..runtime.evaluation import Evaluation
     from ..runtime.manifest import Exit
-    from ..runtime.session import Evaluation, Session
+    from ..runtime.session import Session
 
 EXAMPLES = """\
 examples:
@@ -76,10 +77,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
         work = Calibration(args, session, rules, ids)
         missing = session.policy.missing
     full, results, curve = work.measure("never"), {}, []
-    rows = []
+    rows, missed = [], []
     for rule in rules:
         console.note(f"calibrating {rule}")
         found, chosen = work.fit(rule, goal)
+        missed += [] if keeps(found, goal) else [rule]
         results[rule] = Exit(
             thresholds=chosen,
             missing=missing,
@@ -99,7 +101,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.report:
         work.report(args.report, curve, full, goal)
     if console.json:
-        console.result({"goal": str(goal), "tokens_per_s": full.tokens_per_s, "exits": results})
+        console.result(
+            {"goal": str(goal), "tokens_per_s": full.tokens_per_s, "missed": missed, "exits": results}
+        )
         return
     rows.append(row("full depth", (), full, full))
     columns = (
@@ -114,6 +118,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     )
     console.table(columns, rows)
     console.note(f"[{full.tokens} tokens; goal {goal}; written into {args.bundle}]")
+    if missed:
+        console.note(f"{', '.join(missed)}: the goal was missed when measured, after {TRIES} tries")
 
 
 def open_with(args: argparse.Namespace, rule: str) -> Session:

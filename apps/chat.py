@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
-from .options import at_least, open_session, sampling_arguments, sampling_options, session_arguments
+from .options import (
+    at_least,
+    depth_arguments,
+    open_session,
+    sampling_arguments,
+    sampling_options,
+    session_arguments,
+)
 from .run import generation, tell
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
+    depth_arguments(parser)
     sampling_arguments(parser)
 
 

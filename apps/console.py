@@ -30,6 +30,8 @@ class Console:
 
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
+        self.always_colour = False
+        """Are streamed tokens coloured in a pipe too?"""
         self._open_line = False
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character shows a question mark instead of a traceback.
@@ -56,12 +58,13 @@ class Console:
     def stream(self, text: str, shade: float | None = None) -> None:
         """A piece of generated text, at once and without control characters; silent with ``json``.
 
-        ``shade`` above 0 to 1 colours it on a terminal, from a light blue to red; a pipe gets plain text.
+        ``shade`` above 0 to 1 colours it on a terminal, from a light blue to red; a pipe gets plain text unless
+        ``always_colour`` is set.
         """
         if self.json or not text:
             return
         plain = _CONTROLS.sub("", text)
-        if shade is not None and sys.stdout.isatty():
+        if shade is not None and (self.always_colour or sys.stdout.isatty()):
             colour = _SHADES[min(int(shade * len(_SHADES)), len(_SHADES) - 1)]
             plain = f"\x1b[38;5;{colour}m{plain}\x1b[0m"
         self.write(plain)

@@ -11,8 +11,8 @@ from .console import Console
 from .options import at_least, depth_arguments, open_session, read_text, session_arguments
 
 if TYPE_CHECKING:
+    from ..runtime.evaluation import Evaluation
     from ..runtime.policy import Policy
-    from ..runtime.session import Evaluation
 
 EXAMPLES = """\
 examples:

@@ -51,7 +51,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="at most N tokens (default: 256)",
     )
     parser.add_argument(
-        "--colour", "--color", action="store_true", help="colour each token by the depths that it ran"
+        "--colour",
+        "--color",
+        nargs="?",
+        const="auto",
+        default="never",
+        choices=("auto", "always", "never"),
+        help="colour each token by the depths that it ran; auto, the default of the flag, on a terminal only",
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
     depth_arguments(parser)
@@ -60,17 +66,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     sampling, prompt = sampling_options(args), prompt_text(args.prompt)
+    colour = args.colour != "never"
+    console.always_colour = args.colour == "always"
     with open_session(args) as session:
         steps = session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat)
         if not args.chat:
             console.echo(prompt)
-        told = tell(steps, console, depths=session.spec.depths if args.colour else 0)
+        told = tell(steps, console, depths=session.spec.depths if colour else 0)
         stats, policy = session.stats, session.policy
     if console.json:
         used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv}
         console.result({**generation(told, stats), **used})
     else:
-        if args.colour:
+        if colour:
             console.note(legend(stats.depths))
         console.note(cost(stats))
 

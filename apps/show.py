@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.manifest import MANIFEST, Manifest
 from ..runtime.spec import Spec
@@ -21,6 +21,9 @@ from .quantities import (
     thresholds,
     unrolled_bytes,
 )
+
+if TYPE_CHECKING:
+    from ..runtime.bundle import Bundle
 
 EXAMPLES = """\
 examples:
@@ -48,10 +51,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 
 def show_bundle(path: Path, console: Console) -> None:
-    """A bundle, from its manifest alone."""
+    """A bundle, from its manifest and the names of its heads."""
     from ..runtime.bundle import Bundle
 
-    manifest = Bundle.open(path, verify=False).manifest
+    bundle = Bundle.open(path, verify=False)
+    manifest, probes = bundle.manifest, has_probes(bundle)
     unrolled = unrolled_bytes(manifest)
     if console.json:
         facts = model_facts(manifest.spec, manifest.parameters, manifest.unrolled_parameters)
@@ -60,7 +64,9 @@ def show_bundle(path: Path, console: Console) -> None:
             "unrolled_bytes_estimated": unrolled,
             "bits_per_weight": bits_per_weight(manifest),
         }
-        console.result({"kind": "bundle", "path": str(path), **facts, **sizes, "manifest": manifest})
+        console.result(
+            {"kind": "bundle", "path": str(path), **facts, **sizes, "probes": probes, "manifest": manifest}
+        )
         return
     console.facts(
         [
@@ -73,6 +79,7 @@ def show_bundle(path: Path, console: Console) -> None:
             ),
             ("tokenizer", manifest.tokenizer or "none"),
             ("chat template", "yes" if manifest.chat_template else "none"),
+            ("probes", "one for each depth but the last" if probes else "none"),
         ]
     )
     if manifest.exits:
@@ -92,6 +99,15 @@ def show_bundle(path: Path, console: Console) -> None:
     ]
     columns = ("target", "#weights", "#graphs", "error after each depth", "#of the logits", "#as shipped")
     console.table(columns, targets)
+
+
+def has_probes(bundle: Bundle) -> bool:
+    """Did `edgeloop calibrate` fit probes? BundleError when the file of the heads is damaged."""
+    if bundle.manifest.heads is None:
+        return False  # numpy is not imported for most bundles
+    from ..runtime.heads import read_heads
+
+    return "probe.weight" in read_heads(bundle)
 
 
 def exits(manifest: Manifest) -> list[tuple[str, ...]]:

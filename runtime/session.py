@@ -15,13 +15,14 @@ from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
 from .errors import ContextError, UsageError
+from .evaluation import Evaluation, evaluate, loss
 from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
 from .policy import Policy, choose_policy
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
-from .timing import GenerationClock, GenerationStats, Stopwatch
+from .timing import GenerationClock, GenerationStats
 from .tokenizer import StopMatcher, Tokenizer
 from .walk import Walk
 
@@ -45,23 +46,6 @@ class Step:
     token: int
     depth: int
     ms: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A text under an exit rule, token by token, beside the same text at full depth.
-
-    ``agreement``: share of positions where both find the same token likeliest. ``mean_depth``: depths run, 1 … R.
-    ``block_share``: block rows computed ÷ (tokens × R). ``tokens_per_s`` of the token-by-token run.
-    """
-
-    perplexity: float
-    full_perplexity: float
-    agreement: float
-    mean_depth: float
-    block_share: float
-    tokens: int
-    tokens_per_s: float
 
 
 @dataclass(frozen=True)
@@ -236,47 +220,9 @@ class Session:
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         loop = self._start(min(len(stream), self.context))
-        walk = Walk(loop, self.policy, self.heads)
-        full = Walk(
-            loop, choose_policy(self.spec, self.heads, {}, exit="never", kv=self.policy.kv), self.heads
-        )
-        loss = full_loss = 0.0
-        agree = depths = 0
-        seconds = 0.0
-        rows = tokens = 0
-        for start in range(0, len(stream) - 1, self.context):
-            targets = stream[start + 1 : start + 1 + self.context]
-            given = stream[start : start + len(targets)]
-            likeliest = np.empty(len(given), np.int64)
-            loop.reset()
-            size = loop.chunk
-            for at in range(0, len(given), size):
-                logits = full.prompt(given[at : at + size], "all")
-                likeliest[at : at + size] = logits.argmax(axis=-1)
-                full_loss += _loss(logits, targets[at : at + size])
-            loop.reset()
-            loop.clock.restart()
-            watch = Stopwatch()
-            told = 0.0  # time of this loop's own arithmetic
-            for i, (found, ran) in enumerate(walk.every(given)):
-                own = Stopwatch()
-                loss += _loss(found, targets[i : i + 1])
-                agree += int(found[0].argmax() == likeliest[i])
-                depths += ran
-                told += own.ms
-            seconds += (watch.ms - told) / 1000
-            rows += loop.clock.rows
-            tokens += loop.clock.tokens
-        n = len(stream) - 1
-        return Evaluation(
-            perplexity=float(np.exp(loss / n)),
-            full_perplexity=float(np.exp(full_loss / n)),
-            agreement=agree / n,
-            mean_depth=depths / n,
-            block_share=rows / (tokens * self.spec.depths),
-            tokens=n,
-            tokens_per_s=n / seconds,
-        )
+        everything = choose_policy(self.spec, self.heads, {}, exit="never", kv=self.policy.kv)
+        walk, full = (Walk(loop, policy, self.heads) for policy in (self.policy, everything))
+        return evaluate(stream, self.context, walk, full)
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
@@ -331,7 +277,7 @@ class Session:
             targets = stream[start + 1 : start + 1 + self.context]
 
             def visit(depth: int, first: int, logits: F32, targets: I64 = targets) -> None:
-                total[depth] += _loss(logits, targets[first : first + len(logits)])
+                total[depth] += loss(logits, targets[first : first + len(logits)])
 
             loop.reset()
             loop.forward_exits(stream[start : start + len(targets)], visit)
@@ -377,13 +323,6 @@ class Session:
                 f"token id {wrong} is not in the vocabulary, wanted 0 to {self.spec.vocab_size - 1}"
             )
         return array.astype(np.int64, copy=False)
-
-
-def _loss(logits: F32, targets: I64) -> float:
-    """Summed cross-entropy, in nats, of targets [S] under logits [S, V]."""
-    peak = logits.max(axis=-1)
-    log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=-1)) + peak
-    return float((log_sum - logits[np.arange(len(targets)), targets]).sum(dtype=np.float64))
 
 
 def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:

@@ -56,7 +56,9 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
         if depth < depths - 1:
             states[depth, rows] = state[:keep]
             for rule, found in scores.items():
-                found[depth, rows] = MEASURES[rule].score(chain[-1], session.heads)[:keep]
+                # Rounding takes a divergence below 0, where no threshold is taken.
+                score = MEASURES[rule].score(chain[-1], session.heads)[:keep]
+                found[depth, rows] = np.clip(score, *MEASURES[rule].wants)
 
     session.visit_depths(ids, visit)
     return Collected(Table(loss, likeliest == likeliest[-1]), scores, states)

@@ -19,7 +19,10 @@ F32 = npt.NDArray[np.float32]
 
 
 def write_probes(folder: Path, weight: F32, bias: F32) -> None:
-    """Put probes [R−1, D], [R−1] beside the heads that the bundle has. BundleError when it is damaged."""
+    """Put probes [R−1, D], [R−1] beside the heads that the bundle has. BundleError when it is damaged.
+
+    Thresholds that were calibrated for other probes go: they mean nothing for these.
+    """
     bundle = Bundle.open(folder, verify=False)
     heads = {**read_heads(bundle), "probe.weight": weight, "probe.bias": bias}
     # The old manifest names the old file's hash, so the new file gets another name until the manifest follows.
@@ -32,7 +35,9 @@ def write_probes(folder: Path, weight: F32, bias: F32) -> None:
     os.replace(temporary, folder / name)
     old = bundle.manifest.heads
     files = {key: value for key, value in bundle.manifest.files.items() if key != old}
-    _replace_manifest(folder, structs.replace(bundle.manifest, heads=name, files={**files, name: file}))
+    exits = {key: value for key, value in bundle.manifest.exits.items() if key != "probe"}
+    manifest = structs.replace(bundle.manifest, heads=name, exits=exits, files={**files, name: file})
+    _replace_manifest(folder, manifest)
     if old is not None and old != name:
         (folder / old).unlink(missing_ok=True)
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from edgeloop.export.calibration.collect import collect
+from edgeloop.export.calibration.write import write_probes
+from edgeloop.runtime.exits import MEASURES
+from edgeloop.runtime.session import Session
 
 Command = Callable[..., tuple[int, str, str]]
 Json = Callable[..., Any]
@@ -59,6 +70,21 @@ def test_colour_tells_how_many_ran_what(command: Command, bundle: Path) -> None:
     assert code == 0
     assert "\x1b" not in out  # not a terminal
     assert "4 ran 1" in err
+    words = ("run", bundle, "-p", "the", "-n", 5, "--exit", "depth:1", "--color")
+    code, coloured, _ = command(*words, "always")
+    assert code == 0
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == out
+    # A token from the prompt ran every depth: two shades, each of the 256 colours.
+    assert len(set(re.findall(r"\x1b\[38;5;(\d+)m", coloured))) == 2
+    code, plain, err = command(*words, "never")
+    assert (code, plain) == (0, out)
+    assert "ran" not in err
+
+
+def test_chat_takes_a_rule(command_json: Json, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the river\n")))
+    found = command_json("chat", bundle, "-n", 4, "--exit", "depth:1")
+    assert found["depths"][1:] == [1] * 3
 
 
 def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, text: Path) -> None:
@@ -77,7 +103,9 @@ def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, t
 
 
 def test_calibrated_rules_need_no_threshold(command_json: Json, calibrated: Path) -> None:
-    exits = command_json("show", calibrated)["manifest"]["exits"]
+    shown = command_json("show", calibrated)
+    assert shown["probes"]
+    exits = shown["manifest"]["exits"]
     assert set(exits) == {"probe", "confidence"}
     for rule in exits.values():
         assert rule["agreement"] >= 0.6
@@ -94,7 +122,33 @@ def test_a_calibrated_bundle_is_whole(command: Command, calibrated: Path) -> Non
     code, out, _ = command("show", calibrated)
     assert code == 0
     assert "agree 0.6" in out
+    assert "one for each depth but the last" in out
     assert not [p for p in calibrated.iterdir() if p.name.startswith(".")]
+
+
+def test_new_probes_leave_no_thresholds_of_old_ones(
+    command: Command, command_json: Json, calibrated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(calibrated, out)
+    heads = load_file(out / json.loads((out / "manifest.json").read_text())["heads"])
+    write_probes(out, heads["probe.weight"] + 1, heads["probe.bias"])
+    assert set(command_json("show", out)["manifest"]["exits"]) == {"confidence"}
+    code, _, err = command("run", out, "-p", "the", "--exit", "probe")
+    assert code == 2
+    assert "has no threshold" in err
+    assert len(list(out.glob("*heads.safetensors"))) == 1
+    assert len(command_json("run", out, "-p", "the", "-n", 3, "--exit", "probe:0.5")["depths"]) == 3
+
+
+def test_a_calibrated_score_is_a_threshold_that_a_rule_takes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float arithmetic finds divergences of a little below 0, which ``kl:θ`` refuses."""
+    below = replace(MEASURES["kl"], score=lambda out, heads: np.full(len(out.state), -1e-7, np.float32))
+    monkeypatch.setitem(MEASURES, "kl", below)
+    with Session.open(bundle) as session:
+        assert collect(session, list(range(3, 43)), ["kl"]).scores["kl"].min() == 0
 
 
 @pytest.mark.parametrize(
@@ -105,14 +159,12 @@ def test_a_calibrated_bundle_is_whole(command: Command, calibrated: Path) -> Non
         (("run", "-p", "a", "--kv", "shared"), "export it with --kv shared"),
         (("calibrate", "--text", "-", "--agree", "0.9", "--perplexity", "+1%"), "two goals"),
         (("calibrate", "--text", "-", "--rule", "gate"), "has no exit gate"),
+        (("calibrate", "--text", "-"), "calibration needs at least 400"),
     ],
 )
 def test_one_line(
     command: Command, bundle: Path, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-    import sys
-
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a text")))
     code, out, err = command(words[0], bundle, *words[1:])
     assert code == 2
