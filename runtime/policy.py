@@ -43,7 +43,7 @@ def choose_policy(
         rule = parse_routing(text, spec)
     else:
         rule = parse_rule(text, spec, heads, calibrated)
-        if missing is None and text in calibrated:
+        if missing is None and text in calibrated and kv == "per-depth":
             missing = calibrated[text].missing
     return Policy(text, kv, _missing(spec, kv, missing), rule)
 
