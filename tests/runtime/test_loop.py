@@ -10,6 +10,7 @@ from edgeloop.runtime.errors import ContextError, UsageError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.spec import Segment
 
+ROUNDING = 2e-5  # float32 sums over another number of rows: 1.24e-5 was seen on one machine
 IDS = np.random.default_rng(2).integers(0, 60, 20)
 HEADLESS = (Segment(layers=2, repeats=3),)  # nothing after the loop but norm and head
 
@@ -27,15 +28,15 @@ def test_rows_and_chunks(backend):
     whole = make_loop(backend).forward(IDS, "all").copy()
     assert whole.shape == (20, 60)
     for chunk in (1, 3, 20):
-        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS, "all"), whole, atol=3e-5)
-        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS), whole[-1:], atol=3e-5)
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS, "all"), whole, atol=ROUNDING)
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS), whole[-1:], atol=1e-5)
 
 
 def test_without_rows_the_caches_are_filled_all_the_same(backend):
     whole = make_loop(backend).forward(IDS, "all").copy()
     loop = make_loop(backend, chunk=8)
     assert loop.forward(IDS[:19], None).shape == (0, 60)
-    np.testing.assert_allclose(loop.forward(IDS[19:]), whole[-1:], atol=3e-5)
+    np.testing.assert_allclose(loop.forward(IDS[19:]), whole[-1:], atol=1e-5)
 
 
 def test_truncate_and_sequences(backend):
@@ -45,7 +46,7 @@ def test_truncate_and_sequences(backend):
     second.forward(IDS[::-1])
     first.truncate(5)
     assert first.cached == 5
-    np.testing.assert_allclose(first.forward(IDS[5:]), wanted, atol=3e-5)
+    np.testing.assert_allclose(first.forward(IDS[5:]), wanted, atol=1e-5)
     with pytest.raises(UsageError, match="cannot truncate 20 cached tokens to 21"):
         first.truncate(21)
 
@@ -73,7 +74,7 @@ def test_exits_are_the_model_cut_off_after_a_depth(backend, maker):
         if depth < 2:
             lanes = Lanes.single(depth, 0, 20, 0)
             wanted = backend.epilogue(states[depth], np.arange(20), lanes, backend.new_cache(1, 24))
-        np.testing.assert_allclose(found[depth], wanted, atol=3e-5)
+        np.testing.assert_allclose(found[depth], wanted, atol=ROUNDING)
 
 
 def test_exits_need_all_tokens(backend):
