@@ -4,7 +4,8 @@ What becomes of the deeper depths' K and V of a token that left:
 
 ``exact``      its states wait, and run with the next token that goes deeper, in one call: the same K and V as without
                exits (FREE, arXiv 2310.05424, section 3.2)
-``propagate``  K and V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1)
+``propagate``  K and V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1), for all that
+               left since a token last went that deep in one call
 ``skip``       deeper depths do not see it: a slot holds who was there, at their true positions
 ``shared``     nothing is missing, because depths share a slot
 """
@@ -16,7 +17,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from .backend import F32, Lanes
+from .backend import F32
 from .exits import ExitRule, Outcome
 from .loop import DepthLoop
 
@@ -25,7 +26,7 @@ LIMIT = 64
 
 
 class Waiting:
-    """States [n, D] after a depth of tokens that have not run the next one, oldest first."""
+    """States [n, D] of tokens that the next depth has not seen, oldest first."""
 
     def __init__(self, width: int) -> None:
         self._rows = np.empty((1, LIMIT + 1, width), np.float32)
@@ -52,7 +53,6 @@ class EarlyExit:
         self._depths = loop.backend.spec.depths
         self._exact = missing == "exact"
         self._waiting = [Waiting(loop.backend.spec.hidden_size) for _ in range(self._depths - 1)]
-        self._fill: dict[int, Lanes] = {}
 
     def reset(self) -> None:
         """Forget what waits, with the loop's tokens."""
@@ -75,19 +75,24 @@ class EarlyExit:
                 deep = state if loop.epilogue_has_layers else last
                 logits = loop.read_out(deep, first if deep is state else position)
                 break
+            deciding = perf_counter_ns()
             if rule.reads_logits:
                 logits = loop.read_out(last, position).copy()
             outcome = Outcome(depth, last[0].copy(), logits, outcome)
-            if rule.leaves(outcome, self.heads):
+            leaves = rule.leaves(outcome, self.heads)
+            loop.clock.decided(deciding)
+            if leaves:
                 if logits is None:
                     logits = loop.read_out(last, position)
-                self._leave(depth, last, position)
+                if self.missing == "propagate":
+                    for waiting in self._waiting[depth:]:
+                        waiting.push(last)
                 break
         assert logits is not None
         loop.cached += 1
         if self.missing == "shared":
             loop.filled[:] = [loop.cached] * self._depths
-        if self._exact and any(waiting.count >= LIMIT for waiting in self._waiting):
+        if any(waiting.count >= LIMIT for waiting in self._waiting):
             logits = logits.copy()
             self.catch_up()
         clock = loop.clock
@@ -96,10 +101,13 @@ class EarlyExit:
         return logits, depth + 1
 
     def catch_up(self) -> None:
-        """Run what waits through all depths, so that every slot holds every token."""
+        """Run what waits through all depths, or fill in its K and V, so that every slot holds every token."""
         loop = self.loop
         for depth in range(1, self._depths):
             if not self._waiting[depth - 1].count:
+                continue
+            if not self._exact:
+                loop.fill_in(depth, self._waiting[depth - 1].take())
                 continue
             state = self._run(depth, self._waiting[depth - 1].take(), loop.filled[depth])
             if depth == self._depths - 1 and loop.epilogue_has_layers:
@@ -107,29 +115,14 @@ class EarlyExit:
 
     def _run(self, depth: int, state: F32, position: int) -> F32:
         """One depth, with all that waits for it in front: state [1, 1, D] → [1, n, D]."""
-        if self._exact and depth and self._waiting[depth - 1].count:
-            state = self._waiting[depth - 1].take()  # the newest is ``state`` itself
-        first = self.loop.filled[depth] if self._exact else position
-        out = self.loop.at_depth(depth, state, np.arange(first, first + state.shape[1]))
+        loop = self.loop
+        if depth and self._waiting[depth - 1].count:
+            if self._exact:
+                state = self._waiting[depth - 1].take()  # the newest is ``state`` itself
+            else:
+                loop.fill_in(depth, self._waiting[depth - 1].take())
+        first = loop.filled[depth] if self._exact else position
+        out = loop.at_depth(depth, state, np.arange(first, first + state.shape[1]))
         if self._exact and depth < self._depths - 1:
             self._waiting[depth].push(out)
         return out
-
-    def _leave(self, depth: int, state: F32, position: int) -> None:
-        """A token left after ``depth`` with ``state`` [1, 1, D]."""
-        if self.missing != "propagate":
-            return
-        loop, deeper = self.loop, range(depth + 1, self._depths)
-        lanes = self._fill.get(depth)
-        if lanes is None:
-            ones = np.ones(len(deeper), np.int32)
-            slot = loop.cache.slot("block", loop.sequence, depth + 1)
-            lanes = self._fill[depth] = Lanes(
-                np.array(deeper), np.zeros_like(ones), ones, np.zeros((len(deeper), 1), np.int64), slot
-            )
-        lanes.cached[:] = position
-        lanes.positions[:] = position
-        lanes.refresh()
-        loop.backend.fill(np.repeat(state, len(deeper), axis=0), lanes, loop.cache)
-        for d in deeper:
-            loop.filled[d] = position + 1

@@ -235,6 +235,15 @@ class DepthLoop:
         clock.rows += n
         return out
 
+    def fill_in(self, depth: int, state: F32) -> None:
+        """K and V of ``depth`` for the next tokens of its slot, which left with ``state`` [1, n, D] before it."""
+        n, first = state.shape[1], self.filled[depth]
+        lanes = self._lane("block", depth, n, first, np.arange(first, first + n))
+        start = perf_counter_ns()
+        self.backend.fill(state, lanes, self.cache)
+        self.clock.engine_ns += perf_counter_ns() - start
+        self.filled[depth] += n
+
     def read_out(self, state: F32, first: int, rows: Rows = "last") -> F32:
         """state [1, n, D] of the tokens at positions ``first`` … through the epilogue → logits [N, V]."""
         n = state.shape[1]

@@ -56,7 +56,9 @@ class RoutedLoop:
         run = np.zeros(len(x), np.int64)
         rows = np.arange(len(x))
         for depth in range(self.rule.stop):
+            deciding = perf_counter_ns()
             chosen, gates = self.router.expert(self.rule, depth, x[rows], len(x))
+            self.loop.clock.decided(deciding)
             rows = rows[chosen]
             if not len(rows):
                 break
@@ -66,7 +68,9 @@ class RoutedLoop:
 
     def _token(self, x: F32) -> I64:
         """As ``_expert``, for token choice."""
+        deciding = perf_counter_ns()
         choice, gates = self.router.token(self.rule, x)
+        self.loop.clock.decided(deciding)
         h = x.copy()
         for depth in range(int(choice.max()) + 1):
             rows = np.flatnonzero(choice >= depth)

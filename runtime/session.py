@@ -216,13 +216,21 @@ class Session:
 
         Full depth beside it is every depth for every token; for a routed model that is not what it was trained for.
         """
+        return self.compare(ids, [self.policy])[0]
+
+    def compare(self, ids: Sequence[int] | I64, policies: Sequence[Policy]) -> list[Evaluation]:
+        """``evaluate`` under each of ``policies`` (``choose``) in turn, window by window: speeds can be compared."""
         stream = self._ids(ids)
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         loop = self._start(min(len(stream), self.context))
-        everything = choose_policy(self.spec, self.heads, {}, exit="never", kv=self.policy.kv)
-        walk, full = (Walk(loop, policy, self.heads) for policy in (self.policy, everything))
-        return evaluate(stream, self.context, walk, full)
+        walks = [Walk(loop, policy, self.heads) for policy in (*policies, self.choose("never"))]
+        return evaluate(stream, self.context, walks[:-1], walks[-1])
+
+    def choose(self, exit: str | None, missing: str | None = None) -> Policy:  # noqa: A002
+        """Another policy over the same KV slots; UsageError when the model cannot have it."""
+        exits = self.bundle.manifest.exits
+        return choose_policy(self.spec, self.heads, exits, exit, missing, self.policy.kv)
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""

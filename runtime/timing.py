@@ -48,9 +48,20 @@ class LoopClock:
     """Nanoseconds of a depth loop: in all, inside the engine, and inside each depth's block calls.
 
     ``rows`` are tokens × depths that the block was run for, ``calls`` how often it was called at each depth.
+    ``decide_ns`` is what ``decisions`` to stop or to go on took, reading logits included where they were needed for it.
     """
 
-    __slots__ = ("block_ns", "calls", "engine_ns", "passes", "rows", "tokens", "total_ns")
+    __slots__ = (
+        "block_ns",
+        "calls",
+        "decide_ns",
+        "decisions",
+        "engine_ns",
+        "passes",
+        "rows",
+        "tokens",
+        "total_ns",
+    )
 
     def __init__(self, depths: int) -> None:
         self.block_ns = [0] * depths
@@ -62,8 +73,14 @@ class LoopClock:
         self.total_ns = 0
         self.engine_ns = 0
         self.passes = self.rows = self.tokens = 0
+        self.decisions = self.decide_ns = 0
         self.block_ns[:] = [0] * len(self.block_ns)
         self.calls[:] = [0] * len(self.calls)
+
+    def decided(self, start: int) -> None:
+        """A decision has taken since ``start``, a reading of ``perf_counter_ns``."""
+        self.decide_ns += time.perf_counter_ns() - start
+        self.decisions += 1
 
     @property
     def ms_per_depth(self) -> tuple[float, ...]:

@@ -2,8 +2,8 @@
 
 A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
 are written in place. K and V are bound as input and output at the same address, and the attention operator
-writes the new rows there: nothing is copied per token. Only ``fill``, which is called when a token left early, hands
-its rows over in arrays of its own.
+writes the new rows there: nothing is copied per token. Only ``fill``, which has no attention operator, hands its rows
+over in arrays of its own.
 """
 
 from __future__ import annotations
@@ -149,33 +149,51 @@ class GraphSession:
         return plan.output
 
 
+class FillPlan:
+    """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
+
+    def __init__(self, session: ort.InferenceSession, lanes: Lanes, spec: Spec) -> None:
+        shape = lanes.positions.shape
+        self.binding = session.io_binding()
+        self.state: F32 = np.zeros((*shape, spec.hidden_size), np.float32)
+        given = {"state": self.state, "depth": lanes.depth, "positions": lanes.positions}
+        self._memory = given  # a binding holds addresses
+        for i in session.get_inputs():
+            array = given[i.name]
+            self.binding.bind_input(i.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.rows: list[F32] = []
+        for o in session.get_outputs():
+            rows = np.zeros((*shape, spec.kv_heads * spec.head_dim), np.float32)
+            self.binding.bind_output(o.name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+            # As the caches have them: [B, K heads, S, head_dim].
+            self.rows.append(rows.reshape(*shape, spec.kv_heads, spec.head_dim).transpose(0, 2, 1, 3))
+
+
 class FillSession:
     """The graph that only projects K and V."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spec: Spec) -> None:
         self.session = open_session(path)
-        self.inputs = [i.name for i in self.session.get_inputs()]
+        self.spec = spec
         self.engine_ns = 0
+        self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
 
     def run(self, state: F32, lanes: Lanes, caches: list[tuple[F32, F32]]) -> None:
         """Write the rows of ``state`` [B, S, D] into the lanes' slots of every layer."""
-        given = {
-            "state": np.ascontiguousarray(state, np.float32),
-            "depth": lanes.depth,
-            "positions": lanes.positions,
-        }
+        plan = self._plans.get(lanes)
+        if plan is None:
+            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.spec)
+        plan.state[:] = state
         start = perf_counter_ns()
         try:
-            found = self.session.run(None, {name: given[name] for name in self.inputs})
+            self.session.run_with_iobinding(plan.binding)
         except Exception as error:  # as in open_session
             raise EngineError(f"onnxruntime failed in fill: {str(error).splitlines()[0]}") from error
         self.engine_ns += perf_counter_ns() - start
         arrays = [array for pair in caches for array in pair]
         for b, (cached, n) in enumerate(zip(lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)):
-            for array, rows in zip(arrays, found, strict=True):
-                slot = array[lanes.first_slot + b]  # [K, rows, head_dim]
-                new = rows[b, :n].reshape(n, len(slot), -1)
-                slot[:, cached : cached + n] = new.transpose(1, 0, 2)
+            for array, rows in zip(arrays, plan.rows, strict=True):
+                array[lanes.first_slot + b, :, cached : cached + n] = rows[b, :, :n]
 
 
 class OnnxBackend:
@@ -247,5 +265,5 @@ class OnnxBackend:
         if self._fill is None:
             if self._fill_path is None:
                 raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
-            self._fill = FillSession(self._fill_path)
+            self._fill = FillSession(self._fill_path, self.spec)
         self._fill.run(state, lanes, cache.stages["block"])
