@@ -63,6 +63,10 @@ class Lanes:
 
     def refresh(self) -> None:
         """Bring ``last`` and ``longest`` up to date with ``cached`` and ``tokens``."""
+        if len(self.last) == 1:  # every token comes by here, and numbers are quicker than arrays
+            total = self.cached.item() + self.tokens.item()
+            self.last[0], self.longest[0] = total - 1, total
+            return
         np.add(self.cached, self.tokens, out=self.last)
         self.longest[0] = self.last.max()
         np.subtract(self.last, 1, out=self.last)

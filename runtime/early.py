@@ -68,7 +68,7 @@ class EarlyExit:
         logits: F32 | None = None
         for depth in range(self._depths):
             state = self._run(depth, state, position)
-            last = state[:, -1:]
+            last = state if state.shape[1] == 1 else state[:, -1:]  # an engine knows its own buffer
             if depth == self._depths - 1:
                 # The coda of those that waited saw their early states: once they are deep, it sees these.
                 first = position + 1 - state.shape[1]
@@ -121,8 +121,8 @@ class EarlyExit:
                 state = self._waiting[depth - 1].take()  # the newest is ``state`` itself
             else:
                 loop.fill_in(depth, self._waiting[depth - 1].take())
-        first = loop.filled[depth] if self._exact else position
-        out = loop.at_depth(depth, state, np.arange(first, first + state.shape[1]))
+        behind = self._exact or loop.filled[depth] == position
+        out = loop.at_depth(depth, state, None if behind else np.array([position]))
         if self._exact and depth < self._depths - 1:
             self._waiting[depth].push(out)
         return out

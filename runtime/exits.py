@@ -67,8 +67,8 @@ def kl(out: Outcome, heads: Heads) -> F32:
 def latent(out: Outcome, heads: Heads) -> F32:
     """[N]: how far the state moved in this depth, relative to its length."""
     assert out.before is not None
-    moved = np.linalg.norm(out.state - out.before.state, axis=-1)
-    change: F32 = moved / (np.linalg.norm(out.state, axis=-1) + EPSILON)
+    moved = out.state - out.before.state
+    change: F32 = np.sqrt(np.vecdot(moved, moved)) / (np.sqrt(np.vecdot(out.state, out.state)) + EPSILON)
     return change
 
 
@@ -85,7 +85,7 @@ def gate(out: Outcome, heads: Heads) -> F32:
 def probe(out: Outcome, heads: Heads) -> F32:
     """[N]: a linear probe's probability that full depth would choose the same token."""
     x, d = out.state, out.depth
-    rms = np.sqrt(np.einsum("nd,nd->n", x, x) / np.float32(x.shape[-1]) + EPSILON)
+    rms = np.sqrt(np.vecdot(x, x) / np.float32(x.shape[-1]) + EPSILON)
     return _sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
 
 

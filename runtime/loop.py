@@ -78,6 +78,7 @@ class DepthLoop:
         self._exits_cached = 0
         # Chunk and decode shapes come again and again; any other is the rest of a prompt.
         self._calls: dict[int, _Call] = {s: self._make_call(s) for s in (1, chunk)}
+        self._entered: _Call | None = None
         self._lanes: dict[tuple[str, int, int], Lanes] = {}  # by stage, depth, number of tokens
 
     @property
@@ -164,10 +165,7 @@ class DepthLoop:
         begin = perf_counter_ns()
         backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
         call = self._calls.get(len(ids)) or self._make_call(len(ids))
-        call.cached[0] = self.cached
-        np.add(call.steps, self.cached, out=call.positions[0])
-        call.prologue.refresh()  # and with it all that share its arrays
-
+        self._place(call)
         outside = 0  # time of the caller's hooks: neither the engine's nor the loop's
         start = perf_counter_ns()
         state = backend.prologue(ids[None], call.prologue, cache)
@@ -211,18 +209,24 @@ class DepthLoop:
 
     def enter(self, ids: I64) -> F32:
         """ids [S] through the prologue → state [1, S, D]; the tokens count as run when the caller says so."""
-        lanes = self._lane(
-            "prologue", 0, len(ids), self.cached, np.arange(self.cached, self.cached + len(ids))
-        )
+        n = len(ids)
+        call = self._calls.get(n)
+        if call is not None:
+            self._place(call)
+        self._entered = call
+        lanes = self._lane("prologue", 0, n, self.cached)
         start = perf_counter_ns()
         state = self.backend.prologue(ids[None], lanes, self.cache)
         self.clock.engine_ns += perf_counter_ns() - start
-        self.clock.tokens += len(ids)
+        self.clock.tokens += n
         return state
 
-    def at_depth(self, depth: int, state: F32, positions: I64) -> F32:
-        """state [1, n, D] of the tokens at ``positions`` [n] through one depth, behind those in its slot."""
-        n = len(positions)
+    def at_depth(self, depth: int, state: F32, positions: I64 | None = None) -> F32:
+        """state [1, n, D] of the tokens at ``positions`` [n] through one depth, behind those in its slot.
+
+        None: the positions follow those in the slot.
+        """
+        n = state.shape[1]
         lanes = self._lane("block", depth, n, self.filled[depth], positions)
         start = perf_counter_ns()
         out = self.backend.block(state, lanes, self.cache)
@@ -237,8 +241,8 @@ class DepthLoop:
 
     def fill_in(self, depth: int, state: F32) -> None:
         """K and V of ``depth`` for the next tokens of its slot, which left with ``state`` [1, n, D] before it."""
-        n, first = state.shape[1], self.filled[depth]
-        lanes = self._lane("block", depth, n, first, np.arange(first, first + n))
+        n = state.shape[1]
+        lanes = self._lane("block", depth, n, self.filled[depth])
         start = perf_counter_ns()
         self.backend.fill(state, lanes, self.cache)
         self.clock.engine_ns += perf_counter_ns() - start
@@ -249,15 +253,27 @@ class DepthLoop:
         n = state.shape[1]
         if rows is None and not self.epilogue_has_layers:
             return self._nothing()
-        lanes = self._lane("epilogue", self._depths - 1, n, first, np.arange(first, first + n))
+        lanes = self._lane("epilogue", self._depths - 1, n, first)
         start = perf_counter_ns()
         picked = np.arange(n) if rows == "all" else np.array([n - 1])
         logits = self.backend.epilogue(state, picked, lanes, self.cache)
         self.clock.engine_ns += perf_counter_ns() - start
         return self._nothing() if rows is None else logits
 
-    def _lane(self, stage: str, depth: int, n: int, cached: int, positions: I64) -> Lanes:
-        """The lane of n tokens that goes on from ``cached``; made once, written in place."""
+    def _place(self, call: _Call) -> None:
+        """The call's tokens follow on those that were run."""
+        call.cached[0] = self.cached
+        np.add(call.steps, self.cached, out=call.positions[0])
+        call.prologue.refresh()  # and with it all that share its arrays
+
+    def _lane(self, stage: str, depth: int, n: int, cached: int, positions: I64 | None = None) -> Lanes:
+        """The lane of n tokens that goes on from ``cached``; made once, written in place.
+
+        Where it is that of the tokens that entered last, the arrays of their call are right as they are.
+        """
+        call = self._entered
+        if call is not None and positions is None and cached == self.cached and n == len(call.steps):
+            return {"prologue": call.prologue, "epilogue": call.epilogue}.get(stage, call.block[depth])
         lanes = self._lanes.get((stage, depth, n))
         if lanes is None:
             lanes = Lanes.single(depth, 0, n, self.cache.slot(stage, self.sequence, depth))
@@ -265,7 +281,7 @@ class DepthLoop:
                 self._lanes.clear()
             self._lanes[stage, depth, n] = lanes
         lanes.cached[0] = cached
-        lanes.positions[0] = positions
+        lanes.positions[0] = np.arange(cached, cached + n) if positions is None else positions
         lanes.refresh()
         return lanes
 
