@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,6 @@ from .options import at_least, read_text, session_arguments
 from .quantities import thresholds
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..export.calibration.report import Measured
     from ..export.calibration.search import Goal
     from ..runtime.evaluation import Evaluation
@@ -38,7 +36,7 @@ SMALLEST = 400  # tokens: half of them fit the probes, and thresholds need some 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Find the thresholds of exit rules at which a text loses no more than the goal allows, and write them into\n"
-        "the bundle: `run --exit probe` then needs no number. The first half of the text fits the probes, the second\n"
+        "the bundle: `run --exit probe` then needs no number. Half of the text fits the probes, the other half\n"
         "chooses thresholds, which are then measured token by token, with the K and V that generation really has."
     )
     parser.usage = "edgeloop calibrate BUNDLE --text FILE [options]"
@@ -65,7 +63,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.calibration.search import Goal
-    from ..runtime.manifest import Exit
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
@@ -74,38 +71,29 @@ def main(args: argparse.Namespace, console: Console) -> None:
     with open_with(args, "never") as session:
         rules, ids = request(session, args.rule, text, args.max_tokens)
         console.note(f"running {len(ids)} tokens at every depth")
-        work = Calibration(args, session, rules, ids)
+        work = Calibration(args, session, rules, ids, goal)
         missing = session.policy.missing
-    full, results, curve = work.measure("never"), {}, []
-    rows, missed = [], []
+    chosen, points = {}, []
     for rule in rules:
         console.note(f"calibrating {rule}")
-        found, chosen = work.fit(rule, goal)
-        missed += [] if keeps(found, goal) else [rule]
-        results[rule] = Exit(
-            thresholds=chosen,
-            missing=missing,
-            goal=str(goal),
-            tokens=found.tokens,
-            perplexity=found.perplexity,
-            full_perplexity=found.full_perplexity,
-            agreement=found.agreement,
-            mean_depth=found.mean_depth,
-        )
-        curve.append(measured(rule, chosen, found, chosen=True))
-        if args.report:
-            for values in work.frontier(rule, goal):
-                curve.append(measured(rule, values, work.measure(rule, values)))
-        rows.append(row(rule, chosen, found, full))
+        chosen[rule] = work.fit(rule, goal)
+        points += [(rule, values) for values in (work.frontier(rule, goal) if args.report else ())]
+    console.note("measuring all of them side by side")
+    full, *all_found = work.measure([("never", ()), *chosen.items(), *points])
+    found = dict(zip(rules, all_found, strict=False))
+    missed = [rule for rule in rules if not keeps(found[rule], goal)]
+    results = {rule: result(found[rule], chosen[rule], missing, goal) for rule in rules}
     work.write(results)
     if args.report:
+        curve = [measured(rule, chosen[rule], found[rule], chosen=True) for rule in rules]
+        around = zip(points, all_found[len(rules) :], strict=True)
+        curve += [measured(rule, values, other) for (rule, values), other in around]
         work.report(args.report, curve, full, goal)
     if console.json:
         console.result(
             {"goal": str(goal), "tokens_per_s": full.tokens_per_s, "missed": missed, "exits": results}
         )
         return
-    rows.append(row("full depth", (), full, full))
     columns = (
         "rule",
         "thresholds",
@@ -116,10 +104,27 @@ def main(args: argparse.Namespace, console: Console) -> None:
         "#tokens/s",
         "#speed",
     )
-    console.table(columns, rows)
+    rows = [row(rule, chosen[rule], found[rule]) for rule in rules]
+    console.table(columns, [*rows, row("full depth", (), full)])
     console.note(f"[{full.tokens} tokens; goal {goal}; written into {args.bundle}]")
     if missed:
         console.note(f"{', '.join(missed)}: the goal was missed when measured, after {TRIES} tries")
+
+
+def result(found: Evaluation, values: tuple[float, ...], missing: str, goal: Goal) -> Exit:
+    """What the bundle keeps of a calibrated rule."""
+    from ..runtime.manifest import Exit
+
+    return Exit(
+        thresholds=values,
+        missing=missing,
+        goal=str(goal),
+        tokens=found.tokens,
+        perplexity=found.perplexity,
+        full_perplexity=found.full_perplexity,
+        agreement=found.agreement,
+        mean_depth=found.mean_depth,
+    )
 
 
 def open_with(args: argparse.Namespace, rule: str) -> Session:
@@ -158,24 +163,34 @@ def request(session: Session, asked: list[str] | None, text: str, limit: int) ->
 class Calibration:
     """The collected text, and what is fitted to it."""
 
-    def __init__(self, args: argparse.Namespace, session: Session, rules: list[str], ids: list[int]) -> None:
+    def __init__(
+        self, args: argparse.Namespace, session: Session, rules: list[str], ids: list[int], goal: Goal
+    ) -> None:
+        import numpy as np
+
         from ..export.calibration.collect import collect
         from ..export.calibration.probe import fit_probes, probe_scores
         from ..export.calibration.search import Table
         from ..export.calibration.write import write_probes
 
         found = collect(session, ids, [rule for rule in rules if rule != "probe"])
-        half = found.table.tokens // 2
-        self.args = args
-        self.ids = ids[half:]
-        self.table = Table(found.table.loss[:, half:], found.table.agree[:, half:])
-        self.scores: dict[str, np.ndarray] = {rule: s[:, half:] for rule, s in found.scores.items()}
+        n = found.table.tokens
+        fits = np.zeros(n, np.bool_)
         if "probe" in rules:
-            probes = fit_probes(found.states[:, :half], found.table.agree[:-1, :half])
+            # In turns, so that both see every part of the text; a short text has a turn each.
+            stretch = session.context if n >= 4 * session.context else -(-n // 2)
+            fits = np.arange(n) // stretch % 2 == 0
+        self.args = args
+        self.ids = np.array(ids)[:n][~fits]
+        self.table = Table(found.table.loss[:, ~fits], found.table.agree[:, ~fits])
+        self.scores = {rule: s[:, ~fits] for rule, s in found.scores.items()}
+        if "probe" in rules:
+            target = found.table.agree[:-1] if goal.kind == "agree" else found.kept
+            probes = fit_probes(found.states[:, fits], target[:, fits])
             write_probes(args.bundle, probes.weight, probes.bias)
-            self.scores["probe"] = probe_scores(found.states[:, half:], probes.weight, probes.bias)
+            self.scores["probe"] = probe_scores(found.states[:, ~fits], probes.weight, probes.bias)
 
-    def fit(self, rule: str, goal: Goal) -> tuple[Evaluation, tuple[float, ...]]:
+    def fit(self, rule: str, goal: Goal) -> tuple[float, ...]:
         """Thresholds that keep the goal when they are measured; tightened where missing K and V cost more."""
         from ..export.calibration.search import search
         from ..runtime.exits import MEASURES
@@ -183,11 +198,10 @@ class Calibration:
         aim = goal
         for _ in range(TRIES):
             chosen = search(self.table, self.scores[rule], MEASURES[rule].up, aim)
-            found = self.measure(rule, chosen)
-            if keeps(found, goal):
+            if keeps(self.measure([(rule, chosen)])[0], goal):
                 break
             aim = loosened(aim, 0.5)
-        return found, chosen
+        return chosen
 
     def frontier(self, rule: str, goal: Goal) -> list[tuple[float, ...]]:
         """Thresholds for goals around ``goal``."""
@@ -197,11 +211,11 @@ class Calibration:
         goals = [loosened(goal, factor) for factor in CURVE]
         return list(dict.fromkeys(frontier(self.table, self.scores[rule], MEASURES[rule].up, goals)))
 
-    def measure(self, rule: str, values: tuple[float, ...] = ()) -> Evaluation:
-        """The second half of the text, as generation would run it."""
-        text = f"{rule}:{','.join(repr(v) for v in values)}" if values else rule
-        with open_with(self.args, text) as session:
-            return session.evaluate(self.ids)
+    def measure(self, rules: Sequence[tuple[str, tuple[float, ...]]]) -> list[Evaluation]:
+        """What was not fitted of the text, as generation would run it under each of ``rules``, side by side."""
+        with open_with(self.args, "never") as session:
+            texts = (f"{rule}:{','.join(map(repr, values))}" if values else rule for rule, values in rules)
+            return session.compare(self.ids, [session.choose(text, self.args.missing) for text in texts])
 
     def write(self, results: Mapping[str, Exit]) -> None:
         """Into the bundle."""
@@ -246,7 +260,7 @@ def measured(rule: str, values: tuple[float, ...], found: Evaluation, *, chosen:
     )
 
 
-def row(rule: str, values: tuple[float, ...], found: Evaluation, full: Evaluation) -> tuple[str, ...]:
+def row(rule: str, values: tuple[float, ...], found: Evaluation) -> tuple[str, ...]:
     """A line of the table."""
     return (
         rule,
@@ -256,5 +270,5 @@ def row(rule: str, values: tuple[float, ...], found: Evaluation, full: Evaluatio
         f"{found.perplexity:.2f}",
         f"{found.perplexity / found.full_perplexity - 1:+.2%}",
         f"{found.tokens_per_s:.0f}",
-        f"{found.tokens_per_s / full.tokens_per_s:.2f}×",
+        f"{found.speed:.2f}×",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ examples:
   edgeloop eval bundle --text tales.txt
   edgeloop eval bundle --text tales.txt --max-tokens 4096 --context 512
   edgeloop eval bundle --text tales.txt --exit confidence:0.9 --missing propagate
+  edgeloop eval bundle --text tales.txt --exit probe --exit latent:0.3 --missing exact --missing skip
   edgeloop eval bundle --text tales.txt --json
 """
 
@@ -27,12 +29,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "How well the model predicts a text: exp of the mean loss of a token, in windows of the context. The\n"
         "depths before the last show what stopping there would cost. With an exit rule, a KV policy or a router each\n"
-        "token is run as a generated one would be, with the K and V that it would find."
+        "token is run as a generated one would be, with the K and V that it would find. Several rules or policies\n"
+        "take turns with full depth, window by window, so that their speeds can be compared."
     )
     parser.usage = "edgeloop eval BUNDLE --text FILE [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
-    depth_arguments(parser)
+    depth_arguments(parser, several=True)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
     parser.add_argument(
         "--max-tokens", type=at_least(2), metavar="N", help="only the first N tokens of the text"
@@ -43,11 +46,17 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.timing import Stopwatch, peak_rss_bytes
 
     text = read_text(args.text)
+    asked = [(rule, missing) for rule in args.exit or [None] for missing in args.missing or [None]]
+    args.exit, args.missing = asked[0]
     with open_session(args) as session:
         ids = session.tokenizer.encode(text)[: args.max_tokens]
         if len(ids) < 2:
             raise UsageError(f"{args.text} has {len(ids)} tokens; perplexity needs at least 2")
         console.note(f"predicting {len(ids) - 1} tokens, in windows of {session.context}")
+        if len(asked) > 1:
+            policies = [session.choose("never"), *(session.choose(*one) for one in asked)]
+            compare(session.compare(ids, policies), policies, console)
+            return
         if session.spec.routing or args.exit or args.missing or args.kv:
             report(session.evaluate(ids), session.policy, session.spec.depths, console)
             return
@@ -107,3 +116,37 @@ def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> 
         ]
     )
     console.note(f"[{found.tokens} tokens]")
+
+
+def compare(found: Sequence[Evaluation], policies: Sequence[Policy], console: Console) -> None:
+    """Several policies, the first of which is full depth."""
+    if console.json:
+        console.result(
+            {
+                "policies": [
+                    {**asdict(one), "exit": policy.exit, "missing": policy.missing, "kv": policy.kv}
+                    for one, policy in zip(found, policies, strict=True)
+                ]
+            }
+        )
+        return
+    columns = "exit", "missing", "#depth", "#rows", "#perplexity", "#change", "#agreement"
+    rows = [
+        (
+            policy.exit,
+            "" if policy.exit == "never" else policy.missing,
+            f"{one.mean_depth:.2f}",
+            f"{one.block_share:.0%}",
+            f"{one.perplexity:.2f}",
+            f"{one.perplexity / found[0].perplexity - 1:+.2%}",
+            f"{one.agreement:.1%}",
+            f"{one.decision:.1%}" if one.decision else "–",
+            f"{one.tokens_per_s:.0f}",
+            f"{one.speed:.2f}×",
+        )
+        for one, policy in zip(found, policies, strict=True)
+    ]
+    console.table((*columns, "#decision", "#tokens/s", "#speed"), rows)
+    console.note(
+        f"[{found[0].tokens} tokens; decision: its time as a share of a depth's; speed against never, window by window]"
+    )

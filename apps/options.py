@@ -50,16 +50,25 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def depth_arguments(parser: argparse.ArgumentParser) -> None:
-    """Who stops at which depth, and what that means for K and V. The default is what the model was trained for."""
+def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Who stops at which depth, and what that means for K and V. The default is what the model was trained for.
+
+    ``several``: rules and policies for missing K and V are lists.
+    """
     group = parser.add_argument_group("depth")
+    action, again = ("append", "; may be repeated") if several else ("store", "")
     group.add_argument(
         "--exit",
+        action=action,
         metavar="RULE",
-        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router",
+        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router"
+        + again,
     )
     group.add_argument(
-        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, shared, skip"
+        "--missing",
+        action=action,
+        metavar="POLICY",
+        help="K and V of tokens that left: exact, propagate, shared, skip" + again,
     )
     group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
 

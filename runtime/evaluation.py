@@ -20,7 +20,7 @@ class Evaluation:
     ``agreement``: share of positions where both find the same token likeliest. ``mean_depth``: depths run, 1 … R.
     ``block_share``: block rows computed ÷ (tokens × R). ``tokens_per_s`` of the token-by-token run, the median of the
     windows. ``speed``: that against the first policy that ran beside it, the median of the windows' ratios.
-    ``decision``: time of a decision to stop or go on ÷ time of a depth, reading the logits included where it needs them.
+    ``decision``: time of a decision to stop or go on ÷ time of a depth, with reading the logits where it needs them.
     """
 
     perplexity: float

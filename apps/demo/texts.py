@@ -3,13 +3,15 @@
 Hard line breaks inside a paragraph are joined, so that the model spends nothing on learning where a
 page was 70 characters wide. The last 5% of each file is validation text that training never sees.
 
-    python -m edgeloop.apps.demo.texts validation.txt     # write it, for edgeloop eval
+    python -m edgeloop.apps.demo.texts validation.txt                    # write it, for edgeloop eval
+    python -m edgeloop.apps.demo.texts calibration.txt unseen.txt        # half of each file's: for calibrate, for eval
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +36,25 @@ def tidy(text: str) -> str:
 
 def split_texts(folder: Path = TEXTS) -> tuple[str, str]:
     """(training text, validation text) of every ``*.txt`` in ``folder``, in name order."""
-    training, validation = [], []
+    training, validation = _cut(folder, (0, 1 - VALIDATION_SHARE, 1))
+    return training, validation
+
+
+def validation_halves(folder: Path = TEXTS) -> tuple[str, str]:
+    """The first and the second half of each file's validation text."""
+    first, second = _cut(folder, (1 - VALIDATION_SHARE, 1 - VALIDATION_SHARE / 2, 1))
+    return first, second
+
+
+def _cut(folder: Path, ends: tuple[float, ...]) -> list[str]:
+    """The parts of every file between its shares ``ends``, each tidied and joined with those of the other files."""
+    parts: list[list[str]] = [[] for _ in ends[1:]]
     for path in sorted(folder.glob("*.txt")):
         text = path.read_text(encoding="ascii")
-        cut = int(len(text) * (1 - VALIDATION_SHARE))
-        training.append(tidy(text[:cut]))
-        validation.append(tidy(text[cut:]))
-    return END_OF_TEXT.join(training), END_OF_TEXT.join(validation)
+        cuts = [int(len(text) * end) for end in ends]
+        for part, (start, stop) in zip(parts, pairwise(cuts), strict=True):
+            part.append(tidy(text[start:stop]))
+    return [END_OF_TEXT.join(part) for part in parts]
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -64,4 +78,6 @@ def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(split_texts()[1], encoding="ascii")
+    wanted = [split_texts()[1]] if len(sys.argv) == 2 else validation_halves()
+    for name, text in zip(sys.argv[1:], wanted, strict=True):
+        Path(name).write_text(text, encoding="ascii")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import UsageError
-from ...runtime.exits import MEASURES, Outcome
+from ...runtime.exits import MEASURES, Outcome, kl
 from ...runtime.session import Session
 from .search import Table
 
@@ -18,11 +18,14 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Collected:
-    """``scores[rule]`` [R−1, N] of the rules asked for, the states [R−1, N, D] for probes, and the table."""
+    """``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the states [R−1, N, D] and
+    ``kept`` [R−1, N], exp(−KL) from full depth's prediction to each depth's.
+    """
 
     table: Table
     scores: Mapping[str, F32]
     states: F32
+    kept: F32
 
 
 def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Collected:
@@ -38,6 +41,7 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
     loss, likeliest = np.empty((depths, n), np.float32), np.empty((depths, n), np.int64)
     scores = {rule: np.empty((depths - 1, n), np.float32) for rule in rules}
     states = np.empty((depths - 1, n, spec.hidden_size), np.float32)
+    kept = np.empty((depths - 1, n), np.float32)
     chain: list[Outcome] = []
 
     def visit(depth: int, start: int, before: F32, state: F32, logits: F32) -> None:
@@ -59,6 +63,10 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
                 # Rounding takes a divergence below 0, where no threshold is taken.
                 score = MEASURES[rule].score(chain[-1], session.heads)[:keep]
                 found[depth, rows] = np.clip(score, *MEASURES[rule].wants)
+            return
+        for early in chain[1:-1]:
+            divergence = kl(Outcome(depth, state, early.logits, chain[-1]), {})
+            kept[early.depth, rows] = np.exp(-np.maximum(divergence[:keep], 0))
 
     session.visit_depths(ids, visit)
-    return Collected(Table(loss, likeliest == likeliest[-1]), scores, states)
+    return Collected(Table(loss, likeliest == likeliest[-1]), scores, states, kept)

@@ -156,7 +156,11 @@ class FillPlan:
         shape = lanes.positions.shape
         self.binding = session.io_binding()
         self.state: F32 = np.zeros((*shape, spec.hidden_size), np.float32)
-        given = {"state": self.state, "depth": lanes.depth, "positions": lanes.positions}
+        given: dict[str, npt.NDArray[Any]] = {
+            "state": self.state,
+            "depth": lanes.depth,
+            "positions": lanes.positions,
+        }
         self._memory = given  # a binding holds addresses
         for i in session.get_inputs():
             array = given[i.name]
