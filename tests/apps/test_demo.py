@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeloop.apps.cli import main
-from edgeloop.apps.demo.texts import TEXTS, encode, split_texts
+from edgeloop.apps.demo.texts import TEXTS, encode, split_texts, validation_halves
 from edgeloop.apps.demo.verb import CHECKPOINT
 from edgeloop.runtime import Session
 
@@ -59,6 +59,19 @@ def test_validation_is_the_end_of_every_file() -> None:
             last = " ".join(path.read_text(encoding="ascii").split())[-60:]
             assert last in " ".join(validation.split())
             assert last not in " ".join(training.split())
+
+
+def test_the_halves_are_the_validation_text() -> None:
+    """Calibration sees the first, README's numbers are of the second: both hold a piece of every file."""
+    _, validation = split_texts()
+    halves = validation_halves()
+    assert len(halves[0]) == pytest.approx(len(halves[1]), rel=0.01)
+    assert sum(map(len, halves)) == pytest.approx(len(validation), rel=0.001)
+    for path in TEXTS.glob("*.txt"):
+        if path.name != "README.md":
+            last = " ".join(path.read_text(encoding="ascii").split())[-60:]
+            assert last in " ".join(halves[1].split())
+            assert last not in " ".join(halves[0].split())
 
 
 def test_every_depth_is_an_exit(demo: Path) -> None:

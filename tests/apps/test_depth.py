@@ -102,6 +102,47 @@ def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, t
     assert "missing: propagate" in out
 
 
+def test_eval_of_several_policies(command_json: Json, command: Command, bundle: Path, text: Path) -> None:
+    """Each row is what a run of its own finds; the first is full depth."""
+    words = ("eval", bundle, "--text", text, "--max-tokens", 60)
+    rules = ("--exit", "depth:1", "--exit", "latent:0.9")
+    policies = ("--missing", "propagate", "--missing", "skip")
+    found = command_json(*words, *rules, *policies)["policies"]
+    assert [(f["exit"], f["missing"]) for f in found] == [
+        ("never", "exact"),
+        ("depth:1", "propagate"),
+        ("depth:1", "skip"),
+        ("latent:0.9", "propagate"),
+        ("latent:0.9", "skip"),
+    ]
+    assert found[0]["speed"] == 1
+    assert found[0]["decision"] == 0 < found[1]["decision"]
+    for one in found[1:]:
+        alone = command_json(*words, "--exit", one["exit"], "--missing", one["missing"])
+        for key in ("perplexity", "mean_depth", "block_share", "agreement"):
+            assert one[key] == pytest.approx(alone[key], rel=1e-5)
+    code, out, _ = command(*words, *rules)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["exit", "never", "depth:1", "latent:0.9"]
+
+
+def test_what_a_depth_keeps_of_the_prediction(bundle: Path) -> None:
+    """exp(−KL) against float64 arithmetic on the logits that a visit of the depths gives."""
+    ids = list(range(3, 43))
+    with Session.open(bundle) as session:
+        logits: dict[int, np.ndarray] = {}
+        session.visit_depths(
+            ids, lambda depth, at, before, state, out: logits.__setitem__(depth, out.astype(np.float64))
+        )
+        found = collect(session, ids, []).kept
+    e = {d: np.exp(x - x.max(-1, keepdims=True)) for d, x in logits.items()}
+    p = {d: x / x.sum(-1, keepdims=True) for d, x in e.items()}
+    last = max(p)
+    for depth in range(last):
+        wanted = np.exp(-(p[last] * np.log(p[last] / p[depth])).sum(-1))[: len(ids) - 1]
+        np.testing.assert_allclose(found[depth], wanted, rtol=1e-3)
+
+
 def test_calibrated_rules_need_no_threshold(command_json: Json, calibrated: Path) -> None:
     shown = command_json("show", calibrated)
     assert shown["probes"]

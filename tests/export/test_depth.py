@@ -131,6 +131,29 @@ def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch:
     assert bounded.mean_depth == 1
 
 
+def test_what_left_is_filled_in_when_a_deep_token_comes(
+    opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call for all that left, and the K and V are those of one call for each of them."""
+    session = opened("edgeloop", exit="depth:1", missing="propagate")
+    from edgeloop.runtime.early import EarlyExit
+    from edgeloop.runtime.exits import ExitRule
+
+    found = []
+    for limit in (64, 1):  # 1: nobody waits
+        monkeypatch.setattr("edgeloop.runtime.early.LIMIT", limit)
+        loop = session._start(len(IDS))
+        early = EarlyExit(loop, ExitRule("depth", 1), {}, "propagate")
+        for token in IDS[:-1]:
+            early.step(int(token))
+        behind = loop.filled[-1]
+        early.rule = ExitRule("never", loop.backend.spec.depths)
+        found.append(early.step(int(IDS[-1]))[0].copy())
+        assert set(loop.filled) == {len(IDS)}
+        assert behind == (0 if limit == 64 else len(IDS) - 1)
+    np.testing.assert_allclose(found[0], found[1], atol=2e-5)
+
+
 def test_the_last_depths_slot_serves_all(opened: Callable[..., Session]) -> None:
     """A prompt runs with a slot a depth; then one slot is left, a third of the block's bytes."""
     wide, narrow = opened("mor-norms"), opened("mor-norms", kv="last")

@@ -86,6 +86,16 @@ def test_a_random_walk_is_noise_too() -> None:
     assert fit.auc < 0.8
 
 
+def test_a_share_is_learnt_as_its_logistic() -> None:
+    x = states(1, 4000, 6)
+    standard = normalised(x[0])
+    z = 2 * (standard[:, 5] - standard[:, 5].mean()) / standard[:, 5].std()
+    share = 1 / (1 + np.exp(-z))
+    probes = fit_probes(x, share[None])
+    np.testing.assert_allclose(probe_scores(x, probes.weight, probes.bias)[0], share, atol=0.03)
+    assert probes.fits[0].settled == pytest.approx(share[3200:].mean())
+
+
 def test_one_kind_of_target_gives_a_constant_probe() -> None:
     x = states(2, 200, 4)
     target = np.array([[True] * 200, [False] * 200])
