@@ -28,8 +28,9 @@ LIMIT = 64
 class Waiting:
     """States [n, D] of tokens that the next depth has not seen, oldest first."""
 
-    def __init__(self, width: int) -> None:
-        self._rows = np.empty((1, LIMIT + 1, width), np.float32)
+    def __init__(self, width: int, depth: int) -> None:
+        """They wait after ``depth``, where those that waited after the depths before it may join them at once."""
+        self._rows = np.empty((1, (depth + 1) * LIMIT + 1, width), np.float32)
         self.count = 0
 
     def push(self, state: F32) -> None:
@@ -52,7 +53,7 @@ class EarlyExit:
         self.loop, self.rule, self.heads, self.missing = loop, rule, heads, missing
         self._depths = loop.backend.spec.depths
         self._exact = missing == "exact"
-        self._waiting = [Waiting(loop.backend.spec.hidden_size) for _ in range(self._depths - 1)]
+        self._waiting = [Waiting(loop.backend.spec.hidden_size, d) for d in range(self._depths - 1)]
 
     def reset(self) -> None:
         """Forget what waits, with the loop's tokens."""

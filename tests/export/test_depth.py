@@ -131,6 +131,31 @@ def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch:
     assert bounded.mean_depth == 1
 
 
+def test_those_that_wait_at_two_depths_go_deep_together(
+    opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Almost as many as may wait at each of two depths, then a deep token: all of them run the last depth at once."""
+    monkeypatch.setattr("edgeloop.runtime.early.LIMIT", 16)
+    ids = IDS[:31]
+    full = opened("edgeloop").logits(ids)
+    session = opened("edgeloop", exit="depth:1", missing="exact")
+    from edgeloop.runtime.early import EarlyExit
+    from edgeloop.runtime.exits import ExitRule
+
+    loop = session._start(len(ids))
+    depths = loop.backend.spec.depths
+    assert depths > 2
+    early = EarlyExit(loop, ExitRule("depth", 2), {}, "exact")
+    for i, token in enumerate(ids[:-1]):
+        early.rule = ExitRule("depth", 2 if i < 15 else 1)
+        early.step(int(token))
+    assert (loop.filled[1], loop.filled[2]) == (15, 0)
+    early.rule = ExitRule("never", depths)
+    logits, _ = early.step(int(ids[-1]))
+    np.testing.assert_allclose(logits[0], full[-1], atol=2e-5)
+    assert set(loop.filled) == {len(ids)}
+
+
 def test_what_left_is_filled_in_when_a_deep_token_comes(
     opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
