@@ -83,7 +83,7 @@ def gate(out: Outcome, heads: Heads) -> F32:
 
 
 def probe(out: Outcome, heads: Heads) -> F32:
-    """[N]: a linear probe's probability that full depth would choose the same token."""
+    """[N]: how settled a linear probe takes the prediction to be, 0 … 1 (export/calibration/probe.py)."""
     x, d = out.state, out.depth
     rms = np.sqrt(np.vecdot(x, x) / np.float32(x.shape[-1]) + EPSILON)
     return _sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
