@@ -10,6 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ..runtime.backends.onnx import PACKED
+from .packing import pack_graph
 from .stages import Stage
 from .weights import Place
 
@@ -76,6 +78,18 @@ def to_onnx(stage: Stage) -> ir.Model:
         quiet.setLevel(level)
     assert program is not None
     return program.model
+
+
+def write_graphs(stage: Stage, folder: Path, weights: str, placed: dict[str, Place]) -> dict[str, Path]:
+    """The stage's graph and, but for fill, its packed form, by name; see ``write_graph``."""
+    graphs = {stage.name: write_graph(stage, folder, weights, placed)}
+    if stage.name != "fill":
+        model = ir.load(graphs[stage.name])
+        pack_graph(model, stage.spec)
+        _remove_inner_shapes(model)
+        graphs[stage.name + PACKED] = folder / f"{stage.name}{PACKED}.onnx"
+        ir.save(model, graphs[stage.name + PACKED])
+    return graphs
 
 
 def write_graph(stage: Stage, folder: Path, weights: str, placed: dict[str, Place]) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..runtime.backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..runtime.kv import KVCache
+from ..runtime.packed import PackedLanes
 from ..runtime.spec import Spec
 from .fused import Numerics
 from .stages import AnyStage, stages_of
@@ -65,6 +66,8 @@ class Oracle:
 
     def _run(self, name: str, given: dict[str, npt.NDArray[Any]], lanes: Lanes, cache: KVCache) -> F32:
         stage = self.stages[name]
+        if isinstance(lanes, PackedLanes):
+            return self._run_packed(name, given, lanes, cache)
         totals = lanes.cached + lanes.tokens
         values: dict[str, npt.NDArray[Any]] = {
             **given,
@@ -86,3 +89,31 @@ class Oracle:
                 array[slots] = new.numpy()
         result: F32 = out[0].numpy()
         return result
+
+    def _run_packed(
+        self, name: str, given: dict[str, npt.NDArray[Any]], lanes: PackedLanes, cache: KVCache
+    ) -> F32:
+        """The same lanes unpacked: what packing must not change."""
+        plain = Lanes(lanes.depth, lanes.cached, lanes.tokens, lanes.positions, lanes.first_slot)
+        first = next(iter(given))
+        padded = {**given, first: lanes.pad(given[first])}
+        if "depth" in given:
+            padded["depth"] = lanes.depth
+        if self.stages[name].shared:
+            return self._run_apart(given[first], lanes, cache)
+        if name != "epilogue":
+            return lanes.pack(self._run(name, padded, plain, cache))
+        return self._run(name, {**padded, "rows": lanes.kept[given["rows"]]}, plain, cache)
+
+    def _run_apart(self, state: F32, lanes: PackedLanes, cache: KVCache) -> F32:
+        """A block whose depths share K and V takes no idle lanes, so each lane runs by itself."""
+        found, start = [], 0
+        for b, n in enumerate(lanes.tokens.tolist()):
+            if n:
+                one = slice(b, b + 1)
+                arrays = (lanes.depth[one], lanes.cached[one], lanes.tokens[one], lanes.positions[one, :n])
+                alone = Lanes(*arrays, lanes.first_slot + b)
+                rows = state[None, start : start + n, 0]
+                found.append(self._run("block", {"state": rows, "depth": alone.depth}, alone, cache)[0])
+                start += n
+        return np.concatenate(found)[:, None]

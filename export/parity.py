@@ -16,6 +16,7 @@ from ..runtime.backend import F32, Backend, Lanes, can_fill, shares_kv
 from ..runtime.errors import ParityError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
+from ..runtime.packed import PackedLanes
 from ..runtime.spec import Spec
 
 CHUNKS = (7, 4, 1)
@@ -61,6 +62,58 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     return Trace(
         [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed, filled
     )
+
+
+def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
+    """What each stage gives for packed lanes of three sequences, and the block's caches after it.
+
+    Some lanes are idle, and where the operator allows it one has two tokens.
+    """
+    spec, random = backend.spec, np.random.default_rng(seed)
+    shared = shares_kv(spec)
+    cache = backend.new_cache(3, max(min(8, spec.context_length), 2))
+    for pairs in cache.stages.values():
+        for pair in pairs:
+            for array in pair:
+                array[:] = random.standard_normal(array.shape)
+    tokens = np.array([1 if shared or spec.context_length < 2 else 2, 0, 1], np.int32)
+    length = int(tokens.max())
+    cached = np.array([1, 0, 0], np.int32) if spec.context_length > 2 else np.zeros(3, np.int32)
+    positions = cached[:, None] + np.arange(length)
+    outside = PackedLanes(np.zeros(3, np.int64), cached, tokens, positions)
+    ids = random.integers(0, spec.vocab_size, (outside.rows, 1), dtype=np.int64)
+    state = random.standard_normal((outside.rows, 1, spec.hidden_size)).astype(np.float32)
+    found = [backend.prologue(ids, outside, cache).copy()]
+    slots = spec.kv_slots
+    for fresh in (True, False) if shared else (True,):
+        # Sequence 0 at its last depth and sequence 2 at depth 0, unless they may not meet in a call.
+        depths = [0, 0] if shared and fresh else [spec.depths - 1, 1 if shared else 0]
+        places = [slots - 1, 2 * slots]
+        lanes = PackedLanes.empty(3 * slots, length, outside.rows, shared=shared, fresh=fresh)
+        lanes.tokens[:] = 0
+        for place, sequence, depth in zip(places, (0, 2), depths, strict=True):
+            lanes.depth[place], lanes.tokens[place] = depth, tokens[sequence]
+            lanes.cached[place], lanes.positions[place] = cached[sequence], positions[sequence]
+        lanes.refresh()
+        found.append(backend.block(state, lanes, cache).copy())
+    for pair in cache.stages["block"]:
+        found += [
+            array[place, :, int(cached[s]) : int(cached[s] + tokens[s])].copy()
+            for array in pair
+            for place, s in zip(places, (0, 2), strict=True)
+        ]
+    found.append(backend.epilogue(state, np.arange(outside.rows), outside, cache).copy())
+    return found
+
+
+def compare_packed(found: list[F32], wanted: list[F32], engine: str, bound: float) -> None:
+    """ParityError when packed lanes differ beyond ``bound``."""
+    for f, w in zip(found, wanted, strict=True):
+        if not (error := difference(f, w)) <= bound:
+            raise ParityError(
+                f"{engine} disagrees with the torch modules in packed lanes: {error:.2g} relative, at most "
+                f"{bound:.0e} wanted; the bundle was not written, please report the checkpoint's config"
+            )
 
 
 def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:

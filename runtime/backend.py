@@ -8,6 +8,9 @@ Where depths share K and V (``spec.kv == "shared"``) a slot belongs to a sequenc
 narrower, because the operator is: 1 lane × S tokens or B lanes × 1 token, none of them padding, positions that
 follow on each other, and either every lane at depth 0 or none. Depth 0 goes first and writes the new rows; the
 deeper ones, with the same ``cached`` and ``tokens``, find them there.
+
+Calls that serve many sequences have packed lanes (``packed.py``): their states hold the valid rows only. An engine
+that was opened for them takes no others, since it would hold the weights of both forms.
 """
 
 from __future__ import annotations
@@ -70,6 +73,12 @@ class Lanes:
         np.add(self.cached, self.tokens, out=self.last)
         self.longest[0] = self.last.max()
         np.subtract(self.last, 1, out=self.last)
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """The first two sizes of a state: (B, S)."""
+        batch, length = self.positions.shape
+        return batch, length
 
     def at(self, depth: int, first_slot: int) -> Lanes:
         """The same lanes, all at ``depth`` and in other slots; the other arrays are shared."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime: prologue, block, epilogue and fill graphs over one external weights file."""
+"""ONNX Runtime: prologue, block, epilogue (each also packed) and fill graphs over one external weights file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...runtime.errors import ExportError
 from ...runtime.kv import visible
 from ...runtime.spec import Spec
 from ..fused import Numerics
-from ..graphs import write_graph
+from ..graphs import write_graphs
 from ..oracle import Oracle
-from ..parity import EXACT, SHIPPED, compare, trace
+from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packed
 from ..target import Job
 from ..weights import places, split_places
 
@@ -52,7 +52,7 @@ class OnnxTarget:
         graphs: dict[str, Path] = {}
         for i, (name, stage) in enumerate(oracle.stages.items()):
             job.progress(f"onnx: {name} graph", i / (len(oracle.stages) + 2))
-            graphs[name] = write_graph(stage, folder, WEIGHTS, placed)
+            graphs |= write_graphs(stage, folder, WEIGHTS, placed)
         job.progress("onnx: parity after every depth", len(oracle.stages) / (len(oracle.stages) + 2))
         parity = check_parity(oracle, graphs)
         job.progress("onnx: done", 1.0)
@@ -65,14 +65,16 @@ class OnnxTarget:
 
 def check_parity(oracle: Oracle, graphs: dict[str, Path]) -> manifest.Parity:
     """With float activations the graphs must equal the modules; as shipped, they must stay near them."""
-    wanted = trace(oracle)
+    wanted, packed = trace(oracle), trace_packed(oracle)
     exact = {name: _with_float_activations(path) for name, path in graphs.items()}
     try:
         per_depth, logits = compare(trace(OnnxBackend(oracle.spec, exact)), wanted, "onnx", EXACT)
+        compare_packed(trace_packed(OnnxBackend(oracle.spec, exact, packed=True)), packed, "onnx", EXACT)
     finally:
         for path in exact.values():
             path.unlink()
     _, shipped = compare(trace(OnnxBackend(oracle.spec, graphs)), wanted, "onnx", SHIPPED)
+    compare_packed(trace_packed(OnnxBackend(oracle.spec, graphs, packed=True)), packed, "onnx", SHIPPED)
     return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped)
 
 

@@ -12,18 +12,21 @@ from ..bundle import Bundle
 from ..errors import BundleError, EngineError, UsageError
 
 
-def _reference(bundle: Bundle, threads: int | None) -> Backend:
+def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .reference import ReferenceBackend
 
-    return ReferenceBackend.open(bundle)  # numpy's own threads: there is nothing to set
+    return ReferenceBackend.open(bundle)  # numpy's own threads, and any lanes: there is nothing to set
 
 
-def _onnx(bundle: Bundle, threads: int | None) -> Backend:
+def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .onnx import OnnxBackend
 
     graphs = bundle.manifest.targets["onnx"].graphs
     return OnnxBackend(
-        bundle.spec, {stage: bundle.path(name) for stage, name in graphs.items()}, threads=threads
+        bundle.spec,
+        {stage: bundle.path(name) for stage, name in graphs.items()},
+        threads=threads,
+        packed=packed,
     )
 
 
@@ -34,7 +37,7 @@ class Engine:
     module: str
     package: str
     target: str
-    load: Callable[[Bundle, int | None], Backend]
+    load: Callable[[Bundle, int | None, bool], Backend]
     install: str
 
 
@@ -58,8 +61,8 @@ def available() -> list[EngineStatus]:
     return [EngineStatus(name, _version(engine), engine.install) for name, engine in ENGINES.items()]
 
 
-def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
-    """The engine ``name`` with the model of ``bundle`` loaded.
+def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: bool = False) -> Backend:
+    """The engine ``name`` with the model of ``bundle`` loaded; ``packed``: for calls with packed lanes.
 
     UsageError: no such engine, or ``threads`` < 1. EngineError: its package is not installed. BundleError:
     the bundle was not exported for it.
@@ -77,7 +80,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"export with --target {engine.target}"
         )
-    return engine.load(bundle, threads)
+    return engine.load(bundle, threads, packed)
 
 
 def _version(engine: Engine) -> str | None:

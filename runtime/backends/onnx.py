@@ -23,6 +23,7 @@ import onnxruntime as ort
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..errors import EngineError
 from ..kv import KVCache
+from ..packed import PackedLanes
 from ..spec import Spec
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 # numbers of rows at every depth. A plan is small but for its output, which for all rows of a chunk is not.
 _PLANS = 256
 _PLAN_BYTES = 128 << 20
+PACKED = ".packed"
+"""Ends the names of the graphs that take packed lanes."""
 _threads: int | None = None
 
 
@@ -80,7 +83,7 @@ class Plan:
     """
 
     def __init__(self, graph: GraphSession, lanes: Lanes, rows: int, cache: KVCache) -> None:
-        spec, (batch, length) = graph.spec, lanes.positions.shape
+        spec, (batch, length) = graph.spec, lanes.state_shape
         self.binding = graph.session.io_binding()
         self.lanes = lanes  # a binding holds addresses: the plan holds the memory
         self._caches = cache.stages[graph.name]
@@ -95,7 +98,7 @@ class Plan:
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
                 self._bind_input(name, own[name] if name in own else getattr(lanes, name))
-        slots = slice(lanes.first_slot, lanes.first_slot + batch)
+        slots = slice(lanes.first_slot, lanes.first_slot + len(lanes.depth))
         for i, pair in enumerate(self._caches):
             for side, array in zip(("key", "value"), pair, strict=True):
                 self._bind_input(f"past.{i}.{side}", array[slots])
@@ -215,16 +218,22 @@ class OnnxBackend:
         graphs: Mapping[str, Path],
         *,
         threads: int | None = None,
+        packed: bool = False,
     ) -> None:
         """``graphs``: the file of each stage; ``fill`` may be missing, and is opened when it is first called.
 
-        ``threads``: by default every core of this process.
+        ``threads``: by default every core of this process. ``packed``: calls have packed lanes.
         """
         use_threads(threads)
         self.spec = spec
-        self._prologue = GraphSession("prologue", "state", graphs["prologue"], spec)
-        self._block = GraphSession("block", "next", graphs["block"], spec)
-        self._epilogue = GraphSession("epilogue", "logits", graphs["epilogue"], spec)
+        suffix = PACKED if packed else ""
+        if f"block{suffix}" not in graphs:
+            raise EngineError(
+                "the bundle has no packed graphs, which serving many users needs; export it again"
+            )
+        self._prologue = GraphSession("prologue", "state", graphs[f"prologue{suffix}"], spec)
+        self._block = GraphSession("block", "next", graphs[f"block{suffix}"], spec)
+        self._epilogue = GraphSession("epilogue", "logits", graphs[f"epilogue{suffix}"], spec)
         self._shared = shares_kv(spec)
         self._fill_path = graphs.get("fill")
         self._fill: FillSession | None = None
@@ -240,7 +249,7 @@ class OnnxBackend:
         return KVCache.allocate(self.spec, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]."""
+        """ids [B, S] → state [B, S, D]; of packed lanes, as in every stage, [N, 1] → [N, 1, D]."""
         plan = self._prologue.plan(lanes, 0, cache)
         plan.ids[:] = ids
         return self._prologue.run(plan)
@@ -249,7 +258,7 @@ class OnnxBackend:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
         plan = self._block.plan(lanes, 0, cache)
         if self._shared:
-            plan.fresh[0] = fresh_tokens(lanes)
+            plan.fresh[0] = int(lanes.fresh) if isinstance(lanes, PackedLanes) else fresh_tokens(lanes)
         plan.set_state(state)
         return self._block.run(plan)
 

@@ -15,6 +15,7 @@ from ..bundle import Bundle
 from ..errors import BundleError
 from ..kv import KVCache, resident, visible
 from ..manifest import Quantization
+from ..packed import PackedLanes
 from ..spec import Spec
 from ..weights import MATRICES, Array, Weights, projection_shapes
 
@@ -74,13 +75,13 @@ class ReferenceBackend:
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
-        batch, width = ids.shape
+        batch, width = ids.shape  # of packed lanes, as in every stage, [N, 1]
         state = self._weights.rows("embed", ids.reshape(-1)).reshape(batch, width, -1)
         return self._stage("prologue", state, lanes, cache)
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""
-        if shares_kv(self.spec):
+        if shares_kv(self.spec) and not isinstance(lanes, PackedLanes):
             fresh_tokens(lanes)  # what it cannot take, no engine can
         state = self._stage("block", state, lanes, cache)
         return self._norm(state, "norm", 0) if self.spec.loop_norm else state
@@ -106,6 +107,8 @@ class ReferenceBackend:
 
     def _stage(self, stage: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """The layers of ``stage`` on the valid tokens of each lane; padded rows come out as zeros."""
+        packed = isinstance(lanes, PackedLanes)
+        state = lanes.pad(state) if packed else state
         out = np.zeros_like(state)
         for b in range(len(lanes.tokens)):
             n = int(lanes.tokens[b])
@@ -116,7 +119,7 @@ class ReferenceBackend:
             for layer in self._applications(stage, int(lanes.depth[b]), lanes.first_slot + b):
                 x = self._layer(x, lane, layer, cache.stages[stage][layer.cache])
             out[b, :n] = x
-        return out
+        return lanes.pack(out) if packed else out
 
     def _applications(self, stage: str, depth: int, slot: int) -> Iterator[Application]:
         """The layers that one call of ``stage`` applies, in order."""
