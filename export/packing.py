@@ -38,11 +38,11 @@ def pack_graph(model: ir.Model, spec: Spec) -> None:
                 node.replace_input_with(k, lanes)
         out = node.outputs[0]
         flat = _flat(graph, f"packed_{i}_out", -1, 1, heads)
-        shaped = ir.node("Reshape", [out, flat])
-        gathered = ir.node("Gather", [shaped.outputs[0], kept], {"axis": 0})
-        ir.convenience.replace_all_uses_with(out, gathered.outputs[0])
-        shaped.replace_input_with(0, out)
-        graph.insert_after(node, [shaped, gathered])
+        reshape = ir.node("Reshape", [out, flat])
+        gather = ir.node("Gather", [reshape.outputs[0], kept], {"axis": 0})
+        ir.convenience.replace_all_uses_with(out, gather.outputs[0])
+        reshape.replace_input_with(0, out)
+        graph.insert_after(node, [reshape, gather])
     for value in [*graph.inputs, *graph.outputs]:
         if value.name in ROWS:
             assert value.shape is not None

@@ -107,8 +107,8 @@ class ReferenceBackend:
 
     def _stage(self, stage: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """The layers of ``stage`` on the valid tokens of each lane; padded rows come out as zeros."""
-        packed = isinstance(lanes, PackedLanes)
-        state = lanes.pad(state) if packed else state
+        packed = lanes if isinstance(lanes, PackedLanes) else None
+        state = packed.pad(state) if packed else state
         out = np.zeros_like(state)
         for b in range(len(lanes.tokens)):
             n = int(lanes.tokens[b])
@@ -119,7 +119,7 @@ class ReferenceBackend:
             for layer in self._applications(stage, int(lanes.depth[b]), lanes.first_slot + b):
                 x = self._layer(x, lane, layer, cache.stages[stage][layer.cache])
             out[b, :n] = x
-        return lanes.pack(out) if packed else out
+        return packed.pack(out) if packed else out
 
     def _applications(self, stage: str, depth: int, slot: int) -> Iterator[Application]:
         """The layers that one call of ``stage`` applies, in order."""

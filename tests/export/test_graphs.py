@@ -12,7 +12,8 @@ import pytest
 
 from edgeloop.export.weights import Place, places
 
-STAGES = ("prologue", "block", "fill", "epilogue")
+PACKED = ("prologue.packed", "block.packed", "epilogue.packed")
+STAGES = ("prologue", "block", "fill", "epilogue", *PACKED)
 SMALL = 256  # bytes: tables of a few integers may lie in the graph itself
 Bundles = Callable[..., Path]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeloop.export.fused import Numerics
-from edgeloop.export.graphs import write_graph
+from edgeloop.export.graphs import write_graphs
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import CHUNKS, EXACT, Trace, compare, difference, trace
 from edgeloop.export.pipeline import export_bundle
@@ -23,7 +23,8 @@ from edgeloop.export.targets.onnx import check_parity
 from edgeloop.runtime.errors import ParityError
 
 Oracles = Callable[..., Oracle]
-STAGES = ("prologue", "block", "fill", "epilogue")
+PACKED = ("prologue.packed", "block.packed", "epilogue.packed")
+STAGES = ("prologue", "block", "fill", "epilogue", *PACKED)
 FLOAT = Numerics(32, 32, 1)
 
 
@@ -158,6 +159,13 @@ def test_changed_graphs_do_not_pass(
         check_parity(oracle("mor-lora", "int4"), graphs)
 
 
+@pytest.mark.parametrize("stage", PACKED)
+def test_a_changed_packed_graph_does_not_pass(oracle: Oracles, graphs: dict[str, Path], stage: str) -> None:
+    change_attribute(graphs[stage], "GroupQueryAttention", "do_rotary", 0)
+    with pytest.raises(ParityError, match="onnx disagrees with the torch modules in packed lanes"):
+        check_parity(oracle("mor-lora", "int4"), graphs)
+
+
 def test_changed_weights_do_not_pass(oracle: Oracles, graphs: dict[str, Path]) -> None:
     path = graphs["block"].with_name("weights.safetensors")
     name = "segments.1.layers.1.down_proj.codes"
@@ -173,12 +181,12 @@ def test_an_export_without_parity_writes_nothing(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(stage, *rest):  # type: ignore[no-untyped-def]
-        path = write_graph(stage, *rest)
+        paths = write_graphs(stage, *rest)
         if stage.name == "block":
-            change_attribute(path, "GroupQueryAttention", "do_rotary", 0)
-        return path
+            change_attribute(paths["block"], "GroupQueryAttention", "do_rotary", 0)
+        return paths
 
-    monkeypatch.setattr("edgeloop.export.targets.onnx.write_graph", wrong)
+    monkeypatch.setattr("edgeloop.export.targets.onnx.write_graphs", wrong)
     with pytest.raises(ParityError, match="the bundle was not written"):
         export_bundle(checkpoint("mor-lora"), tmp_path / "bundle", quant="int8")
     assert list(tmp_path.iterdir()) == []

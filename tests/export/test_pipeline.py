@@ -51,6 +51,7 @@ def test_what_is_in_a_bundle(exported: Callable[..., Path], checkpoint: Tiny) ->
         "tokenizer.json",
         "onnx/weights.safetensors",
         *(f"onnx/{stage}.onnx" for stage in ("prologue", "block", "fill", "epilogue")),
+        *(f"onnx/{stage}.packed.onnx" for stage in ("prologue", "block", "epilogue")),
     }
     for name, file in manifest.files.items():
         assert file.bytes == len(found[name])
