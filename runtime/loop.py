@@ -203,6 +203,7 @@ class DepthLoop:
         if visit is not None:
             visit(self._depths - 1, first_row, logits)
         clock.passes += 1
+        clock.block_calls += self._depths
         clock.engine_ns += engine
         clock.total_ns += perf_counter_ns() - begin - outside
         return logits
@@ -236,6 +237,7 @@ class DepthLoop:
         clock.block_ns[depth] += spent
         clock.calls[depth] += 1
         clock.engine_ns += spent
+        clock.block_calls += 1
         clock.rows += n
         return out
 

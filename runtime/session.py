@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .acceptance import Pace
 from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
@@ -19,6 +20,7 @@ from .evaluation import Evaluation, evaluate, loss
 from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
+from .pipelined import check_decode
 from .policy import Policy, choose_policy
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec
@@ -69,6 +71,7 @@ class Session:
         exit: str | None = None,  # noqa: A002 - the word of the command line
         missing: str | None = None,
         kv: str | None = None,
+        decode: str = "sequential",
     ) -> None:
         """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
         limit = backend.spec.context_length
@@ -82,6 +85,10 @@ class Session:
         """What the host itself computes of a state: exit gate, routers, probes."""
         self.policy: Policy = choose_policy(bundle.spec, self.heads, bundle.manifest.exits, exit, missing, kv)
         """Who stops where, and what that means for K and V."""
+        check_decode(decode, bundle.spec, self.policy)
+        self.decode = decode
+        """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
+        self._pace = Pace(bundle.spec.depths) if decode == "pipelined" else None
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = bundle.manifest.chat_template
@@ -99,16 +106,18 @@ class Session:
         exit: str | None = None,  # noqa: A002 - the word of the command line
         missing: str | None = None,
         kv: str | None = None,
+        decode: str = "sequential",
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
         ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes. ``exit``: an exit
         rule (``exits.py``; of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``);
-        None is what the model was trained for.
+        None is what the model was trained for. ``decode``: ``pipelined`` runs several depths in one call
+        (``pipelined.py``).
         """
         bundle = Bundle.open(path, verify=verify)
         backend = open_backend(engine, bundle, threads)
-        return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv)
+        return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv, decode=decode)
 
     @property
     def spec(self) -> Spec:
@@ -186,7 +195,7 @@ class Session:
         clock = self._clock = GenerationClock(
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
         )
-        walk = Walk(loop, self.policy, self.heads)
+        walk = Walk(loop, self.policy, self.heads, sampler.choose, self._pace)
         logits = walk.prompt(prompt)
         depth = walk.depth
         clock.prefilled(len(prompt))

@@ -47,15 +47,20 @@ class Stopwatch:
 class LoopClock:
     """Nanoseconds of a depth loop: in all, inside the engine, and inside each depth's block calls.
 
-    ``rows`` are tokens × depths that the block was run for, ``calls`` how often it was called at each depth.
+    ``rows`` are tokens × depths that the block was run for, ``calls`` how often it was called at each depth; a call
+    with lanes at several depths counts at each of them, with its share of the time, and once in ``block_calls``.
     ``decide_ns`` is what ``decisions`` to stop or to go on took, reading logits included where they were needed for it.
+    ``drafts`` are tokens that were fed before they were final, ``accepted`` those that were right.
     """
 
     __slots__ = (
+        "accepted",
+        "block_calls",
         "block_ns",
         "calls",
         "decide_ns",
         "decisions",
+        "drafts",
         "engine_ns",
         "passes",
         "rows",
@@ -74,6 +79,7 @@ class LoopClock:
         self.engine_ns = 0
         self.passes = self.rows = self.tokens = 0
         self.decisions = self.decide_ns = 0
+        self.block_calls = self.drafts = self.accepted = 0
         self.block_ns[:] = [0] * len(self.block_ns)
         self.calls[:] = [0] * len(self.calls)
 
@@ -98,6 +104,16 @@ class LoopClock:
         depths = sum(self.calls)
         return (self.total_ns - self.engine_ns) / 1e6 / depths if depths else 0.0
 
+    @property
+    def passes_per_token(self) -> float:
+        """Reads of the block's weights a token."""
+        return self.block_calls / self.tokens if self.tokens else 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafts that were right; None without drafts."""
+        return self.accepted / self.drafts if self.drafts else None
+
 
 @dataclass(frozen=True)
 class GenerationStats:
@@ -120,6 +136,10 @@ class GenerationStats:
     """Mean time a depth spent in the depth loop outside the engine while decoding."""
     block_share: float
     """Block rows computed while decoding ÷ (tokens × R)."""
+    passes_per_token: float
+    """Block calls a token while decoding: R without exits, towards 1 when pipelined."""
+    acceptance: float | None
+    """Share of the drafts that were right; None without drafts."""
     kv_bytes_per_token: int
     """K and V of a token that runs every depth."""
     kv_bytes: int
@@ -178,6 +198,8 @@ class GenerationClock:
             ms_per_depth=self._loop.ms_per_depth,
             host_ms_per_depth=self._loop.host_ms_per_depth,
             block_share=self._loop.block_share,
+            passes_per_token=self._loop.passes_per_token,
+            acceptance=self._loop.acceptance,
             kv_bytes_per_token=self._kv()[0],
             kv_bytes=self._kv()[1],
             peak_rss_bytes=peak_rss_bytes(),

@@ -1,4 +1,4 @@
-"""One sequence under a policy: the full loop, early exit or routing behind one pair of calls."""
+"""One sequence under a policy: the full loop, early exit, routing or a pipeline behind one pair of calls."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from .acceptance import Pace
 from .backend import F32, I64
 from .early import EarlyExit
 from .exits import ExitRule
 from .loop import DepthLoop, Rows
+from .pipelined import Choose, Pipelined
 from .policy import Policy
 from .routed import RoutedLoop
 from .routing import RoutingRule
@@ -18,12 +20,21 @@ from .routing import RoutingRule
 class Walk:
     """One sequence on a loop under a policy."""
 
-    def __init__(self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32]) -> None:
+    def __init__(
+        self,
+        loop: DepthLoop,
+        policy: Policy,
+        heads: Mapping[str, F32],
+        draft: Choose | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """With ``draft`` and ``pace`` steps are pipelined."""
         self.loop = loop
         self.depth = loop.backend.spec.depths
         """Depths that the last token ran."""
         self.early: EarlyExit | None = None
         self.routed: RoutedLoop | None = None
+        self.pipelined = Pipelined(loop, draft, pace) if draft and pace else None
         rule = policy.rule
         if isinstance(rule, RoutingRule):
             self.routed = RoutedLoop(loop, rule, heads)
@@ -33,7 +44,10 @@ class Walk:
     def prompt(self, ids: I64, rows: Rows = "last") -> F32:
         """A prompt's ids [S] → logits [N, V]: at full depth, or routed."""
         if self.routed is None:
-            return self.loop.forward(ids, rows)
+            logits = self.loop.forward(ids, rows)
+            if self.pipelined is not None:
+                self.pipelined.begin(ids)
+            return logits
         logits, depths = self.routed.forward(ids, rows)
         self.depth = int(depths[-1])
         return logits
@@ -42,6 +56,8 @@ class Walk:
         """One more token → logits [1, V], and the depths that it ran."""
         if self.early is not None:
             return self.early.step(token)
+        if self.pipelined is not None:
+            return self.pipelined.step(token), self.depth
         return self.prompt(np.array([token], np.int64)), self.depth
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:

@@ -1,0 +1,148 @@
+"""Whether drafting pays, and at which depth: a cost model fed with the clocks and the acceptance that were seen.
+
+A plan is a draft depth k, and whether the depths behind it judge too. The last depth as k is sequential decoding.
+With acceptance α a token costs, when its draft was right, the k + 1 passes until the next draft, and otherwise all R
+passes of a pipeline that fills again, less those that an intermediate judge saves. The time of a pass is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RECENT = 48
+"""Predictions of a depth that its acceptance is a mean of, roughly."""
+ENOUGH = 8
+"""Predictions of a depth before its acceptance says anything."""
+TRIAL = 16
+"""Tokens that are drafted to find out whether it pays."""
+REST = 256
+"""Tokens decoded sequentially between trials; twice as many after each that failed, up to ``LONGEST``."""
+LONGEST = 4096
+MARGIN = 0.98
+"""Drafting has to promise this share of the sequential time at most: estimates are noisy."""
+
+
+class Mean:
+    """A running mean of about the last ``window`` samples, in which an outlier counts twice the mean at most."""
+
+    __slots__ = ("_window", "count", "value")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self.count = 0
+        self.value = 0.0
+
+    def add(self, sample: float, clip: bool = False) -> None:
+        """One more sample; with ``clip`` it counts as twice the mean at most."""
+        self.count += 1
+        if clip and self.count > 1:
+            sample = min(sample, 2 * self.value)
+        self.value += (sample - self.value) / min(self.count, self._window)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``depth``: whose prediction is fed on, R − 1: none before it is final. ``judge``: deeper ones correct it."""
+
+    depth: int
+    judge: bool = False
+
+
+class Pace:
+    """Chooses the plan. One a session: what was learned of the model and the machine stays."""
+
+    def __init__(self, depths: int) -> None:
+        self._depths = depths
+        self.sequential = Plan(depths - 1)
+        self.plan = Plan(0, judge=depths > 2)
+        self.acceptance = [Mean(RECENT) for _ in range(depths - 1)]
+        """By depth: how often its prediction was the final one."""
+        self._block = [Mean(RECENT) for _ in range(depths + 1)]  # by lanes of the call
+        self._read = [Mean(RECENT) for _ in range(depths + 1)]  # by rows read out, drafts chosen and all
+        self._around = Mean(RECENT)  # the rest of a pass
+        self._alone = Mean(RECENT)  # a token decoded sequentially
+        self._rest = REST
+        self._left = TRIAL  # tokens until the next decision
+
+    def saw(self, depth: int, right: bool) -> None:
+        """A prediction of ``depth`` became final, or did not."""
+        self.acceptance[depth].add(float(right))
+
+    def passed(self, lanes: int, block_ns: int, rows: int, read_ns: int, total_ns: int) -> None:
+        """What a pass took: the block's call, reading out ``rows`` rows (0: none), and in all."""
+        self._block[lanes].add(block_ns, clip=True)
+        if rows:
+            self._read[rows].add(read_ns, clip=True)
+        self._around.add(total_ns - block_ns - read_ns, clip=True)
+
+    def alone(self, ns: int) -> None:
+        """What a token took that was decoded sequentially."""
+        self._alone.add(ns, clip=True)
+
+    def token(self) -> None:
+        """One more token is final: the plan may change with it."""
+        self._left -= 1
+        trial = self.plan != self.sequential
+        if self._left > 0 and not (trial and self._hopeless()):
+            return
+        if not trial:
+            self.plan, self._left = Plan(0, judge=self._depths > 2), TRIAL
+            return
+        best = min(self._plans(), key=self.cost)
+        if self.cost(best) <= MARGIN * self.cost(self.sequential):
+            self.plan, self._left, self._rest = best, TRIAL, REST
+        else:
+            self.plan, self._left = self.sequential, self._rest
+            self._rest = min(2 * self._rest, LONGEST)
+
+    def _hopeless(self) -> bool:
+        """Was a trial so bad that its rest is not worth the time?"""
+        seen = self.acceptance[self.plan.depth]
+        return seen.count >= ENOUGH and self.cost(self.plan) > 1.1 * self.cost(self.sequential)
+
+    def _plans(self) -> list[Plan]:
+        known = [k for k in range(self._depths - 1) if self.acceptance[k].count >= ENOUGH]
+        judges = (False, True) if self._depths > 2 else (False,)
+        return [Plan(k, j) for k in known for j in judges if not (j and k == self._depths - 2)] or [self.plan]
+
+    def cost(self, plan: Plan) -> float:
+        """Nanoseconds that a token is expected to take."""
+        last, k = self._depths - 1, plan.depth
+        if k == last:
+            every = self._depths * self._of(self._block, 1) + self._of(self._read, 1) + self._around.value
+            return self._alone.value or every
+        right = self.acceptance[k].value
+        steady = sum(self._pass(plan, range(j, last + 1, k + 1)) for j in range(k + 1))
+        refill = [self._pass(plan, range(i % (k + 1), i + 1, k + 1)) for i in range(self._depths)]
+        wrong = sum(refill)
+        if plan.judge and right < 1:
+            before = right
+            for depth in range(k + 1, last):
+                better = max(self.acceptance[depth].value - before, 0.0)
+                wrong -= better / (1 - right) * (last - depth) * wrong / self._depths
+                before += better
+        return right * steady + (1 - right) * wrong
+
+    def _pass(self, plan: Plan, active: range) -> float:
+        """A pass with lanes at the depths ``active``; idle ones between them cost as much."""
+        last = self._depths - 1
+        rows = sum(d in (plan.depth, last) or (plan.judge and d > plan.depth) for d in active)
+        read = self._of(self._read, rows) if rows else 0.0
+        return self._of(self._block, active[-1] - active[0] + 1) + read + self._around.value
+
+    @staticmethod
+    def _of(means: list[Mean], n: int) -> float:
+        """The time of n, or of the nearest number that was measured."""
+        known = [i for i, mean in enumerate(means) if mean.count]
+        return means[min(known, key=lambda i: abs(i - n))].value if known else 0.0
+
+
+class Fixed(Pace):
+    """Always the same plan."""
+
+    def __init__(self, depths: int, plan: Plan) -> None:
+        super().__init__(depths)
+        self.plan = plan
+
+    def token(self) -> None:
+        """Nothing changes."""
