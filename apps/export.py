@@ -39,7 +39,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="onnx", metavar="NAME[,NAME]", help="what to export to (default: onnx)"
     )
     parser.add_argument(
-        "--quant", choices=list(RECIPES), default="int4", help="how matrices are stored (default: int4)"
+        "--quant",
+        choices=list(RECIPES),
+        default="int4",
+        help="how matrices are stored (default: int4); -channel: a scale a row",
     )
     parser.add_argument(
         "--group-size",

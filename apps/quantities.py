@@ -91,8 +91,9 @@ def unrolled_bytes(manifest: Manifest) -> int:
 
     It is on the low side: graphs, which would grow too, are counted as they are.
     """
-    is_float = manifest.quantization.bits == 32
-    a_weight = 4.0 if is_float else manifest.quantization.bits / 8 + 2 / manifest.quantization.group_size
+    stored = manifest.quantization
+    is_float = stored.bits == 32
+    a_weight = 4.0 if is_float else stored.bits / 8 + 2 / (stored.group_size or manifest.spec.hidden_size)
     repeated = (manifest.unrolled_parameters - manifest.parameters) * a_weight
     merged = delta_parameters(manifest.spec) * (4 if is_float else 2)
     return bundle_bytes(manifest) + round(repeated) - merged

@@ -24,7 +24,10 @@ MS = "com.microsoft::"
 
 @dataclass(frozen=True)
 class Numerics:
-    """How matrices are stored (bits 32: float) and how precisely MatMulNBits computes (4: int8 activations)."""
+    """How matrices are stored and how precisely MatMulNBits computes (4: int8 activations).
+
+    ``bits`` 32 is float, ``group_size`` 0 one scale for each row (``rowwise.py``).
+    """
 
     bits: int
     group_size: int

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..runtime.spec import Segment, Spec
 from ..runtime.weights import MATRICES, projection_shapes
-from . import fused
+from . import fused, rowwise
 from .fused import Cache, LaneTensors, Numerics
 from .weights import SPLIT, split_rows
 
@@ -25,14 +25,15 @@ Weights = Mapping[str, Tensor]
 
 
 class Matrix(nn.Module):
-    """A float or group-quantized matrix [N, K]."""
+    """A float or quantized matrix [N, K]; its codes are as stored, or [N, K] where a row has one scale."""
 
     def __init__(self, weights: Weights, name: str, numerics: Numerics) -> None:
         super().__init__()
         self.numerics = numerics
         self.quantized = f"{name}.codes" in weights
         if self.quantized:
-            self.register_buffer("codes", weights[f"{name}.codes"])
+            codes = weights[f"{name}.codes"]
+            self.register_buffer("codes", codes if numerics.group_size else codes.flatten(1))
             self.register_buffer("scales", weights[f"{name}.scales"])
         else:
             self.register_buffer("weight", weights[f"{name}.weight"])
@@ -41,11 +42,14 @@ class Matrix(nn.Module):
         """x [..., K] → [..., N]."""
         if not self.quantized:
             return F.linear(x, self.get_buffer("weight"))
-        return fused.matmul_nbits(x, self.get_buffer("codes"), self.get_buffer("scales"), self.numerics)
+        codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        if not self.numerics.group_size:
+            return rowwise.matmul(x, codes, scales)
+        return fused.matmul_nbits(x, codes, scales, self.numerics)
 
 
 class Table(nn.Module):
-    """A float or group-quantized embedding table [V, D].
+    """A float or quantized embedding table [V, D].
 
     Its codes are held as [V, bytes], the shape that the operator takes: turning a matrix's codes into it would
     make engines hold a second copy of the largest tensor.
@@ -66,6 +70,8 @@ class Table(nn.Module):
         if not self.quantized:
             return F.embedding(ids, self.get_buffer("weight"))
         codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        if not self.numerics.group_size:
+            return rowwise.gather(ids, codes, scales)
         return fused.gather_quantized(ids, codes, scales, self.numerics, self.columns)
 
 

@@ -1,9 +1,10 @@
 """Group-wise symmetric integer codes: the one place where a weight becomes a number of few bits.
 
-A row [K] of a matrix is cut into groups of G, the last padded with zeros. Each has one scale and codes around
-zero, stored with an offset as unsigned bytes: int8 value = (code − 128)·scale, int4 value = (nibble − 8)·scale,
-two nibbles a byte, low first. Scales are rounded to bfloat16 and kept in float16's normal range **before** the
-codes are chosen, so the same numbers are exact on engines that hold scales as bfloat16, float16 or float32.
+A row [K] of a matrix is cut into groups of G, the last padded with zeros, or it is one group. Each has one scale and
+codes around zero, stored with an offset as unsigned bytes: int8 value = (code − 128)·scale, int4 value =
+(nibble − 8)·scale, two nibbles a byte, low first. Scales are rounded to bfloat16 and kept in float16's normal range
+**before** the codes are chosen, so the same numbers are exact on engines that hold scales as bfloat16, float16 or
+float32.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ class Packed:
 
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> Packed:
-    """Round-to-nearest codes of ``weight`` [N, K] float32; the last group is padded with zeros to G."""
+    """Round-to-nearest codes of ``weight`` [N, K] float32; the last group is padded with zeros to G.
+
+    ``group_size`` 0: a row is a group.
+    """
     columns = weight.shape[1]
+    group_size = group_size or columns
     groups = -(-columns // group_size)
     padding = groups * group_size - columns
     parts = []

@@ -37,25 +37,29 @@ _SMALL = (Rule("*norm.weight", FLOAT32), Rule("*.lora_?", FLOAT16))
 RECIPES: dict[str, tuple[Rule, ...]] = {
     "none": (Rule("*", FLOAT32),),
     "int8": (*_SMALL, Rule("*", Storage(8))),
+    "int8-channel": (*_SMALL, Rule("*", Storage(8))),
     "int4": (*_SMALL, Rule("*", Storage(4))),
 }
+
+PER_CHANNEL = frozenset({"int8-channel"})
+"""Recipes whose groups are whole rows: output channels, as engines call them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named rule list and the group size of its integer codes."""
+    """A named rule list and the group size of its integer codes; 0: one scale for each row of a matrix."""
 
     name: str
     group_size: int
 
     @staticmethod
     def named(name: str, group_size: int) -> Recipe:
-        """UsageError for a recipe or group size that does not exist."""
+        """UsageError for a recipe or group size that does not exist; ``group_size`` is for those that have groups."""
         if name not in RECIPES:
             raise UsageError(f"unknown quantization {name!r}: choose one of {', '.join(RECIPES)}")
         if group_size not in GROUP_SIZES:
             raise UsageError(f"group size {group_size}: choose one of {', '.join(map(str, GROUP_SIZES))}")
-        return Recipe(name, group_size)
+        return Recipe(name, 0 if name in PER_CHANNEL else group_size)
 
     @property
     def bits(self) -> int:

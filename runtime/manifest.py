@@ -24,7 +24,10 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the matrices are stored. ``bits`` 32 means float32 and then ``group_size`` is 0."""
+    """How the matrices are stored. ``bits`` 32 means float32.
+
+    ``group_size`` 0: no groups, but one scale for each row (or none, for float32).
+    """
 
     scheme: str
     bits: int

@@ -2,7 +2,8 @@
 
 A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K: ``X.scales`` [N, K/G] float16
 and ``X.codes`` uint8. int8 codes are [N, K/G, G], value (code − 128)·scale; int4 codes are [N, K/G, G/2], two
-a byte, the low nibble first, value (nibble − 8)·scale. The shape says which of the two a matrix is.
+a byte, the low nibble first, value (nibble − 8)·scale. The shape says which of the two a matrix is. G 0 means that a
+row is one group.
 """
 
 from __future__ import annotations
@@ -114,12 +115,13 @@ class Weights:
             if f"{name}.codes" not in tensors:
                 self._check(f"{name}.weight", (n, k))
                 continue
-            if group_size < 2 or group_size % 2:
+            group = group_size or k
+            if group < 2 or group % 2:
                 raise BundleError(
                     f"{name} is quantized in groups of {group_size}; export the checkpoint again"
                 )
-            groups = -(-k // group_size)
-            self._check(f"{name}.codes", (n, groups, group_size), (n, groups, group_size // 2))
+            groups = -(-k // group)
+            self._check(f"{name}.codes", (n, groups, group), (n, groups, group // 2))
             self._check(f"{name}.scales", (n, groups))
 
     def _check(self, name: str, *wanted: tuple[int, ...]) -> None:
@@ -153,4 +155,5 @@ class Weights:
             return self._tensors[f"{name}.weight"][pick].astype(np.float32, copy=False)
         codes = self._tensors[f"{name}.codes"][pick].astype(np.uint8, copy=False)
         scales = self._tensors[f"{name}.scales"][pick].astype(np.float16, copy=False)
-        return dequantize(codes, scales, self._group_size, self._columns[name])
+        columns = self._columns[name]
+        return dequantize(codes, scales, self._group_size or columns, columns)

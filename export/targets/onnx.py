@@ -15,6 +15,7 @@ from ...runtime.backends.onnx import OnnxBackend
 from ...runtime.errors import ExportError
 from ...runtime.kv import visible
 from ...runtime.spec import Spec
+from .. import rowwise
 from ..fused import Numerics
 from ..graphs import write_graphs
 from ..oracle import Oracle
@@ -88,6 +89,7 @@ def _with_float_activations(path: Path) -> Path:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = FLOAT_ACTIVATIONS
+    rowwise.to_float(model.graph)
     copy = path.with_suffix(".float.onnx")
     onnx.save(model, copy)
     return copy

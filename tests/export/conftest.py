@@ -57,7 +57,7 @@ def oracle(
         path = root / f"{kind}-{quant}-{group_size}.safetensors"
         if not path.exists():
             write_weights(reading(kind), recipe, path)
-        return Oracle.open(reading(kind).spec, path, Numerics(recipe.bits, group_size, FLOAT))
+        return Oracle.open(reading(kind).spec, path, Numerics(recipe.bits, recipe.group_size, FLOAT))
 
     return get
 
@@ -89,7 +89,7 @@ def stored_reading(reading: Callable[[str], Reading]) -> Callable[..., Reading]:
             tensor, storage = original.tensors[name](), recipe.storage(name)
             if storage.is_float:
                 return tensor if storage.bits == 32 else tensor.half().float()
-            packed = quantize(tensor, storage.bits, group_size)
+            packed = quantize(tensor, storage.bits, recipe.group_size)
             return torch.from_numpy(dequantize(packed, tensor.shape[1]).copy())
 
         return replace(original, tensors={name: partial(kept, name) for name in original.tensors})

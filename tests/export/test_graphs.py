@@ -53,6 +53,14 @@ QUANTIZED = {
         ("rec_middle_cycle", "none", 32, QUANTIZED | {"MatMulNBits": 0}, 8),
         # LoRA on q, k, v, o, gate, up, down: a pair of products for each of the 4 fused projections.
         ("mor-lora", "int4", 32, QUANTIZED, 16),
+        # One scale a row: every matrix takes activations that are quantized token by token.
+        (
+            "rec_middle_cycle",
+            "int8-channel",
+            32,
+            QUANTIZED | {"MatMulNBits": 0, "MatMulIntegerToFloat": 8, "QuantizeLinear": 8},
+            0,
+        ),
         # Sandwich norms: two more a layer, on outputs; 2 layers.
         ("ouro", "int4", 128, QUANTIZED | {"SimplifiedLayerNormalization": 6}, 0),
     ],
@@ -86,7 +94,12 @@ def test_prologue_and_epilogue(exported: Bundles) -> None:
     assert operators(load(ouro, "epilogue"))["MatMulNBits"] == 1
 
 
-BUNDLES = [("rec_middle_cycle", "none", 32), ("mor-lora", "int4", 32), ("ouro", "int4", 128)]
+BUNDLES = [
+    ("rec_middle_cycle", "none", 32),
+    ("mor-lora", "int8-channel", 32),
+    ("mor-lora", "int4", 32),
+    ("ouro", "int4", 128),
+]
 
 
 @pytest.mark.parametrize(("kind", "quant", "group_size"), BUNDLES)

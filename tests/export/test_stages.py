@@ -51,7 +51,9 @@ def test_every_tiny_model(oracle: Oracles, reading: Callable[[str], Reading], ki
     assert difference(run(oracle(kind), IDS), wanted) <= 2e-5 * max(1, float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize(("quant", "group_size"), [("int8", 32), ("int4", 32), ("int4", 128)])
+@pytest.mark.parametrize(
+    ("quant", "group_size"), [("int8", 32), ("int8-channel", 32), ("int4", 32), ("int4", 128)]
+)
 @pytest.mark.parametrize("kind", ["edgeloop", "mor-norms", "mobilellm", "ouro"])
 def test_quantized(
     oracle: Oracles, stored_reading: Callable[..., Reading], kind: str, quant: str, group_size: int

@@ -22,7 +22,7 @@ from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.weights import MATRICES, Weights, matrix_shapes, small_shapes
 
 Readings = Callable[..., Reading]
-QUANTS = [("none", 32), ("int8", 64), ("int4", 32), ("int4", 128)]
+QUANTS = [("none", 32), ("int8", 64), ("int8-channel", 32), ("int4", 32), ("int4", 128)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,9 +56,10 @@ def test_the_runtime_reads_what_the_recipe_keeps(
     reading: Readings, stored_reading: Readings, tmp_path: Path, kind: str, quant: str, group_size: int
 ) -> None:
     path = tmp_path / "weights.safetensors"
-    write_weights(reading(kind), Recipe.named(quant, group_size), path)
+    recipe = Recipe.named(quant, group_size)
+    write_weights(reading(kind), recipe, path)
     spec, tensors = reading(kind).spec, load_file(path)
-    weights = Weights(spec, tensors, group_size)
+    weights = Weights(spec, tensors, recipe.group_size)
     kept = stored_reading(kind, quant, group_size).tensors
     for name in small_shapes(spec):
         np.testing.assert_array_equal(weights.small(name), kept[name]().numpy())

@@ -58,12 +58,14 @@ def as_bytes(integers: list[list[list[int]]], bits: int) -> npt.NDArray[np.uint8
     return np.array(pairs, np.uint8)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("bits", "group_size"), [(8, 32), (8, 64), (8, 128), (8, 0), (4, 32), (4, 64), (4, 128)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_codes_and_scales(shape: tuple[int, int], group_size: int, bits: int) -> None:
+def test_codes_and_scales(shape: tuple[int, int], bits: int, group_size: int) -> None:
     weight = random(shape)
     packed = quantize(weight, bits, group_size)
+    group_size = group_size or shape[1]
     integers, scales = plainly(weight.numpy(), bits, group_size)
     groups = -(-shape[1] // group_size)
     assert packed.codes.shape == (shape[0], groups, group_size * bits // 8)

@@ -14,7 +14,8 @@ MATRICES = ["embed.weight", "head.weight", f"{LAYER}.q_proj.weight", f"{LAYER}.d
 
 
 @pytest.mark.parametrize(
-    ("name", "matrix", "norm", "delta"), [("none", 32, 32, 32), ("int8", 8, 32, 16), ("int4", 4, 32, 16)]
+    ("name", "matrix", "norm", "delta"),
+    [("none", 32, 32, 32), ("int8", 8, 32, 16), ("int8-channel", 8, 32, 16), ("int4", 4, 32, 16)],
 )
 def test_bits_of_every_kind_of_tensor(name: str, matrix: int, norm: int, delta: int) -> None:
     recipe = Recipe.named(name, 32)
@@ -32,7 +33,7 @@ def test_every_recipe_ends_with_a_rule_for_the_rest() -> None:
 @pytest.mark.parametrize(
     ("name", "group_size", "message"),
     [
-        ("int3", 32, "unknown quantization 'int3': choose one of none, int8, int4"),
+        ("int3", 32, "unknown quantization 'int3': choose one of none, int8, int8-channel, int4"),
         ("", 32, "unknown quantization ''"),
         ("int4", 48, "group size 48: choose one of 32, 64, 128"),
         ("none", 0, "group size 0"),
@@ -41,6 +42,11 @@ def test_every_recipe_ends_with_a_rule_for_the_rest() -> None:
 def test_unknown_names_and_sizes(name: str, group_size: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Recipe.named(name, group_size)
+
+
+def test_a_channel_is_a_whole_row_whatever_the_group_size() -> None:
+    assert Recipe.named("int8-channel", 64).group_size == 0
+    assert Recipe.named("int8", 64).group_size == 64
 
 
 def test_group_sizes_hold_whole_bytes() -> None:

@@ -19,7 +19,12 @@ from edgeloop.runtime.manifest import Manifest, read_manifest
 from edgeloop.runtime.session import Session
 
 Bundles = Callable[..., Path]
-QUANTIZED = [("mor-lora", "int4", 32), ("mobilellm", "int8", 64), ("ouro", "int4", 128)]
+QUANTIZED = [
+    ("mor-lora", "int4", 32),
+    ("mobilellm", "int8", 64),
+    ("mor-lora", "int8-channel", 32),
+    ("ouro", "int4", 128),
+]
 IDS = np.random.default_rng(5).integers(0, 320, 24)
 
 
