@@ -112,7 +112,8 @@ class Depth:
         """rows [R, D] → [D], or [B, 1, D] by lane."""
         if isinstance(self.repeat, int):
             return rows[self.repeat]
-        return rows.index_select(0, self.repeat)[:, None]
+        # In this order engines fold the new axis into the table.
+        return rows[:, None].index_select(0, self.repeat)
 
     def mask(self, owners: tuple[int, ...]) -> Tensor:
         """[B, 1, len(owners)]: 1 where the column's owner is the lane's depth. Shared by a call's layers."""
