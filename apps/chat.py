@@ -11,6 +11,7 @@ from ..runtime.errors import UsageError
 from .console import Console
 from .options import (
     at_least,
+    decode_argument,
     depth_arguments,
     open_session,
     sampling_arguments,
@@ -43,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
+    decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
 

@@ -73,8 +73,18 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
     group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
 
 
+def decode_argument(parser: argparse.ArgumentParser) -> None:
+    """How the depths of neighbouring tokens are run."""
+    parser.add_argument(
+        "--decode",
+        default="sequential",
+        metavar="HOW",
+        help="sequential, the default; pipelined: depths of neighbouring tokens in one call, the same text sooner",
+    )
+
+
 def open_session(args: argparse.Namespace) -> Session:
-    """The session that ``session_arguments``, and ``depth_arguments`` if the verb has them, describe."""
+    """The session that ``session_arguments``, and the other two above if the verb has them, describe."""
     from ..runtime.session import Session
 
     return Session.open(
@@ -85,6 +95,7 @@ def open_session(args: argparse.Namespace) -> Session:
         exit=getattr(args, "exit", None),
         missing=getattr(args, "missing", None),
         kv=getattr(args, "kv", None),
+        decode=getattr(args, "decode", "sequential"),
     )
 
 

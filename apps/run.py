@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .console import Console
 from .options import (
     at_least,
+    decode_argument,
     depth_arguments,
     open_session,
     prompt_text,
@@ -27,6 +28,7 @@ examples:
   edgeloop run bundle -p "Once upon a time"
   edgeloop run bundle -p "Once upon a time" -n 400 --temperature 0.8 --top-p 0.95 --seed 7
   edgeloop run bundle -p "Once upon a time" --exit confidence:0.9 --colour
+  edgeloop run bundle -p "Once upon a time" --decode pipelined
   edgeloop run bundle -p - --stop "The End" < beginning.txt
   edgeloop run bundle -p "Once upon a time" --json
 """
@@ -60,6 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="colour each token by the depths that it ran; auto, the default of the flag, on a terminal only",
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
+    decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
 
@@ -73,9 +76,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if not args.chat:
             console.echo(prompt)
         told = tell(steps, console, depths=session.spec.depths if colour else 0)
-        stats, policy = session.stats, session.policy
+        stats, policy, decode = session.stats, session.policy, session.decode
     if console.json:
-        used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv}
+        used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv, "decode": decode}
         console.result({**generation(told, stats), **used})
     else:
         if colour:
@@ -108,6 +111,8 @@ def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
         "depths": [step.depth for step in steps],
         "mean_depth": stats.mean_depth,
         "block_share": stats.block_share,
+        "passes_per_token": stats.passes_per_token,
+        "acceptance": stats.acceptance,
         "kv_bytes_per_token": stats.kv_bytes_per_token,
         "kv_bytes": stats.kv_bytes,
         "prompt_tokens": stats.prefill_tokens,
@@ -135,6 +140,8 @@ def cost(stats: GenerationStats) -> str:
     ]
     if len(set(stats.depths)) > 1:
         parts.append(f"{stats.mean_depth:.2f} depths a token")
+    if stats.acceptance is not None:
+        parts.append(f"{stats.passes_per_token:.2f} passes a token ({stats.acceptance:.0%} of drafts right)")
     if stats.peak_rss_bytes is not None:
         parts.append(f"{byte_count(stats.peak_rss_bytes)} peak memory")
     return f"[{', '.join(parts)}]"
