@@ -32,6 +32,7 @@ EXAMPLES = """\
 examples:
   edgeloop bench bundle
   edgeloop bench bundle --prompt-tokens 512 --tokens 64 --runs 10 --threads 2
+  edgeloop bench bundle --decode all --text some.txt
   edgeloop bench bundle --json
 """
 
@@ -48,6 +49,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=at_least(1), default=128, metavar="N", help="to write (default: 128)"
     )
     parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="counted runs (default: 5)")
+    group = parser.add_argument_group("ways to decode")
+    group.add_argument(
+        "--decode",
+        choices=("all",),
+        help="compare sequential and pipelined decoding, and what their calls cost",
+    )
+    group.add_argument(
+        "--text", metavar="FILE", help="with --decode: UTF-8 text whose paragraphs are continued"
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.bundle import Bundle
     from ..runtime.loop import DepthLoop
 
+    if args.text and not args.decode:
+        raise UsageError("--text is what --decode all continues; give both or neither")
     bundle = Bundle.open(args.bundle)
     spec, wanted = bundle.spec, args.prompt_tokens + args.tokens
     capacity = args.context or spec.context_length
@@ -76,6 +88,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
             "choose fewer --prompt-tokens and --tokens, or another --context"
         )
     backend = open_backend(args.engine, bundle, args.threads)
+    if args.decode:
+        from .bench_decode import bench_decoding
+
+        bench_decoding(args, bundle, backend, console)
+        return
     loop = DepthLoop(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, spec.vocab_size, args.prompt_tokens, np.int64)
     runs = []

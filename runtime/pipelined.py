@@ -90,7 +90,7 @@ class Pipelined:
     def __init__(self, loop: DepthLoop, draft: Choose, pace: Pace) -> None:
         """``draft`` chooses from a shallow depth's logits; what is final, the caller chooses."""
         spec = loop.backend.spec
-        self.loop, self.pace, self._draft = loop, pace, draft
+        self.loop, self.pace, self.draft = loop, pace, draft
         self._depths, self._width = spec.depths, spec.hidden_size
         self._shared = shares_kv(spec)
         self._at = [_NONE] * self._depths
@@ -191,7 +191,7 @@ class Pipelined:
             if position > self._newest or position < self._final:
                 continue
             after = position + 1
-            token = self._draft(self._logits[row], self._tokens[:after], after)
+            token = self.draft(self._logits[row], self._tokens[:after], after)
             self._predicted[depth][after % (self._depths + 1)] = token
             if position < self._newest:
                 if int(self._tokens[after]) == token:

@@ -36,7 +36,7 @@ def test_run_writes_the_same(bundle: Path, command_json: Json, sampling: tuple[o
     assert plain["acceptance"] is None
     assert plain["passes_per_token"] == 3
     assert 0 <= found["acceptance"] <= 1
-    assert 1 <= found["passes_per_token"]
+    assert found["passes_per_token"] >= 1
 
 
 def test_the_cost_names_passes_and_drafts(bundle: Path, command: Command) -> None:

@@ -1,0 +1,301 @@
+"""``edgeloop bench --decode all``: what a call with several depths costs, and what pipelined decoding makes of it.
+
+Every way of decoding writes the same texts, token by token, and each step's own choice is compared with the text.
+All of them take turns, round by round, so that a machine that is slow for a while is slow for all; a speed is the
+median of the rounds' ratios to sequential decoding. The first round is a warm-up and not counted; a row's pace goes
+on from round to round as a session's does.
+
+Forced acceptance: the benchmark knows the text, and hands the decoder right and wrong drafts in a seeded order. What a
+draft costs is paid all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..runtime.acceptance import Pace
+from ..runtime.backend import I64, Backend, Lanes, shares_kv
+from ..runtime.bundle import Bundle
+from ..runtime.errors import UsageError
+from ..runtime.heads import read_heads
+from ..runtime.kv import KVCache
+from ..runtime.loop import DepthLoop
+from ..runtime.pipelined import Choose, Pipelined, check_decode
+from ..runtime.policy import choose_policy
+from ..runtime.sampling import Sampler, SamplingOptions
+from ..runtime.timing import Stopwatch
+from .console import Console, Progress
+from .options import read_text
+
+FORCED = (0.0, 0.5, 0.7, 0.9, 1.0)
+PROMPT = 24
+"""Tokens of a text that are the prompt of its row."""
+TEXTS = 6
+REPEATS = 6
+"""Calls of a stage in each round."""
+WARM = SamplingOptions(temperature=0.8, seed=1)
+
+
+@dataclass(frozen=True)
+class Tale:
+    """ids [prompt + tokens], which ``sampler`` chose sequentially."""
+
+    name: str
+    ids: I64
+    prompt: int
+    sampler: Sampler
+
+
+@dataclass
+class Row:
+    """One way to decode one tale, and what its counted rounds took. Without ``pace`` it is sequential."""
+
+    tale: Tale
+    name: str
+    pace: Pace | None = None
+    draft: Choose | None = None
+    forced: float | None = None
+    ms: list[float] = field(default_factory=list)
+    """Of a token, by round."""
+    tokens: int = 0
+    calls: int = 0
+    drafts: int = 0
+    accepted: int = 0
+    flips: int = 0
+    """Tokens that it would have chosen otherwise."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A stage's call with ``rows`` rows, and its milliseconds by round."""
+
+    stage: str
+    rows: int
+    run: Callable[[], object]
+    ms: list[float] = field(default_factory=list)
+
+
+def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
+    """Measure and report; UsageError for a model that is not decoded pipelined."""
+    spec = bundle.spec
+    check_decode("pipelined", spec, choose_policy(spec, read_heads(bundle), bundle.manifest.exits))
+    capacity = max(args.prompt_tokens, PROMPT) + args.tokens
+    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    with console.progress() as progress:
+        progress("writing the texts", 0.0)
+        known, texts = write_all(args, bundle, loop)
+        rows = [row for tale in (known, *texts) for row in rows_of(tale, spec.depths, forced=tale is known)]
+        calls = stage_calls(backend, loop.cache, args.prompt_tokens)
+        run_rounds(loop, rows, calls, args.runs, progress)
+    report(console, rows, calls)
+
+
+def write_all(args: argparse.Namespace, bundle: Bundle, loop: DepthLoop) -> tuple[Tale, list[Tale]]:
+    """The tale whose acceptance is forced, and those of ``--text``, greedy and sampled."""
+    random = np.random.default_rng(0)
+    prompt = random.integers(0, bundle.spec.vocab_size, args.prompt_tokens, np.int64)
+    greedy, warm = Sampler(SamplingOptions()), Sampler(WARM)
+    known = write(loop, "random tokens", prompt, args.tokens, greedy)
+    texts = []
+    for name, ids in prompts(args.text, bundle) if args.text else []:
+        texts.append(write(loop, name, ids, args.tokens, greedy))
+        texts.append(write(loop, f"{name} (temperature {warm.options.temperature})", ids, args.tokens, warm))
+    return known, texts
+
+
+def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
+    """Names and ids of the beginnings of up to ``TEXTS`` paragraphs, from all over the text; UsageError without any."""
+    from ..runtime.tokenizer import Tokenizer
+
+    if bundle.manifest.tokenizer is None:
+        raise UsageError(f"{bundle.folder} has no tokenizer, so --text has no place: leave it out")
+    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer))
+    encoded = ((p, tokenizer.encode(p)) for p in read_text(file).split("\n\n"))
+    long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]
+    if not long_enough:
+        raise UsageError(f"{file} has no paragraph of {PROMPT} tokens or more; give a longer text")
+    chosen = np.linspace(0, len(long_enough) - 1, min(TEXTS, len(long_enough))).astype(int)
+    picked = [long_enough[i] for i in sorted(set(chosen.tolist()))]
+    return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
+
+
+def write(loop: DepthLoop, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Tale:
+    """A tale of ``tokens`` tokens behind prompt [S], decoded sequentially; end-of-text does not end it."""
+    ids = np.empty(len(prompt) + tokens, np.int64)
+    ids[: len(prompt)] = prompt
+    loop.reset()
+    logits = loop.forward(prompt)
+    for position in range(len(prompt), len(ids)):
+        ids[position] = sampler.choose(logits[-1], ids[:position], position)
+        logits = loop.forward(ids[position : position + 1])
+    return Tale(name, ids, len(prompt), sampler)
+
+
+def rows_of(tale: Tale, depths: int, forced: bool) -> list[Row]:
+    """Sequential, and pipelined with drafts of its own or with forced ones."""
+    rows = [Row(tale, "sequential")]
+    if not forced:
+        return [*rows, Row(tale, "pipelined", Pace(depths), tale.sampler.choose)]
+    for share in FORCED:
+        name = f"pipelined, forced acceptance {share:.1f}"
+        rows.append(Row(tale, name, Pace(depths), forced_draft(tale, share), share))
+    return rows
+
+
+def forced_draft(tale: Tale, share: float) -> Choose:
+    """Drafts of which ``share`` are right."""
+    ids, choose = tale.ids, tale.sampler.choose
+    right = np.random.default_rng(0).permutation(len(ids)) < round(share * len(ids))
+
+    def draft(logits: np.ndarray, history: np.ndarray, position: int) -> int:
+        token = choose(logits, history, position)
+        if position >= len(ids):
+            return token
+        return int(ids[position]) if right[position] else int(ids[position] + 1) % len(logits)
+
+    return draft
+
+
+def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
+    """The block with 1 … R lanes, a depth each, and the stages around it with 1 and 2 rows."""
+    spec, random = backend.spec, np.random.default_rng(0)
+    made = []
+    for n in range(1, spec.depths + 1):
+        state = random.standard_normal((n, 1, spec.hidden_size)).astype(np.float32)
+        if shares_kv(spec):  # depth 0 first, then the deeper tokens as one lane
+            lanes = [Lanes.single(0, cached, 1, 0), *([Lanes.single(1, cached, n - 1, 0)] if n > 1 else [])]
+            states = [state[:1], np.ascontiguousarray(state[None, 1:, 0])]
+        else:
+            ones, at = np.ones(n, np.int32), np.full(n, cached)
+            lanes, states = [Lanes(np.arange(n), at, ones, at[:, None])], [state]
+
+        def block(lanes: list[Lanes] = lanes, states: list[np.ndarray] = states) -> None:
+            for lane, state in zip(lanes, states, strict=False):
+                backend.block(state, lane, cache)
+
+        made.append(Call("block", n, block))
+    for n in (1, 2):
+        lane, rows, ids = Lanes.single(0, cached, n, 0), np.arange(n), np.ones((1, n), np.int64)
+        last = Lanes.single(spec.depths - 1, cached, n, 0)
+        state = random.standard_normal((1, n, spec.hidden_size)).astype(np.float32)
+
+        def prologue(ids: I64 = ids, lane: Lanes = lane) -> None:
+            backend.prologue(ids, lane, cache)
+
+        def epilogue(state: np.ndarray = state, rows: I64 = rows, lane: Lanes = last) -> None:
+            backend.epilogue(state, rows, lane, cache)
+
+        made += [Call("prologue", n, prologue), Call("epilogue", n, epilogue)]
+    return sorted(made, key=lambda call: ("prologue", "block", "epilogue").index(call.stage))
+
+
+def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int, progress: Progress) -> None:
+    """A warm-up, and ``rounds`` that are counted."""
+    first = rows[1]
+    assert first.draft is not None
+    assert first.pace is not None
+    pipeline = Pipelined(loop, first.draft, first.pace)
+    for turn in range(rounds + 1):
+        progress("decoding in turns", turn / (rounds + 1))
+        for call in calls:
+            watch = Stopwatch()
+            for _ in range(REPEATS):
+                call.run()
+            call.ms.extend([watch.ms / REPEATS] if turn else [])
+        for row in rows:
+            run_row(loop, pipeline, row, counted=turn > 0)
+
+
+def run_row(loop: DepthLoop, pipeline: Pipelined, row: Row, counted: bool) -> None:
+    """Write the row's tale once more."""
+    ids, first, choose = row.tale.ids, row.tale.prompt, row.tale.sampler.choose
+    loop.reset()
+    loop.forward(ids[:first])
+    if row.pace is not None and row.draft is not None:
+        pipeline.pace, pipeline.draft = row.pace, row.draft
+        pipeline.begin(ids[:first])
+    loop.clock.restart()
+    flips, watch = 0, Stopwatch()
+    for position in range(first, len(ids) - 1):
+        token, after = int(ids[position]), position + 1
+        logits = pipeline.step(token) if row.pace else loop.forward(ids[position:after])
+        flips += choose(logits[-1], ids[:after], after) != ids[after]
+    ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
+    if counted:
+        row.ms.append(ms / tokens)
+        row.tokens += tokens
+        row.calls += clock.block_calls
+        row.drafts += clock.drafts
+        row.accepted += clock.accepted
+        row.flips += flips
+
+
+def summary(row: Row, base: Row) -> dict[str, object]:
+    """What a row found, for machines; ``base`` is the sequential row of its tale."""
+    return {
+        "text": row.tale.name,
+        "decode": "sequential" if row.pace is None else "pipelined",
+        "forced_acceptance": row.forced,
+        "acceptance": row.accepted / row.drafts if row.drafts else None,
+        "drafted": row.drafts / row.tokens,
+        "passes_per_token": row.calls / row.tokens,
+        "tokens_per_s": 1000 / statistics.median(row.ms),
+        "speed": statistics.median(b / a for a, b in zip(row.ms, base.ms, strict=True)),
+        "flips": row.flips / len(row.ms),
+        "tokens": row.tokens // len(row.ms),
+    }
+
+
+def report(console: Console, rows: list[Row], calls: list[Call]) -> None:
+    """Two or three tables, or the same as JSON."""
+    found, base = [], rows[0]
+    for row in rows:
+        base = row if row.pace is None else base
+        found.append(summary(row, base))
+    ms = {(call.stage, call.rows): statistics.median(call.ms) for call in calls}
+    if console.json:
+        stages = [
+            {"stage": s, "rows": n, "ms": value, "ratio": value / ms[s, 1]} for (s, n), value in ms.items()
+        ]
+        console.result({"calls": stages, "decoding": found})
+        return
+    most = max(n for _, n in ms)
+    console.table(
+        ("ms a call", *(f"#{n} row{'s' * (n > 1)}" for n in range(1, most + 1))),
+        [
+            (s, *(_cost(ms.get((s, n)), ms[s, 1]) for n in range(1, most + 1)))
+            for s in ("prologue", "block", "epilogue")
+        ],
+    )
+    columns = ("#acceptance", "#drafted", "#passes a token", "#tokens/s", "#speed", "#other tokens")
+    forced = [r for r in rows if r.tale is rows[0].tale]
+    named = [(row.name, row, one) for row, one in zip(rows, found, strict=True)]
+    console.table(("random tokens", *columns), [_line(n, one) for n, _, one in named[: len(forced)]])
+    texts = [
+        (f"{row.tale.name}: {n}" if row.pace is None else f"  {n}", one)
+        for n, row, one in named[len(forced) :]
+    ]
+    if texts:
+        console.table(("texts", *columns), [_line(n, one) for n, one in texts])
+
+
+def _cost(ms: float | None, one: float) -> str:
+    return "" if ms is None else f"{ms:.3f}  {ms / one:.2f}×"
+
+
+def _line(name: str, found: dict[str, object]) -> tuple[str, ...]:
+    drafts = found["acceptance"] is not None
+    return (
+        name,
+        f"{found['acceptance']:.2f}" if drafts else "–",
+        f"{found['drafted']:.0%}" if drafts else "–",
+        f"{found['passes_per_token']:.2f}",
+        f"{found['tokens_per_s']:.0f}",
+        f"{found['speed']:.2f}×",
+        f"{found['flips']:.0f} of {found['tokens']}",
+    )
