@@ -15,6 +15,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 
 import numpy as np
 
@@ -224,7 +225,10 @@ def run_row(loop: DepthLoop, pipeline: Pipelined, row: Row, counted: bool) -> No
     for position in range(first, len(ids) - 1):
         token, after = int(ids[position]), position + 1
         logits = pipeline.step(token) if row.pace else loop.forward(ids[position:after])
+        begin = perf_counter_ns()
         flips += choose(logits[-1], ids[:after], after) != ids[after]
+        if row.pace:
+            row.pace.chose(perf_counter_ns() - begin)
     ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
     if counted:
         row.ms.append(ms / tokens)

@@ -88,7 +88,7 @@ class Pipelined:
     """
 
     def __init__(self, loop: DepthLoop, draft: Choose, pace: Pace) -> None:
-        """``draft`` chooses from a shallow depth's logits; what is final, the caller chooses."""
+        """``draft`` chooses from a shallow depth's logits; what is final, the caller does, best with ``choose``."""
         spec = loop.backend.spec
         self.loop, self.pace, self.draft = loop, pace, draft
         self._depths, self._width = spec.depths, spec.hidden_size
@@ -97,6 +97,7 @@ class Pipelined:
         """By depth: position of the token that the last pass ran there."""
         self._newest = _NONE
         self._final = 0
+        self._since = 0  # when the work that is not counted yet began
         self._tokens = np.zeros(loop.capacity + 1, np.int64)
         # What each depth predicted for a position; no more than R + 1 positions matter at a time.
         self._predicted = [[_NONE] * (self._depths + 1) for _ in range(self._depths - 1)]
@@ -119,8 +120,16 @@ class Pipelined:
         self._newest = self._final - 1
         self._tokens[self._final - len(ids) : self._final] = ids
 
+    def choose(self, logits: F32, history: I64, position: int) -> int:
+        """What ``draft`` chooses, for the caller's final choice: its time counts, too."""
+        begin = perf_counter_ns()
+        token = self.draft(logits, history, position)
+        self.pace.chose(perf_counter_ns() - begin)
+        return token
+
     def step(self, token: int) -> F32:
         """Run the final ``token`` through the last depth → its logits [1, V], valid until the next call."""
+        self._since = perf_counter_ns()
         loop, position = self.loop, self.loop.cached
         if position != self._final:  # truncated
             self._cancel(position)
@@ -147,12 +156,11 @@ class Pipelined:
 
     def _alone(self, token: int) -> F32:
         """A token that nothing rides with: sequential decoding."""
-        begin = perf_counter_ns()
         logits = self.loop.forward(np.array([token], np.int64))
         self._tokens[self._final] = token
         self._newest = self._final
         self._final += 1
-        self.pace.alone(perf_counter_ns() - begin)
+        self.pace.alone(perf_counter_ns() - self._since)
         self.pace.token()
         return logits
 
@@ -204,7 +212,6 @@ class Pipelined:
 
     def _pass(self, token: int | None) -> F32 | None:
         """One pass, with ``token`` behind the newest one → the logits [1, V] of the last depth if it had a lane."""
-        begin = perf_counter_ns()
         loop, at = self.loop, self._at
         at.pop()
         at.insert(0, _NONE)
@@ -234,8 +241,9 @@ class Pipelined:
         clock.block_calls += 1
         clock.passes += 1
         clock.engine_ns += read - start
-        clock.total_ns += end - begin
-        self.pace.passed(count, blocked - start, len(shape.reads), read - blocked, end - begin)
+        clock.total_ns += end - self._since
+        self.pace.passed(count, blocked - start, len(shape.reads), read - blocked, end - self._since)
+        self._since = end
         if not final:
             return None
         assert logits is not None

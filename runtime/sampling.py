@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from .errors import EngineError, UsageError
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+KEPT = 8
+"""Positions whose noise is kept: when decoding is pipelined, several depths choose a token with the same dice."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class SamplingOptions:
             if not valid:
                 raise UsageError(f"{name} is {getattr(self, name)}, wanted {wanted}")
 
+    @property
+    def filters(self) -> bool:
+        """Does any token drop out before the choice?"""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 class Sampler:
     """Chooses tokens by ``options``. It has no state: a choice can be repeated."""
@@ -61,23 +69,34 @@ class Sampler:
 
         ``logits`` is left as it is. EngineError when it holds NaN.
         """
-        if math.isnan(logits.max()):  # the largest is NaN when anything is
-            raise EngineError(f"the logits for position {position} hold NaN; try engine reference")
         options = self.options
         scores: F32 | F64 = logits
         if options.repetition_penalty != 1:
             scores = penalize(logits, history, options.repetition_penalty)
+        if options.temperature > 0:
+            scores = scores / np.float64(options.temperature)
+        likeliest = int(scores.argmax())
+        if math.isnan(scores[likeliest]):  # NaN counts as the largest
+            raise EngineError(f"the logits for position {position} hold NaN; try engine reference")
         if options.temperature == 0:
-            return int(np.argmax(scores))
-        scores = scores / np.float64(options.temperature)
+            return likeliest
+        if not options.filters:
+            return int((scores + noise(options.seed, position, len(logits))).argmax())
         kept = candidates(scores, options)
         # Drawn for the whole vocabulary, so that a token's noise does not depend on the filters.
         dice = uniform(options.seed, position, len(logits))
         return int(kept[np.argmax(scores[kept] + gumbel(dice[kept]))])
 
 
+@lru_cache(maxsize=KEPT)
+def noise(seed: int, position: int, size: int) -> F64:
+    """The Gumbel noise [size] of ``position``; the array is shared."""
+    return gumbel(uniform(seed, position, size))
+
+
+@lru_cache(maxsize=KEPT)
 def uniform(seed: int, position: int, size: int) -> F64:
-    """The dice [size] of ``position``, in [0, 1)."""
+    """The dice [size] of ``position``, in [0, 1); the array is shared."""
     # The counter's lowest word counts the draws themselves: were the position there, the noise of the next
     # position would be this one's, shifted by a few tokens.
     bits = np.random.Philox(key=seed, counter=np.array([0, 0, 0, position], np.uint64))

@@ -196,11 +196,12 @@ class Session:
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
         )
         walk = Walk(loop, self.policy, self.heads, sampler.choose, self._pace)
+        choose = walk.pipelined.choose if walk.pipelined else sampler.choose
         logits = walk.prompt(prompt)
         depth = walk.depth
         clock.prefilled(len(prompt))
         for position in range(len(prompt), len(tokens)):
-            token = sampler.choose(logits[-1], tokens[:position], position)
+            token = choose(logits[-1], tokens[:position], position)
             tokens[position] = token
             clock.chose(depth)
             text = stops.push(detokenizer.push(token) if detokenizer else "")

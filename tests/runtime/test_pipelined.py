@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeloop.runtime.acceptance import Fixed, Pace, Plan
+from edgeloop.runtime.acceptance import Fixed, Plan
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.pipelined import Pipelined
-from edgeloop.runtime.sampling import SamplingOptions
+from edgeloop.runtime.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.session import Session
 from edgeloop.runtime.spec import Segment
 
@@ -133,14 +133,118 @@ def test_an_unknown_way_is_refused(text_bundle):
         Session.open(text_bundle(), engine="reference", decode="both")
 
 
-def test_the_pace_follows_acceptance_and_clocks():
-    for right, plan in ((True, Plan(0)), (False, Plan(2))):
-        pace = Pace(3)
-        for _ in range(40):
-            pace.saw(0, right)
-            pace.saw(1, right)
-            for lanes, ns in ((1, 100), (2, 115), (3, 160)):
-                pace.passed(lanes, ns, min(lanes, 2), 50, ns + 60)
-            pace.token()
-        assert pace.plan.depth == plan.depth
-        assert (pace.cost(Plan(0)) < pace.cost(pace.sequential)) == right
+@pytest.fixture
+def drafting(monkeypatch):
+    """Sessions that draft from the first token to the last."""
+    monkeypatch.setattr(
+        "edgeloop.runtime.session.Pace", lambda depths: Fixed(depths, Plan(0, judge=depths > 2))
+    )
+
+
+def both(folder, run, **options):
+    """What ``run`` makes of a session, sequential and pipelined."""
+    found = []
+    for decode in ("sequential", "pipelined"):
+        with Session.open(folder, engine="reference", decode=decode, **options) as session:
+            found.append(run(session))
+    return found
+
+
+def test_ends_in_the_middle_of_a_pipeline(text_bundle, drafting):
+    """max_tokens, the end of the context, a stop string, an end-of-text token; each with drafts in flight."""
+    folder = text_bundle()
+    sampling = SamplingOptions(temperature=1.0, seed=4)
+
+    def texts(session):
+        whole = list(session.generate([5, 6, 7], 40, sampling=sampling))
+        stop = "".join(step.text for step in whole)[5:8]
+        return [
+            [s.token for s in whole],
+            [s.token for s in session.generate([5, 6, 7], 1, sampling=sampling)],
+            [s.token for s in session.generate([5, 6, 7], 500, sampling=sampling)],
+            [s.text for s in session.generate([5, 6, 7], 40, sampling=sampling, stop=[stop])],
+            [s.token for s in session.generate([5, 6, 7], 13)],
+        ]
+
+    wanted, found = both(folder, texts)
+    assert found == wanted
+    wanted, found = both(folder, texts, context=17)
+    assert found == wanted
+    end = wanted[0][7]
+    wanted, found = both(text_bundle(eos_token_ids=(end,)), texts)
+    assert found == wanted
+    assert wanted[2][-1] == end
+
+
+def test_logits_between_generations(text_bundle, drafting):
+    """Whatever else a session does with the loop, drafts of a generation that was left do not show."""
+
+    def mixed(session):
+        for step in session.generate([9, 9, 3], 30):
+            if step.depth and len(step.text) >= 0:
+                break
+        logits = session.logits([1, 2, 3, 4])
+        left = session.generate([4, 4], 20)
+        begun = [next(left).token for _ in range(5)]
+        return logits, begun, [s.token for s in session.generate([4, 4], 20)]
+
+    wanted, found = both(text_bundle(), mixed)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    assert found[1:] == wanted[1:]
+    assert found[2][:5] == found[1]
+
+
+def critical(freedom):
+    """The chi-square that a true distribution passes with probability 0.001 (Wilson and Hilferty)."""
+    part = 2 / (9 * freedom)
+    return freedom * (1 - part + 3.09 * part**0.5) ** 3
+
+
+def test_samples_have_the_distribution_of_full_depth(maker):
+    """Three tokens of a vocabulary of four, for a thousand seeds, against the product of the softmaxes."""
+    vocab, temperature, seeds = 4, 0.8, 1000
+    spec = maker.spec((Segment(layers=1, repeats=3),), vocab_size=vocab, hidden_size=16, context_length=16)
+    backend = maker.backend(spec)
+    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    prompt = np.array([1, 2])
+
+    def softmax(logits):
+        e = np.exp((logits - logits.max()) / temperature)
+        return e / e.sum()
+
+    wanted, shallow = np.empty((2, vocab, vocab, vocab))
+    exits = DepthLoop(backend, backend.new_cache(1, 16))
+    for text in np.ndindex(vocab, vocab, vocab):
+        found = {}
+        exits.reset()
+        exits.forward_exits(
+            np.array([*prompt, *text]), lambda d, at, logits, found=found: found.update({d: logits.copy()})
+        )
+        for kept, depth in ((wanted, 2), (shallow, 0)):
+            kept[text] = np.prod([softmax(found[depth][1 + i])[token] for i, token in enumerate(text)])
+    counts = np.zeros_like(wanted)
+    for seed in range(seeds):
+        choose = Sampler(SamplingOptions(temperature=temperature, seed=seed)).choose
+        pipeline = Pipelined(loop, choose, Fixed(3, Plan(0, judge=True)))
+        loop.reset()
+        logits = loop.forward(prompt)
+        pipeline.begin(prompt)
+        text = list(prompt)
+        for position in range(2, 5):
+            text.append(choose(logits[-1], np.array(text), position))
+            logits = pipeline.step(text[-1])
+        counts[tuple(text[2:])] += 1
+
+    def chi_square(distribution):
+        expected = seeds * distribution.ravel()
+        cells = expected >= 5
+        seen = np.append(counts.ravel()[cells], counts.ravel()[~cells].sum())
+        expected = np.append(expected[cells], expected[~cells].sum())
+        kept = expected > 0
+        return ((seen - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1
+
+    found, freedom = chi_square(wanted / wanted.sum())
+    assert wanted.sum() == pytest.approx(1)
+    assert found < critical(freedom)
+    other, freedom = chi_square(shallow)
+    assert other > 2 * critical(freedom)  # the drafts' own distribution is another one
