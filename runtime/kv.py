@@ -77,6 +77,8 @@ class KVCache:
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
         """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
+        if tokens == 0:
+            return True
         kept = resident(cached, self.rows, self.window) - (cached - tokens)
         return kept == resident(tokens, self.rows, self.window)
 

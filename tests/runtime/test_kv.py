@@ -61,6 +61,7 @@ def test_what_was_moved_out_cannot_come_back(maker, monkeypatch):
     cache = KVCache.allocate(maker.spec(sliding_window=5), 1, 60)
     assert cache.rows == 8
     assert cache.can_truncate(8, 0)
+    assert cache.can_truncate(50, 0)
     assert not cache.can_truncate(9, 8)
     assert cache.can_truncate(12, 9)
     assert KVCache.allocate(maker.spec(), 1, 60).can_truncate(60, 1)

@@ -150,9 +150,9 @@ def both(folder, run, **options):
     return found
 
 
-def test_ends_in_the_middle_of_a_pipeline(text_bundle, drafting):
+def test_ends_in_the_middle_of_a_pipeline(text_bundle, drafting, tmp_path):
     """max_tokens, the end of the context, a stop string, an end-of-text token; each with drafts in flight."""
-    folder = text_bundle()
+    folder = text_bundle().rename(tmp_path / "endless")
     sampling = SamplingOptions(temperature=1.0, seed=4)
 
     def texts(session):
@@ -174,15 +174,14 @@ def test_ends_in_the_middle_of_a_pipeline(text_bundle, drafting):
     wanted, found = both(text_bundle(eos_token_ids=(end,)), texts)
     assert found == wanted
     assert wanted[2][-1] == end
+    assert len(wanted[2]) <= 8
 
 
 def test_logits_between_generations(text_bundle, drafting):
     """Whatever else a session does with the loop, drafts of a generation that was left do not show."""
 
     def mixed(session):
-        for step in session.generate([9, 9, 3], 30):
-            if step.depth and len(step.text) >= 0:
-                break
+        next(session.generate([9, 9, 3], 30))
         logits = session.logits([1, 2, 3, 4])
         left = session.generate([4, 4], 20)
         begun = [next(left).token for _ in range(5)]
