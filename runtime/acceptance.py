@@ -92,6 +92,9 @@ class Pace:
             self._read[rows].add(read_ns)
         self._around.add(total_ns - block_ns - read_ns)
 
+    def took(self, ns: int) -> None:
+        """What a token took under a plan that drafts; here the cost follows from the calls."""
+
     def alone(self, ns: int) -> None:
         """What a token took that was decoded sequentially."""
         self._alone.add(ns)
@@ -105,8 +108,7 @@ class Pace:
         self._left -= 1
         if self.plan == self.sequential:
             if self._left <= 0:
-                self.plan, self._left = Plan(0, judge=self._depths > 2), TRIAL
-                self.acceptance = [Mean() for _ in self.acceptance]  # of another text, or another part of it
+                self._begin()
         elif self._left <= 0:
             best = min(self._plans(ENOUGH) or [self.plan], key=self.cost)
             if self.cost(best) <= MARGIN * self.cost(self.sequential):
@@ -118,6 +120,11 @@ class Pace:
             limit = HOPELESS * self.cost(self.sequential)
             if plans and all(self.cost(plan, lucky=True) > limit for plan in plans):
                 self._give_up()
+
+    def _begin(self) -> None:
+        """A trial: by its own drafts alone, for the text is another one now, or another part of it."""
+        self.plan, self._left = Plan(0, judge=self._depths > 2), TRIAL
+        self.acceptance = [Mean() for _ in self.acceptance]
 
     def _give_up(self) -> None:
         self.plan, self._left = self.sequential, self._rest
@@ -165,6 +172,31 @@ class Pace:
         """The time of n, or of the nearest number that was measured."""
         known = [i for i, mean in enumerate(means) if mean.count]
         return means[min(known, key=lambda i: abs(i - n))].value if known else 0.0
+
+
+class WholeTokens(Pace):
+    """For tokens that leave where they like: what a token takes is measured as a whole, and no plan but the trial's."""
+
+    def __init__(self, depths: int) -> None:
+        super().__init__(depths)
+        self._took = Time()
+
+    def took(self, ns: int) -> None:
+        """What a token took that was decoded under this plan."""
+        self._took.add(ns)
+
+    def cost(self, plan: Plan, lucky: bool = False) -> float:
+        """Nanoseconds a token, as measured."""
+        if plan == self.sequential:
+            return self._alone.value + self._choice[0].value
+        return self._took.value + self._choice[1].value
+
+    def _plans(self, seen: int) -> list[Plan]:
+        return [self.plan] if self._took.count >= seen else []
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._took = Time()
 
 
 class Fixed(Pace):

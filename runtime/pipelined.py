@@ -20,14 +20,17 @@ import numpy as np
 from .acceptance import Pace
 from .backend import F32, I32, I64, Lanes, shares_kv
 from .errors import UsageError
+from .exits import ExitRule
+from .kv import visible
 from .loop import DepthLoop
 from .policy import Policy
-from .spec import Spec
+from .spec import Spec, stage_layers
 
 Choose = Callable[[F32, I64, int], int]
 """(logits [V], the ids before, position) → the token for that position; ``Sampler.choose``."""
 DECODE = ("sequential", "pipelined")
-_NONE = -1
+NONE = -1
+"""No token is at that depth, or nothing was predicted."""
 
 
 def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
@@ -40,10 +43,7 @@ def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
     reasons = (
         (spec.depths == 1, "the model has one depth, so there is nothing to pipeline"),
         (spec.routing is not None, "a router decides depth by depth who goes on"),
-        (
-            policy.exit != "never",
-            f"exit rule {policy.exit!r} ends tokens before the last depth, which has to confirm",
-        ),
+        *_exit_reasons(spec, policy),
         (
             policy.kv == "last",
             "with one KV slot for all depths a token has to finish before the next one begins",
@@ -56,6 +56,26 @@ def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
     for applies, reason in reasons:
         if applies:
             raise UsageError(f"decode 'pipelined': {reason}; use sequential")
+
+
+def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
+    """What keeps an exit rule from being pipelined."""
+    rule = policy.rule
+    if not isinstance(rule, ExitRule) or rule.never:
+        return ()
+    named = f"exit rule {policy.exit!r}"
+    return (
+        (shares_kv(spec), f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
+        (
+            policy.missing == "exact",
+            f"{named} with missing 'exact' runs deeper depths later; choose --missing propagate or skip",
+        ),
+        (visible(spec) is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
+        (
+            rule.reads_logits and stage_layers(spec, "epilogue") > 0,
+            f"{named} reads logits, for which the layers after the loop wait for the tokens before",
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +112,17 @@ class Pipelined:
         spec = loop.backend.spec
         self.loop, self.pace, self.draft = loop, pace, draft
         self._depths, self._width = spec.depths, spec.hidden_size
+        self.depth = spec.depths
+        """Depths that the last token ran."""
         self._shared = shares_kv(spec)
-        self._at = [_NONE] * self._depths
+        self._at = [NONE] * self._depths
         """By depth: position of the token that the last pass ran there."""
-        self._newest = _NONE
+        self._newest = NONE
         self._final = 0
         self._since = 0  # when the work that is not counted yet began
         self._tokens = np.zeros(loop.capacity + 1, np.int64)
         # What each depth predicted for a position; no more than R + 1 positions matter at a time.
-        self._predicted = [[_NONE] * (self._depths + 1) for _ in range(self._depths - 1)]
+        self._predicted = [[NONE] * (self._depths + 1) for _ in range(self._depths - 1)]
         self._reads: list[tuple[int, int, int]] = []  # (position, depth, row of the logits)
         self._logits: F32 | None = None
         self._out = np.zeros((self._depths, 1, self._width), np.float32)
@@ -172,9 +194,9 @@ class Pipelined:
         """The token at ``position`` is final: which depths were right?"""
         place = position % (self._depths + 1)
         for depth, predicted in enumerate(self._predicted):
-            if predicted[place] != _NONE:
+            if predicted[place] != NONE:
                 self.pace.saw(depth, predicted[place] == token)
-                predicted[place] = _NONE
+                predicted[place] = NONE
         self.loop.clock.drafts += drafted
         self.loop.clock.accepted += confirmed
 
@@ -183,12 +205,12 @@ class Pipelined:
         at = self._at
         for depth in range(self._depths):
             if at[depth] >= position:
-                at[depth] = _NONE
+                at[depth] = NONE
         self._newest = min(self._newest, position - 1)
         self._reads = []
         for p in range(position + 1, position + self._depths + 1):
             for predicted in self._predicted:
-                predicted[p % (self._depths + 1)] = _NONE
+                predicted[p % (self._depths + 1)] = NONE
 
     def _next(self) -> int | None:
         """The draft that the last pass gives: the earliest that differs from what was fed, or a new one."""
@@ -214,7 +236,7 @@ class Pipelined:
         """One pass, with ``token`` behind the newest one → the logits [1, V] of the last depth if it had a lane."""
         loop, at = self.loop, self._at
         at.pop()
-        at.insert(0, _NONE)
+        at.insert(0, NONE)
         entered: F32 | None = None
         if token is not None:
             self._newest += 1
@@ -234,7 +256,7 @@ class Pipelined:
         clock, end = loop.clock, perf_counter_ns()
         count = shape.high - shape.low + 1
         for depth in range(shape.low, shape.high + 1):
-            if at[depth] != _NONE:
+            if at[depth] != NONE:
                 clock.block_ns[depth] += (blocked - start) // count
                 clock.calls[depth] += 1
                 clock.rows += 1
@@ -277,7 +299,7 @@ class Pipelined:
     def _block_shared(self, shape: _Shape, first: int, entered: F32 | None) -> F32:
         """As ``_block`` where depths share a slot: depth 0 writes it, the deeper tokens read it as one lane of n."""
         backend, cache, out = self.loop.backend, self.loop.cache, self._out
-        deep = [d for d in range(self._depths - 1, 0, -1) if self._at[d] != _NONE]
+        deep = [d for d in range(self._depths - 1, 0, -1) if self._at[d] != NONE]
         if deep:
             n = len(deep)
             lanes, state = self._rest.get(n) or self._make_rest(n)
@@ -317,7 +339,7 @@ class Pipelined:
     def _shape(self) -> _Shape:
         """The shape of a pass over what is active now; made once for each."""
         plan = self.pace.plan
-        active = tuple(d for d in range(self._depths) if self._at[d] != _NONE)
+        active = tuple(d for d in range(self._depths) if self._at[d] != NONE)
         key = (plan.depth, plan.judge, *active)
         shape = self._shapes.get(key)
         if shape is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .acceptance import Pace
+from .acceptance import Pace, WholeTokens
 from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
@@ -88,7 +88,10 @@ class Session:
         check_decode(decode, bundle.spec, self.policy)
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
-        self._pace = Pace(bundle.spec.depths) if decode == "pipelined" else None
+        self._pace: Pace | None = None
+        if decode == "pipelined":
+            whole = self.policy.exit != "never"
+            self._pace = WholeTokens(bundle.spec.depths) if whole else Pace(bundle.spec.depths)
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = bundle.manifest.chat_template

@@ -10,6 +10,7 @@ from .acceptance import Pace
 from .backend import F32, I64
 from .early import EarlyExit
 from .exits import ExitRule
+from .leaving import PipelinedExits
 from .loop import DepthLoop, Rows
 from .pipelined import Choose, Pipelined
 from .policy import Policy
@@ -34,11 +35,17 @@ class Walk:
         """Depths that the last token ran."""
         self.early: EarlyExit | None = None
         self.routed: RoutedLoop | None = None
-        self.pipelined = Pipelined(loop, draft, pace) if draft and pace else None
+        self.pipelined: Pipelined | None = None
         rule = policy.rule
+        leaves = isinstance(rule, ExitRule) and not rule.never
         if isinstance(rule, RoutingRule):
             self.routed = RoutedLoop(loop, rule, heads)
-        elif isinstance(rule, ExitRule) and not rule.never:
+        elif draft and pace:
+            if isinstance(rule, ExitRule) and leaves:
+                self.pipelined = PipelinedExits(loop, draft, pace, rule, heads, policy.missing)
+            else:
+                self.pipelined = Pipelined(loop, draft, pace)
+        elif leaves:
             self.early = EarlyExit(loop, rule, heads, policy.missing)
 
     def prompt(self, ids: I64, rows: Rows = "last") -> F32:
@@ -57,7 +64,8 @@ class Walk:
         if self.early is not None:
             return self.early.step(token)
         if self.pipelined is not None:
-            return self.pipelined.step(token), self.depth
+            logits = self.pipelined.step(token)
+            return logits, self.pipelined.depth
         return self.prompt(np.array([token], np.int64)), self.depth
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:

@@ -59,3 +59,22 @@ def test_quantized(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: st
         found = write(folder, monkeypatch, plan)
         same = sum(found[name] == wanted[name] for name in wanted)
         assert same >= len(wanted) - 1, plan
+
+
+@pytest.mark.parametrize("missing", ["propagate", "skip"])
+@pytest.mark.parametrize("kind", ["edgeloop", "mor-cycle"])
+def test_exits(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str, missing: str) -> None:
+    """Tokens and the depths that they ran are those of the same rule, sequentially."""
+    found = {}
+    for plan in (None, *PLANS):
+        if plan:
+            monkeypatch.setattr(
+                "edgeloop.runtime.session.WholeTokens", lambda depths, plan=plan: Fixed(depths, plan)
+            )
+        decode = "pipelined" if plan else "sequential"
+        with Session.open(exported(kind), decode=decode, exit="latent:0.7", missing=missing) as session:
+            for name, sampling in SAMPLING.items():
+                steps = session.generate(PROMPT, 24, sampling=sampling)
+                found[plan, name] = [(step.token, step.depth) for step in steps]
+                assert found[plan, name] == found[None, name], (plan, name)
+    assert len({depth for steps in found.values() for _, depth in steps[1:]}) > 1

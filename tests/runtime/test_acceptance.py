@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeloop.runtime import acceptance, pipelined
-from edgeloop.runtime.acceptance import Pace, Plan
+from edgeloop.runtime.acceptance import Pace, Plan, WholeTokens
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.pipelined import Pipelined
@@ -136,3 +136,17 @@ def test_the_plan_follows_acceptance_and_clocks():
             pace.token()
         assert pace.plan.depth == plan.depth
         assert (pace.cost(Plan(0)) < pace.cost(pace.sequential)) == right
+
+
+def test_whole_tokens_are_compared():
+    """Tokens that take 80 or 130 instead of 100 when they are drafted."""
+    for drafted, share in ((80, 0.9), (130, 0.06)):
+        pace, seen = WholeTokens(3), 0
+        for _ in range(600):
+            if pace.plan == pace.sequential:
+                pace.alone(100)
+            else:
+                pace.took(drafted)
+                seen += 1
+            pace.token()
+        assert (seen > 600 * share) == (drafted < 100)

@@ -1,0 +1,112 @@
+"""Pipelined decoding under exit rules writes what the same rule writes sequentially."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeloop.runtime.acceptance import Fixed, Plan
+from edgeloop.runtime.early import EarlyExit
+from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.exits import MEASURES, Outcome, parse_rule
+from edgeloop.runtime.leaving import PipelinedExits
+from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.session import Session
+from edgeloop.runtime.spec import Segment
+
+PROMPT = np.array([5, 6, 7])
+HEADLESS = (Segment(layers=2, repeats=3),)
+FOUR = (Segment(layers=1), Segment(layers=1, repeats=4), Segment(layers=1))
+RANDOM = np.random.default_rng(0)
+DRAFTS = {
+    "own": lambda logits, history, position: int(logits.argmax()),
+    "wrong": lambda logits, history, position: (int(logits.argmax()) + 1) % len(logits),
+    "random": lambda logits, history, position: int((logits.argmax() + RANDOM.integers(2)) % len(logits)),
+}
+PLANS = (Plan(0), Plan(0, judge=True), Plan(1))
+
+
+def typical(backend, name):
+    """``name`` with thresholds that half of a text's tokens pass at each depth."""
+    states, logits = {}, {}
+    loop = DepthLoop(
+        backend, backend.new_cache(1, 24), observe=lambda d, state: states.update({d: state[0].copy()})
+    )
+    loop.forward_exits(np.arange(3, 23), lambda d, at, found: logits.update({d: found.copy()}))
+    outcome, found = Outcome(-1, loop.entered[0].copy()), []
+    for depth in range(backend.spec.depths - 1):
+        outcome = Outcome(depth, states[depth], logits[depth], outcome)
+        scores = MEASURES[name].score(outcome, {})
+        found.append(float(np.median(scores)) if np.isfinite(scores).all() else 0.0)
+    return f"{name}:{','.join(f'{x:.6f}' for x in found)}"
+
+
+def follow(backend, text, missing, plan, draft):
+    rule = parse_rule(text, backend.spec, {}, {})
+    loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
+    early = EarlyExit(loops[0], rule, {}, missing)
+    pipeline = PipelinedExits(loops[1], draft, Fixed(backend.spec.depths, plan), rule, {}, missing)
+    wanted = loops[0].forward(PROMPT).copy()
+    loops[1].forward(PROMPT)
+    pipeline.begin(PROMPT)
+    ran = set()
+    while loops[0].cached < 24:
+        token = (
+            int(wanted[-1].argmax()) if loops[0].cached % 4 else loops[0].cached
+        )  # or it says the same for ever
+        logits, depth = early.step(token)
+        wanted = logits.copy()
+        np.testing.assert_allclose(pipeline.step(token), wanted, atol=2e-5)
+        assert pipeline.depth == depth
+        ran.add(depth)
+    if missing == "skip":
+        assert loops[1].filled == loops[0].filled
+    return ran
+
+
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("missing", ["propagate", "skip"])
+@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
+def test_logits_are_those_of_early_exit(maker, segments, missing, plan, draft):
+    backend = maker.backend(maker.spec() if segments is None else maker.spec(segments))
+    measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)
+    ran = set()
+    for name in measures:
+        ran |= follow(backend, typical(backend, name), missing, plan, draft)
+    assert len(ran) > 1
+    assert follow(backend, "depth:2", missing, plan, draft) == {2}
+
+
+@pytest.mark.parametrize("missing", ["propagate", "skip"])
+def test_sessions_write_the_same(text_bundle, missing, monkeypatch):
+    folder = text_bundle()
+    for plan in (None, *PLANS):
+        if plan:
+            monkeypatch.setattr(
+                "edgeloop.runtime.session.Pace", lambda depths, plan=plan: Fixed(depths, plan)
+            )
+        found = []
+        for decode in ("sequential", "pipelined"):
+            with Session.open(
+                folder, engine="reference", decode=decode, exit="latent:0.9", missing=missing
+            ) as s:
+                found.append([(x.token, x.depth) for x in s.generate([5, 6, 7], 40)])
+                next(s.generate([9, 9], 9))
+                found.append([(x.token, x.depth) for x in s.generate([5, 6], 20)])
+        assert found[0] == found[2]
+        assert found[1] == found[3]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ({}, {"exit": "depth:2"}, "choose --missing propagate or skip"),
+        ({}, {"exit": "confidence:0.5", "missing": "skip"}, "reads logits"),
+        ({"sliding_window": 5}, {"exit": "depth:2", "missing": "skip"}, "sliding window"),
+        ({"kv": "shared"}, {"exit": "depth:2"}, "leaves holes"),
+    ],
+)
+def test_who_is_refused(text_bundle, spec, options, message):
+    with pytest.raises(UsageError, match=message):
+        Session.open(text_bundle(**spec), engine="reference", decode="pipelined", **options)
