@@ -22,11 +22,12 @@ import numpy as np
 from ..runtime.acceptance import Pace
 from ..runtime.backend import I64, Backend, Lanes, shares_kv
 from ..runtime.bundle import Bundle
+from ..runtime.decoding import check_decode
 from ..runtime.errors import UsageError
 from ..runtime.heads import read_heads
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
-from ..runtime.pipelined import Choose, Pipelined, check_decode
+from ..runtime.pipelined import Choose, Pipelined
 from ..runtime.policy import choose_policy
 from ..runtime.sampling import Sampler, SamplingOptions
 from ..runtime.timing import Stopwatch
@@ -226,7 +227,7 @@ def run_row(loop: DepthLoop, pipeline: Pipelined, row: Row, counted: bool) -> No
         token, after = int(ids[position]), position + 1
         logits = pipeline.step(token) if row.pace else loop.forward(ids[position:after])
         begin = perf_counter_ns()
-        flips += choose(logits[-1], ids[:after], after) != ids[after]
+        flips += choose(logits[-1], ids[:after], after) != int(ids[after])
         if row.pace:
             row.pace.chose(perf_counter_ns() - begin)
     ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first

@@ -12,93 +12,19 @@ takes the active tokens as one lane, oldest first, so that the row of the one th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
 
 from .acceptance import Pace
-from .backend import F32, I32, I64, Lanes, shares_kv
-from .errors import UsageError
-from .exits import ExitRule
-from .kv import visible
+from .backend import F32, I64, Lanes, shares_kv
 from .loop import DepthLoop
-from .policy import Policy
-from .spec import Spec, stage_layers
+from .shapes import Shape, make_shape
 
 Choose = Callable[[F32, I64, int], int]
 """(logits [V], the ids before, position) → the token for that position; ``Sampler.choose``."""
-DECODE = ("sequential", "pipelined")
 NONE = -1
 """No token is at that depth, or nothing was predicted."""
-
-
-def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
-    """UsageError when a model cannot be decoded that way under that policy."""
-    if decode not in DECODE:
-        raise UsageError(f"decode {decode!r}; known: {', '.join(DECODE)}")
-    if decode == "sequential":
-        return
-    segment = spec.segments[spec.stages.block[0]]
-    reasons = (
-        (spec.depths == 1, "the model has one depth, so there is nothing to pipeline"),
-        (spec.routing is not None, "a router decides depth by depth who goes on"),
-        *_exit_reasons(spec, policy),
-        (
-            policy.kv == "last",
-            "with one KV slot for all depths a token has to finish before the next one begins",
-        ),
-        (
-            shares_kv(spec) and (spec.depths == 2 or segment.per_repeat_norms or bool(segment.lora)),
-            "depths that share K and V ride in one call only if there are three or more, without own norms or deltas",
-        ),
-    )
-    for applies, reason in reasons:
-        if applies:
-            raise UsageError(f"decode 'pipelined': {reason}; use sequential")
-
-
-def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
-    """What keeps an exit rule from being pipelined."""
-    rule = policy.rule
-    if not isinstance(rule, ExitRule) or rule.never:
-        return ()
-    named = f"exit rule {policy.exit!r}"
-    return (
-        (shares_kv(spec), f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
-        (
-            policy.missing == "exact",
-            f"{named} with missing 'exact' runs deeper depths later; choose --missing propagate or skip",
-        ),
-        (visible(spec) is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
-        (
-            rule.reads_logits and stage_layers(spec, "epilogue") > 0,
-            f"{named} reads logits, for which the layers after the loop wait for the tokens before",
-        ),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Shape:
-    """All that passes with the same active depths have in common; a pass writes the arrays in place.
-
-    The active tokens are neighbours: the deepest has position q, the next q + 1, …. ``offset``: of each lane's
-    position, from q. ``input`` [B, 1, D] is the block's. ``reads``: depths that are read out, deepest first, at the
-    epilogue's flat rows ``rows``. A coda takes the tokens as one lane of n, oldest first: ``coda_lane`` and
-    ``coda_input`` [1, n, D], whose token i is lane ``coda_from[i]``.
-    """
-
-    low: int
-    high: int
-    lanes: Lanes
-    offset: I32
-    input: F32
-    reads: tuple[int, ...]
-    rows: I64
-    coda_lane: Lanes | None
-    coda_input: F32
-    coda_from: I64
-    coda_steps: I64
 
 
 class Pipelined:
@@ -130,7 +56,7 @@ class Pipelined:
         self._ids = np.zeros((1, 1), np.int64)
         slot = loop.cache.slot
         self._enter = Lanes.single(0, 0, 1, slot("prologue", loop.sequence, 0))
-        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._shapes: dict[tuple[int, ...], Shape] = {}
         # Where depths share K and V: the newest token alone, the deeper ones as one lane.
         self._first = Lanes.single(0, 0, 1, slot("block", loop.sequence, 0))
         self._rest: dict[int, tuple[Lanes, F32]] = {}
@@ -279,7 +205,7 @@ class Pipelined:
         self._ids[0, 0] = token
         return self.loop.backend.prologue(self._ids, lanes, self.loop.cache)
 
-    def _block(self, shape: _Shape, first: int, entered: F32 | None) -> F32:
+    def _block(self, shape: Shape, first: int, entered: F32 | None) -> F32:
         """One depth more for every active token → states [B, 1, D] of the depths from ``shape.low`` on."""
         if self._shared:
             return self._block_shared(shape, first, entered)
@@ -296,7 +222,7 @@ class Pipelined:
         self._out, self._out_low = out, low
         return out
 
-    def _block_shared(self, shape: _Shape, first: int, entered: F32 | None) -> F32:
+    def _block_shared(self, shape: Shape, first: int, entered: F32 | None) -> F32:
         """As ``_block`` where depths share a slot: depth 0 writes it, the deeper tokens read it as one lane of n."""
         backend, cache, out = self.loop.backend, self.loop.cache, self._out
         deep = [d for d in range(self._depths - 1, 0, -1) if self._at[d] != NONE]
@@ -322,7 +248,7 @@ class Pipelined:
         )
         return made
 
-    def _epilogue(self, shape: _Shape, first: int, out: F32) -> F32 | None:
+    def _epilogue(self, shape: Shape, first: int, out: F32) -> F32 | None:
         """Logits [N, V] of ``shape.reads``. A coda's rows from q on are written anew: only what is final stays."""
         backend, cache = self.loop.backend, self.loop.cache
         if not shape.reads:
@@ -336,49 +262,12 @@ class Pipelined:
         np.take(out[:, 0], shape.coda_from, axis=0, out=shape.coda_input[0])
         return backend.epilogue(shape.coda_input, shape.rows, lane, cache)
 
-    def _shape(self) -> _Shape:
+    def _shape(self) -> Shape:
         """The shape of a pass over what is active now; made once for each."""
         plan = self.pace.plan
         active = tuple(d for d in range(self._depths) if self._at[d] != NONE)
         key = (plan.depth, plan.judge, *active)
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = self._make_shape(active, plan.depth, plan.judge)
+            shape = self._shapes[key] = make_shape(self.loop, active, plan.depth, plan.judge)
         return shape
-
-    def _make_shape(self, active: tuple[int, ...], draft: int, judge: bool) -> _Shape:
-        loop, last = self.loop, self._depths - 1
-        low, high = active[0], active[-1]
-        deepest = active[::-1]
-        offset = np.zeros(high - low + 1, np.int32)
-        tokens = np.zeros_like(offset)
-        for i, depth in enumerate(deepest):
-            offset[depth - low], tokens[depth - low] = i, 1
-        lanes = Lanes(
-            np.arange(low, high + 1),
-            np.zeros_like(offset),
-            tokens,
-            np.zeros((len(offset), 1), np.int64),
-            loop.cache.slot("block", loop.sequence, low),
-        )
-        reads = tuple(d for d in deepest if d in (draft, last) or (judge and d > draft))
-        rows = np.array([d - low for d in reads], np.int64)
-        coda: Lanes | None = None
-        n = 0
-        if loop.epilogue_has_layers and reads:
-            n = deepest.index(reads[-1]) + 1
-            coda = Lanes.single(last, 0, n, loop.cache.slot("epilogue", loop.sequence, last))
-            rows = np.array([deepest.index(d) for d in reads], np.int64)
-        return _Shape(
-            low,
-            high,
-            lanes,
-            offset,
-            np.zeros((len(offset), 1, self._width), np.float32),
-            reads,
-            rows,
-            coda,
-            np.zeros((1, n, self._width), np.float32),
-            np.array([d - low for d in deepest[:n]], np.int64),
-            np.arange(n),
-        )

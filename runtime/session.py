@@ -15,12 +15,12 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
+from .decoding import check_decode
 from .errors import ContextError, UsageError
 from .evaluation import Evaluation, evaluate, loss
 from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
-from .pipelined import check_decode
 from .policy import Policy, choose_policy
 from .sampling import Sampler, SamplingOptions
 from .spec import Spec

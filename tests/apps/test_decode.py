@@ -47,6 +47,39 @@ def test_the_cost_names_passes_and_drafts(bundle: Path, command: Command) -> Non
     assert "passes" not in command("run", bundle, *PROMPT)[2]
 
 
+def test_exits_and_pipelines(bundle: Path, command_json: Json) -> None:
+    words = ("run", bundle, *PROMPT, "--exit", "latent:0.8", "--missing", "skip")
+    plain, found = command_json(*words), command_json(*words, "--decode", "pipelined")
+    for key in ("tokens", "depths", "exit", "missing"):
+        assert found[key] == plain[key]
+    assert found["decode"] == "pipelined"
+
+
+def test_bench_compares_the_ways(bundle: Path, tmp_path: Path, command: Command, command_json: Json) -> None:
+    text = tmp_path / "tales.txt"
+    text.write_text(
+        "the river ran on and on, and so did the goblin.\n\nno\n\nhe ran to the river; it was deep."
+    )
+    words = ("bench", bundle, "--decode", "all", "--tokens", 12, "--prompt-tokens", 8, "--runs", 1)
+    found = command_json(*words, "--text", text)
+    stages = {(call["stage"], call["rows"]) for call in found["calls"]}
+    assert stages == {("block", 1), ("block", 2), ("block", 3)} | {
+        (stage, n) for stage in ("prologue", "epilogue") for n in (1, 2)
+    }
+    forced = [row for row in found["decoding"] if row["forced_acceptance"] is not None]
+    assert [row["forced_acceptance"] for row in forced] == [0.0, 0.5, 0.7, 0.9, 1.0]
+    assert {row["acceptance"] for row in forced if row["forced_acceptance"] in (0, 1)} <= {0.0, 1.0, None}
+    own = [row for row in found["decoding"] if row["text"] != "random tokens"]
+    assert [row["decode"] for row in own] == ["sequential", "pipelined"] * (len(own) // 2)
+    assert len(own) == 2 * 2 * 2  # two paragraphs that are long enough, greedy and sampled
+    assert all(row["flips"] == 0 for row in found["decoding"])
+    assert all(row["speed"] > 0 < row["tokens_per_s"] for row in found["decoding"])
+    code, out, _ = command(*words)
+    assert code == 0
+    assert "pipelined, forced acceptance 0.9" in out
+    assert "texts" not in out
+
+
 def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(*words: str) -> list[Any]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the river\na goblin\n")))
@@ -64,6 +97,7 @@ def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.Mo
     [
         (("--decode", "both"), "decode 'both'; known: sequential, pipelined"),
         (("--decode", "pipelined", "--kv", "last"), "one KV slot for all depths"),
+        (("--decode", "pipelined", "--exit", "depth:2"), "choose --missing propagate or skip"),
     ],
 )
 def test_refusals_are_one_line(bundle: Path, command: Command, words: tuple[str, ...], told: str) -> None:
@@ -71,3 +105,11 @@ def test_refusals_are_one_line(bundle: Path, command: Command, words: tuple[str,
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert told in err
+
+
+def test_bench_refuses_in_one_line(bundle: Path, tmp_path: Path, command: Command) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("no\n\n")
+    flags = ("--tokens", 12, "--prompt-tokens", 8)
+    assert "no paragraph of" in command("bench", bundle, "--decode", "all", *flags, "--text", text)[2]
+    assert "give both or neither" in command("bench", bundle, *flags, "--text", text)[2]

@@ -1,0 +1,57 @@
+"""Which models can be decoded in which way, and under which policies."""
+
+from __future__ import annotations
+
+from .backend import shares_kv
+from .errors import UsageError
+from .exits import ExitRule
+from .kv import visible
+from .policy import Policy
+from .spec import Spec, stage_layers
+
+DECODE = ("sequential", "pipelined")
+
+
+def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
+    """UsageError when a model cannot be decoded that way under that policy."""
+    if decode not in DECODE:
+        raise UsageError(f"decode {decode!r}; known: {', '.join(DECODE)}")
+    if decode == "sequential":
+        return
+    segment = spec.segments[spec.stages.block[0]]
+    reasons = (
+        (spec.depths == 1, "the model has one depth, so there is nothing to pipeline"),
+        (spec.routing is not None, "a router decides depth by depth who goes on"),
+        *_exit_reasons(spec, policy),
+        (
+            policy.kv == "last",
+            "with one KV slot for all depths a token has to finish before the next one begins",
+        ),
+        (
+            shares_kv(spec) and (spec.depths == 2 or segment.per_repeat_norms or bool(segment.lora)),
+            "depths that share K and V ride in one call only if there are three or more, without own norms or deltas",
+        ),
+    )
+    for applies, reason in reasons:
+        if applies:
+            raise UsageError(f"decode 'pipelined': {reason}; use sequential")
+
+
+def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
+    """What keeps an exit rule from being pipelined."""
+    rule = policy.rule
+    if not isinstance(rule, ExitRule) or rule.never:
+        return ()
+    named = f"exit rule {policy.exit!r}"
+    return (
+        (shares_kv(spec), f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
+        (
+            policy.missing == "exact",
+            f"{named} with missing 'exact' runs deeper depths later; choose --missing propagate or skip",
+        ),
+        (visible(spec) is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
+        (
+            rule.reads_logits and stage_layers(spec, "epilogue") > 0,
+            f"{named} reads logits, for which the layers after the loop wait for the tokens before",
+        ),
+    )
