@@ -27,9 +27,9 @@ from ..runtime.errors import UsageError
 from ..runtime.heads import read_heads
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
-from ..runtime.pipelined import Choose, Pipelined
+from ..runtime.pipelined import Pipelined
 from ..runtime.policy import choose_policy
-from ..runtime.sampling import Sampler, SamplingOptions
+from ..runtime.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .options import read_text

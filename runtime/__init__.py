@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .sampling import SamplingOptions
+    from .serving import Engine, Handle
     from .session import Session, Step
 
-__all__ = ["Bundle", "SamplingOptions", "Session", "Step"]
+__all__ = ["Bundle", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
 
-_HOMES = {"Bundle": "bundle", "SamplingOptions": "sampling", "Session": "session", "Step": "session"}
+_HOMES = {
+    "Bundle": "bundle",
+    "Engine": "serving",
+    "Handle": "serving",
+    "SamplingOptions": "sampling",
+    "Session": "session",
+    "Step": "session",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -37,5 +37,9 @@ class EngineError(EdgeloopError):
     """An engine that is not installed, or that failed to load or run a graph."""
 
 
+class BusyError(EdgeloopError):
+    """All that may run are running and all that may wait are waiting."""
+
+
 class ContextError(UsageError):
     """More tokens than the model's context, or than the cache was made for, can hold."""

@@ -19,7 +19,8 @@ from .backend import F32, I64, Lanes
 from .early import EarlyExit
 from .exits import ExitRule, Outcome
 from .loop import DepthLoop
-from .pipelined import NONE, Choose, Pipelined
+from .pipelined import NONE, Pipelined
+from .sampling import Choose
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ slot may be overwritten, so there must be one. Valid lanes are then of one token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,7 @@ class PackedLanes(Lanes):
     spread: I64 = field(default_factory=lambda: _NONE)
     spread_new: I64 = field(default_factory=lambda: _NONE)
     kept: I64 = field(default_factory=lambda: _NONE)
+    _steps: I64 = field(default_factory=lambda: _NONE)
 
     def __post_init__(self) -> None:
         batch, length = self.positions.shape
@@ -49,6 +51,7 @@ class PackedLanes(Lanes):
             "spread": spread,
             "spread_new": spread[:, : length if self.fresh else 0],
             "kept": np.zeros(rows, np.int64),
+            "_steps": np.arange(rows),
         }
         for name, value in made.items():
             object.__setattr__(self, name, value)
@@ -79,13 +82,38 @@ class PackedLanes(Lanes):
             raise UsageError(f"packed lanes of {self.rows} rows with {len(valid)} tokens; make others")
         self.kept[:] = valid
         self.spread.fill(0)
-        self.spread.reshape(-1)[valid] = np.arange(self.rows)
+        self.spread.reshape(-1)[valid] = self._steps
         self.row_depth[:] = self.depth[valid // length]
         if self.shared:
             np.maximum(self.last, self.cached, out=self.last)  # an idle lane writes behind what it holds
             self.longest[0] = self.last.max() + 1
         else:
             np.maximum(self.last, 0, out=self.last)
+
+    def place(
+        self, lanes: Sequence[int], depth: Sequence[int], cached: Sequence[int], positions: Sequence[int]
+    ) -> None:
+        """Give ``lanes``, N ascending ones, a token each and the others none, and refresh; S must be 1.
+
+        Where slots are shared, ``cached`` of the others must be right already. Decoding comes by here at every tick:
+        a third of the time of writing the arrays and of ``refresh``.
+        """
+        at = self.kept
+        at[:] = lanes
+        self.tokens.fill(0)
+        self.tokens[at] = 1
+        self.cached[at] = cached
+        self.depth[at] = self.row_depth[:] = depth
+        self.positions[at, 0] = positions
+        self.spread.fill(0)
+        self.spread[at, 0] = self._steps
+        if self.shared:
+            self.last[:] = self.cached  # of an idle lane too: it writes behind what it holds
+            self.longest[0] = self.last.max() + 1
+        else:
+            self.last.fill(0)
+            self.last[at] = cached
+            self.longest[0] = max(cached) + 1
 
     def pad(self, rows: F32) -> F32:
         """rows [N, 1, …] → [B, S, …], zeros where there is no token."""

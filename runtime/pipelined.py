@@ -11,7 +11,6 @@ takes the active tokens as one lane, oldest first, so that the row of the one th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter_ns
 
 import numpy as np
@@ -19,10 +18,9 @@ import numpy as np
 from .acceptance import Pace
 from .backend import F32, I64, Lanes, shares_kv
 from .loop import DepthLoop
+from .sampling import Choose
 from .shapes import Shape, make_shape
 
-Choose = Callable[[F32, I64, int], int]
-"""(logits [V], the ids before, position) → the token for that position; ``Sampler.choose``."""
 NONE = -1
 """No token is at that depth, or nothing was predicted."""
 

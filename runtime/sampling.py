@@ -8,7 +8,7 @@ and the shallow and deep depths of one token, all decide with the same dice: one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,8 @@ from .errors import EngineError, UsageError
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Choose = Callable[[F32, I64, int], int]
+"""(logits [V], the ids before, position) → the token for that position: ``Sampler.choose``."""
 KEPT = 8
 """Positions whose noise is kept: when decoding is pipelined, several depths choose a token with the same dice."""
 

@@ -22,10 +22,11 @@ from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
 from .policy import Policy, choose_policy
-from .sampling import Sampler, SamplingOptions
+from .requests import Answer, Request, as_stops
+from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .timing import GenerationClock, GenerationStats
-from .tokenizer import StopMatcher, Tokenizer
+from .tokenizer import Tokenizer
 from .walk import Walk
 
 CACHE_STEP = 256
@@ -135,6 +136,11 @@ class Session:
         return self._tokenizer
 
     @property
+    def tokenizer_or_none(self) -> Tokenizer | None:
+        """The bundle's tokenizer, where it has one."""
+        return self._tokenizer
+
+    @property
     def stats(self) -> GenerationStats:
         """What the last generation cost, so far if it was left early; UsageError before there was one."""
         if self._clock is None:
@@ -172,6 +178,18 @@ class Session:
         The request is checked at once: UsageError for an empty prompt or a bad option, ContextError for a
         prompt longer than the context. The iterator may be left at any time.
         """
+        request = self.request(prompt, max_tokens, sampling, stop, chat)
+        return self._generate(request)
+
+    def request(
+        self,
+        prompt: str | Sequence[int] | I64,
+        max_tokens: int = 256,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+    ) -> Request:
+        """What ``generate`` would run, checked as there."""
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}, wanted at least 1")
         if isinstance(prompt, str):
@@ -187,37 +205,27 @@ class Session:
                 f"the prompt has {len(ids)} tokens, the context holds {self.context}; "
                 "shorten it or open the session with a longer context"
             )
-        return self._generate(ids, max_tokens, Sampler(sampling or SamplingOptions()), StopMatcher(stop))
+        return Request(ids, max_tokens, sampling or SamplingOptions(), as_stops(stop))
 
-    def _generate(self, prompt: I64, max_tokens: int, sampler: Sampler, stops: StopMatcher) -> Iterator[Step]:
-        loop = self._start(len(prompt) + max_tokens)
+    def _generate(self, request: Request) -> Iterator[Step]:
+        loop = self._start(len(request.prompt) + request.max_tokens)
         generation = self._generation
-        detokenizer = self._tokenizer.detokenizer() if self._tokenizer else None
-        tokens = np.empty(len(prompt) + max_tokens, np.int64)  # the history, for the repetition penalty
-        tokens[: len(prompt)] = prompt
+        choose: Choose = Sampler(request.sampling).choose
+        walk = Walk(loop, self.policy, self.heads, choose, self._pace)
+        if walk.pipelined:
+            choose = walk.pipelined.choose  # its time counts in the pace
+        answer = Answer(request, choose, self.spec, self._tokenizer, self.context)
         clock = self._clock = GenerationClock(
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
         )
-        walk = Walk(loop, self.policy, self.heads, sampler.choose, self._pace)
-        choose = walk.pipelined.choose if walk.pipelined else sampler.choose
-        logits = walk.prompt(prompt)
+        logits = walk.prompt(request.prompt)
         depth = walk.depth
-        clock.prefilled(len(prompt))
-        for position in range(len(prompt), len(tokens)):
-            token = choose(logits[-1], tokens[:position], position)
-            tokens[position] = token
+        clock.prefilled(len(request.prompt))
+        while True:
+            token, text = answer.choose(logits[-1])
             clock.chose(depth)
-            text = stops.push(detokenizer.push(token) if detokenizer else "")
-            last = (
-                stops.matched
-                or token in self.spec.eos_token_ids
-                or position + 1 == len(tokens)
-                or loop.cached == self.context
-            )
-            if last:
-                text += stops.push(detokenizer.flush() if detokenizer else "") + stops.flush()
             yield Step(text, token, depth, clock.pause())
-            if last:
+            if answer.ended:
                 return
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")

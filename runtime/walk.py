@@ -12,10 +12,11 @@ from .early import EarlyExit
 from .exits import ExitRule
 from .leaving import PipelinedExits
 from .loop import DepthLoop, Rows
-from .pipelined import Choose, Pipelined
+from .pipelined import Pipelined
 from .policy import Policy
 from .routed import RoutedLoop
 from .routing import RoutingRule
+from .sampling import Choose
 
 
 class Walk:

@@ -156,7 +156,7 @@ class FillPlan:
     """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
 
     def __init__(self, session: ort.InferenceSession, lanes: Lanes, spec: Spec) -> None:
-        shape = lanes.positions.shape
+        shape = lanes.state_shape
         self.binding = session.io_binding()
         self.state: F32 = np.zeros((*shape, spec.hidden_size), np.float32)
         given: dict[str, npt.NDArray[Any]] = {
@@ -164,6 +164,9 @@ class FillPlan:
             "depth": lanes.depth,
             "positions": lanes.positions,
         }
+        if isinstance(lanes, PackedLanes):  # rows of a token each, as far as this graph is concerned
+            given |= {"depth": lanes.row_depth, "positions": np.zeros(shape, np.int64)}
+        self.positions = given["positions"]
         self._memory = given  # a binding holds addresses
         for i in session.get_inputs():
             array = given[i.name]
@@ -186,10 +189,13 @@ class FillSession:
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
 
     def run(self, state: F32, lanes: Lanes, caches: list[tuple[F32, F32]]) -> None:
-        """Write the rows of ``state`` [B, S, D] into the lanes' slots of every layer."""
+        """Write the K and V of ``state`` [B, S, D] into the lanes' slots of every layer."""
         plan = self._plans.get(lanes)
         if plan is None:
             plan = self._plans[lanes] = FillPlan(self.session, lanes, self.spec)
+        packed = lanes if isinstance(lanes, PackedLanes) else None
+        if packed:
+            plan.positions[:, 0] = lanes.positions.reshape(-1)[packed.kept]
         plan.state[:] = state
         start = perf_counter_ns()
         try:
@@ -198,9 +204,12 @@ class FillSession:
             raise EngineError(f"onnxruntime failed in fill: {str(error).splitlines()[0]}") from error
         self.engine_ns += perf_counter_ns() - start
         arrays = [array for pair in caches for array in pair]
+        row = 0
         for b, (cached, n) in enumerate(zip(lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)):
-            for array, rows in zip(arrays, plan.rows, strict=True):
-                array[lanes.first_slot + b, :, cached : cached + n] = rows[b, :, :n]
+            for array, rows in zip(arrays, plan.rows, strict=True) if n else ():
+                new = rows[row : row + n, :, 0].transpose(1, 0, 2) if packed else rows[b, :, :n]
+                array[lanes.first_slot + b, :, cached : cached + n] = new
+            row += n
 
 
 class OnnxBackend:

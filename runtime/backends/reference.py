@@ -95,8 +95,9 @@ class ReferenceBackend:
         return picked @ self._weights.matrix("embed" if self.spec.tied_embedding else "head").T
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
+        """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
         check_fill(self.spec)
+        state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
         for b, n in enumerate(lanes.tokens.tolist()):
             lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
             for layer in self._applications("block", int(lanes.depth[b]), lanes.first_slot + b):

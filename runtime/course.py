@@ -1,0 +1,219 @@
+"""One sequence as a list of wishes: a generator that asks for engine calls and is sent what they gave.
+
+Whoever runs many of them can put what several ask for into one call (``scheduler.py``). A course does what ``Walk``
+does on a DepthLoop, in the same order, so that a sequence among others gets the tokens that it gets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backend import F32, I64, shares_kv
+from .early import LIMIT
+from .errors import UsageError
+from .exits import ExitRule, Outcome
+from .policy import Policy
+from .routing import Router, RoutingRule
+from .spec import Spec, stage_layers
+
+
+@dataclass(slots=True)
+class Ask:
+    """One call of ``stage`` (prologue, block, epilogue or fill) for n rows behind ``cached`` tokens of a slot.
+
+    rows: ids [n] for the prologue, else states [n, D]. positions [n]. The answer is the states [n, D] after it, of the
+    epilogue the logits [1, V] of the last row, of fill [0, D]. Answers belong to the course.
+    """
+
+    stage: str
+    depth: int
+    cached: int
+    rows: I64 | F32
+    positions: I64
+
+
+Wishes = Generator[Ask, F32, tuple[F32, int]]
+"""Ends with the logits [1, V] of the last token and the depths that it ran."""
+
+
+class Course:
+    """One sequence from empty, under a policy."""
+
+    def __init__(
+        self, spec: Spec, policy: Policy, heads: Mapping[str, F32], chunk: Callable[[], int]
+    ) -> None:
+        """``chunk``: asked for the most tokens of a prompt that may go through in one piece."""
+        self.spec, self.rule, self.heads, self.chunk = spec, policy.rule, heads, chunk
+        self.cached = 0
+        """Tokens that were run."""
+        self.filled = [0] * spec.depths
+        """Tokens whose K and V are in each depth's slot."""
+        self.missing = policy.missing
+        self._router = Router(spec, heads) if isinstance(policy.rule, RoutingRule) else None
+        self._exact = policy.missing == "exact"
+        self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
+        self._shares = shares_kv(spec)
+        self._coda = stage_layers(spec, "epilogue") > 0
+        self._waiting: list[list[F32]] = [[] for _ in range(spec.depths - 1)]  # states [n, D] after each depth
+
+    def prompt(self, ids: I64) -> Wishes:
+        """Run ids [S]: at full depth, or routed."""
+        depth = self.spec.depths
+        start = 0
+        while True:
+            size = self.chunk()
+            part, last = ids[start : start + size], start + size >= len(ids)
+            positions = np.arange(self.cached, self.cached + len(part))
+            state = yield Ask("prologue", 0, self.cached, part, positions)
+            if self._router is None:
+                for d in range(self.spec.depths):
+                    state = yield Ask("block", d, self.filled[d], state, positions)
+                    self.filled[d] += len(part)
+            else:
+                depth = yield from self._routed(state, positions)
+            logits = state[:0]
+            if last or self._coda:
+                logits = yield self._read(state, self.cached)
+            self.cached += len(part)
+            start += size
+            if last:
+                return logits, depth
+
+    def step(self, token: int) -> Wishes:
+        """Run one more token, until the rule lets it go."""
+        if any(map(self._full, range(1, self.spec.depths))):
+            yield from self._catch_up()
+        here = np.array([self.cached])
+        state = yield Ask("prologue", 0, self.cached, np.array([token], np.int64), here)
+        if isinstance(self.rule, RoutingRule):
+            ran = yield from self._routed(state, here)
+            logits = yield self._read(state, self.cached)
+        else:
+            logits, ran = yield from self._early(self.rule, state, here)
+        self.cached += 1
+        if self._shares:
+            self.filled[:] = [self.cached] * self.spec.depths
+        return logits, ran
+
+    def _early(self, rule: ExitRule, state: F32, here: I64) -> Wishes:
+        """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
+        outcome = Outcome(-1, state)
+        logits: F32 | None = None
+        final = self.spec.depths - 1
+        for depth in range(final):
+            state = yield from self._run(depth, state, here)
+            if rule.never:
+                continue
+            last = state[-1:]
+            if rule.reads_logits:
+                logits = yield Ask("epilogue", final, self.cached, last, here)
+            outcome = Outcome(depth, last, logits, outcome)
+            if rule.leaves(outcome, self.heads):
+                if logits is None:
+                    logits = yield Ask("epilogue", final, self.cached, last, here)
+                if self.missing == "propagate":
+                    for waiting in self._waiting[depth:]:
+                        waiting.append(last)
+                return logits, depth + 1
+        state = yield from self._run(final, state, here)
+        # The coda of those that waited saw their early states: once they are deep, it sees these.
+        deep = state if self._coda else state[-1:]
+        logits = yield self._read(deep, self.cached + 1 - len(deep))
+        return logits, final + 1
+
+    def _run(self, depth: int, state: F32, here: I64) -> Generator[Ask, F32, F32]:
+        """One depth, with all that waits for it in front: state [1, D] at ``here`` [1] → [n, D]."""
+        cached = self.filled[depth]
+        if depth and self._waiting[depth - 1]:
+            together = self._take(depth)
+            if self._exact:
+                state = together  # the newest is ``state`` itself
+            else:
+                yield from self._fill(depth, together)
+                cached = self.filled[depth]
+        n = len(state)
+        positions = here if n == 1 else np.arange(cached, cached + n)
+        state = yield Ask("block", depth, cached, state, positions)
+        self.filled[depth] += n
+        if self._exact and depth < self.spec.depths - 1 and not self._never:
+            self._waiting[depth].append(state)
+        return state
+
+    def _catch_up(self) -> Generator[Ask, F32, None]:
+        """Run all that waits, or fill in its K and V, as ``EarlyExit.catch_up``."""
+        for depth in range(1, self.spec.depths):
+            if not self._waiting[depth - 1]:
+                continue
+            state = self._take(depth)
+            if not self._exact:
+                yield from self._fill(depth, state)
+                continue
+            first = self.filled[depth]
+            state = yield Ask("block", depth, first, state, np.arange(first, first + len(state)))
+            self.filled[depth] += len(state)
+            if depth < self.spec.depths - 1:
+                self._waiting[depth].append(state)
+            elif self._coda:
+                yield self._read(state, self.cached - len(state))
+
+    def _fill(self, depth: int, state: F32) -> Generator[Ask, F32, None]:
+        """K and V of ``depth`` for tokens that left with ``state`` [n, D] before it."""
+        first, n = self.filled[depth], len(state)
+        yield Ask("fill", depth, first, state, np.arange(first, first + n))
+        self.filled[depth] += n
+
+    def _take(self, depth: int) -> F32:
+        """The states [n, D] that wait for ``depth``; none are left."""
+        waiting = self._waiting[depth - 1]
+        state = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        waiting.clear()
+        return state
+
+    def _full(self, depth: int) -> bool:
+        """Do as many wait for ``depth`` as may?"""
+        waiting = self._waiting[depth - 1]
+        return len(waiting) >= LIMIT or (self._exact and sum(map(len, waiting)) >= LIMIT)
+
+    def _routed(self, x: F32, positions: I64) -> Generator[Ask, F32, int]:
+        """x [n, D] is brought to the loop's output in place, as in ``RoutedLoop`` → depths that the last one ran."""
+        router, rule = self._router, self.rule
+        assert router is not None
+        assert isinstance(rule, RoutingRule)
+        if router.routing.kind == "token":
+            choice, gates = router.token(rule, x)
+            h = x.copy()
+            for depth in range(int(choice.max()) + 1):
+                rows = np.flatnonzero(choice >= depth)
+                h[rows] = yield from self._rows(depth, h[rows], positions[rows])
+            x += gates[:, None] * h
+            return int(choice[-1]) + 1
+        rows, ran = np.arange(len(x)), 0
+        for depth in range(rule.stop):
+            chosen, gates = router.expert(rule, depth, x[rows], len(x))
+            rows = rows[chosen]
+            if not len(rows):
+                break
+            out = yield from self._rows(depth, x[rows], positions[rows])
+            x[rows] += gates[:, None] * out
+            ran += int(rows[-1] == len(x) - 1)
+        return ran
+
+    def _rows(self, depth: int, x: F32, positions: I64) -> Generator[Ask, F32, F32]:
+        out = yield Ask("block", depth, self.filled[depth], x, positions)
+        self.filled[depth] += len(positions)
+        return out
+
+    def _read(self, state: F32, first: int) -> Ask:
+        positions = np.arange(first, first + len(state))
+        return Ask("epilogue", self.spec.depths - 1, first, state, positions)
+
+
+def check_course(spec: Spec, policy: Policy) -> None:
+    """UsageError, one line, for a policy that only a sequence alone can have."""
+    if policy.kv == "last":
+        raise UsageError("KV policy last runs a prompt in caches of its own; many users at once take per-depth")
+    if isinstance(policy.rule, RoutingRule) and policy.rule.topk:
+        raise UsageError("exit rule chunk-topk takes its share of a whole prompt; many users at once take router")

@@ -1,0 +1,92 @@
+"""Many requests on one engine: each gets the tokens, depths and text that it gets from a session of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeloop.runtime.handle import Completion
+from edgeloop.runtime.sampling import SamplingOptions
+from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.session import Session
+
+ENGINES = ("onnx", "reference")
+random = np.random.default_rng(7)
+# Prompts of one chunk and of several, answers that end at different times, each with its own dice.
+REQUESTS = [
+    (random.integers(0, 90, prompt).tolist(), tokens, sampling)
+    for prompt, tokens, sampling in (
+        (9, 30, SamplingOptions()),
+        (40, 12, SamplingOptions(temperature=0.9, seed=3)),
+        (1, 25, SamplingOptions(temperature=1.5, top_k=20, seed=5)),
+        (20, 8, SamplingOptions(repetition_penalty=1.4)),
+        (3, 40, SamplingOptions(temperature=0.7, top_p=0.9, seed=9)),
+        (34, 20, SamplingOptions()),
+        (17, 1, SamplingOptions(temperature=1.0, min_p=0.05, seed=1)),
+    )
+]
+PER_DEPTH = ("exact", "propagate", "skip")
+POLICIES = [
+    *(("edgeloop", {"exit": "never"}) for _ in (0,)),
+    *(
+        ("edgeloop", {"exit": rule, "missing": missing})
+        for rule in ("depth:2", "confidence:0.02", "latent:0.35")
+        for missing in PER_DEPTH
+    ),
+    *(("ouro", {"exit": "gate:0.7", "missing": missing}) for missing in PER_DEPTH),
+    ("mor-lora", {"exit": "latent:0.5", "missing": "propagate"}),
+    ("mor-norms", {"exit": "entropy:5.5", "missing": "exact"}),
+    ("mor-cycle", {"exit": "margin:0.002", "missing": "exact"}),
+    ("mor-sequence", {"exit": "kl:0.02", "missing": "propagate"}),
+    ("mobilellm", {}),
+    ("llama", {}),
+    ("llama-window", {}),
+    ("edgeloop-window", {"exit": "never"}),
+    ("edgeloop-window", {"exit": "latent:0.35", "missing": "exact"}),
+    ("edgeloop-window", {"exit": "latent:0.35", "missing": "skip"}),
+    ("edgeloop-shared", {}),
+    ("edgeloop-shared", {"exit": "latent:0.35"}),
+    ("edgeloop-shared", {"exit": "confidence:0.02"}),
+    ("mor-shared", {"exit": "depth:2"}),
+    ("mor-expert", {}),
+    ("mor-expert", {"exit": "router:0.45"}),
+    ("mor-expert", {"exit": "depth:2"}),
+    ("mor-token", {}),
+    ("mor-token", {"exit": "never"}),
+    ("edgeloop-routed", {}),
+]
+
+
+def alone(session: Session) -> list[Completion]:
+    return [
+        Completion(tuple(session.generate(prompt, tokens, sampling)), cancelled=False)
+        for prompt, tokens, sampling in REQUESTS
+    ]
+
+
+def together(engine: Engine) -> list[Completion]:
+    handles = [engine.submit(*request) for request in REQUESTS]
+    return [handle.result(60) for handle in handles]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("kind", "policy"), POLICIES, ids=lambda x: x if isinstance(x, str) else "-".join(x.values()))
+def test_every_answer_is_its_lone_run(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kind: str, policy: dict[str, str], engine: str
+) -> None:
+    monkeypatch.setattr("edgeloop.runtime.kv.SLACK", 3)  # so that tokens leave a window within a few steps
+    bundle = exported(kind)
+    with Session.open(bundle, engine=engine, **policy) as session:
+        wanted = alone(session)
+    with Engine.open(bundle, engine=engine, sequences=3, **policy) as serving:
+        found = together(serving)
+        scheduler = serving.scheduler
+        assert sorted(scheduler.free) == [0, 1, 2]
+        assert scheduler.rows > 1.2 * scheduler.calls  # they did share calls
+    for one, other in zip(found, wanted, strict=True):
+        assert one.tokens == other.tokens
+        assert one.depths == other.depths
+        assert one.text == other.text
