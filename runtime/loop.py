@@ -138,7 +138,7 @@ class DepthLoop:
             raise UsageError(f"cannot truncate {self.cached} cached tokens to {tokens}")
         if tokens > 0 and min(self.filled) < self.cached:
             raise UsageError("tokens left early here, so slots hold different tokens; reset the loop instead")
-        if not self.cache.can_truncate(self.cached, tokens):
+        if tokens > 0 and not self.cache.can_truncate(self.cached, tokens):
             raise UsageError(f"the sliding window has moved past token {tokens}; reset the loop instead")
         self.cached = tokens
         self.filled[:] = [tokens] * self._depths

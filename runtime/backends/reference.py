@@ -98,7 +98,8 @@ class ReferenceBackend:
         """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
         check_fill(self.spec)
         state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
-        for b, n in enumerate(lanes.tokens.tolist()):
+        for b in np.flatnonzero(lanes.tokens).tolist():
+            n = int(lanes.tokens[b])
             lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
             for layer in self._applications("block", int(lanes.depth[b]), lanes.first_slot + b):
                 x = self._norm(state[b, :n], f"{layer.prefix}.attention_norm", layer.repeat)
