@@ -57,7 +57,9 @@ class Course:
         self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
         self._shares = shares_kv(spec)
         self._coda = stage_layers(spec, "epilogue") > 0
-        self._waiting: list[list[F32]] = [[] for _ in range(spec.depths - 1)]  # states [n, D] after each depth
+        self._waiting: list[list[F32]] = [
+            [] for _ in range(spec.depths - 1)
+        ]  # states [n, D] after each depth
 
     def prompt(self, ids: I64) -> Wishes:
         """Run ids [S]: at full depth, or routed."""
@@ -214,6 +216,10 @@ class Course:
 def check_course(spec: Spec, policy: Policy) -> None:
     """UsageError, one line, for a policy that only a sequence alone can have."""
     if policy.kv == "last":
-        raise UsageError("KV policy last runs a prompt in caches of its own; many users at once take per-depth")
+        raise UsageError(
+            "KV policy last runs a prompt in caches of its own; many users at once take per-depth"
+        )
     if isinstance(policy.rule, RoutingRule) and policy.rule.topk:
-        raise UsageError("exit rule chunk-topk takes its share of a whole prompt; many users at once take router")
+        raise UsageError(
+            "exit rule chunk-topk takes its share of a whole prompt; many users at once take router"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """All that a request gave: ``cancelled`` when it was ended by its caller or by the engine's end."""
+    """All that a request gave: ``cancelled`` when its caller or the engine's close ended it."""
 
     steps: tuple[Step, ...]
     cancelled: bool
@@ -41,32 +42,35 @@ class Handle:
     """One request. Any thread may read it, and any number of readers: each sees every step from the first.
 
     ``for step in handle`` and ``async for step in handle`` stream the steps; they end when the request does, with the
-    error that ended it if there was one. Steps that nobody reads are kept: there are ``max_tokens`` at most.
+    error that ended it if there was one. Leaving such a loop early does not end the request: ``cancel`` does. Steps
+    that nobody reads are kept; there are ``max_tokens`` at most.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
         self.request = request
         self._cancel = cancel
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._steps: list[Step] = []
-        self._done = self._cancelled = False
+        self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._wake: list[Callable[[], None]] = []
+        self._cancelled = False
+        self._wake: list[Callable[[], object]] = []
+        """Called once each at the next change: readers that wait for it. Who waits for the end alone is not woken."""
 
     @property
     def done(self) -> bool:
         """Has it ended, in whatever way?"""
-        return self._done
+        return self._ended.is_set()
 
     def cancel(self) -> None:
         """End the request wherever it is; its lane is free for others at once. Nothing happens when it has ended."""
-        self._cancel(self)
+        if not self.done:
+            self._cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end, at most ``timeout`` seconds (then TimeoutError); raises what ended the request."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._done, timeout):
-                raise TimeoutError(f"the request has not ended within {timeout} s")
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the request has not ended within {timeout} s")
         return self._completion()
 
     async def wait(self) -> Completion:
@@ -78,27 +82,26 @@ class Handle:
     def __iter__(self) -> Iterator[Step]:
         seen = 0
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._done or len(self._steps) > seen)  # noqa: B023
-                steps, done = self._steps[seen:], self._done
+            changed = threading.Event()
+            steps, done = self._after(seen, changed.set)
             yield from steps
             seen += len(steps)
             if done:
                 self._completion()
                 return
+            if not steps:
+                changed.wait()
 
     async def __aiter__(self) -> AsyncIterator[Step]:
         seen, loop = 0, asyncio.get_running_loop()
         while True:
-            more = asyncio.Event()
+            changed = asyncio.Event()
 
-            def wake(more: asyncio.Event = more) -> None:
-                loop.call_soon_threadsafe(more.set)
+            def wake(changed: asyncio.Event = changed) -> None:
+                with suppress(RuntimeError):  # the reader's event loop was closed meanwhile
+                    loop.call_soon_threadsafe(changed.set)
 
-            with self._changed:
-                steps, done = self._steps[seen:], self._done
-                if not steps and not done:
-                    self._wake.append(wake)
+            steps, done = self._after(seen, wake)
             for step in steps:
                 yield step
             seen += len(steps)
@@ -107,33 +110,37 @@ class Handle:
                 return
             if not steps:
                 try:
-                    await more.wait()
+                    await changed.wait()
                 finally:
-                    with self._changed:
-                        if wake in self._wake:
-                            self._wake.remove(wake)
+                    with self._lock, suppress(ValueError):  # a reader that was cancelled
+                        self._wake.remove(wake)
 
     def push(self, step: Step) -> None:
         """One more step; the engine's side."""
-        with self._changed:
+        with self._lock:
             self._steps.append(step)
-            self._notify()
+            wake, self._wake = self._wake, []
+        for call in wake:
+            call()
 
     def end(self, error: BaseException | None = None, cancelled: bool = False) -> None:
         """There will be no more steps; the engine's side. The first end counts."""
-        with self._changed:
-            if not self._done:
-                self._done, self._error, self._cancelled = True, error, cancelled
-                self._notify()
-
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        wake, self._wake = self._wake, []
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._error, self._cancelled = error, cancelled
+            self._ended.set()
+            wake, self._wake = self._wake, []
         for call in wake:
-            try:
-                call()
-            except RuntimeError:  # the reader's event loop was closed meanwhile
-                continue
+            call()
+
+    def _after(self, seen: int, wake: Callable[[], object]) -> tuple[list[Step], bool]:
+        """The steps after the first ``seen``, and were they the last? With neither, ``wake`` is called on a change."""
+        with self._lock:
+            steps, done = self._steps[seen:], self._ended.is_set()
+            if not steps and not done:
+                self._wake.append(wake)
+        return steps, done
 
     def _completion(self) -> Completion:
         if self._error is not None:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from .backend import F32, I64, Backend, shares_kv
+from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .course import Ask, Course, check_course
@@ -22,7 +22,7 @@ from .exits import ExitRule
 from .handle import Handle
 from .requests import Answer
 from .sampling import Sampler, SamplingOptions
-from .scheduler import Scheduler, Task
+from .scheduler import NARROW, Scheduler, Task
 from .session import Session, Step
 from .spec import Spec
 from .timing import Stopwatch
@@ -57,8 +57,8 @@ class Engine:
         """Who stops where, and the tokens that prompt and answer may have together."""
         check_course(bundle.spec, self.policy)
         self.sequences, self.waiting = sequences, waiting
-        spare = 1 if shares_kv(bundle.spec) else 0  # a row for idle lanes to write to: packed.py
-        cache = backend.new_cache(sequences, self.context + spare)
+        # The padding of a lane beside wider ones must fit too, and a row for idle ones to write to (packed.py).
+        cache = backend.new_cache(sequences, self.context + NARROW)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
         self.scheduler = Scheduler(backend, cache, sequences, aligned=even)
@@ -160,9 +160,6 @@ class Engine:
         with self._changed:
             self._cancelled.append(handle)
             self._changed.notify_all()
-            idle = not self._worker.is_alive()
-        if idle:
-            handle.end(cancelled=True)
 
     def _work(self) -> None:
         """The worker thread: until the engine is closed, or an engine call fails."""
@@ -186,6 +183,8 @@ class Engine:
 
     def _admit(self) -> bool:
         """Sleep until there is something to do; let requests in and out. False when the engine is closed."""
+        if self.scheduler.tasks and not (self._closing or self._queue or self._cancelled):
+            return True  # most ticks; a change that is seen one tick later does no harm
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closing or self._queue or self._cancelled or self.scheduler.tasks
