@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
+from .bench_soak import soak
+from .bench_users import measure_users, users_arguments
 from .console import Console
 from .options import at_least, session_arguments
 from .quantities import bundle_bytes, byte_count
@@ -33,6 +35,8 @@ examples:
   edgeloop bench bundle
   edgeloop bench bundle --prompt-tokens 512 --tokens 64 --runs 10 --threads 2
   edgeloop bench bundle --decode all --text some.txt
+  edgeloop bench bundle --users 1,2,4,8 --exit depth:2
+  edgeloop bench bundle --soak 10
   edgeloop bench bundle --json
 """
 
@@ -58,6 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--text", metavar="FILE", help="with --decode: UTF-8 text whose paragraphs are continued"
     )
+    users_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,12 @@ class Run:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    if args.users:
+        measure_users(args, console)
+        return
+    if args.soak:
+        soak(args, console)
+        return
     import numpy as np
 
     from ..runtime.backends import open_backend

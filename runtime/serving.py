@@ -196,7 +196,7 @@ class Engine:
                 if handle in self._queue:
                     self._queue.remove(handle)
             dropped = [task for h in cancelled if (task := self._running.pop(h, None)) is not None]
-            new = []
+            new: list[Handle] = []
             free = len(self.scheduler.free) + len(dropped)
             while self._queue and len(new) < free:
                 handle = self._queue.popleft()

@@ -193,6 +193,29 @@ def test_an_interrupt_is_130_and_one_line(bundle: Path) -> None:
         assert process.stderr.read() == "edgeloop: interrupted\n"
 
 
+def test_bench_users(bundle: Path, command: Command, command_json: CommandJson) -> None:
+    flags = ("--users", "1,2", "--requests", "3", "--runs", "1", "--exit", "depth:2")
+    found = command_json("bench", bundle, *flags)
+    assert [row["users"] for row in found["users"]] == [1, 2]
+    assert all(row["over_static"] > 0 < row["over_one_by_one"] for row in found["users"])
+    assert found["exit"] == "depth:2"
+    code, out, _ = command("bench", bundle, *flags)
+    assert code == 0
+    assert "÷ one by one" in out
+    assert command("bench", bundle, "--users", "0")[0] == 2
+
+
+def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -> None:
+    found = command_json("bench", bundle, "--soak", "0.02")
+    assert found["lanes_free"] == found["lanes"] == 4
+    assert found["served"] > 0
+    assert 0 < found["same"] <= found["served"] + found["cancelled"]
+    code, out, _ = command("bench", bundle, "--soak", "0.01")
+    assert code == 0
+    assert "4 of 4 free" in out
+    assert command("bench", bundle, "--soak", "none")[0] == 2
+
+
 def test_bench(bundle: Path, command: Command, command_json: CommandJson) -> None:
     flags = ("--prompt-tokens", 16, "--tokens", 8, "--runs", 2)
     found = command_json("bench", bundle, *flags)
