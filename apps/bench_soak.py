@@ -1,4 +1,4 @@
-"""``edgeloop bench --soak``: requests come, go and are cancelled at random, and every answer is held against its lone run.
+"""``edgeloop bench --soak``: random requests come, go and are cancelled; each answer is held against its lone run.
 
 The requests are drawn from a pool whose answers a session has written before, one by one. They arrive in bursts with
 pauses between them, more than the engine takes, so that some are refused. At the end no lane may be lost.

@@ -176,7 +176,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Engin
 
 
 def requests(session: Session, count: int, seed: int) -> list[Asked]:
-    """``count`` requests of various lengths: beginnings from the tales, or seeded ids for a bundle without tokenizer."""
+    """``count`` requests of various lengths: beginnings from the tales, or random ids where there is no tokenizer."""
     import numpy as np
 
     random = np.random.default_rng(seed)

@@ -47,6 +47,7 @@ class Course:
     ) -> None:
         """``chunk``: asked for the most tokens of a prompt that may go through in one piece."""
         self.spec, self.rule, self.heads, self.chunk = spec, policy.rule, heads, chunk
+        self._depths = spec.depths
         self.cached = 0
         """Tokens that were run."""
         self.filled = [0] * spec.depths
@@ -63,7 +64,7 @@ class Course:
 
     def prompt(self, ids: I64) -> Wishes:
         """Run ids [S]: at full depth, or routed."""
-        depth = self.spec.depths
+        depth = self._depths
         start = 0
         while True:
             size = self.chunk()
@@ -71,7 +72,7 @@ class Course:
             positions = np.arange(self.cached, self.cached + len(part))
             state = yield Ask("prologue", 0, self.cached, part, positions)
             if self._router is None:
-                for d in range(self.spec.depths):
+                for d in range(self._depths):
                     state = yield Ask("block", d, self.filled[d], state, positions)
                     self.filled[d] += len(part)
             else:
@@ -86,7 +87,7 @@ class Course:
 
     def step(self, token: int) -> Wishes:
         """Run one more token, until the rule lets it go."""
-        if any(map(self._full, range(1, self.spec.depths))):
+        if any(map(self._full, range(1, self._depths))):
             yield from self._catch_up()
         here = np.array([self.cached])
         state = yield Ask("prologue", 0, self.cached, np.array([token], np.int64), here)
@@ -97,14 +98,14 @@ class Course:
             logits, ran = yield from self._early(self.rule, state, here)
         self.cached += 1
         if self._shares:
-            self.filled[:] = [self.cached] * self.spec.depths
+            self.filled[:] = [self.cached] * self._depths
         return logits, ran
 
     def _early(self, rule: ExitRule, state: F32, here: I64) -> Wishes:
         """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
         outcome = Outcome(-1, state)
         logits: F32 | None = None
-        final = self.spec.depths - 1
+        final = self._depths - 1
         for depth in range(final):
             state = yield from self._run(depth, state, here)
             if rule.never:
@@ -140,13 +141,13 @@ class Course:
         positions = here if n == 1 else np.arange(cached, cached + n)
         state = yield Ask("block", depth, cached, state, positions)
         self.filled[depth] += n
-        if self._exact and depth < self.spec.depths - 1 and not self._never:
+        if self._exact and depth < self._depths - 1 and not self._never:
             self._waiting[depth].append(state)
         return state
 
     def _catch_up(self) -> Generator[Ask, F32, None]:
         """Run all that waits, or fill in its K and V, as ``EarlyExit.catch_up``."""
-        for depth in range(1, self.spec.depths):
+        for depth in range(1, self._depths):
             if not self._waiting[depth - 1]:
                 continue
             state = self._take(depth)
@@ -156,7 +157,7 @@ class Course:
             first = self.filled[depth]
             state = yield Ask("block", depth, first, state, np.arange(first, first + len(state)))
             self.filled[depth] += len(state)
-            if depth < self.spec.depths - 1:
+            if depth < self._depths - 1:
                 self._waiting[depth].append(state)
             elif self._coda:
                 yield self._read(state, self.cached - len(state))
@@ -210,7 +211,7 @@ class Course:
 
     def _read(self, state: F32, first: int) -> Ask:
         positions = np.arange(first, first + len(state))
-        return Ask("epilogue", self.spec.depths - 1, first, state, positions)
+        return Ask("epilogue", self._depths - 1, first, state, positions)
 
 
 def check_course(spec: Spec, policy: Policy) -> None:

@@ -46,7 +46,7 @@ def test_commands(place: Path, command: Command) -> None:
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
-    exec(compile(code, str(README), "exec"), {})
-    assert capsys.readouterr().out
+    for code in blocks("python"):
+        exec(compile(code, str(README), "exec"), {})
+        assert capsys.readouterr().out
     assert (place / "bundle" / "manifest.json").is_file()
