@@ -50,3 +50,20 @@ def test_the_reference_computes_what_it_computes_unpacked(maker):
     np.testing.assert_array_equal(found, packed.pack(wanted))
     for ours, theirs in zip(*(c.stages["block"] for c in caches), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_placing_tokens_is_writing_the_arrays_and_refreshing(shared):
+    placed, written = (PackedLanes.empty(6, 1, 3, shared=shared) for _ in range(2))
+    for lanes, depth, cached in (([0, 3, 5], [2, 0, 1], [7, 4, 9]), ([1, 2, 4], [0, 0, 2], [3, 0, 5])):
+        for target in (placed, written):
+            target.cached[:] = [1, 2, 3, 4, 5, 6] if shared else 0
+        placed.place(lanes, depth, cached, [c + 1 for c in cached])
+        written.tokens[:] = 0
+        for lane, d, c in zip(lanes, depth, cached, strict=True):
+            written.tokens[lane], written.depth[lane], written.cached[lane] = 1, d, c
+            written.positions[lane, 0] = c + 1
+        written.refresh()
+        for name in ("tokens", "row_depth", "kept", "spread", "last", "longest", "cached"):
+            where = lanes if name == "cached" else slice(None)
+            np.testing.assert_array_equal(getattr(placed, name)[where], getattr(written, name)[where], name)
