@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .backend import F32, I64, shares_kv
 from .early import LIMIT
@@ -31,7 +33,7 @@ class Ask:
     stage: str
     depth: int
     cached: int
-    rows: I64 | F32
+    rows: npt.NDArray[Any]
     positions: I64
 
 
@@ -58,9 +60,14 @@ class Course:
         self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
         self._shares = shares_kv(spec)
         self._coda = stage_layers(spec, "epilogue") > 0
-        self._waiting: list[list[F32]] = [
-            [] for _ in range(spec.depths - 1)
-        ]  # states [n, D] after each depth
+        # By depth, the oldest first: positions of tokens that the next depth has not seen, and their states [n, D].
+        self._waiting: list[list[tuple[int, F32]]] = [[] for _ in range(spec.depths - 1)]
+
+    def restart(self, cached: int, filled: list[int]) -> None:
+        """Behind ``cached`` tokens that somebody else ran; ``filled``: how many of them each depth's slot holds."""
+        self.cached, self.filled = cached, list(filled)
+        for waiting in self._waiting:
+            waiting.clear()
 
     def prompt(self, ids: I64) -> Wishes:
         """Run ids [S]: at full depth, or routed."""
@@ -85,21 +92,37 @@ class Course:
             if last:
                 return logits, depth
 
-    def step(self, token: int) -> Wishes:
-        """Run one more token, until the rule lets it go."""
+    def step(self, token: int, position: int | None = None) -> Wishes:
+        """Run one more token, until the rule lets it go: at ``cached``, or at ``position`` behind others under way."""
         if any(map(self._full, range(1, self._depths))):
             yield from self._catch_up()
-        here = np.array([self.cached])
-        state = yield Ask("prologue", 0, self.cached, np.array([token], np.int64), here)
+        at = self.cached if position is None else position
+        here = np.array([at])
+        state = yield Ask("prologue", 0, at, np.array([token], np.int64), here)
         if isinstance(self.rule, RoutingRule):
             ran = yield from self._routed(state, here)
-            logits = yield self._read(state, self.cached)
+            logits = yield self._read(state, at)
         else:
             logits, ran = yield from self._early(self.rule, state, here)
-        self.cached += 1
+        self.cached = at + 1
         if self._shares:
             self.filled[:] = [self.cached] * self._depths
         return logits, ran
+
+    def take_back(self, position: int, pending: list[Ask], ran: list[int]) -> None:
+        """The tokens from ``position`` on never were, which the latest steps ran: forget their rows.
+
+        ``pending``: what they asked for and will not get, the oldest first. ``ran``: by depth, the rows that they have.
+        """
+        if self.missing == "skip":
+            self.filled = [n - m for n, m in zip(self.filled, ran, strict=True)]
+            return
+        self.filled = [min(n, position) for n in self.filled]
+        for ask in pending:  # what waited before goes on waiting
+            if ask.depth and ask.stage in ("block", "fill"):
+                self._waiting[ask.depth - 1].insert(0, (ask.positions[0].item(), ask.rows))
+        for waiting in self._waiting:
+            waiting[:] = [(first, state[: position - first]) for first, state in waiting if first < position]
 
     def _early(self, rule: ExitRule, state: F32, here: I64) -> Wishes:
         """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
@@ -112,19 +135,19 @@ class Course:
                 continue
             last = state[-1:]
             if rule.reads_logits:
-                logits = yield Ask("epilogue", final, self.cached, last, here)
+                logits = yield Ask("epilogue", final, here.item(), last, here)
             outcome = Outcome(depth, last, logits, outcome)
             if rule.leaves(outcome, self.heads):
                 if logits is None:
-                    logits = yield Ask("epilogue", final, self.cached, last, here)
+                    logits = yield Ask("epilogue", final, here.item(), last, here)
                 if self.missing == "propagate":
                     for waiting in self._waiting[depth:]:
-                        waiting.append(last)
+                        waiting.append((here.item(), last))
                 return logits, depth + 1
         state = yield from self._run(final, state, here)
         # The coda of those that waited saw their early states: once they are deep, it sees these.
         deep = state if self._coda else state[-1:]
-        logits = yield self._read(deep, self.cached + 1 - len(deep))
+        logits = yield self._read(deep, here.item() + 1 - len(deep))
         return logits, final + 1
 
     def _run(self, depth: int, state: F32, here: I64) -> Generator[Ask, F32, F32]:
@@ -142,7 +165,7 @@ class Course:
         state = yield Ask("block", depth, cached, state, positions)
         self.filled[depth] += n
         if self._exact and depth < self._depths - 1 and not self._never:
-            self._waiting[depth].append(state)
+            self._waiting[depth].append((positions[0].item(), state))
         return state
 
     def _catch_up(self) -> Generator[Ask, F32, None]:
@@ -158,7 +181,7 @@ class Course:
             state = yield Ask("block", depth, first, state, np.arange(first, first + len(state)))
             self.filled[depth] += len(state)
             if depth < self._depths - 1:
-                self._waiting[depth].append(state)
+                self._waiting[depth].append((first, state))
             elif self._coda:
                 yield self._read(state, self.cached - len(state))
 
@@ -171,14 +194,14 @@ class Course:
     def _take(self, depth: int) -> F32:
         """The states [n, D] that wait for ``depth``; none are left."""
         waiting = self._waiting[depth - 1]
-        state = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        state = waiting[0][1] if len(waiting) == 1 else np.concatenate([state for _, state in waiting])
         waiting.clear()
         return state
 
     def _full(self, depth: int) -> bool:
         """Do as many wait for ``depth`` as may?"""
         waiting = self._waiting[depth - 1]
-        return len(waiting) >= LIMIT or (self._exact and sum(map(len, waiting)) >= LIMIT)
+        return len(waiting) >= LIMIT or (self._exact and sum(len(state) for _, state in waiting) >= LIMIT)
 
     def _routed(self, x: F32, positions: I64) -> Generator[Ask, F32, int]:
         """x [n, D] is brought to the loop's output in place, as in ``RoutedLoop`` → depths that the last one ran."""

@@ -7,6 +7,7 @@ from .errors import UsageError
 from .exits import ExitRule
 from .kv import visible
 from .policy import Policy
+from .routing import RoutingRule
 from .spec import Spec, stage_layers
 
 DECODE = ("sequential", "pipelined")
@@ -21,7 +22,6 @@ def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
     segment = spec.segments[spec.stages.block[0]]
     reasons = (
         (spec.depths == 1, "the model has one depth, so there is nothing to pipeline"),
-        (spec.routing is not None, "a router decides depth by depth who goes on"),
         *_exit_reasons(spec, policy),
         (
             policy.kv == "last",
@@ -37,21 +37,23 @@ def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
             raise UsageError(f"decode 'pipelined': {reason}; use sequential")
 
 
+def decides(policy: Policy) -> bool:
+    """Does an exit rule or a router decide how deep a token goes?"""
+    return not (isinstance(policy.rule, ExitRule) and policy.rule.never)
+
+
 def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
-    """What keeps an exit rule from being pipelined."""
+    """What keeps a rule from being pipelined."""
     rule = policy.rule
-    if not isinstance(rule, ExitRule) or rule.never:
+    if not decides(policy):
         return ()
     named = f"exit rule {policy.exit!r}"
     return (
+        (isinstance(rule, RoutingRule) and rule.topk, f"{named} has to see a whole text at once"),
         (shares_kv(spec), f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
-        (
-            policy.missing == "exact",
-            f"{named} with missing 'exact' runs deeper depths later; choose --missing propagate or skip",
-        ),
         (visible(spec) is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
         (
-            rule.reads_logits and stage_layers(spec, "epilogue") > 0,
+            isinstance(rule, ExitRule) and rule.reads_logits and stage_layers(spec, "epilogue") > 0,
             f"{named} reads logits, for which the layers after the loop wait for the tokens before",
         ),
     )

@@ -15,7 +15,7 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .chat import render_chat
-from .decoding import check_decode
+from .decoding import check_decode, decides
 from .errors import ContextError, UsageError
 from .evaluation import Evaluation, evaluate, loss
 from .heads import read_heads
@@ -91,8 +91,7 @@ class Session:
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
         self._pace: Pace | None = None
         if decode == "pipelined":
-            whole = self.policy.exit != "never"
-            self._pace = WholeTokens(bundle.spec.depths) if whole else Pace(bundle.spec.depths)
+            self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.spec.depths)
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = bundle.manifest.chat_template

@@ -8,11 +8,12 @@ import numpy as np
 
 from .acceptance import Pace
 from .backend import F32, I64
+from .decoding import decides
 from .early import EarlyExit
 from .exits import ExitRule
-from .leaving import PipelinedExits
 from .loop import DepthLoop, Rows
 from .pipelined import Pipelined
+from .pipelined_course import PipelinedCourse
 from .policy import Policy
 from .routed import RoutedLoop
 from .routing import RoutingRule
@@ -36,28 +37,27 @@ class Walk:
         """Depths that the last token ran."""
         self.early: EarlyExit | None = None
         self.routed: RoutedLoop | None = None
-        self.pipelined: Pipelined | None = None
+        self.pipelined: Pipelined | PipelinedCourse | None = None
         rule = policy.rule
-        leaves = isinstance(rule, ExitRule) and not rule.never
         if isinstance(rule, RoutingRule):
             self.routed = RoutedLoop(loop, rule, heads)
-        elif draft and pace:
-            if isinstance(rule, ExitRule) and leaves:
-                self.pipelined = PipelinedExits(loop, draft, pace, rule, heads, policy.missing)
+        if draft and pace:
+            if decides(policy):
+                self.pipelined = PipelinedCourse(loop, policy, heads, draft, pace)
             else:
                 self.pipelined = Pipelined(loop, draft, pace)
-        elif leaves:
+        elif isinstance(rule, ExitRule) and not rule.never:
             self.early = EarlyExit(loop, rule, heads, policy.missing)
 
     def prompt(self, ids: I64, rows: Rows = "last") -> F32:
         """A prompt's ids [S] → logits [N, V]: at full depth, or routed."""
         if self.routed is None:
             logits = self.loop.forward(ids, rows)
-            if self.pipelined is not None:
-                self.pipelined.begin(ids)
-            return logits
-        logits, depths = self.routed.forward(ids, rows)
-        self.depth = int(depths[-1])
+        else:
+            logits, depths = self.routed.forward(ids, rows)
+            self.depth = int(depths[-1])
+        if self.pipelined is not None:
+            self.pipelined.begin(ids)
         return logits
 
     def step(self, token: int) -> tuple[F32, int]:

@@ -118,7 +118,6 @@ def test_sessions_write_the_same(text_bundle, sampling):
     ("spec", "options", "message"),
     [
         ({"segments": (Segment(layers=2),)}, {}, "one depth"),
-        ({}, {"exit": "depth:2"}, "exit rule 'depth:2'"),
         ({}, {"kv": "last"}, "one KV slot"),
         ({"kv": "shared"}, {}, "without own norms or deltas"),
     ],
