@@ -21,13 +21,15 @@ from .evaluation import Evaluation, evaluate, loss
 from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
+from .pipelined import Pipelined
+from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
 from .requests import Answer, Request, as_stops
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .timing import GenerationClock, GenerationStats
 from .tokenizer import Tokenizer
-from .walk import Walk
+from .walk import Walk, make_pipeline
 
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
@@ -92,6 +94,7 @@ class Session:
         self._pace: Pace | None = None
         if decode == "pipelined":
             self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.spec.depths)
+        self._pipelined: Pipelined | PipelinedCourse | None = None
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
         self._template = bundle.manifest.chat_template
@@ -210,9 +213,10 @@ class Session:
         loop = self._start(len(request.prompt) + request.max_tokens)
         generation = self._generation
         choose: Choose = Sampler(request.sampling).choose
-        walk = Walk(loop, self.policy, self.heads, choose, self._pace)
-        if walk.pipelined:
-            choose = walk.pipelined.choose  # its time counts in the pace
+        pipelined = self._pipeline(loop, choose)
+        if pipelined:
+            choose = pipelined.choose  # its time counts in the pace
+        walk = Walk(loop, self.policy, self.heads, pipelined)
         answer = Answer(request, choose, self.spec, self._tokenizer, self.context)
         clock = self._clock = GenerationClock(
             loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
@@ -315,7 +319,7 @@ class Session:
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
-        self._loop = self.backend = None
+        self._loop = self._pipelined = self.backend = None
 
     def __enter__(self) -> Session:
         return self
@@ -332,11 +336,20 @@ class Session:
         self._generation += 1
         room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
         if self._loop is None or self._loop.capacity < room:
-            self._loop = None  # the old cache goes before the new one comes
+            self._loop = self._pipelined = None  # the old cache goes before the new one comes
             slots = 1 if self.policy.kv == "last" else None
             self._loop = DepthLoop(self.backend, self.backend.new_cache(1, room, slots))
         self._loop.reset()
         return self._loop
+
+    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipelined | PipelinedCourse | None:
+        """That of the session, kept because engines prepare its calls once; None when it decodes sequentially."""
+        if self._pace is None:
+            return None
+        if self._pipelined is None or self._pipelined.loop is not loop:
+            self._pipelined = make_pipeline(loop, self.policy, self.heads, draft, self._pace)
+        self._pipelined.draft = draft
+        return self._pipelined
 
     def _ids(self, ids: Sequence[int] | I64) -> I64:
         array = np.asarray(ids)

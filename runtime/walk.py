@@ -20,6 +20,15 @@ from .routing import RoutingRule
 from .sampling import Choose
 
 
+def make_pipeline(
+    loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: Pace
+) -> Pipelined | PipelinedCourse:
+    """What decodes pipelined under ``policy``; it may be kept for as long as the loop is, with another ``draft``."""
+    if decides(policy):
+        return PipelinedCourse(loop, policy, heads, draft, pace)
+    return Pipelined(loop, draft, pace)
+
+
 class Walk:
     """One sequence on a loop under a policy."""
 
@@ -28,25 +37,19 @@ class Walk:
         loop: DepthLoop,
         policy: Policy,
         heads: Mapping[str, F32],
-        draft: Choose | None = None,
-        pace: Pace | None = None,
+        pipelined: Pipelined | PipelinedCourse | None = None,
     ) -> None:
-        """With ``draft`` and ``pace`` steps are pipelined."""
+        """``pipelined``: what steps, on the same loop and under the same policy (``make_pipeline``)."""
         self.loop = loop
         self.depth = loop.backend.spec.depths
         """Depths that the last token ran."""
         self.early: EarlyExit | None = None
         self.routed: RoutedLoop | None = None
-        self.pipelined: Pipelined | PipelinedCourse | None = None
+        self.pipelined = pipelined
         rule = policy.rule
         if isinstance(rule, RoutingRule):
             self.routed = RoutedLoop(loop, rule, heads)
-        if draft and pace:
-            if decides(policy):
-                self.pipelined = PipelinedCourse(loop, policy, heads, draft, pace)
-            else:
-                self.pipelined = Pipelined(loop, draft, pace)
-        elif isinstance(rule, ExitRule) and not rule.never:
+        elif isinstance(rule, ExitRule) and not rule.never and pipelined is None:
             self.early = EarlyExit(loop, rule, heads, policy.missing)
 
     def prompt(self, ids: I64, rows: Rows = "last") -> F32:
