@@ -57,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decode",
         choices=("all",),
+        dest="ways",
         help="compare sequential and pipelined decoding, and what their calls cost",
     )
     group.add_argument(
@@ -76,6 +77,11 @@ class Run:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    given = [
+        name for name, value in (("users", args.users), ("soak", args.soak), ("decode", args.ways)) if value
+    ]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]} and --{given[1]} are different benchmarks; give one of them")
     if args.users:
         measure_users(args, console)
         return
@@ -88,7 +94,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.bundle import Bundle
     from ..runtime.loop import DepthLoop
 
-    if args.text and not args.decode:
+    if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")
     bundle = Bundle.open(args.bundle)
     spec, wanted = bundle.spec, args.prompt_tokens + args.tokens
@@ -99,7 +105,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             "choose fewer --prompt-tokens and --tokens, or another --context"
         )
     backend = open_backend(args.engine, bundle, args.threads)
-    if args.decode:
+    if args.ways:
         from .bench_decode import bench_decoding
 
         bench_decoding(args, bundle, backend, console)

@@ -89,7 +89,7 @@ def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.Mo
 
     plain, found = answers(), answers("--decode", "pipelined")
     assert [turn["tokens"] for turn in found] == [turn["tokens"] for turn in plain]
-    assert found[1]["acceptance"] is not None
+    assert any(turn["acceptance"] is not None for turn in found)  # it tries at least once
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.Mo
     [
         (("--decode", "both"), "decode 'both'; known: sequential, pipelined"),
         (("--decode", "pipelined", "--kv", "last"), "one KV slot for all depths"),
-        (("--decode", "pipelined", "--exit", "depth:2"), "choose --missing propagate or skip"),
+        (("--decode", "pipelined", "--exit", "confidence:0.5"), "reads logits"),
     ],
 )
 def test_refusals_are_one_line(bundle: Path, command: Command, words: tuple[str, ...], told: str) -> None:
