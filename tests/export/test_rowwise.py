@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from edgeloop.export import rowwise
 from edgeloop.quant.pack import dequantize, quantize
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
+from edgeloop.runtime.backends.onnx import open_session, use_threads
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.packed import PackedLanes
 
@@ -44,29 +44,31 @@ def product() -> onnx.ModelProto:
     return program.model_proto
 
 
-def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(model.SerializeToString())
+def run(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> np.ndarray:
+    onnx.save(model, folder / "model.onnx")
+    use_threads(None)  # a process has one pool, which other tests may have made
+    session = open_session(folder / "model.onnx")
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-def test_products_are_those_of_the_rounded_activations(product: onnx.ModelProto) -> None:
+def test_products_are_those_of_the_rounded_activations(product: onnx.ModelProto, tmp_path: Path) -> None:
     x = np.random.default_rng(2).standard_normal((3, 2, COLUMNS)).astype(np.float32) * 3
     x[1, 1] = 0  # padding
     peak = np.abs(x).max(-1, keepdims=True)
     whole = np.rint(np.divide(x, peak, out=np.zeros_like(x), where=peak > 0) * np.float32(127))
     wanted = (whole * peak / 127) @ dequantize(PACKED, COLUMNS).T.astype(np.float64)
-    found = run(product, x)
+    found = run(product, x, tmp_path)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert not found[1, 1].any()
 
 
-def test_the_float_form_is_the_module(product: onnx.ModelProto) -> None:
+def test_the_float_form_is_the_module(product: onnx.ModelProto, tmp_path: Path) -> None:
     x = np.random.default_rng(3).standard_normal((3, 2, COLUMNS)).astype(np.float32)
     model = onnx.ModelProto()
     model.CopyFrom(product)
     rowwise.to_float(model.graph)
     assert not {"QuantizeLinear", "MatMulIntegerToFloat"} & {node.op_type for node in model.graph.node}
-    np.testing.assert_allclose(run(model, x), Product()(torch.from_numpy(x)).numpy(), atol=2e-5)
+    np.testing.assert_allclose(run(model, x, tmp_path), Product()(torch.from_numpy(x)).numpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["mor-lora", "ouro"])
