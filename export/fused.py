@@ -9,6 +9,7 @@ B lanes, S new tokens, C cache capacity, D width, H heads, K KV heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,13 @@ class Numerics:
     """How matrices are stored and how precisely MatMulNBits computes (4: int8 activations).
 
     ``bits`` 32 is float, ``group_size`` 0 one scale for each row (``rowwise.py``).
+    ``activations``: what an engine makes of the inputs of quantized matrices, for comparisons with it.
     """
 
     bits: int
     group_size: int
     accuracy_level: int
+    activations: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Matrix(nn.Module):
         if not self.quantized:
             return F.linear(x, self.get_buffer("weight"))
         codes, scales = self.get_buffer("codes"), self.get_buffer("scales")
+        if self.numerics.activations is not None:
+            x = self.numerics.activations(x)
         if not self.numerics.group_size:
             return rowwise.matmul(x, codes, scales)
         return fused.matmul_nbits(x, codes, scales, self.numerics)

@@ -25,7 +25,7 @@ class Oracle:
     name = "torch"
 
     def __init__(self, spec: Spec, weights: dict[str, Tensor], numerics: Numerics) -> None:
-        self.spec = spec
+        self.spec, self.numerics = spec, numerics
         self.stages: dict[str, AnyStage] = {
             kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
         }

@@ -16,6 +16,12 @@ def _onnx() -> Target:
     return OnnxTarget()
 
 
+def _executorch() -> Target:
+    from .executorch import ExecutorchTarget
+
+    return ExecutorchTarget()
+
+
 @dataclass(frozen=True)
 class Entry:
     """One target: the modules it needs, the extra that installs them, and its loader."""
@@ -32,6 +38,7 @@ class Entry:
 
 TARGETS: dict[str, Entry] = {
     "onnx": Entry(("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export", _onnx),
+    "executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch),
 }
 
 

@@ -30,6 +30,12 @@ def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     )
 
 
+def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .executorch import ExecutorchBackend
+
+    return ExecutorchBackend.open(bundle, threads)  # any lanes
+
+
 @dataclass(frozen=True)
 class Engine:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``."""
@@ -44,6 +50,9 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop"),
     "onnx": Engine("onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"'),
+    "executorch": Engine(
+        "executorch", "executorch", "executorch", _executorch, 'pip install "edgeloop[executorch]"'
+    ),
 }
 
 

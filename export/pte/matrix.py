@@ -1,0 +1,97 @@
+"""Matrices and norms as XNNPACK takes them: our codes bit for bit, int8 activations with a scale for each row.
+
+XNNPACK holds an int4 matrix in groups (8da4w) with bfloat16 scales, an int8 matrix with one float32 scale a row
+(8da8w). quant/pack.py rounds scales to bfloat16 before it chooses codes, so nothing is rounded again here.
+
+M rows (tokens) of a call, D width, N outputs, K inputs, G group size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    IntxUnpackedToInt8Tensor,
+    IntxUnpackedToInt8TensorActivationQuantization,
+)
+
+from ..modules import Weights
+
+_ROWS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
+
+
+class Matrix(nn.Module):
+    """x [M, K] → [M, N] through the stored matrix ``name``, or its rows ``rows``."""
+
+    def __init__(self, weights: Weights, name: str, bits: int, rows: slice = slice(None)) -> None:
+        super().__init__()
+        if bits == 32:
+            self.weight = nn.Parameter(weights[f"{name}.weight"][rows], requires_grad=False)
+        else:
+            codes, scales = weights[f"{name}.codes"][rows], weights[f"{name}.scales"][rows]
+            self.weight = nn.Parameter(quantized(codes, scales, bits), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """codes [N, K/G, G·bits/8] uint8, scales [N, K/G] → the tensor that lowering takes for a matrix [N, K]."""
+    if bits == 4:
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
+    group = codes.shape[-1]
+    signed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8).flatten(1)
+    return IntxUnpackedToInt8Tensor(
+        qdata=signed,
+        scale=scales.float(),
+        zero_point=torch.zeros_like(scales, dtype=torch.int8),
+        target_dtype=torch.int4 if bits == 4 else torch.int8,
+        block_size=(1, group),
+        dtype=torch.float32,
+        activation_quantization=_ROWS,
+    )
+
+
+class Norm(nn.Module):
+    """RMSNorm of x [M, D]. The mean is a matrix product: XNNPACK takes no mean over the last of two axes."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        width = weight.shape[-1]
+        self.register_buffer("mean", torch.full((1, width), 1 / width))
+        self.per_depth = weight.ndim == 2
+        # [R, D] → [D, R], a matrix whose product with one-hot depths picks rows: a gather is not delegated.
+        self.register_buffer("weight", weight.t().contiguous() if self.per_depth else weight)
+
+    def forward(self, x: Tensor, depth: Tensor | int | None) -> Tensor:
+        """``depth``: one-hot [M, R], or the number of a repeat."""
+        weight = self.get_buffer("weight")
+        if self.per_depth:
+            weight = weight[:, depth] if isinstance(depth, int) else F.linear(depth, weight)
+        return x * torch.rsqrt(F.linear(x * x, self.get_buffer("mean")) + self.eps) * weight
+
+
+class Delta(nn.Module):
+    """One projection's LoRA: x [M, in] → [M, out], for each row that of its depth.
+
+    All depths' A are one matrix, and the columns of other depths are masked: rows of any depth ride in one call.
+    """
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        super().__init__()
+        a, b = weights[f"{name}.lora_a"].float(), weights[f"{name}.lora_b"].float()
+        self.repeats, self.rank = a.shape[0], a.shape[1]
+        self.register_buffer("a", a.flatten(0, 1))  # [R·r, in]
+        self.register_buffer("b", b.permute(1, 0, 2).flatten(1).contiguous())  # [out, R·r]
+
+    def forward(self, x: Tensor, depth: Tensor | int | None) -> Tensor:
+        """``depth`` as in Norm."""
+        a, b = self.get_buffer("a"), self.get_buffer("b")
+        if isinstance(depth, int):
+            own = slice(depth * self.rank, (depth + 1) * self.rank)
+            return F.linear(F.linear(x, a[own]), b[:, own])
+        assert depth is not None
+        low = F.linear(x, a).view(-1, self.repeats, self.rank) * depth.unsqueeze(-1)
+        return F.linear(low.view(-1, self.repeats * self.rank), b)

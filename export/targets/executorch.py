@@ -1,0 +1,134 @@
+"""ExecuTorch: one .pte of methods for XNNPACK, and layout.json, which says what is in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...quant.recipe import Recipe
+from ...runtime import manifest
+from ...runtime.backend import shares_kv
+from ...runtime.backends.executorch import ExecutorchBackend
+from ...runtime.errors import ExportError
+from ...runtime.kv import visible
+from ...runtime.pte.layout import Layout, Shapes, Table
+from ...runtime.spec import Spec
+from ...runtime.weights import matrix_shapes
+from ..fused import Numerics
+from ..oracle import Oracle
+from ..parity import EXACT, compare, compare_packed, trace, trace_packed
+from ..pte.lower import lower, serialize
+from ..pte.methods import build_program
+from ..pte.oracle import rows_as_int8
+from ..target import Job
+
+FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
+ROUNDED = 0.02
+"""Bound with int8 activations: the same arithmetic on both sides, but for values that round the other way."""
+
+
+@dataclass(frozen=True)
+class ExecutorchTarget:
+    """The staged layout for the executorch engine. ``shapes``: rows of the methods, by default those of the model."""
+
+    shapes: Shapes | None = None
+    name = "executorch"
+
+    def check(self, spec: Spec, recipe: Recipe) -> None:
+        """ExportError for what XNNPACK gets wrong or does not take."""
+        if shares_kv(spec) and visible(spec) is not None:
+            raise ExportError(
+                f"the depths share K and V and attention sees {spec.sliding_window} tokens; "
+                "target executorch takes one or the other, export with per-depth K and V"
+            )
+        if recipe.bits == 8 and recipe.group_size:
+            raise ExportError(
+                "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
+            )
+        if recipe.bits != 4:
+            return
+        for name, (_, columns) in matrix_shapes(spec).items():
+            if columns % recipe.group_size:
+                raise ExportError(
+                    f"{name} has {columns} columns, not a multiple of the group size {recipe.group_size}, which "
+                    "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
+                )
+
+    def export(self, job: Job) -> manifest.Target:
+        """executorch/model.pte and layout.json, checked after every depth."""
+        folder = job.folder / FOLDER
+        folder.mkdir()
+        weights, bits = load_file(job.weights), job.recipe.bits
+        shapes = self.shapes or Shapes.of(job.spec)
+        methods = build_program(job.spec, weights, bits, shapes).methods
+        done = 0
+
+        def step(name: str) -> None:
+            nonlocal done
+            job.progress(f"executorch: {name}", 0.9 * done / (2 * len(methods)))
+            done += 1
+
+        program = serialize(lower(methods, step))
+        (folder / PROGRAM).write_bytes(program)
+        table = place_embedding(job.spec, weights, bits, folder)
+        version = importlib.metadata.version("executorch")
+        layout = Layout(version, PROGRAM, shapes, table)
+        (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
+        job.progress("executorch: parity after every depth", 0.9)
+        numerics = Numerics(bits, job.recipe.group_size, 1, rows_as_int8 if bits < 32 else None)
+        parity = check_parity(Oracle(job.spec, weights, numerics), folder, layout)
+        job.progress("executorch: done", 1.0)
+        graphs = {"layout": f"{FOLDER}/{LAYOUT}"}
+        if table.file != PROGRAM:
+            graphs["embedding"] = f"{FOLDER}/{table.file}"
+        return manifest.Target(graphs, f"{FOLDER}/{PROGRAM}", parity)
+
+
+def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:
+    """The program against the modules: float arithmetic must be equal, int8 activations but for single roundings."""
+    bound = EXACT if oracle.numerics.activations is None else ROUNDED
+    backend = ExecutorchBackend(oracle.spec, folder, layout)
+    per_depth, logits = compare(trace(backend), trace(oracle), "executorch", bound)
+    compare_packed(trace_packed(backend), trace_packed(oracle), "executorch", bound)
+    return manifest.Parity(per_depth, logits, logits)
+
+
+def place_embedding(spec: Spec, weights: dict[str, Tensor], bits: int, folder: Path) -> Table:
+    """Where the embedding is: a tied one inside the program, as the head's matrix; else in a file of its own."""
+    if bits == 32:
+        parts, kind, scales = [weights["embed.weight"]], "float32", "float32"
+    else:
+        codes, scale = weights["embed.codes"], weights["embed.scales"]
+        kind, scales = ("int4", "bfloat16") if bits == 4 else ("int8", "float32")
+        values = codes if bits == 4 else (codes.to(torch.int16) - 128).to(torch.int8)
+        parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
+    data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
+    name = PROGRAM if spec.tied_embedding else EMBEDDING
+    if not spec.tied_embedding:
+        (folder / name).write_bytes(b"".join(data))
+    with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        offsets = [memory.find(part) for part in data]
+    if min(offsets) < 0:
+        raise ExportError(
+            f"the embedding's {kind} values are not in {name} as they were stored; this version of executorch packs "
+            "them in another way"
+        )
+    groups = 0 if bits == 32 else weights["embed.scales"].shape[1]
+    return msgspec.convert(
+        {
+            "file": name,
+            "kind": kind,
+            "values": offsets[0],
+            "scales": offsets[-1] if groups else 0,
+            "scale_type": scales,
+            "groups": groups,
+        },
+        Table,
+    )

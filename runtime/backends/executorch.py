@@ -1,0 +1,186 @@
+"""The ExecuTorch engine: methods of fixed numbers of rows on the caches of the host, without torch.
+
+A call's lanes are run as calls of mN methods, whose rows have depths and caches of their own, or chunk by chunk.
+K and V go in where they lie; what is new comes out, and the bridge puts it into the caches. The weights are in memory
+once for all methods: the bridge switches XNNPACK's weight cache on, and the file is mapped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import perf_counter_ns
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
+from ..bundle import Bundle
+from ..errors import BundleError
+from ..kv import KVCache
+from ..packed import PackedLanes
+from ..pte.binding import Binding, Rotary
+from ..pte.bridge import Bridge, Plan
+from ..pte.calls import Batch, batches, valid_runs
+from ..pte.layout import Layout, read_layout
+from ..pte.table import Embedding
+from ..spec import Spec, stage_layers
+
+_BINDINGS = 128
+"""Kept for a cache: each has input buffers of its own."""
+
+
+class ExecutorchBackend:
+    """The Backend protocol on ExecuTorch with XNNPACK. Packed lanes are lanes like others."""
+
+    name = "executorch"
+
+    def __init__(self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None) -> None:
+        """``folder``: where the files of ``layout`` lie. ``threads``: by default every core of this process."""
+        self.spec, self.layout = spec, layout
+        self.bridge = Bridge(
+            folder / layout.program, [folder / name for name in layout.data], threads or default_threads()
+        )
+        self._check(folder)
+        self._embedding = Embedding(
+            folder / layout.embedding.file, layout.embedding, spec.vocab_size, spec.hidden_size
+        )
+        self._rotary = Rotary(spec)
+        self._bindings: WeakKeyDictionary[KVCache, dict[tuple[str, tuple[int, ...]], Binding]]
+        self._bindings = WeakKeyDictionary()
+        self._heads: dict[str, tuple[Plan, F32, F32]] = {}
+        self.engine_ns = 0
+        """Nanoseconds spent in calls of methods so far; all else of a token's time is the host's."""
+
+    @staticmethod
+    def open(bundle: Bundle, threads: int | None = None) -> ExecutorchBackend:
+        """The model of ``bundle``; BundleError when its program is not the model's."""
+        target = bundle.manifest.targets["executorch"]
+        path = bundle.path(target.graphs["layout"])
+        layout = read_layout(path)
+        for name in (layout.program, layout.embedding.file, *layout.data):
+            bundle.path((path.parent / name).relative_to(bundle.folder).as_posix())
+        return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads)
+
+    def _check(self, folder: Path) -> None:
+        """BundleError unless the program's head is that of the spec."""
+        spec, name = self.spec, "head_m1"
+        found = [self.bridge.sizes(name, 0), self.bridge.sizes(name, 0, output=True)]
+        if found != [[1, spec.hidden_size], [1, spec.vocab_size]]:
+            raise BundleError(
+                f"{folder / self.layout.program} has a head of {found[0][-1:]} → {found[1][-1:]}, wanted "
+                f"[{spec.hidden_size}] → [{spec.vocab_size}]; it is from another bundle, copy the bundle again"
+            )
+
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
+        return KVCache.allocate(self.spec, sequences, max(capacity, 2), slots)  # a method's C is at least 2
+
+    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [B, S] → state [B, S, D]."""
+        state = self._embedding.rows(ids.reshape(-1)).reshape(*ids.shape, -1)
+        return self._run("prologue", state, lanes, cache) if stage_layers(self.spec, "prologue") else state
+
+    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
+        reads = False
+        if shares_kv(self.spec):
+            reads = not (lanes.fresh if isinstance(lanes, PackedLanes) else fresh_tokens(lanes))
+        return self._run("read" if reads else "block", state, lanes, cache)
+
+    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
+        if stage_layers(self.spec, "epilogue"):
+            state = self._run("coda", state, lanes, cache)
+        return self._head(state.reshape(-1, self.spec.hidden_size)[rows])
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
+        check_fill(self.spec)
+        self._run("fill", state, lanes, cache)
+
+    def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] through a kind of method, its valid rows only."""
+        runs = valid_runs(lanes)
+        rows = state.reshape(-1, self.spec.hidden_size)
+        shapes = self.layout.shapes
+        calls = list(batches(runs, shapes.counts(kind)[-1], shapes.chunk))
+        if len(calls) == 1 and calls[0].rows == len(rows):
+            return self._call(kind, calls[0], rows, lanes, cache).reshape(state.shape)
+        out = np.zeros_like(rows)
+        for batch in calls:
+            found = self._call(kind, batch, rows, lanes, cache)
+            start = 0
+            for run in batch.runs:
+                out[run.row : run.row + run.count] = found[start : start + run.count]
+                start += run.count
+        return out.reshape(state.shape)
+
+    def _call(self, kind: str, batch: Batch, rows: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """One call: the rows of ``batch`` → [n, D]."""
+        runs = batch.runs
+        slots = tuple(lanes.first_slot + run.lane for run in runs)
+        name = f"{kind}_prefill" if batch.chunk else f"{kind}_m{len(runs)}"
+        binding = self._binding(kind, name, batch, slots, cache)
+        if len(runs) == 1:
+            run = runs[0]
+            part, tokens = slice(run.row, run.row + run.count), slice(run.token, run.token + run.count)
+            state, positions = rows[part], lanes.positions[run.lane, tokens]
+            depth = np.repeat(lanes.depth[run.lane : run.lane + 1], run.count)
+            cached = lanes.cached[run.lane] + np.arange(run.token, run.token + run.count, dtype=np.int32)
+        else:  # of one token each
+            which = [run.lane for run in runs]
+            tokens = np.array([run.token for run in runs], np.int32)
+            state, positions = rows[[run.row for run in runs]], lanes.positions[which, tokens]
+            depth, cached = lanes.depth[which], lanes.cached[which] + tokens
+        start = perf_counter_ns()
+        out = binding.run(state, depth, positions, cached)
+        self.engine_ns += perf_counter_ns() - start
+        return out
+
+    def _binding(
+        self, kind: str, name: str, batch: Batch, slots: tuple[int, ...], cache: KVCache
+    ) -> Binding:
+        bindings = self._bindings.setdefault(cache, {})
+        binding = bindings.pop((name, slots), None)
+        if binding is None:
+            rows = self.layout.shapes.chunk if batch.chunk else len(slots)
+            binding = Binding(
+                self.bridge, self.spec, kind, name, rows, cache, slots, batch.chunk, self._rotary
+            )
+            while len(bindings) >= _BINDINGS:
+                bindings.pop(next(iter(bindings)))
+        bindings[name, slots] = binding  # behind all others: the first is the one that was not used for longest
+        return binding
+
+    def _head(self, state: F32) -> F32:
+        """state [N, D] → logits [N, V]."""
+        most, chunk = self.layout.shapes.counts("head")[-1], self.layout.shapes.chunk
+        if len(state) in (1, most):
+            return self._head_call(f"head_m{len(state)}", len(state), state)
+        found, start = np.empty((len(state), self.spec.vocab_size), np.float32), 0
+        while start < len(state):
+            left = len(state) - start
+            name, size = (f"head_m{most}", most) if left <= 4 * most else ("head_prefill", chunk)
+            count = min(size, left)
+            found[start : start + count] = self._head_call(name, size, state[start : start + count])
+            start += count
+        return found
+
+    def _head_call(self, name: str, rows: int, state: F32) -> F32:
+        if name not in self._heads:
+            inputs = np.zeros((rows, self.spec.hidden_size), np.float32)
+            logits = np.zeros((rows, self.spec.vocab_size), np.float32)
+            self._heads[name] = self.bridge.plan(name, [inputs], [logits], [], 1, []), inputs, logits
+        plan, inputs, logits = self._heads[name]
+        inputs[: len(state)] = state
+        start = perf_counter_ns()
+        self.bridge.run(plan, 0, np.zeros(1, np.int32))
+        self.engine_ns += perf_counter_ns() - start
+        return logits[: len(state)]
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

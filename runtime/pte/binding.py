@@ -1,0 +1,139 @@
+"""One method bound to slots of a cache: its inputs are written in place, call after call."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backend import F32, I64
+from ..kv import KVCache, resident, visible
+from ..spec import Spec
+from .bridge import Bridge
+
+HIDDEN = np.float32(-1e9)
+I32 = npt.NDArray[np.int32]
+STAGES = {"prologue": "prologue", "block": "block", "read": "block", "fill": "block", "coda": "epilogue"}
+"""The stage of the runtime whose caches a kind of method has."""
+
+
+def depth_matters(spec: Spec) -> bool:
+    """Does anything differ between the depths of the loop?"""
+    segment = spec.segments[spec.stages.block[0]]
+    return spec.depths > 1 and (segment.per_repeat_norms or bool(segment.lora))
+
+
+class Rotary:
+    """cos and sin as the methods take them: [context, hd], the first half of sin negative."""
+
+    def __init__(self, spec: Spec) -> None:
+        frequency = spec.rope_theta ** (-np.arange(0, spec.head_dim, 2) / spec.head_dim)
+        angle = np.arange(spec.context_length)[:, None] * frequency
+        cos, sin = np.cos(angle), np.sin(angle)
+        self.cos: F32 = np.concatenate((cos, cos), 1).astype(np.float32)
+        self.sin: F32 = np.concatenate((-sin, sin), 1).astype(np.float32)
+
+
+class Binding:
+    """A method of ``rows`` rows, in the order of inputs of export/pte/methods.py.
+
+    ``slots``: of each row, or the one of a chunk.
+    """
+
+    def __init__(
+        self, bridge: Bridge, spec: Spec, kind: str, name: str, rows: int, cache: KVCache, slots: tuple[int, ...],
+        chunk: bool, rotary: Rotary,
+    ) -> None:  # fmt: skip
+        self.bridge, self.spec, self.kind, self.rotary, self.chunk = bridge, spec, kind, rotary, chunk
+        self.cache, self.slots, self.reads = cache.rows, slots, kind == "read"
+        self.window = visible(spec)
+        width, c = spec.hidden_size, cache.rows
+        self.state = np.zeros((rows, width), np.float32)
+        self.depth = np.zeros((rows, spec.depths), np.float32)
+        self.cos = np.zeros((rows, 1, spec.head_dim), np.float32)
+        self.sin = np.zeros_like(self.cos)
+        shapes = ((1, c, rows), (1, 1, rows, c)) if chunk else ((1, rows, c), (1, 1, c))
+        self.place, self.mask = ([np.zeros(s, np.float32) for _ in slots] for s in shapes)
+        self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
+        caches = [array[slot] for i in range(0, len(self.pairs), 2) for slot in slots for array in self.pairs[i : i + 2]]
+        scattered = [array[slot] for array in self.pairs for slot in slots]
+        self.out = np.zeros((rows, width), np.float32)
+        shape = (rows, spec.kv_heads, spec.head_dim)
+        fresh = [np.zeros(shape, np.float32) for _ in self.pairs] if kind != "read" else []
+        inputs = [self.state, *([self.depth] if self._has_depth else []), self.cos, self.sin]
+        if kind != "fill":
+            inputs += [*([] if self.reads else self.place), *self.mask, *caches]
+        outputs = fresh if kind == "fill" else [self.out, *fresh]
+        self.plan = bridge.plan(name, inputs, outputs, scattered, len(slots), fresh)
+        self._at = np.zeros(rows, np.int32)
+        self._columns = np.arange(c)
+
+    @property
+    def _has_depth(self) -> bool:
+        return STAGES[self.kind] == "block" and depth_matters(self.spec)
+
+    def run(self, state: F32, depth: I64, positions: I64, cached: I32) -> F32:
+        """state [n, D] at ``depth``, ``positions`` [n], each behind ``cached`` [n] tokens of its lane → [n, D]."""
+        n = len(state)
+        self.state[:n] = state
+        if self._has_depth:
+            self.depth.fill(0)
+            self.depth[np.arange(n), depth] = 1
+        np.take(self.rotary.cos, positions, axis=0, out=self.cos[:n, 0])
+        np.take(self.rotary.sin, positions, axis=0, out=self.sin[:n, 0])
+        at, kept = self._rows(cached)
+        if self.kind != "fill":
+            (self._show_chunk if self.chunk else self._show_rows)(at, n)
+        self._at[:n] = at
+        self.bridge.run(self.plan, n, self._at)
+        for slot, (rows, surplus) in kept.items():
+            if surplus:
+                self._move(slot, surplus, rows - surplus)
+        return self.out[:n]
+
+    def _rows(self, cached: I32) -> tuple[I32, dict[int, tuple[int, int]]]:
+        """Rows of the caches that the new tokens get, and by slot (rows in use then, those that leave afterwards)."""
+        if self.window is None:
+            return cached, {}
+        at, kept = np.zeros_like(cached), {}
+        owners = self.slots * len(cached) if self.chunk else self.slots
+        for slot in self.slots:
+            mine = [i for i in range(len(cached)) if owners[i] == slot]
+            total = int(cached[mine[-1]]) + 1
+            held, room = resident(int(cached[mine[0]]), self.cache, self.window), self.cache - len(mine)
+            if held > room:  # the oldest go, all of which lie behind the window
+                self._move(slot, held - room, room)
+                held = room
+            at[mine] = held + np.arange(len(mine))
+            used = held + len(mine)
+            kept[slot] = (used, used - resident(total, self.cache, self.window))
+        return at, kept
+
+    def _move(self, slot: int, start: int, count: int) -> None:
+        for array in self.pairs:
+            array[slot, :, :count] = array[slot, :, start : start + count].copy()
+
+    def _show_rows(self, at: I32, n: int) -> None:
+        """Each row sees its cache up to itself, where new rows of its own lane have places."""
+        for i in range(n):
+            last = int(at[i])
+            mask, place = self.mask[i][0, 0], self.place[i][0]
+            mask.fill(HIDDEN)
+            mask[max(0, last + 1 - self.window) if self.window else 0 : last + 1] = 0
+            if self.reads:
+                continue
+            place.fill(0)
+            for j in range(i + 1):
+                if self.slots[j] == self.slots[i]:
+                    place[j, at[j]] = 1
+
+    def _show_chunk(self, at: I32, n: int) -> None:
+        seen = self._columns <= at[:, None]
+        if self.window:
+            seen &= self._columns > at[:, None] - self.window
+        mask = self.mask[0][0, 0]
+        mask.fill(HIDDEN)
+        mask[:n][seen] = 0
+        if not self.reads:
+            place = self.place[0][0]
+            place.fill(0)
+            place[at, np.arange(n)] = 1

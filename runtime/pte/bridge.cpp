@@ -1,0 +1,198 @@
+// Loads a .pte with ExecuTorch's runtime and runs its methods on memory of the caller: a C interface over C++, without
+// torch. runtime/pte/bridge.py compiles it against the headers and libraries of the executorch wheel; apps that have
+// ExecuTorch in C++ can take it as it is.
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <executorch/extension/module/module.h>
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/backend/options.h>
+#include <executorch/runtime/core/exec_aten/exec_aten.h>
+#include <executorch/runtime/platform/platform.h>
+#include <executorch/runtime/platform/runtime.h>
+
+// The wheel has the library of the thread pool, but not its header.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
+
+namespace {
+
+using executorch::extension::module::Module;
+using executorch::runtime::BackendOptions;
+using executorch::runtime::Error;
+using executorch::runtime::EValue;
+using executorch::runtime::Method;
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using executorch::aten::TensorImpl;
+
+struct Program {
+  std::unique_ptr<Module> module;
+  std::unordered_map<Method*, const void*> bound;  // the plan whose inputs a method has now
+};
+
+// One method on one set of addresses. What it says of caches is where new rows of K and V go.
+struct Plan {
+  Program* program;
+  Method* method;
+  std::vector<std::vector<TensorImpl::SizesType>> sizes;
+  std::vector<std::vector<TensorImpl::DimOrderType>> orders;
+  std::vector<std::unique_ptr<TensorImpl>> inputs;
+  std::vector<void*> outputs;
+  std::vector<size_t> output_bytes;
+  std::vector<float*> caches;        // layer by layer key and value, of each lane in turn
+  std::vector<const float*> fresh;   // layer by layer new key and value [M, K, hd]
+  int lanes, kv_heads, capacity, head_dim;
+};
+
+int fail(char* message, int room, const std::string& what, Error error) {
+  std::snprintf(message, room, "%s: %s", what.c_str(), executorch::runtime::to_string(error));
+  return -1;
+}
+
+float* cache_row(const Plan& plan, size_t i, int row, int head, int at) {
+  size_t lane = plan.lanes == 1 ? 0 : row;
+  float* cache = plan.caches[i * plan.lanes + lane];
+  return cache + (static_cast<size_t>(head) * plan.capacity + at) * plan.head_dim;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The program at `path` with `count` .ptd files `data`, mapped; methods share their weights in memory.
+void* edgeloop_open(const char* path, const char** data, int count, int threads, char* message, int room) {
+  // Errors come back as numbers; the runtime's own log says more than people can use, most of it about the processor.
+  auto silent = [](et_timestamp_t, et_pal_log_level_t, const char*, const char*, size_t, const char*, size_t) {};
+  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(silent, "edgeloop"));
+  executorch::runtime::runtime_init();
+  BackendOptions<1> options;
+  (void)options.set_option("weight_cache_enabled", true);
+  Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
+  if (error != Error::Ok) {
+    fail(message, room, "the XNNPACK library is missing", error);
+    return nullptr;
+  }
+  if (threads > 0) executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(threads);
+  auto program = std::make_unique<Program>();
+  std::vector<std::string> files(data, data + count);
+  program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap)
+                          : std::make_unique<Module>(path, Module::LoadMode::Mmap);
+  error = program->module->load();
+  if (error != Error::Ok) {
+    fail(message, room, "it does not load", error);
+    return nullptr;
+  }
+  return program.release();
+}
+
+void edgeloop_close(void* handle) { delete static_cast<Program*>(handle); }
+
+// The method `name`, loaded; its numbers of inputs and outputs.
+void* edgeloop_method(void* handle, const char* name, int* inputs, int* outputs, char* message, int room) {
+  auto* program = static_cast<Program*>(handle);
+  Error error = program->module->load_method(name);
+  if (error != Error::Ok) {
+    fail(message, room, std::string("method ") + name + " does not load", error);
+    return nullptr;
+  }
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  auto method = program->module->method(name);
+#pragma GCC diagnostic pop
+  if (!method.ok()) {
+    fail(message, room, std::string("method ") + name, method.error());
+    return nullptr;
+  }
+  *inputs = static_cast<int>((*method)->inputs_size());
+  *outputs = static_cast<int>((*method)->outputs_size());
+  return *method;
+}
+
+// Sizes of input `index` at the largest, or of output `index` (`output` 1); the number of them, at most 8.
+int edgeloop_sizes(void* method, int output, int index, int32_t* sizes) {
+  auto meta = static_cast<Method*>(method)->method_meta();
+  auto info = output ? meta.output_tensor_meta(index) : meta.input_tensor_meta(index);
+  if (!info.ok()) return -1;
+  auto found = info->sizes();
+  for (size_t i = 0; i < found.size() && i < 8; ++i) sizes[i] = found[i];
+  return static_cast<int>(found.size());
+}
+
+// A plan: `ranks` and `sizes` of the inputs one after another, all float32.
+void* edgeloop_plan(void* handle, void* method, int inputs, void** input, const int32_t* ranks, const int32_t* sizes,
+                    int outputs, void** output, const int64_t* output_bytes, int caches, float** cache, int lanes,
+                    int fresh, const float** new_rows, int kv_heads, int capacity, int head_dim) {
+  auto plan = std::make_unique<Plan>();
+  plan->program = static_cast<Program*>(handle);
+  plan->method = static_cast<Method*>(method);
+  plan->sizes.resize(inputs);
+  plan->orders.resize(inputs);
+  for (int i = 0; i < inputs; ++i) {
+    for (int d = 0; d < ranks[i]; ++d) {
+      plan->sizes[i].push_back(*sizes++);
+      plan->orders[i].push_back(d);
+    }
+    plan->inputs.push_back(std::make_unique<TensorImpl>(ScalarType::Float, ranks[i], plan->sizes[i].data(), input[i],
+                                                        plan->orders[i].data()));
+  }
+  plan->outputs.assign(output, output + outputs);
+  plan->output_bytes.assign(output_bytes, output_bytes + outputs);
+  plan->caches.assign(cache, cache + caches);
+  plan->fresh.assign(new_rows, new_rows + fresh);
+  plan->lanes = lanes;
+  plan->kv_heads = kv_heads;
+  plan->capacity = capacity;
+  plan->head_dim = head_dim;
+  return plan.release();
+}
+
+void edgeloop_free(void* handle) {
+  auto* plan = static_cast<Plan*>(handle);
+  auto bound = plan->program->bound.find(plan->method);
+  if (bound != plan->program->bound.end() && bound->second == plan) plan->program->bound.erase(bound);
+  delete plan;
+}
+
+// Runs the method; then K and V of its first `rows` rows go to rows at[…] of their lanes' caches, which are zero while
+// it runs, because the method adds the new rows there.
+int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int room) {
+  auto* plan = static_cast<Plan*>(handle);
+  auto& bound = plan->program->bound[plan->method];
+  if (bound != plan) {
+    for (size_t i = 0; i < plan->inputs.size(); ++i) {
+      Error error = plan->method->set_input(EValue(Tensor(plan->inputs[i].get())), i);
+      if (error != Error::Ok) return fail(message, room, "input " + std::to_string(i), error);
+    }
+    for (size_t i = 0; i < plan->outputs.size(); ++i) {
+      Error error = plan->method->set_output_data_ptr(plan->outputs[i], plan->output_bytes[i], i);
+      if (error != Error::Ok) return fail(message, room, "output " + std::to_string(i), error);
+    }
+    bound = plan;
+  }
+  const size_t row = static_cast<size_t>(plan->head_dim) * sizeof(float);
+  for (size_t i = 0; i < plan->fresh.size(); ++i)
+    for (int r = 0; r < rows; ++r)
+      for (int k = 0; k < plan->kv_heads; ++k) std::memset(cache_row(*plan, i, r, k, at[r]), 0, row);
+  Error error = plan->method->execute();
+  if (error != Error::Ok) return fail(message, room, "execution", error);
+  for (size_t i = 0; i < plan->fresh.size(); ++i)
+    for (int r = 0; r < rows; ++r)
+      for (int k = 0; k < plan->kv_heads; ++k)
+        std::memcpy(cache_row(*plan, i, r, k, at[r]),
+                    plan->fresh[i] + (static_cast<size_t>(r) * plan->kv_heads + k) * plan->head_dim, row);
+  return 0;
+}
+
+}  // extern "C"

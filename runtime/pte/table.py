@@ -1,0 +1,50 @@
+"""The embedding, looked up by the host in a mapped file: a graph would hold a second copy of a tied head's codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backend import F32, I64
+from ..errors import BundleError
+from .layout import Table
+
+
+class Embedding:
+    """Rows of a [V, D] table."""
+
+    def __init__(self, path: Path, table: Table, vocabulary: int, width: int) -> None:
+        """BundleError when the file ends before the table does."""
+        self._kind = table.kind
+        self._scales: npt.NDArray[np.generic] | None = None
+        groups = table.groups
+        size = {"float32": width * 4, "int4": width // 2, "int8": width}[table.kind]
+        dtype = {"float32": "<f4", "int4": "u1", "int8": "i1"}[table.kind]
+        try:
+            self._values = _mapped(path, dtype, table.values, (vocabulary, size // np.dtype(dtype).itemsize))
+            if table.kind != "float32":
+                kind = "<u2" if table.scale_type == "bfloat16" else "<f4"
+                self._scales = _mapped(path, kind, table.scales, (vocabulary, groups))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: no embedding in it ({error}); copy the bundle again") from error
+
+    def rows(self, ids: I64) -> F32:
+        """ids [n] → [n, D] float32."""
+        values = self._values[ids]
+        if self._scales is None:
+            return np.asarray(values, np.float32)
+        scales = self._scales[ids]
+        if scales.dtype == np.uint16:  # bfloat16 is the upper half of a float32
+            scales = (scales.astype(np.uint32) << 16).view(np.float32)
+        if self._kind == "int4":
+            nibbles = np.stack((values & 15, values >> 4), -1).astype(np.float32) - np.float32(8)
+        else:
+            nibbles = values.astype(np.float32)
+        spread: F32 = nibbles.reshape(*scales.shape, -1) * scales[..., None]
+        return spread.reshape(len(ids), -1)
+
+
+def _mapped(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    return np.memmap(path, dtype, "r", offset, shape)
