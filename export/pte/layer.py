@@ -86,7 +86,9 @@ class Layer(nn.Module):
         width = self.spec.head_dim
         if "qkv_proj" in self.matrices:
             q, k, v = self.project("qkv_proj", h, call)
-            both = rotate(torch.cat((q, k), 1).view(len(h), -1, width), call)  # one turn for both is half the graph
+            both = rotate(
+                torch.cat((q, k), 1).view(len(h), -1, width), call
+            )  # one turn for both is half the graph
             return [both[:, : self.spec.heads], both[:, self.spec.heads :], v.view(len(h), -1, width)]
         (q,) = self.project("q_proj", h, call)
         new = [] if call.reads else [y.view(len(h), -1, width) for y in self.project("kv_proj", h, call)]
@@ -145,7 +147,10 @@ def attend_rows(q: Tensor, new: list[Tensor], call: Call, caches: list[Pair]) ->
 
 
 def attend_chunk(q: Tensor, new: list[Tensor], call: Call, caches: list[Pair]) -> Tensor:
-    """q [M, H, hd] of one lane → [M, H·hd]. New rows are put into their places first: the cache is one, the rows many."""
+    """q [M, H, hd] of one lane → [M, H·hd].
+
+    New rows are put into their places of the cache first: there is one cache, and many rows.
+    """
     rows, heads, width = q.shape
     ((key, value),) = caches
     kv_heads = key.shape[0]

@@ -1,15 +1,13 @@
-"""Methods become one .pte: exported, partitioned to XNNPACK and serialized together, so that weights are stored once."""
+"""Methods become one .pte: exported, partitioned to XNNPACK and serialized together, so weights are stored once."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
+
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager, XNNPACKRemoveCloneOpsTransform
 from executorch.backends.xnnpack._passes.convert_to_linear import ConvertToLinearPass
@@ -23,6 +21,7 @@ from executorch.exir import (
 from executorch.exir.passes import MemoryPlanningPass
 
 from ...runtime.errors import ExportError
+from ..quiet import quiet
 from .methods import Head, Rows
 
 # Of XNNPACK's 17 passes. The others look for convolutions, batch norms, channels-last tensors and the like, which
@@ -77,23 +76,10 @@ def serialize(edge: EdgeProgramManager) -> bytes:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about its own insides."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
 def few_passes() -> Iterator[None]:
     """XNNPACK's preprocessing with ``PASSES`` only; it has no option for that."""
 
-    class Few(XNNPACKPassManager):
+    class Few(XNNPACKPassManager):  # type: ignore[misc]  # it has no types
         def __init__(self, program: torch.export.ExportedProgram, passes: object = None) -> None:
             super().__init__(program, PASSES)
 

@@ -33,7 +33,8 @@ class Matrix(nn.Module):
             self.weight = nn.Parameter(quantized(codes, scales, bits), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        y: Tensor = F.linear(x, self.weight)
+        return y
 
 
 def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
@@ -42,15 +43,16 @@ def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
         codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
     group = codes.shape[-1]
     signed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8).flatten(1)
-    return IntxUnpackedToInt8Tensor(
+    tensor: Tensor = IntxUnpackedToInt8Tensor(
         qdata=signed,
         scale=scales.float(),
         zero_point=torch.zeros_like(scales, dtype=torch.int8),
-        target_dtype=torch.int4 if bits == 4 else torch.int8,
+        target_dtype=getattr(torch, f"int{bits}"),  # torch's stubs have no int4
         block_size=(1, group),
         dtype=torch.float32,
         activation_quantization=_ROWS,
     )
+    return tensor
 
 
 class Norm(nn.Module):
@@ -69,6 +71,7 @@ class Norm(nn.Module):
         """``depth``: one-hot [M, R], or the number of a repeat."""
         weight = self.get_buffer("weight")
         if self.per_depth:
+            assert depth is not None
             weight = weight[:, depth] if isinstance(depth, int) else F.linear(depth, weight)
         return x * torch.rsqrt(F.linear(x * x, self.get_buffer("mean")) + self.eps) * weight
 

@@ -88,16 +88,21 @@ class Rows(nn.Module):
         spec, m = self.spec, self.rows
         capacity = torch.export.Dim("C", min=2, max=1 << 20)
         c = 40  # unlike any other size
-        given: list[tuple[int, tuple[int, ...], dict[int, object] | None]] = [(1, (m, spec.hidden_size), None)]
+        given: list[tuple[int, tuple[int, ...], dict[int, object] | None]] = [
+            (1, (m, spec.hidden_size), None)
+        ]
         given += [(1, (m, spec.depths), None)] if self.has_depth else []
         given += [(2, (m, 1, spec.head_dim), None)]
         if self.kind != "fill":
             count = 2 * self.lanes * len(self.layers.order)
             if not self.reads:
-                place = ((1, c, m), {1: capacity}) if self.chunk else ((1, m, c), {2: capacity})
-                given += [(self.lanes, *place)]
-            mask = ((1, 1, m, c), {3: capacity}) if self.chunk else ((1, 1, c), {2: capacity})
-            given += [(self.lanes, *mask), (count, (spec.kv_heads, c, spec.head_dim), {1: capacity})]
+                given += [
+                    (self.lanes, (1, c, m) if self.chunk else (1, m, c), {1 if self.chunk else 2: capacity})
+                ]
+            given += [
+                (self.lanes, (1, 1, m, c) if self.chunk else (1, 1, c), {3 if self.chunk else 2: capacity})
+            ]
+            given += [(count, (spec.kv_heads, c, spec.head_dim), {1: capacity})]
         # Each a tensor of its own: two inputs that are one tensor would be traced as one.
         inputs = tuple(torch.zeros(shape) for count, shape, _ in given for _ in range(count))
         return inputs, [free for count, _, free in given for _ in range(count)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ...runtime.errors import ExportError, UsageError
+from ..quiet import quiet
 from ..target import Target
 
 
@@ -17,7 +18,8 @@ def _onnx() -> Target:
 
 
 def _executorch() -> Target:
-    from .executorch import ExecutorchTarget
+    with quiet():  # torchao looks for CUDA
+        from .executorch import ExecutorchTarget
 
     return ExecutorchTarget()
 

@@ -124,8 +124,8 @@ class ExecutorchBackend:
         binding = self._binding(kind, name, batch, slots, cache)
         if len(runs) == 1:
             run = runs[0]
-            part, tokens = slice(run.row, run.row + run.count), slice(run.token, run.token + run.count)
-            state, positions = rows[part], lanes.positions[run.lane, tokens]
+            part, span = slice(run.row, run.row + run.count), slice(run.token, run.token + run.count)
+            state, positions = rows[part], lanes.positions[run.lane, span]
             depth = np.repeat(lanes.depth[run.lane : run.lane + 1], run.count)
             cached = lanes.cached[run.lane] + np.arange(run.token, run.token + run.count, dtype=np.int32)
         else:  # of one token each
@@ -138,9 +138,7 @@ class ExecutorchBackend:
         self.engine_ns += perf_counter_ns() - start
         return out
 
-    def _binding(
-        self, kind: str, name: str, batch: Batch, slots: tuple[int, ...], cache: KVCache
-    ) -> Binding:
+    def _binding(self, kind: str, name: str, batch: Batch, slots: tuple[int, ...], cache: KVCache) -> Binding:
         bindings = self._bindings.setdefault(cache, {})
         binding = bindings.pop((name, slots), None)
         if binding is None:
@@ -150,7 +148,9 @@ class ExecutorchBackend:
             )
             while len(bindings) >= _BINDINGS:
                 bindings.pop(next(iter(bindings)))
-        bindings[name, slots] = binding  # behind all others: the first is the one that was not used for longest
+        bindings[name, slots] = (
+            binding  # behind all others: the first is the one that was not used for longest
+        )
         return binding
 
     def _head(self, state: F32) -> F32:

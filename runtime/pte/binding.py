@@ -54,7 +54,12 @@ class Binding:
         shapes = ((1, c, rows), (1, 1, rows, c)) if chunk else ((1, rows, c), (1, 1, c))
         self.place, self.mask = ([np.zeros(s, np.float32) for _ in slots] for s in shapes)
         self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
-        caches = [array[slot] for i in range(0, len(self.pairs), 2) for slot in slots for array in self.pairs[i : i + 2]]
+        caches = [
+            array[slot]
+            for i in range(0, len(self.pairs), 2)
+            for slot in slots
+            for array in self.pairs[i : i + 2]
+        ]
         scattered = [array[slot] for array in self.pairs for slot in slots]
         self.out = np.zeros((rows, width), np.float32)
         shape = (rows, spec.kv_heads, spec.head_dim)

@@ -109,7 +109,11 @@ class Bridge:
         if name not in self._methods:
             counts = (ctypes.c_int(), ctypes.c_int())
             found = self._lib.edgeloop_method(
-                ctypes.c_void_p(self._program), name.encode(), *map(ctypes.byref, counts), self._message, _ROOM
+                ctypes.c_void_p(self._program),
+                name.encode(),
+                *map(ctypes.byref, counts),
+                self._message,
+                _ROOM,
             )
             if not found:
                 raise self._error()
@@ -123,7 +127,13 @@ class Bridge:
         return list(found[: max(rank, 0)])
 
     def plan(
-        self, name: str, inputs: list[F32], outputs: list[F32], caches: list[F32], lanes: int, fresh: list[F32]
+        self,
+        name: str,
+        inputs: list[F32],
+        outputs: list[F32],
+        caches: list[F32],
+        lanes: int,
+        fresh: list[F32],
     ) -> Plan:
         """The method ``name`` on the memory of these arrays, each contiguous.
 

@@ -32,17 +32,17 @@ class Embedding:
 
     def rows(self, ids: I64) -> F32:
         """ids [n] → [n, D] float32."""
-        values = self._values[ids]
+        picked = self._values[ids]
         if self._scales is None:
-            return np.asarray(values, np.float32)
+            return np.asarray(picked, np.float32)
         scales = self._scales[ids]
         if scales.dtype == np.uint16:  # bfloat16 is the upper half of a float32
             scales = (scales.astype(np.uint32) << 16).view(np.float32)
+        values = picked.astype(np.float32)
         if self._kind == "int4":
-            nibbles = np.stack((values & 15, values >> 4), -1).astype(np.float32) - np.float32(8)
-        else:
-            nibbles = values.astype(np.float32)
-        spread: F32 = nibbles.reshape(*scales.shape, -1) * scales[..., None]
+            codes = picked.astype(np.uint8, copy=False)
+            values = np.stack((codes & 15, codes >> 4), -1).astype(np.float32) - np.float32(8)
+        spread: F32 = values.reshape(*scales.shape, -1) * scales[..., None].astype(np.float32, copy=False)
         return spread.reshape(len(ids), -1)
 
 

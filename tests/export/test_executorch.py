@@ -1,0 +1,226 @@
+"""The ExecuTorch target and engine: lowering takes seconds, so few models are exported, each once, with few rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+
+from edgeloop.export.family import Reading
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime import Session
+from edgeloop.runtime.errors import BundleError, EngineError, ExportError
+
+pytest.importorskip("executorch")
+from edgeloop.export.oracle import Oracle
+from edgeloop.export.parity import EXACT
+from edgeloop.export.pte.lower import lower
+from edgeloop.export.pte.methods import build_program
+from edgeloop.export.pte.oracle import rows_as_int8
+from edgeloop.export.stored import write_weights
+from edgeloop.export.targets.executorch import ExecutorchTarget
+from edgeloop.export.targets.onnx import OnnxTarget
+from edgeloop.runtime.pte.bridge import Bridge
+from edgeloop.runtime.pte.layout import Shapes, read_layout
+
+Bundles = Callable[[str, str, int], Path]
+PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264]
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """``bundle("mor-lora", "int4", 2)``: both targets, with m1 and m2 methods and chunks of 8."""
+    root, made = tmp_path_factory.mktemp("executorch"), dict[tuple[str, str, int], Path]()
+
+    def get(kind: str, quant: str, rows: int) -> Path:
+        out = root / f"{kind}-{quant}"
+        if (kind, quant, rows) not in made:
+            targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8))}
+            names = ["executorch"] if quant == "int8-channel" else list(targets)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
+                export_bundle(checkpoint(kind), out, targets=names, quant=quant)
+            made[kind, quant, rows] = out
+        return made[kind, quant, rows]
+
+    return get
+
+
+def tokens(path: Path, engine: str, count: int = 12, **policy: str) -> list[int]:
+    with Session.open(path, engine=engine, threads=1, **policy) as session:  # type: ignore[arg-type]
+        return [step.token for step in session.generate(PROMPT, count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "quant", "rows"),
+    [
+        ("edgeloop-no-lora", "none", 2),
+        ("mor-lora", "int4", 2),
+        ("ouro", "int8-channel", 1),
+        ("edgeloop-shared", "none", 1),
+        ("edgeloop-window", "none", 1),
+    ],
+)
+def test_parity_after_every_depth(bundle: Bundles, kind: str, quant: str, rows: int) -> None:
+    """The export has compared already; here it has to be as good as the goal, int8 activations or not."""
+    path = bundle(kind, quant, rows)
+    with Session.open(path, engine="executorch", threads=1) as session:
+        parity = session.bundle.manifest.targets["executorch"].parity
+        assert len(parity.per_depth) == session.spec.depths
+        assert max(*parity.per_depth, parity.logits) < EXACT
+        assert np.isfinite(session.logits(PROMPT)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        ("edgeloop-no-lora", {}),
+        ("edgeloop-no-lora", {"decode": "pipelined"}),
+        ("edgeloop-no-lora", {"exit": "confidence:0.004", "missing": "exact"}),
+        ("edgeloop-no-lora", {"exit": "confidence:0.004", "missing": "propagate"}),
+        ("edgeloop-no-lora", {"exit": "depth:2", "missing": "skip"}),
+        ("edgeloop-no-lora", {"kv": "last"}),
+        ("edgeloop-shared", {}),
+        ("edgeloop-shared", {"exit": "depth:2"}),
+        ("edgeloop-window", {}),
+        ("edgeloop-window", {"exit": "depth:2", "missing": "exact"}),
+    ],
+)
+def test_the_same_tokens_as_onnx(bundle: Bundles, kind: str, policy: dict[str, str]) -> None:
+    path = bundle(kind, "none", 2 if kind.endswith("lora") else 1)
+    wanted = tokens(path, "onnx", **{k: v for k, v in policy.items() if k != "decode"})
+    assert tokens(path, "executorch", **policy) == wanted
+
+
+def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
+    """More tokens than its cache has rows would fit, in chunks and one by one, forget the oldest."""
+    path = bundle("edgeloop-window", "none", 1)
+    ids = np.random.default_rng(0).integers(0, 320, 40)
+    with Session.open(path, engine="executorch", threads=1) as one, Session.open(path) as other:
+        np.testing.assert_allclose(one.logits(ids), other.logits(ids), atol=1e-4)
+
+
+def test_codes_and_scales_are_ours_bit_for_bit(
+    bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path
+) -> None:
+    program = (bundle("mor-lora", "int4", 2) / "executorch" / "model.pte").read_bytes()
+    write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
+    stored = load_file(tmp_path / "w.safetensors")
+    codes = [name for name in stored if name.endswith(".codes")]
+    assert len(codes) == 17
+    for name in codes:
+        assert program.count(stored[name].tobytes()) == 1, name  # once for all methods and for the embedding
+        scales = stored[name.replace("codes", "scales")].astype(np.float32).view(np.uint32)
+        assert program.count((scales >> 16).astype(np.uint16).tobytes()) == 1, name
+
+
+def test_int8_codes_are_ours(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
+    program = (bundle("ouro", "int8-channel", 1) / "executorch" / "model.pte").read_bytes()
+    write_weights(reading("ouro"), Recipe.named("int8-channel", 32), tmp_path / "w.safetensors")
+    for name, codes in load_file(tmp_path / "w.safetensors").items():
+        if name.endswith(".codes") and not name.startswith("embed"):
+            signed = (codes.astype(np.int16) - 128).astype(np.int8)
+            assert program.count(signed.tobytes()) == 1, name
+
+
+def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_path: Path) -> None:
+    """lower refuses anything else; what it is given here has an operator that XNNPACK does not take."""
+    write_weights(reading("edgeloop-no-lora"), Recipe.named("none", 32), tmp_path / "w.safetensors")
+    program = build_program(
+        reading("edgeloop-no-lora").spec, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
+    )
+    head = program.methods["head_m1"]
+    head.norm = None
+    forward = type(head).forward
+
+    class Odd(type(head)):  # type: ignore[misc]
+        def forward(self, state):  # type: ignore[no-untyped-def]
+            return (forward(self, state)[0].cumsum(-1),)
+
+    head.__class__ = Odd
+    with pytest.raises(ExportError, match="XNNPACK did not take the whole method head_m1, but left"):
+        lower({"head_m1": head}, lambda step: None)
+
+
+def test_activations_are_quantized_as_xnnpack_does() -> None:
+    x = torch.tensor([[0.0, 0.0, 0.0], [-1.0, 0.5, 1.55], [2.0, 3.0, 5.1]])
+    found = rows_as_int8(x)
+    assert torch.equal(found[0], x[0])
+    assert torch.allclose(found, x, atol=float((5.1) / 255 / 2) + 1e-6)
+    assert (found[1] == 0).sum() == 0
+    assert len(torch.unique(rows_as_int8(torch.linspace(-1, 1, 5000)[None]))) <= 256
+
+
+@pytest.mark.parametrize(
+    ("quant", "group", "message"),
+    [
+        (
+            "int8",
+            32,
+            "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel",
+        ),
+        ("int4", 128, "columns, not a multiple of the group size 128"),
+    ],
+)
+def test_what_xnnpack_gets_wrong_is_refused(
+    reading: Callable[[str], Reading], quant: str, group: int, message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        ExecutorchTarget().check(reading("mor-lora").spec, Recipe.named(quant, group))
+
+
+def test_onnx_refuses_integers_without_groups(reading: Callable[[str], Reading]) -> None:
+    with pytest.raises(ExportError, match="target onnx takes integers in groups only, not int8-channel"):
+        OnnxTarget().check(reading("mor-lora").spec, Recipe.named("int8-channel", 32))
+
+
+def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
+    """With the manifest's hashes checked, and without."""
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("edgeloop-no-lora", "none", 2), path)
+    shutil.copyfile(
+        bundle("edgeloop-shared", "none", 1) / "executorch/model.pte", path / "executorch/model.pte"
+    )
+    with pytest.raises(BundleError, match="executorch/model.pte has .* the manifest says"):
+        Session.open(path, engine="executorch")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["executorch/model.pte"]["bytes"] = (path / "executorch/model.pte").stat().st_size
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        pytest.raises(EngineError, match="from another bundle"),
+        Session.open(path, engine="executorch", verify=False) as session,
+    ):
+        session.logits(PROMPT)
+
+
+def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
+    folder = tmp_path / "executorch"
+    shutil.copytree(bundle("edgeloop-no-lora", "none", 2) / "executorch", folder)
+    (folder / "layout.json").write_text(json.dumps({"version": "1.5.1", "sahpes": 1}))
+    with pytest.raises(BundleError, match="layout.json"):
+        read_layout(folder / "layout.json")
+    (folder / "model.pte").write_bytes(b"not a program" * 100)
+    with pytest.raises(EngineError, match="executorch cannot run model.pte: it does not load: Error::"):
+        Bridge(folder / "model.pte", [], 1)
+
+
+def test_oracle_takes_activations(bundle: Bundles) -> None:
+    """Int8 activations are not nothing: without them the modules differ from the program."""
+    from edgeloop.export.fused import Numerics
+    from edgeloop.export.parity import difference, trace
+    from edgeloop.runtime.backends.executorch import ExecutorchBackend
+    from edgeloop.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle("mor-lora", "int4", 2))
+    weights = opened.path(opened.manifest.targets["onnx"].weights)
+    plain = trace(Oracle.open(opened.spec, weights, Numerics(4, 32, 1)))
+    found = trace(ExecutorchBackend.open(opened, 1))
+    assert 1e-3 < difference(found.logits, plain.logits) < 0.2

@@ -1,0 +1,100 @@
+"""The parts of the ExecuTorch engine that need no ExecuTorch: calls, the embedding, what is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.errors import BundleError, EngineError
+from edgeloop.runtime.packed import PackedLanes
+from edgeloop.runtime.pte import bridge
+from edgeloop.runtime.pte.calls import batches, valid_runs
+from edgeloop.runtime.pte.layout import Shapes, Table
+from edgeloop.runtime.pte.table import Embedding
+
+
+def lanes(tokens: list[int], cls: type[Lanes] = Lanes) -> Lanes:
+    n = np.array(tokens, np.int32)
+    return cls(np.zeros(len(n)), np.zeros(len(n)), n, np.zeros((len(n), max(tokens)), np.int64))
+
+
+def described(found: Lanes, most: int = 2, chunk: int = 8) -> list[tuple[str, list[tuple[int, int, int]]]]:
+    return [
+        ("chunk" if batch.chunk else "rows", [(run.lane, run.token, run.row) for run in batch.runs])
+        for batch in batches(valid_runs(found), most, chunk)
+    ]
+
+
+def test_rows_of_all_lanes_share_calls():
+    assert described(lanes([1, 0, 2])) == [("rows", [(0, 0, 0), (2, 0, 4)]), ("rows", [(2, 1, 5)])]
+
+
+def test_packed_rows_follow_each_other():
+    assert described(lanes([1, 0, 2], PackedLanes)) == [
+        ("rows", [(0, 0, 0), (2, 0, 1)]),
+        ("rows", [(2, 1, 2)]),
+    ]
+
+
+def test_long_lanes_run_in_chunks():
+    found = list(batches(valid_runs(lanes([20, 1])), 2, 8))
+    assert [(b.chunk, b.rows) for b in found] == [(True, 8), (True, 8), (True, 4), (False, 1)]
+    assert [b.runs[0].token for b in found] == [0, 8, 16, 0]
+
+
+def test_methods_of_a_model(maker):
+    names = [
+        name
+        for kind in Shapes.of(maker.spec()).kinds(maker.spec())
+        for name, *_ in Shapes(3, 64).methods(kind)
+    ]
+    assert names == [
+        *("prologue_m1", "prologue_prefill", "block_m1", "block_m2", "block_m3", "block_prefill"),
+        *("fill_m1", "fill_prefill", "coda_m1", "coda_prefill", "head_m1", "head_m3", "head_prefill"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["float32", "int4", "int8"])
+def test_embedding_rows(tmp_path, kind):
+    random = np.random.default_rng(0)
+    scales = (random.integers(0x3C00, 0x3F80, (5, 2)).astype(np.uint32) << 16).view(np.float32)
+    codes = random.integers(-8, 8, (5, 8)).astype(np.int8)
+    if kind == "float32":
+        wanted = random.standard_normal((5, 8)).astype(np.float32)
+        values, tail = wanted.tobytes(), b""
+    else:
+        wanted = codes.astype(np.float32) * np.repeat(scales, 4, axis=1)
+        shifted = (codes + 8).astype(np.uint8)
+        values = (shifted[:, ::2] | shifted[:, 1::2] << 4).tobytes() if kind == "int4" else codes.tobytes()
+        half = (scales.view(np.uint32) >> 16).astype(np.uint16)
+        tail = half.tobytes() if kind == "int4" else scales.tobytes()
+    (tmp_path / "t").write_bytes(b"head" + values + tail)
+    table = Table("t", kind, 4, 4 + len(values), "bfloat16" if kind == "int4" else "float32", 2)
+    embedding = Embedding(tmp_path / "t", table, 5, 8)
+    np.testing.assert_array_equal(embedding.rows(np.array([4, 0, 4])), wanted[[4, 0, 4]])
+    with pytest.raises(BundleError, match="no embedding in it"):
+        Embedding(tmp_path / "t", table, 500, 8)
+
+
+def test_a_wheel_without_its_libraries(tmp_path, monkeypatch):
+    class Spec:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"needs the executorch wheel .*edgeloop\[executorch\]"):
+        bridge.wheel()
+    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: Spec)
+    (tmp_path / "lib").mkdir()
+    with pytest.raises(EngineError, match="has no libexecutorch_backend_xnnpack.so"):
+        bridge.wheel()
+
+
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(bridge, "wheel", lambda: tmp_path)
+    monkeypatch.setattr(bridge.importlib.metadata, "version", lambda name: "1.5.1")
+    monkeypatch.setattr(bridge.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(EngineError, match="found no C\\+\\+ compiler; install g\\+\\+ or set CXX"):
+        bridge.compile_bridge()
