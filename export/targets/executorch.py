@@ -23,15 +23,13 @@ from ...runtime.spec import Spec
 from ...runtime.weights import matrix_shapes
 from ..fused import Numerics
 from ..oracle import Oracle
-from ..parity import EXACT, compare, compare_packed, trace, trace_packed
+from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packed
 from ..pte.lower import lower, serialize
 from ..pte.methods import build_program
 from ..pte.oracle import rows_as_int8
 from ..target import Job
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
-ROUNDED = 0.02
-"""Bound with int8 activations: the same arithmetic on both sides, but for values that round the other way."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,13 @@ class ExecutorchTarget:
 
 
 def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:
-    """The program against the modules: float arithmetic must be equal, int8 activations but for single roundings."""
-    bound = EXACT if oracle.numerics.activations is None else ROUNDED
+    """The program against the modules; float arithmetic must be equal.
+
+    With int8 activations both sides do the same, and small models agree to 1e-6. In deep ones some value lies so near
+    the middle of a step that it rounds the other way, which is off by a whole step: 0.02 of the largest value after 11
+    layers of random weights was measured.
+    """
+    bound = EXACT if oracle.numerics.activations is None else SHIPPED
     backend = ExecutorchBackend(oracle.spec, folder, layout)
     per_depth, logits = compare(trace(backend), trace(oracle), "executorch", bound)
     compare_packed(trace_packed(backend), trace_packed(oracle), "executorch", bound)

@@ -37,14 +37,14 @@ PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264]
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """``bundle("mor-lora", "int4", 2)``: both targets, with m1 and m2 methods and chunks of 8."""
+    """``bundle("mor-lora", "int4", 2)``: with m1 and m2 methods and chunks of 8; float ones for onnx too."""
     root, made = tmp_path_factory.mktemp("executorch"), dict[tuple[str, str, int], Path]()
 
     def get(kind: str, quant: str, rows: int) -> Path:
         out = root / f"{kind}-{quant}"
         if (kind, quant, rows) not in made:
             targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8))}
-            names = ["executorch"] if quant == "int8-channel" else list(targets)
+            names = list(targets) if quant == "none" else ["executorch"]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
                 export_bundle(checkpoint(kind), out, targets=names, quant=quant)
@@ -55,7 +55,7 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 def tokens(path: Path, engine: str, count: int = 12, **policy: str) -> list[int]:
-    with Session.open(path, engine=engine, threads=1, **policy) as session:  # type: ignore[arg-type]
+    with Session.open(path, engine=engine, **policy) as session:  # type: ignore[arg-type]
         return [step.token for step in session.generate(PROMPT, count)]
 
 
@@ -212,15 +212,13 @@ def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
         Bridge(folder / "model.pte", [], 1)
 
 
-def test_oracle_takes_activations(bundle: Bundles) -> None:
+def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]) -> None:
     """Int8 activations are not nothing: without them the modules differ from the program."""
-    from edgeloop.export.fused import Numerics
     from edgeloop.export.parity import difference, trace
     from edgeloop.runtime.backends.executorch import ExecutorchBackend
     from edgeloop.runtime.bundle import Bundle
 
     opened = Bundle.open(bundle("mor-lora", "int4", 2))
-    weights = opened.path(opened.manifest.targets["onnx"].weights)
-    plain = trace(Oracle.open(opened.spec, weights, Numerics(4, 32, 1)))
+    plain = trace(oracle("mor-lora", "int4"))
     found = trace(ExecutorchBackend.open(opened, 1))
     assert 1e-3 < difference(found.logits, plain.logits) < 0.2

@@ -1,0 +1,231 @@
+// The smallest host of a bundle's .pte: token ids in, greedy token ids out, through the depth loop, on C++ alone.
+//
+//     edgeloop-run BUNDLE COUNT ID…            the next COUNT tokens, each after all depths
+//     EDGELOOP_DEPTHS=2 edgeloop-run …         the same with an exit after 2 depths
+//
+// It is what an Android app's JNI starts from: runtime/pte/bridge.cpp below, this loop above. Models with K and V for
+// each depth and without a sliding window; a prompt is read token by token.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+extern "C" {
+void* edgeloop_open(const char*, const char**, int, int, char*, int);
+void* edgeloop_method(void*, const char*, int*, int*, char*, int);
+int edgeloop_sizes(void*, int, int, int32_t*);
+void* edgeloop_plan(void*, void*, int, void**, const int32_t*, const int32_t*, int, void**, const int64_t*, int, float**,
+                    int, int, const float**, int, int, int);
+int edgeloop_run(void*, int, const int32_t*, char*, int);
+}
+
+namespace {
+
+char message[512];
+
+std::string read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + " cannot be read; give the folder of a bundle");
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// The value behind "key": at or after `from`. The files are ours, and their keys are unique where this is used.
+std::string value(const std::string& json, const std::string& key, size_t from = 0) {
+  size_t at = json.find("\"" + key + "\":", from);
+  if (at == std::string::npos) throw std::runtime_error("no " + key + " in the bundle; export it again");
+  at = json.find_first_not_of(" \"", at + key.size() + 3);
+  return json.substr(at, json.find_first_of(",\"\n}", at) - at);
+}
+
+struct Model {
+  int width, vocabulary, kv_heads, head_dim, context, depths = 1;
+  double theta;
+  explicit Model(const std::string& manifest) {
+    auto number = [&](const char* key) { return std::atoi(value(manifest, key).c_str()); };
+    width = number("hidden_size");
+    vocabulary = number("vocab_size");
+    kv_heads = number("kv_heads");
+    head_dim = number("head_dim");
+    context = number("context_length");
+    theta = std::atof(value(manifest, "rope_theta").c_str());
+    int looped = 0;
+    for (size_t at = manifest.find("\"repeats\""); at != std::string::npos; at = manifest.find("\"repeats\"", at + 1)) {
+      int repeats = std::atoi(value(manifest, "repeats", at).c_str());
+      if (repeats > 1 && ++looped == 1) depths = repeats;
+    }
+    if (looped != 1) depths = 1;  // several loops are unrolled inside the block
+    if (value(manifest, "kv") != "per-depth" || value(manifest, "sliding_window") != "null")
+      throw std::runtime_error("this runner takes models with K and V for each depth and no sliding window");
+  }
+};
+
+// Rows of the embedding, in the file and at the places that layout.json names.
+struct Embedding {
+  std::string data, kind;
+  size_t values, scales, groups;
+  bool half;
+  Embedding(const std::string& folder, const std::string& layout) {
+    data = read(folder + "/" + value(layout, "file"));
+    kind = value(layout, "kind");
+    half = value(layout, "scale_type") == "bfloat16";
+    values = std::strtoull(value(layout, "values").c_str(), nullptr, 10);
+    scales = std::strtoull(value(layout, "scales").c_str(), nullptr, 10);
+    groups = std::strtoull(value(layout, "groups").c_str(), nullptr, 10);
+  }
+  void row(int id, int width, float* out) const {
+    const char* base = data.data() + values;
+    if (kind == "float32") {
+      std::memcpy(out, base + size_t(id) * width * 4, size_t(width) * 4);
+      return;
+    }
+    for (int i = 0; i < width; ++i) {
+      size_t group = size_t(id) * groups + size_t(i) / (width / groups);
+      float scale;
+      uint32_t bits = 0;
+      if (half) std::memcpy(reinterpret_cast<char*>(&bits) + 2, data.data() + scales + 2 * group, 2);
+      else std::memcpy(&bits, data.data() + scales + 4 * group, 4);
+      std::memcpy(&scale, &bits, 4);
+      int code = kind == "int4" ? ((uint8_t(base[size_t(id) * width / 2 + i / 2]) >> (i % 2 * 4)) & 15) - 8
+                                : int(int8_t(base[size_t(id) * width + i]));
+      out[i] = code * scale;
+    }
+  }
+};
+
+// One m1 method on the caches of one depth. Inputs as in export/pte/methods.py.
+struct Step {
+  std::vector<float> depth, cos, sin, place, mask;
+  std::vector<std::vector<float>> caches, fresh;
+  void* plan = nullptr;
+  Step(void* program, const Model& m, const std::string& name, float* state, float* out, int which, int capacity) {
+    int inputs, outputs;
+    void* method = edgeloop_method(program, name.c_str(), &inputs, &outputs, message, sizeof message);
+    if (!method) throw std::runtime_error(message);
+    int layers = (outputs - 1) / 2;
+    bool has_depth = inputs == 2 * layers + 6;
+    cos.resize(m.head_dim), sin.resize(m.head_dim), place.resize(capacity), mask.resize(capacity);
+    depth.assign(m.depths, 0.f);
+    depth[which] = 1.f;
+    caches.assign(2 * layers, std::vector<float>(size_t(m.kv_heads) * capacity * m.head_dim));
+    fresh.assign(2 * layers, std::vector<float>(size_t(m.kv_heads) * m.head_dim));
+    std::vector<void*> in, result{out};
+    std::vector<int32_t> ranks, sizes;
+    std::vector<int64_t> bytes{int64_t(m.width) * 4};
+    std::vector<float*> slots;
+    std::vector<const float*> rows;
+    auto add = [&](void* data, std::vector<int32_t> shape) {
+      in.push_back(data), ranks.push_back(int32_t(shape.size()));
+      sizes.insert(sizes.end(), shape.begin(), shape.end());
+    };
+    add(state, {1, m.width});
+    if (has_depth) add(depth.data(), {1, m.depths});
+    add(cos.data(), {1, 1, m.head_dim}), add(sin.data(), {1, 1, m.head_dim});
+    add(place.data(), {1, 1, capacity}), add(mask.data(), {1, 1, capacity});
+    for (int i = 0; i < 2 * layers; ++i) {
+      add(caches[i].data(), {m.kv_heads, capacity, m.head_dim});
+      slots.push_back(caches[i].data()), rows.push_back(fresh[i].data()), result.push_back(fresh[i].data());
+      bytes.push_back(int64_t(fresh[i].size()) * 4);
+    }
+    if (int(in.size()) != inputs) throw std::runtime_error(name + " is not what this runner knows; export again");
+    plan = edgeloop_plan(program, method, inputs, in.data(), ranks.data(), sizes.data(), outputs, result.data(),
+                         bytes.data(), 2 * layers, slots.data(), 1, 2 * layers, rows.data(), m.kv_heads, capacity,
+                         m.head_dim);
+  }
+  void run(const Model& m, int position) {
+    int half = m.head_dim / 2;
+    for (int i = 0; i < half; ++i) {
+      double angle = position * std::pow(m.theta, -2.0 * i / m.head_dim);
+      cos[i] = cos[half + i] = float(std::cos(angle));
+      sin[half + i] = float(std::sin(angle));
+      sin[i] = -sin[half + i];
+    }
+    for (size_t i = 0; i < mask.size(); ++i) {
+      mask[i] = int(i) <= position ? 0.f : -1e9f;
+      place[i] = int(i) == position;
+    }
+    int32_t at = position;
+    if (edgeloop_run(plan, 1, &at, message, sizeof message)) throw std::runtime_error(message);
+  }
+};
+
+bool has(void* program, const char* name) {
+  int inputs, outputs;
+  return edgeloop_method(program, name, &inputs, &outputs, message, sizeof message) != nullptr;
+}
+
+int generate(const std::string& bundle, int count, const std::vector<int>& prompt) {
+  const std::string folder = bundle + "/executorch", layout = read(folder + "/layout.json");
+  const Model m(read(bundle + "/manifest.json"));
+  const Embedding embedding(folder, layout);
+  const int total = int(prompt.size()) + count;
+  if (prompt.empty() || count < 1 || total > m.context) throw std::runtime_error("too few or too many tokens");
+  for (int id : prompt)
+    if (id < 0 || id >= m.vocabulary) throw std::runtime_error("token " + std::to_string(id) + " is not in the vocabulary");
+  const char* wanted = std::getenv("EDGELOOP_DEPTHS");
+  const int depths = wanted ? std::atoi(wanted) : m.depths;
+  if (depths < 1 || depths > m.depths) throw std::runtime_error("the model has " + std::to_string(m.depths) + " depths");
+  void* program = edgeloop_open((folder + "/" + value(layout, "program")).c_str(), nullptr, 0, 0, message, sizeof message);
+  if (!program) throw std::runtime_error(message);
+
+  std::vector<float> x(m.width), y(m.width), logits(m.vocabulary);
+  const int capacity = total < 2 ? 2 : total;
+  std::vector<Step> steps;  // a token's way: every step reads x and writes y
+  steps.reserve(m.depths + 2);
+  auto add = [&](const char* name, int depth) { steps.emplace_back(program, m, name, x.data(), y.data(), depth, capacity); };
+  if (has(program, "prologue_m1")) add("prologue_m1", 0);
+  for (int depth = 0; depth < depths; ++depth) add("block_m1", depth);
+  if (has(program, "coda_m1")) add("coda_m1", 0);
+  int inputs, outputs;
+  void* method = edgeloop_method(program, "head_m1", &inputs, &outputs, message, sizeof message);
+  if (!method) throw std::runtime_error(message);
+  void *in[] = {x.data()}, *out[] = {logits.data()};
+  const int32_t rank[] = {2}, sizes[] = {1, m.width};
+  const int64_t bytes[] = {int64_t(m.vocabulary) * 4};
+  void* head = edgeloop_plan(program, method, 1, in, rank, sizes, 1, out, bytes, 0, nullptr, 1, 0, nullptr, 0, 0, 0);
+
+  int token = prompt[0];
+  for (int position = 0; position < total - 1; ++position) {
+    embedding.row(token, m.width, x.data());
+    for (Step& step : steps) {
+      step.run(m, position);
+      x = y;  // same size: the memory stays where it is
+    }
+    if (position + 1 < int(prompt.size())) {
+      token = prompt[position + 1];
+      continue;
+    }
+    int32_t nowhere = 0;
+    if (edgeloop_run(head, 0, &nowhere, message, sizeof message)) throw std::runtime_error(message);
+    token = 0;
+    for (int id = 1; id < m.vocabulary; ++id)
+      if (logits[id] > logits[token]) token = id;
+    std::printf("%d\n", token);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count < 4) {
+    std::fprintf(stderr, "edgeloop-run: wanted BUNDLE COUNT ID…, the ids of the prompt's tokens\n");
+    return 2;
+  }
+  try {
+    std::vector<int> prompt;
+    for (int i = 3; i < count; ++i) prompt.push_back(std::atoi(words[i]));
+    return generate(words[1], std::atoi(words[2]), prompt);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "edgeloop-run: %s\n", error.what());
+    return 1;
+  }
+}
