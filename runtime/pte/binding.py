@@ -44,16 +44,17 @@ class Binding:
         chunk: bool, rotary: Rotary,
     ) -> None:  # fmt: skip
         self.bridge, self.spec, self.kind, self.rotary, self.chunk = bridge, spec, kind, rotary, chunk
-        self.cache, self.slots, self.reads = cache.rows, slots, kind == "read"
+        self.slots, self.reads = slots, kind == "read"
+        self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
+        self.cache = self.pairs[0].shape[2]  # a loop may lend wider or shorter caches than its own
         self.window = visible(spec)
-        width, c = spec.hidden_size, cache.rows
+        width, c = spec.hidden_size, self.cache
         self.state = np.zeros((rows, width), np.float32)
         self.depth = np.zeros((rows, spec.depths), np.float32)
         self.cos = np.zeros((rows, 1, spec.head_dim), np.float32)
         self.sin = np.zeros_like(self.cos)
         shapes = ((1, c, rows), (1, 1, rows, c)) if chunk else ((1, rows, c), (1, 1, c))
         self.place, self.mask = ([np.zeros(s, np.float32) for _ in slots] for s in shapes)
-        self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
         caches = [
             array[slot]
             for i in range(0, len(self.pairs), 2)

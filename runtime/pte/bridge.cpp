@@ -102,6 +102,11 @@ void edgeloop_close(void* handle) { delete static_cast<Program*>(handle); }
 // The method `name`, loaded; its numbers of inputs and outputs.
 void* edgeloop_method(void* handle, const char* name, int* inputs, int* outputs, char* message, int room) {
   auto* program = static_cast<Program*>(handle);
+  auto names = program->module->method_names();
+  if (!names.ok() || !names->count(name)) {
+    std::snprintf(message, room, "it has no method %s; it is from another bundle, copy the bundle again", name);
+    return nullptr;
+  }
   Error error = program->module->load_method(name);
   if (error != Error::Ok) {
     fail(message, room, std::string("method ") + name + " does not load", error);

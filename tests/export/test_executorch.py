@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +224,19 @@ def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]
     plain = trace(oracle("mor-lora", "int4"))
     found = trace(ExecutorchBackend.open(opened, 1))
     assert 1e-3 < difference(found.logits, plain.logits) < 0.2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the native runner with")
+def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Path) -> None:
+    path, runner = bundle("mor-lora", "int4", 2), tmp_path / "edgeloop-run"
+    folder = Path(__file__).parents[2] / "apps" / "board" / "native"
+    make = ["make", "-s", "-C", str(folder), f"PYTHON={sys.executable}", f"OUT={runner}"]
+    subprocess.run(make, check=True, capture_output=True)
+    command = [str(runner), str(path), "12", *map(str, PROMPT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [int(line) for line in done.stdout.split()] == tokens(path, "executorch")
+    wrong = subprocess.run([str(runner), str(tmp_path), "1", "2"], capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("edgeloop-run: ")
+    assert wrong.stderr.count("\n") == 1
