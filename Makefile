@@ -11,7 +11,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .PHONY: help install demo bench test lint clean
 
 help:
-	@echo "make install   .venv with edgeloop, its exporter, the ONNX engine and the test tools"
+	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
 	@echo "make demo      export the shipped story model and let it tell a tale"
 	@echo "make bench     measure the demo model, and a 360M shape against its peers"
 	@echo "make test      style, types, tests"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,25 +34,32 @@ from edgeloop.export.targets.onnx import OnnxTarget
 from edgeloop.runtime.pte.bridge import Bridge
 from edgeloop.runtime.pte.layout import Shapes, read_layout
 
-Bundles = Callable[[str, str, int], Path]
+Bundles = Callable[[str], Path]
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264]
+# Checkpoint, quantization, rows of the largest method, and what is overridden.
+MADE: dict[str, tuple[str, str, int, dict[str, Any]]] = {
+    "float": ("mor-cycle", "none", 2, {}),
+    "shared": ("mor-cycle", "none", 1, {"kv": "shared"}),
+    "window": ("mor-cycle", "none", 1, {"window": 6}),
+    "lora": ("mor-lora", "int4", 1, {}),
+    "ouro": ("ouro", "int8-channel", 1, {}),
+}
 
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """``bundle("mor-lora", "int4", 2)``: with m1 and m2 methods and chunks of 8; float ones for onnx too."""
-    root, made = tmp_path_factory.mktemp("executorch"), dict[tuple[str, str, int], Path]()
+    """``bundle("lora")``: a bundle of ``MADE``, with chunks of 8; those in float are for onnx too."""
+    root = tmp_path_factory.mktemp("executorch")
 
-    def get(kind: str, quant: str, rows: int) -> Path:
-        out = root / f"{kind}-{quant}"
-        if (kind, quant, rows) not in made:
+    def get(name: str) -> Path:
+        kind, quant, rows, overrides = MADE[name]
+        if not (root / name).exists():
             targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8))}
             names = list(targets) if quant == "none" else ["executorch"]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
-                export_bundle(checkpoint(kind), out, targets=names, quant=quant)
-            made[kind, quant, rows] = out
-        return made[kind, quant, rows]
+                export_bundle(checkpoint(kind), root / name, targets=names, quant=quant, **overrides)
+        return root / name
 
     return get
 
@@ -61,19 +69,10 @@ def tokens(path: Path, engine: str, count: int = 12, **policy: str) -> list[int]
         return [step.token for step in session.generate(PROMPT, count)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "quant", "rows"),
-    [
-        ("edgeloop-no-lora", "none", 2),
-        ("mor-lora", "int4", 2),
-        ("ouro", "int8-channel", 1),
-        ("edgeloop-shared", "none", 1),
-        ("edgeloop-window", "none", 1),
-    ],
-)
-def test_parity_after_every_depth(bundle: Bundles, kind: str, quant: str, rows: int) -> None:
+@pytest.mark.parametrize("name", list(MADE))
+def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
     """The export has compared already; here it has to be as good as the goal, int8 activations or not."""
-    path = bundle(kind, quant, rows)
+    path = bundle(name)
     with Session.open(path, engine="executorch", threads=1) as session:
         parity = session.bundle.manifest.targets["executorch"].parity
         assert len(parity.per_depth) == session.spec.depths
@@ -82,29 +81,29 @@ def test_parity_after_every_depth(bundle: Bundles, kind: str, quant: str, rows: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "policy"),
+    ("name", "policy"),
     [
-        ("edgeloop-no-lora", {}),
-        ("edgeloop-no-lora", {"decode": "pipelined"}),
-        ("edgeloop-no-lora", {"exit": "confidence:0.004", "missing": "exact"}),
-        ("edgeloop-no-lora", {"exit": "confidence:0.004", "missing": "propagate"}),
-        ("edgeloop-no-lora", {"exit": "depth:2", "missing": "skip"}),
-        ("edgeloop-no-lora", {"kv": "last"}),
-        ("edgeloop-shared", {}),
-        ("edgeloop-shared", {"exit": "depth:2"}),
-        ("edgeloop-window", {}),
-        ("edgeloop-window", {"exit": "depth:2", "missing": "exact"}),
+        ("float", {}),
+        ("float", {"decode": "pipelined"}),
+        ("float", {"exit": "confidence:0.004", "missing": "exact"}),
+        ("float", {"exit": "confidence:0.004", "missing": "propagate"}),
+        ("float", {"exit": "depth:2", "missing": "skip"}),
+        ("float", {"kv": "last"}),
+        ("shared", {}),
+        ("shared", {"exit": "depth:2"}),
+        ("window", {}),
+        ("window", {"exit": "depth:2", "missing": "exact"}),
     ],
 )
-def test_the_same_tokens_as_onnx(bundle: Bundles, kind: str, policy: dict[str, str]) -> None:
-    path = bundle(kind, "none", 2 if kind.endswith("lora") else 1)
+def test_the_same_tokens_as_onnx(bundle: Bundles, name: str, policy: dict[str, str]) -> None:
+    path = bundle(name)
     wanted = tokens(path, "onnx", **{k: v for k, v in policy.items() if k != "decode"})
     assert tokens(path, "executorch", **policy) == wanted
 
 
 def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
     """More tokens than its cache has rows would fit, in chunks and one by one, forget the oldest."""
-    path = bundle("edgeloop-window", "none", 1)
+    path = bundle("window")
     ids = np.random.default_rng(0).integers(0, 320, 40)
     with Session.open(path, engine="executorch", threads=1) as one, Session.open(path) as other:
         np.testing.assert_allclose(one.logits(ids), other.logits(ids), atol=1e-4)
@@ -113,7 +112,7 @@ def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
 def test_codes_and_scales_are_ours_bit_for_bit(
     bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path
 ) -> None:
-    program = (bundle("mor-lora", "int4", 2) / "executorch" / "model.pte").read_bytes()
+    program = (bundle("lora") / "executorch" / "model.pte").read_bytes()
     write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
     stored = load_file(tmp_path / "w.safetensors")
     codes = [name for name in stored if name.endswith(".codes")]
@@ -125,7 +124,7 @@ def test_codes_and_scales_are_ours_bit_for_bit(
 
 
 def test_int8_codes_are_ours(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
-    program = (bundle("ouro", "int8-channel", 1) / "executorch" / "model.pte").read_bytes()
+    program = (bundle("ouro") / "executorch" / "model.pte").read_bytes()
     write_weights(reading("ouro"), Recipe.named("int8-channel", 32), tmp_path / "w.safetensors")
     for name, codes in load_file(tmp_path / "w.safetensors").items():
         if name.endswith(".codes") and not name.startswith("embed"):
@@ -135,9 +134,9 @@ def test_int8_codes_are_ours(bundle: Bundles, reading: Callable[[str], Reading],
 
 def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """lower refuses anything else; what it is given here has an operator that XNNPACK does not take."""
-    write_weights(reading("edgeloop-no-lora"), Recipe.named("none", 32), tmp_path / "w.safetensors")
+    write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w.safetensors")
     program = build_program(
-        reading("edgeloop-no-lora").spec, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
+        reading("mor-cycle").spec, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
     )
     head = program.methods["head_m1"]
     head.norm = None
@@ -187,10 +186,8 @@ def test_onnx_refuses_integers_without_groups(reading: Callable[[str], Reading])
 def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
     """With the manifest's hashes checked, and without."""
     path = tmp_path / "bundle"
-    shutil.copytree(bundle("edgeloop-no-lora", "none", 2), path)
-    shutil.copyfile(
-        bundle("edgeloop-shared", "none", 1) / "executorch/model.pte", path / "executorch/model.pte"
-    )
+    shutil.copytree(bundle("float"), path)
+    shutil.copyfile(bundle("ouro") / "executorch/model.pte", path / "executorch/model.pte")
     with pytest.raises(BundleError, match="executorch/model.pte has .* the manifest says"):
         Session.open(path, engine="executorch")
     manifest = json.loads((path / "manifest.json").read_text())
@@ -205,7 +202,7 @@ def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
 
 def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
     folder = tmp_path / "executorch"
-    shutil.copytree(bundle("edgeloop-no-lora", "none", 2) / "executorch", folder)
+    shutil.copytree(bundle("float") / "executorch", folder)
     (folder / "layout.json").write_text(json.dumps({"version": "1.5.1", "sahpes": 1}))
     with pytest.raises(BundleError, match="layout.json"):
         read_layout(folder / "layout.json")
@@ -220,7 +217,7 @@ def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]
     from edgeloop.runtime.backends.executorch import ExecutorchBackend
     from edgeloop.runtime.bundle import Bundle
 
-    opened = Bundle.open(bundle("mor-lora", "int4", 2))
+    opened = Bundle.open(bundle("lora"))
     plain = trace(oracle("mor-lora", "int4"))
     found = trace(ExecutorchBackend.open(opened, 1))
     assert 1e-3 < difference(found.logits, plain.logits) < 0.2
@@ -228,7 +225,7 @@ def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the native runner with")
 def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Path) -> None:
-    path, runner = bundle("mor-lora", "int4", 2), tmp_path / "edgeloop-run"
+    path, runner = bundle("lora"), tmp_path / "edgeloop-run"
     folder = Path(__file__).parents[2] / "apps" / "board" / "native"
     make = ["make", "-s", "-C", str(folder), f"PYTHON={sys.executable}", f"OUT={runner}"]
     subprocess.run(make, check=True, capture_output=True)
