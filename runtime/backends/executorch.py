@@ -7,6 +7,7 @@ once for all methods: the bridge switches XNNPACK's weight cache on, and the fil
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 from time import perf_counter_ns
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
-from ..errors import BundleError
+from ..errors import BundleError, EngineError
 from ..kv import KVCache
 from ..packed import PackedLanes
 from ..pte.binding import Binding, Rotary
@@ -60,7 +61,15 @@ class ExecutorchBackend:
         layout = read_layout(path)
         for name in (layout.program, layout.embedding.file, *layout.data):
             bundle.path((path.parent / name).relative_to(bundle.folder).as_posix())
-        return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads)
+        try:
+            return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads)
+        except EngineError as error:
+            installed = importlib.metadata.version("executorch")
+            if installed == layout.version:
+                raise
+            raise EngineError(
+                f"{error}; it was made by executorch {layout.version}, and {installed} is installed"
+            ) from error
 
     def _check(self, folder: Path) -> None:
         """BundleError unless the program's head is that of the spec."""

@@ -20,7 +20,7 @@ from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
-from edgeloop.runtime.errors import BundleError, EngineError, ExportError
+from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, ExportError
 
 pytest.importorskip("executorch")
 from edgeloop.export.oracle import Oracle
@@ -194,7 +194,7 @@ def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
     manifest["files"]["executorch/model.pte"]["bytes"] = (path / "executorch/model.pte").stat().st_size
     (path / "manifest.json").write_text(json.dumps(manifest))
     with (
-        pytest.raises(EngineError, match="from another bundle"),
+        pytest.raises(EdgeloopError, match="from another bundle|no embedding in it"),
         Session.open(path, engine="executorch", verify=False) as session,
     ):
         session.logits(PROMPT)
@@ -209,6 +209,19 @@ def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
     (folder / "model.pte").write_bytes(b"not a program" * 100)
     with pytest.raises(EngineError, match="executorch cannot run model.pte: it does not load: Error::"):
         Bridge(folder / "model.pte", [], 1)
+
+
+def test_a_program_of_another_version(bundle: Bundles, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("float"), path)
+    layout, manifest = path / "executorch/layout.json", json.loads((path / "manifest.json").read_text())
+    layout.write_text(layout.read_text().replace('"version": "', '"version": "9'))
+    (path / "executorch/model.pte").write_bytes(b"XX" * 500)
+    for file in (layout, path / "executorch/model.pte"):
+        manifest["files"][f"executorch/{file.name}"]["bytes"] = file.stat().st_size
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match=r"made by executorch 9[\d.]+, and [\d.]+ is installed"):
+        Session.open(path, engine="executorch", verify=False)
 
 
 def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]) -> None:
