@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable, Iterator
 
 import torch
-
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager, XNNPACKRemoveCloneOpsTransform
 from executorch.backends.xnnpack._passes.convert_to_linear import ConvertToLinearPass

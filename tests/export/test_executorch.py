@@ -178,11 +178,6 @@ def test_what_xnnpack_gets_wrong_is_refused(
         ExecutorchTarget().check(reading("mor-lora").spec, Recipe.named(quant, group))
 
 
-def test_onnx_refuses_integers_without_groups(reading: Callable[[str], Reading]) -> None:
-    with pytest.raises(ExportError, match="target onnx takes integers in groups only, not int8-channel"):
-        OnnxTarget().check(reading("mor-lora").spec, Recipe.named("int8-channel", 32))
-
-
 def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
     """With the manifest's hashes checked, and without."""
     path = tmp_path / "bundle"
