@@ -25,12 +25,12 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing edgeloop into $(VENV) (a minute or two)"
-	@$(PIP) install -e '.[onnx,executorch,export,calibrate,dev]'
+	@$(PIP) install -e '.[onnx,executorch,coreml,export,calibrate,dev]'
 	@touch $@
 
 $(VENV)/installed-peers: $(VENV)/installed
 	@echo "installing the benchmark's peers into $(VENV)"
-	@$(PIP) install -e '.[onnx,executorch,export,calibrate,dev,peers]'
+	@$(PIP) install -e '.[onnx,executorch,coreml,export,calibrate,dev,peers]'
 	@touch $@
 
 demo: $(VENV)/installed

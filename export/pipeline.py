@@ -75,7 +75,14 @@ def export_bundle(
         weights = folder / "weights.scratch"
         write_weights(reading, recipe, weights)
         heads = write_heads(reading, folder)
-        job = Job(reading.spec, recipe, weights, folder, lambda step, part: progress(step, 0.4 + 0.5 * part))
+        job = Job(
+            reading.spec,
+            recipe,
+            weights,
+            folder,
+            lambda step, part: progress(step, 0.4 + 0.5 * part),
+            tokenizer,
+        )
         artifacts = {target.name: target.export(job) for target in chosen}
         weights.unlink()
 

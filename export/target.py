@@ -19,13 +19,17 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle."""
+    """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
+
+    ``tokenizer``: the file that will be the bundle's, if it has one.
+    """
 
     spec: Spec
     recipe: Recipe
     weights: Path
     folder: Path
     progress: Progress
+    tokenizer: Path | None = None
 
 
 class Target(Protocol):

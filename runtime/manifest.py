@@ -46,12 +46,30 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True):
     shipped: float
 
 
+class Package(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is in a Core ML package, beside what the spec says.
+
+    ``functions``: the compute unit that each one is meant for, as Swift calls it. ``states``: the shape of each, the
+    same in all functions. ``chunk``: tokens of a prefill call. ``capacity``: tokens that a state has room for.
+    """
+
+    path: str
+    functions: dict[str, str]
+    states: dict[str, tuple[int, ...]]
+    chunk: int
+    capacity: int
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """One exported target: its graphs, by stage, as paths inside the bundle."""
+    """One exported target: its graphs, by stage, as paths inside the bundle.
+
+    A Core ML target has one file of all its functions, and describes them in ``package``.
+    """
 
     graphs: dict[str, str]
     weights: str
     parity: Parity
+    package: Package | None = None
 
 
 class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

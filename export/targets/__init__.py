@@ -24,6 +24,12 @@ def _executorch() -> Target:
     return ExecutorchTarget()
 
 
+def _coreml() -> Target:
+    from .coreml import CoremlTarget
+
+    return CoremlTarget()
+
+
 @dataclass(frozen=True)
 class Entry:
     """One target: the modules it needs, the extra that installs them, and its loader."""
@@ -41,6 +47,7 @@ class Entry:
 TARGETS: dict[str, Entry] = {
     "onnx": Entry(("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export", _onnx),
     "executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch),
+    "coreml": Entry(("torch", "coremltools"), "export,coreml", _coreml),
 }
 
 

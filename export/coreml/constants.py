@@ -1,0 +1,125 @@
+"""Stored tensors as MIL constants: codes and scales as they are, everything else as float16.
+
+Every array has a name of its own, the ``weight_id`` under which coremltools writes it once for all functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.types.type_mapping import nptype_from_builtin
+from safetensors import safe_open
+
+from ...quant.recipe import Recipe
+from ...runtime.errors import ExportError
+
+Array = npt.NDArray[Any]
+Var = Any
+"""A value of a MIL function; coremltools has no types."""
+Rows = tuple[int, int] | None
+
+
+class Store:
+    """The arrays of a weights file, by name, as the package stores them."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._file: Any = safe_open(path, framework="np")
+        self._names = frozenset(self._file.keys())  # type: ignore[no-untyped-call]
+        self._arrays: dict[str, Array] = {}
+
+    def quantized(self, matrix: str) -> bool:
+        return f"{matrix}.codes" in self._names
+
+    def half(self, name: str, pick: int | Rows = None) -> tuple[str, Array]:
+        """(id, float16 array) of a float tensor, or of one repeat of it, or of some rows.
+
+        ExportError for values that float16 does not hold.
+        """
+        key = name if pick is None else f"{name}.{pick if isinstance(pick, int) else f'{pick[0]}-{pick[1]}'}"
+        if key not in self._arrays:
+            value = self._file.get_tensor(name)
+            if pick is not None:
+                value = value[pick] if isinstance(pick, int) else value[slice(*pick)]
+            with np.errstate(over="ignore"):
+                half = np.ascontiguousarray(value, np.float16)
+            if not np.isfinite(half).all():
+                raise ExportError(
+                    f"{name} has values up to {float(np.abs(value).max()):.2g}, and Core ML computes in float16, "
+                    "which ends at 65504; export to another target"
+                )
+            self._arrays[key] = half
+        return key, self._arrays[key]
+
+    def codes(self, matrix: str, rows: Rows) -> tuple[str, Array]:
+        """(id, codes [N, ⌈K/G⌉·G]) around zero, marked int4 where that is what they are."""
+        key = f"{matrix}.codes" if rows is None else f"{matrix}.codes.{rows[0]}-{rows[1]}"
+        if key not in self._arrays:
+            stored = self._file.get_tensor(f"{matrix}.codes")
+            stored = stored if rows is None else stored[slice(*rows)]
+            if self.recipe.bits == 4:
+                signed = np.empty((*stored.shape[:-1], 2 * stored.shape[-1]), np.int8)
+                np.subtract(stored & 15, 8, out=signed[..., 0::2], dtype=np.int8, casting="unsafe")
+                np.subtract(stored >> 4, 8, out=signed[..., 1::2], dtype=np.int8, casting="unsafe")
+                signed = signed.reshape(len(stored), -1).astype(nptype_from_builtin(types.int4))
+            else:
+                signed = (stored ^ 128).view(np.int8).reshape(len(stored), -1)  # code − 128
+            self._arrays[key] = signed
+        return key, self._arrays[key]
+
+
+class Constants:
+    """The constants of one MIL function, each made once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._made: dict[str, Var] = {}
+
+    def half(self, name: str, pick: int | Rows = None) -> Var:
+        """A float tensor as float16; ``pick`` as in ``Store.half``."""
+        return self.array(*self.store.half(name, pick))
+
+    def matrix(self, name: str, rows: Rows = None) -> Var:
+        """A matrix [N, K], K padded to whole groups; ``rows``: first, and the one behind the last."""
+        if not self.store.quantized(name):
+            return self.half(f"{name}.weight", rows)
+        key = name if rows is None else f"{name}.{rows[0]}-{rows[1]}"
+        if key not in self._made:
+            code_id, codes = self.store.codes(name, rows)
+            scale_id, scales = self.store.half(f"{name}.scales", rows)
+            made = mb.constexpr_blockwise_shift_scale(data=codes, scale=scales)
+            made.op.data.op.weight_id, made.op.scale.op.weight_id = code_id, scale_id
+            self._made[key] = made
+        return self._made[key]
+
+    def linear(self, x: Var, name: str, columns: int, rows: Rows = None) -> Var:
+        """x [..., K = ``columns``] times a matrix → [..., N]."""
+        return self.linear_by(self.padded(x, name, columns), self.matrix(name, rows))
+
+    def linear_by(self, x: Var, weight: Var) -> Var:
+        """x [..., K] times weight [N, K] → [..., N]."""
+        out = mb.linear(x=x, weight=weight)
+        # The builder adds a bias of zeros to every linear; they are stored once for each length.
+        out.op.bias.op.weight_id = f"zeros.{weight.shape[0]}"
+        return out
+
+    def padded(self, x: Var, name: str, columns: int) -> Var:
+        """x [..., K] with zeros behind, where the last group of the matrix ``name`` is longer than the row."""
+        group = self.store.recipe.group_size
+        missing = -columns % group if group and self.store.quantized(name) else 0
+        if not missing:
+            return x
+        zeros = np.zeros((*x.shape[:-1], missing), np.float16)
+        return mb.concat(values=[x, self.array(f"zeros.{x.shape[1]}x{missing}", zeros)], axis=-1)
+
+    def array(self, key: str, array: Array) -> Var:
+        """``array`` under the id ``key``."""
+        if key not in self._made:
+            self._made[key] = mb.const(val=array)
+            self._made[key].op.weight_id = key
+        return self._made[key]

@@ -1,0 +1,136 @@
+"""MIL operators in numpy: those that edgeloop's packages use, as coremltools' documentation defines them.
+
+Floats are float32 here; the interpreter rounds what an operator returns where it stands for a float16 device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Inputs = dict[str, Any]
+Operator = Callable[[Inputs], Array | tuple[Array, ...]]
+
+WIDE: dict[str, type[Any]] = {"fp16": np.float32, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}
+
+
+def blockwise(i: Inputs) -> Array:
+    """constexpr_blockwise_shift_scale: data · scale, each scale for a block of the data."""
+    data, scale = i["data"], i["scale"]
+    rows, columns = (d // s for d, s in zip(data.shape, scale.shape, strict=True))
+    blocks = data.astype(np.float32).reshape(scale.shape[0], rows, scale.shape[1], columns)
+    out: Array = blocks * scale.astype(np.float32)[:, None, :, None]
+    return out.reshape(data.shape)
+
+
+def lookup(i: Inputs) -> Array:
+    """constexpr_lut_to_dense: each index stands for an entry of its block's table, lut [N/n, K/k, entries, 1]."""
+    indices, lut = i["indices"], i["lut"].astype(np.float32)
+    rows, columns = (d // s for d, s in zip(indices.shape, lut.shape[:2], strict=True))
+    blocks = indices.reshape(lut.shape[0], rows, lut.shape[1], columns).transpose(0, 2, 1, 3)
+    flat = blocks.reshape(*lut.shape[:2], -1).astype(np.intp)
+    found = np.take_along_axis(lut[..., 0], flat, axis=-1).reshape(blocks.shape)
+    return found.transpose(0, 2, 1, 3).reshape(indices.shape)
+
+
+def linear(i: Inputs) -> Array:
+    out: Array = i["x"] @ i["weight"].T
+    return out + i["bias"] if "bias" in i else out
+
+
+def attention(i: Inputs) -> Array:
+    """scaled_dot_product_attention with an added mask."""
+    q, k, v = i["query"], i["key"], i["value"]
+    scores = q @ np.swapaxes(k, -1, -2) * np.float32(q.shape[-1] ** -0.5) + i["attn_mask"]
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    out: Array = (e / e.sum(axis=-1, keepdims=True)) @ v
+    return out
+
+
+def slice_by_index(i: Inputs) -> Array:
+    """A copy, because the value of a state is updated in place."""
+    out: Array = i["x"][
+        tuple(slice(int(b), int(e)) for b, e in zip(i["begin"], i["end"], strict=True))
+    ].copy()
+    return out
+
+
+def slice_update(i: Inputs) -> Array:
+    """In place: ``states.check`` has made sure that nobody wants the old value."""
+    x: Array = i["x"]
+    region = tuple(slice(int(b), int(e)) for b, e in zip(i["begin"], i["end"], strict=True))
+    for part, size in zip(region, x.shape, strict=True):
+        if not 0 <= part.start < part.stop <= size:
+            raise ValueError(f"slice_update of [{part.start}, {part.stop}) in a dimension of {size}")
+    x[region] = i["update"]
+    return x
+
+
+def gather(i: Inputs) -> Array:
+    x, indices, axis = i["x"], i["indices"], int(i["axis"])
+    if indices.size and not 0 <= indices.min() <= indices.max() < x.shape[axis]:
+        raise ValueError(f"gather of {indices.tolist()} from a dimension of {x.shape[axis]}")
+    out: Array = np.take(x, indices, axis=axis)
+    return out
+
+
+def split(i: Inputs) -> tuple[Array, ...]:
+    return tuple(np.split(i["x"], int(i["num_splits"]), axis=int(i["axis"])))
+
+
+def silu(i: Inputs) -> Array:
+    x = i["x"]
+    out: Array = x * (np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5))
+    return out
+
+
+def _over(function: Callable[..., Any]) -> Operator:
+    """A reduction over ``axes``."""
+
+    def run(i: Inputs) -> Array:
+        out: Array = function(i["x"], axis=tuple(int(a) for a in i["axes"]), keepdims=bool(i["keep_dims"]))
+        return out
+
+    return run
+
+
+def _both(function: Callable[..., Any]) -> Operator:
+    return lambda i: np.asarray(function(i["x"], i["y"]))
+
+
+OPERATORS: dict[str, Operator] = {
+    "abs": lambda i: np.abs(i["x"]),
+    "add": _both(np.add),
+    "cast": lambda i: i["x"].astype(WIDE[i["dtype"]]),
+    "concat": lambda i: np.concatenate([np.atleast_1d(v) for v in i["values"]], axis=int(i["axis"])),
+    "constexpr_blockwise_shift_scale": blockwise,
+    "constexpr_lut_to_dense": lookup,
+    "expand_dims": lambda i: np.expand_dims(i["x"], tuple(int(a) for a in i["axes"])),
+    "gather": gather,
+    "greater_equal": _both(np.greater_equal),
+    "identity": lambda i: i["x"],
+    "inverse": lambda i: 1 / (i["x"] + i["epsilon"]),
+    "less": _both(np.less),
+    "linear": linear,
+    "logical_or": _both(np.logical_or),
+    "maximum": _both(np.maximum),
+    "mul": _both(np.multiply),
+    "reduce_max": _over(np.max),
+    "reduce_mean": _over(np.mean),
+    "reshape": lambda i: i["x"].reshape([int(n) for n in i["shape"]]),
+    "rsqrt": lambda i: 1 / np.sqrt(i["x"] + i["epsilon"]),
+    "scaled_dot_product_attention": attention,
+    "silu": silu,
+    "slice_by_index": slice_by_index,
+    "slice_update": slice_update,
+    "split": split,
+    "square": lambda i: np.square(i["x"]),
+    "sub": _both(np.subtract),
+    "tile": lambda i: np.tile(i["x"], [int(n) for n in i["reps"]]),
+    "transpose": lambda i: i["x"].transpose([int(n) for n in i["perm"]]),
+}
+"""MIL operator → its function of named inputs. ``const``, ``read_state`` and ``write_state`` are the interpreter's."""

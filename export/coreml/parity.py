@@ -1,0 +1,200 @@
+"""Parity: every function of the saved package against the torch modules, after every depth.
+
+The prompt goes in by ``prefill`` (a whole chunk, then a padded one), then several tokens come by
+``embed``, ``decode_d*`` and ``head``, and again, from the same states, by ``decode_all``; then each ``kvfill_d*``.
+All of it once in float32, where a difference is an error of the program, and once rounded to float16 after each
+operator, which is what a device computes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runtime.backend import F32, I64, Lanes, can_fill
+from ...runtime.errors import ParityError
+from ...runtime.kv import STAGES, KVCache
+from ...runtime.loop import DepthLoop
+from ...runtime.manifest import Parity
+from ...runtime.spec import stage_layers
+from ..oracle import Oracle
+from ..parity import difference
+from .interpreter import Interpreter
+from .plan import Plan
+
+EXACT = 1e-5
+"""Bound in float32: rounding order is all that may differ."""
+SHIPPED = 5e-3
+"""Bound with every result rounded to float16."""
+SAME = 1e-6
+"""Bound between decode_all and the chain of decode_d*, which are the same operators."""
+_DECODES = 3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the modules give: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
+
+    ids: I64
+    prompt: int
+    per_depth: list[F32]
+    logits: F32
+    cache: KVCache
+
+
+class Errors:
+    """The largest difference of each thing that was compared; ParityError beyond the bound."""
+
+    def __init__(self, bound: float, mode: str) -> None:
+        self._bound, self._mode = bound, mode
+        self.found: dict[str, float] = defaultdict(float)
+
+    def compare(self, what: str, found: Any, wanted: Any, bound: float | None = None) -> None:
+        bound = self._bound if bound is None else bound
+        error = difference(np.asarray(found), np.asarray(wanted))
+        if not error <= bound:
+            raise ParityError(
+                f"coreml disagrees with the torch modules in {what}, computed in {self._mode}: {error:.2g} relative, "
+                f"at most {bound:.0e} wanted; the bundle was not written, please report the checkpoint's config"
+            )
+        self.found[what] = max(self.found[what], error)
+
+
+def check_parity(
+    oracle: Oracle, plan: Plan, package: Path, progress: Callable[[str], None] = lambda step: None
+) -> Parity:
+    """Compare the package with the modules, whose weights must be float16 numbers; ParityError where it differs."""
+    progress("the modules")
+    wanted = trace_oracle(oracle, plan)
+    found: dict[bool, dict[str, float]] = {}
+    for rounding, bound, mode in ((False, EXACT, "float32"), (True, SHIPPED, "float16")):
+        progress(mode)
+        errors = Errors(bound, mode)
+        interpreter = Interpreter(package, rounding)
+        check_interface(interpreter, plan)
+        Comparison(interpreter, plan, wanted, errors).run(oracle)
+        found[rounding] = errors.found
+    exact = found[False]
+    return Parity(
+        per_depth=tuple(exact[_state(d)] for d in range(plan.spec.depths)),
+        logits=exact["the logits"],
+        shipped=max(found[True].values()),
+    )
+
+
+def check_interface(interpreter: Interpreter, plan: Plan) -> None:
+    """ParityError unless the package has the functions and states of ``plan``, the same states in each function."""
+    if missing := set(plan.functions) ^ interpreter.functions.keys():
+        raise ParityError(
+            f"the package and its plan disagree about the functions {', '.join(sorted(missing))}"
+        )
+    for name, function in interpreter.functions.items():
+        found = {state: declared.shape for state, declared in function.states.items()}
+        if found != plan.states:
+            raise ParityError(
+                f"{name} has the states {found}, wanted {plan.states}: one state serves all functions"
+            )
+
+
+def trace_oracle(oracle: Oracle, plan: Plan, seed: int = 0) -> Wanted:
+    """Run a prompt of a chunk and a piece, and some more tokens, through the modules."""
+    spec = plan.spec
+    total = min(plan.chunk + 5 + _DECODES, spec.context_length)
+    prompt = max(total - _DECODES, 1)
+    ids = np.random.default_rng(seed).integers(0, spec.vocab_size, total, dtype=np.int64)
+    states: dict[int, list[F32]] = defaultdict(list)
+    # One row more, for what is filled in.
+    cache = oracle.new_cache(1, total + 1)
+    loop = DepthLoop(oracle, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    logits = loop.forward(ids, rows="all")
+    return Wanted(ids, prompt, [np.concatenate(states[d]) for d in range(spec.depths)], logits.copy(), cache)
+
+
+def _state(depth: int) -> str:
+    return f"the state after depth {depth}"
+
+
+class Comparison:
+    """One run of every function, compared as it goes."""
+
+    def __init__(self, interpreter: Interpreter, plan: Plan, wanted: Wanted, errors: Errors) -> None:
+        self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
+        self._states = interpreter.new_states()
+
+    def run(self, oracle: Oracle) -> None:
+        """Everything, in the order in which a host would call it."""
+        self._prefill()
+        for position in range(self._wanted.prompt, len(self._wanted.ids)):
+            self._decode(position)
+        if can_fill(self._plan.spec):
+            self._fill(oracle)
+
+    def _call(self, name: str, states: dict[str, Any], position: int, **inputs: Any) -> dict[str, Any]:
+        return self._interpreter.run(name, {"position": np.array([position]), **inputs}, states)
+
+    def _prefill(self) -> None:
+        wanted, chunk = self._wanted, self._plan.chunk
+        for start in range(0, wanted.prompt, chunk):
+            part = wanted.ids[start : min(start + chunk, wanted.prompt)]
+            ids = np.zeros((1, chunk), np.int32)
+            ids[0, : len(part)] = part
+            last = start + len(part) - 1
+            out = self._call("prefill", self._states, start, ids=ids, last=np.array([len(part) - 1]))
+            self._errors.compare(
+                _state(self._plan.spec.depths - 1),
+                out["next"][0, : len(part)],
+                wanted.per_depth[-1][start : last + 1],
+            )
+            self._errors.compare("the logits", out["logits"][0], wanted.logits[last])
+        self._compare_caches(wanted.prompt)
+
+    def _decode(self, position: int) -> None:
+        wanted, ids = self._wanted, self._wanted.ids[position].reshape(1, 1)
+        again = {name: value.copy() for name, value in self._states.items()}
+        hidden = self._call("embed", self._states, position, ids=ids)["hidden"]
+        for depth in range(self._plan.spec.depths):
+            hidden = self._call(f"decode_d{depth}", self._states, position, hidden=hidden)["next"]
+            self._errors.compare(_state(depth), hidden[0, 0], wanted.per_depth[depth][position])
+        logits = self._call("head", self._states, position, hidden=hidden)["logits"]
+        self._errors.compare("the logits", logits[0], wanted.logits[position])
+        whole = self._call("decode_all", again, position, ids=ids)
+        self._errors.compare("decode_all against the chain", whole["next"], hidden, SAME)
+        self._errors.compare("decode_all's logits against the chain's", whole["logits"], logits, SAME)
+        for name, value in self._states.items():
+            self._errors.compare(f"{name} of decode_all", again[name], value, SAME)
+        self._compare_caches(position + 1)
+
+    def _fill(self, oracle: Oracle) -> None:
+        """Each kvfill behind the last token, with a state of its own."""
+        spec, position = self._plan.spec, len(self._wanted.ids)
+        if position >= spec.context_length:
+            position -= 1
+        random = np.random.default_rng(1)
+        for left in range(spec.depths - 1):
+            state = random.standard_normal((1, 1, spec.hidden_size)).astype(np.float16).astype(np.float32)
+            for depth in range(left + 1, spec.depths):
+                oracle.fill(state, Lanes.single(depth, position, 1, depth), self._wanted.cache)
+            self._call(f"kvfill_d{left}", self._states, position, hidden=state)
+            count = stage_layers(spec, "block")
+            for side, name in enumerate(("keys", "values")):
+                rows = self._states[f"block_{name}"][(left + 1) * count :, :, position]
+                filled = [
+                    self._wanted.cache.stages["block"][j][side][d, :, position]
+                    for d in range(left + 1, spec.depths)
+                    for j in range(count)
+                ]
+                self._errors.compare("filled-in K and V", rows, np.stack(filled))
+
+    def _compare_caches(self, tokens: int) -> None:
+        """K and V of every layer at every depth."""
+        for stage in STAGES:
+            for layer, pair in enumerate(self._wanted.cache.stages[stage]):
+                count = stage_layers(self._plan.spec, stage)
+                for side, array in zip(("keys", "values"), pair, strict=True):
+                    rows = self._states[f"{stage}_{side}"][layer::count, :, :tokens]
+                    self._errors.compare(f"{side} of the {stage}", rows, array[:, :, :tokens])

@@ -1,0 +1,129 @@
+"""Core ML: one .mlpackage for iOS 18 and macOS 15, with a function for each thing that a host calls."""
+
+from __future__ import annotations
+
+import logging
+from math import prod
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...quant.recipe import Recipe
+from ...runtime import manifest
+from ...runtime.bundle import sha256_of
+from ...runtime.errors import ExportError
+from ...runtime.spec import Spec
+from ...runtime.version import VERSION
+from ..fused import Numerics
+from ..oracle import Oracle
+from ..target import Job
+
+# It warns of every version that it has not been tried with, and of what only a Mac has.
+logging.getLogger("coremltools").setLevel(logging.ERROR)
+
+from ..coreml.constants import Store  # noqa: E402
+from ..coreml.package import MODEL, WEIGHTS, write_package  # noqa: E402
+from ..coreml.parity import check_parity  # noqa: E402
+from ..coreml.plan import Plan  # noqa: E402
+
+FOLDER = "coreml"
+PACKAGE = f"{FOLDER}/model.mlpackage"
+MAX_STATE_BYTES = 4 << 30
+FLOAT = 1  # MatMulNBits accuracy level; the modules take no notice
+
+
+class CoremlTarget:
+    """The package for Swift hosts, and for the coreml engine on a Mac."""
+
+    name = "coreml"
+
+    def check(self, spec: Spec, recipe: Recipe) -> None:
+        """ExportError for routers, whose rows depend on the data, and for states larger than a device holds."""
+        if spec.routing is not None:
+            raise ExportError(
+                f"a router chooses which tokens run a depth ({spec.routing.kind} choice), and a function of Core ML "
+                "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
+            )
+        size = state_bytes(Plan(spec))
+        if size > MAX_STATE_BYTES:
+            raise ExportError(
+                f"K and V of {spec.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
+                f"allocated whole; at most {MAX_STATE_BYTES >> 30} GiB wanted, shorten with --context"
+            )
+
+    def export(self, job: Job) -> manifest.Target:
+        """The package under coreml/, every function of what was saved checked against the modules."""
+        path = job.folder / PACKAGE
+        path.parent.mkdir()
+        plan = Plan(job.spec)
+        described = describe(plan)
+        write_package(
+            plan,
+            Store(job.weights, job.recipe),
+            path,
+            metadata(job, described),
+            lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
+        )
+        numerics = Numerics(job.recipe.bits, job.recipe.group_size, FLOAT)
+        oracle = Oracle(job.spec, halved(job.weights), numerics)
+        steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
+        parity = check_parity(
+            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step])
+        )
+        job.progress("coreml: done", 1.0)
+        return manifest.Target(
+            graphs={"model": f"{PACKAGE}/{MODEL}"},
+            weights=f"{PACKAGE}/{WEIGHTS}",
+            parity=parity,
+            package=described,
+        )
+
+
+def describe(plan: Plan) -> manifest.Package:
+    """What the manifest says of the package."""
+    return manifest.Package(
+        path=PACKAGE,
+        functions={name: unit(name) for name in plan.functions},
+        states=plan.states,
+        chunk=plan.chunk,
+        capacity=plan.capacity,
+    )
+
+
+def unit(function: str) -> str:
+    """The compute unit that a function is meant for: a look-up gains nothing from leaving the CPU.
+
+    Weights in blocks are the GPU's format.
+    """
+    return "cpuOnly" if function == "embed" else "cpuAndGPU"
+
+
+def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
+    """What a Swift host reads from the package itself; all but the version is JSON."""
+    return {
+        "edgeloop.version": VERSION,
+        "edgeloop.spec": msgspec.json.encode(job.spec).decode(),
+        "edgeloop.package": msgspec.json.encode(package).decode(),
+        "edgeloop.quantization": msgspec.json.encode(
+            {"scheme": job.recipe.name, "group_size": job.recipe.group_size}
+        ).decode(),
+        "edgeloop.tokenizer": msgspec.json.encode(
+            {"sha256": sha256_of(job.tokenizer)} if job.tokenizer else None
+        ).decode(),
+    }
+
+
+def state_bytes(plan: Plan) -> int:
+    """Bytes of all states of one sequence, float16."""
+    return sum(2 * prod(shape) for shape in plan.states.values())
+
+
+def halved(weights: Path) -> dict[str, Tensor]:
+    """The stored tensors as the package has them: codes as they are, floats as float16 numbers."""
+    return {
+        name: tensor.half().float() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in load_file(weights).items()
+    }

@@ -1,0 +1,234 @@
+"""The Core ML target: what is in the saved package, and what it computes, run by edgeloop's own interpreter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgeloop.export.coreml.blobs import Blobs
+from edgeloop.export.coreml.interpreter import Interpreter, read_model
+from edgeloop.export.coreml.package import MODEL, WEIGHTS
+from edgeloop.export.coreml.parity import EXACT, SHIPPED
+from edgeloop.export.coreml.plan import Plan
+from edgeloop.export.family import Reading
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.stored import write_weights
+from edgeloop.export.targets.coreml import CoremlTarget
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.errors import ExportError
+
+KINDS = {
+    "edgeloop": "int4",  # deltas
+    "edgeloop-no-lora": "int8",
+    "edgeloop-shared": "int4",
+    "edgeloop-window": "none",
+    "mor-cycle": "int4",
+    "mor-sequence": "int8",
+    "mor-middle-cycle": "int4",  # layers before and after the loop
+    "mor-lora": "none",
+    "mor-norms": "int8-channel",
+    "mor-shared": "int8",
+    "mobilellm": "int4",  # no loop on the host
+    "ouro": "int8-channel",  # a norm after every depth, a head of its own
+    "llama": "none",
+    "llama-window": "int4",
+}
+
+
+@pytest.fixture(scope="module")
+def packaged(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Bundle]:
+    """``packaged("ouro", "int4", 64)``: a bundle of the coreml target, shared."""
+    root = tmp_path_factory.mktemp("coreml")
+
+    def get(kind: str, quant: str = "", group_size: int = 32) -> Bundle:
+        quant = quant or KINDS[kind]
+        out = root / f"{kind}-{quant}-{group_size}"
+        if not out.exists():
+            export_bundle(checkpoint(kind), out, targets=["coreml"], quant=quant, group_size=group_size)
+        return Bundle.open(out)
+
+    return get
+
+
+def package_of(bundle: Bundle) -> Path:
+    package = bundle.manifest.targets["coreml"].package
+    assert package is not None
+    return bundle.folder / package.path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_passes_parity(kind: str, packaged: Callable[..., Bundle]) -> None:
+    target = packaged(kind).manifest.targets["coreml"]
+    spec = packaged(kind).spec
+    assert len(target.parity.per_depth) == spec.depths
+    # Nothing is bit for bit the modules', so a zero would mean that nothing was compared.
+    assert all(0 < error <= EXACT for error in (*target.parity.per_depth, target.parity.logits))
+    assert EXACT < target.parity.shipped <= SHIPPED
+
+
+def test_the_functions_of_a_looped_model(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("mor-middle-cycle")
+    model = read_model(package_of(bundle))
+    names = [f.name for f in model.description.functions]
+    assert names == [
+        "decode_all", "prefill", "embed", "decode_d0", "decode_d1", "decode_d2", "kvfill_d0", "kvfill_d1", "head",
+    ]  # fmt: skip
+    package = bundle.manifest.targets["coreml"].package
+    assert package is not None
+    assert list(package.functions) == names
+    states = {
+        "prologue_keys": (1, 2, 96, 16),
+        "prologue_values": (1, 2, 96, 16),
+        "block_keys": (6, 2, 96, 16),
+        "block_values": (6, 2, 96, 16),
+        "epilogue_keys": (1, 2, 96, 16),
+        "epilogue_values": (1, 2, 96, 16),
+    }
+    assert package.states == states
+    for function in model.description.functions:
+        assert {s.name: tuple(s.type.stateType.arrayType.shape) for s in function.state} == states
+
+
+def test_functions_that_a_model_does_not_need_are_left_out(packaged: Callable[..., Bundle]) -> None:
+    assert Plan(packaged("mobilellm").spec).functions == (
+        "decode_all",
+        "prefill",
+        "embed",
+        "decode_d0",
+        "head",
+    )
+    shared = Plan(packaged("edgeloop-shared").spec)
+    assert not [
+        name for name in shared.functions if name.startswith("kvfill")
+    ]  # nothing is ever missing there
+    assert shared.states["block_keys"][0] == 2  # layers, not layers · depths
+
+
+@pytest.mark.parametrize(
+    ("quant", "group_size"), [("int4", 32), ("int4", 64), ("int8", 32), ("int8-channel", 32)]
+)
+def test_codes_and_scales_are_those_of_quant(
+    quant: str,
+    group_size: int,
+    packaged: Callable[..., Bundle],
+    reading: Callable[[str], Reading],
+    tmp_path: Path,
+) -> None:
+    recipe = Recipe.named(quant, group_size)
+    write_weights(reading("ouro"), recipe, tmp_path / "stored")
+    stored = load_file(tmp_path / "stored")
+    package = package_of(packaged("ouro", quant, group_size))
+    blobs = Blobs(package / WEIGHTS)
+    block = read_model(package).mlProgram.functions["decode_d1"].block_specializations["CoreML8"]
+    found = {}
+    for op in block.operations:
+        if op.type == "constexpr_blockwise_shift_scale":
+            pair = []
+            for side in ("data", "scale"):
+                value = op.inputs[side].arguments[0].value
+                shape = tuple(d.constant.size for d in value.type.tensorType.dimensions)
+                pair.append(blobs.read(value.blobFileValue.offset, shape))
+            found[tuple(pair[0].shape), len(found)] = pair
+    codes = stored["segments.0.layers.0.down_proj.codes"]
+    if quant == "int4":
+        codes = np.stack((codes & 15, codes >> 4), -1)
+    wanted = codes.reshape(len(codes), -1).astype(np.int16) - (8 if quant == "int4" else 128)
+    scales = stored["segments.0.layers.0.down_proj.scales"]
+    matches = [pair for pair in found.values() if pair[0].shape == wanted.shape and (pair[0] == wanted).all()]
+    assert len(matches) == 1
+    np.testing.assert_array_equal(matches[0][1], scales)
+    assert matches[0][1].dtype == np.float16
+
+
+def test_weights_are_stored_once(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("mor-middle-cycle")
+    model, offsets = read_model(package_of(bundle)), {}
+    for name, function in model.mlProgram.functions.items():
+        for op in function.block_specializations["CoreML8"].operations:
+            if op.type == "constexpr_blockwise_shift_scale":
+                offsets.setdefault(op.inputs["data"].arguments[0].value.blobFileValue.offset, set()).add(name)
+    # The matrices of 4 stored layers, in 5 pieces each, and the embedding, which is the head's too.
+    assert len(offsets) == 4 * 5 + 1
+    assert {"prefill", "decode_all", "embed", "head"} in offsets.values()
+    looped = {"prefill", "decode_all", "decode_d0", "decode_d1", "decode_d2"}
+    assert looped in offsets.values()
+    assert looped | {"kvfill_d0", "kvfill_d1"} in offsets.values()
+
+
+def test_the_package_says_what_a_host_must_know(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("edgeloop")
+    metadata = read_model(package_of(bundle)).description.metadata.userDefined
+    assert json.loads(metadata["edgeloop.spec"])["hidden_size"] == 64
+    assert json.loads(metadata["edgeloop.package"])["chunk"] == 16
+    assert json.loads(metadata["edgeloop.quantization"]) == {"scheme": "int4", "group_size": 32}
+    tokenizer = bundle.manifest.files["tokenizer.json"]
+    assert json.loads(metadata["edgeloop.tokenizer"]) == {"sha256": tokenizer.sha256}
+
+
+@pytest.mark.parametrize("kind", ["mor-expert", "mor-token", "edgeloop-routed"])
+def test_routers_are_refused_before_any_work(
+    kind: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="choice.* takes models without router"):
+        export_bundle(checkpoint(kind), tmp_path / "out", targets=["coreml"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_that_no_device_holds_are_refused(reading: Callable[[str], Reading]) -> None:
+    spec = msgspec.structs.replace(reading("ouro").spec, context_length=4 << 20)
+    with pytest.raises(ExportError, match="GiB of Core ML states.*--context"):
+        CoremlTarget().check(spec, Recipe.named("int4", 32))
+
+
+def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("ouro")
+    rounded, exact = (Interpreter(package_of(bundle), rounding) for rounding in (True, False))
+    direction = np.random.default_rng(0).standard_normal((1, 1, bundle.spec.hidden_size))
+    for size in (1e-4, 1.0, 400.0, 20000.0):  # squares that vanish, and that overflow
+        hidden = (direction / np.abs(direction).max() * size).astype(np.float16)
+        found, wanted = (
+            i.run("decode_d0", {"hidden": hidden, "position": np.array([0])}, i.new_states())["next"]
+            for i in (rounded, exact)
+        )
+        assert np.isfinite(found).all()
+        assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+
+
+def test_a_package_from_which_something_is_missing(packaged: Callable[..., Bundle], tmp_path: Path) -> None:
+    source = package_of(packaged("edgeloop"))
+    weights, model = (source / WEIGHTS).read_bytes(), (source / MODEL).read_bytes()
+    for name, path, content, message in (
+        ("no weights", WEIGHTS, None, "weight.bin"),
+        ("half the weights", WEIGHTS, weights[: len(weights) // 2], "weight.bin"),
+        ("no model", MODEL, None, "model.mlmodel cannot be read"),
+        ("half a model", MODEL, model[: len(model) // 2], "model.mlmodel cannot be read"),
+    ):
+        package = tmp_path / name
+        (package / WEIGHTS).parent.mkdir(parents=True)
+        for other, whole in ((WEIGHTS, weights), (MODEL, model)):
+            data = content if other == path else whole
+            if data is not None:
+                (package / other).write_bytes(data)
+        with pytest.raises(ExportError, match=message):
+            Interpreter(package, rounding=False)
+
+
+def test_an_operator_that_is_not_known_is_named(packaged: Callable[..., Bundle], tmp_path: Path) -> None:
+    source, package = package_of(packaged("edgeloop")), tmp_path / "changed"
+    (package / WEIGHTS).parent.mkdir(parents=True)
+    (package / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
+    model = read_model(source)
+    operations = model.mlProgram.functions["head"].block_specializations["CoreML8"].operations
+    next(op for op in operations if op.type == "rsqrt").type = "gelu"
+    (package / MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="head: the operator gelu is not known"):
+        Interpreter(package, rounding=False)
