@@ -156,7 +156,9 @@ def describe(report: Report, console: Console) -> None:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     console.facts(rows)
-    if manifest.tokenizer:
+    if "onnx" not in manifest.targets:
+        console.write(f"next: edgeloop show {report.bundle}\n")
+    elif manifest.tokenizer:
         console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time' --temperature 0.8\n")
     else:
         console.write(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.manifest import MANIFEST, Manifest
+from ..runtime.manifest import MANIFEST, Manifest, Package
 from ..runtime.spec import Spec
 from .console import Console
 from .quantities import (
@@ -99,6 +100,19 @@ def show_bundle(path: Path, console: Console) -> None:
     ]
     columns = ("target", "#weights", "#graphs", "error after each depth", "#of the logits", "#as shipped")
     console.table(columns, targets)
+    for target in manifest.targets.values():
+        if target.package is not None:
+            show_package(target.package, console)
+
+
+def show_package(package: Package, console: Console) -> None:
+    """The functions of a Core ML package and the states that serve them all."""
+    console.table(("function", "compute unit"), list(package.functions.items()))
+    rows = [
+        (name, " × ".join(map(str, shape)), byte_count(2 * prod(shape)))
+        for name, shape in package.states.items()
+    ]
+    console.table(("state", "layers × KV heads × tokens × head size", "#float16"), rows)
 
 
 def has_probes(bundle: Bundle) -> bool:

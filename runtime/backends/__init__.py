@@ -36,15 +36,34 @@ def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     return ExecutorchBackend.open(bundle, threads)  # any lanes
 
 
+def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .coreml import CoremlBackend, ModelRunner
+
+    package = bundle.manifest.targets["coreml"].package
+    if packed or package is None:
+        raise UsageError("engine coreml takes one lane at a time, not packed lanes; use engine onnx for many")
+    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.folder / package.path, package))
+
+
+def _coreml_unfit() -> str:
+    from .coreml import why_not
+
+    return why_not()
+
+
 @dataclass(frozen=True)
 class Engine:
-    """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``."""
+    """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
+
+    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
+    """
 
     module: str
     package: str
     target: str
     load: Callable[[Bundle, int | None, bool], Backend]
     install: str
+    unfit: Callable[[], str] = str  # str() is empty
 
 
 ENGINES: dict[str, Engine] = {
@@ -53,12 +72,15 @@ ENGINES: dict[str, Engine] = {
     "executorch": Engine(
         "executorch", "executorch", "executorch", _executorch, 'pip install "edgeloop[executorch]"'
     ),
+    "coreml": Engine(
+        "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit
+    ),
 }
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One row of ``edgeloop doctor``: ``version`` is None when the engine is not installed."""
+    """One row of ``edgeloop doctor``: ``version`` is None when the engine cannot run, ``install`` says what to do."""
 
     name: str
     version: str | None
@@ -66,8 +88,13 @@ class EngineStatus:
 
 
 def available() -> list[EngineStatus]:
-    """Every known engine, with the version of its package where it is installed. Imports none of them."""
-    return [EngineStatus(name, _version(engine), engine.install) for name, engine in ENGINES.items()]
+    """Every known engine, with the version of its package where it can run. Imports none of them."""
+    return [
+        EngineStatus(name, None, reason)
+        if (reason := engine.unfit())
+        else EngineStatus(name, _version(engine), engine.install)
+        for name, engine in ENGINES.items()
+    ]
 
 
 def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: bool = False) -> Backend:
@@ -81,6 +108,8 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, wanted at least 1")
+    if reason := engine.unfit():
+        raise EngineError(f"engine {name} {reason}; choose another with --engine")
     if importlib.util.find_spec(engine.module) is None:
         raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
     if engine.target not in bundle.manifest.targets:

@@ -58,3 +58,17 @@ def test_what_is_neither(tmp_path: Path, command: Command) -> None:
     code, out, err = command("show", tmp_path)
     assert (code, out) == (1, "")
     assert "config.json" in err
+
+
+def test_a_core_ml_package(
+    checkpoint: Path, tmp_path: Path, command: Command, command_json: CommandJson
+) -> None:
+    out = tmp_path / "bundle"
+    assert command("export", checkpoint, "-o", out, "--target", "coreml")[0] == 0
+    package = command_json("show", out)["manifest"]["targets"]["coreml"]["package"]
+    assert package["functions"]["embed"] == "cpuOnly"
+    code, text, _ = command("show", out)
+    assert code == 0
+    for name in (*package["functions"], *package["states"]):
+        assert name in text
+    assert "6 × 2 × 96 × 16" in text  # 2 layers at each of 3 depths

@@ -1,0 +1,198 @@
+"""The Core ML package behind the engine's contract: one function call for each token and depth.
+
+K and V are in Core ML's states, one set a sequence of a cache; the cache's own arrays stay empty. The functions have
+fixed rows, so a token's row is its position, which is what sequential decoding, exits and filling in need; calls that
+place tokens elsewhere are refused. Swift hosts run a prompt with ``prefill``; here it goes in token by token.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backend import F32, I64, Lanes, check_fill
+from ..errors import EngineError, UsageError
+from ..kv import KVCache
+from ..manifest import Package
+from ..spec import Spec, stage_layers
+
+Array = npt.NDArray[Any]
+MACOS = 15
+"""The first macOS with states and several functions in a model."""
+
+
+class Runner(Protocol):
+    """What runs the functions of a package."""
+
+    def new_states(self) -> Any:
+        """Zeroed states of one sequence."""
+        ...
+
+    def run(self, name: str, inputs: dict[str, Array], states: Any) -> dict[str, Array]:
+        """The outputs of the function ``name``; ``states`` are updated, inputs that it does not have left aside."""
+        ...
+
+
+class CoremlBackend:
+    """An engine over a runner: Core ML on a Mac, the exporter's interpreter in tests."""
+
+    name = "coreml"
+
+    def __init__(self, spec: Spec, package: Package, runner: Runner) -> None:
+        self.spec = spec
+        self._package, self._runner = package, runner
+        self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
+
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Caches whose rows are in Core ML's states; UsageError when the package's have not so many."""
+        if slots is not None and slots != self.spec.kv_slots:
+            raise UsageError(
+                f"{slots} KV slots a sequence, but the states of the package have {self.spec.kv_slots}; "
+                "choose another policy for missing K and V"
+            )
+        if capacity > self._package.capacity:
+            raise UsageError(
+                f"{capacity} tokens, but the states of the package hold {self._package.capacity}; "
+                "export with a longer --context"
+            )
+        return KVCache.allocate(self.spec, sequences, capacity)
+
+    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [B, S] → state [B, S, D]."""
+        given = ids.astype(np.int32)
+        out = np.zeros((*ids.shape, self.spec.hidden_size), np.float32)
+        return self._each(
+            "prologue", lanes, cache, out, lambda b, t: ("embed", {"ids": given[b : b + 1, t : t + 1]})
+        )
+
+    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        return self._each(
+            "block",
+            lanes,
+            cache,
+            np.zeros_like(state),
+            lambda b, t: (f"decode_d{lanes.depth[b]}", _one(state, b, t)),
+        )
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots.
+
+        A function fills all depths behind the one that a token left after. What it writes deeper than asked for are
+        rows behind the last of those slots, which are written again before they are seen.
+        """
+        check_fill(self.spec)
+        if (lanes.depth < 1).any():
+            raise UsageError("no token leaves before depth 0, so the package has no function to fill it in")
+        self._each(
+            "block",
+            lanes,
+            cache,
+            np.zeros_like(state),
+            lambda b, t: (f"kvfill_d{lanes.depth[b] - 1}", _one(state, b, t)),
+        )
+
+    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
+        batch, width, _ = state.shape
+        out = np.zeros((batch, width, self.spec.vocab_size), np.float32)
+        wanted = None if stage_layers(self.spec, "epilogue") else frozenset(rows.tolist())
+        self._each("epilogue", lanes, cache, out, lambda b, t: ("head", _one(state, b, t)), wanted)
+        return out.reshape(batch * width, -1)[rows]
+
+    def _each(
+        self,
+        stage: str,
+        lanes: Lanes,
+        cache: KVCache,
+        out: F32,
+        call: Callable[[int, int], tuple[str, dict[str, Array]]],
+        rows: frozenset[int] | None = None,
+    ) -> F32:
+        """``call`` for every valid token of every lane, or for the flat rows ``rows``; results go to out [B, S, …]."""
+        width = out.shape[1]
+        for b, n in enumerate(lanes.tokens.tolist()):
+            states = self._states_of(stage, lanes, b, n, cache)
+            for t in range(n):
+                if rows is not None and b * width + t not in rows:
+                    continue
+                name, inputs = call(b, t)
+                position = np.array([lanes.cached[b] + t], np.int32)
+                (result,) = self._runner.run(name, {**inputs, "position": position}, states).values()
+                out[b, t] = result.reshape(out.shape[2:])
+        return out
+
+    def _states_of(self, stage: str, lanes: Lanes, b: int, n: int, cache: KVCache) -> Any:
+        """The states of lane ``b``'s sequence; UsageError where its rows are not those of the functions."""
+        slot, depth, first = lanes.first_slot + b, int(lanes.depth[b]), int(lanes.cached[b])
+        slots = cache.slots if stage == "block" else 1
+        sequence, own = divmod(slot, slots)
+        if slots > 1 and own != depth:
+            raise UsageError(
+                f"depth {depth} in the KV slot of depth {own}: engine coreml gives each depth its own"
+            )
+        if not np.array_equal(lanes.positions[b, :n], np.arange(first, first + n)):
+            raise UsageError(
+                "tokens whose row is not their position, but a row of Core ML's states is a position; choose exits "
+                "that fill in missing K and V"
+            )
+        made = self._states.setdefault(cache, {})
+        if sequence not in made:
+            made[sequence] = self._runner.new_states()
+        return made[sequence]
+
+
+class ModelRunner:
+    """The package in Core ML, through coremltools: one loaded model a function, and states that serve them all."""
+
+    def __init__(self, path: Path, package: Package) -> None:
+        """EngineError anywhere but on a Mac that is new enough."""
+        if reason := why_not():
+            raise EngineError(
+                f"engine coreml {reason}; run the bundle with a Swift host or export it to onnx"
+            )
+        import coremltools
+
+        units = {
+            "cpuOnly": coremltools.ComputeUnit.CPU_ONLY,
+            "cpuAndGPU": coremltools.ComputeUnit.CPU_AND_GPU,
+            "cpuAndNeuralEngine": coremltools.ComputeUnit.CPU_AND_NE,
+        }
+        compiled = coremltools.models.utils.compile_model(str(path))
+        self._models = {
+            name: coremltools.models.CompiledMLModel(compiled, compute_units=units[unit], function_name=name)
+            for name, unit in package.functions.items()
+        }
+
+    def new_states(self) -> Any:
+        """Zeroed states of one sequence, made by one function and passed to all."""
+        return next(iter(self._models.values())).make_state()
+
+    def run(self, name: str, inputs: dict[str, Array], states: Any) -> dict[str, Array]:
+        """One prediction; float inputs as float16."""
+        given = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
+        out = self._models[name].predict(given, states)
+        return {key: np.asarray(value, np.float32) for key, value in out.items()}
+
+
+def why_not() -> str:
+    """Why Core ML cannot run on this computer; empty where it can."""
+    if platform.system() != "Darwin":
+        return f"needs macOS {MACOS} or newer, this is {platform.system()}"
+    version = platform.mac_ver()[0]
+    return (
+        ""
+        if int(version.split(".")[0]) >= MACOS
+        else f"needs macOS {MACOS} or newer, this is macOS {version}"
+    )
+
+
+def _one(state: F32, b: int, t: int) -> dict[str, Array]:
+    """One token's state as a function's input, [1, 1, D]."""
+    return {"hidden": state[b : b + 1, t : t + 1]}
