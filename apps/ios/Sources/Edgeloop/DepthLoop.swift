@@ -1,0 +1,99 @@
+import CoreML
+
+/// One sequence: a prompt in chunks, then token by token, each through as many depths as it needs.
+public final class DepthLoop {
+    /// Leave after depth d when the likeliest token has at least this probability; empty, or where the model cannot
+    /// (`RecursiveModel.canExit`): every token runs all depths.
+    /// `edgeloop calibrate` finds them: `exits.confidence.thresholds` in the bundle's manifest.json.
+    public var thresholds: [Float] = []
+    /// Tokens that the states hold.
+    public private(set) var position = 0
+    /// Depths that the last token ran.
+    public private(set) var depthsRun = 0
+    private let model: RecursiveModel
+    private let state: MLState
+
+    public init(_ model: RecursiveModel) throws {
+        self.model = model
+        state = try model.makeState()
+    }
+
+    /// A prompt; the logits of its last token.
+    public func prefill(_ tokens: [Int32]) async throws -> [Float] {
+        try makeRoom(for: tokens.count)
+        var logits: [Float] = []
+        for start in stride(from: 0, to: tokens.count, by: model.chunk) {
+            let part = tokens[start..<min(start + model.chunk, tokens.count)]
+            // The padding leaves rows behind the last valid one, which the next call overwrites before they are seen.
+            let ids = Array(part) + Array(repeating: 0, count: model.chunk - part.count)
+            let out = try await model.call(
+                FunctionName.prefill,
+                [
+                    FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
+                    FeatureName.position: try integers([Int32(position)], shape: [1]),
+                    FeatureName.last: try integers([Int32(part.count - 1)], shape: [1]),
+                ], state)
+            logits = try floats(out, FeatureName.logits)
+            position += part.count
+        }
+        return logits
+    }
+
+    /// One token through the depths; its logits.
+    public func decode(_ token: Int32) async throws -> [Float] {
+        try makeRoom(for: 1)
+        let place = try integers([Int32(position)], shape: [1])
+        let ids = try integers([token], shape: [1, 1])
+        defer { position += 1 }
+        if thresholds.isEmpty || !model.canExit {
+            depthsRun = model.depths
+            let inputs = [FeatureName.ids: ids, FeatureName.position: place]
+            return try floats(try await model.call(FunctionName.decodeAll, inputs, state), FeatureName.logits)
+        }
+        let inputs = [FeatureName.ids: ids, FeatureName.position: place]
+        var hidden = try array(try await model.call(FunctionName.embed, inputs, state), FeatureName.hidden)
+        for depth in 0..<model.depths {
+            let features = [FeatureName.hidden: hidden, FeatureName.position: place]
+            let out = try await model.call(FunctionName.decode(depth), features, state)
+            hidden = try array(out, FeatureName.next)
+            depthsRun = depth + 1
+            guard depth < model.depths - 1 else { break }
+            guard depth < thresholds.count, thresholds[depth] < 1 else { continue }
+            let logits = try await readOut(hidden, place)
+            if Sampler.confidence(logits) >= thresholds[depth] {
+                if model.canFill {
+                    let left = [FeatureName.hidden: hidden, FeatureName.position: place]
+                    _ = try await model.call(FunctionName.fill(leftAfter: depth), left, state)
+                }
+                return logits
+            }
+        }
+        return try await readOut(hidden, place)
+    }
+
+    /// Layers behind the loop write K and V here; when a token goes deeper after all, the deeper ones replace them.
+    private func readOut(_ hidden: MLMultiArray, _ place: MLMultiArray) async throws -> [Float] {
+        let features = [FeatureName.hidden: hidden, FeatureName.position: place]
+        return try floats(try await model.call(FunctionName.head, features, state), FeatureName.logits)
+    }
+
+    private func makeRoom(for count: Int) throws {
+        let capacity = model.specification.contextLength
+        guard position + count <= capacity else { throw EdgeloopError.contextFull(capacity: capacity) }
+    }
+
+    private func integers(_ values: [Int32], shape: [Int]) throws -> MLMultiArray {
+        MLMultiArray(MLShapedArray<Int32>(scalars: values, shape: shape))
+    }
+
+    private func array(_ out: MLFeatureProvider, _ name: String) throws -> MLMultiArray {
+        guard let value = out.featureValue(for: name)?.multiArrayValue else {
+            throw EdgeloopError.notAPackage("no output \(name)")
+        }
+        return value
+    }
+
+    private func floats(_ out: MLFeatureProvider, _ name: String) throws -> [Float] {
+        MLShapedArray<Float16>(try array(out, name)).scalars.map(Float.init)
+    }
+}

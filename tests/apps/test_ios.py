@@ -1,0 +1,60 @@
+"""The names that the Swift host uses are those of an exported package. Swift itself needs a Mac."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeloop.export.coreml.interpreter import read_model
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.runtime.manifest import read_manifest
+
+SOURCES = Path(__file__).parents[2] / "apps" / "ios" / "Sources" / "Edgeloop"
+
+
+def names(kind: str) -> set[str]:
+    """The texts of one enum of Names.swift, with {} for a number."""
+    text = (SOURCES / "Names.swift").read_text(encoding="utf-8")
+    (body,) = re.findall(rf"enum {kind} \{{\n(.*?)\n\}}", text, re.DOTALL)
+    return {found.replace("\\(depth)", "{}") for found in re.findall(r'"(.*?)"', body)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ios") / "bundle"
+    export_bundle(tiny_once("mor-middle-cycle"), out, targets=["coreml"])
+    return out
+
+
+def test_functions_and_features(bundle: Path) -> None:
+    package = read_manifest(bundle).targets["coreml"].package
+    assert package is not None
+    model = read_model(bundle / package.path)
+    description = model.description
+    functions = {re.sub(r"_d\d+$", "_d{}", f.name) for f in description.functions}
+    assert functions == names("FunctionName")
+    features = {x.name for f in description.functions for x in (*f.input, *f.output)}
+    assert features == names("FeatureName")
+    assert names("MetadataKey") <= set(description.metadata.userDefined)
+
+
+def test_every_name_is_used() -> None:
+    code = "".join(p.read_text(encoding="utf-8") for p in SOURCES.glob("*.swift") if p.name != "Names.swift")
+    names_file = (SOURCES / "Names.swift").read_text(encoding="utf-8")
+    defined = re.findall(r"static (?:let|func) (\w+)", names_file)
+    assert defined
+    assert [
+        name
+        for name in defined
+        if not re.search(rf"(?:FunctionName|FeatureName|MetadataKey)\.{name}\b", code)
+    ] == []
+
+
+def test_units_are_known_to_swift(bundle: Path) -> None:
+    package = read_manifest(bundle).targets["coreml"].package
+    assert package is not None
+    swift = (SOURCES / "RecursiveModel.swift").read_text(encoding="utf-8")
+    assert set(package.functions.values()) <= set(re.findall(r'"(\w+)": \.\w+', swift))
