@@ -59,8 +59,10 @@ class Layers:
         """``count`` tokens, the first at ``position`` [1] int32."""
         steps = self.constants.array(f"steps.{count}", np.arange(count, dtype=np.int32))
         positions = mb.add(x=position, y=steps)
+        # The padding of the last chunk has positions behind the end of the tables.
+        inside = mb.minimum(x=positions, y=np.int32(self.spec.context_length - 1))
         turns = [
-            mb.gather(x=self.constants.half(f"rope.{f}"), indices=positions, axis=0) for f in ("cos", "sin")
+            mb.gather(x=self.constants.half(f"rope.{f}"), indices=inside, axis=0) for f in ("cos", "sin")
         ]
         width = self.spec.head_dim
         cos, sin = (

@@ -118,6 +118,7 @@ OPERATORS: dict[str, Operator] = {
     "linear": linear,
     "logical_or": _both(np.logical_or),
     "maximum": _both(np.maximum),
+    "minimum": _both(np.minimum),
     "mul": _both(np.multiply),
     "reduce_max": _over(np.max),
     "reduce_mean": _over(np.mean),

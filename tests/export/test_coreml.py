@@ -164,6 +164,21 @@ def test_weights_are_stored_once(packaged: Callable[..., Bundle]) -> None:
     assert looped | {"kvfill_d0", "kvfill_d1"} in offsets.values()
 
 
+def test_weight_bin_is_no_larger_than_the_unique_weights(
+    packaged: Callable[..., Bundle], reading: Callable[[str], Reading], tmp_path: Path
+) -> None:
+    write_weights(reading("ouro"), Recipe.named("int8-channel", 32), tmp_path / "stored")
+    unique = sum(
+        2 * a.size if a.dtype == np.float32 else a.nbytes for a in load_file(tmp_path / "stored").values()
+    )
+    package = package_of(packaged("ouro"))
+    found = (package / WEIGHTS).read_bytes()
+    # What each array costs in a file of 100 kB but not in one of 100 MB: its header, and the padding to 64 bytes.
+    arrays = found.count((0xDEADBEEF).to_bytes(4, "little"))
+    assert arrays > 20
+    assert unique * 0.98 < len(found) - 128 * arrays < unique * 1.02
+
+
 def test_the_package_says_what_a_host_must_know(packaged: Callable[..., Bundle]) -> None:
     bundle = packaged("edgeloop")
     metadata = read_model(package_of(bundle)).description.metadata.userDefined
@@ -201,6 +216,19 @@ def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) 
         )
         assert np.isfinite(found).all()
         assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+
+
+def test_a_chunk_may_begin_at_the_last_token_of_the_context(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("edgeloop")
+    interpreter = Interpreter(package_of(bundle), rounding=False)
+    states, start = interpreter.new_states(), bundle.spec.context_length - 1
+    whole = {name: value.copy() for name, value in states.items()}
+    ids = np.full((1, 16), 7)
+    found = interpreter.run(
+        "prefill", {"ids": ids, "position": np.array([start]), "last": np.array([0])}, states
+    )
+    wanted = interpreter.run("decode_all", {"ids": ids[:, :1], "position": np.array([start])}, whole)
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_package_from_which_something_is_missing(packaged: Callable[..., Bundle], tmp_path: Path) -> None:
