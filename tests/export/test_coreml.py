@@ -14,15 +14,16 @@ from safetensors.numpy import load_file
 from edgeloop.export.coreml.blobs import Blobs
 from edgeloop.export.coreml.interpreter import Interpreter, read_model
 from edgeloop.export.coreml.package import MODEL, WEIGHTS
-from edgeloop.export.coreml.parity import EXACT, SHIPPED
+from edgeloop.export.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.family import Reading
+from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.coreml import CoremlTarget
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.errors import ExportError
+from edgeloop.runtime.errors import ExportError, ParityError
 
 KINDS = {
     "edgeloop": "int4",  # deltas
@@ -216,6 +217,21 @@ def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) 
         )
         assert np.isfinite(found).all()
         assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+
+
+def test_parity_refuses_other_weights_and_other_functions(
+    packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]
+) -> None:
+    package, spec = package_of(packaged("edgeloop")), packaged("edgeloop").spec
+    with pytest.raises(
+        ParityError, match=r"coreml disagrees.* in the .*computed in float32.*at most 1e-05 wanted"
+    ):
+        check_parity(oracle("edgeloop", "int8"), Plan(spec), package)
+    other = Plan(packaged("mobilellm").spec)
+    with pytest.raises(
+        ParityError, match="disagree about the functions decode_d1, decode_d2, kvfill_d0, kvfill_d1"
+    ):
+        check_interface(Interpreter(package, rounding=False), other)
 
 
 def test_a_chunk_may_begin_at_the_last_token_of_the_context(packaged: Callable[..., Bundle]) -> None:
