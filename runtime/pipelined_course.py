@@ -67,7 +67,6 @@ class PipelinedCourse:
         """Depths that the last token ran."""
         self.course = Course(spec, policy, heads, lambda: loop.chunk)
         self._coda = stage_layers(spec, "epilogue") > 0
-        self._slot = loop.cache.slot("block", loop.sequence, 0)
         self._flight: list[Token] = []
         self._tokens = np.zeros(loop.capacity + spec.depths + 1, np.int64)
         self._lanes: dict[tuple[str, int, int, int], Lanes] = {}
@@ -226,6 +225,7 @@ class PipelinedCourse:
             before = self._tokens[: token.position + 1]
             token.predicted = self.draft(found[i], before, token.position + 1)
             if i + 1 < len(self._flight) and self._flight[i + 1].id != token.predicted:
+                self.loop.clock.drafts += i == 0 and token.ask is None  # refuted by what is final
                 self._cancel(i + 1)
                 break
 
