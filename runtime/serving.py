@@ -22,7 +22,7 @@ from .exits import ExitRule
 from .handle import Handle
 from .requests import Answer
 from .sampling import Sampler, SamplingOptions
-from .scheduler import NARROW, Scheduler, Task
+from .scheduler import Scheduler, Task
 from .session import Session, Step
 from .spec import Spec
 from .timing import Stopwatch
@@ -57,8 +57,7 @@ class Engine:
         """Who stops where, and the tokens that prompt and answer may have together."""
         check_course(bundle.spec, self.policy)
         self.sequences, self.waiting = sequences, waiting
-        # The padding of a lane beside wider ones must fit too, and a row for idle ones to write to (packed.py).
-        cache = backend.new_cache(sequences, self.context + NARROW)
+        cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
         self.scheduler = Scheduler(backend, cache, sequences, aligned=even)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgeloop.runtime.handle import Completion
 from edgeloop.runtime.sampling import SamplingOptions
+from edgeloop.runtime.scheduler import Scheduler
 from edgeloop.runtime.serving import Engine
 from edgeloop.runtime.session import Session
 
@@ -95,3 +97,27 @@ def test_every_answer_is_its_lone_run(
         assert one.tokens == other.tokens
         assert one.depths == other.depths
         assert one.text == other.text
+
+
+def test_rounded_answers_are_those_of_a_lone_run(
+    exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a scale a row a token does not depend on its company, if prompts go in the same pieces as alone."""
+    bundle = exported("edgeloop", "int8-channel")
+    prompts = [random.integers(0, 90, n).tolist() for n in (3, 9, 14, 5, 16, 2, 11, 7, 13, 4, 8, 15)]
+    with Session.open(bundle) as session:
+        wanted = [[step.token for step in session.generate(prompt, 40)] for prompt in prompts]
+    counts: list[list[int]] = []
+    call = Scheduler._call
+
+    def watched(self: Scheduler, stage: str, group: list[tuple[Any, Any]]) -> None:
+        counts.append([len(ask.rows) for _, ask in group])
+        call(self, stage, group)
+
+    monkeypatch.setattr(Scheduler, "_call", watched)
+    with Engine.open(bundle, sequences=4) as serving:
+        handles = [serving.submit(prompt, 40) for prompt in prompts]
+        found = [[step.token for step in handle] for handle in handles]
+    assert found == wanted
+    assert max(map(len, counts)) == 4
+    assert all(len(rows) == 1 or set(rows) == {1} for rows in counts)  # nobody is padded to another's length
