@@ -15,7 +15,6 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter_ns
 
 import numpy as np
 
@@ -215,21 +214,20 @@ def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int,
 
 def run_row(loop: DepthLoop, pipeline: Pipelined, row: Row, counted: bool) -> None:
     """Write the row's tale once more."""
-    ids, first, choose = row.tale.ids, row.tale.prompt, row.tale.sampler.choose
+    ids, first = row.tale.ids, row.tale.prompt
+    choose: Choose = row.tale.sampler.choose
     loop.reset()
     loop.forward(ids[:first])
     if row.pace is not None and row.draft is not None:
         pipeline.pace, pipeline.draft = row.pace, row.draft
         pipeline.begin(ids[:first])
+        choose = row.pace.timed(choose)
     loop.clock.restart()
     flips, watch = 0, Stopwatch()
     for position in range(first, len(ids) - 1):
         token, after = int(ids[position]), position + 1
         logits = pipeline.step(token) if row.pace else loop.forward(ids[position:after])
-        begin = perf_counter_ns()
         flips += choose(logits[-1], ids[:after], after) != int(ids[after])
-        if row.pace:
-            row.pace.chose(perf_counter_ns() - begin)
     ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
     if counted:
         row.ms.append(ms / tokens)

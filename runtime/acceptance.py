@@ -8,6 +8,10 @@ passes of a pipeline that fills again, less those that an intermediate judge sav
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter_ns
+
+from .backend import F32, I64
+from .sampling import Choose
 
 RECENT = 32
 """Samples that a mean is of, roughly."""
@@ -17,8 +21,10 @@ ENOUGH = 8
 """Predictions of a depth before a plan is chosen for them."""
 TRIAL = 16
 """Tokens that are drafted to find out whether it pays, and between choices of a plan."""
+FIRST_REST = 64
+"""Tokens decoded sequentially after the first trial, whose times are those of calls that have hardly been made yet."""
 REST = 256
-"""Tokens decoded sequentially between trials; twice as many after each that failed, up to ``LONGEST``."""
+"""Tokens decoded sequentially between later trials; twice as many after each that failed, up to ``LONGEST``."""
 LONGEST = 4096
 MARGIN = 0.98
 """Drafting has to promise this share of the sequential time at most: estimates are noisy."""
@@ -78,7 +84,7 @@ class Pace:
             Time(),
             Time(),
         )  # of the final token: sequentially, and with its noise drawn for a draft
-        self._rest = REST
+        self._rest = FIRST_REST
         self._left = LOOK  # tokens until the next decision
 
     def saw(self, depth: int, right: bool) -> None:
@@ -102,6 +108,17 @@ class Pace:
     def chose(self, ns: int) -> None:
         """What choosing the final token took."""
         self._choice[self.plan != self.sequential].add(ns)
+
+    def timed(self, choose: Choose) -> Choose:
+        """``choose`` for final tokens: the same, and its time counts."""
+
+        def chosen(logits: F32, history: I64, position: int) -> int:
+            begin = perf_counter_ns()
+            token = choose(logits, history, position)
+            self.chose(perf_counter_ns() - begin)
+            return token
+
+        return chosen
 
     def token(self) -> None:
         """One more token is final: the plan may change with it."""
@@ -128,7 +145,7 @@ class Pace:
 
     def _give_up(self) -> None:
         self.plan, self._left = self.sequential, self._rest
-        self._rest = min(2 * self._rest, LONGEST)
+        self._rest = min(max(2 * self._rest, REST), LONGEST)
 
     def _plans(self, seen: int) -> list[Plan]:
         """Those of whose draft depth ``seen`` predictions are known."""

@@ -32,7 +32,7 @@ class Pipelined:
     """
 
     def __init__(self, loop: DepthLoop, draft: Choose, pace: Pace) -> None:
-        """``draft`` chooses from a shallow depth's logits; what is final, the caller does, best with ``choose``."""
+        """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
         spec = loop.backend.spec
         self.loop, self.pace, self.draft = loop, pace, draft
         self._depths, self._width = spec.depths, spec.hidden_size
@@ -65,13 +65,6 @@ class Pipelined:
         self._final = self.loop.cached
         self._newest = self._final - 1
         self._tokens[self._final - len(ids) : self._final] = ids
-
-    def choose(self, logits: F32, history: I64, position: int) -> int:
-        """What ``draft`` chooses, for the caller's final choice: its time counts, too."""
-        begin = perf_counter_ns()
-        token = self.draft(logits, history, position)
-        self.pace.chose(perf_counter_ns() - begin)
-        return token
 
     def step(self, token: int) -> F32:
         """Run the final ``token`` through the last depth → its logits [1, V], valid until the next call."""

@@ -60,7 +60,7 @@ class PipelinedCourse:
     def __init__(
         self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: Pace
     ) -> None:
-        """``draft`` chooses from a shallow depth's logits; what is final, the caller does, best with ``choose``."""
+        """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
         self.loop, self.pace, self.draft = loop, pace, draft
         spec = self.spec = loop.backend.spec
         self.depth = spec.depths
@@ -81,13 +81,6 @@ class PipelinedCourse:
     @property
     def _drafting(self) -> bool:
         return self.pace.plan != self.pace.sequential
-
-    def choose(self, logits: F32, history: I64, position: int) -> int:
-        """What ``draft`` chooses, for the caller's final choice: its time counts, too."""
-        begin = perf_counter_ns()
-        token = self.draft(logits, history, position)
-        self.pace.chose(perf_counter_ns() - begin)
-        return token
 
     def step(self, token: int) -> F32:
         """Run the final ``token`` → its logits [1, V]."""

@@ -214,8 +214,8 @@ class Session:
         generation = self._generation
         choose: Choose = Sampler(request.sampling).choose
         pipelined = self._pipeline(loop, choose)
-        if pipelined:
-            choose = pipelined.choose  # its time counts in the pace
+        if self._pace:
+            choose = self._pace.timed(choose)
         walk = Walk(loop, self.policy, self.heads, pipelined)
         answer = Answer(request, choose, self.spec, self._tokenizer, self.context)
         clock = self._clock = GenerationClock(
