@@ -37,6 +37,7 @@ examples:
   edgeloop bench bundle --decode all --text some.txt
   edgeloop bench bundle --users 1,2,4,8 --exit depth:2
   edgeloop bench bundle --soak 10
+  edgeloop bench bundle --engine executorch --profile folder
   edgeloop bench bundle --json
 """
 
@@ -63,6 +64,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--text", metavar="FILE", help="with --decode: UTF-8 text whose paragraphs are continued"
     )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FOLDER",
+        help="with --engine executorch: where the time goes, operator by operator, as ETDumps",
+    )
     users_arguments(parser)
 
 
@@ -78,7 +85,14 @@ class Run:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     given = [
-        name for name, value in (("users", args.users), ("soak", args.soak), ("decode", args.ways)) if value
+        name
+        for name, value in (
+            ("users", args.users),
+            ("soak", args.soak),
+            ("decode", args.ways),
+            ("profile", args.profile),
+        )
+        if value
     ]
     if len(given) > 1:
         raise UsageError(f"--{given[0]} and --{given[1]} are different benchmarks; give one of them")
@@ -104,6 +118,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
             f"{wanted} tokens in a context of {capacity}, and the model's is {spec.context_length}: "
             "choose fewer --prompt-tokens and --tokens, or another --context"
         )
+    if args.profile:
+        from .bench_profile import profile
+
+        profile(args, bundle, capacity, console)
+        return
     backend = open_backend(args.engine, bundle, args.threads)
     if args.ways:
         from .bench_decode import bench_decoding

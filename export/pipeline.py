@@ -45,6 +45,7 @@ def export_bundle(
     context: int | None = None,
     kv: str | None = None,
     window: int | None = None,
+    split_weights: bool = False,
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
@@ -52,6 +53,7 @@ def export_bundle(
 
     ``context`` shortens the model's context, and with it the position tables that every graph holds; ``kv``
     (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
+    ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
@@ -60,6 +62,8 @@ def export_bundle(
     recipe = Recipe.named(quant, group_size)
     if not targets:
         raise UsageError(f"no target: choose from {', '.join(TARGETS)}")
+    if split_weights and "executorch" not in targets:
+        raise UsageError(f"--split-weights, but the target is {', '.join(targets)}; add --target executorch")
     chosen = [open_target(name) for name in dict.fromkeys(targets)]
 
     progress("reading the checkpoint", 0.0)
@@ -82,6 +86,7 @@ def export_bundle(
             folder,
             lambda step, part: progress(step, 0.4 + 0.5 * part),
             tokenizer,
+            split_weights,
         )
         artifacts = {target.name: target.export(job) for target in chosen}
         weights.unlink()

@@ -21,7 +21,8 @@ Progress = Callable[[str, float], None]
 class Job:
     """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
 
-    ``tokenizer``: the file that will be the bundle's, if it has one.
+    ``tokenizer``: the file that will be the bundle's, if it has one. ``split_weights``: weights go into files beside
+    the program, those of the deltas into one of their own, where the target can.
     """
 
     spec: Spec
@@ -30,6 +31,7 @@ class Job:
     folder: Path
     progress: Progress
     tokenizer: Path | None = None
+    split_weights: bool = False
 
 
 class Target(Protocol):

@@ -15,6 +15,7 @@ from executorch.exir import (
     EdgeCompileConfig,
     EdgeProgramManager,
     ExecutorchBackendConfig,
+    ExecutorchProgramManager,
     to_edge_transform_and_lower,
 )
 from executorch.exir.passes import MemoryPlanningPass
@@ -67,11 +68,11 @@ def outside(edge: EdgeProgramManager, name: str) -> list[str]:
     return [getattr(t, "__name__", str(t)) for t in called if getattr(t, "__name__", "") != "getitem"]
 
 
-def serialize(edge: EdgeProgramManager) -> bytes:
-    """The .pte. Inputs and outputs have no memory of their own: the host's is used in place."""
+def serialize(edge: EdgeProgramManager) -> ExecutorchProgramManager:
+    """The .pte, and what was split from it. Inputs and outputs have no memory: the host's is used in place."""
     plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
     with quiet():
-        return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan)).buffer)
+        return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
 
 
 @contextlib.contextmanager

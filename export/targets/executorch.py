@@ -27,6 +27,7 @@ from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packe
 from ..pte.lower import lower, serialize
 from ..pte.methods import build_program
 from ..pte.oracle import rows_as_int8
+from ..pte.split import delta_keys, split_weights, write_data
 from ..target import Job
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
@@ -60,7 +61,7 @@ class ExecutorchTarget:
                 )
 
     def export(self, job: Job) -> manifest.Target:
-        """executorch/model.pte and layout.json, checked after every depth."""
+        """executorch/model.pte, its weights if they are split from it, and layout.json, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         weights, bits = load_file(job.weights), job.recipe.bits
@@ -73,20 +74,25 @@ class ExecutorchTarget:
             job.progress(f"executorch: {name}", 0.9 * done / (2 * len(methods)))
             done += 1
 
-        program = serialize(lower(methods, step))
-        (folder / PROGRAM).write_bytes(program)
-        table = place_embedding(job.spec, weights, bits, folder)
+        edge = lower(methods, step)
+        if job.split_weights:
+            edge = split_weights(edge, delta_keys(methods))
+        program = serialize(edge)
+        (folder / PROGRAM).write_bytes(program.buffer)
+        data = write_data(program, folder)
+        table = place_embedding(job.spec, weights, bits, folder, data[0] if data else PROGRAM)
         version = importlib.metadata.version("executorch")
-        layout = Layout(version, PROGRAM, shapes, table)
+        layout = Layout(version, PROGRAM, shapes, table, data)
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
         job.progress("executorch: parity after every depth", 0.9)
         numerics = Numerics(bits, job.recipe.group_size, 1, rows_as_int8 if bits < 32 else None)
         parity = check_parity(Oracle(job.spec, weights, numerics), folder, layout)
         job.progress("executorch: done", 1.0)
-        graphs = {"layout": f"{FOLDER}/{LAYOUT}"}
-        if table.file != PROGRAM:
-            graphs["embedding"] = f"{FOLDER}/{table.file}"
-        return manifest.Target(graphs, f"{FOLDER}/{PROGRAM}", parity)
+        files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
+        files |= {name.removesuffix(".ptd"): name for name in data}
+        weights_in = data[0] if data else PROGRAM
+        graphs = {key: f"{FOLDER}/{name}" for key, name in files.items() if name != weights_in}
+        return manifest.Target(graphs, f"{FOLDER}/{weights_in}", parity)
 
 
 def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:
@@ -103,8 +109,10 @@ def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parit
     return manifest.Parity(per_depth, logits, logits)
 
 
-def place_embedding(spec: Spec, weights: dict[str, Tensor], bits: int, folder: Path) -> Table:
-    """Where the embedding is: a tied one inside the program, as the head's matrix; else in a file of its own."""
+def place_embedding(
+    spec: Spec, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
+) -> Table:
+    """Where the embedding is: a tied one in ``weights_in``, as the head's matrix; else in a file of its own."""
     if bits == 32:
         parts, kind, scales = [weights["embed.weight"]], "float32", "float32"
     else:
@@ -113,7 +121,7 @@ def place_embedding(spec: Spec, weights: dict[str, Tensor], bits: int, folder: P
         values = codes if bits == 4 else (codes.to(torch.int16) - 128).to(torch.int8)
         parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
     data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
-    name = PROGRAM if spec.tied_embedding else EMBEDDING
+    name = weights_in if spec.tied_embedding else EMBEDDING
     if not spec.tied_embedding:
         (folder / name).write_bytes(b"".join(data))
     with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:

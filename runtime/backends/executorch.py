@@ -36,11 +36,19 @@ class ExecutorchBackend:
 
     name = "executorch"
 
-    def __init__(self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None) -> None:
-        """``folder``: where the files of ``layout`` lie. ``threads``: by default every core of this process."""
+    def __init__(
+        self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None, profiled: bool = False
+    ) -> None:
+        """``folder``: where the files of ``layout`` lie. ``threads``: by default every core of this process.
+
+        ``profiled``: calls are traced, see ``Bridge.write_profiles``.
+        """
         self.spec, self.layout = spec, layout
         self.bridge = Bridge(
-            folder / layout.program, [folder / name for name in layout.data], threads or default_threads()
+            folder / layout.program,
+            [folder / name for name in layout.data],
+            threads or default_threads(),
+            profiled,
         )
         self._check(folder)
         self._embedding = Embedding(
@@ -54,7 +62,7 @@ class ExecutorchBackend:
         """Nanoseconds spent in calls of methods so far; all else of a token's time is the host's."""
 
     @staticmethod
-    def open(bundle: Bundle, threads: int | None = None) -> ExecutorchBackend:
+    def open(bundle: Bundle, threads: int | None = None, profiled: bool = False) -> ExecutorchBackend:
         """The model of ``bundle``; BundleError when its program is not the model's."""
         target = bundle.manifest.targets["executorch"]
         path = bundle.path(target.graphs["layout"])
@@ -62,7 +70,7 @@ class ExecutorchBackend:
         for name in (layout.program, layout.embedding.file, *layout.data):
             bundle.path((path.parent / name).relative_to(bundle.folder).as_posix())
         try:
-            return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads)
+            return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads, profiled=profiled)
         except EngineError as error:
             installed = importlib.metadata.version("executorch")
             if installed == layout.version:

@@ -42,6 +42,9 @@ using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 
 struct Program {
+#ifdef EDGELOOP_PROFILE
+  std::unordered_map<std::string, executorch::etdump::ETDumpGen> tracers;  // of each method: an ETDump has no names
+#endif
   std::unique_ptr<Module> module;
   std::unordered_map<Method*, const void*> bound;  // the plan whose inputs a method has now
 };
@@ -91,12 +94,8 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
   if (threads > 0) executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(threads);
   auto program = std::make_unique<Program>();
   std::vector<std::string> files(data, data + count);
-  std::unique_ptr<executorch::runtime::EventTracer> tracer;
-#ifdef EDGELOOP_PROFILE
-  tracer = std::make_unique<executorch::etdump::ETDumpGen>();
-#endif
-  program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap, std::move(tracer))
-                          : std::make_unique<Module>(path, Module::LoadMode::Mmap, std::move(tracer));
+  program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap)
+                          : std::make_unique<Module>(path, Module::LoadMode::Mmap);
   error = program->module->load();
   if (error != Error::Ok) {
     fail(message, room, "it does not load", error);
@@ -115,7 +114,11 @@ void* edgeloop_method(void* handle, const char* name, int* inputs, int* outputs,
     std::snprintf(message, room, "it has no method %s; it is from another bundle, copy the bundle again", name);
     return nullptr;
   }
-  Error error = program->module->load_method(name);
+  executorch::runtime::EventTracer* tracer = nullptr;
+#ifdef EDGELOOP_PROFILE
+  tracer = &program->tracers[name];
+#endif
+  Error error = program->module->load_method(name, nullptr, tracer);
   if (error != Error::Ok) {
     fail(message, room, std::string("method ") + name + " does not load", error);
     return nullptr;
@@ -205,15 +208,15 @@ int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int r
 }
 
 #ifdef EDGELOOP_PROFILE
-// Writes the times of all calls since the program was opened, or since the last time, to an ETDump at `path`.
-int edgeloop_profile(void* handle, const char* path) {
-  auto* tracer = static_cast<executorch::etdump::ETDumpGen*>(static_cast<Program*>(handle)->module->event_tracer());
-  executorch::etdump::ETDumpResult dump = tracer->get_etdump_data();
+// Writes the times of all calls of the method `name` since it was loaded, or since the last time, to an ETDump.
+int edgeloop_profile(void* handle, const char* name, const char* path) {
+  executorch::etdump::ETDumpGen& tracer = static_cast<Program*>(handle)->tracers[name];
+  executorch::etdump::ETDumpResult dump = tracer.get_etdump_data();
   std::FILE* file = std::fopen(path, "wb");
   bool written = file && std::fwrite(dump.buf, 1, dump.size, file) == dump.size;
   if (file && std::fclose(file)) written = false;
   std::free(dump.buf);
-  tracer->reset();
+  tracer.reset();
   return written ? 0 : -1;
 }
 #endif

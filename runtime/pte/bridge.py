@@ -48,10 +48,14 @@ def wheel() -> Path:
     )
 
 
-def compile_bridge() -> Path:
-    """The compiled bridge, made if it is not there yet; EngineError without a C++ compiler."""
+def compile_bridge(profiled: bool = False) -> Path:
+    """The compiled bridge, made if it is not there yet; EngineError without a C++ compiler.
+
+    ``profiled``: with ExecuTorch's tracer, which takes time and memory.
+    """
     home, version = wheel(), importlib.metadata.version("executorch")
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {home}".encode()).hexdigest()[:16]
+    libraries = (*LIBRARIES, "executorch_etdump") if profiled else LIBRARIES
+    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {home} {libraries}".encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeloop"
     library = cache / f"executorch-{key}.so"
     if library.is_file():
@@ -71,8 +75,9 @@ def compile_bridge() -> Path:
         command += [f"-I{home / 'include'}", f"-L{lib}", f"-Wl,-rpath,{lib}", "-Wl,--no-as-needed"]
         command += ["-DC10_USING_CUSTOM_GENERATED_MACROS"]
         command += [f"-I{home / 'include/executorch/runtime/core/portable_type/c10'}"]
+        command += ["-DEDGELOOP_PROFILE"] if profiled else []
         done = subprocess.run(
-            [*command, *(f"-l{name}" for name in LIBRARIES)], capture_output=True, text=True, check=False
+            [*command, *(f"-l{name}" for name in libraries)], capture_output=True, text=True, check=False
         )
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
@@ -84,14 +89,15 @@ def compile_bridge() -> Path:
 class Bridge:
     """An opened program. EngineError when it, a method or a call fails."""
 
-    def __init__(self, program: Path, data: list[Path], threads: int) -> None:
+    def __init__(self, program: Path, data: list[Path], threads: int, profiled: bool = False) -> None:
+        """``data``: .ptd files with the program's weights. ``profiled``: calls are traced for ``write_profiles``."""
         try:
-            self._lib = ctypes.CDLL(str(compile_bridge()))
+            self._lib = ctypes.CDLL(str(compile_bridge(profiled)))
         except OSError as error:
             raise EngineError(f"the bridge to executorch does not load: {error}") from error
         for name in ("open", "method", "plan"):
             getattr(self._lib, f"edgeloop_{name}").restype = ctypes.c_void_p
-        self.name = program.name
+        self.name, self._data = program.name, [path.name for path in data]
         self._message = ctypes.create_string_buffer(_ROOM)
         files = (ctypes.c_char_p * len(data))(*(str(path).encode() for path in data))
         self._program = self._lib.edgeloop_open(
@@ -102,7 +108,12 @@ class Bridge:
         self._methods: dict[str, tuple[int, int, int]] = {}
 
     def _error(self) -> EngineError:
-        return EngineError(f"executorch cannot run {self.name}: {self._message.value.decode()}")
+        reason = self._message.value.decode()
+        if "InvalidExternalData" in reason:
+            reason = (
+                f"it wants weights that are not in {' and '.join(self._data)}; they are of another export"
+            )
+        return EngineError(f"executorch cannot run {self.name}: {reason}")
 
     def method(self, name: str) -> tuple[int, int, int]:
         """(handle, inputs, outputs) of the method ``name``, which is loaded when it is first wanted."""
@@ -172,6 +183,13 @@ class Bridge:
         """Run a plan; its first ``rows`` rows' K and V go to rows ``at`` of their caches."""
         if self._lib.edgeloop_run(plan.handle, rows, ctypes.c_void_p(at.ctypes.data), self._message, _ROOM):
             raise self._error()
+
+    def write_profiles(self, folder: Path) -> None:
+        """METHOD.etdp of each method: an ETDump of its calls since it was loaded, or since the last time."""
+        for name in self._methods:
+            path = folder / f"{name}.etdp"
+            if self._lib.edgeloop_profile(ctypes.c_void_p(self._program), name.encode(), str(path).encode()):
+                raise EngineError(f"{path} cannot be written; choose another folder")
 
     def free(self, plan: Plan) -> None:
         """Let go of a plan."""

@@ -13,6 +13,7 @@ from ..backend import can_fill, shares_kv
 from ..errors import BundleError
 from ..spec import Spec, stage_layers
 
+BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
 MOST_ROWS = 4
 """Rows of depths of their own in one call at most: each has its attention written out."""

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
+from edgeloop.apps.cli import main
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.quant.recipe import Recipe
@@ -25,9 +26,10 @@ from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, Exp
 pytest.importorskip("executorch")
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import EXACT
-from edgeloop.export.pte.lower import lower
+from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_program
 from edgeloop.export.pte.oracle import rows_as_int8
+from edgeloop.export.pte.split import delta_keys, split_weights, write_data
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
 from edgeloop.export.targets.onnx import OnnxTarget
@@ -36,7 +38,7 @@ from edgeloop.runtime.pte.layout import Shapes, read_layout
 
 Bundles = Callable[[str], Path]
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 264]
-# Checkpoint, quantization, rows of the largest method, and what is overridden.
+# Checkpoint, quantization, rows of the largest method, and what is overridden; the weights of "lora" are split off.
 MADE: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "float": ("mor-cycle", "none", 2, {}),
     "shared": ("mor-cycle", "none", 1, {"kv": "shared"}),
@@ -56,9 +58,17 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         if not (root / name).exists():
             targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8))}
             names = list(targets) if quant == "none" else ["executorch"]
+            split = name == "lora"
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
-                export_bundle(checkpoint(kind), root / name, targets=names, quant=quant, **overrides)
+                export_bundle(
+                    checkpoint(kind),
+                    root / name,
+                    targets=names,
+                    quant=quant,
+                    split_weights=split,
+                    **overrides,
+                )
         return root / name
 
     return get
@@ -112,7 +122,7 @@ def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
 def test_codes_and_scales_are_ours_bit_for_bit(
     bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path
 ) -> None:
-    program = (bundle("lora") / "executorch" / "model.pte").read_bytes()
+    program = (bundle("lora") / "executorch" / "base.ptd").read_bytes()
     write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
     stored = load_file(tmp_path / "w.safetensors")
     codes = [name for name in stored if name.endswith(".codes")]
@@ -130,6 +140,61 @@ def test_int8_codes_are_ours(bundle: Bundles, reading: Callable[[str], Reading],
         if name.endswith(".codes") and not name.startswith("embed"):
             signed = (codes.astype(np.int16) - 128).astype(np.int8)
             assert program.count(signed.tobytes()) == 1, name
+
+
+def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
+    """Other deltas change deltas.ptd and the program, and not the base."""
+    folder = bundle("lora") / "executorch"
+    assert read_layout(folder / "layout.json").data == ("base.ptd", "deltas.ptd")
+    write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
+    weights = load_torch(tmp_path / "w.safetensors")
+    loras = [name for name in weights if ".lora_" in name]
+    deltas = (folder / "deltas.ptd").read_bytes()
+    assert loras
+    for name in loras:
+        a = weights[name].float().numpy()
+        stacked = (
+            a.reshape(-1, a.shape[-1]) if name.endswith("a") else a.transpose(1, 0, 2).reshape(a.shape[1], -1)
+        )
+        assert deltas.count(stacked.tobytes()) == 1, name
+    small = len(deltas) + (folder / "model.pte").stat().st_size
+    assert sum(weights[name].numel() for name in loras) * 4 < len(deltas) < small
+
+    made = []
+    for factor in (1, 2):
+        changed = {name: w * factor if name in loras else w for name, w in weights.items()}
+        program = build_program(reading("mor-lora").spec, changed, 4, Shapes(1, 8))
+        methods = {"block_m1": program.methods["block_m1"]}
+        edge = split_weights(lower(methods, lambda step: None), delta_keys(methods))
+        write_data(serialize(edge), tmp_path)
+        made.append([(tmp_path / name).read_bytes() for name in ("base.ptd", "deltas.ptd")])
+    assert made[0][0] == made[1][0]
+    assert made[0][1] != made[1][1]
+
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("lora"), path)
+    (path / "executorch/deltas.ptd").write_bytes(made[1][1])
+    with pytest.raises(BundleError, match="executorch/deltas.ptd has"):
+        Session.open(path, engine="executorch")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["executorch/deltas.ptd"]["bytes"] = len(made[1][1])
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        pytest.raises(
+            EngineError, match="wants weights that are not in base.ptd and deltas.ptd; they are of another"
+        ),
+        Session.open(path, engine="executorch", verify=False) as session,
+    ):
+        session.logits(PROMPT)
+
+
+@pytest.mark.parametrize("name", ["base.ptd", "deltas.ptd"])
+def test_a_missing_ptd(bundle: Bundles, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("lora"), path)
+    (path / "executorch" / name).unlink()
+    with pytest.raises(BundleError, match=f"executorch/{name}"):
+        Session.open(path, engine="executorch", verify=False)
 
 
 def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_path: Path) -> None:
@@ -245,3 +310,32 @@ def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Pat
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("edgeloop-run: ")
     assert wrong.stderr.count("\n") == 1
+
+
+def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dump of each method that ran, and what its operators took of it."""
+    path = bundle("lora")
+    command = [
+        "bench",
+        str(path),
+        "--engine",
+        "executorch",
+        "--prompt-tokens",
+        "9",
+        "--tokens",
+        "3",
+        "--json",
+    ]
+    assert main([*command, "--profile", str(tmp_path / "new" / "folder")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    with Session.open(path, engine="executorch") as session:
+        depths = session.spec.depths
+    assert found["block_m1"]["calls"] == 3 * depths
+    assert found["block_prefill"]["calls"] == 2 * depths
+    assert found["head_m1"]["calls"] == 4
+    assert {path.stem for path in (tmp_path / "new/folder").iterdir()} == set(found)
+    for method in found.values():
+        assert sum(method["kinds"].values()) == pytest.approx(method["ms"])
+        assert method["kinds"]["matrices"] > 0
+    assert main(["bench", str(path), *command[4:], "--profile", str(tmp_path)]) == 2
+    assert "--profile is of ExecuTorch's methods, not of engine onnx" in capsys.readouterr().err

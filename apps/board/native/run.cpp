@@ -46,6 +46,16 @@ std::string value(const std::string& json, const std::string& key, size_t from =
   return json.substr(at, json.find_first_of(",\"\n}", at) - at);
 }
 
+// The strings of the list behind "key":.
+std::vector<std::string> values(const std::string& json, const std::string& key) {
+  std::vector<std::string> found;
+  size_t at = json.find("\"" + key + "\":"), end = json.find(']', at);
+  if (at == std::string::npos || end == std::string::npos) return found;
+  for (at = json.find('[', at); (at = json.find('"', at + 1)) < end; at = json.find('"', at + 1))
+    found.push_back(json.substr(at + 1, json.find('"', at + 1) - at - 1));
+  return found;
+}
+
 struct Model {
   int width, vocabulary, kv_heads, head_dim, context, depths = 1;
   double theta;
@@ -170,7 +180,12 @@ int generate(const std::string& bundle, int count, const std::vector<int>& promp
   const char* wanted = std::getenv("EDGELOOP_DEPTHS");
   const int depths = wanted ? std::atoi(wanted) : m.depths;
   if (depths < 1 || depths > m.depths) throw std::runtime_error("the model has " + std::to_string(m.depths) + " depths");
-  void* program = edgeloop_open((folder + "/" + value(layout, "program")).c_str(), nullptr, 0, 0, message, sizeof message);
+  std::vector<std::string> data;  // weights beside the program
+  for (const std::string& name : values(layout, "data")) data.push_back(folder + "/" + name);
+  std::vector<const char*> paths;
+  for (const std::string& path : data) paths.push_back(path.c_str());
+  void* program = edgeloop_open((folder + "/" + value(layout, "program")).c_str(), paths.data(), int(paths.size()), 0,
+                                message, sizeof message);
   if (!program) throw std::runtime_error(message);
 
   std::vector<float> x(m.width), y(m.width), logits(m.vocabulary);

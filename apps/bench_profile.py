@@ -1,0 +1,94 @@
+"""``edgeloop bench --profile``: which operators the time of each ExecuTorch method goes to, by its own ETDump."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import EngineError, UsageError
+from .console import Console
+
+if TYPE_CHECKING:
+    from ..runtime.bundle import Bundle
+
+TOKENS = 32
+"""Written at most: every operator of every call is an entry of the dump."""
+KINDS = {
+    "matrices": ("Fully Connected (NC, Q",),  # QD8, F32, QB4W and the like
+    "float matrices": ("Fully Connected (NC, F32",),
+    "attention": ("Batch Matrix Multiply", "Softmax"),
+}
+"""Kinds of XNNPACK's operators, by the beginnings of their names; everything else is "other"."""
+
+
+def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Console) -> None:
+    """A prompt and a few tokens, traced; METHOD.etdp in the folder ``args.profile``, and a table of what is in them."""
+    if args.engine != "executorch":
+        raise UsageError(
+            f"--profile is of ExecuTorch's methods, not of engine {args.engine}; add --engine executorch"
+        )
+    import numpy as np
+
+    from ..runtime.backends.executorch import ExecutorchBackend
+    from ..runtime.loop import DepthLoop
+    from .bench import measure
+
+    folder: Path = args.profile
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
+    backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
+    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    prompt = np.random.default_rng(0).integers(0, bundle.spec.vocab_size, args.prompt_tokens, np.int64)
+    tokens = min(args.tokens, TOKENS)
+    with console.progress() as progress:
+        progress("warming up", 0.0)
+        measure(loop, prompt, 2)
+        backend.bridge.write_profiles(folder)  # and forget them
+        progress("measuring", 0.3)
+        measure(loop, prompt, tokens)
+        backend.bridge.write_profiles(folder)
+        progress("reading the dumps", 0.6)
+        found = [(path.stem, *read(path)) for path in sorted(folder.glob("*.etdp"))]
+    if console.json:
+        console.result({name: {"calls": calls, "ms": ms, "kinds": kinds} for name, calls, ms, kinds in found})
+        return
+    columns = [*KINDS, "other", "between"]
+    console.table(
+        ("ms a call", "#calls", "#all", *(f"#{name}" for name in columns)),
+        [
+            (name, f"{calls}", f"{ms:.3f}", *(f"{kinds[column]:.3f}" for column in columns))
+            for name, calls, ms, kinds in found
+        ],
+    )
+    console.write(
+        f"{args.prompt_tokens} tokens read, {tokens} written; every operator is in {folder}/*.etdp\n"
+    )
+
+
+def read(path: Path) -> tuple[int, float, dict[str, float]]:
+    """(calls, milliseconds of one, those of each kind of operator and "between" them) of a method's ETDump."""
+    from ..export.quiet import quiet
+
+    try:
+        with quiet():
+            from executorch.devtools import Inspector
+
+            blocks = Inspector(etdump_path=str(path)).event_blocks
+    except ImportError as error:
+        raise EngineError(
+            f"reading ETDumps needs {error.name}: pip install 'edgeloop[executorch]'"
+        ) from error
+    calls, total, kinds = 0, 0.0, dict.fromkeys((*KINDS, "other"), 0.0)
+    for block in blocks:
+        for event in block.events:
+            times = event.perf_data.raw if event.perf_data else []
+            if event.name == "Method::execute":
+                calls, total = calls + len(times), total + sum(times)
+            elif event.is_delegated_op:
+                kind = next((k for k, names in KINDS.items() if event.name.startswith(names)), "other")
+                kinds[kind] += sum(times)
+    each = {kind: ms / max(calls, 1) for kind, ms in kinds.items()}
+    return calls, total / max(calls, 1), each | {"between": (total - sum(kinds.values())) / max(calls, 1)}
