@@ -35,6 +35,12 @@ class Trace:
     mixed: F32
     filled: F32 | None = None
 
+    @property
+    def arrays(self) -> list[F32]:
+        """All that it holds."""
+        filled = [] if self.filled is None else [self.filled]
+        return [*self.per_depth, self.logits, self.mixed, *filled]
+
 
 def trace(backend: Backend, seed: int = 0) -> Trace:
     """Run the schedule on ``backend``."""

@@ -6,10 +6,40 @@ because a value that rounds the other way is off by a whole step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 LOW, HIGH = -128.0, 127.0
+ULP = 2.0**-23
+
+
+class RowsAsInt8:
+    """Activations as XNNPACK sees them; ``shaken`` shows what that makes of the last bit of a float.
+
+    A value near the middle of a step may round either way, and the ways are a whole step apart. Every layer has some,
+    so in a deep model no two orders of adding the same numbers agree closely.
+    """
+
+    def __init__(self) -> None:
+        self._random: torch.Generator | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., K] → the values that its int8 codes stand for."""
+        if self._random is not None:
+            x = x * (1 + ULP * (2 * torch.rand(x.shape, generator=self._random) - 1))
+        return rows_as_int8(x)
+
+    @contextmanager
+    def shaken(self) -> Iterator[None]:
+        """Inputs change by up to one unit in the last place."""
+        self._random = torch.Generator().manual_seed(0)
+        try:
+            yield
+        finally:
+            self._random = None
 
 
 def rows_as_int8(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, Exp
 
 pytest.importorskip("executorch")
 from edgeloop.export.oracle import Oracle
-from edgeloop.export.parity import EXACT
+from edgeloop.export.parity import EXACT, difference
 from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_program
 from edgeloop.export.pte.oracle import rows_as_int8
@@ -45,7 +46,9 @@ MADE: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "window": ("mor-cycle", "none", 1, {"window": 6}),
     "lora": ("mor-lora", "int4", 1, {}),
     "ouro": ("ouro", "int8-channel", 1, {}),
+    "demo": ("demo", "none", 1, {}),
 }
+DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
                 export_bundle(
-                    checkpoint(kind),
+                    DEMO if kind == "demo" else checkpoint(kind),
                     root / name,
                     targets=names,
                     quant=quant,
@@ -79,7 +82,7 @@ def tokens(path: Path, engine: str, count: int = 12, **policy: str) -> list[int]
         return [step.token for step in session.generate(PROMPT, count)]
 
 
-@pytest.mark.parametrize("name", list(MADE))
+@pytest.mark.parametrize("name", ["float", "shared", "window", "lora", "ouro"])
 def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
     """The export has compared already; here it has to be as good as the goal, int8 activations or not."""
     path = bundle(name)
@@ -111,6 +114,16 @@ def test_the_same_tokens_as_onnx(bundle: Bundles, name: str, policy: dict[str, s
     assert tokens(path, "executorch", **policy) == wanted
 
 
+def test_the_demo_tells_the_same_tale(bundle: Bundles) -> None:
+    """All tokens, and the logits after a prompt in chunks to the bound of float arithmetic."""
+    path = bundle("demo")
+    assert tokens(path, "executorch", 100) == tokens(path, "onnx", 100)
+    ids = np.random.default_rng(0).integers(0, 4096, 70)
+    with Session.open(path, engine="executorch", threads=1) as one, Session.open(path) as other:
+        found, wanted = one.logits(ids), other.logits(ids)
+    assert difference(found, wanted) < EXACT
+
+
 def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
     """More tokens than its cache has rows would fit, in chunks and one by one, forget the oldest."""
     path = bundle("window")
@@ -133,13 +146,18 @@ def test_codes_and_scales_are_ours_bit_for_bit(
         assert program.count((scales >> 16).astype(np.uint16).tobytes()) == 1, name
 
 
-def test_int8_codes_are_ours(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
+def test_int8_codes_and_scales_are_ours(
+    bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path
+) -> None:
     program = (bundle("ouro") / "executorch" / "model.pte").read_bytes()
     write_weights(reading("ouro"), Recipe.named("int8-channel", 32), tmp_path / "w.safetensors")
-    for name, codes in load_file(tmp_path / "w.safetensors").items():
-        if name.endswith(".codes") and not name.startswith("embed"):
-            signed = (codes.astype(np.int16) - 128).astype(np.int8)
-            assert program.count(signed.tobytes()) == 1, name
+    stored = load_file(tmp_path / "w.safetensors")
+    names = [name for name in stored if name.endswith(".codes") and not name.startswith("embed")]
+    assert len(names) > 8
+    for name in names:
+        signed = (stored[name].astype(np.int16) - 128).astype(np.int8)
+        assert program.count(signed.tobytes()) == 1, name
+        assert program.count(stored[name.replace("codes", "scales")].astype(np.float32).tobytes()) == 1, name
 
 
 def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
@@ -286,7 +304,7 @@ def test_a_program_of_another_version(bundle: Bundles, tmp_path: Path) -> None:
 
 def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]) -> None:
     """Int8 activations are not nothing: without them the modules differ from the program."""
-    from edgeloop.export.parity import difference, trace
+    from edgeloop.export.parity import trace
     from edgeloop.runtime.backends.executorch import ExecutorchBackend
     from edgeloop.runtime.bundle import Bundle
 
@@ -306,6 +324,12 @@ def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [int(line) for line in done.stdout.split()] == tokens(path, "executorch")
+    early = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "EDGELOOP_DEPTHS": "2"}
+    )
+    leaves = tokens(path, "executorch", exit="depth:2", missing="skip")
+    assert [int(line) for line in early.stdout.split()] == leaves
+    assert leaves != tokens(path, "executorch")
     wrong = subprocess.run([str(runner), str(tmp_path), "1", "2"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("edgeloop-run: ")
