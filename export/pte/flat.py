@@ -69,7 +69,8 @@ class FlatDelta(nn.Module):
     def __init__(self, weights: Weights, name: str, depth: int) -> None:
         super().__init__()
         for side in ("lora_a", "lora_b"):
-            self.register_buffer(side, weights[f"{name}.{side}"][depth].float().contiguous())
+            # Cloned: a buffer that is a view of a larger one is lowered as the larger one's first values.
+            self.register_buffer(side, weights[f"{name}.{side}"][depth].float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.get_buffer("lora_a")), self.get_buffer("lora_b"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 from safetensors.torch import load_file
 
@@ -57,7 +60,15 @@ class ExecutorchFlatTarget:
         return manifest.Target({}, f"{FOLDER}/{PROGRAM}", manifest.Parity((), error, error), flat=flat)
 
 
-def check_parity(program: FlatProgram, oracle: Oracle, chunk: int, seed: int = 0) -> float:
+class Forward(Protocol):
+    """A flat model, saved or not."""
+
+    def logits(self, ids: Sequence[int], start: int) -> F32:
+        """The tokens ``ids`` from position ``start`` on → logits [V] of the last one."""
+        ...
+
+
+def check_parity(program: Forward, oracle: Oracle, chunk: int, seed: int = 0) -> float:
     """The largest relative difference of the logits, of a prompt in pieces and of tokens one by one.
 
     ParityError beyond what float arithmetic, or int8 activations in a step's middle, explain.
@@ -73,7 +84,7 @@ def check_parity(program: FlatProgram, oracle: Oracle, chunk: int, seed: int = 0
             break
         wanted: F32 | None = loop.forward(part, rows="last")
         assert wanted is not None
-        error = difference(program.logits(part, start), wanted[0])
+        error = difference(program.logits(part.tolist(), start), wanted[0])
         worst, start = max(worst, error), start + len(part)
         if not error <= bound:
             raise ParityError(
