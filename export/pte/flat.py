@@ -106,7 +106,8 @@ class Applied(nn.Module):
     def project(self, name: str, x: Tensor) -> Tensor:
         """x [S, in] → [S, out], delta included."""
         y: Tensor = self.matrices[name](x)
-        return y + self.deltas[name](x) if name in self.deltas else y
+        delta: Tensor | None = self.deltas[name](x) if name in self.deltas else None
+        return y if delta is None else y + delta
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         normed: Tensor = self.norms[name](x, None)
@@ -177,7 +178,8 @@ class Rows(nn.Module):
             high = codes // 16
             codes = torch.stack((codes - high * 16, high), -1)
         values = codes.float().reshape(*scales.shape, -1) - 2 ** (self.bits - 1)
-        return (values * scales.float().unsqueeze(-1)).flatten(1)
+        rows: Tensor = (values * scales.float().unsqueeze(-1)).flatten(1)
+        return rows
 
 
 class Flat(nn.Module):
