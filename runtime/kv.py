@@ -71,6 +71,12 @@ class KVCache:
             stages[stage] = list(zip(arrays[::2], arrays[1::2], strict=True))
         return KVCache(stages, capacity, rows, slots, window)
 
+    def reserve(self, tokens: int) -> None:
+        """Room for a sequence of ``tokens`` tokens, in caches that take it as they need it."""
+        for pairs in self.stages.values():
+            if isinstance(pairs, GrowingPairs):
+                pairs.reserve(min(tokens, self.rows))
+
     def slot(self, stage: str, sequence: int, depth: int) -> int:
         """The slot of ``sequence`` at ``depth`` in the caches of ``stage``."""
         return sequence * self.slots + min(depth, self.slots - 1) if stage == "block" else sequence
@@ -86,6 +92,39 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes reserved: what is used when every slot is full."""
         return sum(k.nbytes + v.nbytes for pairs in self.stages.values() for k, v in pairs)
+
+
+class GrowingPairs(list[tuple[F32, F32]]):
+    """(K, V) of a stage that are laid out for no more rows than are needed, for engines that read all of them.
+
+    Each array [slots, K, c, hd] lies at the beginning of its slots' memory; when c grows, heads move apart.
+    """
+
+    def __init__(self, whole: list[tuple[F32, F32]], step: int = 64) -> None:
+        """``whole``: contiguous arrays [slots, K, C, hd]. ``step``: c is a multiple of it, or C."""
+        self._whole, self._step = whole, step
+        super().__init__(whole)
+        self._lay_out(step)
+
+    def reserve(self, rows: int) -> None:
+        """c is at least ``rows`` afterwards; the arrays are new views if it was not before."""
+        if not self or rows <= self[0][0].shape[2]:
+            return
+        step = max(self._step, 1 << rows.bit_length() - 3)  # long caches in longer steps
+        old = list(self)
+        self._lay_out(-(-rows // step) * step)
+        for before, after in zip(old, self, strict=True):
+            for source, goal in zip(before, after, strict=True):
+                for head in reversed(range(1, source.shape[1])):  # upwards, so the last one first
+                    goal[:, head, : source.shape[2]] = source[:, head]
+
+    def _lay_out(self, rows: int) -> None:
+        def view(whole: F32) -> F32:
+            slots, heads, most, width = whole.shape
+            c = min(rows, most)
+            return whole.reshape(slots, -1)[:, : heads * c * width].reshape(slots, heads, c, width)
+
+        self[:] = [(view(key), view(value)) for key, value in self._whole]
 
 
 def visible(spec: Spec) -> int | None:

@@ -301,6 +301,7 @@ class DepthLoop:
         ):
             key[:, :, : self.cached] = own_key[self.sequence, :, : self.cached]
             value[:, :, : self.cached] = own_value[self.sequence, :, : self.cached]
+        kept.reserve(tokens)
         stages = {**kept.stages, "block": wide.stages["block"]}
         self.cache = KVCache(stages, kept.capacity, kept.rows, wide.slots, kept.window)
         self._calls = {}

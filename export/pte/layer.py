@@ -1,15 +1,15 @@
 """One layer on M rows, in the words that XNNPACK takes into one delegate.
 
-Caches are inputs that the graph only reads; the new K and V are outputs, which the host writes. A row sees its cache
-[K, C, hd], whose rows behind the valid ones are hidden by ``mask``, and new rows: ``place`` says into which of the C
-columns each of them falls, so that one softmax goes over all. What is in those rows of the cache must be zero.
+Caches are inputs that the graph only reads; the new K and V are outputs, which the host writes. A row attends to the
+call's new rows and, behind them, to its cache [K, C, hd]; ``mask`` hides what it must not see of both. New rows come
+first because their number is fixed and C is not: XNNPACK joins tensors of free sizes, but does not slice them.
 
 M rows, C rows of a cache, H heads, K KV heads, hd head_dim, G = H/K.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,20 @@ Pair = tuple[Tensor, Tensor]
 class Call:
     """What a call's layers share.
 
-    depth: one-hot [M, R], or a repeat's number. cos, sin [M, 1, hd], the first half of sin
-    negative. ``place`` and ``mask``: of each row
-    [1, M, C] and [1, 1, C]; of a chunk, which is one lane, [1, C, M] and [1, 1, M, C].
+    depth: one-hot [M, R], or a repeat's number. cos, sin [M, 1, hd], the first half of sin negative.
+    ``mask``: of each row [1, 1, M + C]; of a chunk, which is one lane, [1, G·M, M + C]. Without the new M if it
+    only reads.
+    ``columns``: of deltas of rank r, one-hot for each row's depth [M, R·r].
     """
 
     depth: Tensor | int | None
     cos: Tensor
     sin: Tensor
-    place: tuple[Tensor, ...]
     mask: tuple[Tensor, ...]
     chunk: bool
     reads: bool = False
     """The caches hold the new rows already, and no K and V are made."""
+    columns: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Layer(nn.Module):
@@ -73,7 +74,9 @@ class Layer(nn.Module):
         for part in self.parts[name]:
             stop = start + self.sizes[part]
             out = y if len(self.parts[name]) == 1 else y[:, start:stop]
-            outputs.append(out + self.deltas[part](x, call.depth) if part in self.deltas else out)
+            outputs.append(
+                out + self.deltas[part](x, call.depth, call.columns) if part in self.deltas else out
+            )
             start = stop
         return outputs
 
@@ -119,49 +122,35 @@ def rotate(x: Tensor, call: Call) -> Tensor:
     return x * call.cos + torch.cat((x[..., half:], x[..., :half]), dim=-1) * call.sin
 
 
+def heads_first(y: Tensor) -> Tensor:
+    """y [M, K, hd] → [K, M, hd], contiguous: else torch.export guesses at an order that C decides."""
+    return y.permute(1, 0, 2).contiguous()
+
+
 def attend_rows(q: Tensor, new: list[Tensor], call: Call, caches: list[Pair]) -> Tensor:
     """q [M, H, hd], each row with a cache of its own → [M, H·hd]."""
     rows, _, width = q.shape
-    out = []
     kv_heads = caches[0][0].shape[0]
-    if new:
-        k, v = new[0].permute(1, 2, 0), new[1].permute(1, 0, 2)  # [K, hd, M], [K, M, hd]
-    for i, (key, value) in enumerate(caches):
+    own = [heads_first(y) for y in new]
+    out = []
+    for i, pair in enumerate(caches):
+        key, value = (torch.cat(both, 1) for both in zip(own, pair, strict=True)) if new else pair
         query = q[i : i + 1].reshape(kv_heads, -1, width)  # a KV head's query heads share it
-        scores = torch.bmm(query, key.transpose(1, 2)) + call.mask[i]  # [K, G, C]
-        if new:
-            own, place = torch.bmm(query, k), call.place[i]
-            if rows == 1:
-                scores = scores + own * place
-            else:
-                flat = torch.bmm(own.reshape(1, -1, rows), place)
-                scores = scores + flat.view(kv_heads, query.shape[1], -1)
-        weights = torch.softmax(scores, dim=-1)
-        mixed = torch.bmm(weights, value)
-        if new:
-            flat = weights.view(1, kv_heads * query.shape[1], -1)
-            own = torch.bmm(flat, call.place[i].transpose(1, 2)).view(kv_heads, -1, rows)
-            mixed = mixed + torch.bmm(own, v)
-        out.append(mixed.reshape(1, -1))
+        scores = torch.bmm(query, key.transpose(1, 2)) + call.mask[i]  # [K, G, M + C]
+        out.append(torch.bmm(torch.softmax(scores, dim=-1), value).reshape(1, -1))
     return torch.cat(out) if rows > 1 else out[0]
 
 
 def attend_chunk(q: Tensor, new: list[Tensor], call: Call, caches: list[Pair]) -> Tensor:
-    """q [M, H, hd] of one lane → [M, H·hd].
-
-    New rows are put into their places of the cache first: there is one cache, and many rows.
-    """
-    rows, heads, width = q.shape
+    """q [M, H, hd] of one lane → [M, H·hd]."""
+    rows, _, width = q.shape
     ((key, value),) = caches
     kv_heads = key.shape[0]
     if new:
         key, value = (
-            cache
-            + torch.bmm(call.place[0], y.reshape(1, rows, -1)).view(-1, kv_heads, width).permute(1, 0, 2)
-            for cache, y in zip((key, value), new, strict=True)
+            torch.cat((heads_first(y), cache), 1) for y, cache in zip(new, (key, value), strict=True)
         )
     query = q.view(rows, kv_heads, -1, width).permute(1, 2, 0, 3).reshape(kv_heads, -1, width)  # [K, G·M, hd]
-    scores = torch.bmm(query, key.transpose(1, 2)).view(kv_heads, heads // kv_heads, rows, -1) + call.mask[0]
-    weights = torch.softmax(scores, dim=-1).view(kv_heads, rows * heads // kv_heads, -1)
-    mixed = torch.bmm(weights, value).view(kv_heads, -1, rows, width)
+    scores = torch.bmm(query, key.transpose(1, 2)) + call.mask[0]
+    mixed = torch.bmm(torch.softmax(scores, dim=-1), value).view(kv_heads, -1, rows, width)
     return mixed.permute(2, 0, 1, 3).reshape(rows, -1)

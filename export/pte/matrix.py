@@ -60,9 +60,9 @@ class Norm(nn.Module):
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.eps = eps
         width = weight.shape[-1]
         self.register_buffer("mean", torch.full((1, width), 1 / width))
+        self.register_buffer("eps", torch.full((1,), eps))
         self.per_depth = weight.ndim == 2
         # [R, D] → [D, R], a matrix whose product with one-hot depths picks rows: a gather is not delegated.
         self.register_buffer("weight", weight.t().contiguous() if self.per_depth else weight)
@@ -73,7 +73,7 @@ class Norm(nn.Module):
         if self.per_depth:
             assert depth is not None
             weight = weight[:, depth] if isinstance(depth, int) else F.linear(depth, weight)
-        return x * torch.rsqrt(F.linear(x * x, self.get_buffer("mean")) + self.eps) * weight
+        return x * torch.rsqrt(F.linear(x * x, self.get_buffer("mean"), self.get_buffer("eps"))) * weight
 
 
 class Delta(nn.Module):
@@ -85,16 +85,14 @@ class Delta(nn.Module):
     def __init__(self, weights: Weights, name: str) -> None:
         super().__init__()
         a, b = weights[f"{name}.lora_a"].float(), weights[f"{name}.lora_b"].float()
-        self.repeats, self.rank = a.shape[0], a.shape[1]
+        self.rank = a.shape[1]
         self.register_buffer("a", a.flatten(0, 1))  # [R·r, in]
         self.register_buffer("b", b.permute(1, 0, 2).flatten(1).contiguous())  # [out, R·r]
 
-    def forward(self, x: Tensor, depth: Tensor | int | None) -> Tensor:
-        """``depth`` as in Norm."""
+    def forward(self, x: Tensor, depth: Tensor | int | None, columns: dict[int, Tensor]) -> Tensor:
+        """``depth`` as in Norm. ``columns``: by rank, which columns [M, R·r] each row's depth has."""
         a, b = self.get_buffer("a"), self.get_buffer("b")
         if isinstance(depth, int):
             own = slice(depth * self.rank, (depth + 1) * self.rank)
             return F.linear(F.linear(x, a[own]), b[:, own])
-        assert depth is not None
-        low = F.linear(x, a).view(-1, self.repeats, self.rank) * depth.unsqueeze(-1)
-        return F.linear(low.view(-1, self.repeats * self.rank), b)
+        return F.linear(F.linear(x, a) * columns[self.rank], b)

@@ -13,9 +13,10 @@ mN takes N rows, each with caches of its own; ``prefill`` CHUNK rows of one lane
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runtime.backend import can_fill, shares_kv
@@ -58,19 +59,14 @@ class Layers(nn.Module):
         """Layers in order of application, each with the call as it sees it."""
         for name, repeat in self.order:
             own = call.depth if self.looped else repeat
-            yield self.layers[name], call if own is call.depth else replace_depth(call, own)
-
-
-def replace_depth(call: Call, depth: Tensor | int | None) -> Call:
-    """The same call at another depth."""
-    return Call(depth, call.cos, call.sin, call.place, call.mask, call.chunk, call.reads)
+            yield self.layers[name], replace(call, depth=own)
 
 
 class Rows(nn.Module):
     """state [M, D], …, caches → state [M, D] and, unless it only reads, new k and v [M, K, hd] of each layer.
 
-    Inputs in order: state; depth [M, R] one-hot where it matters; cos, sin [M, 1, hd]; unless it only reads, ``place``
-    of each row; ``mask`` of each row; then for each layer and row a key and a value cache [K, C, hd].
+    Inputs in order: state; depth [M, R] one-hot where it matters; cos, sin [M, 1, hd]; ``mask`` of each row; then for
+    each layer and row a key and a value cache [K, C, hd].
     """
 
     def __init__(
@@ -82,6 +78,11 @@ class Rows(nn.Module):
         self.reads = kind == "read"
         self.has_depth = layers.looped and depth_matters(spec)
         self.spec = spec
+        self.register_buffer("copies", torch.zeros(1, spec.heads // spec.kv_heads, 1, 1))
+        segment = spec.segments[spec.stages.block[0]]
+        self.ranks = set(segment.lora.values()) if self.has_depth else set()
+        for rank in self.ranks:
+            self.register_buffer(f"rank{rank}", torch.eye(spec.depths).repeat_interleave(rank, 0))
 
     def example(self) -> tuple[Inputs, list[dict[int, object] | None]]:
         """Valid inputs, and which of their dimensions is C."""
@@ -95,14 +96,10 @@ class Rows(nn.Module):
         given += [(1, (m, spec.depths), None)] if self.has_depth else []
         given += [(2, (m, 1, spec.head_dim), None)]
         if self.kind != "fill":
+            new = 0 if self.reads else m
+            seen = capacity + new if new else capacity
+            given += [(self.lanes, (1, m if self.chunk else 1, c + new), {2: seen})]
             count = 2 * self.lanes * len(self.layers.order)
-            if not self.reads:
-                given += [
-                    (self.lanes, (1, c, m) if self.chunk else (1, m, c), {1 if self.chunk else 2: capacity})
-                ]
-            given += [
-                (self.lanes, (1, 1, m, c) if self.chunk else (1, 1, c), {3 if self.chunk else 2: capacity})
-            ]
             given += [(count, (spec.kv_heads, c, spec.head_dim), {1: capacity})]
         # Each a tensor of its own: two inputs that are one tensor would be traced as one.
         inputs = tuple(torch.zeros(shape) for count, shape, _ in given for _ in range(count))
@@ -112,17 +109,23 @@ class Rows(nn.Module):
         rest = list(inputs)
         depth = rest.pop(0) if self.has_depth else None
         cos, sin = rest.pop(0), rest.pop(0)
-        place: tuple[Tensor, ...] = ()
+        columns = (
+            {rank: F.linear(depth, self.get_buffer(f"rank{rank}")) for rank in self.ranks}
+            if depth is not None
+            else {}
+        )
         if self.kind == "fill":
-            call, new = Call(depth, cos, sin, (), (), self.chunk), list[Tensor]()
+            call, new = Call(depth, cos, sin, (), self.chunk, columns=columns), list[Tensor]()
             for layer, seen in self.layers.applied(call):
                 assert isinstance(layer, KeysValues)
                 new += layer.keys_values(state, seen)
             return tuple(new)
-        if not self.reads:
-            place, rest = tuple(rest[: self.lanes]), rest[self.lanes :]
         mask, caches = tuple(rest[: self.lanes]), rest[self.lanes :]
-        call = Call(depth, cos, sin, place, mask, self.chunk, self.reads)
+        shared = self.spec.heads // self.spec.kv_heads
+        if self.chunk and shared > 1:  # the query heads of a KV head are rows of one matrix
+            copies = mask[0].view(1, 1, self.rows, -1) + self.get_buffer("copies")
+            mask = (copies.view(1, shared * self.rows, -1),)
+        call = Call(depth, cos, sin, mask, self.chunk, self.reads, columns)
         x, new = state, []
         for i, (layer, seen) in enumerate(self.layers.applied(call)):
             own = caches[2 * self.lanes * i : 2 * self.lanes * (i + 1)]

@@ -18,9 +18,9 @@ import numpy as np
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
-from ..kv import KVCache
+from ..kv import GrowingPairs, KVCache
 from ..packed import PackedLanes
-from ..pte.binding import Binding, Rotary
+from ..pte.binding import STAGES, Binding, Rotary
 from ..pte.bridge import Bridge, Plan
 from ..pte.calls import Batch, batches, valid_runs
 from ..pte.layout import Layout, read_layout
@@ -82,8 +82,11 @@ class ExecutorchBackend:
             )
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
-        return KVCache.allocate(self.spec, sequences, max(capacity, 2), slots)  # a method's C is at least 2
+        """Caches of ``sequences`` × ``capacity`` tokens, zeroed; a method reads all rows that they are laid out for."""
+        cache = KVCache.allocate(self.spec, sequences, max(capacity, 2), slots)  # a method's C is at least 2
+        for stage, pairs in cache.stages.items():
+            cache.stages[stage] = GrowingPairs(pairs)
+        return cache
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -130,6 +133,7 @@ class ExecutorchBackend:
         runs = batch.runs
         slots = tuple(lanes.first_slot + run.lane for run in runs)
         name = f"{kind}_prefill" if batch.chunk else f"{kind}_m{len(runs)}"
+        cache.reserve(max(int(lanes.cached[run.lane]) + run.token + run.count for run in runs))
         binding = self._binding(kind, name, batch, slots, cache)
         if len(runs) == 1:
             run = runs[0]
@@ -150,7 +154,7 @@ class ExecutorchBackend:
     def _binding(self, kind: str, name: str, batch: Batch, slots: tuple[int, ...], cache: KVCache) -> Binding:
         bindings = self._bindings.setdefault(cache, {})
         binding = bindings.pop((name, slots), None)
-        if binding is None:
+        if binding is None or binding.cache_rows != cache.stages[STAGES[kind]][0][0].shape[2]:
             rows = self.layout.shapes.chunk if batch.chunk else len(slots)
             binding = Binding(
                 self.bridge, self.spec, kind, name, rows, cache, slots, batch.chunk, self._rotary

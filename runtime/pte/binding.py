@@ -46,15 +46,15 @@ class Binding:
         self.bridge, self.spec, self.kind, self.rotary, self.chunk = bridge, spec, kind, rotary, chunk
         self.slots, self.reads = slots, kind == "read"
         self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
-        self.cache = self.pairs[0].shape[2]  # a loop may lend wider or shorter caches than its own
+        self.cache_rows, self.most_rows = self.pairs[0].shape[2], cache.rows
         self.window = visible(spec)
-        width, c = spec.hidden_size, self.cache
+        width, seen = spec.hidden_size, self.cache_rows + (0 if self.reads else rows)
         self.state = np.zeros((rows, width), np.float32)
         self.depth = np.zeros((rows, spec.depths), np.float32)
         self.cos = np.zeros((rows, 1, spec.head_dim), np.float32)
         self.sin = np.zeros_like(self.cos)
-        shapes = ((1, c, rows), (1, 1, rows, c)) if chunk else ((1, rows, c), (1, 1, c))
-        self.place, self.mask = ([np.zeros(s, np.float32) for _ in slots] for s in shapes)
+        shape = (1, rows if chunk else 1, seen)
+        self.mask = [np.zeros(shape, np.float32) for _ in slots]
         caches = [
             array[slot]
             for i in range(0, len(self.pairs), 2)
@@ -64,14 +64,13 @@ class Binding:
         scattered = [array[slot] for array in self.pairs for slot in slots]
         self.out = np.zeros((rows, width), np.float32)
         shape = (rows, spec.kv_heads, spec.head_dim)
-        fresh = [np.zeros(shape, np.float32) for _ in self.pairs] if kind != "read" else []
+        fresh = [] if self.reads else [np.zeros(shape, np.float32) for _ in self.pairs]
         inputs = [self.state, *([self.depth] if self._has_depth else []), self.cos, self.sin]
         if kind != "fill":
-            inputs += [*([] if self.reads else self.place), *self.mask, *caches]
+            inputs += [*self.mask, *caches]
         outputs = fresh if kind == "fill" else [self.out, *fresh]
         self.plan = bridge.plan(name, inputs, outputs, scattered, len(slots), fresh)
         self._at = np.zeros(rows, np.int32)
-        self._columns = np.arange(c)
 
     @property
     def _has_depth(self) -> bool:
@@ -105,13 +104,16 @@ class Binding:
         for slot in self.slots:
             mine = [i for i in range(len(cached)) if owners[i] == slot]
             total = int(cached[mine[-1]]) + 1
-            held, room = resident(int(cached[mine[0]]), self.cache, self.window), self.cache - len(mine)
+            held, room = (
+                resident(int(cached[mine[0]]), self.most_rows, self.window),
+                self.most_rows - len(mine),
+            )
             if held > room:  # the oldest go, all of which lie behind the window
                 self._move(slot, held - room, room)
                 held = room
             at[mine] = held + np.arange(len(mine))
             used = held + len(mine)
-            kept[slot] = (used, used - resident(total, self.cache, self.window))
+            kept[slot] = (used, used - resident(total, self.most_rows, self.window))
         return at, kept
 
     def _move(self, slot: int, start: int, count: int) -> None:
@@ -119,27 +121,29 @@ class Binding:
             array[slot, :, :count] = array[slot, :, start : start + count].copy()
 
     def _show_rows(self, at: I32, n: int) -> None:
-        """Each row sees its cache up to itself, where new rows of its own lane have places."""
-        for i in range(n):
-            last = int(at[i])
-            mask, place = self.mask[i][0, 0], self.place[i][0]
-            mask.fill(HIDDEN)
-            mask[max(0, last + 1 - self.window) if self.window else 0 : last + 1] = 0
+        """Each row sees what its cache holds, and of the new rows of its own lane those up to itself."""
+        for i, mask in enumerate(self.mask):
+            slot, last, seen = self.slots[i], int(at[i]), mask[0, 0]
+            low = max(0, last + 1 - self.window) if self.window else 0
+            seen.fill(HIDDEN)
             if self.reads:
+                seen[low : last + 1] = 0
                 continue
-            place.fill(0)
-            for j in range(i + 1):
-                if self.slots[j] == self.slots[i]:
-                    place[j, at[j]] = 1
+            own = [j for j in range(i + 1) if self.slots[j] == slot]
+            seen[n + low : n + int(at[own[0]])] = 0
+            seen[[j for j in own if at[j] >= low]] = 0
 
     def _show_chunk(self, at: I32, n: int) -> None:
-        seen = self._columns <= at[:, None]
+        """The same for rows that are all of one lane."""
+        rows = len(self.state)
+        columns = np.arange(self.cache_rows)
+        if not self.reads:  # new rows come first, and padding is behind every other
+            columns = np.concatenate((np.append(at, np.full(rows - n, self.most_rows)), columns))
+        seen = columns <= at[:, None]
+        if not self.reads:
+            seen[:, rows:] &= columns[rows:] < at[0]
         if self.window:
-            seen &= self._columns > at[:, None] - self.window
-        mask = self.mask[0][0, 0]
+            seen &= columns > at[:, None] - self.window
+        mask = self.mask[0][0]
         mask.fill(HIDDEN)
         mask[:n][seen] = 0
-        if not self.reads:
-            place = self.place[0][0]
-            place.fill(0)
-            place[at, np.arange(n)] = 1

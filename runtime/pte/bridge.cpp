@@ -4,12 +4,16 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#ifdef EDGELOOP_PROFILE
+#include <executorch/devtools/etdump/etdump_flatcc.h>
+#endif
 #include <executorch/extension/module/module.h>
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
@@ -87,8 +91,12 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
   if (threads > 0) executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(threads);
   auto program = std::make_unique<Program>();
   std::vector<std::string> files(data, data + count);
-  program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap)
-                          : std::make_unique<Module>(path, Module::LoadMode::Mmap);
+  std::unique_ptr<executorch::runtime::EventTracer> tracer;
+#ifdef EDGELOOP_PROFILE
+  tracer = std::make_unique<executorch::etdump::ETDumpGen>();
+#endif
+  program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap, std::move(tracer))
+                          : std::make_unique<Module>(path, Module::LoadMode::Mmap, std::move(tracer));
   error = program->module->load();
   if (error != Error::Ok) {
     fail(message, room, "it does not load", error);
@@ -170,8 +178,7 @@ void edgeloop_free(void* handle) {
   delete plan;
 }
 
-// Runs the method; then K and V of its first `rows` rows go to rows at[…] of their lanes' caches, which are zero while
-// it runs, because the method adds the new rows there.
+// Runs the method; then K and V of its first `rows` rows go to rows at[…] of their lanes' caches.
 int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int room) {
   auto* plan = static_cast<Plan*>(handle);
   auto& bound = plan->program->bound[plan->method];
@@ -186,12 +193,9 @@ int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int r
     }
     bound = plan;
   }
-  const size_t row = static_cast<size_t>(plan->head_dim) * sizeof(float);
-  for (size_t i = 0; i < plan->fresh.size(); ++i)
-    for (int r = 0; r < rows; ++r)
-      for (int k = 0; k < plan->kv_heads; ++k) std::memset(cache_row(*plan, i, r, k, at[r]), 0, row);
   Error error = plan->method->execute();
   if (error != Error::Ok) return fail(message, room, "execution", error);
+  const size_t row = static_cast<size_t>(plan->head_dim) * sizeof(float);
   for (size_t i = 0; i < plan->fresh.size(); ++i)
     for (int r = 0; r < rows; ++r)
       for (int k = 0; k < plan->kv_heads; ++k)
@@ -199,5 +203,19 @@ int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int r
                     plan->fresh[i] + (static_cast<size_t>(r) * plan->kv_heads + k) * plan->head_dim, row);
   return 0;
 }
+
+#ifdef EDGELOOP_PROFILE
+// Writes the times of all calls since the program was opened, or since the last time, to an ETDump at `path`.
+int edgeloop_profile(void* handle, const char* path) {
+  auto* tracer = static_cast<executorch::etdump::ETDumpGen*>(static_cast<Program*>(handle)->module->event_tracer());
+  executorch::etdump::ETDumpResult dump = tracer->get_etdump_data();
+  std::FILE* file = std::fopen(path, "wb");
+  bool written = file && std::fwrite(dump.buf, 1, dump.size, file) == dump.size;
+  if (file && std::fclose(file)) written = false;
+  std::free(dump.buf);
+  tracer->reset();
+  return written ? 0 : -1;
+}
+#endif
 
 }  // extern "C"

@@ -103,7 +103,7 @@ struct Embedding {
 
 // One m1 method on the caches of one depth. Inputs as in export/pte/methods.py.
 struct Step {
-  std::vector<float> depth, cos, sin, place, mask;
+  std::vector<float> depth, cos, sin, mask;
   std::vector<std::vector<float>> caches, fresh;
   void* plan = nullptr;
   Step(void* program, const Model& m, const std::string& name, float* state, float* out, int which, int capacity) {
@@ -111,8 +111,8 @@ struct Step {
     void* method = edgeloop_method(program, name.c_str(), &inputs, &outputs, message, sizeof message);
     if (!method) throw std::runtime_error(message);
     int layers = (outputs - 1) / 2;
-    bool has_depth = inputs == 2 * layers + 6;
-    cos.resize(m.head_dim), sin.resize(m.head_dim), place.resize(capacity), mask.resize(capacity);
+    bool has_depth = inputs == 2 * layers + 5;
+    cos.resize(m.head_dim), sin.resize(m.head_dim), mask.resize(1 + capacity);
     depth.assign(m.depths, 0.f);
     depth[which] = 1.f;
     caches.assign(2 * layers, std::vector<float>(size_t(m.kv_heads) * capacity * m.head_dim));
@@ -129,7 +129,7 @@ struct Step {
     add(state, {1, m.width});
     if (has_depth) add(depth.data(), {1, m.depths});
     add(cos.data(), {1, 1, m.head_dim}), add(sin.data(), {1, 1, m.head_dim});
-    add(place.data(), {1, 1, capacity}), add(mask.data(), {1, 1, capacity});
+    add(mask.data(), {1, 1, 1 + capacity});
     for (int i = 0; i < 2 * layers; ++i) {
       add(caches[i].data(), {m.kv_heads, capacity, m.head_dim});
       slots.push_back(caches[i].data()), rows.push_back(fresh[i].data()), result.push_back(fresh[i].data());
@@ -148,10 +148,7 @@ struct Step {
       sin[half + i] = float(std::sin(angle));
       sin[i] = -sin[half + i];
     }
-    for (size_t i = 0; i < mask.size(); ++i) {
-      mask[i] = int(i) <= position ? 0.f : -1e9f;
-      place[i] = int(i) == position;
-    }
+    for (size_t i = 0; i < mask.size(); ++i) mask[i] = int(i) <= position ? 0.f : -1e9f;  // the new row, then the cache
     int32_t at = position;
     if (edgeloop_run(plan, 1, &at, message, sizeof message)) throw std::runtime_error(message);
   }
