@@ -28,6 +28,7 @@ EXAMPLES = """\
 examples:
   edgeloop compare --shape mor-360m-r3
   edgeloop compare my-checkpoint --group-size 32 --rounds 20 --json
+  edgeloop compare my-checkpoint --target executorch --context 256 --keep programs
 """
 
 WARM = 2  # tokens of a turn that are not counted: another engine's threads may still spin
@@ -37,7 +38,8 @@ REST = 0.1  # seconds before a turn, so that they do not
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
-        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed)."
+        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed); or, with\n"
+        "--target executorch, in both layouts and unrolled by ExecuTorch's own LLM exporter."
     )
     parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"
     parser.epilog = EXAMPLES
@@ -50,6 +52,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=at_least(1), default=24, help="counted tokens a turn (%(default)s)")
     parser.add_argument("--prompt-tokens", type=at_least(2), default=32, help="(%(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=None, help="(default: all cores)")
+    parser.add_argument("--target", choices=("onnx", "executorch"), default="onnx", help="(%(default)s)")
+    parser.add_argument("--context", type=at_least(8), help="executorch: a shorter context, as of export")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="executorch: programs stay, or are there")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Result:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    if args.target == "executorch":
+        from .compare_pte import compare_programs
+
+        compare_programs(args, console)
+        return
     from ..export.checkpoint import Checkpoint
     from ..export.families import find_family
     from ..export.synth import synthesize

@@ -40,6 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--target", default="onnx", metavar="NAME[,NAME]", help="what to export to (default: onnx)"
     )
     parser.add_argument(
+        "--layout",
+        default="staged",
+        metavar="NAME[,NAME]",
+        help="staged: graphs and a loop of the host; flat: one graph, for stock hosts (default: staged)",
+    )
+    parser.add_argument(
         "--quant",
         choices=list(RECIPES),
         default="int4",
@@ -80,12 +86,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.pipeline import export_bundle
 
-    targets = tuple(filter(None, (name.strip() for name in args.target.split(","))))
+    targets, layouts = (
+        tuple(filter(None, (name.strip() for name in given.split(","))))
+        for given in (args.target, args.layout)
+    )
     with console.progress() as progress, _interruptible(progress) as step:
         report = export_bundle(
             args.checkpoint,
             args.out,
             targets=targets,
+            layouts=layouts,
             quant=args.quant,
             group_size=args.group_size,
             context=args.context,
@@ -156,9 +166,8 @@ def describe(report: Report, console: Console) -> None:
     ]
     for name, target in manifest.targets.items():
         depths = " ".join(f"{x:.0e}" for x in target.parity.per_depth)
-        rows.append(
-            (f"{name} parity", f"{depths} after each depth, {target.parity.logits:.0e} of the logits")
-        )
+        depths += " after each depth, " if depths else ""
+        rows.append((f"{name} parity", f"{depths}{target.parity.logits:.0e} of the logits"))
     if report.unused:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.manifest import MANIFEST, Manifest, Package
+from ..runtime.manifest import MANIFEST, Constant, Flat, Manifest, Package
 from ..runtime.spec import Spec
 from .console import Console
 from .quantities import (
@@ -92,7 +92,7 @@ def show_bundle(path: Path, console: Console) -> None:
             name,
             byte_count(manifest.files[target.weights].bytes),
             byte_count(sum(manifest.files[graph].bytes for graph in target.graphs.values())),
-            " ".join(f"{x:.1e}" for x in target.parity.per_depth),
+            " ".join(f"{x:.1e}" for x in target.parity.per_depth) or "–",
             f"{target.parity.logits:.1e}",
             f"{target.parity.shipped:.1e}",
         )
@@ -103,6 +103,8 @@ def show_bundle(path: Path, console: Console) -> None:
     for target in manifest.targets.values():
         if target.package is not None:
             show_package(target.package, console)
+        if target.flat is not None:
+            show_flat(target.flat, manifest.spec, console)
 
 
 def show_package(package: Package, console: Console) -> None:
@@ -113,6 +115,20 @@ def show_package(package: Package, console: Console) -> None:
         for name, shape in package.states.items()
     ]
     console.table(("state", "layers × KV heads × tokens × head size", "#float16"), rows)
+
+
+def show_flat(flat: Flat, spec: Spec, console: Console) -> None:
+    """What a stock runner reads from a flat program, and the memory of its caches."""
+    caches = spec.kv_bytes_per_token * flat.rows
+    rows = [("forward", f"tokens, input_pos → logits; caches of {flat.rows} tokens, {byte_count(caches)}")]
+    rows += [(name, _constant(value)) for name, value in flat.constants.items()]
+    console.table(("method of the flat program", "gives"), rows)
+
+
+def _constant(value: Constant) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def has_probes(bundle: Bundle) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from ..quant.recipe import Recipe
@@ -19,7 +20,7 @@ from .heads import count_heads, write_heads
 from .overrides import overridden
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
-from .targets import TARGETS, open_target
+from .targets import LAYOUTS, TARGETS, open_target
 from .vocabulary import find_tokenizer
 from .writer import check_free, describe_files, new_folder
 
@@ -40,6 +41,7 @@ def export_bundle(
     out: str | Path,
     *,
     targets: Sequence[str] = ("onnx",),
+    layouts: Sequence[str] = ("staged",),
     quant: str = "int4",
     group_size: int = 32,
     context: int | None = None,
@@ -51,6 +53,7 @@ def export_bundle(
 ) -> Report:
     """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
 
+    ``layouts``: staged, for engines that run the depth loop; flat, one graph for hosts that know no loop.
     ``context`` shortens the model's context, and with it the position tables that every graph holds; ``kv``
     (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
     ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
@@ -60,11 +63,16 @@ def export_bundle(
     out = Path(out)
     check_free(out, force)
     recipe = Recipe.named(quant, group_size)
+    if not layouts:
+        raise UsageError(f"no layout: choose from {', '.join(LAYOUTS)}")
     if not targets:
         raise UsageError(f"no target: choose from {', '.join(TARGETS)}")
-    if split_weights and "executorch" not in targets:
-        raise UsageError(f"--split-weights, but the target is {', '.join(targets)}; add --target executorch")
-    chosen = [open_target(name) for name in dict.fromkeys(targets)]
+    if split_weights and not ("executorch" in targets and "staged" in layouts):
+        raise UsageError(
+            f"--split-weights is of the staged layout of target executorch, not of {', '.join(targets)} "
+            f"({', '.join(layouts)}); add --target executorch"
+        )
+    chosen = [open_target(*pair) for pair in dict.fromkeys(product(targets, layouts))]
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint))

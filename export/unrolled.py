@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -34,15 +35,15 @@ _LLAMA = {
 }
 
 
-def unroll(reading: Reading) -> Reading:
+def unroll(reading: Reading, merge: bool = False) -> Reading:
     """``reading`` as one segment whose layers are all distinct, in order of application.
 
-    ExportError for models that are not plain Llama layers when unrolled: deltas, norms between passes, shared K and V,
-    windows.
+    ``merge``: deltas are added to the matrices of their depth. ExportError for models that are not plain Llama layers
+    when unrolled: deltas, unless they are merged, norms between passes, shared K and V, windows, routers.
     """
     spec = reading.spec
-    attention_differs = spec.kv == "shared" or visible(spec) is not None
-    if attention_differs or spec.loop_norm or spec.sandwich_norms or any(s.lora for s in spec.segments):
+    differs = spec.kv == "shared" or visible(spec) is not None or spec.routing is not None
+    if differs or spec.loop_norm or spec.sandwich_norms or (any(s.lora for s in spec.segments) and not merge):
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
     tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
     count = 0
@@ -50,8 +51,12 @@ def unroll(reading: Reading) -> Reading:
         for repeat in range(segment.repeats):
             for j in range(segment.layers):
                 for part in _LLAMA:
-                    source = reading.tensors[f"segments.{s}.layers.{j}.{part}.weight"]
-                    tensors[f"segments.0.layers.{count}.{part}.weight"] = _row(source, segment, part, repeat)
+                    stem = f"segments.{s}.layers.{j}.{part}"
+                    source = _row(reading.tensors[f"{stem}.weight"], segment, part, repeat)
+                    if part in segment.lora:
+                        a, b = (reading.tensors[f"{stem}.lora_{side}"] for side in "ab")
+                        source = partial(_merged, source, a, b, repeat)
+                    tensors[f"segments.0.layers.{count}.{part}.weight"] = source
                 count += 1
     return Reading(msgspec.structs.replace(spec, segments=(Segment(count),)), tensors, reading.used)
 
@@ -60,6 +65,10 @@ def _row(load: Loader, segment: Segment, part: str, repeat: int) -> Loader:
     if segment.per_repeat_norms and part.endswith("norm"):
         return lambda: load()[repeat].clone()
     return load
+
+
+def _merged(load: Loader, a: Loader, b: Loader, repeat: int) -> Tensor:
+    return load() + b()[repeat] @ a()[repeat]
 
 
 class Whole(Stage):

@@ -60,16 +60,28 @@ class Package(Struct, frozen=True, forbid_unknown_fields=True):
     capacity: int
 
 
+Constant = bool | int | tuple[int, ...]
+
+
+class Flat(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program of the flat layout tells its host beside logits, and how many tokens its caches hold."""
+
+    constants: dict[str, Constant]
+    rows: int
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """One exported target: its graphs, by stage, as paths inside the bundle.
 
-    A Core ML target has one file of all its functions, and describes them in ``package``.
+    A Core ML target has one file of all its functions, and describes them in ``package``; a program of the flat
+    layout is described in ``flat``.
     """
 
     graphs: dict[str, str]
     weights: str
     parity: Parity
     package: Package | None = None
+    flat: Flat | None = None
 
 
 class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

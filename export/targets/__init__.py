@@ -24,6 +24,13 @@ def _executorch() -> Target:
     return ExecutorchTarget()
 
 
+def _executorch_flat() -> Target:
+    with quiet():
+        from .executorch_flat import ExecutorchFlatTarget
+
+    return ExecutorchFlatTarget()
+
+
 def _coreml() -> Target:
     from .coreml import CoremlTarget
 
@@ -51,11 +58,22 @@ TARGETS: dict[str, Entry] = {
 }
 
 
-def open_target(name: str) -> Target:
-    """The target ``name``; UsageError when unknown, ExportError when its packages are missing."""
+# staged: graphs of the stages and a loop on the host. flat: one graph that hosts run which know no loop.
+LAYOUTS: dict[str, dict[str, Entry]] = {
+    "staged": TARGETS,
+    "flat": {"executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch_flat)},
+}
+
+
+def open_target(name: str, layout: str = "staged") -> Target:
+    """The target ``name`` in ``layout``; UsageError when unknown, ExportError when its packages are missing."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
     if name not in TARGETS:
         raise UsageError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
-    entry = TARGETS[name]
+    if name not in LAYOUTS[layout]:
+        raise UsageError(f"target {name} has no {layout} layout, only {', '.join(LAYOUTS[layout])}")
+    entry = LAYOUTS[layout][name]
     if entry.missing:
         raise ExportError(
             f"target {name} needs {', '.join(entry.missing)}: pip install 'edgeloop[{entry.extra}]'"

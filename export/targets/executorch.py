@@ -48,18 +48,7 @@ class ExecutorchTarget:
                 f"the depths share K and V and attention sees {spec.sliding_window} tokens; "
                 "target executorch takes one or the other, export with per-depth K and V"
             )
-        if recipe.bits == 8 and recipe.group_size:
-            raise ExportError(
-                "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
-            )
-        if recipe.bits != 4:
-            return
-        for name, (_, columns) in matrix_shapes(spec).items():
-            if columns % recipe.group_size:
-                raise ExportError(
-                    f"{name} has {columns} columns, not a multiple of the group size {recipe.group_size}, which "
-                    "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
-                )
+        check_recipe(spec, recipe)
 
     def export(self, job: Job) -> manifest.Target:
         """executorch/model.pte, its weights if they are split from it, and layout.json, checked after every depth."""
@@ -94,6 +83,22 @@ class ExecutorchTarget:
         weights_in = data[0] if data else PROGRAM
         graphs = {key: f"{FOLDER}/{name}" for key, name in files.items() if name != weights_in}
         return manifest.Target(graphs, f"{FOLDER}/{weights_in}", parity)
+
+
+def check_recipe(spec: Spec, recipe: Recipe) -> None:
+    """ExportError for quantized matrices that XNNPACK does not take."""
+    if recipe.bits == 8 and recipe.group_size:
+        raise ExportError(
+            "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
+        )
+    if recipe.bits != 4:
+        return
+    for name, (_, columns) in matrix_shapes(spec).items():
+        if columns % recipe.group_size:
+            raise ExportError(
+                f"{name} has {columns} columns, not a multiple of the group size {recipe.group_size}, which "
+                "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
+            )
 
 
 def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:

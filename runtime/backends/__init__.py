@@ -114,6 +114,11 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
     if engine.target not in bundle.manifest.targets:
         found = ", ".join(bundle.manifest.targets) or "none"
+        if f"{engine.target}-flat" in bundle.manifest.targets:
+            raise BundleError(
+                f"{bundle.folder} holds {engine.target} in the flat layout, for {engine.target}'s own runners, and "
+                f"engine {name} runs the depth loop itself; export with --target {engine.target} --layout staged,flat"
+            )
         raise BundleError(
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"export with --target {engine.target}"

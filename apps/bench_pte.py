@@ -1,0 +1,107 @@
+"""One ExecuTorch program in a process of its own: time until its first logits, memory, and milliseconds a token.
+
+    python -m edgeloop.apps.bench_pte staged|flat|exporter PATH PROMPT_TOKENS TOKENS
+
+A process each, because memory that one program has given back is not seen as free, and because engines keep packed
+weights for a next program of the same process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.backend import F32
+from ..runtime.timing import Stopwatch
+from .console import Console
+
+Next = Callable[[list[int], int], F32]
+"""Tokens and the position of the first → logits [V] of the last one."""
+
+
+def _staged(path: Path) -> Callable[[], Next]:
+    """A bundle on our engine, by the depth loop."""
+    from ..runtime.backends import open_backend
+    from ..runtime.bundle import Bundle
+    from ..runtime.loop import DepthLoop
+
+    def load() -> Next:
+        backend = open_backend("executorch", Bundle.open(path, verify=False))
+        loop = DepthLoop(backend, backend.new_cache(1, backend.spec.context_length))
+
+        def step(ids: list[int], start: int) -> F32:
+            if start == 0:
+                loop.reset()
+            found: F32 = loop.forward(np.array(ids))[-1]
+            return found
+
+        return step
+
+    return load
+
+
+def _flat(path: Path) -> Callable[[], Next]:
+    """A program with one forward, on the wheel's runtime."""
+    from ..export.pte.flat_program import FlatProgram
+
+    return lambda: FlatProgram(path).logits
+
+
+def _exporter(path: Path) -> Callable[[], Next]:
+    """The same, with the operators of ExecuTorch's LLM exporter."""
+    import executorch.extension.llm.custom_ops.custom_ops
+    import executorch.kernels.quantized  # noqa: F401  # both register their operators
+
+    return _flat(path)
+
+
+KINDS: dict[str, Callable[[Path], Callable[[], Next]]] = {
+    "staged": _staged,
+    "flat": _flat,
+    "exporter": _exporter,
+}
+
+
+def measure(load: Callable[[], Next], prompt: int, tokens: int) -> dict[str, object]:
+    """``load_ms`` until the first logits, ``memory_bytes`` that came with the program, ``ms`` a token (median)."""
+    before, watch = resident_bytes(), Stopwatch()
+    step = load()
+    step([1], 0)
+    load_ms = watch.ms
+    logits, times = step(list(range(1, prompt + 1)), 0), []
+    token = int(logits.argmax())
+    for i in range(tokens):
+        watch = Stopwatch()
+        token = int(step([token], prompt + i).argmax())
+        times.append(watch.ms)
+    return {
+        "load_ms": load_ms,
+        "memory_bytes": resident_bytes() - before,
+        "ms": statistics.median(times),
+        "last": token,
+    }
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def main(argv: list[str]) -> None:
+    """Measure what ``argv`` names; the result is JSON."""
+    kind, path, prompt, tokens = argv
+    Console(json=True).result(measure(KINDS[kind](Path(path)), int(prompt), int(tokens)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

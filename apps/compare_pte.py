@@ -1,0 +1,130 @@
+"""``edgeloop compare --target executorch``: staged, flat, and unrolled by ExecuTorch's own LLM exporter.
+
+Each export takes minutes, so with ``--keep`` what is there is used again. Measuring takes turns, each decoder in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import EngineError, ExportError
+from .console import Console, Progress
+from .quantities import byte_count
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..export.family import Reading
+
+COLUMNS = ("8da4w, full depth", "#bytes", "#load", "#memory", "#ms a token", "#tokens/s", "#speed of staged")
+
+
+def compare_programs(args: argparse.Namespace, console: Console) -> None:
+    """Export what is missing, measure in turns, and report."""
+    kept = nullcontext(str(args.keep)) if args.keep else tempfile.TemporaryDirectory(prefix="edgeloop-pte-")
+    with kept as folder, console.progress() as progress:
+        programs, notes = prepare(args, Path(folder), progress)
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
+        for turn in range(args.rounds):
+            for name, path in programs.items():
+                progress(f"{name}, turn {turn + 1}", 0.8 + 0.2 * turn / args.rounds)
+                turns[name].append(measured(name, path, args.prompt_tokens, args.tokens))
+        rows = [
+            summary(name, size(name, path), turns[name], turns["staged"]) for name, path in programs.items()
+        ]
+    if console.json:
+        console.result({"decoders": rows, "notes": notes})
+        return
+    console.table(COLUMNS, [cells(row) for row in rows])
+    for note in notes:
+        console.note(note)
+
+
+def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
+    """The contenders' files by name, and why one is missing."""
+    from ..export.checkpoint import Checkpoint
+    from ..export.families import find_family
+    from ..export.overrides import overridden
+    from ..export.pipeline import export_bundle
+    from ..export.synth import synthesize
+
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.checkpoint
+    if checkpoint is None:
+        checkpoint = work / "checkpoint"
+        if not checkpoint.exists():
+            progress(f"making {args.shape}", 0.0)
+            synthesize(args.shape, checkpoint)
+    source = Checkpoint.open(checkpoint)
+    reading: Reading = overridden(find_family(source).read(source), args.context, None, None)
+    group, found, notes = args.group_size[0], {}, []
+    for i, layout in enumerate(("staged", "flat")):
+        progress(f"{layout}: this takes minutes", 0.25 * i)
+        found[layout] = work / layout
+        if not found[layout].exists():
+            keys: dict[str, Any] = {"quant": "int4", "group_size": group, "context": args.context}
+            export_bundle(checkpoint, work / layout, targets=["executorch"], layouts=[layout], **keys)
+    found["flat"] = found["flat"] / "executorch-flat" / "model.pte"
+    progress("executorch's own exporter: this takes minutes", 0.5)
+    try:
+        found["exporter"] = exporter_program(reading, work / "exporter", group, reading.spec.context_length)
+    except ExportError as error:
+        notes.append(f"executorch's own exporter left out: {error}")
+    return found, notes
+
+
+def exporter_program(reading: Reading, folder: Path, group: int, context: int) -> Path:
+    """What ExecuTorch's exporter makes of the unrolled model, once."""
+    from ..export.pte.llama import PROGRAM, export_llama
+
+    folder.mkdir(exist_ok=True)
+    path = folder / PROGRAM
+    return path if path.exists() else export_llama(reading, folder, group, context)
+
+
+def measured(name: str, path: Path, prompt: int, tokens: int) -> dict[str, float]:
+    """One turn; EngineError with the process's last words when it fails."""
+    command = [sys.executable, "-m", "edgeloop.apps.bench_pte", name, str(path), str(prompt), str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise EngineError(f"{name} does not run: {lines[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def size(name: str, path: Path) -> int:
+    """Bytes of a contender's program; a staged bundle's embedding may have a file of its own."""
+    if name != "staged":
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in (path / "executorch").iterdir())
+
+
+def summary(
+    name: str, size: int, turns: list[dict[str, float]], staged: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Medians of a contender's turns; the speed turn by turn against the staged bundle."""
+    medians = {key: statistics.median(t[key] for t in turns) for key in ("load_ms", "memory_bytes", "ms")}
+    speeds = [base["ms"] / mine["ms"] for mine, base in zip(turns, staged, strict=True)]
+    return {"name": name, "bytes": size, **medians, "speed": statistics.median(speeds)}
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table."""
+    return (
+        {"exporter": "executorch's exporter"}.get(row["name"], row["name"]),
+        byte_count(row["bytes"]),
+        f"{row['load_ms']:.0f} ms",
+        byte_count(row["memory_bytes"]),
+        f"{row['ms']:.2f}",
+        f"{1000 / row['ms']:.0f}",
+        f"{row['speed']:.2f}×",
+    )
