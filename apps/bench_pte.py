@@ -1,6 +1,7 @@
-"""One ExecuTorch program in a process of its own: time until its first logits, memory, and milliseconds a token.
+"""One program in a process of its own: time until its first logits, memory, and milliseconds a token or a pass.
 
-    python -m edgeloop.apps.bench_pte staged|flat|exporter PATH PROMPT_TOKENS TOKENS
+    python -m edgeloop.apps.bench_pte staged|onnx|flat|exporter PATH PROMPT_TOKENS TOKENS
+    python -m edgeloop.apps.bench_pte methods BUNDLE
 
 A process each, because memory that one program has given back is not seen as free, and because engines keep packed
 weights for a next program of the same process.
@@ -23,25 +24,29 @@ Next = Callable[[list[int], int], F32]
 """Tokens and the position of the first → logits [V] of the last one."""
 
 
-def _staged(path: Path) -> Callable[[], Next]:
-    """A bundle on our engine, by the depth loop."""
-    from ..runtime.backends import open_backend
-    from ..runtime.bundle import Bundle
-    from ..runtime.loop import DepthLoop
+def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
+    """A bundle on one of our engines, by the depth loop."""
 
-    def load() -> Next:
-        backend = open_backend("executorch", Bundle.open(path, verify=False))
-        loop = DepthLoop(backend, backend.new_cache(1, backend.spec.context_length))
+    def open_bundle(path: Path) -> Callable[[], Next]:
+        from ..runtime.backends import open_backend
+        from ..runtime.bundle import Bundle
+        from ..runtime.loop import DepthLoop
 
-        def step(ids: list[int], start: int) -> F32:
-            if start == 0:
-                loop.reset()
-            found: F32 = loop.forward(np.array(ids))[-1]
-            return found
+        def load() -> Next:
+            backend = open_backend(engine, Bundle.open(path, verify=False))
+            loop = DepthLoop(backend, backend.new_cache(1, backend.spec.context_length))
 
-        return step
+            def step(ids: list[int], start: int) -> F32:
+                if start == 0:
+                    loop.reset()
+                found: F32 = loop.forward(np.array(ids))[-1]
+                return found
 
-    return load
+            return step
+
+        return load
+
+    return open_bundle
 
 
 def _flat(path: Path) -> Callable[[], Next]:
@@ -60,7 +65,8 @@ def _exporter(path: Path) -> Callable[[], Next]:
 
 
 KINDS: dict[str, Callable[[Path], Callable[[], Next]]] = {
-    "staged": _staged,
+    "staged": _bundle("executorch"),
+    "onnx": _bundle("onnx"),
     "flat": _flat,
     "exporter": _exporter,
 }
@@ -86,6 +92,44 @@ def measure(load: Callable[[], Next], prompt: int, tokens: int) -> dict[str, obj
     }
 
 
+def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
+    """Of a staged bundle: memory with one method loaded and with all, and milliseconds of a pass of 1 … R rows.
+
+    A row is a sequence of its own with 32 tokens behind it; rows take turns. A first method's memory has the weights
+    that it uses, and those that only others use come with them.
+    """
+    from ..runtime.backend import Lanes
+    from ..runtime.backends.executorch import ExecutorchBackend
+    from ..runtime.bundle import Bundle
+
+    before = resident_bytes()
+    backend = ExecutorchBackend.open(Bundle.open(path, verify=False))
+    spec, shapes = backend.spec, backend.layout.shapes
+    cache = backend.new_cache(shapes.rows, 64)
+
+    def run(rows: int) -> float:
+        ones, depths = np.ones(rows, np.int32), np.arange(rows) % spec.depths
+        lanes = Lanes(depths, 32 * ones, ones, np.full((rows, 1), 32))
+        watch = Stopwatch()
+        backend.block(np.ones((rows, 1, spec.hidden_size), np.float32), lanes, cache)
+        return watch.ms
+
+    run(1)
+    one = resident_bytes() - before
+    names = [name for kind in shapes.kinds(spec) for name, *_ in shapes.methods(kind)]
+    for name in names:
+        backend.bridge.method(name)
+    every = resident_bytes() - before
+    counts = range(1, shapes.rows + 1)
+    times = [[run(rows) for rows in counts] for _ in range(passes + 1)][1:]
+    return {
+        "methods": len(names),
+        "one_bytes": one,
+        "all_bytes": every,
+        "pass_ms": [statistics.median(turn) for turn in zip(*times, strict=True)],
+    }
+
+
 def resident_bytes() -> int:
     """Memory of this process that is resident; 0 where the system does not say."""
     try:
@@ -99,8 +143,12 @@ def resident_bytes() -> int:
 
 def main(argv: list[str]) -> None:
     """Measure what ``argv`` names; the result is JSON."""
-    kind, path, prompt, tokens = argv
-    Console(json=True).result(measure(KINDS[kind](Path(path)), int(prompt), int(tokens)))
+    kind, path, *counts = argv
+    if kind == "methods":
+        found = measure_methods(Path(path))
+    else:
+        found = measure(KINDS[kind](Path(path)), *(int(count) for count in counts))
+    Console(json=True).result(found)
 
 
 if __name__ == "__main__":

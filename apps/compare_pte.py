@@ -1,4 +1,4 @@
-"""``edgeloop compare --target executorch``: staged, flat, and unrolled by ExecuTorch's own LLM exporter.
+"""``edgeloop compare --target executorch``: staged, the same on ONNX Runtime, flat, and ExecuTorch's own LLM exporter.
 
 Each export takes minutes, so with ``--keep`` what is there is used again. Measuring takes turns, each decoder in a
 process of its own.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..export.family import Reading
 
+FOLDERS = {"staged": "executorch", "onnx": "onnx"}
 COLUMNS = ("8da4w, full depth", "#bytes", "#load", "#memory", "#ms a token", "#tokens/s", "#speed of staged")
 
 
@@ -40,10 +41,18 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
         rows = [
             summary(name, size(name, path), turns[name], turns["staged"]) for name, path in programs.items()
         ]
+        methods: dict[str, Any] = measured("methods", programs["staged"])
     if console.json:
-        console.result({"decoders": rows, "notes": notes})
+        console.result({"decoders": rows, "methods": methods, "notes": notes})
         return
     console.table(COLUMNS, [cells(row) for row in rows])
+    console.facts(
+        [
+            ("memory of one method", byte_count(methods["one_bytes"])),
+            (f"of all {methods['methods']}", byte_count(methods["all_bytes"])),
+            ("a pass of 1, 2, … rows", " ".join(f"{ms:.2f}" for ms in methods["pass_ms"]) + " ms"),
+        ]
+    )
     for note in notes:
         console.note(note)
 
@@ -72,6 +81,9 @@ def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[d
         if not found[layout].exists():
             keys: dict[str, Any] = {"quant": "int4", "group_size": group, "context": args.context}
             export_bundle(checkpoint, work / layout, targets=["executorch"], layouts=[layout], **keys)
+    found["onnx"] = work / "onnx"
+    if not found["onnx"].exists():
+        export_bundle(checkpoint, work / "onnx", quant="int4", group_size=group, context=args.context)
     found["flat"] = found["flat"] / "executorch-flat" / "model.pte"
     progress("executorch's own exporter: this takes minutes", 0.5)
     try:
@@ -90,9 +102,9 @@ def exporter_program(reading: Reading, folder: Path, group: int, context: int) -
     return path if path.exists() else export_llama(reading, folder, group, context)
 
 
-def measured(name: str, path: Path, prompt: int, tokens: int) -> dict[str, float]:
+def measured(name: str, path: Path, *counts: int) -> dict[str, float]:
     """One turn; EngineError with the process's last words when it fails."""
-    command = [sys.executable, "-m", "edgeloop.apps.bench_pte", name, str(path), str(prompt), str(tokens)]
+    command = [sys.executable, "-m", "edgeloop.apps.bench_pte", name, str(path), *map(str, counts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -102,10 +114,10 @@ def measured(name: str, path: Path, prompt: int, tokens: int) -> dict[str, float
 
 
 def size(name: str, path: Path) -> int:
-    """Bytes of a contender's program; a staged bundle's embedding may have a file of its own."""
-    if name != "staged":
+    """Bytes of a contender's program, or of the folder of a bundle that has it."""
+    if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in (path / "executorch").iterdir())
+    return sum(file.stat().st_size for file in (path / FOLDERS[name]).iterdir())
 
 
 def summary(

@@ -22,13 +22,18 @@ from ..kv import GrowingPairs, KVCache
 from ..packed import PackedLanes
 from ..pte.binding import STAGES, Binding, Rotary
 from ..pte.bridge import Bridge, Plan
-from ..pte.calls import Batch, batches, valid_runs
+from ..pte.calls import Batch, Run, batches, valid_runs
 from ..pte.layout import Layout, read_layout
 from ..pte.table import Embedding
 from ..spec import Spec, stage_layers
+from ..weights import matrix_shapes
 
 _BINDINGS = 128
 """Kept for a cache: each has input buffers of its own."""
+WORTH_SHARING = 1 << 20
+"""Weights of a matrix: 40 µs of one core, where threads that meet after every operator take 5 to 50."""
+ALONE = Batch((Run(0, 0, 1, 0),), False)
+"""One token of one lane, which is what decoding runs."""
 
 
 class ExecutorchBackend:
@@ -39,7 +44,7 @@ class ExecutorchBackend:
     def __init__(
         self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None, profiled: bool = False
     ) -> None:
-        """``folder``: where the files of ``layout`` lie. ``threads``: by default every core of this process.
+        """``folder``: where the files of ``layout`` lie. ``threads``: see ``default_threads``.
 
         ``profiled``: calls are traced, see ``Bridge.write_profiles``.
         """
@@ -47,7 +52,7 @@ class ExecutorchBackend:
         self.bridge = Bridge(
             folder / layout.program,
             [folder / name for name in layout.data],
-            threads or default_threads(),
+            threads or default_threads(spec),
             profiled,
         )
         self._check(folder)
@@ -121,10 +126,11 @@ class ExecutorchBackend:
 
     def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] through a kind of method, its valid rows only."""
-        runs = valid_runs(lanes)
         rows = state.reshape(-1, self.spec.hidden_size)
+        if len(rows) == 1 == lanes.tokens.sum():
+            return self._call(kind, ALONE, rows, lanes, cache).reshape(state.shape)
         shapes = self.layout.shapes
-        calls = list(batches(runs, shapes.counts(kind)[-1], shapes.chunk))
+        calls = list(batches(valid_runs(lanes), shapes.counts(kind)[-1], shapes.chunk))
         if len(calls) == 1 and calls[0].rows == len(rows):
             return self._call(kind, calls[0], rows, lanes, cache).reshape(state.shape)
         out = np.zeros_like(rows)
@@ -143,7 +149,9 @@ class ExecutorchBackend:
         name = f"{kind}_prefill" if batch.chunk else f"{kind}_m{len(runs)}"
         cache.reserve(max(int(lanes.cached[run.lane]) + run.token + run.count for run in runs))
         binding = self._binding(kind, name, batch, slots, cache)
-        if len(runs) == 1:
+        if batch is ALONE:
+            state, depth, cached, positions = rows, lanes.depth, lanes.cached, lanes.positions[0]
+        elif len(runs) == 1:
             run = runs[0]
             part, span = slice(run.row, run.row + run.count), slice(run.token, run.token + run.count)
             state, positions = rows[part], lanes.positions[run.lane, span]
@@ -196,12 +204,15 @@ class ExecutorchBackend:
         plan, inputs, logits = self._heads[name]
         inputs[: len(state)] = state
         start = perf_counter_ns()
-        self.bridge.run(plan, 0, np.zeros(1, np.int32))
+        self.bridge.run(plan, 0)
         self.engine_ns += perf_counter_ns() - start
         return logits[: len(state)]
 
 
-def default_threads() -> int:
-    """The cores that this process may use."""
+def default_threads(spec: Spec) -> int:
+    """The cores that this process may use; one where no matrix is worth the wait for a second one."""
+    layers = [shape for name, shape in matrix_shapes(spec).items() if name not in ("embed", "head")]
+    if max(rows * columns for rows, columns in layers) < WORTH_SHARING:
+        return 1
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1

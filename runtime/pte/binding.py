@@ -51,6 +51,7 @@ class Binding:
         width, seen = spec.hidden_size, self.cache_rows + (0 if self.reads else rows)
         self.state = np.zeros((rows, width), np.float32)
         self.depth = np.zeros((rows, spec.depths), np.float32)
+        self.has_depth = STAGES[kind] == "block" and depth_matters(spec)
         self.cos = np.zeros((rows, 1, spec.head_dim), np.float32)
         self.sin = np.zeros_like(self.cos)
         shape = (1, rows if chunk else 1, seen)
@@ -65,31 +66,30 @@ class Binding:
         self.out = np.zeros((rows, width), np.float32)
         shape = (rows, spec.kv_heads, spec.head_dim)
         fresh = [] if self.reads else [np.zeros(shape, np.float32) for _ in self.pairs]
-        inputs = [self.state, *([self.depth] if self._has_depth else []), self.cos, self.sin]
+        inputs = [self.state, *([self.depth] if self.has_depth else []), self.cos, self.sin]
         if kind != "fill":
             inputs += [*self.mask, *caches]
         outputs = fresh if kind == "fill" else [self.out, *fresh]
         self.plan = bridge.plan(name, inputs, outputs, scattered, len(slots), fresh)
-        self._at = np.zeros(rows, np.int32)
-
-    @property
-    def _has_depth(self) -> bool:
-        return STAGES[self.kind] == "block" and depth_matters(self.spec)
+        # What the inputs say now: from one token to the next little of it changes.
+        self._depths: list[int] = []
+        self._shown = -1
 
     def run(self, state: F32, depth: I64, positions: I64, cached: I32) -> F32:
         """state [n, D] at ``depth``, ``positions`` [n], each behind ``cached`` [n] tokens of its lane → [n, D]."""
         n = len(state)
         self.state[:n] = state
-        if self._has_depth:
+        if self.has_depth and (depths := depth.tolist()) != self._depths:
+            self._depths = depths
             self.depth.fill(0)
             self.depth[np.arange(n), depth] = 1
         np.take(self.rotary.cos, positions, axis=0, out=self.cos[:n, 0])
         np.take(self.rotary.sin, positions, axis=0, out=self.sin[:n, 0])
         at, kept = self._rows(cached)
         if self.kind != "fill":
-            (self._show_chunk if self.chunk else self._show_rows)(at, n)
-        self._at[:n] = at
-        self.bridge.run(self.plan, n, self._at)
+            self._show(at, n)
+        self.plan.at[:n] = at
+        self.bridge.run(self.plan, n)
         for slot, (rows, surplus) in kept.items():
             if surplus:
                 self._move(slot, surplus, rows - surplus)
@@ -119,6 +119,27 @@ class Binding:
     def _move(self, slot: int, start: int, count: int) -> None:
         for array in self.pairs:
             array[slot, :, :count] = array[slot, :, start : start + count].copy()
+
+    def _show(self, at: I32, n: int) -> None:
+        if self.chunk:
+            self._show_chunk(at, n)
+        elif n > 1 or self.window:
+            self._show_rows(at, n)
+        else:
+            self._show_row(int(at[0]))
+
+    def _show_row(self, at: int) -> None:
+        """A single row sees itself and the ``at`` rows before it: mostly one more than the last time."""
+        seen, before = self.mask[0][0, 0], self._shown
+        first, end = (0, at + 1) if self.reads else (1, at + 1)
+        if before < 0:
+            seen[first:] = HIDDEN
+            before = first
+        if end < before:
+            seen[end:before] = HIDDEN
+        else:
+            seen[before:end] = 0
+        self._shown = end
 
     def _show_rows(self, at: I32, n: int) -> None:
         """Each row sees what its cache holds, and of the new rows of its own lane those up to itself."""

@@ -177,11 +177,11 @@ class Bridge:
             capacity,
             head_dim,
         )
-        return Plan(self, handle, [*inputs, *outputs, *caches])
+        return Plan(self, handle, [*inputs, *outputs, *caches], len(outputs[0]))
 
-    def run(self, plan: Plan, rows: int, at: npt.NDArray[np.int32]) -> None:
-        """Run a plan; its first ``rows`` rows' K and V go to rows ``at`` of their caches."""
-        if self._lib.edgeloop_run(plan.handle, rows, ctypes.c_void_p(at.ctypes.data), self._message, _ROOM):
+    def run(self, plan: Plan, rows: int) -> None:
+        """Run a plan; its first ``rows`` rows' K and V go to rows ``plan.at`` of their caches."""
+        if self._lib.edgeloop_run(plan.handle, rows, plan.at_address, self._message, _ROOM):
             raise self._error()
 
     def write_profiles(self, folder: Path) -> None:
@@ -204,10 +204,12 @@ class Bridge:
 
 
 class Plan:
-    """A bound method; ``memory`` keeps what its addresses point to."""
+    """A bound method; ``memory`` keeps what its addresses point to. ``at``: see ``Bridge.run``."""
 
-    def __init__(self, bridge: Bridge, handle: int, memory: list[F32]) -> None:
+    def __init__(self, bridge: Bridge, handle: int, memory: list[F32], rows: int) -> None:
         self._bridge, self.handle, self._memory = bridge, ctypes.c_void_p(handle), memory
+        self.at = np.zeros(rows, np.int32)
+        self.at_address = ctypes.c_void_p(self.at.ctypes.data)
 
     def __del__(self) -> None:
         self._bridge.free(self)

@@ -98,15 +98,17 @@ def test_the_table(
     programs = {"staged": tmp_path / "staged", "flat": tmp_path / "flat"}
     times = {"staged": iter([2.0, 4.0, 3.0]), "flat": iter([4.0, 4.0, 12.0])}
     monkeypatch.setattr(compare_pte, "prepare", lambda *given: (programs, ["one is left out"]))
-    monkeypatch.setattr(
-        compare_pte,
-        "measured",
-        lambda name, *given: {"load_ms": 1, "memory_bytes": 7, "ms": next(times[name])},
-    )
+    methods = {"methods": 2, "one_bytes": 8, "all_bytes": 9, "pass_ms": [1.0, 1.5]}
+
+    def measured(name: str, *given: object) -> dict[str, object]:
+        return methods if name == "methods" else {"load_ms": 1, "memory_bytes": 7, "ms": next(times[name])}
+
+    monkeypatch.setattr(compare_pte, "measured", measured)
     args = argparse.Namespace(keep=tmp_path, rounds=3, prompt_tokens=4, tokens=2)
     compare_pte.compare_programs(args, Console(json=True))
     staged, flat = (found := json.loads(capsys.readouterr().out))["decoders"]
     assert found["notes"] == ["one is left out"]
+    assert found["methods"] == methods
     assert (staged["bytes"], staged["ms"], staged["speed"]) == (5, 3.0, 1.0)
     assert (flat["bytes"], flat["ms"], flat["speed"]) == (6, 4.0, 0.5)
     assert compare_pte.cells(flat) == ("flat", "6 B", "1 ms", "7 B", "4.00", "250", "0.50×")

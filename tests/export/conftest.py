@@ -119,4 +119,4 @@ class QuickTarget:
 
 @pytest.fixture
 def quick_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeloop.export.pipeline.open_target", lambda name: QuickTarget())
+    monkeypatch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: QuickTarget())

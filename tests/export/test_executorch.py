@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
+from edgeloop.apps.bench_pte import measure_methods
 from edgeloop.apps.cli import main
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
@@ -63,7 +65,7 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
             names = list(targets) if quant == "none" else ["executorch"]
             split = name == "lora"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("edgeloop.export.pipeline.open_target", lambda name: targets[name])
+                patch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: targets[name])
                 export_bundle(
                     DEMO if kind == "demo" else checkpoint(kind),
                     root / name,
@@ -122,6 +124,13 @@ def test_the_demo_tells_the_same_tale(bundle: Bundles) -> None:
     with Session.open(path, engine="executorch", threads=1) as one, Session.open(path) as other:
         found, wanted = one.logits(ids), other.logits(ids)
     assert difference(found, wanted) < EXACT
+
+
+def test_weights_are_stored_once(bundle: Bundles) -> None:
+    """For all 13 methods, and for the embedding, which is the head."""
+    with safe_open(DEMO / "model.safetensors", "np") as file:
+        unique = sum(file.get_tensor(name).size * 4 for name in file.keys())  # noqa: SIM118
+    assert unique < (bundle("demo") / "executorch/model.pte").stat().st_size < 1.02 * unique
 
 
 def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
@@ -363,3 +372,10 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert method["kinds"]["matrices"] > 0
     assert main(["bench", str(path), *command[4:], "--profile", str(tmp_path)]) == 2
     assert "--profile is of ExecuTorch's methods, not of engine onnx" in capsys.readouterr().err
+
+
+def test_methods_are_measured(bundle: Bundles) -> None:
+    """All of them, and a pass of each number of rows."""
+    found = measure_methods(bundle("float"), passes=1)
+    assert found["methods"] == 13
+    assert len(found["pass_ms"]) == 2  # type: ignore[arg-type]
