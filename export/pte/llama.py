@@ -94,13 +94,15 @@ def llama_config(folder: Path, spec: Spec, group_size: int, context: int) -> dic
 
 def export_llama(reading: Reading, folder: Path, group_size: int, context: int) -> Path:
     """The exporter's .pte in ``folder``; ExportError with its last words when it fails."""
+    folder = folder.resolve()  # it runs there, and its options are paths
     write_llama_checkpoint(reading, folder)
     config = llama_config(folder, reading.spec, group_size, context)
     (folder / CONFIG).write_text(json.dumps(config, indent=1))  # JSON is YAML too
     command = [sys.executable, "-m", MODULE, "--config", str(folder / CONFIG)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    (folder / CHECKPOINT).unlink()  # four bytes for each weight of each depth
     made = folder / PROGRAM
     if done.returncode or not made.is_file():
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise ExportError(f"executorch's own exporter failed: {lines[-1]}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "HYDRA" not in line]
+        raise ExportError(f"executorch's own exporter failed: {lines[-1] if lines else 'no message'}")
     return made

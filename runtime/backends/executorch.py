@@ -22,7 +22,7 @@ from ..kv import GrowingPairs, KVCache
 from ..packed import PackedLanes
 from ..pte.binding import STAGES, Binding, Rotary
 from ..pte.bridge import Bridge, Plan
-from ..pte.calls import Batch, Run, batches, valid_runs
+from ..pte.calls import Batch, batches, valid_runs
 from ..pte.layout import Layout, read_layout
 from ..pte.table import Embedding
 from ..spec import Spec, stage_layers
@@ -32,8 +32,6 @@ _BINDINGS = 128
 """Kept for a cache: each has input buffers of its own."""
 WORTH_SHARING = 1 << 20
 """Weights of a matrix: 40 µs of one core, where threads that meet after every operator take 5 to 50."""
-ALONE = Batch((Run(0, 0, 1, 0),), False)
-"""One token of one lane, which is what decoding runs."""
 
 
 class ExecutorchBackend:
@@ -48,7 +46,7 @@ class ExecutorchBackend:
 
         ``profiled``: calls are traced, see ``Bridge.write_profiles``.
         """
-        self.spec, self.layout = spec, layout
+        self.spec, self.layout, self._shared = spec, layout, shares_kv(spec)
         self.bridge = Bridge(
             folder / layout.program,
             [folder / name for name in layout.data],
@@ -109,7 +107,7 @@ class ExecutorchBackend:
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
         reads = False
-        if shares_kv(self.spec):
+        if self._shared:
             reads = not (lanes.fresh if isinstance(lanes, PackedLanes) else fresh_tokens(lanes))
         return self._run("read" if reads else "block", state, lanes, cache)
 
@@ -127,8 +125,8 @@ class ExecutorchBackend:
     def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] through a kind of method, its valid rows only."""
         rows = state.reshape(-1, self.spec.hidden_size)
-        if len(rows) == 1 == lanes.tokens.sum():
-            return self._call(kind, ALONE, rows, lanes, cache).reshape(state.shape)
+        if len(rows) == 1 == len(lanes.tokens) == lanes.tokens[0]:
+            return self._single(kind, rows, lanes, cache).reshape(state.shape)
         shapes = self.layout.shapes
         calls = list(batches(valid_runs(lanes), shapes.counts(kind)[-1], shapes.chunk))
         if len(calls) == 1 and calls[0].rows == len(rows):
@@ -142,16 +140,23 @@ class ExecutorchBackend:
                 start += run.count
         return out.reshape(state.shape)
 
+    def _single(self, kind: str, row: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """One token of one lane, which is what decoding runs: row [1, D] → [1, D]."""
+        cache.reserve(int(lanes.cached[0]) + 1)
+        binding = self._binding(kind, f"{kind}_m1", False, (lanes.first_slot,), cache)
+        start = perf_counter_ns()
+        out = binding.run(row, lanes.depth, lanes.positions[0], lanes.cached)
+        self.engine_ns += perf_counter_ns() - start
+        return out
+
     def _call(self, kind: str, batch: Batch, rows: F32, lanes: Lanes, cache: KVCache) -> F32:
         """One call: the rows of ``batch`` → [n, D]."""
         runs = batch.runs
         slots = tuple(lanes.first_slot + run.lane for run in runs)
         name = f"{kind}_prefill" if batch.chunk else f"{kind}_m{len(runs)}"
         cache.reserve(max(int(lanes.cached[run.lane]) + run.token + run.count for run in runs))
-        binding = self._binding(kind, name, batch, slots, cache)
-        if batch is ALONE:
-            state, depth, cached, positions = rows, lanes.depth, lanes.cached, lanes.positions[0]
-        elif len(runs) == 1:
+        binding = self._binding(kind, name, batch.chunk, slots, cache)
+        if len(runs) == 1:
             run = runs[0]
             part, span = slice(run.row, run.row + run.count), slice(run.token, run.token + run.count)
             state, positions = rows[part], lanes.positions[run.lane, span]
@@ -167,14 +172,12 @@ class ExecutorchBackend:
         self.engine_ns += perf_counter_ns() - start
         return out
 
-    def _binding(self, kind: str, name: str, batch: Batch, slots: tuple[int, ...], cache: KVCache) -> Binding:
+    def _binding(self, kind: str, name: str, chunk: bool, slots: tuple[int, ...], cache: KVCache) -> Binding:
         bindings = self._bindings.setdefault(cache, {})
         binding = bindings.pop((name, slots), None)
         if binding is None or binding.cache_rows != cache.stages[STAGES[kind]][0][0].shape[2]:
-            rows = self.layout.shapes.chunk if batch.chunk else len(slots)
-            binding = Binding(
-                self.bridge, self.spec, kind, name, rows, cache, slots, batch.chunk, self._rotary
-            )
+            rows = self.layout.shapes.chunk if chunk else len(slots)
+            binding = Binding(self.bridge, self.spec, kind, name, rows, cache, slots, chunk, self._rotary)
             while len(bindings) >= _BINDINGS:
                 bindings.pop(next(iter(bindings)))
         bindings[name, slots] = (

@@ -83,8 +83,9 @@ class Binding:
             self._depths = depths
             self.depth.fill(0)
             self.depth[np.arange(n), depth] = 1
-        np.take(self.rotary.cos, positions, axis=0, out=self.cos[:n, 0])
-        np.take(self.rotary.sin, positions, axis=0, out=self.sin[:n, 0])
+        where = positions if n > 1 else int(positions[0])  # a single one is found twice as fast
+        self.cos[:n, 0] = self.rotary.cos[where]
+        self.sin[:n, 0] = self.rotary.sin[where]
         at, kept = self._rows(cached)
         if self.kind != "fill":
             self._show(at, n)

@@ -127,10 +127,10 @@ def test_the_demo_tells_the_same_tale(bundle: Bundles) -> None:
 
 
 def test_weights_are_stored_once(bundle: Bundles) -> None:
-    """For all 13 methods, and for the embedding, which is the head."""
+    """For all 13 methods, whose graphs are 0.45 MB, and for the embedding, which is the head."""
     with safe_open(DEMO / "model.safetensors", "np") as file:
         unique = sum(file.get_tensor(name).size * 4 for name in file.keys())  # noqa: SIM118
-    assert unique < (bundle("demo") / "executorch/model.pte").stat().st_size < 1.02 * unique
+    assert unique < (bundle("demo") / "executorch/model.pte").stat().st_size < unique + 5e5
 
 
 def test_a_window_moves_over_the_cache(bundle: Bundles) -> None:
