@@ -24,6 +24,7 @@ examples:
   edgeloop export checkpoint -o bundle
   edgeloop export checkpoint -o bundle --quant int8 --group-size 64
   edgeloop export checkpoint -o bundle --quant none --force
+  edgeloop export checkpoint -o bundle --target onnx,coreml --coreml-ane
 """
 
 
@@ -68,6 +69,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="attention sees the last N tokens only (default: as the model was trained)",
     )
+    parser.add_argument(
+        "--coreml-ane",
+        action="store_true",
+        help="target coreml: 4-bit weights in tables, for the Neural Engine",
+    )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -85,6 +91,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             context=args.context,
             kv=args.kv,
             window=args.window,
+            coreml_ane=args.coreml_ane,
             force=args.force,
             progress=step,
         )

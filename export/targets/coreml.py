@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...quant.palette import Palette, dequantize
 from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.bundle import sha256_of
@@ -59,7 +60,7 @@ class CoremlTarget:
         path = job.folder / PACKAGE
         path.parent.mkdir()
         plan = Plan(job.spec)
-        described = describe(plan)
+        described = describe(plan, job.recipe)
         write_package(
             plan,
             Store(job.weights, job.recipe),
@@ -67,7 +68,8 @@ class CoremlTarget:
             metadata(job, described),
             lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
         )
-        numerics = Numerics(job.recipe.bits, job.recipe.group_size, FLOAT)
+        bits = 32 if job.recipe.palettized else job.recipe.bits
+        numerics = Numerics(bits, job.recipe.group_size, FLOAT)
         oracle = Oracle(job.spec, halved(job.weights), numerics)
         steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
@@ -82,23 +84,26 @@ class CoremlTarget:
         )
 
 
-def describe(plan: Plan) -> manifest.Package:
+def describe(plan: Plan, recipe: Recipe) -> manifest.Package:
     """What the manifest says of the package."""
     return manifest.Package(
         path=PACKAGE,
-        functions={name: unit(name) for name in plan.functions},
+        functions={name: unit(name, recipe.palettized) for name in plan.functions},
         states=plan.states,
         chunk=plan.chunk,
         capacity=plan.capacity,
+        palettized=recipe.palettized,
     )
 
 
-def unit(function: str) -> str:
+def unit(function: str, palettized: bool) -> str:
     """The compute unit that a function is meant for: a look-up gains nothing from leaving the CPU.
 
-    Weights in blocks are the GPU's format.
+    Weights in blocks are the GPU's format, those in tables the Neural Engine's.
     """
-    return "cpuOnly" if function == "embed" else "cpuAndGPU"
+    if function == "embed":
+        return "cpuOnly"
+    return "cpuAndNeuralEngine" if palettized else "cpuAndGPU"
 
 
 def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
@@ -122,8 +127,17 @@ def state_bytes(plan: Plan) -> int:
 
 
 def halved(weights: Path) -> dict[str, Tensor]:
-    """The stored tensors as the package has them: codes as they are, floats as float16 numbers."""
-    return {
+    """The stored tensors as the package has them: codes as they are, floats as float16 numbers.
+
+    Palettized matrices are the floats of their tables, which the modules know how to use.
+    """
+    stored = load_file(weights)
+    found = {
         name: tensor.half().float() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in load_file(weights).items()
+        for name, tensor in stored.items()
+        if not name.endswith((".indices", ".tables"))
     }
+    for base in (name.removesuffix(".indices") for name in stored if name.endswith(".indices")):
+        palette = Palette(stored[f"{base}.indices"].numpy(), stored[f"{base}.tables"].numpy())
+        found[f"{base}.weight"] = torch.from_numpy(dequantize(palette))
+    return found
