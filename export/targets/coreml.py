@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
+from ...runtime.heads import HEADS
 from ...runtime.spec import Spec
 from ...runtime.version import VERSION
 from ..fused import Numerics
@@ -26,6 +28,7 @@ from ..target import Job
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 from ..coreml.constants import Store  # noqa: E402
+from ..coreml.metadata import exit_metadata  # noqa: E402
 from ..coreml.package import MODEL, WEIGHTS, write_package  # noqa: E402
 from ..coreml.parity import check_parity  # noqa: E402
 from ..coreml.plan import Plan  # noqa: E402
@@ -108,6 +111,7 @@ def unit(function: str, palettized: bool) -> str:
 
 def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
     """What a Swift host reads from the package itself; all but the version is JSON."""
+    heads = job.folder / HEADS
     return {
         "edgeloop.version": VERSION,
         "edgeloop.spec": msgspec.json.encode(job.spec).decode(),
@@ -118,6 +122,7 @@ def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
         "edgeloop.tokenizer": msgspec.json.encode(
             {"sha256": sha256_of(job.tokenizer)} if job.tokenizer else None
         ).decode(),
+        **exit_metadata(load_arrays(heads) if heads.is_file() else {}, {}),
     }
 
 
