@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from msgspec import structs
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
@@ -73,10 +74,14 @@ class CoremlTarget:
         )
         bits = 32 if job.recipe.palettized else job.recipe.bits
         numerics = Numerics(bits, job.recipe.group_size, FLOAT)
-        oracle = Oracle(job.spec, halved(job.weights), numerics)
+        weights = halved(job.weights)
+        oracle = Oracle(job.spec, weights, numerics)
+        filler = (
+            Oracle(structs.replace(job.spec, sliding_window=None), weights, numerics) if plan.fills else None
+        )
         steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
-            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step])
+            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler
         )
         job.progress("coreml: done", 1.0)
         return manifest.Target(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -65,6 +66,8 @@ def test_functions_that_a_model_does_not_need_are_left_out(packaged: Callable[..
         "decode_d0",
         "head",
     )
+    window = Plan(packaged("edgeloop-window").spec)
+    assert [name for name in window.functions if name.startswith("kvfill")] == ["kvfill_d0", "kvfill_d1"]
     shared = Plan(packaged("edgeloop-shared").spec)
     assert not [
         name for name in shared.functions if name.startswith("kvfill")
@@ -168,3 +171,33 @@ def test_an_operator_that_is_not_known_is_named(packaged: Callable[..., Bundle],
     (package / MODEL).write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="head: the operator gelu is not known"):
         Interpreter(package, rounding=False)
+
+
+def test_a_filled_in_token_is_seen_through_a_sliding_window(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("edgeloop-window")
+    interpreter, window = Interpreter(package_of(bundle), rounding=False), bundle.spec.sliding_window
+    assert window is not None
+    random = np.random.default_rng(0)
+
+    def last(states: dict[str, Any], filled: bool) -> Any:
+        """The state after the last depth of a token, with the one before it filled in or not."""
+        hidden = np.random.default_rng(1).standard_normal((2, 1, 1, bundle.spec.hidden_size))
+        at, behind = np.array([window]), np.array([window + 1])
+        left = interpreter.run("decode_d0", {"hidden": hidden[0], "position": at}, states)["next"]
+        if filled:
+            interpreter.run("kvfill_d0", {"hidden": left, "position": at}, states)
+        state = hidden[1]
+        for depth in range(bundle.spec.depths):
+            state = interpreter.run(f"decode_d{depth}", {"hidden": state, "position": behind}, states)["next"]
+        return state
+
+    prompt = interpreter.new_states()
+    for position in range(window):
+        ids = random.integers(0, bundle.spec.vocab_size, (1, 1))
+        interpreter.run("decode_all", {"ids": ids, "position": np.array([position])}, prompt)
+    found = [last({name: value.copy() for name, value in prompt.items()}, filled) for filled in (False, True)]
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    # What the window has passed is not seen: the first token's K and V may be anything.
+    for value in prompt.values():
+        value[:, :, 0] = 7
+    np.testing.assert_array_equal(last(prompt, True), found[1])

@@ -21,4 +21,5 @@ enum MetadataKey {
     static let spec = "edgeloop.spec"
     static let package = "edgeloop.package"
     static let tokenizer = "edgeloop.tokenizer"
+    static let exits = "edgeloop.exits"
 }
