@@ -152,13 +152,15 @@ class Comparison:
             ids = np.zeros((1, chunk), np.int32)
             ids[0, : len(part)] = part
             last = start + len(part) - 1
-            out = self._call("prefill", self._states, start, ids=ids, last=np.array([len(part) - 1]))
+            out = self._call("prefill", self._states, start, ids=ids)["next"]
             self._errors.compare(
                 _state(self._plan.spec.depths - 1),
-                out["next"][0, : len(part)],
+                out[0, : len(part)],
                 wanted.per_depth[-1][start : last + 1],
             )
-            self._errors.compare("the logits", out["logits"][0], wanted.logits[last])
+            hidden = out[:, len(part) - 1 : len(part)]
+            logits = self._call("head", self._states, last, hidden=hidden)["logits"]
+            self._errors.compare("the logits", logits[0], wanted.logits[last])
         self._compare_caches(wanted.prompt)
 
     def _decode(self, position: int) -> None:

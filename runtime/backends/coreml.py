@@ -2,7 +2,7 @@
 
 K and V are in Core ML's states, one set a sequence of a cache; the cache's own arrays stay empty. The functions have
 fixed rows, so a token's row is its position, which is what sequential decoding, exits and filling in need; calls that
-place tokens elsewhere are refused. Swift hosts run a prompt with ``prefill``; here it goes in token by token.
+place tokens elsewhere are refused. A prompt whose states nobody looks at goes in by chunks.
 """
 
 from __future__ import annotations
@@ -70,6 +70,23 @@ class CoremlBackend:
         return self._each(
             "prologue", lanes, cache, out, lambda b, t: ("embed", {"ids": given[b : b + 1, t : t + 1]})
         )
+
+    def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S] at full depth, chunk by chunk → logits [1, V] of the last token, or [0, V] unless ``read``."""
+        count, first, chunk = ids.shape[1], int(lanes.cached[0]), self._package.chunk
+        states = self._states_of("prologue", lanes, 0, count, cache)
+        for start in range(0, count, chunk):
+            part = ids[:, start : start + chunk]
+            # The padding leaves rows behind the last valid one, which are written again before they are seen.
+            padded = np.zeros((1, chunk), np.int32)
+            padded[:, : part.shape[1]] = part
+            given = {"ids": padded, "position": np.array([first + start], np.int32)}
+            (state,) = self._runner.run("prefill", given, states).values()
+        if not read:
+            return np.empty((0, self.spec.vocab_size), np.float32)
+        last = {**_one(state, 0, part.shape[1] - 1), "position": np.array([first + count - 1], np.int32)}
+        (logits,) = self._runner.run("head", last, states).values()
+        return logits
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""

@@ -19,22 +19,23 @@ public final class DepthLoop {
     /// A prompt; the logits of its last token.
     public func prefill(_ tokens: [Int32]) async throws -> [Float] {
         try makeRoom(for: tokens.count)
-        var logits: [Float] = []
+        var last: [Float16] = []
         for start in stride(from: 0, to: tokens.count, by: model.chunk) {
             let part = tokens[start..<min(start + model.chunk, tokens.count)]
             // The padding leaves rows behind the last valid one, which the next call overwrites before they are seen.
             let ids = Array(part) + Array(repeating: 0, count: model.chunk - part.count)
-            let out = try await model.call(
-                FunctionName.prefill,
-                [
-                    FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
-                    FeatureName.position: try integers([Int32(position)], shape: [1]),
-                    FeatureName.last: try integers([Int32(part.count - 1)], shape: [1]),
-                ], state)
-            logits = try floats(out, FeatureName.logits)
+            let features = [
+                FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
+                FeatureName.position: try integers([Int32(position)], shape: [1]),
+            ]
+            let out = try array(try await model.call(FunctionName.prefill, features, state), FeatureName.next)
+            let width = model.specification.hiddenSize
+            last = Array(MLShapedArray<Float16>(out).scalars[((part.count - 1) * width)..<(part.count * width)])
             position += part.count
         }
-        return logits
+        guard position > 0, !last.isEmpty else { return [] }
+        let hidden = MLMultiArray(MLShapedArray<Float16>(scalars: last, shape: [1, 1, last.count]))
+        return try await readOut(hidden, try integers([Int32(position - 1)], shape: [1]))
     }
 
     /// One token through the depths; its logits.
