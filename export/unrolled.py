@@ -35,14 +35,13 @@ _LLAMA = {
 
 
 def unroll(reading: Reading) -> Reading:
-    """``reading`` as one segment whose layers are all distinct, in order of application.
+    """``reading`` as one segment of distinct layers in order of application, deltas added to their matrices.
 
-    ExportError for models that are not plain Llama layers when unrolled: deltas, norms between passes, shared K and V,
-    windows.
+    ExportError for models that are not plain Llama layers when unrolled: norms between passes, shared K and V, windows.
     """
     spec = reading.spec
     attention_differs = spec.kv == "shared" or visible(spec) is not None
-    if attention_differs or spec.loop_norm or spec.sandwich_norms or any(s.lora for s in spec.segments):
+    if attention_differs or spec.loop_norm or spec.sandwich_norms:
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
     tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
     count = 0
@@ -50,15 +49,21 @@ def unroll(reading: Reading) -> Reading:
         for repeat in range(segment.repeats):
             for j in range(segment.layers):
                 for part in _LLAMA:
-                    source = reading.tensors[f"segments.{s}.layers.{j}.{part}.weight"]
-                    tensors[f"segments.0.layers.{count}.{part}.weight"] = _row(source, segment, part, repeat)
+                    name = f"segments.{s}.layers.{j}.{part}"
+                    tensors[f"segments.0.layers.{count}.{part}.weight"] = _row(
+                        reading, name, segment, part, repeat
+                    )
                 count += 1
     return Reading(msgspec.structs.replace(spec, segments=(Segment(count),)), tensors, reading.used)
 
 
-def _row(load: Loader, segment: Segment, part: str, repeat: int) -> Loader:
+def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) -> Loader:
+    load = reading.tensors[f"{name}.weight"]
     if segment.per_repeat_norms and part.endswith("norm"):
         return lambda: load()[repeat].clone()
+    if part in segment.lora:
+        a, b = reading.tensors[f"{name}.lora_a"], reading.tensors[f"{name}.lora_b"]
+        return lambda: load() + b()[repeat] @ a()[repeat]
     return load
 
 
