@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..export.coreml.constants import Store
-from ..export.coreml.package import MODEL, WEIGHTS, write_package
+from ..export.coreml.package import write_package
 from ..export.coreml.plan import Plan
 from ..export.family import Reading
 from ..export.stored import write_weights
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
+from ..runtime.coreml.interpreter import MODEL, WEIGHTS
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .quantities import byte_count

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgeloop.export.coreml.blobs import Blobs
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.blobs import Blobs
 
 KINDS = {
     "edgeloop": "int4",  # deltas

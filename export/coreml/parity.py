@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.backend import F32, I64, Lanes
+from ...runtime.coreml.interpreter import Interpreter
 from ...runtime.errors import ParityError
 from ...runtime.kv import STAGES, KVCache
 from ...runtime.loop import DepthLoop
@@ -24,7 +25,6 @@ from ...runtime.manifest import Parity
 from ...runtime.spec import stage_layers
 from ..oracle import Oracle
 from ..parity import difference
-from .interpreter import Interpreter
 from .plan import Plan
 
 EXACT = 1e-5

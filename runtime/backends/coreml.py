@@ -7,6 +7,7 @@ place tokens elsewhere are refused. A prompt whose states nobody looks at goes i
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +41,10 @@ class Runner(Protocol):
 
 
 class CoremlBackend:
-    """An engine over a runner: Core ML on a Mac, the exporter's interpreter in tests."""
+    """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
 
-    name = "coreml"
-
-    def __init__(self, spec: Spec, package: Package, runner: Runner) -> None:
-        self.spec = spec
+    def __init__(self, spec: Spec, package: Package, runner: Runner, name: str = "coreml") -> None:
+        self.spec, self.name = spec, name
         self._package, self._runner = package, runner
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
 
@@ -197,6 +196,18 @@ class ModelRunner:
         given = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
         out = self._models[name].predict(given, states)
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
+
+
+def reference_runner(path: Path) -> Runner:
+    """The package in numpy, every result rounded to float16 as a device computes. Slow, and right."""
+    # coremltools says what it lacks without a Mac, and torchao, which it imports, what it lacks without a GPU.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        from ..coreml.interpreter import Interpreter
+    finally:
+        logging.disable(before)
+    return Interpreter(path, rounding=True)
 
 
 def why_not() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export.coreml.interpreter import read_model
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.runtime.coreml.interpreter import read_model
 from edgeloop.runtime.exits import MEASURES
 from edgeloop.runtime.manifest import read_manifest
 

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from coreml_packages import KINDS, package_of
 
-from edgeloop.export.coreml.interpreter import Interpreter, read_model
-from edgeloop.export.coreml.package import MODEL, WEIGHTS
 from edgeloop.export.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.family import Reading
@@ -22,6 +20,7 @@ from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets.coreml import CoremlTarget
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
 from edgeloop.runtime.errors import ExportError, ParityError
 
 

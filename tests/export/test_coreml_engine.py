@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeloop.export.coreml.interpreter import Interpreter
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import difference, trace
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.interpreter import Interpreter
 from edgeloop.runtime.errors import EngineError, UsageError
 from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,18 @@ def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
         backend.new_cache(1, 8, slots=1)
     with pytest.raises(UsageError, match="hold 96"):
         backend.new_cache(1, 97)
+
+
+def test_the_interpreter_is_an_engine(packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]) -> None:
+    ids = np.arange(1, 20)
+    with Session.open(packaged("mor-middle-cycle").folder, engine="coreml-reference") as session:
+        found = session.logits(ids)
+        assert session.backend.name == "coreml-reference"
+    modules = oracle("mor-middle-cycle", "int4")
+    wanted = DepthLoop(modules, modules.new_cache(1, 20)).forward(ids, "all")
+    assert 1e-5 < difference(found, wanted) < 5e-3  # float16
+    with pytest.raises(UsageError, match="one lane at a time, not packed lanes"):
+        open_backend("coreml-reference", packaged("mor-middle-cycle"), packed=True)
 
 
 @pytest.mark.skipif(why_not() == "", reason="this computer has Core ML")

@@ -11,10 +11,8 @@ from coreml_packages import KINDS, PALETTIZED, blob, package_of
 from editing import read
 from safetensors.numpy import load_file
 
-from edgeloop.export.coreml.blobs import Blobs
 from edgeloop.export.coreml.constants import Store
-from edgeloop.export.coreml.interpreter import read_model
-from edgeloop.export.coreml.package import WEIGHTS, write_package
+from edgeloop.export.coreml.package import write_package
 from edgeloop.export.coreml.parity import EXACT, SHIPPED
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.family import Reading
@@ -22,6 +20,8 @@ from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.blobs import Blobs
+from edgeloop.runtime.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.errors import UsageError
 
 DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
