@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import Console
+from ..quant.recipe import Recipe
+from .console import Console, Progress
 from .options import at_least
 from .quantities import byte_count
 
@@ -29,6 +30,7 @@ examples:
   edgeloop compare --shape mor-360m-r3
   edgeloop compare my-checkpoint --group-size 32 --rounds 20 --json
   edgeloop compare my-checkpoint --target executorch --context 256 --keep programs
+  edgeloop compare my-checkpoint --target coreml
 """
 
 WARM = 2  # tokens of a turn that are not counted: another engine's threads may still spin
@@ -38,8 +40,9 @@ REST = 0.1  # seconds before a turn, so that they do not
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
-        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed); or, with\n"
-        "--target executorch, in both layouts and unrolled by ExecuTorch's own LLM exporter."
+        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed). --target\n"
+        "executorch: in both layouts, and unrolled by ExecuTorch's own LLM exporter. --target coreml: the bytes of\n"
+        "packages of both."
     )
     parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"
     parser.epilog = EXAMPLES
@@ -52,7 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=at_least(1), default=24, help="counted tokens a turn (%(default)s)")
     parser.add_argument("--prompt-tokens", type=at_least(2), default=32, help="(%(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=None, help="(default: all cores)")
-    parser.add_argument("--target", choices=("onnx", "executorch"), default="onnx", help="(%(default)s)")
+    parser.add_argument(
+        "--target", choices=("onnx", "executorch", "coreml"), default="onnx", help="(%(default)s)"
+    )
     parser.add_argument("--context", type=at_least(8), help="executorch: a shorter context, as of export")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="executorch: programs stay, or are there")
 
@@ -84,49 +89,76 @@ class Result:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    if args.target == "executorch":
-        from .compare_pte import compare_programs
+    {"onnx": decoders, "executorch": programs, "coreml": packages}[args.target](args, console)
 
-        compare_programs(args, console)
-        return
+
+def programs(args: argparse.Namespace, console: Console) -> None:
+    """ExecuTorch programs."""
+    from .compare_pte import compare_programs
+
+    compare_programs(args, console)
+
+
+def packages(args: argparse.Namespace, console: Console) -> None:
+    """Core ML packages, by their bytes."""
+    from ..export.targets import open_target
+
+    target = open_target("coreml")
+    from .bench_packages import measure_packages, report_packages
+
+    with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
+        _, reading = read_checkpoint(args, Path(scratch), progress)
+        target.check(reading.spec, Recipe.palettes())
+        found = measure_packages(reading, args.group_size, Path(scratch), progress)
+    report_packages(console, found)
+
+
+def read_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[Path, Reading]:
+    """The checkpoint that was asked for, or made in ``work``: its folder, and what it says."""
     from ..export.checkpoint import Checkpoint
     from ..export.families import find_family
     from ..export.synth import synthesize
+
+    folder = args.checkpoint
+    if folder is None:
+        progress(f"making {args.shape}", 0.0)
+        folder = synthesize(args.shape, work / "checkpoint")
+    source = Checkpoint.open(folder)
+    return source.folder, find_family(source).read(source)
+
+
+def decoders(args: argparse.Namespace, console: Console) -> None:
+    """Decoders of ONNX graphs, by turns."""
     from .bench_decoders import genai_decoder, staged_decoder, unrolled_decoder
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         work = Path(scratch)
-        checkpoint = args.checkpoint
-        if checkpoint is None:
-            progress(f"making {args.shape}", 0.0)
-            checkpoint = synthesize(args.shape, work / "checkpoint")
-        source = Checkpoint.open(checkpoint)
-        reading: Reading = find_family(source).read(source)
+        checkpoint, reading = read_checkpoint(args, work, progress)
         prompt = list(range(1, args.prompt_tokens + 1))
         count = args.tokens + WARM
-        decoders: list[Decoder] = []
+        found: list[Decoder] = []
         notes: list[str] = []
         for i, group in enumerate(args.group_size):
             share = 0.6 / len(args.group_size)
             progress(f"group {group}: staged bundle", i * share)
-            decoders.append(staged_decoder(checkpoint, work / f"staged{group}", group, prompt, args.threads))
+            found.append(staged_decoder(checkpoint, work / f"staged{group}", group, prompt, args.threads))
             progress(f"group {group}: unrolled graph", (i + 0.3) * share)
-            decoders.append(unrolled_decoder(reading, work / f"unrolled{group}", group, prompt, args.threads))
+            found.append(unrolled_decoder(reading, work / f"unrolled{group}", group, prompt, args.threads))
             progress(f"group {group}: onnxruntime-genai's builder", (i + 0.6) * share)
-            peer, note = genai_decoder(reading, source.folder, work, group, prompt, count, args.threads)
-            decoders += [peer] if peer else []
+            peer, note = genai_decoder(reading, checkpoint, work, group, prompt, count, args.threads)
+            found += [peer] if peer else []
             notes += [note] if note and note not in notes else []
         for folder in (work / "checkpoint", work / "llama"):
             shutil.rmtree(folder, ignore_errors=True)
-        times: dict[Decoder, list[float]] = {d: [] for d in decoders}
+        times: dict[Decoder, list[float]] = {d: [] for d in found}
         for turn in range(args.rounds + 1):
             progress("decoding in turns", 0.6 + 0.4 * turn / (args.rounds + 1))
-            for decoder in decoders:
+            for decoder in found:
                 time.sleep(REST)
                 times[decoder] += [statistics.median(decoder.decode(count)[WARM:])] if turn else []
                 if not turn:
                     decoder.decode(count)
-        shares = {d.group_size: d.host_share() for d in decoders if d.host_share}
+        shares = {d.group_size: d.host_share() for d in found if d.host_share}
     report(console, summarize(times), shares, notes)
 
 

@@ -25,6 +25,7 @@ examples:
   edgeloop export checkpoint -o bundle --quant int8 --group-size 64
   edgeloop export checkpoint -o bundle --quant none --force
   edgeloop export checkpoint -o bundle --target executorch --split-weights
+  edgeloop export checkpoint -o bundle --target onnx,coreml --coreml-ane
 """
 
 
@@ -80,6 +81,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="target executorch: base.ptd and deltas.ptd beside the .pte, so that an app can update deltas alone",
     )
+    parser.add_argument(
+        "--coreml-ane",
+        action="store_true",
+        help="target coreml: 4-bit weights in tables, for the Neural Engine",
+    )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -102,6 +108,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             kv=args.kv,
             window=args.window,
             split_weights=args.split_weights,
+            coreml_ane=args.coreml_ane,
             force=args.force,
             progress=step,
         )

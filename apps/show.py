@@ -109,6 +109,21 @@ def show_bundle(path: Path, console: Console) -> None:
 
 def show_package(package: Package, console: Console) -> None:
     """The functions of a Core ML package and the states that serve them all."""
+    weights = (
+        "4-bit indices into tables of 16 values"
+        if package.palettized
+        else "as the bundle's quantization says"
+    )
+    console.facts(
+        [
+            ("package", package.path),
+            ("its weights", weights),
+            (
+                "its sizes",
+                f"{package.chunk} tokens a prefill call, room for {package.capacity} in its states",
+            ),
+        ]
+    )
     console.table(("function", "compute unit"), list(package.functions.items()))
     rows = [
         (name, " × ".join(map(str, shape)), byte_count(2 * prod(shape)))

@@ -48,6 +48,7 @@ def export_bundle(
     kv: str | None = None,
     window: int | None = None,
     split_weights: bool = False,
+    coreml_ane: bool = False,
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
@@ -57,6 +58,7 @@ def export_bundle(
     ``context`` shortens the model's context, and with it the position tables that every graph holds; ``kv``
     (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
     ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
+    ``coreml_ane``: the Core ML package gets palettized weights, the Neural Engine's format, made from the checkpoint's.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
@@ -72,7 +74,10 @@ def export_bundle(
             f"--split-weights is of the staged layout of target executorch, not of {', '.join(targets)} "
             f"({', '.join(layouts)}); add --target executorch"
         )
+    if coreml_ane:
+        check_palettes(targets, quant)
     chosen = [open_target(*pair) for pair in dict.fromkeys(product(targets, layouts))]
+    recipes = {t.name: Recipe.palettes() if coreml_ane and t.name == "coreml" else recipe for t in chosen}
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint))
@@ -80,35 +85,41 @@ def export_bundle(
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
     template = chat_template(source.folder)
     for target in chosen:
-        target.check(reading.spec, recipe)
+        target.check(reading.spec, recipes[target.name])
 
     with new_folder(out, force) as folder:
         progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
-        weights = folder / "weights.scratch"
-        write_weights(reading, recipe, weights)
+        weights = {each: folder / f"{each.name}.scratch" for each in recipes.values()}
+        for each, path in weights.items():
+            write_weights(reading, each, path)
         heads = write_heads(reading, folder)
-        job = Job(
-            reading.spec,
-            recipe,
-            weights,
-            folder,
-            lambda step, part: progress(step, 0.4 + 0.5 * part),
-            tokenizer,
-            split_weights,
-        )
-        artifacts = {target.name: target.export(job) for target in chosen}
-        weights.unlink()
+        artifacts = {}
+        for target in chosen:
+            each = recipes[target.name]
+            job = Job(
+                reading.spec,
+                each,
+                weights[each],
+                folder,
+                lambda step, part: progress(step, 0.4 + 0.5 * part),
+                tokenizer,
+                split_weights,
+            )
+            artifacts[target.name] = target.export(job)
+        for path in weights.values():
+            path.unlink()
 
         progress("hashing", 0.95)
         if tokenizer:
             shutil.copyfile(tokenizer, folder / tokenizer.name)
+        stored = recipe if recipe in weights else Recipe.palettes()
         unique, unrolled = count_parameters(reading.spec, count_heads(reading))
         manifest = Manifest(
             format=FORMAT,
             edgeloop=VERSION,
             spec=reading.spec,
             quantization=Quantization(
-                scheme=recipe.name, bits=recipe.bits, group_size=recipe.group_size if recipe.bits < 32 else 0
+                scheme=stored.name, bits=stored.bits, group_size=stored.group_size if stored.bits < 32 else 0
             ),
             targets=artifacts,
             heads=heads,
@@ -122,3 +133,13 @@ def export_bundle(
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)
+
+
+def check_palettes(targets: Sequence[str], quant: str) -> None:
+    """UsageError unless a package is asked for, and 4 bits."""
+    if "coreml" not in targets:
+        raise UsageError(f"--coreml-ane, but the target is {', '.join(targets)}; add --target coreml")
+    if quant != "int4":
+        raise UsageError(
+            f"--coreml-ane stores weights as 4-bit indices into tables, not as {quant}; wanted --quant int4"
+        )

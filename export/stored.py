@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ..quant.pack import quantize
+from ..quant.palette import palettize, table_rows
 from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError
 from ..runtime.spec import Spec
@@ -86,8 +87,15 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
             if storage.is_float:
                 writer.add(tensor.name, (value if storage.bits == 32 else _half(value, tensor.name)).numpy())
                 continue
-            packed = quantize(value, storage.bits, recipe.group_size)
             base = tensor.name.removesuffix(".weight")
+            if storage.palette:
+                _half(value, tensor.name)
+                palette = palettize(value, table_rows([len(part) for part in loaded]))
+                writer.add(f"{base}.tables", palette.tables)
+                writer.add(f"{base}.indices", palette.indices)
+                log.debug("palettized %s", tensor.name)
+                continue
+            packed = quantize(value, storage.bits, recipe.group_size)
             writer.add(f"{base}.scales", packed.scales)
             writer.add(f"{base}.codes", packed.codes)
             log.debug("quantized %s", tensor.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,15 +34,15 @@ _LLAMA = {
 }
 
 
-def unroll(reading: Reading, merge: bool = False) -> Reading:
-    """``reading`` as one segment whose layers are all distinct, in order of application.
+def unroll(reading: Reading) -> Reading:
+    """``reading`` as one segment of distinct layers in order of application, deltas added to their matrices.
 
-    ``merge``: deltas are added to the matrices of their depth. ExportError for models that are not plain Llama layers
-    when unrolled: deltas, unless they are merged, norms between passes, shared K and V, windows, routers.
+    ExportError for models that are not plain Llama layers when unrolled: norms between passes, shared K and V, windows,
+    routers.
     """
     spec = reading.spec
     differs = spec.kv == "shared" or visible(spec) is not None or spec.routing is not None
-    if differs or spec.loop_norm or spec.sandwich_norms or (any(s.lora for s in spec.segments) and not merge):
+    if differs or spec.loop_norm or spec.sandwich_norms:
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
     tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
     count = 0
@@ -51,24 +50,22 @@ def unroll(reading: Reading, merge: bool = False) -> Reading:
         for repeat in range(segment.repeats):
             for j in range(segment.layers):
                 for part in _LLAMA:
-                    stem = f"segments.{s}.layers.{j}.{part}"
-                    source = _row(reading.tensors[f"{stem}.weight"], segment, part, repeat)
-                    if part in segment.lora:
-                        a, b = (reading.tensors[f"{stem}.lora_{side}"] for side in "ab")
-                        source = partial(_merged, source, a, b, repeat)
-                    tensors[f"segments.0.layers.{count}.{part}.weight"] = source
+                    name = f"segments.{s}.layers.{j}.{part}"
+                    tensors[f"segments.0.layers.{count}.{part}.weight"] = _row(
+                        reading, name, segment, part, repeat
+                    )
                 count += 1
     return Reading(msgspec.structs.replace(spec, segments=(Segment(count),)), tensors, reading.used)
 
 
-def _row(load: Loader, segment: Segment, part: str, repeat: int) -> Loader:
+def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) -> Loader:
+    load = reading.tensors[f"{name}.weight"]
     if segment.per_repeat_norms and part.endswith("norm"):
         return lambda: load()[repeat].clone()
+    if part in segment.lora:
+        a, b = reading.tensors[f"{name}.lora_a"], reading.tensors[f"{name}.lora_b"]
+        return lambda: load() + b()[repeat] @ a()[repeat]
     return load
-
-
-def _merged(load: Loader, a: Loader, b: Loader, repeat: int) -> Tensor:
-    return load() + b()[repeat] @ a()[repeat]
 
 
 class Whole(Stage):

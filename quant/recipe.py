@@ -12,9 +12,13 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Storage:
-    """How one tensor is stored: float32, float16, or integer codes of ``bits`` with float16 group scales."""
+    """How one tensor is stored: float32, float16, or integer codes of ``bits`` with float16 group scales.
+
+    ``palette``: the codes are indices into tables of float16 values (``palette.py``).
+    """
 
     bits: int
+    palette: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -41,6 +45,10 @@ RECIPES: dict[str, tuple[Rule, ...]] = {
     "int4": (*_SMALL, Rule("*", Storage(4))),
 }
 
+_PALETTE = "palette4"
+_RULES = RECIPES | {_PALETTE: (*_SMALL, Rule("*", Storage(4, palette=True)))}
+"""With what a target asks for rather than a user: the tables of one target's format."""
+
 PER_CHANNEL = frozenset({"int8-channel"})
 """Recipes whose groups are whole rows: output channels, as engines call them."""
 
@@ -61,11 +69,25 @@ class Recipe:
             raise UsageError(f"group size {group_size}: choose one of {', '.join(map(str, GROUP_SIZES))}")
         return Recipe(name, 0 if name in PER_CHANNEL else group_size)
 
+    @staticmethod
+    def palettes() -> Recipe:
+        """4-bit indices into tables; no target but Core ML takes them."""
+        return Recipe(_PALETTE, 0)
+
     @property
     def bits(self) -> int:
         """Bits of the large matrices, 32 for ``none``."""
-        return RECIPES[self.name][-1].storage.bits
+        return self._rest.bits
+
+    @property
+    def palettized(self) -> bool:
+        """Are the large matrices indices into tables?"""
+        return self._rest.palette
 
     def storage(self, name: str) -> Storage:
         """How the tensor ``name`` is stored."""
-        return next(r.storage for r in RECIPES[self.name] if fnmatchcase(name, r.pattern))
+        return next(r.storage for r in _RULES[self.name] if fnmatchcase(name, r.pattern))
+
+    @property
+    def _rest(self) -> Storage:
+        return _RULES[self.name][-1].storage

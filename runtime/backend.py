@@ -16,7 +16,7 @@ that was opened for them takes no others, since it would hold the weights of bot
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +127,18 @@ class Backend(Protocol):
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N] of [B·S]: layers after the loop, norm, head."""
+        ...
+
+
+@runtime_checkable
+class RunsPrompts(Protocol):
+    """An engine that can run a prompt through all stages at once, which is quicker than stage by stage."""
+
+    def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S] at full depth → logits [1, V] of the last token, or [0, V] unless ``read``.
+
+        ``lanes`` are the prologue's.
+        """
         ...
 
 

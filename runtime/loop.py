@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from .backend import F32, I32, I64, Backend, Lanes
+from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts
 from .errors import ContextError, UsageError
 from .kv import KVCache
 from .spec import stage_layers
@@ -166,6 +166,9 @@ class DepthLoop:
         backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
         call = self._calls.get(len(ids)) or self._make_call(len(ids))
         self._place(call)
+        watched = rows == "all" or observe is not None or visit is not None
+        if len(ids) > 1 and not watched and isinstance(backend, RunsPrompts):
+            return self._prompt(backend, ids, rows, call)
         outside = 0  # time of the caller's hooks: neither the engine's nor the loop's
         start = perf_counter_ns()
         state = backend.prologue(ids[None], call.prologue, cache)
@@ -206,6 +209,21 @@ class DepthLoop:
         clock.block_calls += self._depths
         clock.engine_ns += engine
         clock.total_ns += perf_counter_ns() - begin - outside
+        return logits
+
+    def _prompt(self, backend: RunsPrompts, ids: I64, rows: Rows, call: _Call) -> F32:
+        """``_pass`` where nobody looks at what is between the stages."""
+        start = perf_counter_ns()
+        logits = backend.prompt(ids[None], rows == "last", call.prologue, self.cache)
+        spent = perf_counter_ns() - start
+        self.cached += len(ids)
+        self.filled[:] = [self.cached] * self._depths
+        clock = self.clock
+        clock.rows += len(ids) * self._depths
+        clock.tokens += len(ids)
+        clock.passes += 1
+        clock.engine_ns += spent
+        clock.total_ns += spent
         return logits
 
     def enter(self, ids: I64) -> F32:

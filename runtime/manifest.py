@@ -51,6 +51,7 @@ class Package(Struct, frozen=True, forbid_unknown_fields=True):
 
     ``functions``: the compute unit that each one is meant for, as Swift calls it. ``states``: the shape of each, the
     same in all functions. ``chunk``: tokens of a prefill call. ``capacity``: tokens that a state has room for.
+    ``palettized``: its matrices are indices into tables of 16 values, whatever the bundle's other targets have.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Package(Struct, frozen=True, forbid_unknown_fields=True):
     states: dict[str, tuple[int, ...]]
     chunk: int
     capacity: int
+    palettized: bool = False
 
 
 Constant = bool | int | tuple[int, ...]

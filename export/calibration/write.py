@@ -1,4 +1,7 @@
-"""Calibrated exits and fitted probes, written into a bundle: new files first, the manifest last."""
+"""Calibrated exits and fitted probes, written into a bundle: new files first, the manifest last.
+
+A Core ML package says them again in its own metadata, because a Swift host reads nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from safetensors.numpy import save
 from ...runtime.bundle import Bundle, sha256_of
 from ...runtime.heads import HEADS, read_heads
 from ...runtime.manifest import MANIFEST, Exit, File, Manifest, write_manifest
+from ..coreml.metadata import exit_metadata, with_metadata
 
 F32 = npt.NDArray[np.float32]
 
@@ -37,7 +41,7 @@ def write_probes(folder: Path, weight: F32, bias: F32) -> None:
     files = {key: value for key, value in bundle.manifest.files.items() if key != old}
     exits = {key: value for key, value in bundle.manifest.exits.items() if key != "probe"}
     manifest = structs.replace(bundle.manifest, heads=name, exits=exits, files={**files, name: file})
-    _replace_manifest(folder, manifest)
+    _replace(folder, manifest)
     if old is not None and old != name:
         (folder / old).unlink(missing_ok=True)
 
@@ -45,12 +49,25 @@ def write_probes(folder: Path, weight: F32, bias: F32) -> None:
 def write_exits(folder: Path, exits: Mapping[str, Exit]) -> None:
     """Add or replace calibrated exit rules."""
     manifest = Bundle.open(folder, verify=False).manifest
-    _replace_manifest(folder, structs.replace(manifest, exits={**manifest.exits, **exits}))
+    _replace(folder, structs.replace(manifest, exits={**manifest.exits, **exits}))
 
 
-def _replace_manifest(folder: Path, manifest: Manifest) -> None:
+def _replace(folder: Path, manifest: Manifest) -> None:
+    """The manifest, and packages' metadata with it. A package's file has one name, so it and the manifest are renamed
+    one right after the other: a bundle that was interrupted just between them is refused as damaged."""
     scratch = folder / ".manifest.new"
     scratch.mkdir(exist_ok=True)
-    write_manifest(scratch, manifest)
+    files = dict(manifest.files)
+    models = [t.graphs["model"] for t in manifest.targets.values() if t.package is not None]
+    if models:
+        bundle = Bundle(folder.resolve(), manifest)
+        values = exit_metadata(read_heads(bundle), manifest.exits)
+        for number, name in enumerate(models):
+            new = scratch / str(number)
+            new.write_bytes(with_metadata(bundle.path(name).read_bytes(), values))
+            files[name] = File(new.stat().st_size, sha256_of(new))
+    write_manifest(scratch, structs.replace(manifest, files=files))
+    for number, name in enumerate(models):
+        os.replace(scratch / str(number), folder / name)
     os.replace(scratch / MANIFEST, folder / MANIFEST)
     scratch.rmdir()

@@ -1,1 +1,1 @@
-"""The Core ML package: its functions as MIL programs, and an interpreter that checks what was saved."""
+"""The Core ML package: its functions as MIL programs, and the check of what was saved."""

@@ -1,4 +1,4 @@
-"""Stored tensors as MIL constants: codes and scales as they are, everything else as float16.
+"""Stored tensors as MIL constants: codes, scales, indices and tables as they are, everything else as float16.
 
 Every array has a name of its own, the ``weight_id`` under which coremltools writes it once for all functions.
 """
@@ -36,6 +36,9 @@ class Store:
     def quantized(self, matrix: str) -> bool:
         return f"{matrix}.codes" in self._names
 
+    def palettized(self, matrix: str) -> bool:
+        return f"{matrix}.indices" in self._names
+
     def half(self, name: str, pick: int | Rows = None) -> tuple[str, Array]:
         """(id, float16 array) of a float tensor, or of one repeat of it, or of some rows.
 
@@ -72,6 +75,19 @@ class Store:
             self._arrays[key] = signed
         return key, self._arrays[key]
 
+    def palette(self, matrix: str, rows: Rows) -> tuple[tuple[str, Array], tuple[str, Array]]:
+        """(id, indices [N, K] marked uint4), (id, tables [N/n, 1, 16, 1]): n rows share a table."""
+        part = "" if rows is None else f".{rows[0]}-{rows[1]}"
+        keys = f"{matrix}.indices{part}", f"{matrix}.tables{part}"
+        if keys[0] not in self._arrays:
+            indices, tables = (self._file.get_tensor(f"{matrix}.{side}") for side in ("indices", "tables"))
+            if rows is not None:
+                share = len(indices) // len(tables)
+                indices, tables = indices[slice(*rows)], tables[rows[0] // share : rows[1] // share]
+            self._arrays[keys[0]] = indices.astype(nptype_from_builtin(types.uint4))
+            self._arrays[keys[1]] = tables[:, None, :, None]
+        return (keys[0], self._arrays[keys[0]]), (keys[1], self._arrays[keys[1]])
+
 
 class Constants:
     """The constants of one MIL function, each made once."""
@@ -86,16 +102,26 @@ class Constants:
 
     def matrix(self, name: str, rows: Rows = None) -> Var:
         """A matrix [N, K], K padded to whole groups; ``rows``: first, and the one behind the last."""
-        if not self.store.quantized(name):
+        if not self.store.quantized(name) and not self.store.palettized(name):
             return self.half(f"{name}.weight", rows)
         key = name if rows is None else f"{name}.{rows[0]}-{rows[1]}"
         if key not in self._made:
-            code_id, codes = self.store.codes(name, rows)
-            scale_id, scales = self.store.half(f"{name}.scales", rows)
-            made = mb.constexpr_blockwise_shift_scale(data=codes, scale=scales)
-            made.op.data.op.weight_id, made.op.scale.op.weight_id = code_id, scale_id
-            self._made[key] = made
+            make = self._from_tables if self.store.palettized(name) else self._from_codes
+            self._made[key] = make(name, rows)
         return self._made[key]
+
+    def _from_codes(self, name: str, rows: Rows) -> Var:
+        code_id, codes = self.store.codes(name, rows)
+        scale_id, scales = self.store.half(f"{name}.scales", rows)
+        made = mb.constexpr_blockwise_shift_scale(data=codes, scale=scales)
+        made.op.data.op.weight_id, made.op.scale.op.weight_id = code_id, scale_id
+        return made
+
+    def _from_tables(self, name: str, rows: Rows) -> Var:
+        (index_id, indices), (table_id, tables) = self.store.palette(name, rows)
+        made = mb.constexpr_lut_to_dense(indices=indices, lut=tables)
+        made.op.indices.op.weight_id, made.op.lut.op.weight_id = index_id, table_id
+        return made
 
     def linear(self, x: Var, name: str, columns: int, rows: Rows = None) -> Var:
         """x [..., K = ``columns``] times a matrix → [..., N]."""

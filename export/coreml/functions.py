@@ -7,10 +7,13 @@
 | ``kvfill_d{e}`` | hidden, position | next = hidden: K and V of the depths behind e, of a token that left there |
 | ``head`` | hidden, position | logits [1, V] |
 | ``decode_all`` | ids [1, 1], position | next, logits: embed, every depth and head in one |
-| ``prefill`` | ids [1, T], position, last | next [1, T, D], and the logits of token ``last`` |
+| ``prefill`` | ids [1, T], position | next [1, T, D]: embed and every depth, and K and V of the layers behind |
 
 ``position`` [1] int32 is that of the first token: how many tokens the states hold. Inputs that a function has no use
 for are left out of it. All functions have the same states.
+
+A prompt's logits are ``head`` of its last token's next: an eighth of the weights that a chunk of mor-360m-r3 would read
+are the head's, and only the last chunk has a use for it.
 """
 
 from __future__ import annotations
@@ -75,12 +78,18 @@ class Body:
             for layer in self.plan.applications("block", depth):
                 self._layers.fill(x, layer, self.tokens)
 
+    def behind(self, x: Var) -> None:
+        """K and V of x [1, T, D] in the layers after the loop."""
+        layers = self.plan.applications("epilogue")
+        for layer in layers[:-1]:
+            x = self._layers.apply(x, layer, self.tokens)
+        for layer in layers[-1:]:
+            self._layers.fill(x, layer, self.tokens)
+
     def logits(self, x: Var) -> Var:
-        """x [1, T, D] through the layers after the loop, norm and head → [1, V]; of several tokens, ``last``."""
+        """x [1, 1, D] through the layers after the loop, norm and head → [1, V]."""
         spec = self.plan.spec
         x = self.run("epilogue", x)
-        if self.count > 1:
-            x = mb.gather(x=x, indices=self.inputs["last"], axis=1)
         if not spec.loop_norm:
             x = self._layers.norm(x, "norm")
         x = mb.reshape(x=x, shape=[1, spec.hidden_size])
@@ -109,13 +118,19 @@ def _whole(body: Body, depth: int) -> Outputs:
     return {"next": x, "logits": body.logits(x)}
 
 
+def _prefill(body: Body, depth: int) -> Outputs:
+    x = body.loop(body.embed())
+    body.behind(x)
+    return {"next": x}
+
+
 _BUILDERS: dict[str, Callable[[Body, int], Outputs]] = {
     "embed": _embed,
     "decode": _decode,
     "kvfill": _kvfill,
     "head": _head,
     "decode_all": _whole,
-    "prefill": _whole,
+    "prefill": _prefill,
 }
 
 
@@ -144,6 +159,4 @@ def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...
     stage = {"embed": "prologue", "head": "epilogue"}.get(stem, "block")
     if plan.applications(stage):
         first["position"] = ((1,), types.int32)
-    if count > 1:
-        first["last"] = ((1,), types.int32)
     return first

@@ -19,8 +19,6 @@ from .plan import Plan
 log = logging.getLogger(__name__)
 SPECIFICATION = 9
 """Core ML specification version of iOS 18 and macOS 15: the first with states, int4 and several functions."""
-DATA = "Data/com.apple.CoreML"
-MODEL, WEIGHTS = f"{DATA}/model.mlmodel", f"{DATA}/weights/weight.bin"
 
 
 def write_package(

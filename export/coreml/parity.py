@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.backend import F32, I64, Lanes, can_fill
+from ...runtime.backend import F32, I64, Lanes
+from ...runtime.coreml.interpreter import Interpreter
 from ...runtime.errors import ParityError
 from ...runtime.kv import STAGES, KVCache
 from ...runtime.loop import DepthLoop
@@ -24,7 +25,6 @@ from ...runtime.manifest import Parity
 from ...runtime.spec import stage_layers
 from ..oracle import Oracle
 from ..parity import difference
-from .interpreter import Interpreter
 from .plan import Plan
 
 EXACT = 1e-5
@@ -66,9 +66,17 @@ class Errors:
 
 
 def check_parity(
-    oracle: Oracle, plan: Plan, package: Path, progress: Callable[[str], None] = lambda step: None
+    oracle: Oracle,
+    plan: Plan,
+    package: Path,
+    progress: Callable[[str], None] = lambda step: None,
+    filler: Oracle | None = None,
 ) -> Parity:
-    """Compare the package with the modules, whose weights must be float16 numbers; ParityError where it differs."""
+    """Compare the package with the modules, whose weights must be float16 numbers; ParityError where it differs.
+
+    ``filler``: the modules that say what K and V are filled in, where ``oracle`` cannot: its caches move the rows of a
+    sliding window.
+    """
     progress("the modules")
     wanted = trace_oracle(oracle, plan)
     found: dict[bool, dict[str, float]] = {}
@@ -77,7 +85,7 @@ def check_parity(
         errors = Errors(bound, mode)
         interpreter = Interpreter(package, rounding)
         check_interface(interpreter, plan)
-        Comparison(interpreter, plan, wanted, errors).run(oracle)
+        Comparison(interpreter, plan, wanted, errors).run(filler or oracle)
         found[rounding] = errors.found
     exact = found[False]
     return Parity(
@@ -126,13 +134,13 @@ class Comparison:
         self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
         self._states = interpreter.new_states()
 
-    def run(self, oracle: Oracle) -> None:
+    def run(self, filler: Oracle) -> None:
         """Everything, in the order in which a host would call it."""
         self._prefill()
         for position in range(self._wanted.prompt, len(self._wanted.ids)):
             self._decode(position)
-        if can_fill(self._plan.spec):
-            self._fill(oracle)
+        if self._plan.fills:
+            self._fill(filler)
 
     def _call(self, name: str, states: dict[str, Any], position: int, **inputs: Any) -> dict[str, Any]:
         return self._interpreter.run(name, {"position": np.array([position]), **inputs}, states)
@@ -144,13 +152,15 @@ class Comparison:
             ids = np.zeros((1, chunk), np.int32)
             ids[0, : len(part)] = part
             last = start + len(part) - 1
-            out = self._call("prefill", self._states, start, ids=ids, last=np.array([len(part) - 1]))
+            out = self._call("prefill", self._states, start, ids=ids)["next"]
             self._errors.compare(
                 _state(self._plan.spec.depths - 1),
-                out["next"][0, : len(part)],
+                out[0, : len(part)],
                 wanted.per_depth[-1][start : last + 1],
             )
-            self._errors.compare("the logits", out["logits"][0], wanted.logits[last])
+            hidden = out[:, len(part) - 1 : len(part)]
+            logits = self._call("head", self._states, last, hidden=hidden)["logits"]
+            self._errors.compare("the logits", logits[0], wanted.logits[last])
         self._compare_caches(wanted.prompt)
 
     def _decode(self, position: int) -> None:
@@ -173,8 +183,9 @@ class Comparison:
             self._errors.compare(f"{name} of decode_all", again[name][:, :, rows], value[:, :, rows], SAME)
         self._compare_caches(position + 1)
 
-    def _fill(self, oracle: Oracle) -> None:
+    def _fill(self, filler: Oracle) -> None:
         """Each kvfill behind the last token, with a state of its own."""
+        cache = filler.new_cache(1, len(self._wanted.ids) + 1)
         spec, position = self._plan.spec, len(self._wanted.ids)
         if position >= spec.context_length:
             position -= 1
@@ -182,13 +193,13 @@ class Comparison:
         for left in range(spec.depths - 1):
             state = random.standard_normal((1, 1, spec.hidden_size)).astype(np.float16).astype(np.float32)
             for depth in range(left + 1, spec.depths):
-                oracle.fill(state, Lanes.single(depth, position, 1, depth), self._wanted.cache)
+                filler.fill(state, Lanes.single(depth, position, 1, depth), cache)
             self._call(f"kvfill_d{left}", self._states, position, hidden=state)
             count = stage_layers(spec, "block")
             for side, name in enumerate(("keys", "values")):
                 rows = self._states[f"block_{name}"][(left + 1) * count :, :, position]
                 filled = [
-                    self._wanted.cache.stages["block"][j][side][d, :, position]
+                    cache.stages["block"][j][side][d, :, position]
                     for d in range(left + 1, spec.depths)
                     for j in range(count)
                 ]

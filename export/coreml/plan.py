@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.backend import can_fill, shares_kv
+from ...runtime.backend import shares_kv
 from ...runtime.kv import STAGES
 from ...runtime.spec import Spec, stage_layers
 
@@ -34,10 +34,15 @@ class Plan:
         return -(-(self.spec.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
 
     @property
+    def fills(self) -> bool:
+        """Can a token that left early be missing K and V? With a sliding window too: a token keeps its row here."""
+        return self.spec.depths > 1 and not shares_kv(self.spec)
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """Names of the functions, the default one first."""
         depths = range(self.spec.depths)
-        fills = [f"kvfill_d{d}" for d in depths[:-1]] if can_fill(self.spec) else []
+        fills = [f"kvfill_d{d}" for d in depths[:-1]] if self.fills else []
         return ("decode_all", "prefill", "embed", *(f"decode_d{d}" for d in depths), *fills, "head")
 
     @property

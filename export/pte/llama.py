@@ -33,7 +33,7 @@ _LAYER = {
 
 def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
     """consolidated.pth and params.json of the unrolled model, as the exporter reads them."""
-    unrolled = unroll(reading, merge=True)
+    unrolled = unroll(reading)
     tensors = {llama_name(name): load().float() for name, load in unrolled.tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     torch.save(tensors, folder / CHECKPOINT)

@@ -32,7 +32,8 @@ def _executorch_flat() -> Target:
 
 
 def _coreml() -> Target:
-    from .coreml import CoremlTarget
+    with quiet():  # coremltools looks for what only a Mac has
+        from .coreml import CoremlTarget
 
     return CoremlTarget()
 

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import msgspec
 import torch
+from msgspec import structs
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...quant.palette import Palette, dequantize
 from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
+from ...runtime.heads import HEADS
 from ...runtime.spec import Spec
 from ...runtime.version import VERSION
 from ..fused import Numerics
@@ -24,8 +28,10 @@ from ..target import Job
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
+from ...runtime.coreml.interpreter import MODEL, WEIGHTS  # noqa: E402
 from ..coreml.constants import Store  # noqa: E402
-from ..coreml.package import MODEL, WEIGHTS, write_package  # noqa: E402
+from ..coreml.metadata import exit_metadata  # noqa: E402
+from ..coreml.package import write_package  # noqa: E402
 from ..coreml.parity import check_parity  # noqa: E402
 from ..coreml.plan import Plan  # noqa: E402
 
@@ -59,7 +65,7 @@ class CoremlTarget:
         path = job.folder / PACKAGE
         path.parent.mkdir()
         plan = Plan(job.spec)
-        described = describe(plan)
+        described = describe(plan, job.recipe)
         write_package(
             plan,
             Store(job.weights, job.recipe),
@@ -67,11 +73,16 @@ class CoremlTarget:
             metadata(job, described),
             lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
         )
-        numerics = Numerics(job.recipe.bits, job.recipe.group_size, FLOAT)
-        oracle = Oracle(job.spec, halved(job.weights), numerics)
+        bits = 32 if job.recipe.palettized else job.recipe.bits
+        numerics = Numerics(bits, job.recipe.group_size, FLOAT)
+        weights = halved(job.weights)
+        oracle = Oracle(job.spec, weights, numerics)
+        filler = (
+            Oracle(structs.replace(job.spec, sliding_window=None), weights, numerics) if plan.fills else None
+        )
         steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
-            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step])
+            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler
         )
         job.progress("coreml: done", 1.0)
         return manifest.Target(
@@ -82,27 +93,31 @@ class CoremlTarget:
         )
 
 
-def describe(plan: Plan) -> manifest.Package:
+def describe(plan: Plan, recipe: Recipe) -> manifest.Package:
     """What the manifest says of the package."""
     return manifest.Package(
         path=PACKAGE,
-        functions={name: unit(name) for name in plan.functions},
+        functions={name: unit(name, recipe.palettized) for name in plan.functions},
         states=plan.states,
         chunk=plan.chunk,
         capacity=plan.capacity,
+        palettized=recipe.palettized,
     )
 
 
-def unit(function: str) -> str:
+def unit(function: str, palettized: bool) -> str:
     """The compute unit that a function is meant for: a look-up gains nothing from leaving the CPU.
 
-    Weights in blocks are the GPU's format.
+    Weights in blocks are the GPU's format, those in tables the Neural Engine's.
     """
-    return "cpuOnly" if function == "embed" else "cpuAndGPU"
+    if function == "embed":
+        return "cpuOnly"
+    return "cpuAndNeuralEngine" if palettized else "cpuAndGPU"
 
 
 def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
     """What a Swift host reads from the package itself; all but the version is JSON."""
+    heads = job.folder / HEADS
     return {
         "edgeloop.version": VERSION,
         "edgeloop.spec": msgspec.json.encode(job.spec).decode(),
@@ -113,6 +128,7 @@ def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
         "edgeloop.tokenizer": msgspec.json.encode(
             {"sha256": sha256_of(job.tokenizer)} if job.tokenizer else None
         ).decode(),
+        **exit_metadata(load_arrays(heads) if heads.is_file() else {}, {}),
     }
 
 
@@ -122,8 +138,17 @@ def state_bytes(plan: Plan) -> int:
 
 
 def halved(weights: Path) -> dict[str, Tensor]:
-    """The stored tensors as the package has them: codes as they are, floats as float16 numbers."""
-    return {
+    """The stored tensors as the package has them: codes as they are, floats as float16 numbers.
+
+    Palettized matrices are the floats of their tables, which the modules know how to use.
+    """
+    stored = load_file(weights)
+    found = {
         name: tensor.half().float() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in load_file(weights).items()
+        for name, tensor in stored.items()
+        if not name.endswith((".indices", ".tables"))
     }
+    for base in (name.removesuffix(".indices") for name in stored if name.endswith(".indices")):
+        palette = Palette(stored[f"{base}.indices"].numpy(), stored[f"{base}.tables"].numpy())
+        found[f"{base}.weight"] = torch.from_numpy(dequantize(palette))
+    return found

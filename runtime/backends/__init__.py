@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..backend import Backend
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError, UsageError
+from ..manifest import Package
 
 
 def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -39,10 +40,26 @@ def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
 def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .coreml import CoremlBackend, ModelRunner
 
+    package = _package(bundle, packed)
+    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.folder / package.path, package))
+
+
+def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .coreml import CoremlBackend, reference_runner
+
+    package = _package(bundle, packed)
+    return CoremlBackend(
+        bundle.spec, package, reference_runner(bundle.folder / package.path), "coreml-reference"
+    )
+
+
+def _package(bundle: Bundle, packed: bool) -> Package:
     package = bundle.manifest.targets["coreml"].package
     if packed or package is None:
-        raise UsageError("engine coreml takes one lane at a time, not packed lanes; use engine onnx for many")
-    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.folder / package.path, package))
+        raise UsageError(
+            "a Core ML package takes one lane at a time, not packed lanes; use engine onnx for many"
+        )
+    return package
 
 
 def _coreml_unfit() -> str:
@@ -74,6 +91,9 @@ ENGINES: dict[str, Engine] = {
     ),
     "coreml": Engine(
         "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit
+    ),
+    "coreml-reference": Engine(
+        "coremltools", "coremltools", "coreml", _coreml_reference, 'pip install "edgeloop[coreml]"'
     ),
 }
 

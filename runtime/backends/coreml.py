@@ -2,11 +2,12 @@
 
 K and V are in Core ML's states, one set a sequence of a cache; the cache's own arrays stay empty. The functions have
 fixed rows, so a token's row is its position, which is what sequential decoding, exits and filling in need; calls that
-place tokens elsewhere are refused. Swift hosts run a prompt with ``prefill``; here it goes in token by token.
+place tokens elsewhere are refused. A prompt whose states nobody looks at goes in by chunks.
 """
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -40,12 +41,10 @@ class Runner(Protocol):
 
 
 class CoremlBackend:
-    """An engine over a runner: Core ML on a Mac, the exporter's interpreter in tests."""
+    """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
 
-    name = "coreml"
-
-    def __init__(self, spec: Spec, package: Package, runner: Runner) -> None:
-        self.spec = spec
+    def __init__(self, spec: Spec, package: Package, runner: Runner, name: str = "coreml") -> None:
+        self.spec, self.name = spec, name
         self._package, self._runner = package, runner
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
 
@@ -71,6 +70,23 @@ class CoremlBackend:
             "prologue", lanes, cache, out, lambda b, t: ("embed", {"ids": given[b : b + 1, t : t + 1]})
         )
 
+    def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S] at full depth, chunk by chunk → logits [1, V] of the last token, or [0, V] unless ``read``."""
+        count, first, chunk = ids.shape[1], int(lanes.cached[0]), self._package.chunk
+        states = self._states_of("prologue", lanes, 0, count, cache)
+        for start in range(0, count, chunk):
+            part = ids[:, start : start + chunk]
+            # The padding leaves rows behind the last valid one, which are written again before they are seen.
+            padded = np.zeros((1, chunk), np.int32)
+            padded[:, : part.shape[1]] = part
+            given = {"ids": padded, "position": np.array([first + start], np.int32)}
+            (state,) = self._runner.run("prefill", given, states).values()
+        if not read:
+            return np.empty((0, self.spec.vocab_size), np.float32)
+        last = {**_one(state, 0, part.shape[1] - 1), "position": np.array([first + count - 1], np.int32)}
+        (logits,) = self._runner.run("head", last, states).values()
+        return logits
+
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""
         return self._each(
@@ -87,9 +103,10 @@ class CoremlBackend:
         A function fills all depths behind the one that a token left after. What it writes deeper than asked for are
         rows behind the last of those slots, which are written again before they are seen.
         """
-        check_fill(self.spec)
         if (lanes.depth < 1).any():
             raise UsageError("no token leaves before depth 0, so the package has no function to fill it in")
+        if "kvfill_d0" not in self._package.functions:
+            check_fill(self.spec)
         self._each(
             "block",
             lanes,
@@ -179,6 +196,18 @@ class ModelRunner:
         given = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
         out = self._models[name].predict(given, states)
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
+
+
+def reference_runner(path: Path) -> Runner:
+    """The package in numpy, every result rounded to float16 as a device computes. Slow, and right."""
+    # coremltools says what it lacks without a Mac, and torchao, which it imports, what it lacks without a GPU.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        from ..coreml.interpreter import Interpreter
+    finally:
+        logging.disable(before)
+    return Interpreter(path, rounding=True)
 
 
 def why_not() -> str:

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from edgeloop.apps.compare import Decoder, summarize
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
+from edgeloop.export.fused import Numerics
+from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.stored import write_weights
 from edgeloop.export.unrolled import unroll, write_unrolled_checkpoint, write_unrolled_graph
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
@@ -22,6 +25,7 @@ from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends.onnx import GraphSession, use_threads
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.kv import KVCache
+from edgeloop.runtime.loop import DepthLoop
 
 KIND = "mor-middle-cycle"
 
@@ -55,10 +59,34 @@ def test_the_unrolled_checkpoint_is_the_same_model(reading: Any, tmp_path: Path)
     assert again.spec.segments == reading.spec.segments
 
 
-def test_deltas_are_not_unrolled(tiny_once: Callable[[str], Path]) -> None:
-    source = Checkpoint.open(tiny_once("edgeloop"))
+def test_deltas_are_added_to_the_matrices(tiny_once: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_once("mor-lora"))
+    model = find_family(source).read(source)
+    assert any(segment.lora for segment in model.spec.segments)
+    ids, found = np.arange(1, 12), []
+    for name, reading in (("looped", model), ("unrolled", unroll(model))):
+        write_weights(reading, Recipe.named("none", 32), tmp_path / name)
+        oracle = Oracle.open(reading.spec, tmp_path / name, Numerics(32, 0, 1))
+        found.append(DepthLoop(oracle, oracle.new_cache(1, 16)).forward(ids, "all").copy())
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_what_cannot_be_unrolled(tiny_once: Callable[[str], Path]) -> None:
+    source = Checkpoint.open(tiny_once("ouro"))
     with pytest.raises(ExportError, match="plain Llama layers"):
         unroll(find_family(source).read(source))
+
+
+def test_compare_packages(tiny_once: Callable[[str], Path], command_json: Callable[..., Any]) -> None:
+    found = command_json("compare", tiny_once(KIND), "--target", "coreml", "--group-size", 32)["packages"]
+    assert [(size["name"], size["quant"]) for size in found] == [
+        (name, quant) for quant in ("groups of 32", "tables") for name in ("recursive", "unrolled")
+    ]
+    for recursive, unrolled in (found[:2], found[2:]):
+        assert recursive["functions"] == 9
+        assert unrolled["functions"] == 5
+        assert 0.3 < recursive["weights"] / unrolled["weights"] < 0.8
+        assert recursive["program"] > unrolled["program"] > 0
 
 
 def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., Any]) -> None:

@@ -61,7 +61,7 @@ def test_the_exporter_is_given_the_same_model(
 def test_models_that_are_no_llama_are_refused(tiny_once: Callable[[str], Path]) -> None:
     for kind in ("ouro", "mor-shared", "llama-window", "mor-expert"):
         with pytest.raises(ExportError, match="plain Llama layers"):
-            unroll(read(tiny_once(kind)), merge=True)
+            unroll(read(tiny_once(kind)))
 
 
 def test_the_exporters_last_words(

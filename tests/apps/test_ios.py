@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export.coreml.interpreter import read_model
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.runtime.coreml.interpreter import read_model
+from edgeloop.runtime.exits import MEASURES
 from edgeloop.runtime.manifest import read_manifest
 
 SOURCES = Path(__file__).parents[2] / "apps" / "ios" / "Sources" / "Edgeloop"
@@ -58,3 +59,15 @@ def test_units_are_known_to_swift(bundle: Path) -> None:
     assert package is not None
     swift = (SOURCES / "RecursiveModel.swift").read_text(encoding="utf-8")
     assert set(package.functions.values()) <= set(re.findall(r'"(\w+)": \.\w+', swift))
+
+
+def test_measures_are_those_of_the_runtime() -> None:
+    swift = (SOURCES / "Exits.swift").read_text(encoding="utf-8")
+    (named,) = re.findall(r"CaseIterable, Sendable \{\n +case (.*)\n", swift)
+    assert set(named.split(", ")) == set(MEASURES)
+    for body, attribute in (("leavesWhenHigh", "up"), ("readsLogits", "reads_logits")):
+        (true,) = re.findall(rf"var {body}: Bool \{{\n.*\n +case (.*): true\n", swift)
+        wanted = {name for name, measure in MEASURES.items() if getattr(measure, attribute)}
+        assert set(re.findall(r"\.(\w+)", true)) == wanted
+    heads = {measure.head for measure in MEASURES.values() if measure.head}
+    assert heads == {"gate", "probe"}  # whose weights Exits.swift looks for by the measure's name

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import coreml_packages
 import pytest
 import torch
 from editing import read
@@ -21,6 +22,7 @@ from edgeloop.export.target import Job
 from edgeloop.quant.pack import dequantize, quantize
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
+from edgeloop.runtime.bundle import Bundle
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 FLOAT = 1  # MatMulNBits accuracy level; the oracle takes no notice
@@ -74,6 +76,25 @@ def exported(
         if not out.exists():
             export_bundle(checkpoint(kind), out, quant=quant, group_size=group_size)
         return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def packaged(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Bundle]:
+    """``packaged("ouro", "int4", 64)``: a bundle of the coreml target, shared. Tests leave it as it is."""
+    root = tmp_path_factory.mktemp("coreml")
+
+    def get(kind: str, quant: str = "", group_size: int = 32, ane: bool = False) -> Bundle:
+        quant = quant or ("int4" if ane else coreml_packages.KINDS[kind])
+        out = root / f"{kind}-{quant}-{group_size}-{ane}"
+        if not out.exists():
+            export_bundle(
+                checkpoint(kind), out, targets=["coreml"], quant=quant, group_size=group_size, coreml_ane=ane
+            )
+        return Bundle.open(out)
 
     return get
 

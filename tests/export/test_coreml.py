@@ -5,65 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from coreml_packages import KINDS, package_of
 
-from edgeloop.export.coreml.blobs import Blobs
-from edgeloop.export.coreml.interpreter import Interpreter, read_model
-from edgeloop.export.coreml.package import MODEL, WEIGHTS
 from edgeloop.export.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.family import Reading
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.coreml import CoremlTarget
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
 from edgeloop.runtime.errors import ExportError, ParityError
-
-KINDS = {
-    "edgeloop": "int4",  # deltas
-    "edgeloop-no-lora": "int8",
-    "edgeloop-shared": "int4",
-    "edgeloop-window": "none",
-    "mor-cycle": "int4",
-    "mor-sequence": "int8",
-    "mor-middle-cycle": "int4",  # layers before and after the loop
-    "mor-lora": "none",
-    "mor-norms": "int8-channel",
-    "mor-shared": "int8",
-    "mobilellm": "int4",  # no loop on the host
-    "ouro": "int8-channel",  # a norm after every depth, a head of its own
-    "llama": "none",
-    "llama-window": "int4",
-}
-
-
-@pytest.fixture(scope="module")
-def packaged(
-    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Bundle]:
-    """``packaged("ouro", "int4", 64)``: a bundle of the coreml target, shared."""
-    root = tmp_path_factory.mktemp("coreml")
-
-    def get(kind: str, quant: str = "", group_size: int = 32) -> Bundle:
-        quant = quant or KINDS[kind]
-        out = root / f"{kind}-{quant}-{group_size}"
-        if not out.exists():
-            export_bundle(checkpoint(kind), out, targets=["coreml"], quant=quant, group_size=group_size)
-        return Bundle.open(out)
-
-    return get
-
-
-def package_of(bundle: Bundle) -> Path:
-    package = bundle.manifest.targets["coreml"].package
-    assert package is not None
-    return bundle.folder / package.path
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,77 +65,13 @@ def test_functions_that_a_model_does_not_need_are_left_out(packaged: Callable[..
         "decode_d0",
         "head",
     )
+    window = Plan(packaged("edgeloop-window").spec)
+    assert [name for name in window.functions if name.startswith("kvfill")] == ["kvfill_d0", "kvfill_d1"]
     shared = Plan(packaged("edgeloop-shared").spec)
     assert not [
         name for name in shared.functions if name.startswith("kvfill")
     ]  # nothing is ever missing there
     assert shared.states["block_keys"][0] == 2  # layers, not layers · depths
-
-
-@pytest.mark.parametrize(
-    ("quant", "group_size"), [("int4", 32), ("int4", 64), ("int8", 32), ("int8-channel", 32)]
-)
-def test_codes_and_scales_are_those_of_quant(
-    quant: str,
-    group_size: int,
-    packaged: Callable[..., Bundle],
-    reading: Callable[[str], Reading],
-    tmp_path: Path,
-) -> None:
-    recipe = Recipe.named(quant, group_size)
-    write_weights(reading("ouro"), recipe, tmp_path / "stored")
-    stored = load_file(tmp_path / "stored")
-    package = package_of(packaged("ouro", quant, group_size))
-    blobs = Blobs(package / WEIGHTS)
-    block = read_model(package).mlProgram.functions["decode_d1"].block_specializations["CoreML8"]
-    found = {}
-    for op in block.operations:
-        if op.type == "constexpr_blockwise_shift_scale":
-            pair = []
-            for side in ("data", "scale"):
-                value = op.inputs[side].arguments[0].value
-                shape = tuple(d.constant.size for d in value.type.tensorType.dimensions)
-                pair.append(blobs.read(value.blobFileValue.offset, shape))
-            found[tuple(pair[0].shape), len(found)] = pair
-    codes = stored["segments.0.layers.0.down_proj.codes"]
-    if quant == "int4":
-        codes = np.stack((codes & 15, codes >> 4), -1)
-    wanted = codes.reshape(len(codes), -1).astype(np.int16) - (8 if quant == "int4" else 128)
-    scales = stored["segments.0.layers.0.down_proj.scales"]
-    matches = [pair for pair in found.values() if pair[0].shape == wanted.shape and (pair[0] == wanted).all()]
-    assert len(matches) == 1
-    np.testing.assert_array_equal(matches[0][1], scales)
-    assert matches[0][1].dtype == np.float16
-
-
-def test_weights_are_stored_once(packaged: Callable[..., Bundle]) -> None:
-    bundle = packaged("mor-middle-cycle")
-    model, offsets = read_model(package_of(bundle)), {}
-    for name, function in model.mlProgram.functions.items():
-        for op in function.block_specializations["CoreML8"].operations:
-            if op.type == "constexpr_blockwise_shift_scale":
-                offsets.setdefault(op.inputs["data"].arguments[0].value.blobFileValue.offset, set()).add(name)
-    # The matrices of 4 stored layers, in 5 pieces each, and the embedding, which is the head's too.
-    assert len(offsets) == 4 * 5 + 1
-    assert {"prefill", "decode_all", "embed", "head"} in offsets.values()
-    looped = {"prefill", "decode_all", "decode_d0", "decode_d1", "decode_d2"}
-    assert looped in offsets.values()
-    assert looped | {"kvfill_d0", "kvfill_d1"} in offsets.values()
-
-
-def test_weight_bin_is_no_larger_than_the_unique_weights(
-    packaged: Callable[..., Bundle], reading: Callable[[str], Reading], tmp_path: Path
-) -> None:
-    write_weights(reading("ouro"), Recipe.named("int8-channel", 32), tmp_path / "stored")
-    unique = sum(
-        2 * a.size if a.dtype == np.float32 else a.nbytes for a in load_file(tmp_path / "stored").values()
-    )
-    package = package_of(packaged("ouro"))
-    found = (package / WEIGHTS).read_bytes()
-    # What each array costs in a file of 100 kB but not in one of 100 MB: its header, and the padding to 64 bytes.
-    arrays = found.count((0xDEADBEEF).to_bytes(4, "little"))
-    assert arrays > 20
-    assert unique * 0.98 < len(found) - 128 * arrays < unique * 1.02
 
 
 def test_the_package_says_what_a_host_must_know(packaged: Callable[..., Bundle]) -> None:
@@ -240,11 +134,9 @@ def test_a_chunk_may_begin_at_the_last_token_of_the_context(packaged: Callable[.
     states, start = interpreter.new_states(), bundle.spec.context_length - 1
     whole = {name: value.copy() for name, value in states.items()}
     ids = np.full((1, 16), 7)
-    found = interpreter.run(
-        "prefill", {"ids": ids, "position": np.array([start]), "last": np.array([0])}, states
-    )
+    found = interpreter.run("prefill", {"ids": ids, "position": np.array([start])}, states)
     wanted = interpreter.run("decode_all", {"ids": ids[:, :1], "position": np.array([start])}, whole)
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["next"][:, :1], wanted["next"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_package_from_which_something_is_missing(packaged: Callable[..., Bundle], tmp_path: Path) -> None:
@@ -276,3 +168,33 @@ def test_an_operator_that_is_not_known_is_named(packaged: Callable[..., Bundle],
     (package / MODEL).write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="head: the operator gelu is not known"):
         Interpreter(package, rounding=False)
+
+
+def test_a_filled_in_token_is_seen_through_a_sliding_window(packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged("edgeloop-window")
+    interpreter, window = Interpreter(package_of(bundle), rounding=False), bundle.spec.sliding_window
+    assert window is not None
+    random = np.random.default_rng(0)
+
+    def last(states: dict[str, Any], filled: bool) -> Any:
+        """The state after the last depth of a token, with the one before it filled in or not."""
+        hidden = np.random.default_rng(1).standard_normal((2, 1, 1, bundle.spec.hidden_size))
+        at, behind = np.array([window]), np.array([window + 1])
+        left = interpreter.run("decode_d0", {"hidden": hidden[0], "position": at}, states)["next"]
+        if filled:
+            interpreter.run("kvfill_d0", {"hidden": left, "position": at}, states)
+        state = hidden[1]
+        for depth in range(bundle.spec.depths):
+            state = interpreter.run(f"decode_d{depth}", {"hidden": state, "position": behind}, states)["next"]
+        return state
+
+    prompt = interpreter.new_states()
+    for position in range(window):
+        ids = random.integers(0, bundle.spec.vocab_size, (1, 1))
+        interpreter.run("decode_all", {"ids": ids, "position": np.array([position])}, prompt)
+    found = [last({name: value.copy() for name, value in prompt.items()}, filled) for filled in (False, True)]
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    # What the window has passed is not seen: the first token's K and V may be anything.
+    for value in prompt.values():
+        value[:, :, 0] = 7
+    np.testing.assert_array_equal(last(prompt, True), found[1])

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeloop.export.coreml.interpreter import Interpreter
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import difference, trace
-from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.interpreter import Interpreter
 from edgeloop.runtime.errors import EngineError, UsageError
 from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.session import Session
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(packaged: Callable[..., Bundle]) -> Bundle:
     """A model with layers before and after the loop."""
-    out = tmp_path_factory.mktemp("engine") / "bundle"
-    export_bundle(checkpoint("mor-middle-cycle"), out, targets=["coreml"], quant="int4")
-    return Bundle.open(out)
+    return packaged("mor-middle-cycle")
 
 
 @pytest.fixture
@@ -42,6 +41,50 @@ def test_it_computes_what_the_modules_compute(backend: CoremlBackend, oracle: Ca
         for engine in (backend, oracle("mor-middle-cycle", "int4"))
     )
     assert difference(found, wanted) < 1e-3  # norms and RoPE are float16 numbers in the package
+
+
+class Counted:
+    """A runner that counts its calls."""
+
+    def __init__(self, runner: Interpreter) -> None:
+        self._runner, self.calls = runner, Counter[str]()
+
+    def new_states(self) -> Any:
+        return self._runner.new_states()
+
+    def run(self, name: str, inputs: dict[str, Any], states: Any) -> dict[str, Any]:
+        self.calls[name] += 1
+        return self._runner.run(name, inputs, states)
+
+
+@pytest.mark.parametrize("kind", ["mor-middle-cycle", "edgeloop-window", "edgeloop-shared"])
+def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> None:
+    bundle = packaged(kind)
+    package = bundle.manifest.targets["coreml"].package
+    assert package is not None
+    runner = Counted(Interpreter(bundle.folder / package.path, rounding=False))
+    engine = CoremlBackend(bundle.spec, package, runner)
+    ids = np.random.default_rng(0).integers(0, bundle.spec.vocab_size, 40)
+    chunked, single = (DepthLoop(engine, engine.new_cache(1, 44), chunk=35) for _ in range(2))
+    found = [chunked.forward(ids).copy(), chunked.forward(ids[:1]).copy()]
+    # 35 tokens in 3 chunks, none of which wants logits, then 5 in one; then a token by itself.
+    assert (runner.calls["prefill"], runner.calls["head"], runner.calls["embed"]) == (4, 2, 1)
+    wanted = [single.forward(ids[i : i + 1]) for i in range(40)][-1:]
+    wanted.append(single.forward(ids[:1]))
+    assert runner.calls["prefill"] == 4
+    for f, w in zip(found, wanted, strict=True):
+        assert difference(f, w) < 1e-5
+    chunked.truncate(20) if bundle.spec.sliding_window is None else chunked.reset()
+    chunked.forward(ids[chunked.cached :], None)
+    assert difference(chunked.forward(ids[:1]), wanted[1]) < 1e-5
+
+
+def test_whoever_looks_between_the_stages_gets_them_one_by_one(backend: CoremlBackend) -> None:
+    ids, seen = np.arange(9, dtype=np.int64) * 7, []
+    loop = DepthLoop(backend, backend.new_cache(1, 10), observe=lambda depth, state: seen.append(depth))
+    staged = loop.forward(ids).copy()
+    assert seen == [0, 1, 2]
+    assert difference(DepthLoop(backend, backend.new_cache(1, 10)).forward(ids), staged) < 1e-5
 
 
 def test_left_tokens_are_filled_in(backend: CoremlBackend, oracle: Callable[..., Oracle]) -> None:
@@ -73,6 +116,18 @@ def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
         backend.new_cache(1, 8, slots=1)
     with pytest.raises(UsageError, match="hold 96"):
         backend.new_cache(1, 97)
+
+
+def test_the_interpreter_is_an_engine(packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]) -> None:
+    ids = np.arange(1, 20)
+    with Session.open(packaged("mor-middle-cycle").folder, engine="coreml-reference") as session:
+        found = session.logits(ids)
+        assert session.backend.name == "coreml-reference"
+    modules = oracle("mor-middle-cycle", "int4")
+    wanted = DepthLoop(modules, modules.new_cache(1, 20)).forward(ids, "all")
+    assert 1e-5 < difference(found, wanted) < 5e-3  # float16
+    with pytest.raises(UsageError, match="one lane at a time, not packed lanes"):
+        open_backend("coreml-reference", packaged("mor-middle-cycle"), packed=True)
 
 
 @pytest.mark.skipif(why_not() == "", reason="this computer has Core ML")

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgeloop.export.coreml.operators import OPERATORS
-from edgeloop.export.coreml.states import check_states
+from edgeloop.runtime.coreml.operators import OPERATORS
+from edgeloop.runtime.coreml.states import check_states
 from edgeloop.runtime.errors import ExportError
 
 

@@ -2,10 +2,8 @@ import CoreML
 
 /// One sequence: a prompt in chunks, then token by token, each through as many depths as it needs.
 public final class DepthLoop {
-    /// Leave after depth d when the likeliest token has at least this probability; empty, or where the model cannot
-    /// (`RecursiveModel.canExit`): every token runs all depths.
-    /// `edgeloop calibrate` finds them: `exits.confidence.thresholds` in the bundle's manifest.json.
-    public var thresholds: [Float] = []
+    /// Which tokens stop early; where the model cannot (`RecursiveModel.canExit`) every token runs all depths.
+    public var rule = ExitRule.never
     /// Tokens that the states hold.
     public private(set) var position = 0
     /// Depths that the last token ran.
@@ -21,22 +19,23 @@ public final class DepthLoop {
     /// A prompt; the logits of its last token.
     public func prefill(_ tokens: [Int32]) async throws -> [Float] {
         try makeRoom(for: tokens.count)
-        var logits: [Float] = []
+        var last: [Float16] = []
         for start in stride(from: 0, to: tokens.count, by: model.chunk) {
             let part = tokens[start..<min(start + model.chunk, tokens.count)]
             // The padding leaves rows behind the last valid one, which the next call overwrites before they are seen.
             let ids = Array(part) + Array(repeating: 0, count: model.chunk - part.count)
-            let out = try await model.call(
-                FunctionName.prefill,
-                [
-                    FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
-                    FeatureName.position: try integers([Int32(position)], shape: [1]),
-                    FeatureName.last: try integers([Int32(part.count - 1)], shape: [1]),
-                ], state)
-            logits = try floats(out, FeatureName.logits)
+            let features = [
+                FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
+                FeatureName.position: try integers([Int32(position)], shape: [1]),
+            ]
+            let out = try array(try await model.call(FunctionName.prefill, features, state), FeatureName.next)
+            let width = model.specification.hiddenSize
+            last = Array(MLShapedArray<Float16>(out).scalars[((part.count - 1) * width)..<(part.count * width)])
             position += part.count
         }
-        return logits
+        guard position > 0, !last.isEmpty else { return [] }
+        let hidden = MLMultiArray(MLShapedArray<Float16>(scalars: last, shape: [1, 1, last.count]))
+        return try await readOut(hidden, try integers([Int32(position - 1)], shape: [1]))
     }
 
     /// One token through the depths; its logits.
@@ -45,28 +44,28 @@ public final class DepthLoop {
         let place = try integers([Int32(position)], shape: [1])
         let ids = try integers([token], shape: [1, 1])
         defer { position += 1 }
-        if thresholds.isEmpty || !model.canExit {
+        let inputs = [FeatureName.ids: ids, FeatureName.position: place]
+        let everyDepth = rule.measure == nil && rule.stop >= model.depths
+        if everyDepth || !model.canExit {
             depthsRun = model.depths
-            let inputs = [FeatureName.ids: ids, FeatureName.position: place]
             return try floats(try await model.call(FunctionName.decodeAll, inputs, state), FeatureName.logits)
         }
-        let inputs = [FeatureName.ids: ids, FeatureName.position: place]
         var hidden = try array(try await model.call(FunctionName.embed, inputs, state), FeatureName.hidden)
+        var judge = try Judge(rule, heads: model.heads, entered: numbers(hidden))
+        let reads = rule.measure?.readsLogits ?? false
         for depth in 0..<model.depths {
             let features = [FeatureName.hidden: hidden, FeatureName.position: place]
             let out = try await model.call(FunctionName.decode(depth), features, state)
             hidden = try array(out, FeatureName.next)
             depthsRun = depth + 1
             guard depth < model.depths - 1 else { break }
-            guard depth < thresholds.count, thresholds[depth] < 1 else { continue }
-            let logits = try await readOut(hidden, place)
-            if Sampler.confidence(logits) >= thresholds[depth] {
-                if model.canFill {
-                    let left = [FeatureName.hidden: hidden, FeatureName.position: place]
-                    _ = try await model.call(FunctionName.fill(leftAfter: depth), left, state)
-                }
-                return logits
+            let logits = reads ? try await readOut(hidden, place) : []
+            guard judge.leaves(depth, numbers(hidden), logits) else { continue }
+            if model.canFill {
+                let left = [FeatureName.hidden: hidden, FeatureName.position: place]
+                _ = try await model.call(FunctionName.fill(leftAfter: depth), left, state)
             }
+            return reads ? logits : try await readOut(hidden, place)
         }
         return try await readOut(hidden, place)
     }
@@ -94,6 +93,10 @@ public final class DepthLoop {
     }
 
     private func floats(_ out: MLFeatureProvider, _ name: String) throws -> [Float] {
-        MLShapedArray<Float16>(try array(out, name)).scalars.map(Float.init)
+        numbers(try array(out, name))
+    }
+
+    private func numbers(_ array: MLMultiArray) -> [Float] {
+        MLShapedArray<Float16>(array).scalars.map(Float.init)
     }
 }

@@ -11,7 +11,6 @@ enum FunctionName {
 enum FeatureName {
     static let ids = "ids"
     static let position = "position"
-    static let last = "last"
     static let hidden = "hidden"
     static let next = "next"
     static let logits = "logits"
@@ -21,4 +20,5 @@ enum MetadataKey {
     static let spec = "edgeloop.spec"
     static let package = "edgeloop.package"
     static let tokenizer = "edgeloop.tokenizer"
+    static let exits = "edgeloop.exits"
 }

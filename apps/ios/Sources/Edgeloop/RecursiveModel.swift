@@ -6,6 +6,8 @@ public enum EdgeloopError: Error {
     case notAPackage(String)
     /// The text does not fit into the states.
     case contextFull(capacity: Int)
+    /// The package has no such exit rule, or not for this host.
+    case noRule(String)
 }
 
 /// What the package's metadata say of it.
@@ -43,20 +45,27 @@ public final class RecursiveModel {
     public let depths: Int
     /// Tokens of a `prefill` call.
     public let chunk: Int
+    /// Heads that exit rules read, by name.
+    let heads: [String: [Float]]
+    private let calibrated: [String: CalibratedRule]
     private let functions: [String: MLModel]
 
     /// Load every function on the compute unit that it is meant for.
     public init(package url: URL) async throws {
         let compiled = url.pathExtension == "mlmodelc" ? url : try await MLModel.compileModel(at: url)
-        let first = try await Self.load(compiled, FunctionName.decodeAll, units: .cpuAndGPU)
+        // Metadata come with any function; the smallest one is loaded for them.
+        let first = try await Self.load(compiled, FunctionName.embed, units: .cpuOnly)
         let creator = first.modelDescription.metadata[.creatorDefinedKey] as? [String: String] ?? [:]
         let description: PackageDescription = try Self.decoded(creator, MetadataKey.package)
+        let exits: ExitDescription = try Self.decoded(creator, MetadataKey.exits)
+        heads = exits.heads.mapValues(\.numbers)
+        calibrated = exits.rules
         specification = try Self.decoded(creator, MetadataKey.spec)
         let tokenizer: [String: String]? = try Self.decoded(creator, MetadataKey.tokenizer)
         tokenizerSHA256 = tokenizer?["sha256"]
         chunk = description.chunk
         depths = (0...).prefix { description.functions[FunctionName.decode($0)] != nil }.count
-        var loaded = [FunctionName.decodeAll: first]
+        var loaded = [FunctionName.embed: first]
         for (name, unit) in description.functions where loaded[name] == nil {
             loaded[name] = try await Self.load(compiled, name, units: Self.units[unit] ?? .all)
         }
@@ -71,6 +80,18 @@ public final class RecursiveModel {
 
     /// May a token leave early? Not where that would leave rows of K and V without their numbers.
     public var canExit: Bool { depths > 1 && (canFill || specification.kv == "shared") }
+
+    /// The rule that `edgeloop calibrate` left in the package. This host fills in missing K and V (`--missing propagate`),
+    /// so thresholds that were measured with other K and V are refused.
+    public func exitRule(_ name: String) throws -> ExitRule {
+        guard let rule = calibrated[name], let measure = Measure(rawValue: name) else {
+            throw EdgeloopError.noRule("\(name): calibrated are \(calibrated.keys.sorted())")
+        }
+        guard rule.missing == "propagate" || rule.missing == "shared" else {
+            throw EdgeloopError.noRule("\(name): calibrated for --missing \(rule.missing), wanted propagate")
+        }
+        return .when(measure, passes: rule.thresholds)
+    }
 
     /// One call. Core ML asks for the features that a function has, so all of them may be passed.
     func call(_ name: String, _ features: [String: MLMultiArray], _ state: MLState) async throws -> MLFeatureProvider {

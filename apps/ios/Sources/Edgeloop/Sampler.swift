@@ -24,10 +24,4 @@ public struct Sampler {
         }
         return Int32(kept[kept.count - 1])
     }
-
-    /// The probability of the likeliest token.
-    public static func confidence(_ logits: [Float]) -> Float {
-        let largest = logits.max() ?? 0
-        return 1 / logits.reduce(0) { $0 + exp($1 - largest) }
-    }
 }

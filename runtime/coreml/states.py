@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from ...runtime.errors import ExportError
+from ..errors import ExportError
 
 _USERS = frozenset({"slice_update", "slice_by_index", "write_state"})
 """Operators that may take the value of a state: others might keep a view of it."""

@@ -17,13 +17,15 @@ import numpy.typing as npt
 from coremltools.proto import MIL_pb2, Model_pb2
 from google.protobuf.message import DecodeError
 
-from ...runtime.errors import ExportError
+from ..errors import ExportError
 from .blobs import Blobs
 from .operators import OPERATORS, WIDE
-from .package import MODEL, WEIGHTS
 from .states import check_states
 
 Array = npt.NDArray[Any]
+DATA = "Data/com.apple.CoreML"
+MODEL, WEIGHTS = f"{DATA}/model.mlmodel", f"{DATA}/weights/weight.bin"
+"""The files inside a package."""
 _TYPES = {
     MIL_pb2.FLOAT16: "fp16",
     MIL_pb2.FLOAT32: "fp32",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.errors import ExportError
+from ..errors import ExportError
 
 _SENTINEL = 0xDEADBEEF
 _TYPES: dict[int, tuple[str, int]] = {

@@ -1,0 +1,42 @@
+"""Which tiny models the tests of Core ML export, and how they look into a package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.blobs import Blobs
+
+KINDS = {
+    "edgeloop": "int4",  # deltas
+    "edgeloop-no-lora": "int8",
+    "edgeloop-shared": "int4",
+    "edgeloop-window": "none",
+    "mor-cycle": "int4",
+    "mor-sequence": "int8",
+    "mor-middle-cycle": "int4",  # layers before and after the loop
+    "mor-lora": "none",
+    "mor-norms": "int8-channel",
+    "mor-shared": "int8",
+    "mobilellm": "int4",  # no loop on the host
+    "ouro": "int8-channel",  # a norm after every depth, a head of its own
+    "llama": "none",
+    "llama-window": "int4",
+}
+"""The quantization that each is exported with."""
+PALETTIZED = ["edgeloop", "ouro"]
+
+
+def package_of(bundle: Bundle) -> Path:
+    package = bundle.manifest.targets["coreml"].package
+    assert package is not None
+    return bundle.folder / package.path
+
+
+def blob(blobs: Blobs, value: Any) -> npt.NDArray[Any]:
+    """The array of weight.bin that a value of the program is."""
+    shape = tuple(d.constant.size for d in value.type.tensorType.dimensions)
+    return blobs.read(value.blobFileValue.offset, shape)
