@@ -6,12 +6,17 @@ because a value that rounds the other way is off by a whole step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ...runtime.backend import F32
+from ..fused import Numerics
+from ..parity import EXACT, difference
+
+MARGIN = 4
 LOW, HIGH = -128.0, 127.0
 ULP = 2.0**-23
 
@@ -40,6 +45,17 @@ class RowsAsInt8:
             yield
         finally:
             self._random = None
+
+
+def parity_bound(numerics: Numerics, run: Callable[[], list[F32]], wanted: list[F32]) -> float:
+    """How much a program may differ from the oracle, of which ``run`` gives results like ``wanted``.
+
+    ``EXACT``; or ``MARGIN`` times what the last bit of a float makes of them through int8 activations.
+    """
+    if not isinstance(numerics.activations, RowsAsInt8):
+        return EXACT
+    with numerics.activations.shaken():
+        return max(EXACT, MARGIN * max(map(difference, run(), wanted)))
 
 
 def rows_as_int8(x: Tensor) -> Tensor:

@@ -23,14 +23,13 @@ from ...runtime.spec import Spec
 from ...runtime.weights import matrix_shapes
 from ..fused import Numerics
 from ..oracle import Oracle
-from ..parity import EXACT, compare, compare_packed, difference, trace, trace_packed
+from ..parity import compare, compare_packed, trace, trace_packed
 from ..pte.lower import lower, serialize
 from ..pte.methods import build_program
-from ..pte.oracle import RowsAsInt8
+from ..pte.oracle import RowsAsInt8, parity_bound
 from ..pte.split import delta_keys, split_weights, write_data
 from ..target import Job
 
-MARGIN = 4
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
 
 
@@ -102,14 +101,13 @@ def check_recipe(spec: Spec, recipe: Recipe) -> None:
 
 
 def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:
-    """The program against the modules: ``EXACT``, or ``MARGIN`` times what the last bit makes of int8 activations."""
-    wanted, packed, bound = trace(oracle), trace_packed(oracle), EXACT
-    activations = oracle.numerics.activations
-    if isinstance(activations, RowsAsInt8):
-        with activations.shaken():
-            shaken = [*trace(oracle).arrays, *trace_packed(oracle)]
-        pairs = zip(shaken, [*wanted.arrays, *packed], strict=True)
-        bound = max(EXACT, MARGIN * max(difference(*pair) for pair in pairs))
+    """The program against the modules; ParityError beyond ``parity_bound``."""
+    wanted, packed = trace(oracle), trace_packed(oracle)
+    bound = parity_bound(
+        oracle.numerics,
+        lambda: [*trace(oracle).arrays, *trace_packed(oracle)],
+        [*wanted.arrays, *packed],
+    )
     backend = ExecutorchBackend(oracle.spec, folder, layout)
     per_depth, logits = compare(trace(backend), wanted, "executorch", bound)
     compare_packed(trace_packed(backend), packed, "executorch", bound)

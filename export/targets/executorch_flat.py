@@ -16,10 +16,10 @@ from ...runtime.loop import DepthLoop
 from ...runtime.spec import Spec
 from ..fused import Numerics
 from ..oracle import Oracle
-from ..parity import CHUNKS, EXACT, SHIPPED, difference
+from ..parity import CHUNKS, difference
 from ..pte.flat import Flat
 from ..pte.flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of
-from ..pte.oracle import rows_as_int8
+from ..pte.oracle import RowsAsInt8, parity_bound
 from ..target import Job
 from .executorch import check_recipe
 
@@ -53,7 +53,7 @@ class ExecutorchFlatTarget:
         job.progress("executorch: the unrolled graph", 0.0)
         path.write_bytes(lower_flat(Flat(job.spec, weights, bits, rows, chunk), named))
         job.progress("executorch: parity of the logits", 0.9)
-        numerics = Numerics(bits, job.recipe.group_size, 1, rows_as_int8 if bits < 32 else None)
+        numerics = Numerics(bits, job.recipe.group_size, 1, RowsAsInt8() if bits < 32 else None)
         error = check_parity(FlatProgram(path), Oracle(job.spec, weights, numerics), chunk)
         job.progress("executorch: done", 1.0)
         flat = manifest.Flat(constants=named, rows=rows)
@@ -71,20 +71,23 @@ class Forward(Protocol):
 def check_parity(program: Forward, oracle: Oracle, chunk: int, seed: int = 0) -> float:
     """The largest relative difference of the logits, of a prompt in pieces and of tokens one by one.
 
-    ParityError beyond what float arithmetic, or int8 activations in a step's middle, explain.
+    ParityError beyond ``parity_bound``.
     """
     spec = oracle.spec
-    bound = EXACT if oracle.numerics.activations is None else SHIPPED
-    ids = np.random.default_rng(seed).integers(0, spec.vocab_size, spec.context_length, dtype=np.int64)
-    cache = oracle.new_cache(1, min(spec.context_length, sum(CHUNKS) + STEPS))
-    loop, worst, start = DepthLoop(oracle, cache), 0.0, 0
-    for size in (*CHUNKS, *[1] * STEPS):
-        part = ids[start : min(start + min(size, chunk), cache.capacity)]
-        if not len(part):
-            break
-        wanted: F32 | None = loop.forward(part, rows="last")
-        assert wanted is not None
-        error = difference(program.logits(part.tolist(), start), wanted[0])
+    capacity = min(spec.context_length, sum(CHUNKS) + STEPS)
+    ids = np.random.default_rng(seed).integers(0, spec.vocab_size, capacity, dtype=np.int64)
+    ends = np.minimum(np.cumsum([min(size, chunk) for size in (*CHUNKS, *[1] * STEPS)]), capacity)
+    parts = [part for part in np.split(ids, ends) if len(part)]
+
+    def run() -> list[F32]:
+        loop = DepthLoop(oracle, oracle.new_cache(1, capacity))
+        return [loop.forward(part)[0].copy() for part in parts]
+
+    wanted = run()
+    bound = parity_bound(oracle.numerics, run, wanted)
+    worst, start = 0.0, 0
+    for part, logits in zip(parts, wanted, strict=True):
+        error = difference(program.logits(part.tolist(), start), logits)
         worst, start = max(worst, error), start + len(part)
         if not error <= bound:
             raise ParityError(
