@@ -180,9 +180,7 @@ class ExecutorchBackend:
             binding = Binding(self.bridge, self.spec, kind, name, rows, cache, slots, chunk, self._rotary)
             while len(bindings) >= _BINDINGS:
                 bindings.pop(next(iter(bindings)))
-        bindings[name, slots] = (
-            binding  # behind all others: the first is the one that was not used for longest
-        )
+        bindings[name, slots] = binding  # behind all others: the first was not used for longest
         return binding
 
     def _head(self, state: F32) -> F32:

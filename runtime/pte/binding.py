@@ -105,10 +105,8 @@ class Binding:
         for slot in self.slots:
             mine = [i for i in range(len(cached)) if owners[i] == slot]
             total = int(cached[mine[-1]]) + 1
-            held, room = (
-                resident(int(cached[mine[0]]), self.most_rows, self.window),
-                self.most_rows - len(mine),
-            )
+            held = resident(int(cached[mine[0]]), self.most_rows, self.window)
+            room = self.most_rows - len(mine)
             if held > room:  # the oldest go, all of which lie behind the window
                 self._move(slot, held - room, room)
                 held = room

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.kv import SLACK, KVCache, resident, visible
+from edgeloop.runtime.kv import SLACK, GrowingPairs, KVCache, resident, visible
 
 
 def test_slots_and_bytes(maker):
@@ -65,3 +66,32 @@ def test_what_was_moved_out_cannot_come_back(maker, monkeypatch):
     assert not cache.can_truncate(9, 8)
     assert cache.can_truncate(12, 9)
     assert KVCache.allocate(maker.spec(), 1, 60).can_truncate(60, 1)
+
+
+def test_growing_pairs_keep_what_they_hold():
+    """Heads move apart in the same memory; rows that were written stay, whatever the slot."""
+    whole = [tuple(np.zeros((2, 3, 20, 4), np.float32) for _ in range(2)) for _ in range(2)]
+    pairs, wanted = GrowingPairs(whole, step=4), np.zeros((2, 2, 2, 3, 20, 4), np.float32)
+    random = np.random.default_rng(0)
+    sizes = []
+    for row in range(20):
+        pairs.reserve(row + 1)
+        for layer, pair in enumerate(pairs):
+            for side, array in enumerate(pair):
+                wanted[layer, side, :, :, row] = array[:, :, row] = random.standard_normal((2, 3, 4))
+                np.testing.assert_array_equal(array[:, :, : row + 1], wanted[layer, side, :, :, : row + 1])
+                assert all(array[slot].flags.c_contiguous for slot in range(2))
+        sizes.append(pairs[0][0].shape[2])
+    assert sizes == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 4 + [20] * 4
+    np.testing.assert_array_equal(whole[1][0], wanted[1, 0])  # grown to the whole, it is the whole
+
+
+def test_a_cache_that_grows_in_longer_steps(maker):
+    cache = KVCache.allocate(maker.spec(context_length=4096), 1, 4000)
+    for stage, pairs in cache.stages.items():
+        cache.stages[stage] = GrowingPairs(pairs)
+    rows = []
+    for tokens in (1, 64, 65, 600, 2000, 3999, 4000, 9999):
+        cache.reserve(tokens)
+        rows.append({pairs[0][0].shape[2] for pairs in cache.stages.values() if pairs})
+    assert rows == [{64}, {64}, {128}, {640}, {2048}, {4000}, {4000}, {4000}]
