@@ -71,8 +71,8 @@ def export_bundle(
         raise UsageError(f"no target: choose from {', '.join(TARGETS)}")
     if split_weights and not ("executorch" in targets and "staged" in layouts):
         raise UsageError(
-            f"--split-weights is of the staged layout of target executorch, not of {', '.join(targets)} "
-            f"({', '.join(layouts)}); add --target executorch"
+            f"--split-weights is for target executorch in layout staged, found {', '.join(targets)} in "
+            f"{', '.join(layouts)}; add --target executorch"
         )
     if coreml_ane:
         check_palettes(targets, quant)

@@ -311,6 +311,14 @@ def test_bad_checkpoints_leave_nothing(tiny: Tiny, tmp_path: Path, quick_target:
         ({"group_size": 7}, "group size 7"),
         ({"targets": ("abacus",)}, "unknown target 'abacus'"),
         ({"targets": ()}, "no target: choose from onnx"),
+        ({"layouts": ()}, "no layout: choose from staged, flat"),
+        ({"layouts": ("fast",)}, "unknown layout 'fast': choose from staged, flat"),
+        ({"layouts": ("flat",)}, "target onnx has no flat layout, only executorch"),
+        ({"split_weights": True}, "for target executorch in layout staged, found onnx in staged; add"),
+        (
+            {"split_weights": True, "targets": ("executorch",), "layouts": ("flat",)},
+            "for target executorch in layout staged, found executorch in flat",
+        ),
     ],
 )
 def test_bad_requests(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
