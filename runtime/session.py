@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .chat import render_chat
 from .decoding import check_decode, decides
 from .errors import ContextError, UsageError
-from .evaluation import Evaluation, evaluate, loss
+from .evaluation import Evaluation, evaluate
 from .heads import read_heads
 from .kv import STAGES, resident
 from .loop import DepthLoop
@@ -30,13 +30,10 @@ from .spec import Spec
 from .timing import GenerationClock, GenerationStats
 from .tokenizer import Tokenizer
 from .walk import Walk, make_pipeline
+from .windows import Perplexity, VisitDepths, perplexity, visit_depths
 
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
-
-VisitDepths = Callable[[int, int, F32, F32, F32], None]
-"""Called with (depth, index of the chunk's first token, state that entered the depth [S, D], state after it, logits
-[S, V] of that one); all are only lent."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,6 @@ class Step:
     token: int
     depth: int
     ms: float
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean loss over ``tokens`` predictions: at full depth, and after each depth (the last too)."""
-
-    perplexity: float
-    perplexity_per_depth: tuple[float, ...]
-    tokens: int
 
 
 class Session:
@@ -259,29 +247,7 @@ class Session:
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
         stream = self._ids(ids)
-        loop = self._start(min(len(stream), self.context))
-        before: list[F32] = []
-
-        def observe(depth: int, state: F32) -> None:
-            before.append(state[0].copy())
-
-        loop.observe = observe
-        try:
-            for window in range(0, len(stream), self.context):
-                loop.reset()
-                end = min(window + self.context, len(stream))
-                for at in range(window, end, loop.chunk):
-                    part = stream[at : min(at + loop.chunk, end)]
-
-                    def seen(depth: int, first: int, logits: F32, at: int = at) -> None:
-                        assert loop.entered is not None
-                        entered = before[depth - 1] if depth else loop.entered[0]
-                        visit(depth, at, entered, before[depth], logits)
-
-                    before.clear()
-                    loop.forward_exits(part, seen)
-        finally:
-            loop.observe = None
+        visit_depths(self._start(min(len(stream), self.context)), stream, self.context, visit)
 
     def _kv_bytes(self, loop: DepthLoop, tokens: int | None = -1) -> int:
         """Bytes of K and V that the loop holds, or with None those of one token that runs every depth."""
@@ -303,18 +269,7 @@ class Session:
         stream = self._ids(ids)
         if len(stream) < 2:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
-        loop = self._start(len(stream))
-        total = np.zeros(self.spec.depths)
-        for start in range(0, len(stream) - 1, self.context):
-            targets = stream[start + 1 : start + 1 + self.context]
-
-            def visit(depth: int, first: int, logits: F32, targets: I64 = targets) -> None:
-                total[depth] += loss(logits, targets[first : first + len(logits)])
-
-            loop.reset()
-            loop.forward_exits(stream[start : start + len(targets)], visit)
-        per_depth = tuple(float(p) for p in np.exp(total / (len(stream) - 1)))
-        return Perplexity(per_depth[-1], per_depth, len(stream) - 1)
+        return perplexity(self._start(len(stream)), stream, self.context)
 
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
