@@ -95,8 +95,7 @@ def measure(load: Callable[[], Next], prompt: int, tokens: int) -> dict[str, obj
 def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
     """Of a staged bundle: memory with one method loaded and with all, and milliseconds of a pass of 1 … R rows.
 
-    A row is a sequence of its own with 32 tokens behind it; rows take turns. A first method's memory has the weights
-    that it uses, and those that only others use come with them.
+    A row is a sequence of its own with 32 tokens behind it; numbers of rows take turns.
     """
     from ..runtime.backend import Lanes
     from ..runtime.backends.executorch import ExecutorchBackend

@@ -123,7 +123,7 @@ def rotate(x: Tensor, call: Call) -> Tensor:
 
 
 def heads_first(y: Tensor) -> Tensor:
-    """y [M, K, hd] → [K, M, hd], contiguous: else torch.export guesses at an order that C decides."""
+    """y [M, K, hd] → [K, M, hd], laid out as the caches are that it is joined to."""
     return y.permute(1, 0, 2).contiguous()
 
 
