@@ -111,11 +111,11 @@ def write_all(args: argparse.Namespace, bundle: Bundle, loop: DepthLoop) -> tupl
 
 def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     """Names and ids of the beginnings of up to ``TEXTS`` paragraphs, from all over the text; UsageError without any."""
-    from ..runtime.tokenizer import Tokenizer
+    from ..runtime.text.tokenizer import Tokenizer
 
-    if bundle.manifest.tokenizer is None:
+    if bundle.manifest.text.tokenizer is None:
         raise UsageError(f"{bundle.folder} has no tokenizer, so --text has no place: leave it out")
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer))
+    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.text.tokenizer))
     encoded = ((p, tokenizer.encode(p)) for p in read_text(file).split("\n\n"))
     long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]
     if not long_enough:

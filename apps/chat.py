@@ -97,7 +97,7 @@ class Conversation:
     ) -> None:
         """UsageError for a system message that has no place."""
         self.session = session
-        self.has_template = session.bundle.manifest.chat_template is not None
+        self.has_template = "default" in session.bundle.manifest.text.chat_templates
         if system and not self.has_template:
             raise UsageError("this bundle has no chat template, so --system has no place: leave it out")
         self._sampling, self._stop, self._max_tokens = sampling, stop, max_tokens

@@ -181,7 +181,7 @@ def describe(report: Report, console: Console) -> None:
     console.facts(rows)
     if "onnx" not in manifest.targets:
         console.write(f"next: edgeloop show {report.bundle}\n")
-    elif manifest.tokenizer:
+    elif manifest.text.tokenizer:
         console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time' --temperature 0.8\n")
     else:
         console.write(

@@ -78,8 +78,8 @@ def show_bundle(path: Path, console: Console) -> None:
                 "bytes",
                 f"{byte_count(bundle_bytes(manifest))}; unrolled about {byte_count(unrolled)} (estimated)",
             ),
-            ("tokenizer", manifest.tokenizer or "none"),
-            ("chat template", "yes" if manifest.chat_template else "none"),
+            ("tokenizer", manifest.text.tokenizer or "none"),
+            ("chat template", "yes" if manifest.text.chat_templates else "none"),
             ("probes", "one for each depth but the last" if probes else "none"),
         ]
     )

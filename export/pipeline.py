@@ -11,9 +11,8 @@ from pathlib import Path
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import UsageError
-from ..runtime.manifest import FORMAT, Manifest, Quantization, write_manifest
+from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.version import VERSION
-from .chat import chat_template
 from .checkpoint import Checkpoint
 from .families import find_family, unused
 from .heads import count_heads, write_heads
@@ -21,7 +20,8 @@ from .overrides import overridden
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import LAYOUTS, TARGETS, open_target
-from .vocabulary import find_tokenizer
+from .text.templates import chat_template
+from .text.vocabulary import find_tokenizer
 from .writer import check_free, describe_files, new_folder
 
 
@@ -123,8 +123,10 @@ def export_bundle(
             ),
             targets=artifacts,
             heads=heads,
-            tokenizer=tokenizer.name if tokenizer else None,
-            chat_template=template,
+            text=Text(
+                tokenizer=tokenizer.name if tokenizer else None,
+                chat_templates={"default": template} if template else {},
+            ),
             parameters=unique,
             unrolled_parameters=unrolled,
             files=describe_files(folder),

@@ -10,7 +10,7 @@ from msgspec import Struct
 from .errors import BundleError
 from .spec import Spec
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 NEVER = 1e30
 """The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
@@ -102,13 +102,25 @@ class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     mean_depth: float
 
 
+class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What surrounds the model when it reads and writes text.
+
+    ``tokenizer`` is the name of its file. ``special_tokens`` are the tokenizer's own, as a chat template sees them
+    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each). ``chat_templates`` are Jinja sources by name;
+    the usual one is ``default``.
+    """
+
+    tokenizer: str | None = None
+    special_tokens: dict[str, str] = {}
+    chat_templates: dict[str, str] = {}
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The bundle's table of contents; written last, so a bundle without it is not a bundle.
 
     ``heads`` is the file of the heads that the host computes itself (exit gate, router, probes), ``exits`` are
-    the calibrated exit rules by name. ``tokenizer`` is the name of its file, ``chat_template`` the template itself
-    (Jinja). ``parameters`` are those
-    stored, ``unrolled_parameters`` those of the same model with every applied layer stored.
+    the calibrated exit rules by name. ``parameters`` are those stored, ``unrolled_parameters`` those of the same
+    model with every applied layer stored.
     """
 
     format: int
@@ -118,8 +130,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     targets: dict[str, Target]
     heads: str | None = None
     exits: dict[str, Exit] = {}
-    tokenizer: str | None
-    chat_template: str | None
+    text: Text
     parameters: int
     unrolled_parameters: int
     files: dict[str, File]

@@ -10,7 +10,8 @@ import numpy as np
 from .backend import F32, I64
 from .sampling import Choose, SamplingOptions
 from .spec import Spec
-from .tokenizer import StopMatcher, Tokenizer
+from .text.stops import StopMatcher
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from .acceptance import Pace, WholeTokens
 from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
-from .chat import render_chat
 from .decoding import check_decode, decides
 from .errors import ContextError, UsageError
 from .evaluation import Evaluation, evaluate
@@ -27,8 +26,9 @@ from .policy import Policy, choose_policy
 from .requests import Answer, Request, as_stops
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
+from .text.template import render_chat
+from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
-from .tokenizer import Tokenizer
 from .walk import Walk, make_pipeline
 from .windows import Perplexity, VisitDepths, perplexity, visit_depths
 
@@ -85,7 +85,7 @@ class Session:
         self._pipelined: Pipelined | PipelinedCourse | None = None
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
-        self._template = bundle.manifest.chat_template
+        self._template = bundle.manifest.text.chat_templates.get("default")
         self._generation = 0
         self._clock: GenerationClock | None = None
 
@@ -322,5 +322,5 @@ class Session:
 
 
 def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    name = bundle.manifest.tokenizer
+    name = bundle.manifest.text.tokenizer
     return None if name is None else Tokenizer.open(bundle.path(name))

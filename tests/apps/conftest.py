@@ -39,7 +39,7 @@ def bundle_without_template(bundle: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "plain"
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["chat_template"] = None
+    manifest["text"]["chat_templates"] = {}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

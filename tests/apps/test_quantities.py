@@ -3,7 +3,7 @@
 import pytest
 
 from edgeloop.apps.quantities import byte_count, count, delta_parameters, deltas, layout, unrolled_bytes
-from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target
+from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target, Text
 from edgeloop.runtime.spec import Segment, Spec
 
 
@@ -68,8 +68,7 @@ def test_the_unrolled_estimate_repeats_matrices_and_merges_deltas() -> None:
         spec=LOOPED,
         quantization=Quantization("int4", 4, 32),
         targets={"onnx": Target({}, "w", Parity((), 0.0, 0.0))},
-        tokenizer=None,
-        chat_template=None,
+        text=Text(),
         parameters=50_000,
         unrolled_parameters=50_000 + 6 * matrices,
         files={"w": File(30_000, "")},

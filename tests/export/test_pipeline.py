@@ -164,7 +164,7 @@ def test_without_a_tokenizer(
     folder = tiny("mor-lora")
     (folder / "tokenizer.json").unlink()
     manifest = export_bundle(folder, tmp_path / "b").manifest
-    assert manifest.tokenizer is None
+    assert manifest.text.tokenizer is None
     assert "no tokenizer.json: the bundle takes token ids" in caplog.text
 
 
@@ -196,7 +196,9 @@ def test_chat_templates(
     folder = tiny("mor-lora")
     for name, text in files.items():
         (folder / name).write_text(text)
-    assert export_bundle(folder, tmp_path / "b").manifest.chat_template == template
+    assert export_bundle(folder, tmp_path / "b").manifest.text.chat_templates == (
+        {"default": template} if template else {}
+    )
 
 
 @pytest.mark.parametrize(

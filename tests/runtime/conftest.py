@@ -14,7 +14,16 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target, write_manifest
+from edgeloop.runtime.manifest import (
+    FORMAT,
+    File,
+    Manifest,
+    Parity,
+    Quantization,
+    Target,
+    Text,
+    write_manifest,
+)
 from edgeloop.runtime.spec import Segment, Spec
 from edgeloop.runtime.weights import matrix_shapes, small_shapes
 
@@ -103,8 +112,10 @@ def make_bundle(
         spec=spec,
         quantization=make_quantization(bits),
         targets={"onnx": Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * spec.depths, 0.0, 0.0))},
-        tokenizer="tokenizer.json" if tokenizer is not None else None,
-        chat_template=chat_template,
+        text=Text(
+            tokenizer="tokenizer.json" if tokenizer is not None else None,
+            chat_templates={"default": chat_template} if chat_template else {},
+        ),
         parameters=1,
         unrolled_parameters=1,
         files=files,

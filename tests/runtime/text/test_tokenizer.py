@@ -7,7 +7,9 @@ import random
 import pytest
 
 from edgeloop.runtime.errors import BundleError, UsageError
-from edgeloop.runtime.tokenizer import Detokenizer, StopMatcher, Tokenizer
+from edgeloop.runtime.text.stops import StopMatcher
+from edgeloop.runtime.text.stream import Detokenizer
+from edgeloop.runtime.text.tokenizer import Tokenizer
 
 PIECES = [
     "a loop, ",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..runtime.errors import CheckpointError
-from .weight_files import read_json, read_text
+from ...runtime.errors import CheckpointError
+from ..weight_files import read_json, read_text
 
 
 def chat_template(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from edgeloop.runtime.chat import render_chat
 from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.text.template import render_chat
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
