@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from ...runtime.errors import CheckpointError
+from ...runtime.text.tokenizer import open_engine
+from ...runtime.text.tokenizer_file import read_tokenizer_file
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +22,8 @@ def find_tokenizer(folder: Path, vocab_size: int) -> Path | None:
     if not path.is_file():
         log.warning("%s has no tokenizer.json: the bundle takes token ids, not text", folder)
         return None
-    try:
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises bare Exception
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path} is not a tokenizer ({reason}); copy it again, or remove it to export without text"
-        ) from error
+    engine = open_engine(read_tokenizer_file(path, CheckpointError), path, CheckpointError)
+    vocabulary = engine.get_vocab(with_added_tokens=True)
     beyond = sorted(token for token, number in vocabulary.items() if number >= vocab_size)
     if beyond:
         log.warning(

@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Text to token ids and back: the one door to the tokenizers library."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BundleError
+from ..errors import BundleError, EdgeloopError, UsageError
+from .guard import blamed, without_reports
 from .stream import Detokenizer
+from .tokenizer_file import TokenizerFile, read_tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
+ENOUGH = 1 << 26
+"""Characters that a normalizer may make of a text that it blows up; the library takes some 17 bytes for each."""
+
 
 class Tokenizer:
-    """A tokenizer.json."""
+    """A tokenizer.json. Its calls raise EdgeloopErrors of one line, whatever the file made the library do."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, growth: float = 1, split_special: bool = False) -> None:
+        """``growth``: characters that one may become (``tokenizer_file.py``). ``split_special``: special tokens
+        in a text are text like any other."""
         self._engine = engine
+        self._growth = growth
+        if split_special:
+            engine.encode_special_tokens = True
 
     @staticmethod
-    def open(path: str | Path) -> Tokenizer:
+    def open(path: str | Path, split_special: bool = False) -> Tokenizer:
         """Load ``path``; BundleError when it is missing or cannot be read."""
-        from tokenizers import Tokenizer as Engine
-
-        try:
-            return Tokenizer(Engine.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+        file = read_tokenizer_file(Path(path))
+        return Tokenizer(open_engine(file, path, BundleError), file.growth, split_special)
 
     @property
     def vocab_size(self) -> int:
@@ -35,17 +41,75 @@ class Tokenizer:
         return self._engine.get_vocab_size()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of ``text``; with ``special``, what the tokenizer puts around a text (often BOS) too."""
-        return self._engine.encode(text, add_special_tokens=special).ids
+        """Token ids of ``text``; with ``special``, what the tokenizer puts around a text (often BOS) too.
+
+        UsageError for what is not Unicode text, and for text that the tokenizer has no tokens for.
+        """
+        self._check(text)
+        try:
+            return self._engine.encode(text, add_special_tokens=special).ids
+        except BaseException as error:
+            message = (
+                "the tokenizer cannot encode this text ({reason}); use characters that its vocabulary has"
+            )
+            raise blamed(error, UsageError, message) from error
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ``ids``; special tokens give no text unless ``special``."""
-        return self._engine.decode(list(ids), skip_special_tokens=not special)
+        try:
+            return self._engine.decode(list(ids), skip_special_tokens=not special)
+        except (OverflowError, TypeError) as error:
+            raise UsageError("token ids are whole numbers from 0 to 4294967295; give such a list") from error
+        except BaseException as error:
+            message = "the bundle's tokenizer cannot decode these tokens ({reason}); export it again"
+            raise blamed(error, BundleError, message) from error
 
     def written(self, token: int | None) -> str:
         """The token as it is written in the vocabulary; '' for None or an unknown id."""
-        return ("" if token is None else self._engine.id_to_token(token)) or ""
+        try:
+            return ("" if token is None else self._engine.id_to_token(token)) or ""
+        except OverflowError:  # no id at all
+            return ""
 
     def detokenizer(self) -> Detokenizer:
         """A new stream of text."""
         return Detokenizer(self.decode)
+
+    def _check(self, text: object) -> None:
+        if not isinstance(text, str):
+            raise UsageError(f"the text is a {type(text).__name__}; give a str")
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            found = ord(text[error.start])
+            byte = (
+                f", the byte 0x{found - 0xDC00:02X} of what was no UTF-8" if 0xDC80 <= found <= 0xDCFF else ""
+            )
+            raise UsageError(
+                f"character {error.start + 1} of the text is the lone surrogate U+{found:04X}{byte}; "
+                "give Unicode text, encoded as UTF-8"
+            ) from None
+        if self._growth > 8 and size * self._growth > ENOUGH:
+            raise UsageError(
+                f"the text has {size} bytes, and the tokenizer may make {self._growth:.3g} of each; "
+                f"at most {ENOUGH} are worked on: give a shorter text"
+            )
+
+
+def open_engine(file: TokenizerFile, path: str | Path, kind: type[EdgeloopError]) -> Engine:
+    """The library's tokenizer of ``file``; ``kind`` with a line that names ``path`` when it cannot be used."""
+    from tokenizers import Tokenizer as Engine
+
+    with without_reports():
+        try:
+            engine = Engine.from_buffer(file.data)
+        except BaseException as error:
+            message = f"{path} is not a tokenizer ({{reason}}); copy it again"
+            raise blamed(error, kind, message) from error
+        try:
+            engine.decode(engine.encode("a b").ids)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # having no token for these letters is none: others may come
+                message = f"{path} is a tokenizer that fails on plain text ({{reason}}); copy it again"
+                raise blamed(error, kind, message) from error
+    return engine

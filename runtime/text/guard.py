@@ -1,0 +1,64 @@
+"""What the tokenizers library raises, as one line: its exceptions, and its panics, which no ``except Exception`` sees.
+
+The library is Rust. A bug or a hostile file makes it panic; that arrives as a BaseException, after a report on stderr
+that Python cannot switch off.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from ..errors import EdgeloopError
+
+_one_at_a_time = threading.Lock()
+
+
+def blamed(error: BaseException, kind: type[EdgeloopError], message: str) -> EdgeloopError:
+    """``message`` (with ``{reason}``) as a ``kind``, for an error or a panic of the library.
+
+    Raises ``error`` itself where it is neither: an interrupt, memory that is not there, an error that is ours already.
+    """
+    is_panic = type(error).__name__ == "PanicException"  # pyo3 makes the class anew in every library
+    if isinstance(error, EdgeloopError | MemoryError) or not (is_panic or isinstance(error, Exception)):
+        raise error
+    return kind(message.replace("{reason}", reason(error)))
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line of bearable length, without characters that steer a terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Within, what a panic writes to stderr is held back, and dropped where an error comes of it.
+
+    The process has one stderr, so this is for opening a file, not for every call.
+    """
+    with _one_at_a_time, ExitStack() as stack:
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile())
+            real = os.dup(2)
+        except OSError:  # no stderr, as in a service, or nowhere to keep it: then nothing is held back
+            held = None
+        if held is None:
+            yield
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except EdgeloopError:
+            held.truncate(0)
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            if rest := held.read():
+                os.write(2, rest)
