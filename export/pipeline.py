@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .overrides import overridden
 from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import LAYOUTS, TARGETS, open_target
+from .text.ends import with_ends
 from .text.templates import chat_template
 from .text.vocabulary import find_tokenizer
 from .writer import check_free, describe_files, new_folder
@@ -82,6 +83,7 @@ def export_bundle(
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint))
     reading = overridden(find_family(source).read(source), context, kv, window)
+    reading = replace(reading, spec=with_ends(reading.spec, source.folder))
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
     template = chat_template(source.folder)
     for target in chosen:

@@ -89,7 +89,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
     if head_dim % 2:
         raise CheckpointError(f"{where}: head_dim {head_dim} is odd; rotary embeddings need an even one")
     vocab = size(config, "vocab_size", where)
-    bos = _token_ids(config, "bos_token_id", vocab, where)
+    bos = token_ids(config, "bos_token_id", vocab, where)
     return LlamaConfig(
         layers=size(config, "num_hidden_layers", where),
         vocab_size=vocab,
@@ -104,7 +104,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
         sliding_window=_sliding_window(config, where),
         tie_word_embeddings=flag(config, "tie_word_embeddings", where, False),
         bos_token_id=bos[0] if bos else None,
-        eos_token_ids=_token_ids(config, "eos_token_id", vocab, where),
+        eos_token_ids=token_ids(config, "eos_token_id", vocab, where),
     )
 
 
@@ -231,7 +231,7 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> float:
     return next(iter(found.values()), 10000.0)
 
 
-def _token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
+def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
     """The ids of bos or eos: absent, one, or a list."""
     value = config.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
