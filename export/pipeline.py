@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 
 from ..quant.recipe import Recipe
-from ..runtime.errors import UsageError
+from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.version import VERSION
 from .checkpoint import Checkpoint
@@ -84,6 +85,8 @@ def export_bundle(
     source = Checkpoint.open(Path(checkpoint))
     reading = overridden(find_family(source).read(source), context, kv, window)
     reading = replace(reading, spec=with_ends(reading.spec, source.folder))
+    if problem := next(spec_problems(reading.spec), None):
+        raise CheckpointError(f"{source.folder}: {problem}")
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
     template = chat_template(source.folder)
     for target in chosen:

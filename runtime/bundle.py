@@ -31,7 +31,8 @@ class Bundle:
         for name, file in manifest.files.items():
             path = bundle.path(name)
             if not path.is_file():
-                raise BundleError(f"{root}: {name} is missing; copy the bundle again or export it again")
+                found = "no plain file" if path.exists() else "missing"
+                raise BundleError(f"{root}: {name} is {found}; copy the bundle again or export it again")
             size = path.stat().st_size
             if size != file.bytes:
                 raise BundleError(
@@ -52,20 +53,71 @@ class Bundle:
         return self.manifest.spec
 
     def path(self, name: str) -> Path:
-        """The path of the file that the manifest lists as ``name``.
+        """The path of the file that the manifest lists as ``name``: every file of a bundle is found here.
 
-        BundleError when it is not listed, or leads out of the folder: bundles come from other people.
+        BundleError when it is not listed, or leads out of the folder: bundles come from other people. A link may lead
+        to another file of the bundle, and in the Hugging Face cache to any of the same repository. The path is that
+        of the link: files that find each other by their names still do.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: {name!r} is not listed in the manifest; export it again")
         # A backslash or a colon is a plain character here and a separator or a drive on Windows.
         plain = PurePosixPath(name)
-        if not name or plain.is_absolute() or ".." in plain.parts or any(c in name for c in "\\:\0"):
+        strange = plain.is_absolute() or ".." in plain.parts or any(c in name for c in "\\:\0")
+        if name in ("", ".") or strange or plain.as_posix() != name:
             raise BundleError(f"{self.folder}: file name {name!r} is not a plain path inside the bundle")
-        path = (self.folder / plain).resolve()
-        if not path.is_relative_to(self.folder) or path == self.folder:
-            raise BundleError(f"{self.folder}: {name!r} leads out of the bundle to {path}; copy that file")
+        path = self.folder / plain
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError) as error:  # links in a circle
+            raise BundleError(f"{self.folder}: {name!r} leads nowhere; copy the bundle again") from error
+        if not any(real.is_relative_to(root) for root in (self.folder, *_repository(self.folder))):
+            raise BundleError(
+                f"{self.folder}: {name!r} is a link that leads out of the bundle to {real}; put the file itself there "
+                "(cp -L)"
+            )
         return path
+
+    def beside(self, name: str, other: str) -> Path:
+        """The path of the listed file that the file ``name`` calls ``other``, relative to its own folder."""
+        if PurePosixPath(other).is_absolute():
+            raise BundleError(
+                f"{self.folder}: {name} names {other!r}, wanted a file of the bundle; export it again"
+            )
+        return self.path((PurePosixPath(name).parent / other).as_posix())
+
+    def package(self, name: str) -> Path:
+        """The folder ``name``, which an engine opens as a whole.
+
+        BundleError unless each of its files is one that the manifest lists.
+        """
+        inside = [listed for listed in self.manifest.files if listed.startswith(f"{name}/")]
+        if not name or not inside:
+            raise BundleError(
+                f"{self.folder}: no file of {name!r} is listed in the manifest; export it again"
+            )
+        folder = self.folder / name
+        wanted = {self.path(listed) for listed in inside}
+        for path in folder.rglob("*"):
+            if path not in wanted and (path.is_symlink() or not path.is_dir()):
+                stranger = path.relative_to(self.folder).as_posix()
+                raise BundleError(
+                    f"{self.folder}: {stranger} is not listed in the manifest; move it away or copy the bundle again"
+                )
+        return folder
+
+
+def _repository(folder: Path) -> list[Path]:
+    """The repository of the Hugging Face cache that ``folder`` is a snapshot of, or part of one; none elsewhere.
+
+    Its layout is models--WHO--NAME/snapshots/REVISION, whose files are links into models--WHO--NAME/blobs.
+    """
+    return [
+        parent.parent
+        for parent in folder.parents
+        if parent.name == "snapshots"
+        and parent.parent.name.startswith(("models--", "datasets--", "spaces--"))
+    ]
 
 
 def sha256_of(path: Path) -> str:

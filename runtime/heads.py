@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .bundle import Bundle
 from .errors import BundleError
 from .spec import Spec
+from .weights import read_tensors
 
 F32 = npt.NDArray[np.float32]
 HEADS = "heads.safetensors"
@@ -43,14 +44,8 @@ def probe_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
 
 def read_heads(bundle: Bundle) -> dict[str, F32]:
     """Every head of ``bundle``, float32; BundleError when one is missing or of another shape."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     name = bundle.manifest.heads
-    try:
-        tensors = {} if name is None else load_file(bundle.path(name))
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{bundle.folder}: {name}: {error}; copy the bundle again") from error
+    tensors = {} if name is None else read_tensors(bundle.path(name))
     wanted = head_shapes(bundle.spec)
     if any(key.startswith("probe.") for key in tensors):
         wanted |= probe_shapes(bundle.spec)
@@ -69,4 +64,6 @@ def check_heads(
         if not sized or any(w not in (None, f) for f, w in zip(found or (), shape, strict=True)):
             size = "×".join("?" if n is None else str(n) for n in shape)
             raise BundleError(f"{where}: head {key} is {found}, wanted {size}; export the checkpoint again")
+        if tensors[key].dtype.kind != "f" or not np.isfinite(tensors[key]).all():
+            raise BundleError(f"{where}: head {key} is not finite floats; export the checkpoint again")
     return {key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from .errors import BundleError
+from .limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, spec_problems, within
 from .spec import Spec
 
 FORMAT = 3
 MANIFEST = "manifest.json"
+MOST_BYTES = 64 << 20
+"""Of a manifest; a real one has some thousands, and whatever the chat templates take."""
 NEVER = 1e30
 """The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
 
@@ -115,6 +120,14 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     chat_templates: dict[str, str] = {}
 
 
+GRAPHS: dict[str, tuple[str, ...]] = {
+    "onnx": ("prologue", "block", "epilogue"),
+    "executorch": ("layout",),
+    "coreml": ("model",),
+}
+"""The graphs that engines ask a target for; it may have more."""
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The bundle's table of contents; written last, so a bundle without it is not a bundle.
 
@@ -142,9 +155,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle ``folder``; BundleError when it is missing, damaged or of another format."""
+    """The manifest of the bundle ``folder``.
+
+    BundleError when it is missing, damaged, of another format, or has a number that cannot be meant.
+    """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BundleError(f"{path} is no plain file; copy the bundle again")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise BundleError(f"{path} has {size} bytes, wanted {MOST_BYTES} at most; export it again")
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(
@@ -153,10 +173,60 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
         if version is None or msgspec.json.decode(version) != FORMAT:
-            found = None if version is None else bytes(version).decode()
+            found = None if version is None else bytes(version).decode()[:20]
             raise BundleError(
                 f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}; export the checkpoint again"
             )
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; export the checkpoint again") from error
+    if problem := next(manifest_problems(manifest), None):
+        raise BundleError(f"{path}: {problem}; export the checkpoint again")
+    return manifest
+
+
+def manifest_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the numbers of ``manifest``, and with what has to go together, one after the other."""
+    spec, stored = manifest.spec, manifest.quantization
+    yield from spec_problems(spec)
+    yield from within("quantization.bits", stored.bits, 2, 32)
+    yield from within("quantization.group_size", stored.group_size, 0, MAX_SIZE)
+    yield from within("parameters", manifest.parameters, 1, MAX_NUMBERS)
+    yield from within("unrolled_parameters", manifest.unrolled_parameters, 1, MAX_NUMBERS * MAX_LAYERS)
+    for name, file in manifest.files.items():
+        yield from within(f"files[{name!r}].bytes", file.bytes, 0, 1 << 50)
+        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            yield f"files[{name!r}].sha256 is {file.sha256[:80]!r}, wanted 64 hexadecimal digits"
+    for name, target in manifest.targets.items():
+        yield from _target_problems(f"targets.{name}", GRAPHS.get(name, ()), target)
+    for name, rule in manifest.exits.items():
+        yield from _exit_problems(f"exits.{name}", rule, spec.depths)
+
+
+def _target_problems(name: str, graphs: tuple[str, ...], target: Target) -> Iterator[str]:
+    for graph in graphs:
+        if graph not in target.graphs:
+            yield f"{name}.graphs has no {graph}"
+    parity = target.parity
+    for value in (*parity.per_depth, parity.logits, parity.shipped):
+        yield from within(f"{name}.parity", value, 0, 1e30)
+    if target.flat is not None:
+        yield from within(f"{name}.flat.rows", target.flat.rows, 1, MAX_SIZE)
+    if target.package is not None:
+        yield from within(f"{name}.package.chunk", target.package.chunk, 1, MAX_SIZE)
+        yield from within(f"{name}.package.capacity", target.package.capacity, 1, MAX_SIZE)
+        for state, shape in target.package.states.items():
+            for size in shape:
+                yield from within(f"{name}.package.states.{state}", size, 1, MAX_SIZE)
+
+
+def _exit_problems(name: str, rule: Exit, depths: int) -> Iterator[str]:
+    if len(rule.thresholds) != depths - 1:
+        yield f"{name}.thresholds are {len(rule.thresholds)}, wanted {depths - 1}: one for each depth but the last"
+    for value in rule.thresholds:
+        yield from within(f"{name}.thresholds", value, -NEVER, NEVER)
+    yield from within(f"{name}.tokens", rule.tokens, 0, 1 << 50)
+    yield from within(f"{name}.agreement", rule.agreement, 0, 1)
+    yield from within(f"{name}.mean_depth", rule.mean_depth, 0, depths)
+    for key, value in (("perplexity", rule.perplexity), ("full_perplexity", rule.full_perplexity)):
+        yield from within(f"{name}.{key}", value, 1e-30, 1e300)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,21 @@ def dequantize(
     return values.reshape(len(codes), -1)[:, :columns]
 
 
+def read_tensors(path: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file; BundleError when it is damaged or has types that numpy has not."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    # The library looks for numpy's type by its name, and numpy has no bfloat16 and no float8.
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+
+
+_FLOATS = ("float32", "float16")
+
+
 class Weights:
     """A model's stored tensors, checked against its spec; matrices are dequantized when asked for.
 
@@ -110,10 +126,10 @@ class Weights:
         self._cache: OrderedDict[str, F32] = OrderedDict()
         self._columns = {name: k for name, (_, k) in matrix_shapes(spec).items()}
         for name, shape in small_shapes(spec).items():
-            self._check(name, shape)
+            self._check(name, _FLOATS, shape)
         for name, (n, k) in matrix_shapes(spec).items():
             if f"{name}.codes" not in tensors:
-                self._check(f"{name}.weight", (n, k))
+                self._check(f"{name}.weight", _FLOATS, (n, k))
                 continue
             group = group_size or k
             if group < 2 or group % 2:
@@ -121,13 +137,15 @@ class Weights:
                     f"{name} is quantized in groups of {group_size}; export the checkpoint again"
                 )
             groups = -(-k // group)
-            self._check(f"{name}.codes", (n, groups, group), (n, groups, group // 2))
-            self._check(f"{name}.scales", (n, groups))
+            self._check(f"{name}.codes", ("uint8",), (n, groups, group), (n, groups, group // 2))
+            self._check(f"{name}.scales", _FLOATS, (n, groups))
 
-    def _check(self, name: str, *wanted: tuple[int, ...]) -> None:
+    def _check(self, name: str, types: tuple[str, ...], *wanted: tuple[int, ...]) -> None:
         if name not in self._tensors:
             raise BundleError(f"the weights have no {name} {list(wanted[0])}; export the checkpoint again")
-        found = self._tensors[name].shape
+        found, kind = self._tensors[name].shape, self._tensors[name].dtype.name
+        if kind not in types:
+            raise BundleError(f"{name} is {kind}, wanted {' or '.join(types)}; export the checkpoint again")
         if found not in wanted:
             shapes = " or ".join(str(list(w)) for w in wanted)
             raise BundleError(f"{name} has shape {list(found)}, wanted {shapes}; export the checkpoint again")

@@ -22,13 +22,7 @@ def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
 def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .onnx import OnnxBackend
 
-    graphs = bundle.manifest.targets["onnx"].graphs
-    return OnnxBackend(
-        bundle.spec,
-        {stage: bundle.path(name) for stage, name in graphs.items()},
-        threads=threads,
-        packed=packed,
-    )
+    return OnnxBackend.open(bundle, threads, packed)
 
 
 def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -41,7 +35,7 @@ def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .coreml import CoremlBackend, ModelRunner
 
     package = _package(bundle, packed)
-    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.folder / package.path, package))
+    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.package(package.path), package))
 
 
 def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -49,7 +43,7 @@ def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Back
 
     package = _package(bundle, packed)
     return CoremlBackend(
-        bundle.spec, package, reference_runner(bundle.folder / package.path), "coreml-reference"
+        bundle.spec, package, reference_runner(bundle.package(package.path)), "coreml-reference"
     )
 
 

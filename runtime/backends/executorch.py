@@ -69,9 +69,9 @@ class ExecutorchBackend:
         """The model of ``bundle``; BundleError when its program is not the model's."""
         target = bundle.manifest.targets["executorch"]
         path = bundle.path(target.graphs["layout"])
-        layout = read_layout(path)
+        layout = read_layout(path, bundle.spec)
         for name in (layout.program, layout.embedding.file, *layout.data):
-            bundle.path((path.parent / name).relative_to(bundle.folder).as_posix())
+            bundle.beside(target.graphs["layout"], name)
         try:
             return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads, profiled=profiled)
         except EngineError as error:

@@ -21,8 +21,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
-from ..errors import EngineError
+from ..bundle import Bundle
+from ..errors import BundleError, EngineError
 from ..kv import KVCache
+from ..onnx_graph import external_data
 from ..packed import PackedLanes
 from ..spec import Spec
 
@@ -68,11 +70,32 @@ def open_session(path: Path) -> ort.InferenceSession:
     options.use_per_session_threads = False
     options.log_severity_level = 3
     options.enable_mem_pattern = False
+    # Not by its name: a file in onnxruntime's own format is none that check_external looked into.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
         reason = str(error).splitlines()[0]
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path.name}: {reason}") from error
+
+
+def check_external(bundle: Bundle, name: str, weights: str) -> None:
+    """BundleError unless all that the graph ``name`` has in other files is in ``weights``, whose hash is known.
+
+    onnxruntime reads whatever file of its folder a graph names.
+    """
+    try:
+        for tensor in external_data(bundle.path(name).read_bytes()):
+            folder, _, _ = name.rpartition("/")
+            if f"{folder}/{tensor.location}".removeprefix("/") != weights:
+                raise BundleError(
+                    f"{bundle.folder}: {name} has {tensor.tensor!r} in {tensor.location!r}, wanted everything in "
+                    f"{weights}; copy the bundle again or export it again"
+                )
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.folder}: {name} is no ONNX graph ({error}); copy the bundle again"
+        ) from error
 
 
 class Plan:
@@ -246,6 +269,16 @@ class OnnxBackend:
         self._shared = shares_kv(spec)
         self._fill_path = graphs.get("fill")
         self._fill: FillSession | None = None
+
+    @staticmethod
+    def open(bundle: Bundle, threads: int | None = None, packed: bool = False) -> OnnxBackend:
+        """The graphs of ``bundle``; BundleError when one of them reads a file that is not the bundle's weights."""
+        target = bundle.manifest.targets["onnx"]
+        for stage, name in target.graphs.items():
+            if stage == "fill" or stage.endswith(PACKED) == packed:
+                check_external(bundle, name, target.weights)
+        graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
+        return OnnxBackend(bundle.spec, graphs, threads=threads, packed=packed)
 
     @property
     def engine_ns(self) -> int:

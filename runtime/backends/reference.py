@@ -12,12 +12,11 @@ import numpy as np
 
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
-from ..errors import BundleError
 from ..kv import KVCache, resident, visible
 from ..manifest import Quantization
 from ..packed import PackedLanes
 from ..spec import Spec
-from ..weights import MATRICES, Array, Weights, projection_shapes
+from ..weights import MATRICES, Array, Weights, projection_shapes, read_tensors
 
 WEIGHTS_TARGET = "onnx"
 """The target whose weights file this engine reads."""
@@ -59,14 +58,7 @@ class ReferenceBackend:
     @staticmethod
     def open(bundle: Bundle) -> ReferenceBackend:
         """The model of ``bundle``; BundleError when its weights cannot be read."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path = bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights)
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+        tensors = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
         return ReferenceBackend(bundle.spec, tensors, bundle.manifest.quantization)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:

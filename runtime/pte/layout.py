@@ -11,10 +11,13 @@ from msgspec import Struct
 
 from ..backend import can_fill, shares_kv
 from ..errors import BundleError
+from ..limits import within
 from ..spec import Spec, stage_layers
 
 BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
+MOST_TOKENS = 4096
+"""Of a chunk: each has a row of a mask over the whole context."""
 MOST_ROWS = 4
 """Rows of depths of their own in one call at most: each has its attention written out."""
 
@@ -80,9 +83,27 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
     data: tuple[str, ...] = ()
 
 
-def read_layout(path: Path) -> Layout:
-    """The layout at ``path``; BundleError when it is damaged."""
+def read_layout(path: Path, spec: Spec) -> Layout:
+    """The layout at ``path`` of a model with ``spec``; BundleError when it is damaged or not that model's."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Layout)
-    except (OSError, msgspec.DecodeError) as error:
+        layout = msgspec.json.decode(path.read_bytes(), type=Layout)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+    if problem := next(_problems(layout, spec), None):
+        raise BundleError(f"{path}: {problem}; copy the bundle again or export it again")
+    return layout
+
+
+def _problems(layout: Layout, spec: Spec) -> Iterator[str]:
+    yield from within("shapes.rows", layout.shapes.rows, 1, max(spec.depths, MOST_ROWS))
+    yield from within("shapes.chunk", layout.shapes.chunk, 1, MOST_TOKENS)
+    table = layout.embedding
+    yield from within("embedding.values", table.values, 0, 1 << 50)
+    yield from within("embedding.scales", table.scales, 0, 1 << 50)
+    if table.kind == "float32":
+        yield from within("embedding.groups", table.groups, 0, 0)
+        return
+    yield from within("embedding.groups", table.groups, 1, spec.hidden_size)
+    per_byte = 2 if table.kind == "int4" else 1
+    if table.groups > 0 and spec.hidden_size % (table.groups * per_byte):
+        yield f"embedding.groups is {table.groups}, which do not divide rows of {spec.hidden_size}"

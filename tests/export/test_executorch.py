@@ -36,6 +36,7 @@ from edgeloop.export.pte.split import delta_keys, split_weights, write_data
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
 from edgeloop.export.targets.onnx import OnnxTarget
+from edgeloop.runtime.manifest import read_manifest
 from edgeloop.runtime.pte.bridge import Bridge
 from edgeloop.runtime.pte.layout import Shapes, read_layout
 
@@ -174,7 +175,7 @@ def test_int8_codes_and_scales_are_ours(
 def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """Other deltas change deltas.ptd and the program, and not the base."""
     folder = bundle("lora") / "executorch"
-    assert read_layout(folder / "layout.json").data == ("base.ptd", "deltas.ptd")
+    assert read_layout(folder / "layout.json", reading("mor-lora").spec).data == ("base.ptd", "deltas.ptd")
     write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
     weights = load_torch(tmp_path / "w.safetensors")
     loras = [name for name in weights if ".lora_" in name]
@@ -294,7 +295,7 @@ def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundle("float") / "executorch", folder)
     (folder / "layout.json").write_text(json.dumps({"version": "1.5.1", "sahpes": 1}))
     with pytest.raises(BundleError, match="layout.json"):
-        read_layout(folder / "layout.json")
+        read_layout(folder / "layout.json", read_manifest(bundle("float")).spec)
     (folder / "model.pte").write_bytes(b"not a program" * 100)
     with pytest.raises(EngineError, match="executorch cannot run model.pte: it does not load: Error::"):
         Bridge(folder / "model.pte", [], 1)

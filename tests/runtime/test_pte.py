@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from edgeloop.runtime.errors import BundleError, EngineError
 from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.pte import bridge
 from edgeloop.runtime.pte.calls import batches, valid_runs
-from edgeloop.runtime.pte.layout import Shapes, Table
+from edgeloop.runtime.pte.layout import Layout, Shapes, Table, read_layout
 from edgeloop.runtime.pte.table import Embedding
 
 
@@ -98,3 +101,37 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(EngineError, match="found no C\\+\\+ compiler; install g\\+\\+ or set CXX"):
         bridge.compile_bridge()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("shapes/rows", 10**9, "shapes.rows is 1000000000, wanted 1 to 4"),
+        ("shapes/rows", 0, "shapes.rows is 0"),
+        ("shapes/chunk", 0, "shapes.chunk is 0"),
+        ("shapes/chunk", -8, "shapes.chunk is -8"),
+        ("shapes/chunk", 10**9, "shapes.chunk is 1000000000"),
+        ("embedding/values", -64, "embedding.values is -64"),
+        ("embedding/scales", -1, "embedding.scales is -1"),
+        ("embedding/values", 2**80, "embedding.values is 12089"),
+        ("embedding/groups", 0, "embedding.groups is 0"),
+        ("embedding/groups", 5, "embedding.groups is 5, which do not divide rows of 32"),
+        ("embedding/kind", "int3", "int3"),
+        ("shapes", {"rows": 1, "chunk": 8, "more": 1}, "more"),
+    ],
+)
+def test_a_layout_that_cannot_be_meant(maker, tmp_path, place, value, told):
+    layout = Layout("1", "model.pte", Shapes(3, 8), Table("model.pte", "int4", 0, 64, "bfloat16", 4))
+    path = tmp_path / "layout.json"
+    path.write_bytes(msgspec.json.encode(layout))
+    assert read_layout(path, maker.spec()) == layout
+    written = json.loads(path.read_text())
+    *way, last = place.split("/")
+    inner = written
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(written))
+    with pytest.raises(BundleError, match=r"layout\.json: ") as caught:
+        read_layout(path, maker.spec())
+    assert told in str(caught.value)

@@ -1,0 +1,100 @@
+"""Exported bundles read the files that their manifest lists, and none beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.external_data_helper import set_external_data
+
+from edgeloop.runtime.bundle import Bundle, sha256_of
+from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.session import Session
+
+
+def relist(folder: Path, *names: str) -> None:
+    """Give the manifest the sizes and hashes that the files ``names`` have now."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in names:
+        file = folder / name
+        manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def folder(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported("edgeloop", "int4"), tmp_path / "bundle"))
+
+
+def move_weights(folder: Path, graph: str, location: str) -> None:
+    """One initializer of ``graph`` is in another file than the listed weights."""
+    path = folder / "onnx" / graph
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.external_data)
+    place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
+    tensor.raw_data = b""  # what set_external_data asks for
+    set_external_data(tensor, location, **place)
+    path.write_bytes(model.SerializeToString())
+    relist(folder, f"onnx/{graph}")
+
+
+@pytest.mark.parametrize("graph", ["prologue.onnx", "block.onnx", "epilogue.onnx", "fill.onnx"])
+def test_weights_in_a_file_that_is_not_listed_are_refused(folder: Path, graph: str) -> None:
+    shutil.copyfile(folder / "onnx" / "weights.safetensors", folder / "onnx" / "other.bin")
+    move_weights(folder, graph, "other.bin")
+    with pytest.raises(
+        BundleError, match=rf"onnx/{graph} has .* in 'other\.bin', wanted everything in onnx/w"
+    ):
+        Session.open(folder)
+
+
+@pytest.mark.parametrize("location", ["../onnx/weights.safetensors", "/etc/hostname", "block.onnx", ""])
+def test_weights_under_other_names_are_refused(folder: Path, location: str) -> None:
+    move_weights(folder, "block.onnx", location)
+    with pytest.raises(BundleError, match="wanted everything in onnx/weights.safetensors"):
+        Session.open(folder)
+
+
+def test_a_graph_in_onnxruntimes_own_format_is_refused(folder: Path) -> None:
+    (folder / "onnx" / "block.onnx").write_bytes(b"\x20\x00\x00\x00ORTM" * 100)
+    relist(folder, "onnx/block.onnx")
+    with pytest.raises(BundleError, match="block.onnx is no ONNX graph"):
+        Session.open(folder)
+
+
+def test_a_bundle_in_the_hugging_face_cache_runs(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--someone--model"
+    snapshot = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        blob = repository / "blobs" / sha256_of(path)
+        shutil.copyfile(path, blob)
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    with Session.open(folder) as plain, Session.open(snapshot) as linked:
+        assert np.array_equal(plain.logits([1, 2, 3]), linked.logits([1, 2, 3]))
+
+
+@pytest.mark.parametrize("path", ["../../outside.mlpackage", "/tmp", "", "coreml", "coreml/other.mlpackage"])
+def test_a_package_outside_of_the_bundle_is_refused(
+    packaged: Callable[..., Bundle], tmp_path: Path, path: str
+) -> None:
+    pytest.importorskip("coremltools")
+    folder = tmp_path / "bundle"
+    bundle = packaged("edgeloop")
+    shutil.copytree(bundle.folder, folder)
+    shutil.copytree(folder / "coreml" / "model.mlpackage", tmp_path / "outside.mlpackage")
+    (folder / "coreml" / "other.mlpackage").symlink_to(tmp_path / "outside.mlpackage")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["targets"]["coreml"]["package"]["path"] = path
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="no file of .* is listed|is not listed"):
+        Session.open(folder, engine="coreml-reference")

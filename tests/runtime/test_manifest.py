@@ -1,0 +1,123 @@
+"""Numbers of a manifest are checked where they are read: one line names the field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.manifest import FORMAT, read_manifest
+
+RULE = {
+    "thresholds": [0.5, 0.5],
+    "missing": "exact",
+    "goal": "+1%",
+    "tokens": 10,
+    "perplexity": 2.0,
+    "full_perplexity": 2.0,
+    "agreement": 0.9,
+    "mean_depth": 2.0,
+}
+
+
+@pytest.fixture
+def changed(maker, tmp_path):
+    """``changed("spec.heads", 0)``: the folder of a bundle whose manifest says that."""
+    folder = maker.bundle(tmp_path / "bundle", maker.spec())
+    path = folder / "manifest.json"
+
+    def change(place, value):
+        manifest = json.loads(path.read_text())
+        manifest["exits"] = {"probe": dict(RULE)}
+        *way, last = place.split("/")
+        inner = manifest
+        for key in way:
+            inner = inner[int(key) if key.isdigit() else key]
+        inner[last] = value
+        path.write_text(json.dumps(manifest))
+        return folder
+
+    return change
+
+
+def test_the_rule_itself_is_right(changed):
+    assert read_manifest(changed("exits/probe/tokens", 1)).exits["probe"].thresholds == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("spec/vocab_size", 0, "spec.vocab_size is 0, wanted 1 to"),
+        ("spec/hidden_size", -4, "spec.hidden_size is -4"),
+        ("spec/intermediate_size", 10**30, "spec.intermediate_size is 10000000000000000000…"),
+        ("spec/heads", 3, "spec.heads is 3, no multiple of spec.kv_heads, 2"),
+        ("spec/kv_heads", 0, "spec.kv_heads is 0"),
+        ("spec/head_dim", 7, "spec.head_dim is 7, wanted an even number"),
+        ("spec/norm_eps", -1e-5, "spec.norm_eps is -1e-05"),
+        ("spec/rope_theta", 0, "spec.rope_theta is 0.0"),
+        ("spec/context_length", 10**12, "spec.context_length is 1000000000000, wanted 1 to"),
+        ("spec/sliding_window", 0, "spec.sliding_window is 0, wanted 1 to 64"),
+        ("spec/segments", [], "spec.segments are 0, wanted 1 to"),
+        ("spec/segments/0/layers", 0, "spec.segments[0].layers is 0"),
+        ("spec/segments/1/repeats", 10**9, "spec.segments[1].repeats is 1000000000"),
+        ("spec/segments/1/repeats", 10**4, "layers, wanted 16384 at most"),
+        ("spec/segments/1/lora", {"q_proj": 0}, "spec.segments[1].lora.q_proj is 0"),
+        ("spec/segments/1/lora", {"z_proj": 2}, "spec.segments[1].lora has 'z_proj'"),
+        ("spec/eos_token_ids", [-1], "spec.eos_token_ids is -1"),
+        (
+            "spec/routing",
+            {"kind": "expert", "squash": "sigmoid", "alpha": 0.1, "capacity": [1.0]},
+            "spec.routing.capacity has 1 shares, wanted one for each of 3 depths",
+        ),
+        (
+            "spec/routing",
+            {"kind": "expert", "squash": "sigmoid", "alpha": 0.1, "temperature": 0},
+            "spec.routing.temperature is 0.0",
+        ),
+        ("quantization/bits", 0, "quantization.bits is 0"),
+        ("quantization/group_size", -32, "quantization.group_size is -32"),
+        ("parameters", 0, "parameters is 0, wanted 1 to"),
+        ("unrolled_parameters", -1, "unrolled_parameters is -1"),
+        ("files/onnx\\weights", {"bytes": -1, "sha256": "0" * 64}, "].bytes is -1"),
+        (
+            "files/x",
+            {"bytes": 1, "sha256": "xyz"},
+            "files['x'].sha256 is 'xyz', wanted 64 hexadecimal digits",
+        ),
+        ("targets/onnx/graphs", {"prologue": "onnx/prologue.onnx"}, "targets.onnx.graphs has no block"),
+        ("targets/onnx/parity/logits", -1.0, "targets.onnx.parity is -1.0"),
+        ("exits/probe/thresholds", [0.5], "exits.probe.thresholds are 1, wanted 2"),
+        ("exits/probe/thresholds", [0.5, 1e31], "exits.probe.thresholds is 1e+31"),
+        ("exits/probe/full_perplexity", 0, "exits.probe.full_perplexity is 0.0"),
+        ("exits/probe/agreement", 2, "exits.probe.agreement is 2.0"),
+        ("exits/probe/mean_depth", 4, "exits.probe.mean_depth is 4.0"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_named(changed, place, value, told):
+    with pytest.raises(BundleError) as caught:
+        read_manifest(changed(place, value))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"format": ' + "[" * 200_000,
+        f'{{"format": {FORMAT}, "spec": ' + "[" * 200_000,
+        f'{{"format": {FORMAT}}}',
+        f'{{"format": {FORMAT}}} {{}}',
+        '{"format": 1e999}',
+        '"text"',
+        "\xff",
+        "",
+    ],
+)
+def test_what_is_no_manifest_is_one_line(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(BundleError) as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
