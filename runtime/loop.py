@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts
-from .errors import ContextError, UsageError
+from .errors import ContextError, UsageError, longer
 from .kv import KVCache
 from .spec import stage_layers
 from .timing import LoopClock
@@ -156,7 +156,7 @@ class DepthLoop:
         if self.cached + len(ids) > self.capacity:
             raise ContextError(
                 f"{self.cached} cached and {len(ids)} new tokens do not fit a context of {self.capacity}; "
-                "shorten the text or open the session with a longer context"
+                "shorten the text" + longer(self.capacity, self.backend.spec.context_length)
             )
         return ids
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from .backend import F32, I64
+from .errors import UsageError
 from .sampling import Choose, SamplingOptions
 from .spec import Spec
-from .text.stops import StopMatcher
 from .text.tokenizer import Tokenizer
+
+Finish = Literal["eos", "stop", "length", "context"]
+"""Why an answer ended: an end-of-text token, a stop string, ``max_tokens``, the end of the context. The first holds."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,10 @@ class Request:
     sampling: SamplingOptions
     stop: tuple[str, ...]
 
+    def room(self, context: int) -> int:
+        """Tokens that the answer can have in a context of so many. The last one needs no place in it."""
+        return min(self.max_tokens, context - len(self.prompt) + 1)
+
 
 class Answer:
     """The tokens and the text of one request, by the same rules as ``Session.generate``."""
@@ -32,15 +39,16 @@ class Answer:
     ) -> None:
         """``choose``: a sampler's. ``context``: tokens of prompt and answer together, the last one not counted."""
         self._ends = spec.eos_token_ids
-        self._context = context
         self._choose = choose
-        self._stops = StopMatcher(request.stop)
-        self._detokenizer = tokenizer.detokenizer() if tokenizer else None
-        self._tokens = np.empty(len(request.prompt) + request.max_tokens, np.int64)
-        self._tokens[: len(request.prompt)] = request.prompt
-        self._length = len(request.prompt)
-        self.ended = False
-        """Was the last token the last one?"""
+        prompt = request.prompt
+        self._text = tokenizer.answer_text(prompt.tolist(), request.stop) if tokenizer else None
+        room = request.room(context)
+        self._full: Finish = "length" if room == request.max_tokens else "context"
+        self._tokens = np.empty(len(prompt) + room, np.int64)
+        self._tokens[: len(prompt)] = prompt
+        self._length = len(prompt)
+        self.finish: Finish | None = None
+        """Why the last token was the last one; None while there is more to come."""
 
     def choose(self, logits: F32) -> tuple[int, str]:
         """The next token, given logits [V], and the text that it completes."""
@@ -48,20 +56,24 @@ class Answer:
         token = self._choose(logits, self._tokens[:position], position)
         self._tokens[position] = token
         self._length += 1
-        text = self._stops.push(self._detokenizer.push(token) if self._detokenizer else "")
-        self.ended = (
-            self._stops.matched
-            or token in self._ends
-            or self._length == len(self._tokens)
-            or position == self._context
-        )
-        if self.ended:
-            text += self._stops.push(self._detokenizer.flush() if self._detokenizer else "")
-            text += self._stops.flush()
+        text = self._text.push(token) if self._text else ""
+        self.finish = self._ended(token)
+        if self.finish and self._text:
+            text += self._text.flush()
         return token, text
 
+    def _ended(self, token: int) -> Finish | None:
+        if token in self._ends:
+            return "eos"
+        if self._text and self._text.stopped:
+            return "stop"
+        return self._full if self._length == len(self._tokens) else None
 
-def as_stops(stop: Sequence[str]) -> tuple[str, ...]:
-    """The stop strings, checked as StopMatcher does; one string is one of them."""
-    StopMatcher(stop)
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+def whole_number(value: object, name: str, least: int) -> int:
+    """``value``, of whatever integer type; UsageError when it is something else, or less than ``least``."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise UsageError(f"{name} is {value!r:.40}, wanted a whole number of {least} or more")
+    if value < least:
+        raise UsageError(f"{name} is {value}, wanted at least {least}")
+    return int(value)

@@ -227,7 +227,7 @@ class Engine:
         logits, depth = yield from course.prompt(request.prompt)
         while True:
             token, text = answer.choose(logits[-1])
-            handle.push(Step(text, token, depth, watch.lap_ms()))
-            if answer.ended:
+            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish))
+            if answer.finish:
                 return
             logits, depth = yield from course.step(token)

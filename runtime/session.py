@@ -15,7 +15,7 @@ from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
 from .decoding import check_decode, decides
-from .errors import ContextError, UsageError
+from .errors import ContextError, UsageError, longer
 from .evaluation import Evaluation, evaluate
 from .heads import read_heads
 from .kv import STAGES, resident
@@ -23,9 +23,10 @@ from .loop import DepthLoop
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
-from .requests import Answer, Request, as_stops
+from .requests import Answer, Finish, Request, whole_number
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
+from .text.stops import check_stops
 from .text.template import render_chat
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
@@ -41,13 +42,16 @@ class Step:
     """One generated token.
 
     ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
-    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt.
+    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt. ``finish`` is None
+    while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop string),
+    ``length`` (``max_tokens``) or ``context`` (that is full).
     """
 
     text: str
     token: int
     depth: int
     ms: float
+    finish: Finish | None = None
 
 
 class Session:
@@ -165,8 +169,11 @@ class Session:
         """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
         the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn.
 
-        The request is checked at once: UsageError for an empty prompt or a bad option, ContextError for a
-        prompt longer than the context. The iterator may be left at any time.
+        The texts of the steps together are what follows the prompt in the text of prompt and answer: the space before
+        the first word is there. Stop strings are those of transformers (``text/stops.py``).
+
+        The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
+        never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
         request = self.request(prompt, max_tokens, sampling, stop, chat)
         return self._generate(request)
@@ -180,8 +187,9 @@ class Session:
         chat: bool = False,
     ) -> Request:
         """What ``generate`` would run, checked as there."""
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}, wanted at least 1")
+        max_tokens = whole_number(max_tokens, "max_tokens", 1)
+        if isinstance(prompt, bytes | bytearray):
+            raise UsageError("the prompt is bytes, wanted text (str) or token ids; decode it")
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty; give at least one character")
@@ -192,13 +200,16 @@ class Session:
         ids = self._ids(prompt)
         if len(ids) > self.context:
             raise ContextError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context}; "
-                "shorten it or open the session with a longer context"
+                f"the prompt has {len(ids)} tokens, the context holds {self.context}; shorten it"
+                + longer(self.context, self.spec.context_length)
             )
-        return Request(ids, max_tokens, sampling or SamplingOptions(), as_stops(stop))
+        if sampling is not None and not isinstance(sampling, SamplingOptions):
+            raise UsageError(f"sampling is a {type(sampling).__name__}, wanted SamplingOptions")
+        stops = check_stops(stop, self._tokenizer.pieces if self._tokenizer else None)
+        return Request(ids, max_tokens, sampling or SamplingOptions(), stops)
 
     def _generate(self, request: Request) -> Iterator[Step]:
-        loop = self._start(len(request.prompt) + request.max_tokens)
+        loop = self._start(len(request.prompt) + request.room(self.context))
         generation = self._generation
         choose: Choose = Sampler(request.sampling).choose
         pipelined = self._pipeline(loop, choose)
@@ -215,8 +226,8 @@ class Session:
         while True:
             token, text = answer.choose(logits[-1])
             clock.chose(depth)
-            yield Step(text, token, depth, clock.pause())
-            if answer.ended:
+            yield Step(text, token, depth, clock.pause(), answer.finish)
+            if answer.finish:
                 return
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")
@@ -307,7 +318,18 @@ class Session:
         return self._pipelined
 
     def _ids(self, ids: Sequence[int] | I64) -> I64:
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except (ValueError, OverflowError) as error:  # lists in lists of several lengths
+            raise UsageError("these are no token ids, wanted whole numbers in one row") from error
+        if array.ndim == 0:
+            raise UsageError(
+                f"a {type(ids).__name__} is neither text nor token ids, wanted str or whole numbers"
+            )
+        if isinstance(ids, Sequence) and any(isinstance(i, bool) for i in ids):
+            raise UsageError(
+                "token ids of type bool, wanted integers"
+            )  # which numpy takes as 0 and 1 among others
         if array.ndim != 1 or not array.size:
             raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
         if array.dtype.kind not in "iu":

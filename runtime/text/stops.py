@@ -1,45 +1,151 @@
-"""Stop strings: where a stream of text ends."""
+"""Stop strings: where the text of an answer ends.
+
+As transformers' ``stop_strings`` do it: what counts is what the tokens write, special ones as they are written though
+a text leaves them out; generation ends with the first token that completes a stop string, wherever in it that is; and
+a stop string may begin in the prompt, but not end there.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from ..errors import UsageError
+from .pieces import Pieces
+from .stream import Detokenizer
+
+MAX_STOPS, MAX_LENGTH = 1000, 10_000
+"""Stop strings of a request, and characters of one."""
+
+
+def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
+    """The stop strings, of which one may be given as it is. ``pieces``: None for a bundle without a tokenizer.
+
+    UsageError for one that is empty, too long, no text, or that no sequence of tokens writes.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise UsageError(f"{len(stops)} stop strings, wanted at most {MAX_STOPS}")
+    for one in stops:
+        if not isinstance(one, str):
+            raise UsageError(f"a stop string is of type {type(one).__name__}, wanted str")
+        if not one:
+            raise UsageError("a stop string is empty; leave it out")
+        shown = repr(one if len(one) <= 80 else f"{one[:77]}...")
+        if len(one) > MAX_LENGTH:
+            raise UsageError(
+                f"the stop string {shown} has {len(one)} characters, wanted at most {MAX_LENGTH}"
+            )
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the stop string {shown} is not text: character {error.start} is half of a pair (a surrogate)"
+            ) from error
+        if pieces is None:
+            raise UsageError(
+                f"the bundle has no tokenizer, so the stop string {shown} never comes; leave it out"
+            )
+        if not pieces.can_write(one):
+            raise UsageError(
+                f"the stop string {shown} can never come: no tokens of this bundle's tokenizer write it; leave it out"
+            )
+    return stops
 
 
 class StopMatcher:
-    """Cuts a stream of text at the first stop string, holding back what may become one."""
+    """Looks for stop strings in a stream of bytes, at the same cost for every byte (Knuth, Morris and Pratt)."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """UsageError for an empty stop string."""
-        if isinstance(stops, str):
-            stops = (stops,)
-        if "" in stops:
-            raise UsageError("a stop string is empty; leave it out")
-        self._stops = tuple(stops)
-        self._held = ""
-        self.matched = False
+        self._stops = [stop.encode() for stop in stops]
+        self._falls = [_falls(stop) for stop in self._stops]
+        self._states = [0] * len(self._stops)
+        self.longest = max(map(len, self._stops), default=0)
+        """Bytes of the longest stop string."""
+        self.begins = 0
+        """How many bytes before the end of the stream a stop string begins, or what may become one; else 0."""
 
-    def push(self, text: str) -> str:
-        """The part of the text so far that is certain to come before any stop string; '' after a match."""
-        if self.matched:
-            return ""
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.matched = True
-            return self._take(min(found), drop=True)
-        return self._take(len(self._held) - self._possible())
+    def push(self, data: bytes) -> bool:
+        """Go on by ``data``: does a stop string end in it? Then ``begins`` is where the earliest begins."""
+        first: int | None = None
+        for n, (stop, falls) in enumerate(zip(self._stops, self._falls, strict=True)):
+            state = self._states[n]
+            for at, byte in enumerate(data):
+                while state and byte != stop[state]:
+                    state = falls[state - 1]
+                state += byte == stop[state]
+                if state == len(stop):
+                    begins = state + len(data) - at - 1
+                    first = begins if first is None else max(first, begins)
+                    state = falls[state - 1]
+            self._states[n] = state
+        self.begins = max(self._states, default=0) if first is None else first
+        return first is not None
+
+
+def _falls(stop: bytes) -> list[int]:
+    """For every beginning of ``stop``: the length of the longest shorter one that it ends in."""
+    falls, state = [0] * len(stop), 0
+    for at in range(1, len(stop)):
+        while state and stop[at] != stop[state]:
+            state = falls[state - 1]
+        state += stop[at] == stop[state]
+        falls[at] = state
+    return falls
+
+
+class AnswerText:
+    """The text of an answer up to a stop string; tokens that may belong to one are held back."""
+
+    def __init__(
+        self, stream: Detokenizer, pieces: Pieces, stops: Sequence[str], prompt: Sequence[int]
+    ) -> None:
+        """``prompt``: the tokens before the first that is pushed."""
+        self._stream, self._pieces = stream, pieces
+        self._matcher = StopMatcher(stops)
+        self._held: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0  # of the tokens held back
+        self.stopped = False
+        """Was there a stop string?"""
+        before, missing = [], self._matcher.longest - 1
+        for token in reversed(prompt):
+            if missing <= 0:
+                break
+            before.append(pieces[token])
+            missing -= len(before[-1])
+        self._matcher.push(b"".join(reversed(before)))
+
+    def push(self, token: int) -> str:
+        """The text that is certain to come before any stop string, now that ``token`` has come."""
+        if not self._matcher.longest:
+            return self._stream.push(token)
+        piece = self._pieces[token]
+        self._held.append((token, piece))
+        self._bytes += len(piece)
+        self.stopped = self._matcher.push(piece)
+        begins = self._matcher.begins
+        text = ""
+        while self._held and self._bytes - len(self._held[0][1]) >= begins:
+            first, piece = self._held.popleft()
+            self._bytes -= len(piece)
+            text += self._stream.push(first)
+        return text + self._last(begins) if self.stopped else text
 
     def flush(self) -> str:
-        """What was held back: at the end of the text it is no stop string."""
-        return self._take(len(self._held))
+        """What was held back: at the end of an answer it is no stop string. Nothing comes after it."""
+        if self.stopped:
+            return ""
+        text = "".join(self._stream.push(token) for token, _ in self._held)
+        self._held.clear()
+        return text + self._stream.flush()
 
-    def _possible(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        starts = (stop[:n] for stop in self._stops for n in range(len(stop)))
-        return max((len(start) for start in starts if self._held.endswith(start)), default=0)
-
-    def _take(self, count: int, drop: bool = False) -> str:
-        text, self._held = self._held[:count], "" if drop else self._held[count:]
-        return text
+    def _last(self, begins: int) -> str:
+        """The end of the text, where a stop string begins ``begins`` bytes before that of the tokens held back."""
+        if begins >= self._bytes:  # with a token, or in the prompt
+            return self._stream.flush()
+        token, piece = self._held[0]
+        cut = piece[len(piece) - (begins - (self._bytes - len(piece))) :]
+        text = self._stream.push(token) + self._stream.flush()
+        if self._pieces.silent(token):
+            return text
+        return text[: max(len(text) - len(cut.decode(errors="replace")), 0)]

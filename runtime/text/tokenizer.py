@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BundleError, EdgeloopError, UsageError
 from .guard import blamed, without_reports
+from .pieces import Pieces
+from .stops import AnswerText
 from .stream import Detokenizer
 from .tokenizer_file import TokenizerFile, read_tokenizer_file
 
@@ -71,9 +74,18 @@ class Tokenizer:
         except OverflowError:  # no id at all
             return ""
 
-    def detokenizer(self) -> Detokenizer:
-        """A new stream of text."""
-        return Detokenizer(self.decode)
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What single tokens write."""
+        return Pieces(self._engine, self.encode, self.decode)
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A new stream of text, of what comes after the tokens ``prompt``."""
+        return Detokenizer(self.decode, self.pieces, prompt)
+
+    def answer_text(self, prompt: Sequence[int], stops: Sequence[str]) -> AnswerText:
+        """As ``detokenizer``, ended by the first of ``stops``."""
+        return AnswerText(self.detokenizer(prompt), self.pieces, stops, prompt)
 
     def _check(self, text: object) -> None:
         if not isinstance(text, str):

@@ -27,7 +27,7 @@ def test_generate_is_the_argmax_of_logits(session):
         assert step.token == int(session.logits(ids)[-1].argmax())
         ids.append(step.token)
     text = "".join(s.text for s in steps)
-    assert text == session.tokenizer.decode([s.token for s in steps])
+    assert "Once upon" + text == session.tokenizer.decode(ids)
     assert [s.token for s in session.generate(np.array(ids[:-6]), max_tokens=6)] == [s.token for s in steps]
 
 
@@ -64,6 +64,73 @@ def test_ends(text_bundle):
         assert len(list(session.generate([5, 6, 7], max_tokens=99))) == 6
 
 
+def finishes(session, *request, **options):
+    steps = list(session.generate(*request, **options))
+    assert [step.finish for step in steps[:-1]] == [None] * (len(steps) - 1)
+    return steps[-1].finish
+
+
+def test_why_it_ended(text_bundle):
+    with Session.open(text_bundle(context_length=16), engine="reference") as session:
+        assert finishes(session, [5, 6, 7], 4) == "length"
+        assert finishes(session, [5, 6, 7], 14) == "length"  # there is room for 14, the last one needs none
+        assert finishes(session, [5, 6, 7], 15) == "context"
+        assert finishes(session, list(range(1, 17)), 2) == "context"
+        text = "".join(step.text for step in session.generate([5, 6, 7], 8))
+        assert finishes(session, [5, 6, 7], 99, stop=text[2:4]) == "stop"
+
+
+def test_an_answer_takes_no_more_room_than_the_context(text_bundle):
+    """However many tokens are asked for: memory is taken for what can come."""
+    with Session.open(text_bundle(context_length=16), engine="reference") as session:
+        for many in (10**12, 10**30, np.int64(2**62)):
+            assert finishes(session, [5, 6, 7], many) == "context"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"prompt": "a\ud83d"}, "surrogate"),
+        ({"prompt": "\ud83d\udc4d"}, "surrogate"),
+        ({"prompt": "a", "stop": ["\udcff"]}, "the stop string .* is half of a pair"),
+        ({"prompt": b"abc"}, "the prompt is bytes, wanted text"),
+        ({"prompt": None}, "a NoneType is neither text nor token ids"),
+        ({"prompt": 7}, "a int is neither text nor token ids"),
+        ({"prompt": {1, 2}}, "a set is neither text nor token ids"),
+        ({"prompt": [True, 2]}, "token ids of type bool"),
+        ({"prompt": np.array([True])}, "token ids of type bool"),
+        ({"prompt": [1, None]}, "token ids of type object"),
+        ({"prompt": [1, 2.0]}, "token ids of type float64"),
+        ({"prompt": ["a"]}, "token ids of type"),
+        ({"prompt": [[1], [2, 3]]}, "no token ids"),
+        ({"prompt": [[1, 2]]}, r"shape \[1, 2\]"),
+        ({"prompt": [2**63]}, "token id 9223372036854775808 is not in the vocabulary"),
+        ({"prompt": [10**30]}, "token ids"),
+        ({"prompt": "a", "max_tokens": 2.0}, "max_tokens is 2.0, wanted a whole number"),
+        ({"prompt": "a", "max_tokens": True}, "max_tokens is True, wanted a whole number"),
+        ({"prompt": "a", "max_tokens": None}, "max_tokens is None, wanted a whole number"),
+        ({"prompt": "a", "max_tokens": "9"}, "max_tokens is '9', wanted a whole number"),
+        ({"prompt": "a", "sampling": {"temperature": 1}}, "sampling is a dict, wanted SamplingOptions"),
+    ],
+)
+def test_what_is_no_request_is_refused(session, request_, message):
+    with pytest.raises(UsageError, match=message):
+        session.generate(**request_)
+
+
+def test_advice_can_be_followed(text_bundle):
+    """A longer context is advised where there can be one."""
+    folder = text_bundle(context_length=16)
+    with Session.open(folder, engine="reference", context=8) as session:
+        for call in (session.generate, session.logits):
+            with pytest.raises(ContextError, match="with a longer context .--context, at most 16"):
+                call([1] * 9)
+    with Session.open(folder, engine="reference") as session:
+        for call in (session.generate, session.logits):
+            with pytest.raises(ContextError, match="16 is all that this model has"):
+                call([1] * 17)
+
+
 def test_an_end_of_text_token_ends(maker, tmp_path, byte_level):
     spec = maker.spec(vocab_size=byte_level.get_vocab_size())
     with Session.open(
@@ -75,6 +142,7 @@ def test_an_end_of_text_token_ends(maker, tmp_path, byte_level):
         maker.bundle(tmp_path / "b", ending, tokenizer=byte_level), engine="reference"
     ) as session:
         assert [s.token for s in session.generate([5, 6, 7], max_tokens=8)] == free[: free.index(free[3]) + 1]
+        assert finishes(session, [5, 6, 7], max_tokens=8) == "eos"
 
 
 def test_bad_requests_are_refused_at_once(session):
@@ -148,6 +216,8 @@ def test_a_bundle_without_a_tokenizer(maker, tmp_path):
         assert {s.text for s in session.generate([1, 2], max_tokens=3)} == {""}
         with pytest.raises(UsageError, match="no tokenizer"):
             session.generate("text")
+        with pytest.raises(UsageError, match="no tokenizer, so the stop string 'x' never comes"):
+            session.generate([1, 2], stop="x")
 
 
 def test_perplexity_in_windows_and_per_depth(text_bundle):

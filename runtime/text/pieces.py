@@ -1,0 +1,141 @@
+"""What each token of a tokenizer writes by itself, in bytes: for stop strings, and for streams of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+BEFORE = "abcdef"
+"""A text to put a token behind: what it writes there is what it writes anywhere but at the beginning."""
+
+
+class Pieces:
+    """The bytes of single tokens, special ones as they are written. Found when asked for, and kept."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        encode: Callable[[str, bool], list[int]],
+        decode: Callable[[Sequence[int], bool], str],
+    ) -> None:
+        """``encode`` and ``decode``: those of the door to ``engine`` (``Tokenizer``)."""
+        self._engine, self._encode, self._decode = engine, encode, decode
+        self._kinds = set(_types(_state(engine.decoder)))
+        self._special = {i for i, token in engine.get_added_tokens_decoder().items() if token.special}
+        self._found: dict[int, bytes] = {}
+        self._silent: dict[int, bool] = {}
+        self._values: dict[int, int | None] = {}
+
+    def __getitem__(self, token: int) -> bytes:
+        """What ``token`` writes behind other text: half a character of it perhaps; b'' for an unknown id."""
+        piece = self._found.get(token)
+        if piece is None:
+            piece = self._found[token] = self._piece(token)
+        return piece
+
+    def silent(self, token: int) -> bool:
+        """Is it left out of texts, as special tokens and unknown ids are?"""
+        silent = self._silent.get(token)
+        if silent is None:
+            unknown = self._engine.id_to_token(token) is None
+            silent = self._silent[token] = unknown or token in self._special
+        return silent
+
+    def byte(self, token: int) -> int | None:
+        """The byte that ``token`` stands for where the decoder falls back to bytes (``<0x0A>``), else None."""
+        if token not in self._values:
+            name = self._engine.id_to_token(token) if "ByteFallback" in self._kinds else None
+            self._values[token] = _value(name or "")
+        return self._values[token]
+
+    def can_write(self, text: str) -> bool:
+        """Is there a sequence of tokens in whose bytes ``text`` occurs?"""
+        wanted = text.encode()
+        with suppress(UsageError):  # the tokenizer has no tokens for it as it stands
+            if wanted in b"".join(self[i] for i in self._encode(text, False)):
+                return True  # nearly always: the rest goes through the whole vocabulary
+        pieces = {self[i] for i in self._engine.get_vocab(with_added_tokens=True).values()} - {b""}
+        if any(wanted in piece for piece in pieces):
+            return True
+        last = len(wanted)
+        reached = [any(piece.endswith(wanted[:end]) for piece in pieces) for end in range(last)]
+        longest = max(map(len, pieces), default=0)
+        for at in range(1, last):
+            if not reached[at]:
+                continue
+            if last - at <= longest and any(piece.startswith(wanted[at:]) for piece in pieces):
+                return True
+            for end in range(at + 1, min(at + longest + 1, last)):
+                reached[end] = reached[end] or wanted[at:end] in pieces
+        return False
+
+    def _piece(self, token: int) -> bytes:
+        name = self._engine.id_to_token(token)
+        if name is None:
+            return b""
+        value = self.byte(token)
+        if value is not None:
+            return bytes([value])
+        if "ByteLevel" in self._kinds and "ByteFallback" not in self._kinds:
+            values = [BYTE_LEVEL.get(character) for character in name]
+            if None not in values:
+                return bytes(value for value in values if value is not None)
+        ids, before = self._before
+        after = self._decode([*ids, token], True)
+        shared = len(before) if after.startswith(before) else 0
+        return after[shared:].encode()
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """Tokens to put one behind, and their text."""
+        ids: list[int] = []
+        with suppress(UsageError):  # the tokenizer has no tokens for it
+            ids = self._encode(BEFORE, False)
+        return ids, self._decode(ids, True)
+
+
+def _byte_level() -> Iterator[tuple[str, int]]:
+    """The characters that byte-level vocabularies are written in, as GPT-2 chose them, and their bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = 0
+    for byte in range(256):
+        if byte in printable:
+            yield chr(byte), byte
+        else:
+            yield chr(256 + others), byte
+            others += 1
+
+
+BYTE_LEVEL = dict(_byte_level())
+
+
+def _value(name: str) -> int | None:
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        digits = name[3:5]
+        if all(digit in "0123456789abcdefABCDEF" for digit in digits):
+            return int(digits, 16)
+    return None
+
+
+def _state(decoder: Any) -> Any:
+    """A decoder's own JSON; None without one."""
+    return None if decoder is None else json.loads(decoder.__getstate__())
+
+
+def _types(state: Any) -> Iterator[str]:
+    """The types of a decoder and of those that it is made of."""
+    if isinstance(state, dict):
+        if isinstance(kind := state.get("type"), str):
+            yield kind
+        state = list(state.values())
+    if isinstance(state, list):
+        for part in state:
+            yield from _types(part)
