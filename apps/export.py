@@ -35,7 +35,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.usage = "edgeloop export CKPT -o BUNDLE [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="checkpoint folder, or the name of a model in the Hugging Face cache",
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument(
         "--target", default="onnx", metavar="NAME[,NAME]", help="what to export to (default: onnx)"

@@ -41,7 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.usage = "edgeloop show PATH [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("path", type=Path, metavar="PATH", help="checkpoint or bundle folder")
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint or bundle folder, or a model in the Hugging Face cache",
+    )
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
@@ -187,14 +192,14 @@ def show_checkpoint(path: Path, console: Console) -> None:
     checkpoint = Checkpoint.open(path)
     reading = find_family(checkpoint).read(checkpoint)
     left = unused(checkpoint, reading)
-    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    size = sum(file.stat().st_size for file in checkpoint.folder.iterdir() if file.is_file())
     unique, unrolled = count_parameters(reading.spec, count_heads(reading))
     if console.json:
         facts = model_facts(reading.spec, unique, unrolled)
         console.result(
             {
                 "kind": "checkpoint",
-                "path": str(path),
+                "path": str(checkpoint.folder),
                 **facts,
                 "bytes": size,
                 "unused": left,
@@ -204,7 +209,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
         return
     console.facts(
         [
-            ("checkpoint", str(path)),
+            ("checkpoint", str(checkpoint.folder)),
             *model_rows(reading.spec, unique, unrolled),
             ("bytes", byte_count(size)),
             ("unused tensors", unused_names(left)),

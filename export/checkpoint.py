@@ -6,6 +6,7 @@ Files are memory mapped; the memory needed is that of the largest tensor, not of
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,23 @@ from typing import Any
 import torch
 
 from ..runtime.errors import CheckpointError
-from .weight_files import DTYPES, WeightFile, read_json, read_yaml, weight_files
+from .hub_cache import find_model, is_repository, not_there, snapshot
+from .situations import strange_companion, what_folder, what_path
+from .weight_file import DTYPES, WeightFile
+from .weight_files import read_json, read_yaml, weight_files
+
+WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
+"""Parts of a tensor's name that torch.compile, FSDP, activation checkpointing and DDP put around a module."""
+
+PEFT_PREFIX = "base_model.model."
 
 
 class Checkpoint:
     """A checkpoint folder, opened. Build it with ``open``.
 
     ``config`` is config.json; ``training_config`` conf.yaml and ``adapter_config`` adapter_config.json, or
-    None where the folder has none; ``names`` are the tensors that the weight files hold.
+    None where the folder has none; ``names`` are the tensors that the weight files hold, without what wrappers add
+    to their names.
     """
 
     def __init__(
@@ -35,30 +45,42 @@ class Checkpoint:
         self.config = config
         self.training_config = training_config
         self.adapter_config = adapter_config
-        self.names = frozenset(files)
+        self._stored = _plain_names(files, folder)
+        self.names = frozenset(self._stored)
         self._files = files
         self._hashes: dict[str, bytes] = {}
         self._samples: dict[str, bytes] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Read the configs and the headers of the weight files; CheckpointError where one is missing or damaged."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder with a config.json")
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
-        return cls(
-            folder,
-            read_json(folder / "config.json"),
-            read_yaml(folder / "conf.yaml") if (folder / "conf.yaml").is_file() else None,
-            read_json(folder / "adapter_config.json") if (folder / "adapter_config.json").is_file() else None,
-            dict(weight_files(folder)),
-        )
+    def open(cls, given: Path) -> Checkpoint:
+        """Read the configs and the headers of the weight files; CheckpointError where one is missing or damaged.
+
+        ``given`` is a folder, or the name of a model in the Hugging Face cache.
+        """
+        folder = locate(Path(given))
+        try:
+            if not (folder / "config.json").is_file():
+                raise CheckpointError(
+                    what_folder(folder, "has no config.json; give the folder that save_pretrained wrote")
+                )
+            if line := strange_companion(folder):
+                raise CheckpointError(line)
+            return cls(
+                folder,
+                read_json(folder / "config.json"),
+                read_yaml(folder / "conf.yaml") if (folder / "conf.yaml").is_file() else None,
+                read_json(folder / "adapter_config.json")
+                if (folder / "adapter_config.json").is_file()
+                else None,
+                dict(weight_files(folder)),
+            )
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the file's header; CheckpointError if it is missing."""
-        return self._file(name).shape(name)
+        file, stored = self._file(name)
+        return file.shape(stored)
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Check presence, shape and dtype from the headers alone; CheckpointError names the tensor."""
@@ -80,7 +102,8 @@ class Checkpoint:
             self.require(name, shape)
         self._dtype(name)
         # A copy, so that nobody writes through to a tied tensor or to the mapped file.
-        tensor = self._file(name).read(name).to(torch.float32, copy=True).contiguous()
+        file, stored = self._file(name)
+        tensor = file.read(stored).to(torch.float32, copy=True).contiguous()
         if tensor.numel():
             low, high = torch.aminmax(tensor)
             if not bool(torch.isfinite(low) and torch.isfinite(high)):
@@ -97,25 +120,28 @@ class Checkpoint:
         """
         if a == b:
             return True
-        left, right = self._file(a), self._file(b)
-        if left.shape(a) != right.shape(b) or left.dtype(a) != right.dtype(b):
+        (left, x), (right, y) = self._file(a), self._file(b)
+        if left.shape(x) != right.shape(y) or left.dtype(x) != right.dtype(y):
             return False
         self._dtype(a)
-        if left is right and left.storage(a) == right.storage(b):
+        if left is right and left.storage(x) == right.storage(y):
             return True
         # The first row tells most different tensors apart without reading the rest.
         return self._sample(a) == self._sample(b) and self._hash(a) == self._hash(b)
 
-    def _file(self, name: str) -> WeightFile:
+    def _file(self, name: str) -> tuple[WeightFile, str]:
+        """The file that has a tensor, and the tensor's name there."""
         try:
-            return self._files[name]
+            stored = self._stored[name]
         except KeyError:
             raise CheckpointError(
                 f"{self.folder} has no tensor {name}; the checkpoint is incomplete"
             ) from None
+        return self._files[stored], stored
 
     def _dtype(self, name: str) -> torch.dtype:
-        found = self._file(name).dtype(name)
+        file, stored = self._file(name)
+        found = file.dtype(stored)
         if found not in DTYPES:
             raise CheckpointError(
                 f"{self.folder}: {name} is stored as {found}; fp32, fp16 and bf16 are read: export the "
@@ -125,13 +151,52 @@ class Checkpoint:
 
     def _hash(self, name: str) -> bytes:
         if name not in self._hashes:
-            self._hashes[name] = _digest(self._file(name).read(name))
+            file, stored = self._file(name)
+            self._hashes[name] = _digest(file.read(stored))
         return self._hashes[name]
 
     def _sample(self, name: str) -> bytes:
         if name not in self._samples:
-            self._samples[name] = _digest(self._file(name).first_row(name))
+            file, stored = self._file(name)
+            self._samples[name] = _digest(file.first_row(stored))
         return self._samples[name]
+
+
+def locate(given: Path) -> Path:
+    """The checkpoint folder that is meant: the folder itself, or a snapshot in the Hugging Face cache.
+
+    CheckpointError says what ``given`` is if it is neither.
+    """
+    try:
+        str(given).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(given).decode("utf-8", "backslashreplace")
+        raise CheckpointError(f"the name {shown} is not UTF-8; rename the folder") from None
+    try:
+        if given.is_dir():
+            return snapshot(given) if is_repository(given) else given
+        if not given.exists() and not given.is_symlink():
+            if cached := find_model(str(given)):
+                return cached
+            if line := not_there(str(given)):
+                raise CheckpointError(line)
+        raise CheckpointError(what_path(given))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{given} cannot be read: {error}") from error
+
+
+def _plain_names(files: Mapping[str, WeightFile], folder: Path) -> dict[str, str]:
+    """Each tensor's name without wrappers → its name in the file; CheckpointError where two become one."""
+    plain: dict[str, str] = {}
+    for stored in sorted(files):
+        name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)
+        name = name.removeprefix(PEFT_PREFIX)
+        if (other := plain.setdefault(name, stored)) != stored:
+            raise CheckpointError(
+                f"{folder}: {other} and {stored} are both {name} without the names of wrappers; save the state_dict of "
+                "the model that is inside of them"
+            )
+    return plain
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...runtime.errors import CheckpointError
 from ...runtime.text.tokenizer import open_engine
 from ...runtime.text.tokenizer_file import read_tokenizer_file
+from ..situations import without_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def find_tokenizer(folder: Path, vocab_size: int) -> Path | None:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        log.warning("%s has no tokenizer.json: the bundle takes token ids, not text", folder)
+        log.warning("%s", without_tokenizer(folder))
         return None
     engine = open_engine(read_tokenizer_file(path, CheckpointError), path, CheckpointError)
     vocabulary = engine.get_vocab(with_added_tokens=True)

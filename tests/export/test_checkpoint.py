@@ -202,7 +202,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (_unsafe_yaml, "conf.yaml is not valid YAML"),
     (_no_weights, "has no weights"),
     (_cut_weights, "not a whole safetensors file"),
-    (_empty_weights, "not a whole safetensors file"),
+    (_empty_weights, "model.safetensors is empty"),
     (_huge_header, "not a whole safetensors file"),
     (lambda p: _index(p, "../other.safetensors"), "plain file name"),
     (lambda p: _index(p, "/etc/passwd"), "plain file name"),
@@ -215,7 +215,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (lambda p: _bin(p, [torch.ones(2)]), "holds a list"),
     (lambda p: _bin(p, {"a": 3}), "entry 'a' is a int"),
     (lambda p: _bin(p, {"a": torch.ones(1).expand(1 << 40)}), "holds fewer bytes"),
-    (lambda p: _bin(p, {"a": torch.eye(3).to_sparse()}), "not a dense tensor"),
+    (lambda p: _bin(p, {"a": torch.eye(3).to_sparse()}), "_rebuild_sparse_tensor"),
 ]
 
 

@@ -1,0 +1,26 @@
+"""The contract of one file of weights, whatever its format."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class WeightFile(Protocol):
+    """One file of weights; tensors are in their stored dtype and may be views of the mapped file."""
+
+    names: frozenset[str]
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...
+    def read(self, name: str) -> torch.Tensor: ...
+    def first_row(self, name: str) -> torch.Tensor: ...
+    def storage(self, name: str) -> object: ...
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, on one line of bearable length."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
