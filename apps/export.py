@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..quant.recipe import GROUP_SIZES, RECIPES
 from .console import Console, Progress
 from .options import at_least
-from .quantities import bits_per_weight, byte_count, layout
+from .quantities import bits_per_weight, byte_count, layout, shorter_context, table_bytes
 from .show import quantization, unused_names
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=at_least(1),
         metavar="N",
-        help="shorten the model's context to N tokens: smaller position tables",
+        help="shorten the model's context to N tokens: smaller caches, and smaller tables in a Core ML package",
     )
     parser.add_argument(
         "--kv",
@@ -184,6 +184,12 @@ def describe(report: Report, console: Console) -> None:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     console.facts(rows)
+    if shorter := shorter_context(manifest):
+        context, saved = shorter
+        console.note(
+            f"{byte_count(table_bytes(manifest))} of the bundle are positions of a context of "
+            f"{manifest.spec.context_length} tokens: --context {context} would save {byte_count(saved)}"
+        )
     if "onnx" not in manifest.targets:
         console.write(f"next: edgeloop show {report.bundle}\n")
     elif manifest.text.tokenizer:

@@ -80,6 +80,28 @@ def bundle_bytes(manifest: Manifest) -> int:
     return sum(file.bytes for file in manifest.files.values())
 
 
+def table_bytes(manifest: Manifest) -> int:
+    """Bytes of what is stored for every position of the context, which Core ML packages alone do.
+
+    cos and sin as float16, and its number as int32.
+    """
+    packages = sum(target.package is not None for target in manifest.targets.values())
+    return packages * manifest.spec.context_length * (2 * manifest.spec.head_dim + 4)
+
+
+def shorter_context(manifest: Manifest, share: float = 0.1) -> tuple[int, int] | None:
+    """(a context, bytes that it saves) where tables of positions are more than ``share`` of the bundle; else None.
+
+    The context is the longest power of two with which they are no more than that of the rest.
+    """
+    tables, total = table_bytes(manifest), bundle_bytes(manifest)
+    if tables <= share * total:
+        return None
+    fits = int(share * (total - tables) / tables * manifest.spec.context_length)
+    context = 1 << max(fits, 1).bit_length() - 1
+    return context, tables - tables * context // manifest.spec.context_length
+
+
 def bits_per_weight(manifest: Manifest) -> float:
     """Stored bits of a parameter, scales and tables included."""
     one_copy = weight_bytes(manifest) / len({t.weights for t in manifest.targets.values()})

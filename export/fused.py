@@ -43,7 +43,7 @@ class LaneTensors:
 
     positions [B, S] int64; last [B] int32, cached + new tokens − 1 (the operator's seqlens_k);
     longest [1] int32, the largest total of all lanes; tokens [B] int32, valid new tokens;
-    cos, sin [context, head_dim/2].
+    cos, sin [P, head_dim/2] of positions 0 … P − 1, all that ``positions`` name and all that are cached.
 
     Where depths share K and V there is ``fresh`` [1] int64 instead of tokens: of how many of the S tokens, all of them
     valid, K and V are new. It is S or 0.

@@ -32,13 +32,15 @@ def example_inputs(stage: Stage, lanes: int = 2, tokens: int = 3, capacity: int 
         "longest": torch.tensor([tokens], dtype=torch.int32),
         "tokens": torch.full((lanes,), tokens, dtype=torch.int32),
         "fresh": torch.tensor([tokens]),
+        "cos": torch.zeros(9, spec.head_dim // 2),
+        "sin": torch.zeros(9, spec.head_dim // 2),
     }
     return tuple(given[n] if n in given else torch.zeros(shape) for n in stage.input_names)
 
 
 def dynamic_shapes(stage: Stage) -> list[dict[int, torch.export.Dim] | None]:
-    """Lanes B, new tokens S, cache capacity C and rows N are free in every graph."""
-    b, s, c, n = (torch.export.Dim(x, min=1, max=1 << 20) for x in ("B", "S", "C", "N"))
+    """Lanes B, new tokens S, cache capacity C, rows N and positions P are free in every graph."""
+    b, s, c, n, p = (torch.export.Dim(x, min=1, max=1 << 20) for x in ("B", "S", "C", "N", "P"))
     named = {
         "ids": {0: b, 1: s},
         "state": {0: b, 1: s},
@@ -49,6 +51,8 @@ def dynamic_shapes(stage: Stage) -> list[dict[int, torch.export.Dim] | None]:
         "longest": None,
         "tokens": {0: b},
         "fresh": None,
+        "cos": {0: p},
+        "sin": {0: p},
     }
     return [named.get(x, {0: b, 2: c}) for x in stage.input_names]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..runtime.backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..runtime.kv import KVCache
 from ..runtime.packed import PackedLanes
+from ..runtime.rotary import RotaryTables
 from ..runtime.spec import Spec
 from .fused import Numerics
 from .stages import AnyStage, stages_of
@@ -24,8 +25,16 @@ class Oracle:
 
     name = "torch"
 
-    def __init__(self, spec: Spec, weights: dict[str, Tensor], numerics: Numerics) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        weights: dict[str, Tensor],
+        numerics: Numerics,
+        turns: npt.DTypeLike = np.float32,
+    ) -> None:
+        """``turns``: the type in which the engine that is compared with it keeps its rotary tables."""
         self.spec, self.numerics = spec, numerics
+        self._rotary = RotaryTables(spec, turns)
         self.stages: dict[str, AnyStage] = {
             kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
         }
@@ -55,7 +64,14 @@ class Oracle:
         """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
         check_fill(self.spec)
         stage = self.stages["fill"]
-        values = {"state": state, "depth": lanes.depth, "positions": lanes.positions}
+        cos, sin = self._rotary.rows(cache.capacity)
+        values = {
+            "state": state,
+            "depth": lanes.depth,
+            "positions": lanes.positions,
+            "cos": cos,
+            "sin": sin,
+        }
         with torch.no_grad():
             found = stage(*(torch.from_numpy(np.ascontiguousarray(values[n])) for n in stage.input_names))
         arrays = [array for pair in cache.stages["block"] for array in pair]
@@ -69,12 +85,15 @@ class Oracle:
         if isinstance(lanes, PackedLanes):
             return self._run_packed(name, given, lanes, cache)
         totals = lanes.cached + lanes.tokens
+        cos, sin = self._rotary.rows(cache.capacity)
         values: dict[str, npt.NDArray[Any]] = {
             **given,
             "positions": lanes.positions,
             "last": totals - 1,
             "longest": totals.max(keepdims=True),
             "tokens": lanes.tokens,
+            "cos": cos,
+            "sin": sin,
         }
         if stage.shared:
             values["fresh"] = np.array([fresh_tokens(lanes)])

@@ -57,7 +57,7 @@ def export_bundle(
     """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
 
     ``layouts``: staged, for engines that run the depth loop; flat, one graph for hosts that know no loop.
-    ``context`` shortens the model's context, and with it the position tables that every graph holds; ``kv``
+    ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
     (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
     ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
     ``coreml_ane``: the Core ML package gets palettized weights, the Neural Engine's format, made from the checkpoint's.

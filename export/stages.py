@@ -14,8 +14,9 @@ from ..runtime.spec import Segment, Spec, stage_layers
 from .fused import Cache, LaneTensors, Numerics
 from .modules import Depth, KeysValues, Layer, Matrix, Norm, Table, Weights
 
-LANE_INPUTS = ("positions", "last", "longest", "tokens")
-SHARED_LANE_INPUTS = ("positions", "last", "longest", "fresh")
+LANE_INPUTS = ("positions", "last", "longest", "tokens", "cos", "sin")
+SHARED_LANE_INPUTS = ("positions", "last", "longest", "fresh", "cos", "sin")
+LANE_COUNT = len(LANE_INPUTS)
 
 
 class SegmentLayers(nn.Module):
@@ -50,9 +51,6 @@ class Stage(nn.Module):
                     for j in range(segment.layers)
                 ]
             )
-        self.rope = nn.Module()
-        self.rope.register_buffer("cos", weights["rope.cos"])
-        self.rope.register_buffer("sin", weights["rope.sin"])
         self.cache_count = 0 if self.name == "fill" else stage_layers(spec, self.name)
         self.build(weights, numerics)
 
@@ -102,8 +100,7 @@ class Stage(nn.Module):
         return (x if residual is None else x + residual), out
 
     def lanes(self, tensors: tuple[Tensor, ...]) -> LaneTensors:
-        positions, last, longest, count = tensors
-        cos, sin = self.rope.get_buffer("cos"), self.rope.get_buffer("sin")
+        positions, last, longest, count, cos, sin = tensors
         tokens, fresh = (None, count) if self.shared else (count, None)
         return LaneTensors(positions, last, longest, tokens, cos, sin, fresh)
 
@@ -137,7 +134,7 @@ class Prologue(Stage):
         x = self.embed(ids)
         if not self.cache_count:
             return (x,)
-        x, caches = self.run(x, None, self.lanes(rest[:4]), pairs(rest[4:]))
+        x, caches = self.run(x, None, self.lanes(rest[:LANE_COUNT]), pairs(rest[LANE_COUNT:]))
         return (x, *flat(caches))
 
 
@@ -171,7 +168,7 @@ class Block(Stage):
         if self.depth_matters:
             depth, *others = rest
             rest = tuple(others)
-        x, caches = self.run(state, depth, self.lanes(rest[:4]), pairs(rest[4:]))
+        x, caches = self.run(state, depth, self.lanes(rest[:LANE_COUNT]), pairs(rest[LANE_COUNT:]))
         if self.spec.loop_norm:
             x = self.norm(x, Depth(0))
         return (x, *flat(caches))
@@ -203,7 +200,9 @@ class Epilogue(Stage):
         rows, *rest = inputs
         x, caches = state, list[Cache]()
         if self.cache_count:
-            x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
+            x, caches = self.run(
+                x, None, self.lanes(tuple(rest[:LANE_COUNT])), pairs(tuple(rest[LANE_COUNT:]))
+            )
         x = x.reshape(-1, self.spec.hidden_size).index_select(0, rows)
         if not self.spec.loop_norm:
             x = self.norm(x, Depth(0))
@@ -227,7 +226,7 @@ class Fill(Stage):
 
     @property
     def input_names(self) -> list[str]:
-        return ["state", *(["depth"] if self.depth_matters else []), "positions"]
+        return ["state", *(["depth"] if self.depth_matters else []), "positions", "cos", "sin"]
 
     @property
     def output_names(self) -> list[str]:
@@ -235,8 +234,7 @@ class Fill(Stage):
 
     def forward(self, state: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         depth = Depth(rest[0] if self.depth_matters else 0)
-        positions = rest[-1]
-        cos, sin = self.rope.get_buffer("cos"), self.rope.get_buffer("sin")
+        positions, cos, sin = rest[-3:]
         # Of the lanes, only the positions are needed.
         lanes = LaneTensors(positions, positions, positions, None, cos, sin)
         (holder,) = self.segments.values()

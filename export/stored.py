@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..quant.pack import quantize
@@ -26,7 +24,6 @@ from .family import Reading
 from .weights import WeightsWriter
 
 log = logging.getLogger(__name__)
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,6 @@ def count_parameters(spec: Spec, heads: int = 0) -> tuple[int, int]:
     return unique, unrolled
 
 
-def rotary_tables(spec: Spec) -> tuple[F32, F32]:
-    """cos and sin [context, head_dim/2] float32, computed in float64."""
-    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
-    angle = np.outer(np.arange(spec.context_length, dtype=np.float64), spec.rope_theta**-exponent)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
 def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     """Quantize and write all stored tensors of ``reading`` to ``path``.
 
@@ -77,9 +67,7 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     # float32 first, then float16, then codes in multiples of 16 bytes: without gaps, which the format forbids,
     # each stays aligned.
     stored = sorted(stored_tensors(spec), key=lambda t: recipe.storage(t.parts[0]).bits, reverse=True)
-    with WeightsWriter(path, 2 + 2 * len(stored)) as writer:
-        for name, table in zip(("rope.cos", "rope.sin"), rotary_tables(spec), strict=True):
-            writer.add(name, table)
+    with WeightsWriter(path, 2 * len(stored)) as writer:
         for tensor in stored:
             storage = recipe.storage(tensor.parts[0])
             loaded = [reading.tensors[part]() for part in tensor.parts]

@@ -19,7 +19,7 @@ from .family import Loader, Reading
 from .fused import Numerics
 from .graphs import write_graph
 from .modules import Depth, Matrix, Norm, Table, Weights
-from .stages import LANE_INPUTS, Stage, flat, pairs
+from .stages import LANE_COUNT, LANE_INPUTS, Stage, flat, pairs
 from .stored import write_weights
 from .weights import places
 
@@ -89,7 +89,7 @@ class Whole(Stage):
     def forward(self, ids: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         rows, *rest = inputs
         x = self.embed(ids)
-        x, caches = self.run(x, None, self.lanes(tuple(rest[:4])), pairs(tuple(rest[4:])))
+        x, caches = self.run(x, None, self.lanes(tuple(rest[:LANE_COUNT])), pairs(tuple(rest[LANE_COUNT:])))
         x = self.norm(x.reshape(-1, self.spec.hidden_size).index_select(0, rows), Depth(0))
         return (self.head(x), *flat(caches))
 

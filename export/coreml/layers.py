@@ -62,7 +62,8 @@ class Layers:
         # The padding of the last chunk has positions behind the end of the tables.
         inside = mb.minimum(x=positions, y=np.int32(self.spec.context_length - 1))
         turns = [
-            mb.gather(x=self.constants.half(f"rope.{f}"), indices=inside, axis=0) for f in ("cos", "sin")
+            mb.gather(x=self.constants.array(f"rope.{f}", table), indices=inside, axis=0)
+            for f, table in zip(("cos", "sin"), self.plan.turns, strict=True)
         ]
         width = self.spec.head_dim
         cos, sin = (

@@ -11,10 +11,17 @@ behind the last valid one, which nobody sees before they are overwritten.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from ...runtime.backend import shares_kv
 from ...runtime.kv import STAGES
+from ...runtime.rotary import RotaryTables
 from ...runtime.spec import Spec, stage_layers
+
+F16 = npt.NDArray[np.float16]
 
 CHUNK = 16
 """Tokens of a prefill call."""
@@ -32,6 +39,13 @@ class Plan:
     def capacity(self) -> int:
         """C: tokens of a state."""
         return -(-(self.spec.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
+
+    @cached_property
+    def turns(self) -> tuple[F16, F16]:
+        """cos and sin [context, head_dim/2] of every position: the ANE has no arithmetic to make them from."""
+        spec = self.spec
+        cos, sin = RotaryTables(spec, np.float16).rows(spec.context_length)
+        return cos[: spec.context_length].astype(np.float16), sin[: spec.context_length].astype(np.float16)
 
     @property
     def fills(self) -> bool:

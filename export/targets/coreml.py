@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import structs
 from safetensors.numpy import load_file as load_arrays
@@ -76,10 +77,9 @@ class CoremlTarget:
         bits = 32 if job.recipe.palettized else job.recipe.bits
         numerics = Numerics(bits, job.recipe.group_size, FLOAT)
         weights = halved(job.weights)
-        oracle = Oracle(job.spec, weights, numerics)
-        filler = (
-            Oracle(structs.replace(job.spec, sliding_window=None), weights, numerics) if plan.fills else None
-        )
+        oracle = Oracle(job.spec, weights, numerics, np.float16)
+        endless = structs.replace(job.spec, sliding_window=None)
+        filler = Oracle(endless, weights, numerics, np.float16) if plan.fills else None
         steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
             oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler

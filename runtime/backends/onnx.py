@@ -3,7 +3,7 @@
 A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
 are written in place. K and V are bound as input and output at the same address, and the attention operator
 writes the new rows there: nothing is copied per token. Only ``fill``, which has no attention operator, hands its rows
-over in arrays of its own.
+over in arrays of its own. The rotary tables are inputs too, one pair of arrays for all graphs, as long as a cache is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..errors import BundleError, EngineError
 from ..kv import KVCache
 from ..onnx_graph import external_data
 from ..packed import PackedLanes
+from ..rotary import RotaryTables
 from ..spec import Spec
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ class Plan:
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
         self.fresh = np.zeros(1, np.int64)
-        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh}
+        cos, sin = self._turns = graph.rotary.rows(cache.capacity)
+        own: dict[str, npt.NDArray[Any]]
+        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh, "cos": cos, "sin": sin}
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
                 self._bind_input(name, own[name] if name in own else getattr(lanes, name))
@@ -143,8 +146,12 @@ class Plan:
 class GraphSession:
     """One graph, its session and its plans."""
 
-    def __init__(self, name: str, output: str, path: Path, spec: Spec) -> None:
+    def __init__(
+        self, name: str, output: str, path: Path, spec: Spec, rotary: RotaryTables | None = None
+    ) -> None:
+        """``rotary``: tables that several graphs share."""
         self.name, self.output, self.spec = name, output, spec
+        self.rotary = rotary or RotaryTables(spec)
         self.session = open_session(path)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
@@ -178,14 +185,20 @@ class GraphSession:
 class FillPlan:
     """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
 
-    def __init__(self, session: ort.InferenceSession, lanes: Lanes, spec: Spec) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, lanes: Lanes, spec: Spec, turns: tuple[F32, F32]
+    ) -> None:
         shape = lanes.state_shape
+        self.turns = len(turns[0])
+        """Positions that it can turn to."""
         self.binding = session.io_binding()
         self.state: F32 = np.zeros((*shape, spec.hidden_size), np.float32)
         given: dict[str, npt.NDArray[Any]] = {
             "state": self.state,
             "depth": lanes.depth,
             "positions": lanes.positions,
+            "cos": turns[0],
+            "sin": turns[1],
         }
         if isinstance(lanes, PackedLanes):  # rows of a token each, as far as this graph is concerned
             given |= {"depth": lanes.row_depth, "positions": np.zeros(shape, np.int64)}
@@ -205,17 +218,18 @@ class FillPlan:
 class FillSession:
     """The graph that only projects K and V."""
 
-    def __init__(self, path: Path, spec: Spec) -> None:
+    def __init__(self, path: Path, spec: Spec, rotary: RotaryTables) -> None:
         self.session = open_session(path)
-        self.spec = spec
+        self.spec, self.rotary = spec, rotary
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
 
-    def run(self, state: F32, lanes: Lanes, caches: list[tuple[F32, F32]]) -> None:
-        """Write the K and V of ``state`` [B, S, D] into the lanes' slots of every layer."""
+    def run(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """Write the K and V of ``state`` [B, S, D] into the lanes' slots of every layer of the block."""
         plan = self._plans.get(lanes)
-        if plan is None:
-            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.spec)
+        if plan is None or plan.turns < cache.capacity:
+            turns = self.rotary.rows(cache.capacity)
+            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.spec, turns)
         packed = lanes if isinstance(lanes, PackedLanes) else None
         if packed:
             plan.positions[:, 0] = lanes.positions.reshape(-1)[packed.kept]
@@ -226,7 +240,7 @@ class FillSession:
         except Exception as error:  # as in open_session
             raise EngineError(f"onnxruntime failed in fill: {str(error).splitlines()[0]}") from error
         self.engine_ns += perf_counter_ns() - start
-        arrays = [array for pair in caches for array in pair]
+        arrays = [array for pair in cache.stages["block"] for array in pair]
         row = 0
         for b, (cached, n) in enumerate(zip(lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)):
             for array, rows in zip(arrays, plan.rows, strict=True) if n else ():
@@ -263,9 +277,12 @@ class OnnxBackend:
             raise EngineError(
                 "the bundle has no packed graphs, which serving many users needs; export it again"
             )
-        self._prologue = GraphSession("prologue", "state", graphs[f"prologue{suffix}"], spec)
-        self._block = GraphSession("block", "next", graphs[f"block{suffix}"], spec)
-        self._epilogue = GraphSession("epilogue", "logits", graphs[f"epilogue{suffix}"], spec)
+        self.rotary = RotaryTables(spec)
+        """cos and sin of the positions that the largest cache so far has room for."""
+        self._prologue, self._block, self._epilogue = (
+            GraphSession(stage, output, graphs[f"{stage}{suffix}"], spec, self.rotary)
+            for stage, output in (("prologue", "state"), ("block", "next"), ("epilogue", "logits"))
+        )
         self._shared = shares_kv(spec)
         self._fill_path = graphs.get("fill")
         self._fill: FillSession | None = None
@@ -320,5 +337,5 @@ class OnnxBackend:
         if self._fill is None:
             if self._fill_path is None:
                 raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
-            self._fill = FillSession(self._fill_path, self.spec)
-        self._fill.run(state, lanes, cache.stages["block"])
+            self._fill = FillSession(self._fill_path, self.spec, self.rotary)
+        self._fill.run(state, lanes, cache)

@@ -15,6 +15,7 @@ from ..bundle import Bundle
 from ..kv import KVCache, resident, visible
 from ..manifest import Quantization
 from ..packed import PackedLanes
+from ..rotary import rotary
 from ..spec import Spec
 from ..weights import MATRICES, Array, Weights, projection_shapes, read_tensors
 
@@ -219,13 +220,6 @@ def softmax(x: F32) -> F32:
     e: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
     e /= e.sum(axis=-1, keepdims=True)
     return e
-
-
-def rotary(positions: I64, head_dim: int, theta: float) -> tuple[F32, F32]:
-    """cos, sin [n, head_dim/2] of positions·theta^(−2i/head_dim); float64 until the end."""
-    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = positions[:, None] * frequency
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:

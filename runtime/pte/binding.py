@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from ..backend import F32, I64
 from ..kv import KVCache, resident, visible
+from ..rotary import RotaryTables
 from ..spec import Spec
 from .bridge import Bridge
 
@@ -23,14 +24,20 @@ def depth_matters(spec: Spec) -> bool:
 
 
 class Rotary:
-    """cos and sin as the methods take them: [context, hd], the first half of sin negative."""
+    """cos and sin as the methods take them: [P, hd], the first half of sin negative."""
 
     def __init__(self, spec: Spec) -> None:
-        frequency = spec.rope_theta ** (-np.arange(0, spec.head_dim, 2) / spec.head_dim)
-        angle = np.arange(spec.context_length)[:, None] * frequency
-        cos, sin = np.cos(angle), np.sin(angle)
-        self.cos: F32 = np.concatenate((cos, cos), 1).astype(np.float32)
-        self.sin: F32 = np.concatenate((-sin, sin), 1).astype(np.float32)
+        self._tables = RotaryTables(spec)
+        self._half = self._tables.rows(0)[0]
+        self._turned = self._half, self._half
+
+    def rows(self, capacity: int) -> tuple[F32, F32]:
+        """cos and sin of at least the first ``capacity`` positions."""
+        cos, sin = self._tables.rows(capacity)
+        if cos is not self._half:
+            self._half = cos
+            self._turned = np.concatenate((cos, cos), 1), np.concatenate((-sin, sin), 1)
+        return self._turned
 
 
 class Binding:
@@ -43,7 +50,8 @@ class Binding:
         self, bridge: Bridge, spec: Spec, kind: str, name: str, rows: int, cache: KVCache, slots: tuple[int, ...],
         chunk: bool, rotary: Rotary,
     ) -> None:  # fmt: skip
-        self.bridge, self.spec, self.kind, self.rotary, self.chunk = bridge, spec, kind, rotary, chunk
+        self.bridge, self.spec, self.kind, self.chunk = bridge, spec, kind, chunk
+        self._cos, self._sin = rotary.rows(cache.capacity)
         self.slots, self.reads = slots, kind == "read"
         self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
         self.cache_rows, self.most_rows = self.pairs[0].shape[2], cache.rows
@@ -84,8 +92,8 @@ class Binding:
             self.depth.fill(0)
             self.depth[np.arange(n), depth] = 1
         where = positions if n > 1 else int(positions[0])  # a single one is found twice as fast
-        self.cos[:n, 0] = self.rotary.cos[where]
-        self.sin[:n, 0] = self.rotary.sin[where]
+        self.cos[:n, 0] = self._cos[where]
+        self.sin[:n, 0] = self._sin[where]
         at, kept = self._rows(cached)
         if self.kind != "fill":
             self._show(at, n)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from editing import edit
 
 from edgeloop.apps.export import _interruptible
+from edgeloop.apps.quantities import bundle_bytes
+from edgeloop.runtime.manifest import read_manifest
 
 
 def swallowed() -> None:
@@ -30,6 +36,23 @@ def test_an_interruption_is_not_lost(interruption: object) -> None:
     with pytest.raises(KeyboardInterrupt):
         interruption()  # type: ignore[operator]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_shorter_context_saves_what_is_said(
+    tiny: Callable[[str], Path], command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    checkpoint = tiny("mor-cycle")
+    edit(checkpoint / "config.json", max_position_embeddings=8192)
+    words = ("export", checkpoint, "--target", "coreml", "-o")
+    code, _, err = command(*words, tmp_path / "long")
+    said = re.search(r"of a context of 8192 tokens: --context (\d+) would save ([\d.]+) kB\n", err)
+    assert code == 0
+    assert said, err
+    code, _, err = command(*words, tmp_path / "short", "--context", said[1])
+    assert (code, "would save" in err) == (0, False)
+    long, short = (bundle_bytes(read_manifest(tmp_path / name)) for name in ("long", "short"))
+    # The manifest and the package's texts hold the context in figures, and arrays are padded to 64 bytes.
+    assert long - short == pytest.approx(1000 * float(said[2]), abs=1000)
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -1,9 +1,20 @@
 """Numbers as people read them, and the estimate of the unrolled size."""
 
+import msgspec
 import pytest
 
-from edgeloop.apps.quantities import byte_count, count, delta_parameters, deltas, layout, unrolled_bytes
-from edgeloop.runtime.manifest import FORMAT, File, Manifest, Parity, Quantization, Target, Text
+from edgeloop.apps.quantities import (
+    bundle_bytes,
+    byte_count,
+    count,
+    delta_parameters,
+    deltas,
+    layout,
+    shorter_context,
+    table_bytes,
+    unrolled_bytes,
+)
+from edgeloop.runtime.manifest import FORMAT, File, Manifest, Package, Parity, Quantization, Target, Text
 from edgeloop.runtime.spec import Segment, Spec
 
 
@@ -74,3 +85,37 @@ def test_the_unrolled_estimate_repeats_matrices_and_merges_deltas() -> None:
         files={"w": File(30_000, "")},
     )
     assert unrolled_bytes(manifest) == 30_000 + 6 * matrices * 4.5 / 8 - 2 * delta_parameters(LOOPED)
+
+
+def packaged(context: int, rest: int) -> Manifest:
+    """A Core ML bundle of ``rest`` bytes, and 20 for each position: cos, sin and its number."""
+    package = Package("p", {}, {}, 16, context)
+    return Manifest(
+        format=FORMAT,
+        edgeloop="0",
+        spec=msgspec.structs.replace(LOOPED, context_length=context),
+        quantization=Quantization("int4", 4, 32),
+        targets={"coreml": Target({}, "w", Parity((), 0.0, 0.0), package)},
+        text=Text(),
+        parameters=1,
+        unrolled_parameters=1,
+        files={"w": File(rest + 20 * context, "")},
+    )
+
+
+def test_a_shorter_context_is_proposed_where_its_tables_weigh() -> None:
+    long, rest = packaged(100_000, 4_000_000), 4_000_000
+    assert table_bytes(long) == 2_000_000
+    context, saved = shorter_context(long) or (0, 0)
+    assert context == 16384  # 328 kB; twice as long would be more than a tenth of 4 MB
+    assert bundle_bytes(long) - saved == bundle_bytes(packaged(context, rest))
+    assert shorter_context(packaged(context, rest)) is None
+    assert shorter_context(packaged(22_000, rest)) is None
+    assert shorter_context(packaged(23_000, rest)) == (16384, 20 * (23_000 - 16384))
+
+
+def test_other_targets_store_nothing_for_a_position() -> None:
+    long = msgspec.structs.replace(
+        packaged(1 << 18, 1), targets={"onnx": Target({}, "w", Parity((), 0.0, 0.0))}
+    )
+    assert (table_bytes(long), shorter_context(long)) == (0, None)

@@ -160,6 +160,8 @@ def test_inputs_and_their_free_sizes(exported: Bundles) -> None:
         "last": ["B"],
         "longest": [1],
         "tokens": ["B"],
+        "cos": ["P", 8],
+        "sin": ["P", 8],
         **{f"past.{i}.{side}": ["B", 2, "C", 16] for i in range(2) for side in ("key", "value")},
     }
     assert [o.name for o in model.graph.output] == [
@@ -177,9 +179,10 @@ def test_the_fill_graph_projects_and_does_nothing_else(exported: Bundles) -> Non
         "SimplifiedLayerNormalization": 2,
     }
     assert found["GroupQueryAttention"] == 0
-    assert [i.name for i in model.graph.input] == ["state", "depth", "positions"]
+    assert [i.name for i in model.graph.input] == ["state", "depth", "positions", "cos", "sin"]
     assert [o.name for o in model.graph.output] == ["key.0", "value.0", "key.1", "value.1"]
-    assert [i.name for i in load(exported("ouro", "int4", 128), "fill").graph.input] == ["state", "positions"]
+    plain = load(exported("ouro", "int4", 128), "fill").graph.input
+    assert [i.name for i in plain] == ["state", "positions", "cos", "sin"]
 
 
 def test_models_without_depths_have_nothing_to_fill(exported: Bundles) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,7 @@ from safetensors.numpy import load_file
 from tiny import KINDS
 
 from edgeloop.export.family import Reading
-from edgeloop.export.stored import count_parameters, rotary_tables, stored_tensors, write_weights
+from edgeloop.export.stored import count_parameters, stored_tensors, write_weights
 from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import CheckpointError
@@ -69,13 +68,12 @@ def test_the_runtime_reads_what_the_recipe_keeps(
         np.testing.assert_array_equal(
             weights.matrix(name), np.concatenate([kept[p]().numpy() for p in parts])
         )
-    rope = {"rope.cos", "rope.sin"}
     matrices = {
         f"{name}.{side}"
         for name in matrix_shapes(spec)
         for side in (("weight",) if quant == "none" else ("codes", "scales"))
     }
-    assert set(tensors) == rope | matrices | set(small_shapes(spec))
+    assert set(tensors) == matrices | set(small_shapes(spec))
 
 
 @pytest.mark.parametrize(("quant", "group_size"), QUANTS)
@@ -86,17 +84,6 @@ def test_tensors_lie_aligned(reading: Readings, tmp_path: Path, quant: str, grou
     tensors = load_file(path)
     for name, place in places(path).items():
         assert place.offset % tensors[name].itemsize == 0
-
-
-def test_rotary_tables(reading: Readings) -> None:
-    spec = msgspec.structs.replace(reading("ouro_tiny").spec, context_length=4096)
-    cos, sin = rotary_tables(spec)
-    assert cos.shape == sin.shape == (4096, spec.head_dim // 2)
-    assert cos.dtype == sin.dtype == np.float32
-    for position, i in [(0, 0), (1, 0), (4095, 1), (4095, spec.head_dim // 2 - 1)]:
-        angle = position * spec.rope_theta ** (-2 * i / spec.head_dim)
-        assert cos[position, i] == np.float32(math.cos(angle))
-        assert sin[position, i] == np.float32(math.sin(angle))
 
 
 def test_deltas_that_float16_cannot_hold(reading: Readings, tmp_path: Path) -> None:

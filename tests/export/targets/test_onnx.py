@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from editing import edit
 from forward import AUTHORS
 from safetensors.numpy import load_file
 
+from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets import TARGETS, open_target
 from edgeloop.runtime.backend import F32, Lanes
 from edgeloop.runtime.backends import open_backend
+from edgeloop.runtime.backends.onnx import OnnxBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.manifest import Manifest, read_manifest
@@ -117,10 +121,32 @@ def test_ids_out_of_range_are_refused(exported: Bundles) -> None:
 
 
 def test_the_whole_context(exported: Bundles) -> None:
-    """Positions up to the last row of the rotary tables, in every chunk size that the loop makes."""
+    """Positions up to the last one, in every chunk size that the loop makes."""
     with Session.open(exported("mor-lora", "int4")) as session:
         ids = np.random.default_rng(0).integers(0, 320, session.spec.context_length)
         assert np.isfinite(session.logits(ids)).all()
+
+
+def test_a_longer_context_costs_nothing(checkpoint: Bundles, tmp_path: Path) -> None:
+    """Tables that follow from a formula are not stored, and made for the positions that a cache has room for."""
+    found = []
+    for context in (64, 1 << 18):
+        folder = tmp_path / f"checkpoint-{context}"
+        shutil.copytree(checkpoint("rec_middle_cycle"), folder)
+        edit(folder / "config.json", max_position_embeddings=context)
+        report = export_bundle(folder, tmp_path / str(context), quant="none")
+        assert report.manifest.spec.context_length == context
+        files = report.manifest.files
+        found.append({name: file for name, file in files.items() if name.startswith("onnx/")})
+    assert found[0] == found[1]
+    ids = np.random.default_rng(3).integers(0, 97, 300)
+    with Session.open(report.bundle) as session, Session.open(report.bundle, engine="reference") as reference:
+        backend = session.backend
+        assert isinstance(backend, OnnxBackend)
+        for count, rows in ((10, 256), (300, 512), (20, 512)):  # the second makes the session's cache anew
+            ours, wanted = (each.logits(ids[:count]) for each in (session, reference))
+            np.testing.assert_allclose(ours, wanted, atol=1e-4 * np.abs(wanted).max())
+            assert len(backend.rotary.rows(0)[0]) == rows
 
 
 def test_table_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
