@@ -63,32 +63,35 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.calibration.search import Goal
+    from ..export.writer import edited
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
     goal = Goal.agree(args.agree) if args.agree else Goal.perplexity(args.perplexity or "+1%")
     text = read_text(args.text)
-    with open_with(args, "never") as session:
-        rules, ids = request(session, args.rule, text, args.max_tokens)
-        console.note(f"running {len(ids)} tokens at every depth")
-        work = Calibration(args, session, rules, ids, goal)
-        missing = session.policy.missing
-    chosen, points = {}, []
-    for rule in rules:
-        console.note(f"calibrating {rule}")
-        chosen[rule] = work.fit(rule, goal)
-        points += [(rule, values) for values in (work.frontier(rule, goal) if args.report else ())]
-    console.note("measuring all of them side by side")
-    full, *all_found = work.measure([("never", ()), *chosen.items(), *points])
-    found = dict(zip(rules, all_found, strict=False))
+    with edited(args.bundle) as folder:  # measured there too: an interrupted calibration changes nothing
+        inside = argparse.Namespace(**{**vars(args), "bundle": folder})
+        with open_with(inside, "never") as session:
+            rules, ids = request(session, args.rule, text, args.max_tokens)
+            console.note(f"running {len(ids)} tokens at every depth")
+            work = Calibration(inside, session, rules, ids, goal)
+            missing = session.policy.missing
+        chosen, points = {}, []
+        for rule in rules:
+            console.note(f"calibrating {rule}")
+            chosen[rule] = work.fit(rule, goal)
+            points += [(rule, values) for values in (work.frontier(rule, goal) if args.report else ())]
+        console.note("measuring all of them side by side")
+        full, *all_found = work.measure([("never", ()), *chosen.items(), *points])
+        found = dict(zip(rules, all_found, strict=False))
+        results = {rule: result(found[rule], chosen[rule], missing, goal) for rule in rules}
+        work.write(results)
     missed = [rule for rule in rules if not keeps(found[rule], goal)]
-    results = {rule: result(found[rule], chosen[rule], missing, goal) for rule in rules}
-    work.write(results)
     if args.report:
         curve = [measured(rule, chosen[rule], found[rule], chosen=True) for rule in rules]
         around = zip(points, all_found[len(rules) :], strict=True)
         curve += [measured(rule, values, other) for (rule, values), other in around]
-        work.report(args.report, curve, full, goal)
+        work.report(args.report, curve, full, goal, Path(args.bundle).name)
     if console.json:
         console.result(
             {"goal": str(goal), "tokens_per_s": full.tokens_per_s, "missed": missed, "exits": results}
@@ -223,12 +226,12 @@ class Calibration:
 
         write_exits(self.args.bundle, results)
 
-    def report(self, path: Path, curve: list[Measured], full: Evaluation, goal: Goal) -> None:
+    def report(self, path: Path, curve: list[Measured], full: Evaluation, goal: Goal, name: str) -> None:
         """The page."""
         from ..export.calibration.report import write_report
 
         base = measured("full depth", (), full)
-        write_report(path, curve, base, title=f"Exit rules of {Path(self.args.bundle).name}", goal=goal)
+        write_report(path, curve, base, title=f"Exit rules of {name}", goal=goal)
 
 
 def keeps(found: Evaluation, goal: Goal) -> bool:

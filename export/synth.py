@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
 from ..runtime.errors import ExportError, UsageError
+from .staging import staged
 from .synth_shapes import SHAPES, Shape
 from .synth_tokenizer import write_tokenizer
 from .synth_weights import SynthWeights
@@ -56,25 +56,15 @@ def synthesize_shape(
         )
     out = Path(out)
     _check_free(out, force)
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        temporary.chmod(0o755)
-        weights = SynthWeights(shape, torch.Generator().manual_seed(seed), DTYPES[dtype], lora_rank)
-        free, wanted = shutil.disk_usage(temporary).free, weights.bytes_wanted()
+    weights = SynthWeights(shape, torch.Generator().manual_seed(seed), DTYPES[dtype], lora_rank)
+    with staged(out, lambda: _check_free(out, force)) as folder:
+        free, wanted = shutil.disk_usage(folder).free, weights.bytes_wanted()
         if free < wanted:
             raise ExportError(
                 f"{out} needs {wanted >> 20} MB, and the disk has {free >> 20} MB; free some room"
             )
-        weights.write(temporary)
-        write_tokenizer(temporary, shape.vocab_size)
-        _put_in_place(temporary, out)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise ExportError(f"{out} could not be written ({error}); check the room and rights there") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        weights.write(folder)
+        write_tokenizer(folder, shape.vocab_size)
     logger.info("wrote %s: %d parameters", out, weights.parameters)
     return out
 
@@ -87,14 +77,3 @@ def _check_free(out: Path, force: bool) -> None:
         raise UsageError(f"{out} exists: choose another folder or pass --force to replace it")
     if out.is_symlink() or not (out / "config.json").is_file():
         raise UsageError(f"{out} exists and is not a checkpoint: --force replaces checkpoints only")
-
-
-def _put_in_place(made: Path, out: Path) -> None:
-    """Give a finished folder its name; an old folder of that name is moved aside first, then removed."""
-    if not out.exists():
-        made.rename(out)
-        return
-    old = made.with_name(made.name + "-old")
-    out.rename(old)
-    made.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .families.llama_ties import ATTENTION, MLP
 from .synth_shapes import Shape
@@ -44,7 +44,7 @@ class SynthWeights:
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
         if self.shape.family == "mor":
             (folder / "conf.yaml").write_text(yaml.safe_dump(self.training_config(), sort_keys=False))
-            torch.save(dict(self.tensors()), folder / "pytorch_model.bin")
+            save_pickle(dict(self.tensors()), folder / "pytorch_model.bin")
         else:
             self.write_safetensors(folder)
 
@@ -56,7 +56,7 @@ class SynthWeights:
 
         def flush() -> None:
             path = folder / f"shard{len(shards)}"
-            save_file(batch, path, metadata={"format": "pt"})
+            path.write_bytes(save(batch, metadata={"format": "pt"}))
             shards.append((path, list(batch)))
             batch.clear()
 
@@ -201,3 +201,14 @@ class SynthWeights:
             },
             "mor": {"enable": False},
         }
+
+
+def save_pickle(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """``torch.save``, with the OSError of a disk that is full instead of the RuntimeError that it becomes."""
+    with path.open("wb") as file:
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # what file.write raised is the context of what torch makes of it
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise

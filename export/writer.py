@@ -1,22 +1,18 @@
-"""A bundle is written into a hidden folder beside its place and gets its name in one rename, or never."""
+"""Bundles on the disk: where one may be written, how one takes its place, and how one that exists is changed."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime.bundle import sha256_of
+from ..runtime.bundle import Bundle, sha256_of
 from ..runtime.errors import ExportError, UsageError
 from ..runtime.manifest import MANIFEST, File
-
-_MARK = ".edgeloop-partial-"
-_NEW, _OLD = "new", "old"  # in the hidden folder: the bundle to be, and the one that it replaces
+from .staging import staged
 
 
 def check_free(out: Path, force: bool) -> None:
@@ -31,7 +27,7 @@ def check_free(out: Path, force: bool) -> None:
     listed = _listed(out)
     if not listed:
         raise UsageError(f"{out} exists and is not a bundle: --force replaces bundles only")
-    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    found = (p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
     if stranger := min((name for name in found if name not in listed), default=None):
         raise UsageError(
             f"{out} holds {stranger}, which is no part of the bundle: --force would delete it, move it away"
@@ -40,92 +36,73 @@ def check_free(out: Path, force: bool) -> None:
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well, and disappears when it does not.
-
-    Where ``out`` is a link, what it points to is written, and the link stays. ExportError when the file
-    system refuses (full disk, no permission).
-    """
+    """A folder that becomes the bundle ``out`` when the block ends well; see ``staged`` and ``check_free``."""
     check_free(out, force)
-    out = Path(os.path.realpath(out))
+    with staged(out, lambda: check_free(out, force)) as folder:
+        yield folder
+
+
+@contextmanager
+def edited(bundle: Path) -> Iterator[Path]:
+    """A copy of ``bundle`` to change, which takes its place when the block ends well: old or new, at any moment.
+
+    Its files are hard links where the file system has them, so replace them and never write into one. BundleError
+    when the bundle is damaged. UsageError when this process stands in its folder, which is another one afterwards.
+    """
+    place = Path(os.path.realpath(bundle))
+    if Path.cwd().is_relative_to(place):
+        raise UsageError(
+            f"{place} is replaced as a whole, and this command was started inside it; start it elsewhere"
+        )
+    Bundle.open(place)
+    before = (place / MANIFEST).read_bytes()
+
+    def unchanged() -> None:
+        if (place / MANIFEST).read_bytes() != before:
+            raise ExportError(f"{place} was changed by another command meanwhile; try again")
+
+    with staged(place, unchanged) as folder:
+        _link_all(place, folder)
+        yield folder
+
+
+def put(path: Path, data: bytes) -> None:
+    """Replace the file ``path`` of a folder that ``edited`` gave."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_bytes(data)
+    fresh.replace(path)
+
+
+def _link_all(source: Path, destination: Path) -> None:
+    """Everything in ``source``, under second names. Links to files become what they lead to."""
+    shutil.copymode(source, destination)
+    for path in sorted(source.rglob("*")):
+        there = destination / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            there.mkdir()
+            shutil.copymode(path, there)
+        elif path.is_file():
+            link(Path(os.path.realpath(path)), there)
+        else:
+            raise ExportError(f"{path} is neither a file nor a folder; move it away")
+
+
+def link(source: Path, destination: Path) -> None:
+    """The same bytes under a second name; copied where that cannot be."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out.parent)
-        hidden = Path(tempfile.mkdtemp(prefix=_MARK, dir=out.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write beside {out}: {error.strerror}") from error
-    try:
-        with _locked(hidden):
-            (hidden / _NEW).mkdir()
-            yield hidden / _NEW
-            _sync(hidden / _NEW)
-            check_free(out, force)
-            _put_in_place(hidden, out)
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {out}: {error.strerror or error}; nothing was changed there"
-        ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 def _listed(folder: Path) -> set[str]:
     """The files of the bundle ``folder``; none when it is no bundle. One of an older format is a bundle too."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        path = folder / MANIFEST
+        manifest = json.loads(path.read_bytes()) if path.is_file() else {}  # a pipe would be waited for
         return {MANIFEST, *manifest["files"]} if "edgeloop" in manifest else set()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-
-
-def _put_in_place(hidden: Path, out: Path) -> None:
-    """Move the old bundle aside and the new one to its name."""
-    old = hidden / _OLD / out.name
-    if out.exists():
-        old.parent.mkdir()
-        out.rename(old)
-    try:
-        (hidden / _NEW).rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Take the lock of ``folder``, and tell whether that was possible. A killed process lets go of its locks."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = True
-        except OSError:  # another process has it, or the file system has no locks
-            taken = False
-        yield taken
-    finally:
-        os.close(handle)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what killed exports left; a bundle that was moved aside gets its place back."""
-    for folder in parent.glob(f"{_MARK}*"):
-        with suppress(OSError), _locked(folder) as abandoned:
-            if not abandoned:
-                continue
-            for old in (folder / _OLD).glob("*"):
-                if not (parent / old.name).exists():
-                    old.rename(parent / old.name)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Everything below ``folder`` is on the disk before it gets its name."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def describe_files(folder: Path) -> dict[str, File]:

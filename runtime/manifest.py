@@ -150,8 +150,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder``/manifest.json."""
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    """Write ``folder``/manifest.json, as a new file: the one that is there may have a second name elsewhere."""
+    fresh = folder / f"{MANIFEST}.new"
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    fresh.replace(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import onnx
@@ -22,6 +20,7 @@ from ..oracle import Oracle
 from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packed
 from ..target import Job
 from ..weights import places, split_places
+from ..writer import link
 
 FOLDER = "onnx"
 WEIGHTS = "weights.safetensors"
@@ -45,7 +44,7 @@ class OnnxTarget:
         """The stages' graphs and their weights under onnx/, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
-        _link(job.weights, folder / WEIGHTS)
+        link(job.weights, folder / WEIGHTS)
         numerics = Numerics(job.recipe.bits, job.recipe.group_size, INT8_ACTIVATIONS)
         oracle = Oracle.open(job.spec, folder / WEIGHTS, numerics)
         placed = places(folder / WEIGHTS)
@@ -93,11 +92,3 @@ def _with_float_activations(path: Path) -> Path:
     copy = path.with_suffix(".float.onnx")
     onnx.save(model, copy)
     return copy
-
-
-def _link(source: Path, destination: Path) -> None:
-    """The same bytes under a second name; copied where the file system has no hard links."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)

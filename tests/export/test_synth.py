@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +102,39 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("edgeloop.export.synth.write_tokenizer", full)
     with pytest.raises(ExportError, match="No space left"):
         synthesize_shape(MOR, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files of 20 kB at most, as on a disk that is nearly full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize(
+    "family", ["mor", "ouro"]
+)  # torch.save and safetensors, which say it in their own ways
+def test_a_full_disk_is_named_as_such(tmp_path: Path, small_disk: None, family: str) -> None:
+    shape = replace(MOR, family=family, kv_heads=4, tied=family == "mor")
+    with pytest.raises(ExportError, match=r"cannot write .*m: File too large; nothing was changed there"):
+        synthesize_shape(shape, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_are_not_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **more: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    for place in ("torch.randn", "torch.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            with pytest.raises(RuntimeError, match="mat1 and mat2"):
+                synthesize_shape(MOR, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,21 +164,6 @@ def test_places_that_cannot_be(tmp_path: Path, name: str, reason: str) -> None:
     assert names(tmp_path) == {"file", "loop"}
 
 
-def test_a_failing_rename_brings_the_old_bundle_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, rename = bundle(tmp_path / "out"), Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ExportError, match="cannot write .*Input/output error"):
-        write(out, True)
-    assert (out / "text").read_text() == OLD
-    assert names(tmp_path) == {"out"}
-
-
 def test_a_full_disk_when_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -193,85 +174,23 @@ def test_a_full_disk_when_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names(tmp_path) == set()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from edgeloop.export import writer
-
-moment, out = sys.argv[1], Path(sys.argv[2])
-renames, rename, sync = 0, Path.rename, writer._sync
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def counted(self, target):
-    global renames
-    renames += 1
-    if moment == f"rename {renames}":
-        die()
-    return rename(self, target)
-
-def synced(folder):
-    sync(folder)
-    if moment == "sync":
-        die()
-
-Path.rename, writer._sync = counted, synced
-with writer.new_folder(out, force=True) as folder:
-    (folder / "text").write_text("killed")
-    if moment == "block":
-        die()
-    (folder / "manifest.json").write_text('{"edgeloop": "1", "files": {"text": {}}}')
-if moment == "end":
-    die()
-"""
-
-
-def kill(moment: str, out: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, moment, str(out)], check=False, timeout=60)
-    assert done.returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("moment", ["block", "sync", "rename 1"])
-def test_killed(tmp_path: Path, moment: str) -> None:
-    out = tmp_path / "out"
-    kill(moment, out)
-    assert not out.exists()
-    assert len(names(tmp_path)) == 1
-    write(out, False)
-    assert names(tmp_path) == {"out"}
-
-
-@pytest.mark.parametrize("moment", ["block", "rename 1", "rename 2"])
-def test_killed_while_replacing(tmp_path: Path, moment: str) -> None:
-    out = bundle(tmp_path / "out")
-    kill(moment, out)
-    assert out.exists() == (moment != "rename 2")  # between the two renames it is only moved aside
-    write(tmp_path / "other", False)
-    assert (out / "text").read_text() == OLD
-    assert names(tmp_path) == {"out", "other"}
-
-
-def test_killed_at_the_end(tmp_path: Path) -> None:
-    out = bundle(tmp_path / "out")
-    kill("end", out)
-    assert (out / "text").read_text() == "killed"
-    check_free(out, force=True)
-
-
 def test_exports_side_by_side_leave_each_other_alone(tmp_path: Path) -> None:
     write(tmp_path / "a", False, lambda: write(tmp_path / "b", False))
     assert names(tmp_path) == {"a", "b"}
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nobody can tell what is left over from what is being written, and nothing is swept."""
+def test_a_manifest_that_is_a_pipe_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "manifest.json")
+    with pytest.raises(UsageError, match="is not a bundle"):
+        check_free(tmp_path / "out", force=True)
 
-    def unsupported(handle: int, how: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    test_exports_side_by_side_leave_each_other_alone(tmp_path)
+def test_a_link_to_a_folder_is_no_part_of_a_bundle(tmp_path: Path) -> None:
+    out = bundle(tmp_path / "out")
+    (out / "more").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(UsageError, match="holds more, which is no part of the bundle"):
+        check_free(out, force=True)
 
 
 def test_files_are_described(tmp_path: Path) -> None:
