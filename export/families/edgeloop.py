@@ -12,7 +12,8 @@ from ...runtime.errors import CheckpointError
 from ...runtime.spec import Routing, Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
-from .llama_config import MAX_SIZE, flag, number, shown, size
+from .config_keys import shown
+from .llama_config import MAX_SIZE, flag, number, size
 from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
 from .mor_routing import check_capacity
 

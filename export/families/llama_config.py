@@ -1,49 +1,23 @@
-"""What a Llama-like config.json may say: the sizes that are read, and every key that is refused by name.
-
-A key that changes what the model computes and is not understood must never be passed over: the export would
-be silently wrong.
-"""
+"""What a Llama-like config.json says: the sizes that are read, each checked where it is."""
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
+from .config_keys import WINDOW, check_keys, shown
 
 logger = logging.getLogger(__name__)
 
 MAX_SIZE = 1 << 24  # of any one dimension; far above real models, far below what overflows a product
-OFF = (None, False)
 
-ONLY: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": (None, "silu", "swish"),
-    "attention_bias": OFF,
-    "mlp_bias": OFF,
-    "qkv_bias": OFF,
-    "use_bias": OFF,
-    "partial_rotary_factor": (None, 1.0),
-    "quantization_config": (None,),
-    "is_encoder_decoder": OFF,
-    "add_cross_attention": OFF,
-    "rope_interleaved": OFF,
-}
-"""Keys that change the computation → the values that are computed here."""
-
-WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
-"""Keys that say which layers attend to the last tokens only; ``_sliding_window`` reads them together."""
-
-CHANGES = re.compile(
-    "loop|recur|shar|depth|exit|mor|ut_steps|double|softcap|multiplier|scal|qk_norm|expert|window|alibi"
-    "|parallel|n_gram|hyper_conn|router|dora"
-)
-"""An unknown key with one of these in its name is a loop flag or a change of the computation: refused."""
+MISTRAL_WINDOW = 4096
+"""transformers' sliding_window of a Mistral whose config.json has no such key."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +47,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
     """
     config = checkpoint.config
     where = str(checkpoint.folder / "config.json")
-    _refuse(config, understood, where)
+    check_keys(config, understood, where)
     hidden = size(config, "hidden_size", where)
     heads = size(config, "num_attention_heads", where)
     kv_heads = size(config, "num_key_value_heads", where, heads)
@@ -140,43 +114,48 @@ def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     return value
 
 
-def shown(value: object) -> str:
-    """A value for an error message, on one line of bearable length."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _refuse(config: Mapping[str, Any], understood: Collection[str], where: str) -> None:
-    for key, value in config.items():
-        if key in understood or key in WINDOW:
-            continue
-        if key in ONLY:
-            if value not in ONLY[key]:
-                raise CheckpointError(
-                    f"{where}: {key} is {shown(value)}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
-                )
-        elif key in ("rope_scaling", "rope_parameters") or value is None or value is False:
-            continue  # the former are read by _rope_theta; a flag that is off changes nothing
-        elif CHANGES.search(key.lower()):
-            raise CheckpointError(
-                f"{where}: {key} is {shown(value)}, and this family does not know the key; "
-                "a flag that may change the computation is not passed over"
-            )
-
-
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
     """Tokens that every layer attends to at most, the newest included; None: all.
 
-    As transformers takes the keys: ``layer_types`` decides where there is one; else a window is every layer's
-    (Mistral), or beside ``use_sliding_window: true`` that of the layers from ``max_window_layers`` on (Qwen).
+    As the code of the model_type takes the keys. Mistral does not read ``use_sliding_window``, Ouro (as Qwen)
+    reads all of ``WINDOW``, Llama none of them.
     """
     types = config.get("layer_types")
     kinds = {str(t) for t in types} if isinstance(types, list) else {str(types)} - {"None"}
-    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
+    if kinds - {"full_attention", "sliding_attention"}:
         raise CheckpointError(
             f"{where}: layer_types is {shown(types)}; wanted full_attention or sliding_attention for all layers"
         )
-    if not flag(config, "use_sliding_window", where, True) or config.get("sliding_window") is None:
+    read = {"mistral": _mistral_window, "ouro": _ouro_window}.get(str(config.get("model_type")))
+    window = read(config, kinds, where) if read else None
+    switched = flag(config, "use_sliding_window", where, config.get("sliding_window") is not None)
+    said = switched or "sliding_attention" in kinds
+    if said != (window is not None) and read is not _ouro_window:
+        logger.warning(
+            "%s: %s is not what the code of model_type %s goes by: read as %s",
+            where,
+            " and ".join(key for key in WINDOW if config.get(key) is not None) or "no sliding_window",
+            config.get("model_type"),
+            "without a sliding window" if window is None else f"with a sliding window of {window} tokens",
+        )
+    return window
+
+
+def _mistral_window(config: Mapping[str, Any], kinds: set[str], where: str) -> int | None:
+    """``sliding_window`` of every layer; transformers' default where there is no such key.
+
+    With ``layer_types`` transformers takes the model for a Ministral, which goes by them.
+    """
+    _uniform(config, kinds, where)
+    if config.get("sliding_window", MISTRAL_WINDOW) is None or "full_attention" in kinds:
+        return None
+    return size(config, "sliding_window", where, MISTRAL_WINDOW)
+
+
+def _ouro_window(config: Mapping[str, Any], kinds: set[str], where: str) -> int | None:
+    """``layer_types`` decides where there is one; else the layers from ``max_window_layers`` on have the window."""
+    _uniform(config, kinds, where)
+    if not flag(config, "use_sliding_window", where, False) or config.get("sliding_window") is None:
         if "sliding_attention" in kinds:
             raise CheckpointError(
                 f"{where}: layer_types asks for sliding_attention, and no sliding_window is on"
@@ -185,14 +164,6 @@ def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
     window = size(config, "sliding_window", where)
     if kinds:
         return window if "sliding_attention" in kinds else None
-    if not config.get("use_sliding_window"):
-        if config.get("model_type") == "llama":
-            logger.warning(
-                "sliding_window %d is read as every layer's, though LlamaForCausalLM of transformers takes no "
-                "notice of the key; delete it from config.json if the model was trained without",
-                window,
-            )
-        return window
     first, layers = config.get("max_window_layers"), size(config, "num_hidden_layers", where)
     if isinstance(first, bool) or not isinstance(first, int) or 0 < first < layers:
         raise CheckpointError(
@@ -200,6 +171,13 @@ def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
             "supported; wanted 0 or all of them"
         )
     return window if first <= 0 else None
+
+
+def _uniform(config: Mapping[str, Any], kinds: set[str], where: str) -> None:
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{where}: layer_types is {shown(config['layer_types'])}; wanted the same for all layers"
+        )
 
 
 def _rope_theta(config: Mapping[str, Any], where: str) -> float:

@@ -89,7 +89,7 @@ class LlamaNames:
 
 
 def plan_from_ties(names: LlamaNames) -> list[Run]:
-    """What repeats, found in the weights; CheckpointError if nothing does.
+    """What repeats, found in the weights; empty if nothing does.
 
     One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
     as much, the one with the smallest K.
@@ -105,10 +105,7 @@ def plan_from_ties(names: LlamaNames) -> list[Run]:
     if in_runs > k * repeats:
         return _merge([Run((tuple(range(at, at + length)),)) for at, length in runs])
     if repeats < 2:
-        raise CheckpointError(
-            f"{names.checkpoint.folder}: none of its {names.layers} layers repeats another's weights; wanted a "
-            "recursive checkpoint, whose layers are tied or stored as equal copies"
-        )
+        return []
     block = Run(tuple(tuple(start + j + d * k for d in range(repeats)) for j in range(k)))
     end = start + k * repeats
     return [r for r in (plain(range(start)), block, plain(range(end, names.layers))) if r.applied]

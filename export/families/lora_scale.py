@@ -8,7 +8,8 @@ from typing import Any
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
-from .llama_config import number, shown, size
+from .config_keys import shown
+from .llama_config import number, size
 from .llama_layers import Scale
 
 REFUSED = re.compile(

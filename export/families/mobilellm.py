@@ -26,7 +26,7 @@ class MobileLlmFamily:
             raise CheckpointError(
                 f"{where}: layer_sharing with model_type {kind!r}; mobilellm or llama is supported"
             )
-        config = read_llama_config(checkpoint, ("layer_sharing", "share_embedding"))
+        config = read_llama_config(checkpoint, ("layer_sharing", "share_embedding", "auto_map"))
         share = flag(checkpoint.config, "share_embedding", where, False)
         names = LlamaNames(checkpoint)
         if names.layers != config.layers:

@@ -17,7 +17,8 @@ from msgspec import structs
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .llama_config import LlamaConfig, flag, read_llama_config, shown, size
+from .config_keys import shown
+from .llama_config import LlamaConfig, flag, read_llama_config, size
 from .llama_layers import Scale, read_layers
 from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain
 from .lora_scale import training_scale

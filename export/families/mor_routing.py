@@ -20,7 +20,8 @@ from ...runtime.errors import CheckpointError
 from ...runtime.spec import Routing
 from ..checkpoint import Checkpoint
 from ..family import Loader
-from .llama_config import flag, number, shown
+from .config_keys import shown
+from .llama_config import flag, number
 from .llama_ties import MAX_LAYERS, LlamaNames
 
 T = TypeVar("T")

@@ -28,7 +28,7 @@ class OuroFamily:
 
     def read(self, checkpoint: Checkpoint) -> Reading:
         where = str(checkpoint.folder / "config.json")
-        config = read_llama_config(checkpoint, ("total_ut_steps", "early_exit_threshold"))
+        config = read_llama_config(checkpoint, ("total_ut_steps", "early_exit_threshold", "auto_map"))
         repeats = size(checkpoint.config, "total_ut_steps", where)
         names = LlamaNames(checkpoint, SANDWICH_NORMS)
         if names.layers != config.layers or repeats > MAX_LAYERS:

@@ -201,31 +201,70 @@ def test_a_window_as_transformers_computes_it(tiny_once: Callable[[str], Path]) 
         assert (logits(other, ids) - reference).abs().max() > 1e-3
 
 
+WINDOWS: list[tuple[str, dict[str, Any], int | None, bool]] = [
+    ("llama", {"sliding_window": 5}, None, True),
+    ("llama", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0}, None, True),
+    ("llama", {"sliding_window": 5, "use_sliding_window": False}, None, False),
+    ("llama", {"sliding_window": 5, "layer_types": ["sliding_attention"] * 6}, None, True),
+    ("llama-window", {"sliding_window": 5}, 5, False),
+    ("llama-window", {"sliding_window": 5, "use_sliding_window": False}, 5, True),
+    ("llama-window", {"sliding_window": None, "use_sliding_window": True}, None, True),
+    ("llama-window", {"sliding_window": 5, "layer_types": ["full_attention"] * 6}, None, True),
+    ("llama-window", {"sliding_window": 5, "layer_types": ["sliding_attention"] * 6}, 5, False),
+    ("llama-window", {"sliding_window": 5, "max_window_layers": 6}, 5, False),
+]
+"""A checkpoint, its keys, the window that is read, and is it said that some key is not what counts?"""
+
+
+@pytest.mark.parametrize(("kind", "keys", "window", "said"), WINDOWS)
+def test_keys_of_a_window_are_those_of_transformers(
+    tiny: Callable[[str], Path],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    keys: dict[str, Any],
+    window: int | None,
+    said: bool,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tiny(kind)
+    edit(folder / "config.json", **keys)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        reference = model(IDS[None]).logits[0]
+    reading = read(folder)
+    assert reading.spec.sliding_window == window
+    assert (logits(reading, IDS) - reference).abs().max() < 2e-5
+    other = replace(reading, spec=structs.replace(reading.spec, sliding_window=None if window else 5))
+    assert (logits(other, IDS) - reference).abs().max() > 1e-3
+    assert ("is not what the code of model_type" in caplog.text) == said
+
+
+def test_a_mistral_without_the_key_has_the_window_of_transformers(tiny: Callable[[str], Path]) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tiny("llama-window")
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read(folder).spec.sliding_window == transformers.AutoConfig.from_pretrained(folder).sliding_window
+
+
 @pytest.mark.parametrize(
     ("keys", "window"),
     [
-        ({"sliding_window": 16}, 16),
+        ({"sliding_window": 16}, None),
         ({"sliding_window": 16, "use_sliding_window": False}, None),
         ({"sliding_window": None, "use_sliding_window": True}, None),
-        ({"sliding_window": 16, "layer_types": ["full_attention"] * 6}, None),
-        ({"sliding_window": 16, "layer_types": ["sliding_attention"] * 6}, 16),
+        ({"sliding_window": 16, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
+        ({"sliding_window": 16, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 16),
         ({"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}, 16),
-        ({"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 6}, None),
+        ({"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2}, None),
     ],
 )
-def test_keys_of_a_window(tiny: Callable[[str], Path], keys: dict[str, Any], window: int | None) -> None:
-    folder = tiny("llama")
+def test_keys_of_ouros_window(tiny: Callable[[str], Path], keys: dict[str, Any], window: int | None) -> None:
+    """As the authors' configuration_ouro.py reads them (and Qwen2's, which it is made from)."""
+    folder = tiny("ouro")
     edit(folder / "config.json", **keys)
     assert read(folder).spec.sliding_window == window
-
-
-def test_a_window_that_llama_does_not_have(
-    tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tiny("llama")
-    edit(folder / "config.json", sliding_window=16)
-    read(folder)
-    assert "sliding_window 16 is read as every layer's" in caplog.text
 
 
 def test_routed_demo_model(tiny_once: Callable[[str], Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from editing import edit, edit_weights, read
+from forward import AUTHORS
+from tiny import KINDS
 
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, unused
 from edgeloop.runtime.errors import CheckpointError
+
+FIXTURES = (*AUTHORS, "mor_expert_middle_cycle_eager", "mor_token_middle_cycle")
 
 CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu"}, "hidden_act"),
@@ -22,12 +27,21 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters\.rope_type"),
     ({"rope_theta": 5e5}, "differ"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ({"sliding_window": 0}, "sliding_window is 0"),
-    ({"sliding_window": "8"}, "sliding_window is '8'"),
     ({"sliding_window": 8, "use_sliding_window": 1}, "use_sliding_window is 1"),
-    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, "max_window_layers is 3"),
-    ({"sliding_window": 8, "use_sliding_window": True}, "max_window_layers is None"),
-    ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, "layer_types is"),
+    ({"layer_types": ["linear_attention"] * 6}, "layer_types is"),
+    ({"clip_qkv": 8.0}, "clip_qkv is 8.0, and this family does not know the key"),
+    ({"norm_type": "layer_norm"}, "norm_type"),
+    ({"qk_layernorm": True}, "qk_layernorm"),
+    ({"attention_sinks": 4}, "attention_sinks"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
+    ({"embedding_multiplier": 12}, "embedding_multiplier"),
+    ({"num_local_experts": 8}, "num_local_experts"),
+    ({"no_rope_layers": [0, 1]}, "no_rope_layers"),
+    ({"mup_base_width": 256}, "mup_base_width"),
+    ({"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ({"quantization": {"bits": 4, "group_size": 64}}, "quantization"),
     ({"attention_window": 8}, "attention_window"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"num_loops": 2}, "num_loops"),
@@ -36,7 +50,6 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"early_exit_threshold": 0.5}, "early_exit_threshold"),
     ({"enable_depth_attention": True}, "enable_depth_attention"),
     ({"mor": {"enable": True}}, "mor is"),
-    ({"layer_types": ["sliding_attention"] * 6}, "layer_types"),
     ({"layer_types": 3}, "layer_types"),
     ({"hidden_size": 63}, "hidden_size|shape"),
     ({"hidden_size": "64"}, "hidden_size is '64'"),
@@ -67,6 +80,70 @@ def test_config_keys_that_are_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         read(folder)
     assert "\n" not in str(caught.value)
+
+
+WINDOW_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("llama-window", {"sliding_window": 0}, "sliding_window is 0"),
+    ("llama-window", {"sliding_window": "8"}, "sliding_window is '8'"),
+    ("ouro", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0"),
+    (
+        "ouro",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "max_window_layers is 1",
+    ),
+    ("ouro", {"use_sliding_window": True, "sliding_window": 8}, "max_window_layers is None"),
+    ("ouro", {"layer_types": ["sliding_attention"] * 2}, "asks for sliding_attention, and no sliding_window"),
+    (
+        "ouro",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "layer_types is",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), WINDOW_REFUSALS)
+def test_windows_that_are_refused(
+    tiny: Callable[[str], Path], kind: str, change: dict[str, Any], message: str
+) -> None:
+    folder = tiny(kind)
+    edit(folder / "config.json", **change)
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_every_key_that_transformers_writes_is_known(
+    tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the model's class, and of generation, which older versions write into config.json."""
+    transformers = pytest.importorskip("transformers")
+    folder = tiny("llama")
+    ours = json.loads((folder / "config.json").read_text())
+    theirs = transformers.LlamaConfig().to_dict() | transformers.GenerationConfig().to_dict()
+    on = {key: 1 if value is None else value for key, value in theirs.items() if key not in ours}
+    (folder / "config.json").write_text(json.dumps(on | ours, default=str))
+    assert read(folder).spec.depths == 2
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *FIXTURES])
+def test_known_checkpoints_are_read_without_a_word(
+    checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    read(checkpoint(kind))
+    assert not [line for line in caplog.messages if "notice" in line or "go by" in line]
+
+
+def test_unknown_keys_are_named(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny("llama")
+    strange = {"wandb_url": "https://x", "my_note": "\x1b[31mred", "off": False, "null": None}
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"}, **strange)
+    read(folder)
+    (message,) = caplog.messages
+    assert message.endswith("does not know and takes no notice of: 'auto_map', 'my_note', 'wandb_url'")
 
 
 def test_config_keys_that_change_nothing(tiny: Callable[[str], Path]) -> None:
@@ -225,12 +302,60 @@ def test_nothing_repeats(tiny: Callable[[str], Path]) -> None:
     folder = tiny("llama")
 
     def untie(tensors: dict[str, torch.Tensor]) -> None:
-        for layer in range(6):
-            tensors[f"model.layers.{layer}.mlp.up_proj.weight"] += layer
+        """Four of seven matrices: what is left in common is no block."""
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"):
+            for layer in range(6):
+                tensors[f"model.layers.{layer}.{part}.weight"] += layer
 
     edit_weights(folder, untie)
-    with pytest.raises(CheckpointError, match="none of its 6 layers repeats"):
+    with pytest.raises(
+        CheckpointError, match="ordinary model: none of its 6 layers repeats.*a recursive checkpoint"
+    ):
         read(folder)
+
+
+Q, UP = "model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("changed", [1, 2, 3, 4])
+@pytest.mark.parametrize("tensors", [[UP], [UP, Q]])
+def test_a_block_that_few_tensors_break(
+    tiny: Callable[[str], Path], changed: int, tensors: list[str]
+) -> None:
+    """Two layers, twice: whichever layer is changed, it is said which one, beside which other."""
+    folder = tiny("llama")
+    names = [name.format(changed) for name in tensors]
+    edit_weights(folder, lambda t: t.update({name: t[name] * 1.5 for name in names}))
+    with pytest.raises(
+        CheckpointError, match="layers 1 to 4 repeat, 2 at a time and 2 times, but for"
+    ) as caught:
+        read(folder)
+    assert f"but for {len(names)} of their 28 matrices" in str(caught.value)
+    other = changed + 2 if changed < 3 else changed - 2
+    for name, plain in zip(names, tensors, strict=True):
+        pair = f"{name} differs from {plain.format(other)}", f"{plain.format(other)} differs from {name}"
+        assert any(line in str(caught.value) for line in pair)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_that_would_be_longer_but_for_a_tensor(
+    tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Layers 1 to 6 are one layer, but 6 is not quite: five are read as the loop, and the sixth is named."""
+    folder = tiny("mor-cycle")
+    (folder / "conf.yaml").unlink()
+
+    def same(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in tensors if n.startswith("model.layers.") and "layers.0." not in n]:
+            rest = name.split(".", 3)[3]
+            tensors[name] = tensors[f"model.layers.0.{rest}"].clone()
+        tensors[UP.format(5)] += 1
+
+    edit_weights(folder, same)
+    spec = read(folder).spec
+    assert [(s.layers, s.repeats) for s in spec.segments] == [(1, 5), (1, 1)]
+    assert "layers 0 to 5 repeat, 1 at a time and 6 times, but for 1 of their 42 matrices" in caplog.text
+    assert f"{UP.format(5)} differs from {UP.format(0)}" in caplog.text
 
 
 WEIGHT_REFUSALS: list[tuple[str, str | None, str]] = [

@@ -1,0 +1,121 @@
+"""Which keys of a Llama-like config.json may be there: a list of what is known, for everything else a line.
+
+A key that changes what the model computes and is not understood must never be passed over: the export would
+be silently wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ...runtime.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+OFF: tuple[Any, ...] = (None, False)
+
+ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": (None, "silu", "swish"),
+    "attention_bias": OFF,
+    "mlp_bias": OFF,
+    "qkv_bias": OFF,
+    "use_bias": OFF,
+    "partial_rotary_factor": (None, 1.0),
+    "quantization_config": (None,),
+    "quantization": (None,),
+    "is_encoder_decoder": OFF,
+    "add_cross_attention": OFF,
+    "rope_interleaved": OFF,
+    "pruned_heads": (None, {}),
+    "per_layer_config": (None, {}),
+}
+"""Keys that change the computation → the values that are computed here."""
+
+WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+"""Keys that say which layers attend to the last tokens only; ``llama_config`` reads them together."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+READ = _words("""
+    architectures bos_token_id eos_token_id head_dim hidden_size intermediate_size max_position_embeddings model_type
+    num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps rope_parameters rope_scaling rope_theta
+    tie_word_embeddings vocab_size
+""").union(WINDOW)
+"""Keys that ``llama_config`` reads, for every family."""
+
+HARMLESS = _words("""
+    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config _name_or_path attn_implementation
+    dtype torch_dtype transformers_version transformers.js_config language license name_or_path trust_remote_code
+    unsloth_fixed unsloth_version use_flash_attn use_flash_attn_2 _flash_attn_2_enabled is_llama_config
+
+    attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop hidden_dropout
+    hidden_dropout_prob resid_pdrop gradient_checkpointing initializer_factor initializer_range init_std
+    neftune_noise_alpha pretraining_tp use_cache
+
+    chunk_size_feed_forward cross_attention_hidden_size finetuning_task id2label is_decoder label2id model_max_length
+    num_labels output_attentions output_hidden_states prefix problem_type return_dict task_specific_params
+    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript use_bfloat16
+
+    bos_token decoder_start_token_id eos_token pad_token pad_token_id sep_token_id unk_token unk_token_id
+
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
+    begin_suppress_tokens cache_config cache_implementation compile_config constraints continuous_batching_config
+    disable_compile diversity_penalty do_sample dola_layers early_stopping encoder_no_repeat_ngram_size
+    encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids
+    forced_bos_token_id forced_eos_token_id guidance_scale is_assistant length_penalty low_memory max_cache_len
+    max_length max_matching_ngram_size max_new_tokens max_time min_length min_new_tokens min_p no_repeat_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_logits
+    output_scores penalty_alpha prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+    repetition_penalty return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens
+    target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
+""")
+"""Known not to change the logits: transformers' bookkeeping, training only, tokens' names, how text is generated."""
+
+CHANGES = re.compile(
+    "loop|recur|shar|depth|exit|mor|ut_steps|double|multiplier|scal|expert|moe|window|alibi|parallel|n_gram|hyper_conn"
+    "|router|dora|lora|norm|clip|cap|qk|kv|q_|k_|v_|rope|rotary|position|pos_|attn|attention|act|mlp|ffn|bias|resid|emb"
+    "|logit|layer|head|hidden|rank|mamba|ssm|conv|gat(e|ing)|temperature|sink|chunk|sparse|skip|mup|block|quant|mask"
+    "|interleave|_dim|_size|num_|alpha|beta|factor|mix|fus"
+)
+"""An unknown key with one of these in its name says something of the computation: refused."""
+
+
+def check_keys(config: Mapping[str, Any], understood: Collection[str], where: str) -> None:
+    """CheckpointError for a key that may change the computation and is not read; a warning lists others not known.
+
+    ``understood`` are keys that the family itself reads. A key that is null or false changes nothing.
+    """
+    strange = []
+    for key, value in config.items():
+        if key in ONLY:
+            if value not in ONLY[key]:
+                raise CheckpointError(
+                    f"{where}: {key} is {shown(value)}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
+                )
+        elif key in understood or key in READ or key in HARMLESS or value is None or value is False:
+            continue
+        elif CHANGES.search(key.lower()):
+            raise CheckpointError(
+                f"{where}: {key} is {shown(value)}, and this family does not know the key; "
+                "a flag that may change the computation is not passed over"
+            )
+        else:
+            strange.append(key)
+    if strange:
+        named = ", ".join(f"{key!r:.60}" for key in sorted(strange)[:10]) + (
+            " …" if len(strange) > 10 else ""
+        )
+        logger.warning("%s has keys that edgeloop does not know and takes no notice of: %s", where, named)
+
+
+def shown(value: object) -> str:
+    """A value for an error message, on one line of bearable length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
