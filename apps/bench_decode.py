@@ -31,7 +31,7 @@ from ..runtime.policy import choose_policy
 from ..runtime.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
-from .options import read_text
+from .intake import read_text
 
 FORCED = (0.0, 0.5, 0.7, 0.9, 1.0)
 PROMPT = 24

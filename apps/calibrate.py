@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
-from .options import at_least, read_text, session_arguments
+from .intake import read_text
+from .options import at_least, session_arguments
 from .quantities import thresholds
 
 if TYPE_CHECKING:

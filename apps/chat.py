@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
+from .intake import word
 from .options import (
     at_least,
     decode_argument,
@@ -18,7 +18,7 @@ from .options import (
     sampling_options,
     session_arguments,
 )
-from .run import generation, tell
+from .run import generation, tell, tell_full
 
 if TYPE_CHECKING:
     from ..runtime.sampling import SamplingOptions
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "edgeloop chat BUNDLE [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument("--system", type=word, metavar="TEXT", help="a system message to begin with")
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
@@ -57,15 +57,17 @@ def main(args: argparse.Namespace, console: Console) -> None:
             console.note(
                 "This bundle has no chat template: each line is continued by itself, without memory."
             )
-        while (line := console.ask("> ")) is not None:
-            if not line.strip():
-                continue
+        while True:
             try:
-                turn(conversation, line, console)
+                line = console.ask("> ")
+                if line is None:
+                    return
+                if line.strip():
+                    turn(conversation, line, console)
             except UsageError as error:
-                if not sys.stdin.isatty():
+                if not console.asks_a_person:
                     raise
-                console.error(str(error))  # a person can say it differently
+                console.error(str(error))  # who can say it differently
 
 
 def turn(conversation: Conversation, line: str, console: Console) -> None:
@@ -77,9 +79,10 @@ def turn(conversation: Conversation, line: str, console: Console) -> None:
     try:
         tell(answer, console, steps)
     except KeyboardInterrupt:
-        if not (steps and sys.stdin.isatty()):
+        if not (steps and console.asks_a_person):
             raise
     conversation.answered(line, "".join(step.text for step in steps))
+    tell_full(steps, conversation.session, console, "ask for less")
     if console.json:
         console.result({"prompt": line, **generation(steps, conversation.session.stats)})
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from ..runtime.errors import UsageError
+from .intake import decoded, said, without_newline
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
@@ -33,6 +36,7 @@ class Console:
         self.always_colour = False
         """Are streamed tokens coloured in a pipe too?"""
         self._open_line = False
+        self._lines = 0  # that were read of a pipe
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character shows a question mark instead of a traceback.
             reconfigure = getattr(stream, "reconfigure", None)
@@ -124,18 +128,38 @@ class Console:
         self.line(f"edgeloop: {message}")
 
     def ask(self, prompt: str) -> str | None:
-        """The next line the person types, None at the end of the input. A pipe is not prompted."""
-        if not sys.stdin.isatty():
-            line = sys.stdin.readline()
-            return line.rstrip("\n") if line else None
+        """The next line the person types, None at the end of the input. A pipe is not prompted.
+
+        UsageError for a line that is no text.
+        """
+        if not self.asks_a_person:
+            return self._read()
         self.flush()
         with suppress(ImportError):
             import readline  # noqa: F401 - editing and history for input()
         try:
-            return input(prompt)
+            return said(input(prompt), "the line")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"the line is no {error.encoding} text, which this terminal's is said to be; type it again"
+            ) from error
         except EOFError:
             self.write("\n")
             return None
+
+    @property
+    def asks_a_person(self) -> bool:
+        """Is there somebody at stdin who can answer?"""
+        return sys.stdin is not None and sys.stdin.isatty()
+
+    def _read(self) -> str | None:
+        """The next line of a pipe or file, as UTF-8 whatever the locale is: that is what other programs write."""
+        if sys.stdin is None:  # closed by whoever started this
+            return None
+        source = getattr(sys.stdin, "buffer", None)
+        line = source.readline() if source is not None else sys.stdin.readline().encode()
+        self._lines += 1
+        return without_newline(decoded(line, f"line {self._lines} of stdin")) if line else None
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

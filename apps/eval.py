@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
 from .console import Console
-from .options import at_least, depth_arguments, open_session, read_text, session_arguments
+from .intake import read_text
+from .options import at_least, depth_arguments, open_session, session_arguments
 
 if TYPE_CHECKING:
     from ..runtime.evaluation import Evaluation

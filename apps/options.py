@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.errors import UsageError
+from .intake import word
 
 if TYPE_CHECKING:
     from ..runtime.sampling import SamplingOptions
@@ -127,7 +126,12 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=at_least(0), default=0, metavar="N", help="the same seed, the same text"
     )
     group.add_argument(
-        "--stop", action="append", default=[], metavar="STR", help="end before this text; may be repeated"
+        "--stop",
+        action="append",
+        type=word,
+        default=[],
+        metavar="STR",
+        help="end before this text, or at this special token; may be repeated",
     )
 
 
@@ -143,26 +147,3 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
     )
-
-
-def read_text(source: str) -> str:
-    """The UTF-8 text of the file ``source``, or of stdin for ``-``; UsageError when it is something else."""
-    name = "stdin" if source == "-" else source
-    try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror}") from error
-
-
-def prompt_text(prompt: str) -> str:
-    """The prompt itself, or stdin for ``-``. A file's or echo's last newline is not part of it."""
-    if prompt == "-":
-        return read_text(prompt).removesuffix("\n")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError("the prompt is not UTF-8 text") from error
-    return prompt

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .console import Console
+from .intake import prompt_text
 from .options import (
     at_least,
     decode_argument,
     depth_arguments,
     open_session,
-    prompt_text,
     sampling_arguments,
     sampling_options,
     session_arguments,
@@ -20,7 +20,7 @@ from .options import (
 from .quantities import byte_count
 
 if TYPE_CHECKING:
-    from ..runtime.session import Step
+    from ..runtime.session import Session, Step
     from ..runtime.timing import GenerationStats
 
 EXAMPLES = """\
@@ -77,6 +77,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             console.echo(prompt)
         told = tell(steps, console, depths=session.spec.depths if colour else 0)
         stats, policy, decode = session.stats, session.policy, session.decode
+        tell_full(told, session, console)
     if console.json:
         used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv, "decode": decode}
         console.result({**generation(told, stats), **used})
@@ -103,10 +104,22 @@ def tell(
     return seen
 
 
+def tell_full(
+    steps: list[Step], session: Session, console: Console, less: str = "shorten the prompt"
+) -> None:
+    """Say so when the text ended because the context is full, and what can be done about it."""
+    from ..runtime.checks import longer
+
+    if steps and steps[-1].finish == "context":
+        rest = longer(session.context, session.spec.context_length)
+        console.note(f"[the context of {session.context} tokens is full: {less}{rest}]")
+
+
 def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
-    """A generated text and its cost, for machines. ``tokens`` and ``depths`` go side by side."""
+    """A generated text, why it ended and what it cost, for machines. ``tokens`` and ``depths`` go side by side."""
     return {
         "text": "".join(step.text for step in steps),
+        "finish_reason": steps[-1].finish if steps else None,
         "tokens": [step.token for step in steps],
         "depths": [step.depth for step in steps],
         "mean_depth": stats.mean_depth,

@@ -43,10 +43,3 @@ class BusyError(EdgeloopError):
 
 class ContextError(UsageError):
     """More tokens than the model's context, or than the cache was made for, can hold."""
-
-
-def longer(context: int, largest: int) -> str:
-    """What to do where more tokens than ``context`` are needed, of a model that can have ``largest``."""
-    if context < largest:
-        return f", or open the bundle with a longer context (--context, at most {largest})"
-    return f"; {largest} is all that this model has"

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts
-from .errors import ContextError, UsageError, longer
+from .checks import longer
+from .errors import ContextError, UsageError
 from .kv import KVCache
 from .spec import stage_layers
 from .timing import LoopClock

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from .backend import F32, I64
-from .errors import UsageError
 from .sampling import Choose, SamplingOptions
 from .spec import Spec
 from .text.tokenizer import Tokenizer
@@ -68,12 +67,3 @@ class Answer:
         if self._text and self._text.stopped:
             return "stop"
         return self._full if self._length == len(self._tokens) else None
-
-
-def whole_number(value: object, name: str, least: int) -> int:
-    """``value``, of whatever integer type; UsageError when it is something else, or less than ``least``."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise UsageError(f"{name} is {value!r:.40}, wanted a whole number of {least} or more")
-    if value < least:
-        raise UsageError(f"{name} is {value}, wanted at least {least}")
-    return int(value)

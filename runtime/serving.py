@@ -16,6 +16,7 @@ from types import TracebackType
 from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
+from .checks import whole_number
 from .course import Ask, Course, check_course
 from .errors import BusyError, EngineError, UsageError
 from .exits import ExitRule
@@ -49,8 +50,7 @@ class Engine:
     ) -> None:
         """As ``open``, with a backend that was opened for packed lanes."""
         for name, value, least in (("sequences", sequences, 1), ("waiting", waiting, 0)):
-            if value < least:
-                raise UsageError(f"{name} is {value}, wanted at least {least}")
+            whole_number(value, name, least)
         # A session that generates nothing: it checks requests and knows the policy.
         self._session = Session(bundle, backend, context, exit=exit, missing=missing, kv=kv)
         self.policy, self.context = self._session.policy, self._session.context

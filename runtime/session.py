@@ -14,8 +14,9 @@ from .acceptance import Pace, WholeTokens
 from .backend import F32, I64, Backend
 from .backends import open_backend
 from .bundle import Bundle
+from .checks import longer, whole_number
 from .decoding import check_decode, decides
-from .errors import ContextError, UsageError, longer
+from .errors import ContextError, UsageError
 from .evaluation import Evaluation, evaluate
 from .heads import read_heads
 from .kv import STAGES, resident
@@ -23,7 +24,7 @@ from .loop import DepthLoop
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
-from .requests import Answer, Finish, Request, whole_number
+from .requests import Answer, Finish, Request
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .text.stops import check_stops
@@ -70,8 +71,8 @@ class Session:
     ) -> None:
         """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
         limit = backend.spec.context_length
-        if context is not None and not 1 <= context <= limit:
-            raise UsageError(f"context is {context}, wanted 1 to {limit}, the model's own")
+        if context is not None:
+            context = whole_number(context, "context", 1, limit)
         self.bundle = bundle
         self.backend: Backend | None = backend
         self.context = context or limit

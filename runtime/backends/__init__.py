@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from ..backend import Backend
 from ..bundle import Bundle
+from ..checks import whole_number
 from ..errors import BundleError, EngineError, UsageError
 from ..manifest import Package
+
+MAX_THREADS = 1024
+"""More than any engine has use for; some would make a hundred thousand."""
 
 
 def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -114,14 +118,14 @@ def available() -> list[EngineStatus]:
 def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: bool = False) -> Backend:
     """The engine ``name`` with the model of ``bundle`` loaded; ``packed``: for calls with packed lanes.
 
-    UsageError: no such engine, or ``threads`` < 1. EngineError: its package is not installed. BundleError:
+    UsageError: no such engine, or ``threads`` out of range. EngineError: its package is not installed. BundleError:
     the bundle was not exported for it.
     """
     engine = ENGINES.get(name)
     if engine is None:
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}, wanted at least 1")
+    if threads is not None:
+        threads = whole_number(threads, "threads", 1, MAX_THREADS)
     if reason := engine.unfit():
         raise EngineError(f"engine {name} {reason}; choose another with --engine")
     if importlib.util.find_spec(engine.module) is None:

@@ -40,7 +40,7 @@ def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
             one.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"the stop string {shown} is not text: character {error.start} is half of a pair (a surrogate)"
+                f"the stop string {shown} is not text: character {error.start + 1} is half of a pair (a surrogate)"
             ) from error
         if pieces is None:
             raise UsageError(

@@ -70,8 +70,9 @@ def test_the_same_seed_gives_the_same_text(bundle: Path, command_json: CommandJs
 def test_run_ends_before_a_stop_string(bundle: Path, command_json: CommandJson) -> None:
     whole = command_json("run", bundle, "-p", PROMPT, "-n", 20)["text"]
     stop = whole[3:5]
-    cut = command_json("run", bundle, "-p", PROMPT, "-n", 20, "--stop", stop)["text"]
-    assert cut == whole[: whole.index(stop)]
+    assert "\ufffd" not in stop
+    cut = command_json("run", bundle, "-p", PROMPT, "-n", 20, "--stop", stop)
+    assert (cut["text"], cut["finish_reason"]) == (whole[: whole.index(stop)], "stop")
 
 
 def test_both_engines_begin_alike(bundle: Path, command_json: CommandJson) -> None:
@@ -144,6 +145,38 @@ def test_eval_of_no_text(bundle: Path, tmp_path: Path, command: Command, content
     code, out, err = command("eval", bundle, "--text", text)
     assert (code, out) == (2, "")
     assert "tale.txt" in err
+
+
+def test_a_full_context_is_told(bundle: Path, command: Command, command_json: CommandJson) -> None:
+    words = ("run", bundle, "-p", "Once upon", "--context", 12)
+    found = command_json(*words)
+    assert (found["finish_reason"], len(found["tokens"])) == ("context", 12 - 9 + 1)
+    assert (
+        "[the context of 12 tokens is full: shorten the prompt, or open the bundle with a longer"
+        in command(*words)[2]
+    )
+    words = ("run", bundle, "-p", "x" * 62)
+    assert command_json(*words)["finish_reason"] == "context"
+    err = command(*words)[2]
+    assert "[the context of 64 tokens is full: shorten the prompt; 64 is all that this model has]" in err
+    assert "--context" not in err
+    found = command_json("run", bundle, "-p", "Once", "-n", 2)
+    assert found["finish_reason"] == "length"
+    assert "full" not in command("run", bundle, "-p", "Once", "-n", 2)[2]
+
+
+def test_chat_tells_why_an_answer_ended(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    code, out, err = command("chat", bundle, "--context", 16, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["finish_reason"] == "context"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert (
+        "[the context of 16 tokens is full: ask for less, or open"
+        in command("chat", bundle, "--context", 16)[2]
+    )
 
 
 def test_chat_remembers(bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:

@@ -178,7 +178,7 @@ def test_text_that_no_stop_string_came_of_is_shown(byte_level: Engine):
     ("stop", "message"),
     [
         ([""], "a stop string is empty"),
-        (["a", "\ud83d"], "the stop string '.ud83d' is not text: character 0 is half of a pair"),
+        (["a", "\ud83d"], "the stop string '.ud83d' is not text: character 1 is half of a pair"),
         ([7], "a stop string is of type int, wanted str"),
         (["a" * (MAX_LENGTH + 1)], "has 10001 characters, wanted at most 10000"),
         (["a"] * (MAX_STOPS + 1), "1001 stop strings, wanted at most 1000"),
