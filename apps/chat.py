@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
 from .console import Console
@@ -17,6 +17,8 @@ from .options import (
     sampling_arguments,
     sampling_options,
     session_arguments,
+    template_arguments,
+    template_options,
 )
 from .run import generation, tell, tell_full
 
@@ -44,15 +46,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
+    template_arguments(parser)
     decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    sampling = sampling_options(args)
+    sampling, template = sampling_options(args), template_options(args)
     with open_session(args) as session:
-        conversation = Conversation(session, sampling, args.stop, args.max_tokens, args.system)
+        conversation = Conversation(session, sampling, args.stop, args.max_tokens, args.system, template)
         if not conversation.has_template:
             console.note(
                 "This bundle has no chat template: each line is continued by itself, without memory."
@@ -97,12 +100,15 @@ class Conversation:
         stop: list[str],
         max_tokens: int,
         system: str | None,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
-        """UsageError for a system message that has no place."""
+        """``template``: more for ``encode_chat``. UsageError for a system message or tools that have no place."""
         self.session = session
-        self.has_template = "default" in session.bundle.manifest.text.chat_templates
-        if system and not self.has_template:
-            raise UsageError("this bundle has no chat template, so --system has no place: leave it out")
+        self._template = {name: value for name, value in (template or {}).items() if value is not None}
+        self.has_template = bool(session.chat_templates.templates)
+        if not self.has_template:
+            for name in ("system", *self._template) if system else self._template:
+                raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
         self._sampling, self._stop, self._max_tokens = sampling, stop, max_tokens
         self._system = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = []
@@ -123,7 +129,7 @@ class Conversation:
         self.forgotten = 0
         while True:
             ids = self.session.encode_chat(
-                [*self._system, *self._messages, {"role": "user", "content": line}]
+                [*self._system, *self._messages, {"role": "user", "content": line}], **self._template
             )
             if len(ids) <= room or not self._messages:
                 return ids

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..runtime.errors import UsageError
 
@@ -70,6 +72,20 @@ def read_text(source: str) -> str:
         return decoded(sys.stdin.buffer.read(), name)
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
+
+
+def read_objects(what: str, source: str | None) -> list[dict[str, Any]] | None:
+    """The JSON list of objects in the file ``source``; UsageError when it holds something else."""
+    if source is None:
+        return None
+    from ..runtime.text.template import checked
+
+    try:
+        return checked(what, json.loads(read_text(source)))
+    except UsageError as error:
+        raise UsageError(f"--{what} {source}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--{what} {source} is not JSON: {error}") from error
 
 
 def prompt_text(prompt: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .intake import word
+from .intake import read_objects, word
 
 if TYPE_CHECKING:
     from ..runtime.sampling import SamplingOptions
@@ -80,6 +80,34 @@ def decode_argument(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="sequential, the default; pipelined: depths of neighbouring tokens in one call, the same text sooner",
     )
+
+
+def template_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a chat template gets beside the messages."""
+    group = parser.add_argument_group("chat template")
+    group.add_argument(
+        "--tools",
+        metavar="FILE",
+        help="a JSON list of functions (schemas) that the model may call",
+    )
+    group.add_argument(
+        "--documents", metavar="FILE", help="a JSON list of objects to answer from, often title and text"
+    )
+    group.add_argument(
+        "--template",
+        type=word,
+        metavar="NAME",
+        help="one of several (default: default, or tool_use with --tools)",
+    )
+
+
+def template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that ``template_arguments`` describe, as ``encode_chat`` takes them."""
+    return {
+        "tools": read_objects("tools", args.tools),
+        "documents": read_objects("documents", args.documents),
+        "template": args.template,
+    }
 
 
 def open_session(args: argparse.Namespace) -> Session:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.errors import UsageError
 from .console import Console
 from .intake import prompt_text
 from .options import (
@@ -16,6 +17,8 @@ from .options import (
     sampling_arguments,
     sampling_options,
     session_arguments,
+    template_arguments,
+    template_options,
 )
 from .quantities import byte_count
 
@@ -30,6 +33,7 @@ examples:
   edgeloop run bundle -p "Once upon a time" --exit confidence:0.9 --colour
   edgeloop run bundle -p "Once upon a time" --decode pipelined
   edgeloop run bundle -p - --stop "The End" < beginning.txt
+  edgeloop run bundle -p "What is the weather in Oslo?" --chat --tools functions.json
   edgeloop run bundle -p "Once upon a time" --json
 """
 
@@ -62,17 +66,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="colour each token by the depths that it ran; auto, the default of the flag, on a terminal only",
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
+    template_arguments(parser)
     decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    sampling, prompt = sampling_options(args), prompt_text(args.prompt)
+    sampling, prompt, template = sampling_options(args), prompt_text(args.prompt), template_options(args)
+    if given := [f"--{name}" for name, value in template.items() if value is not None and not args.chat]:
+        raise UsageError(f"{', '.join(given)} without --chat: only a chat template reads that; add --chat")
     colour = args.colour != "never"
     console.always_colour = args.colour == "always"
     with open_session(args) as session:
-        steps = session.generate(prompt, args.max_tokens, sampling=sampling, stop=args.stop, chat=args.chat)
+        steps = session.generate(prompt, args.max_tokens, sampling, args.stop, args.chat, **template)
         if not args.chat:
             console.echo(prompt)
         told = tell(steps, console, depths=session.spec.depths if colour else 0)

@@ -84,7 +84,7 @@ def show_bundle(path: Path, console: Console) -> None:
                 f"{byte_count(bundle_bytes(manifest))}; unrolled about {byte_count(unrolled)} (estimated)",
             ),
             ("tokenizer", manifest.text.tokenizer or "none"),
-            ("chat template", "yes" if manifest.text.chat_templates else "none"),
+            ("chat templates", ", ".join(sorted(manifest.text.chat_templates)) or "none"),
             ("probes", "one for each depth but the last" if probes else "none"),
         ]
     )

@@ -13,6 +13,8 @@ from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
+from ..runtime.text.template import tokens_by_id
+from ..runtime.text.tokenizer import Tokenizer
 from ..runtime.version import VERSION
 from .checkpoint import Checkpoint
 from .families import find_family, unused
@@ -22,7 +24,7 @@ from .stored import count_parameters, write_weights
 from .target import Job, Progress
 from .targets import LAYOUTS, TARGETS, open_target
 from .text.ends import with_ends
-from .text.templates import chat_template
+from .text.templates import chat_templates, warn_of_templates
 from .text.vocabulary import find_tokenizer
 from .writer import check_free, describe_files, new_folder
 
@@ -88,9 +90,11 @@ def export_bundle(
     if problem := next(spec_problems(reading.spec), None):
         raise CheckpointError(f"{source.folder}: {problem}")
     tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
-    template = chat_template(source.folder)
+    templates = chat_templates(source.folder)
     for target in chosen:
         target.check(reading.spec, recipes[target.name])
+    opened = Tokenizer.open(tokenizer) if tokenizer else None
+    warn_of_templates(source.folder, templates, tokens_by_id(reading.spec, opened))
 
     with new_folder(out, force) as folder:
         progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
@@ -130,7 +134,7 @@ def export_bundle(
             heads=heads,
             text=Text(
                 tokenizer=tokenizer.name if tokenizer else None,
-                chat_templates={"default": template} if template else {},
+                chat_templates=templates,
             ),
             parameters=unique,
             unrolled_parameters=unrolled,

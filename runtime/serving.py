@@ -26,6 +26,7 @@ from .sampling import Sampler, SamplingOptions
 from .scheduler import Scheduler, Task
 from .session import Session, Step
 from .spec import Spec
+from .text.template import Objects
 from .timing import Stopwatch
 
 __all__ = ["Engine", "Handle"]
@@ -116,13 +117,20 @@ class Engine:
         sampling: SamplingOptions | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
     ) -> Handle:
         """Ask for a text, as ``Session.generate`` does, from any thread; returns at once.
 
         Refused at once: what ``generate`` refuses, with the same errors; BusyError when the queue is full, EngineError
         when the engine has failed, UsageError when it is closed.
         """
-        handle = Handle(self._session.request(prompt, max_tokens, sampling, stop, chat), self._cancel)
+        request = self._session.request(
+            prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
+        )
+        handle = Handle(request, self._cancel)
         with self._changed:
             if self._failure is not None:
                 raise EngineError(f"the engine has failed ({self._failure}); open it again")

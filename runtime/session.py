@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from .requests import Answer, Finish, Request
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .text.stops import check_stops
-from .text.template import render_chat
+from .text.template import ChatTemplates, Objects, tokens_by_id
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
 from .walk import Walk, make_pipeline
@@ -90,7 +89,11 @@ class Session:
         self._pipelined: Pipelined | PipelinedCourse | None = None
         self._loop: DepthLoop | None = None
         self._tokenizer = _open_tokenizer(bundle)
-        self._template = bundle.manifest.text.chat_templates.get("default")
+        self.chat_templates = ChatTemplates(
+            bundle.manifest.text.chat_templates,
+            bundle.manifest.text.special_tokens or tokens_by_id(bundle.spec, self._tokenizer),
+        )
+        """The bundle's chat templates; the process that renders them is started by the first conversation."""
         self._generation = 0
         self._clock: GenerationClock | None = None
 
@@ -150,14 +153,23 @@ class Session:
             return walk.prompt(checked, "all").copy()
         return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer."""
-        if self._template is None:
+    def encode_chat(
+        self,
+        messages: Objects,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer.
+
+        ``tools`` (JSON schemas of functions), ``documents`` and ``template``, the name of one, are as transformers'
+        ``apply_chat_template`` takes them. UsageError when there is no such template, or when it refuses them.
+        """
+        if not self.chat_templates.templates:
             raise UsageError(f"{self.bundle.folder} has no chat template; leave chat off")
-        spec, tokenizer = self.spec, self.tokenizer
-        eos = tokenizer.written(next(iter(spec.eos_token_ids), None))
-        text = render_chat(self._template, messages, tokenizer.written(spec.bos_token_id), eos)
-        return tokenizer.encode(text, special=False)  # the template has written them
+        text = self.chat_templates.render(messages, tools=tools, documents=documents, template=template)
+        return self.tokenizer.encode(text, special=False)  # the template has written them
 
     def generate(
         self,
@@ -166,9 +178,14 @@ class Session:
         sampling: SamplingOptions | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
     ) -> Iterator[Step]:
         """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
-        the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn.
+        the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn;
+        ``tools``, ``documents`` and ``template`` are for it (``encode_chat``).
 
         The texts of the steps together are what follows the prompt in the text of prompt and answer: the space before
         the first word is there. Stop strings are those of transformers (``text/stops.py``).
@@ -176,7 +193,9 @@ class Session:
         The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
-        request = self.request(prompt, max_tokens, sampling, stop, chat)
+        request = self.request(
+            prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
+        )
         return self._generate(request)
 
     def request(
@@ -186,16 +205,29 @@ class Session:
         sampling: SamplingOptions | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
     ) -> Request:
         """What ``generate`` would run, checked as there."""
         max_tokens = whole_number(max_tokens, "max_tokens", 1)
         if isinstance(prompt, bytes | bytearray):
             raise UsageError("the prompt is bytes, wanted text (str) or token ids; decode it")
+        for name, value in (("tools", tools), ("documents", documents), ("template", template)):
+            if value is not None and not chat:
+                raise UsageError(
+                    f"{name} are for the chat template, but chat is off; turn it on, or leave them out"
+                )
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty; give at least one character")
             turns = [{"role": "user", "content": prompt}]
-            prompt = self.encode_chat(turns) if chat else self.tokenizer.encode(prompt)
+            prompt = (
+                self.encode_chat(turns, tools=tools, documents=documents, template=template)
+                if chat
+                else self.tokenizer.encode(prompt)
+            )
         elif chat:
             raise UsageError("chat needs a text prompt; use encode_chat for a conversation")
         ids = self._ids(prompt)
@@ -287,6 +319,7 @@ class Session:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
         self._loop = self._pipelined = self.backend = None
+        self.chat_templates.close()
 
     def __enter__(self) -> Session:
         return self

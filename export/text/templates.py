@@ -1,22 +1,107 @@
-"""The chat template that a checkpoint folder carries, as text; rendering it is the runtime's work."""
+"""The chat templates that a checkpoint folder carries, by name; rendering them is the runtime's work."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ...runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError, UsageError
+from ...runtime.text.template import DEFAULT, TOOL_USE, ChatTemplates
 from ..weight_files import read_json, read_text
 
+log = logging.getLogger(__name__)
 
-def chat_template(folder: Path) -> str | None:
-    """chat_template.jinja, or the (default) template of tokenizer_config.json, or None."""
-    own, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if own.is_file():
-        return read_text(own)
-    template = read_json(config).get("chat_template") if config.is_file() else None
-    if isinstance(template, list):  # several, by name
-        default = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
-        template = default[0].get("template") if default else None
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{config} has a chat_template that is not text; correct or remove it")
-    return template
+USER = {"role": "user", "content": "Which is the highest mountain?"}
+TURNS = [USER, {"role": "assistant", "content": "Everest."}, {"role": "user", "content": "And after that?"}]
+SYSTEM = {"role": "system", "content": "You answer in one word."}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "height",
+        "description": "The height of a mountain.",
+        "parameters": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "description": "Which one."}},
+            "required": ["name"],
+        },
+    },
+}
+SAMPLES: tuple[tuple[str, list[dict[str, str]]], ...] = (
+    ("a user's turn", [USER]),
+    ("a conversation of several turns", TURNS),
+    ("a system message", [SYSTEM, *TURNS]),
+)
+"""What every template is tried on, and what it is told as."""
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """The Jinja sources by name, from the places where transformers looks.
+
+    ``chat_template.jinja`` is the default one, the files of ``additional_chat_templates/`` have the others' names.
+    Where there is any of these, ``tokenizer_config.json`` is not asked: a text there is the default one, a list has
+    names.
+    """
+    own = folder / "chat_template.jinja"
+    files = {DEFAULT: own} if own.is_file() else {}
+    files |= {
+        path.name.removesuffix(".jinja"): path
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        if path.is_file()
+    }
+    if files:
+        return {name: read_text(path) for name, path in files.items()}
+    config = folder / "tokenizer_config.json"
+    return _configured(read_json(config).get("chat_template"), config) if config.is_file() else {}
+
+
+def _configured(value: Any, path: Path) -> dict[str, str]:
+    """The templates of a ``chat_template`` entry: a text, or texts by name."""
+    named = value
+    if value is None:
+        named = {}
+    elif isinstance(value, str):
+        named = {DEFAULT: value}
+    elif isinstance(value, list):
+        pairs = [(t.get("name"), t.get("template")) if isinstance(t, dict) else (None, t) for t in value]
+        named = {name if isinstance(name, str) else None: template for name, template in pairs}
+    if not isinstance(named, dict) or None in named:
+        raise CheckpointError(
+            f"{path} has a chat_template that is neither a text nor a list of texts with names; correct or remove it"
+        )
+    for name, template in named.items():
+        if not isinstance(template, str) or not _is_text(name + template):
+            raise CheckpointError(
+                f"{path} has a chat_template {name[:40]!r} that is not text; correct or remove it"
+            )
+    return named
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can hold halves of surrogate pairs
+        return False
+    return True
+
+
+def warn_of_templates(folder: Path, templates: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+    """Render each template as a host will, and log a warning of what cannot be rendered and why."""
+    renderer = ChatTemplates(templates, special_tokens)
+    try:
+        for name in templates:
+            for what, messages in SAMPLES:
+                try:
+                    renderer.render(messages, template=name, tools=[TOOL] if name == TOOL_USE else None)
+                except UsageError as error:
+                    log.warning(
+                        "%s: chat template %r cannot render %s: %s; the bundle runs without it",
+                        folder,
+                        name,
+                        what,
+                        error,
+                    )
+                    break
+    finally:
+        renderer.close()
