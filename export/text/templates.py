@@ -100,7 +100,7 @@ def warn_of_templates(folder: Path, templates: Mapping[str, str], special_tokens
                         folder,
                         name,
                         what,
-                        error,
+                        str(error).rstrip("."),
                     )
                     break
     finally:

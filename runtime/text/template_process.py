@@ -91,7 +91,7 @@ class TemplateProcess:
             self._children.pop(other).abandon()
         with child.lock:
             if self._closed:
-                raise UsageError("the chat template's owner is closed; open it again")
+                raise UsageError("the session is closed; open it again")
             answer = child.ask(request, limits)
         text = answer[1:].decode("utf-8", "surrogatepass")
         match answer[:1]:

@@ -89,7 +89,8 @@ def make_bundle(
     *,
     bits: int = 32,
     tokenizer: Engine | None = None,
-    chat_template: str | None = None,
+    chat_template: str | dict[str, str] | None = None,
+    special_tokens: dict[str, str] | None = None,
 ) -> Path:
     """A bundle that the reference engine can run; its graphs are empty files."""
     (folder / "onnx").mkdir(parents=True)
@@ -114,7 +115,10 @@ def make_bundle(
         targets={"onnx": Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * spec.depths, 0.0, 0.0))},
         text=Text(
             tokenizer="tokenizer.json" if tokenizer is not None else None,
-            chat_templates={"default": chat_template} if chat_template else {},
+            special_tokens=special_tokens or {},
+            chat_templates={"default": chat_template}
+            if isinstance(chat_template, str)
+            else chat_template or {},
         ),
         parameters=1,
         unrolled_parameters=1,
@@ -175,8 +179,18 @@ def byte_fallback() -> Engine:
 def text_bundle(tmp_path: Path, byte_level: Engine) -> Callable[..., Path]:
     """Makes a bundle with the byte-level tokenizer: ``text_bundle(chat_template=…, **spec changes)``."""
 
-    def make(chat_template: str | None = None, **changes: object) -> Path:
+    def make(
+        chat_template: str | dict[str, str] | None = None,
+        special_tokens: dict[str, str] | None = None,
+        **changes: object,
+    ) -> Path:
         spec = make_spec(vocab_size=byte_level.get_vocab_size(), **changes)
-        return make_bundle(tmp_path / "text_bundle", spec, tokenizer=byte_level, chat_template=chat_template)
+        return make_bundle(
+            tmp_path / "text_bundle",
+            spec,
+            tokenizer=byte_level,
+            chat_template=chat_template,
+            special_tokens=special_tokens,
+        )
 
     return make

@@ -56,6 +56,33 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def test_conversations_from_many_threads(text_bundle: Callable[..., Path]) -> None:
+    template = "{{ tools | length if tools is not none }}:{{ messages[0].content }}:{{ documents }}"
+    bundle = text_bundle(template)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with Engine.open(bundle, engine="reference", sequences=2, waiting=64) as engine:
+        handles: dict[int, Handle] = {}
+
+        def submit(number: int) -> None:
+            handles[number] = engine.submit(
+                "a" * number, 2, chat=True, tools=tools * number, documents=[{"n": number}]
+            )
+
+        threads = [threading.Thread(target=submit, args=(number,)) for number in range(1, 13)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with Session.open(bundle, engine="reference") as session:
+            for number, handle in handles.items():
+                text = session.tokenizer.decode(handle.request.prompt.tolist())
+                assert text == f"{number}:{'a' * number}:[{{'n': {number}}}]"
+                assert len(handle.result().tokens) == 2
+        assert len(handles) == len(threads)
+        with pytest.raises(UsageError, match="tools are for the chat template"):
+            engine.submit("a", tools=tools)
+
+
 def alone(bundle: Path, *request: object, **options: str) -> list[int]:
     with Session.open(bundle, engine="reference", **options) as session:
         return [step.token for step in session.generate(*request)]

@@ -214,6 +214,52 @@ def test_chat(text_bundle):
         assert asked == [s.token for s in session.generate(ids, 4)]
 
 
+TOOLS = [{"type": "function", "function": {"name": "height", "parameters": {}}}]
+TOOL_TEMPLATE = (
+    "{{ tools | map(attribute='function.name') | join(',') if tools is not none }}|"
+    "{{ documents | map(attribute='title') | join(',') if documents is not none }}|{{ messages[-1].content }}"
+)
+
+
+def test_tools_documents_and_named_templates(text_bundle):
+    bundle = text_bundle(
+        chat_template={"default": TOOL_TEMPLATE, "shout": "{{ messages[0].content | upper }}"}
+    )
+    turns = [{"role": "user", "content": "a loop"}]
+    with Session.open(bundle, engine="reference") as session:
+        for options, text in (
+            ({}, "||a loop"),
+            ({"tools": TOOLS}, "height||a loop"),
+            ({"tools": TOOLS, "documents": [{"title": "t"}]}, "height|t|a loop"),
+            ({"template": "shout"}, "A LOOP"),
+        ):
+            ids = session.encode_chat(turns, **options)
+            assert session.tokenizer.decode(ids) == text
+            assert session.request("a loop", chat=True, **options).prompt.tolist() == ids
+            asked = [s.token for s in session.generate("a loop", 3, chat=True, **options)]
+            assert asked == [s.token for s in session.generate(ids, 3)]
+        for options, message in (
+            ({"tools": TOOLS}, "tools are for the chat template, but chat is off"),
+            ({"documents": []}, "documents are for the chat template, but chat is off"),
+            ({"template": "shout"}, "template are for the chat template, but chat is off"),
+            ({"chat": True, "template": "x"}, "no chat template 'x', wanted one of: default, shout"),
+            ({"chat": True, "tools": {"name": "f"}}, "tools are a dict, wanted a list of JSON objects"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                session.generate("a loop", **options)
+    with pytest.raises(UsageError, match="the session is closed"):
+        session.encode_chat(turns)
+
+
+def test_the_bundles_special_tokens_are_what_a_template_sees(text_bundle):
+    template = "{{ bos_token }}{{ eos_token }}{{ pad_token }}"
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    with Session.open(text_bundle(template, special_tokens=tokens), engine="reference") as session:
+        assert session.tokenizer.decode(session.encode_chat([{"role": "user", "content": "x"}])) == (
+            "<s></s><pad>"
+        )
+
+
 def test_a_bundle_without_a_tokenizer(maker, tmp_path):
     with Session.open(maker.bundle(tmp_path / "b", maker.spec(), bits=4), engine="reference") as session:
         assert {s.text for s in session.generate([1, 2], max_tokens=3)} == {""}
