@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 Tokens = tuple[int, ...]
 POOL, SEQUENCES, WAITING = 40, 4, 8
+EQUAL = {"none", "int8-channel"}
+"""Quantizations with which an answer among others is that of a lone run, token for token."""
 
 
 def soak(args: argparse.Namespace, console: Console) -> None:
-    """Run for ``args.soak`` minutes and show what happened; EngineError when lanes were lost."""
+    """Run for ``args.soak`` minutes and show it; EngineError for lost lanes, and answers that must not differ."""
     from ..runtime.sampling import SamplingOptions
     from ..runtime.timing import rss_bytes
 
@@ -39,7 +41,7 @@ def soak(args: argparse.Namespace, console: Console) -> None:
         wanted = [
             tuple(step.token for step in session.generate(r.prompt, r.tokens, r.sampling)) for r in pool
         ]
-        quantized = session.bundle.manifest.quantization.bits < 32
+        scheme = session.bundle.manifest.quantization.scheme
     with open_engine(args, SEQUENCES, WAITING) as engine, console.progress() as progress:
         counts: Counter[str] = Counter()
         live: list[tuple[int, Handle]] = []
@@ -76,7 +78,30 @@ def soak(args: argparse.Namespace, console: Console) -> None:
                 "lanes": SEQUENCES,
             }
         )
+    else:
+        _tell(args, console, counts, (before, after, warm), free)
+    compared = counts["served"] + counts["cancelled"]
+    if counts["same"] == compared:
         return
+    if scheme in EQUAL:
+        raise EngineError(
+            f"{compared - counts['same']} of {compared} answers differ from those of a lone run, which those of a "
+            f"{scheme} bundle must not; this is a bug, please report it"
+        )
+    console.note(
+        "integer kernels round one row otherwise than several; a float bundle (--quant none) has no such excuse"
+    )
+
+
+def _tell(
+    args: argparse.Namespace,
+    console: Console,
+    counts: Counter[str],
+    memory: tuple[int, int, float],
+    free: int,
+) -> None:
+    """What happened, for people. ``memory``: bytes after a warm-up and at the end, and the warm-up's minutes."""
+    before, after, warm = memory
     console.facts(
         [
             ("served", f"{counts['served']} requests, {counts['tokens']} tokens in {args.soak:g} minutes"),
@@ -90,10 +115,6 @@ def soak(args: argparse.Namespace, console: Console) -> None:
             ("lanes", f"{free} of {SEQUENCES} free"),
         ]
     )
-    if quantized and counts["same"] < counts["served"] + counts["cancelled"]:
-        console.note(
-            "integer kernels round one row otherwise than several; a float bundle (--quant none) has no such excuse"
-        )
 
 
 def _burst(

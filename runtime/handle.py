@@ -7,9 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .requests import Request
+from .requests import Finish, Request
 
 if TYPE_CHECKING:
     from .session import Step
@@ -33,6 +34,11 @@ class Completion:
         return tuple(step.token for step in self.steps)
 
     @property
+    def finish(self) -> Finish | None:
+        """Why it ended, as ``Step.finish`` says; None where it was cancelled before."""
+        return self.steps[-1].finish if self.steps else None
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """Depths that were run for each token."""
         return tuple(step.depth for step in self.steps)
@@ -42,13 +48,15 @@ class Handle:
     """One request. Any thread may read it, and any number of readers: each sees every step from the first.
 
     ``for step in handle`` and ``async for step in handle`` stream the steps; they end when the request does, with the
-    error that ended it if there was one. Leaving such a loop early does not end the request: ``cancel`` does. Steps
-    that nobody reads are kept; there are ``max_tokens`` at most.
+    error that ended it if there was one. Leaving such a loop early does not end the request, for others may read it:
+    ``cancel`` does, and so does leaving ``with handle:`` (or ``async with handle:``) around it. An asyncio task that
+    is cancelled while it waits, in ``wait`` or ``async for``, cancels the request; ``asyncio.shield(handle.wait())``
+    does not. Steps that nobody reads are kept; there are ``max_tokens`` at most.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
         self.request = request
-        self._cancel = cancel
+        self._cancel: Callable[[Handle], None] | None = cancel
         self._lock = threading.Lock()
         self._steps: list[Step] = []
         self._ended = threading.Event()
@@ -64,8 +72,9 @@ class Handle:
 
     def cancel(self) -> None:
         """End the request wherever it is; its lane is free for others at once. Nothing happens when it has ended."""
-        if not self.done:
-            self._cancel(self)
+        cancel = self._cancel
+        if not self.done and cancel is not None:
+            cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end, at most ``timeout`` seconds (then TimeoutError); raises what ended the request."""
@@ -74,10 +83,26 @@ class Handle:
         return self._completion()
 
     async def wait(self) -> Completion:
-        """As ``result``, for asyncio."""
+        """As ``result``, for asyncio. Cancelling the task that waits here cancels the request."""
         async for _ in self:
             pass
         return self._completion()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Handle:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
 
     def __iter__(self) -> Iterator[Step]:
         seen = 0
@@ -111,6 +136,9 @@ class Handle:
             if not steps:
                 try:
                     await changed.wait()
+                except asyncio.CancelledError:
+                    self.cancel()
+                    raise
                 finally:
                     with self._lock, suppress(ValueError):  # a reader that was cancelled
                         self._wake.remove(wake)
@@ -130,9 +158,19 @@ class Handle:
                 return
             self._error, self._cancelled = error, cancelled
             self._ended.set()
+            self._cancel = None  # which would keep the engine alive
             wake, self._wake = self._wake, []
         for call in wake:
             call()
+
+    def forked(self, error: BaseException) -> None:
+        """This is the child of a fork, where nobody works on the request; the engine's side."""
+        ended, self._ended, self._lock = self._ended.is_set(), threading.Event(), threading.Lock()
+        if ended:
+            self._ended.set()
+        else:
+            self._wake = []  # they belong to threads and loops that are not here
+            self.end(error)
 
     def _after(self, seen: int, wake: Callable[[], object]) -> tuple[list[Step], bool]:
         """The steps after the first ``seen``, and were they the last? With neither, ``wake`` is called on a change."""

@@ -34,7 +34,7 @@ class Task:
     """One sequence's wishes. ``ended`` is called once: with None, or with what the wishes themselves raised."""
 
     wishes: Generator[Ask, F32, None]
-    ended: Callable[[Exception | None], None]
+    ended: Callable[[BaseException | None], None]
     sequence: int = -1
     served: int = 0
     """The tick in which it came, or last had a wide call."""
@@ -220,7 +220,9 @@ class Scheduler:
         except StopIteration:
             self._drop(task)
             task.ended(None)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a library is no Exception
             self._drop(task)
             task.ended(error)
         else:

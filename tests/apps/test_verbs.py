@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
+from edgeloop.runtime.handle import Handle
+from edgeloop.runtime.serving import Engine
 
 Command = Callable[..., tuple[int, str, str]]
 CommandJson = Callable[..., Any]
@@ -247,6 +250,27 @@ def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -
     assert code == 0
     assert "4 of 4 free" in out
     assert command("bench", bundle, "--soak", "none")[0] == 2
+
+
+def test_bench_soak_fails_where_an_answer_may_not_differ(
+    bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = Engine.submit
+
+    def shorter(engine: Engine, prompt: object, tokens: int, sampling: object) -> Handle:
+        return submit(engine, prompt, max(tokens - 3, 1), sampling)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "submit", shorter)
+    code, out, err = command("bench", bundle, "--soak", "0.01")  # int4, whose kernels have an excuse
+    assert (code, "integer kernels round" in err) == (0, True)
+    monkeypatch.setattr(bench_soak, "EQUAL", {"int4"})
+    code, out, err = command("bench", bundle, "--soak", "0.01", "--json")
+    assert code == 1
+    found = json.loads(out)
+    wrong = found["served"] + found["cancelled"] - found["same"]
+    assert wrong > 0
+    assert err.startswith(f"edgeloop: {wrong} of ")
+    assert "differ from those of a lone run, which those of a int4 bundle must not" in err
 
 
 def test_bench(bundle: Path, command: Command, command_json: CommandJson) -> None:

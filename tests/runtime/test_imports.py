@@ -17,6 +17,17 @@ def test_the_package_alone_loads_nothing_heavy():
     assert run(code) == []
 
 
+def test_public_names_are_shown():
+    code = """
+import edgeloop.runtime, edgeloop.export, sys
+for module in (edgeloop.runtime, edgeloop.export):
+    assert set(module.__all__) <= set(dir(module)), module
+    assert "__doc__" in dir(module)
+print(*[m for m in ("torch", "numpy") if m in sys.modules])
+"""
+    assert run(code) == []
+
+
 def test_a_session_loads_its_engine_only(maker, tmp_path):
     folder = maker.bundle(tmp_path / "bundle", maker.spec())
     code = f"""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +129,45 @@ def test_texts_stream_to_asyncio(bundle: Path, engine: Engine):
     assert found == [*wanted, alone(bundle, "round", 9)]
 
 
-def test_a_reader_that_gave_up_does_not_disturb(engine: Engine, gate: threading.Semaphore):
-    handle = engine.submit("Once upon a time", 10)
+async def _cancelled(waiting: Coroutine[object, object, object]) -> None:
+    """Wait in a task of its own, and cancel it while it does."""
+    task = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _read(handle: Handle) -> None:
+    async for _ in handle:
+        pass
+
+
+async def _read_within(handle: Handle) -> None:
+    async with handle:
+        async for _ in handle:
+            break
+        await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("read", [Handle.wait, _read, _read_within])
+def test_cancelling_a_task_that_waits_cancels_the_request(
+    engine: Engine, gate: threading.Semaphore, read: Callable[[Handle], Coroutine[object, object, object]]
+):
+    handle, other = engine.submit("Once upon a time", LONG), engine.submit("round", 3)
+    gate.release(6)  # some tokens
+    asyncio.run(_cancelled(read(handle)))
+    gate.release(10_000)
+    completion = handle.result(30)
+    assert completion.cancelled
+    assert completion.finish is None
+    assert len(completion.tokens) < LONG
+    assert not other.result(30).cancelled
+    until(lambda: all_free(engine))
+
+
+def test_a_timeout_of_asyncio_cancels_the_request(engine: Engine, gate: threading.Semaphore):
+    handle = engine.submit("Once upon a time", LONG)
 
     async def main() -> None:
         with pytest.raises(asyncio.TimeoutError):
@@ -132,7 +175,37 @@ def test_a_reader_that_gave_up_does_not_disturb(engine: Engine, gate: threading.
 
     asyncio.run(main())
     gate.release(10_000)
-    assert len(handle.result(30).tokens) <= 10
+    assert handle.result(30).cancelled
+
+
+def test_a_reader_that_leaves_does_not_disturb_others(engine: Engine, gate: threading.Semaphore):
+    handle = engine.submit("Once upon a time", 10)
+    gate.release(8)
+
+    async def leave() -> None:
+        async for _ in handle:
+            break
+        await _shielded(handle)
+
+    async def _shielded(handle: Handle) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(handle.wait()), 0.05)
+        gate.release(10_000)
+        await handle.wait()
+
+    asyncio.run(leave())
+    completion = handle.result(30)
+    assert (completion.cancelled, completion.finish) == (False, "length")
+
+
+def test_leaving_a_with_block_cancels(engine: Engine, gate: threading.Semaphore):
+    gate.release(10_000)
+    with engine.submit("Once upon a time", 4) as handle:
+        assert len(list(handle)) == 4
+    assert not handle.result().cancelled
+    with pytest.raises(RuntimeError), engine.submit("Once upon a time", LONG) as handle:
+        raise RuntimeError
+    assert handle.result(30).cancelled
 
 
 def test_several_readers_see_every_step(engine: Engine):
@@ -166,6 +239,11 @@ def test_requests_are_checked_at_once(engine: Engine):
         engine.submit("round", 0)
     with pytest.raises(UsageError, match="a stop string is empty"):
         engine.submit("round", stop=[""])
+    with pytest.raises(UsageError, match="lone surrogate U.D800"):
+        engine.submit("\ud800")
+    with pytest.raises(UsageError, match="max_tokens is 2.5, wanted a whole number"):
+        engine.submit("round", 2.5)
+    assert engine.submit("round", 10**12).result(30).finish == "context"
 
 
 def test_sizes_are_checked(bundle: Path):
@@ -173,6 +251,8 @@ def test_sizes_are_checked(bundle: Path):
         Engine.open(bundle, engine="reference", sequences=0)
     with pytest.raises(UsageError, match="waiting is -1, wanted at least 0"):
         Engine.open(bundle, engine="reference", waiting=-1)
+    with pytest.raises(UsageError, match="sequences is 2.0, wanted a whole number"):
+        Engine.open(bundle, engine="reference", sequences=2.0)
     with pytest.raises(UsageError, match="context is 65"):
         Engine.open(bundle, engine="reference", context=65)
 
@@ -267,6 +347,94 @@ def test_what_is_wrong_with_one_request_ends_that_one_only(engine: Engine, monke
         wrong.result(30)
     assert len(right.result(30).tokens) > 3
     until(lambda: all_free(engine))
+
+
+class PanicException(BaseException):
+    """As pyo3 makes one of a panic in Rust."""
+
+
+@pytest.mark.parametrize("panic", [PanicException, GeneratorExit])
+def test_a_panic_ends_its_request_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, panic: type[BaseException]
+):
+    tokenizer = engine._session.tokenizer
+    answer_text = tokenizer.answer_text
+
+    def fragile(prompt: list[int], stops: tuple[str, ...]) -> object:
+        text = answer_text(prompt, stops)
+        push, told = text.push, []
+
+        def burst(token: int) -> str:
+            told.append(token)
+            if len(told) == 3 and prompt[0] == 5:
+                raise panic("the text burst")
+            return push(token)
+
+        monkeypatch.setattr(text, "push", burst)
+        return text
+
+    monkeypatch.setattr(tokenizer, "answer_text", fragile)
+    wrong, right = engine.submit([5, 6, 7], 9), engine.submit([6, 6], 9)
+    with pytest.raises(EngineError, match=f"the request failed: {panic.__name__}: the text burst"):
+        wrong.result(30)
+    assert len(right.result(30).tokens) == 9
+    until(lambda: all_free(engine))
+    assert len(engine.submit([6, 6], 9).result(30).tokens) == 9
+
+
+def workers() -> int:
+    return sum(thread.name == "edgeloop-engine" for thread in threading.enumerate())
+
+
+def test_an_engine_that_is_dropped_lets_go(bundle: Path):
+    """Of its thread and its memory, and not before what was submitted has been served."""
+    before = workers()
+    engine = Engine.open(bundle, engine="reference", sequences=1, waiting=3)
+    cache, handles = weakref.ref(engine.scheduler.cache), [engine.submit("round", 20) for _ in range(3)]
+    assert workers() == before + 1
+    del engine
+    gc.collect()
+    assert [len(handle.result(30).tokens) for handle in handles] == [20] * 3
+    until(lambda: workers() == before)
+    gc.collect()
+    assert cache() is None
+    handles[0].cancel()
+
+
+def test_an_open_engine_does_not_hold_up_the_interpreter(bundle: Path):
+    script = (
+        "import sys; from edgeloop.runtime import Engine\n"
+        "engine = Engine.open(sys.argv[1], engine='reference', sequences=1)\n"
+        "handles = [engine.submit('Once', 50) for _ in range(40)]\n"
+        "next(iter(handles[0])); print('left')"
+    )
+    words = [sys.executable, "-c", script, str(bundle)]
+    found = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "left\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_fork_does_not_wait_for_ever(engine: Engine, gate: threading.Semaphore):
+    """The worker stays with the parent: in the child everything ends at once, and says why."""
+    handle, ended = engine.submit("Once upon a time", LONG), []
+    child = os.fork()
+    if not child:  # what it finds is its exit code: nothing of pytest must run here
+        code = 1
+        with suppress(BaseException):
+            signal.alarm(60)
+            for call in (lambda: engine.submit("round"), handle.result, lambda: list(handle)):
+                try:
+                    call()
+                except EngineError as error:
+                    ended.append("was forked from the one that opened the engine" in str(error))
+            handle.cancel()
+            engine.close()
+            code = 0 if ended == [True] * 3 else 1
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    gate.release(10_000)
+    assert len(handle.result(30).tokens) == LONG
+    assert not engine.submit("round", 3).result(30).cancelled
 
 
 def test_waiting_has_a_limit(engine: Engine, gate: threading.Semaphore):

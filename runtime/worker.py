@@ -1,0 +1,208 @@
+"""The thread that serves many requests: lets them in and out, and runs the scheduler's ticks.
+
+It knows nothing of the ``Engine`` that a caller holds. So one that is dropped without ``close`` is collected, and its
+thread ends once everything that was submitted has been served; the thread of one that is open when the interpreter
+exits is closed before that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Generator
+
+from .backend import F32
+from .course import Ask, Course
+from .errors import BusyError, EngineError, UsageError
+from .handle import Handle
+from .requests import Answer
+from .sampling import Sampler
+from .scheduler import Scheduler, Task
+from .session import Session, Step
+from .text.guard import reason
+from .timing import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+"""Those that were not closed: for the end of the interpreter, and for its forks."""
+_watched = False
+
+
+class Worker:
+    """A queue of requests, and the thread that serves them."""
+
+    def __init__(self, session: Session, scheduler: Scheduler, waiting: int) -> None:
+        """``session``: one that generates nothing, but knows the model; ``waiting``: requests that may wait."""
+        self._session, self._scheduler, self._waiting = session, scheduler, waiting
+        self._changed = threading.Condition()
+        self._queue: deque[Handle] = deque()
+        self._running: dict[Handle, Task] = {}
+        self._cancelled: list[Handle] = []
+        self._closing = self._finishing = False
+        self._failure: EngineError | None = None
+        self._forked: EngineError | None = None
+        self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self._thread = threading.Thread(target=self._work, name="edgeloop-engine", daemon=True)
+        _watch(self)
+        self._thread.start()
+
+    def submit(self, handle: Handle) -> None:
+        """Take a request; EngineError, UsageError or BusyError where that cannot be."""
+        if self._forked is not None:
+            raise self._forked
+        scheduler = self._scheduler
+        with self._changed:
+            if self._failure is not None:
+                raise EngineError(f"the engine has failed ({self._failure}); open it again")
+            if self._closing:
+                raise UsageError("the engine is closed; open it again")
+            # Whoever waits for a sequence that is free already is not waiting.
+            if len(self._queue) + len(self._running) >= scheduler.sequences + self._waiting:
+                raise BusyError(
+                    f"{len(self._running)} requests run and {len(self._queue)} wait, which is all that this engine "
+                    "takes; try again later, or open it with more sequences or a longer queue"
+                )
+            self._queue.append(handle)
+            self._handles.add(handle)
+            self._changed.notify_all()
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request wherever it is."""
+        with self._changed:
+            self._cancelled.append(handle)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End every request, as cancelled, and the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        _workers.discard(self)
+
+    def finish(self) -> None:
+        """Nobody can submit any more: end the thread when all is served. Returns at once."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+
+    def forked(self) -> None:
+        """This is the child of a fork, which has no thread of ours: end what would wait for it for ever."""
+        self._changed = threading.Condition()  # the parent's thread may have held the other one
+        self._closing = True
+        self._forked = EngineError(
+            f"this process (id {os.getpid()}) was forked from the one that opened the engine, and its worker is not "
+            "here; open another engine after the fork"
+        )
+        for handle in list(self._handles):
+            handle.forked(self._forked)
+
+    def _work(self) -> None:
+        """The thread: until the engine is closed, or an engine call fails."""
+        error: BaseException | None = None
+        try:
+            while self._admit():
+                self._scheduler.tick()
+        except BaseException as failure:  # whatever it is, nobody may wait for ever
+            logger.debug("the engine failed", exc_info=True)
+            error = as_error(failure)
+        with self._changed:
+            self._closing = True
+            if error is not None:
+                self._failure = EngineError(str(error))
+            left = [*self._running, *self._queue]
+            tasks = list(self._running.values())
+            self._running.clear()
+            self._queue.clear()
+        for task in tasks:
+            self._scheduler.remove(task)
+        for handle in left:
+            handle.end(error, cancelled=error is None)
+
+    def _admit(self) -> bool:
+        """Sleep until there is something to do; let requests in and out. False when the engine is closed."""
+        tasks = self._scheduler.tasks
+        if tasks and not (self._closing or self._queue or self._cancelled):
+            return True  # most ticks; a change that is seen one tick later does no harm
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closing or self._finishing or self._queue or self._cancelled or tasks
+            )
+            if self._closing or not (self._queue or self._cancelled or tasks):
+                return False
+            cancelled, self._cancelled = self._cancelled, []
+            for handle in cancelled:
+                if handle in self._queue:
+                    self._queue.remove(handle)
+            dropped = [task for h in cancelled if (task := self._running.pop(h, None)) is not None]
+            new: list[Handle] = []
+            free = len(self._scheduler.free) + len(dropped)
+            while self._queue and len(new) < free:
+                handle = self._queue.popleft()
+                new.append(handle)
+                self._running[handle] = self._task(handle)
+        for task in dropped:
+            self._scheduler.remove(task)
+        for handle in cancelled:
+            handle.end(cancelled=True)
+        for handle in new:
+            self._scheduler.add(self._running[handle])
+        return True
+
+    def _task(self, handle: Handle) -> Task:
+        def ended(error: BaseException | None) -> None:
+            with self._changed:
+                self._running.pop(handle, None)
+            handle.end(None if error is None else as_error(error))
+
+        return Task(self._answer(handle), ended)
+
+    def _answer(self, handle: Handle) -> Generator[Ask, F32, None]:
+        """The wishes of a request, whose steps go to its handle."""
+        request, session = handle.request, self._session
+        course = Course(session.spec, session.policy, session.heads, self._scheduler.chunk)
+        choose = Sampler(request.sampling).choose
+        answer = Answer(request, choose, session.spec, session.tokenizer_or_none, session.context)
+        watch = Stopwatch()
+        logits, depth = yield from course.prompt(request.prompt)
+        while True:
+            token, text = answer.choose(logits[-1])
+            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish))
+            if answer.finish:
+                return
+            logits, depth = yield from course.step(token)
+
+
+def as_error(failure: BaseException) -> Exception:
+    """``failure`` for whoever waits for a request: a library's panic, which no ``except Exception`` sees, as one."""
+    if isinstance(failure, Exception):
+        return failure
+    error = EngineError(f"the request failed: {type(failure).__name__}: {reason(failure)}")
+    error.__cause__ = failure
+    return error
+
+
+def _watch(worker: Worker) -> None:
+    global _watched
+    _workers.add(worker)
+    if not _watched:
+        _watched = True
+        atexit.register(_close_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forked)
+
+
+def _close_all() -> None:
+    for worker in list(_workers):
+        worker.close()
+
+
+def _forked() -> None:
+    for worker in list(_workers):
+        worker.forked()
