@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,6 @@ from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
-from ..runtime.text.template import tokens_by_id
-from ..runtime.text.tokenizer import Tokenizer
 from ..runtime.version import VERSION
 from .checkpoint import Checkpoint
 from .families import find_family, unused
@@ -25,7 +22,7 @@ from .target import Job, Progress
 from .targets import LAYOUTS, TARGETS, open_target
 from .text.ends import with_ends
 from .text.templates import chat_templates, warn_of_templates
-from .text.vocabulary import find_tokenizer
+from .text.vocabulary import read_vocabulary
 from .writer import check_free, describe_files, new_folder
 
 
@@ -89,12 +86,12 @@ def export_bundle(
     reading = replace(reading, spec=with_ends(reading.spec, source.folder))
     if problem := next(spec_problems(reading.spec), None):
         raise CheckpointError(f"{source.folder}: {problem}")
-    tokenizer = find_tokenizer(source.folder, reading.spec.vocab_size)
+    vocabulary = read_vocabulary(source.folder, source.config, reading.spec.vocab_size)
+    special_tokens = vocabulary.special_tokens if vocabulary else {}
     templates = chat_templates(source.folder)
     for target in chosen:
         target.check(reading.spec, recipes[target.name])
-    opened = Tokenizer.open(tokenizer) if tokenizer else None
-    warn_of_templates(source.folder, templates, tokens_by_id(reading.spec, opened))
+    warn_of_templates(source.folder, templates, special_tokens)
 
     with new_folder(out, force) as folder:
         progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
@@ -102,6 +99,7 @@ def export_bundle(
         for each, path in weights.items():
             write_weights(reading, each, path)
         heads = write_heads(reading, folder)
+        tokenizer = vocabulary.write(folder) if vocabulary else None
         artifacts = {}
         for target in chosen:
             each = recipes[target.name]
@@ -119,8 +117,6 @@ def export_bundle(
             path.unlink()
 
         progress("hashing", 0.95)
-        if tokenizer:
-            shutil.copyfile(tokenizer, folder / tokenizer.name)
         stored = recipe if recipe in weights else Recipe.palettes()
         unique, unrolled = count_parameters(reading.spec, count_heads(reading))
         manifest = Manifest(
@@ -134,6 +130,8 @@ def export_bundle(
             heads=heads,
             text=Text(
                 tokenizer=tokenizer.name if tokenizer else None,
+                special_tokens=special_tokens,
+                split_special_tokens=bool(vocabulary and vocabulary.split_special_tokens),
                 chat_templates=templates,
             ),
             parameters=unique,

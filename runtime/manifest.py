@@ -111,12 +111,13 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What surrounds the model when it reads and writes text.
 
     ``tokenizer`` is the name of its file. ``special_tokens`` are the tokenizer's own, as a chat template sees them
-    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each). ``chat_templates`` are Jinja sources by name;
-    the usual one is ``default``.
+    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each); with ``split_special_tokens`` those that a text
+    holds are text like any other. ``chat_templates`` are Jinja sources by name; the usual one is ``default``.
     """
 
     tokenizer: str | None = None
     special_tokens: dict[str, str] = {}
+    split_special_tokens: bool = False
     chat_templates: dict[str, str] = {}
 
 

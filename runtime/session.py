@@ -27,7 +27,7 @@ from .requests import Answer, Finish, Request
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .text.stops import check_stops
-from .text.template import ChatTemplates, Objects, tokens_by_id
+from .text.template import ChatTemplates, Objects
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
 from .walk import Walk, make_pipeline
@@ -91,7 +91,7 @@ class Session:
         self._tokenizer = _open_tokenizer(bundle)
         self.chat_templates = ChatTemplates(
             bundle.manifest.text.chat_templates,
-            bundle.manifest.text.special_tokens or tokens_by_id(bundle.spec, self._tokenizer),
+            bundle.manifest.text.special_tokens,
         )
         """The bundle's chat templates; the process that renders them is started by the first conversation."""
         self._generation = 0
@@ -378,5 +378,7 @@ class Session:
 
 
 def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    name = bundle.manifest.text.tokenizer
-    return None if name is None else Tokenizer.open(bundle.path(name))
+    text = bundle.manifest.text
+    if text.tokenizer is None:
+        return None
+    return Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..spec import Spec
 from .template_process import Limits, TemplateProcess
-from .tokenizer import Tokenizer
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """The template that is taken, and the one that is taken where there are tools, unless another is named."""
@@ -80,14 +78,6 @@ class ChatTemplates:
     def close(self) -> None:
         """End the process, if there is one. Closing twice is fine."""
         self._process.close()
-
-
-def tokens_by_id(spec: Spec, tokenizer: Tokenizer | None) -> dict[str, str]:
-    """The special tokens that the ids of ``spec`` name."""
-    ids = {"bos_token": spec.bos_token_id, "eos_token": next(iter(spec.eos_token_ids), None)}
-    return {
-        name: tokenizer.written(id_) for name, id_ in ids.items() if tokenizer is not None and id_ is not None
-    }
 
 
 def checked(what: str, values: Any) -> list[dict[str, Any]]:

@@ -133,7 +133,8 @@ def test_a_broken_tokenizer_is_refused(tiny: Tiny, tmp_path: Path, quick_target:
     folder = tiny("mor-lora")
     for text in ("", "{", "[]", "{}", '{"model": {"type": "Abacus"}}', "\0\0"):
         (folder / "tokenizer.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer \(.+\)") as caught:
+        said = r"tokenizer\.json (is empty|is not a tokenizer \(.+\)|begins with zeros)"
+        with pytest.raises(CheckpointError, match=said) as caught:
             export_bundle(folder, tmp_path / "b")
         assert "\n" not in str(caught.value)
     assert names(tmp_path) == {"mor-lora"}
@@ -323,7 +324,7 @@ def test_files_that_may_not_grow(tiny: Tiny, tmp_path: Path, quick_target: None,
     "where",
     [
         "edgeloop.export.weights.WeightsWriter.add",
-        "edgeloop.export.pipeline.shutil.copyfile",
+        "edgeloop.export.text.vocabulary.Vocabulary.write",
         "edgeloop.export.pipeline.describe_files",
         "edgeloop.export.pipeline.write_manifest",
     ],

@@ -207,7 +207,10 @@ def test_stats(session):
 
 
 def test_chat(text_bundle):
-    with Session.open(text_bundle(chat_template=TEMPLATE, bos_token_id=0), engine="reference") as session:
+    tokens = {"bos_token": "<|end|>"}
+    with Session.open(
+        text_bundle(chat_template=TEMPLATE, special_tokens=tokens), engine="reference"
+    ) as session:
         ids = session.encode_chat([{"role": "user", "content": "a loop"}])
         assert session.tokenizer.decode(ids, special=True) == "<|end|>user: a loop\n"
         asked = [s.token for s in session.generate("a loop", 4, chat=True)]
