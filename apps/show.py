@@ -188,10 +188,11 @@ def show_checkpoint(path: Path, console: Console) -> None:
     from ..export.families import find_family, unused
     from ..export.heads import count_heads
     from ..export.stored import count_parameters
+    from ..export.text.templates import chat_templates
 
     checkpoint = Checkpoint.open(path)
     reading = find_family(checkpoint).read(checkpoint)
-    left = unused(checkpoint, reading)
+    left, templates = unused(checkpoint, reading), sorted(chat_templates(checkpoint.folder))
     size = sum(file.stat().st_size for file in checkpoint.folder.iterdir() if file.is_file())
     unique, unrolled = count_parameters(reading.spec, count_heads(reading))
     if console.json:
@@ -203,6 +204,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
                 **facts,
                 "bytes": size,
                 "unused": left,
+                "chat_templates": templates,
                 "spec": reading.spec,
             }
         )
@@ -212,6 +214,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
             ("checkpoint", str(checkpoint.folder)),
             *model_rows(reading.spec, unique, unrolled),
             ("bytes", byte_count(size)),
+            ("chat templates", ", ".join(templates) or "none"),
             ("unused tensors", unused_names(left)),
         ]
     )

@@ -13,6 +13,9 @@ from ..weight_files import read_json, read_text
 
 log = logging.getLogger(__name__)
 
+MOST = 32
+"""Templates of a folder; published ones have up to four."""
+
 USER = {"role": "user", "content": "Which is the highest mountain?"}
 TURNS = [USER, {"role": "assistant", "content": "Everest."}, {"role": "user", "content": "And after that?"}]
 SYSTEM = {"role": "system", "content": "You answer in one word."}
@@ -50,6 +53,10 @@ def chat_templates(folder: Path) -> dict[str, str]:
         for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
         if path.is_file()
     }
+    if len(files) > MOST:
+        raise CheckpointError(
+            f"{folder} has {len(files)} chat templates, at most {MOST} are read; remove some"
+        )
     if files:
         return {name: read_text(path) for name, path in files.items()}
     config = folder / "tokenizer_config.json"
@@ -70,6 +77,8 @@ def _configured(value: Any, path: Path) -> dict[str, str]:
         raise CheckpointError(
             f"{path} has a chat_template that is neither a text nor a list of texts with names; correct or remove it"
         )
+    if len(named) > MOST:
+        raise CheckpointError(f"{path} has {len(named)} chat templates, at most {MOST} are read; remove some")
     for name, template in named.items():
         if not isinstance(template, str) or not _is_text(name + template):
             raise CheckpointError(

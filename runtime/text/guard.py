@@ -28,8 +28,8 @@ def blamed(error: BaseException, kind: type[EdgeloopError], message: str) -> Edg
     return kind(message.replace("{reason}", reason(error)))
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, on one line of bearable length, without characters that steer a terminal."""
+def reason(error: object) -> str:
+    """What an error, or a text, says, on one line of bearable length, without characters that steer a terminal."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 200 else f"{text[:199]}…"

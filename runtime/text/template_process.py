@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from ..errors import UsageError
 from .child_memory import resident_bytes
+from .guard import reason
 
 POLL, START_SECONDS = 0.02, 60.0
 """Seconds between two looks at the process, and those that its start may take: nothing of a template runs then."""
@@ -35,8 +36,6 @@ BOOT = (
 KEPT_VARIABLES = ("DYLD_LIBRARY_PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT", "TZ")
 """What a Python may need to start at all, and the time zone; nothing else of the environment reaches a template."""
 HOSTILE = "it is broken or hostile"
-REASON = 240
-"""Characters of a template's own message that are told."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class TemplateProcess:
         try:
             request = json.dumps({"template": template, "values": values}).encode("ascii")
         except (ValueError, RecursionError) as error:  # a number of thousands of digits
-            raise UsageError(f"the conversation cannot be written as JSON: {one_line(error)}") from error
+            raise UsageError(f"the conversation cannot be written as JSON: {reason(error)}") from error
         if len(request) > limits.request:
             raise UsageError(
                 f"the conversation has {len(request)} bytes as JSON, a chat template takes {limits.request}; "
@@ -98,9 +97,9 @@ class TemplateProcess:
             case b"T":
                 return text
             case b"R":
-                raise UsageError(f"the chat template refuses these messages: {one_line(text)}")
+                raise UsageError(f"the chat template refuses these messages: {reason(text)}")
             case b"F":
-                raise UsageError(f"the chat template failed: {one_line(text)}")
+                raise UsageError(f"the chat template failed: {reason(text)}")
             case b"L":
                 raise UsageError(f"the chat template makes more than {limits.text} characters; {HOSTILE}")
             case _:
@@ -194,7 +193,7 @@ class _Child:
             )
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"chat templates need a process of {executable}, which cannot start: {one_line(error)}"
+                f"chat templates need a process of {executable}, which cannot start: {reason(error)}"
             ) from error
         self.process = process
         self._finalize = weakref.finalize(self, _end, process, os.getpid())
@@ -243,12 +242,6 @@ class _Watch(threading.Thread):
                 self.reason = f"the chat template takes more than {limits.seconds:g} seconds; {HOSTILE}"
             self._process.kill()
             return
-
-
-def one_line(text: object) -> str:
-    """``text`` in one line of bounded length."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= REASON else f"{line[:REASON]}…"
 
 
 def too_much(memory: int) -> str:

@@ -125,10 +125,11 @@ def test_chat_without_a_template_has_no_place_for_tools(
 
 
 def test_show_names_the_templates(
-    several: Path, bundle: Path, bundle_without_template: Path, command: Command
+    several: Path, checkpoint: Path, bundle: Path, bundle_without_template: Path, command: Command
 ) -> None:
     for folder, told in (
         (several, "default, tool_use"),
+        (checkpoint, "default"),
         (bundle, "default"),
         (bundle_without_template, "none"),
     ):

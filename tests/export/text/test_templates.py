@@ -114,6 +114,7 @@ def test_what_transformers_saves_is_read(several: bool, tmp_path: Path, transfor
         ),
         ("tokenizer_config.json", b'{"chat_template": {"a": 3}}', "chat_template 'a' that is not text"),
         ("tokenizer_config.json", rb'{"chat_template": "\ud800"}', "'default' that is not text"),
+        ("tokenizer_config.json", config({str(i): "x" for i in range(33)}).encode(), "has 33 chat templates"),
         ("chat_template.jinja", b"\xff", "cannot be read as UTF-8"),
         ("additional_chat_templates/a.jinja", b"\xff", "cannot be read as UTF-8"),
     ],
