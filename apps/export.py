@@ -25,6 +25,7 @@ examples:
   edgeloop export checkpoint -o bundle --quant int8 --group-size 64
   edgeloop export checkpoint -o bundle --quant none --force
   edgeloop export checkpoint -o bundle --target executorch --split-weights
+  edgeloop export checkpoint --adapter lora-folder -o bundle
   edgeloop export checkpoint -o bundle --target onnx,coreml --coreml-ane
 """
 
@@ -40,6 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="CKPT",
         help="checkpoint folder, or the name of a model in the Hugging Face cache",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="a PEFT LoRA on CKPT: a delta for each depth where depths differ",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument(
@@ -105,6 +112,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         report = export_bundle(
             args.checkpoint,
             args.out,
+            adapter=args.adapter,
             targets=targets,
             layouts=layouts,
             quant=args.quant,

@@ -48,12 +48,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint or bundle folder, or a model in the Hugging Face cache",
     )
 
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA on the checkpoint PATH")
+
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    if (args.path / MANIFEST).is_file():
+    if args.adapter is None and is_bundle(args.path):
         show_bundle(args.path, console)
     else:
-        show_checkpoint(args.path, console)
+        show_checkpoint(args.path, args.adapter, console)
+
+
+def is_bundle(path: Path) -> bool:
+    """Has the folder a manifest? What cannot be looked at has none."""
+    try:
+        return (path / MANIFEST).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def show_bundle(path: Path, console: Console) -> None:
@@ -182,16 +192,16 @@ def quantization(manifest: Manifest) -> str:
     return f"{stored.scheme}{groups}, {bits_per_weight(manifest):.2f} bits a parameter"
 
 
-def show_checkpoint(path: Path, console: Console) -> None:
+def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
     """A checkpoint, from its configs and the headers of its weight files."""
     from ..export.checkpoint import Checkpoint
-    from ..export.families import find_family, unused
+    from ..export.families import read_checkpoint, unused
     from ..export.heads import count_heads
     from ..export.stored import count_parameters
     from ..export.text.templates import chat_templates
 
-    checkpoint = Checkpoint.open(path)
-    reading = find_family(checkpoint).read(checkpoint)
+    checkpoint = Checkpoint.open(path, adapter)
+    reading = read_checkpoint(checkpoint)
     left, templates = unused(checkpoint, reading), sorted(chat_templates(checkpoint.folder))
     size = sum(file.stat().st_size for file in checkpoint.folder.iterdir() if file.is_file())
     unique, unrolled = count_parameters(reading.spec, count_heads(reading))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from ..runtime.errors import CheckpointError
+from .adapter import Adapter, open_adapter
 from .hub_cache import find_model, is_repository, not_there, snapshot
 from .situations import strange_companion, what_folder, what_path
 from .weight_file import DTYPES, WeightFile
@@ -23,6 +25,7 @@ WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Parts of a tensor's name that torch.compile, FSDP, activation checkpointing and DDP put around a module."""
 
 PEFT_PREFIX = "base_model.model."
+_UNNAMED = re.compile(r"(\.lora_[AB])\.weight$")  # as PEFT saves an adapter; in a whole model it has a name
 
 
 class Checkpoint:
@@ -30,7 +33,8 @@ class Checkpoint:
 
     ``config`` is config.json; ``training_config`` conf.yaml and ``adapter_config`` adapter_config.json, or
     None where the folder has none; ``names`` are the tensors that the weight files hold, without what wrappers add
-    to their names.
+    to their names. With an adapter, its config and its tensors are there as if the model had been saved with it;
+    ``adapter_names`` are those.
     """
 
     def __init__(
@@ -40,22 +44,28 @@ class Checkpoint:
         training_config: dict[str, Any] | None,
         adapter_config: dict[str, Any] | None,
         files: Mapping[str, WeightFile],
+        adapter: Adapter | None = None,
     ) -> None:
         self.folder = folder
+        self.adapter_folder = adapter.folder if adapter else folder
         self.config = config
         self.training_config = training_config
-        self.adapter_config = adapter_config
+        self.adapter_config = adapter.config if adapter else adapter_config
         self._stored = _plain_names(files, folder)
+        self._files = {name: files[stored] for name, stored in self._stored.items()}
+        self.adapter_names: frozenset[str] = frozenset()
+        if adapter:
+            self._add(adapter)
         self.names = frozenset(self._stored)
-        self._files = files
         self._hashes: dict[str, bytes] = {}
         self._samples: dict[str, bytes] = {}
 
     @classmethod
-    def open(cls, given: Path) -> Checkpoint:
+    def open(cls, given: Path, adapter: Path | None = None) -> Checkpoint:
         """Read the configs and the headers of the weight files; CheckpointError where one is missing or damaged.
 
-        ``given`` is a folder, or the name of a model in the Hugging Face cache.
+        ``given`` is a folder, or the name of a model in the Hugging Face cache; ``adapter`` likewise, of a PEFT LoRA
+        that was trained on it.
         """
         folder = locate(Path(given))
         try:
@@ -73,6 +83,7 @@ class Checkpoint:
                 if (folder / "adapter_config.json").is_file()
                 else None,
                 dict(weight_files(folder)),
+                open_adapter(locate(Path(adapter))) if adapter is not None else None,
             )
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
@@ -85,6 +96,11 @@ class Checkpoint:
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Check presence, shape and dtype from the headers alone; CheckpointError names the tensor."""
         found = self.shape(name)
+        if found != shape and name in self.adapter_names:
+            raise CheckpointError(
+                f"{self.adapter_folder}: {name} has shape {list(found)}, and {self.folder} needs {list(shape)}; "
+                "give the model that the adapter was trained on"
+            )
         if found != shape:
             raise CheckpointError(
                 f"{self.folder}: {name} has shape {list(found)}, but config.json asks for {list(shape)}; "
@@ -129,6 +145,18 @@ class Checkpoint:
         # The first row tells most different tensors apart without reading the rest.
         return self._sample(a) == self._sample(b) and self._hash(a) == self._hash(b)
 
+    def _add(self, adapter: Adapter) -> None:
+        """The adapter's tensors, beside the model's own."""
+        stored = _plain_names(adapter.files, adapter.folder)
+        if own := min((name for name in self._stored if ".lora_" in name), default=None):
+            raise CheckpointError(
+                f"{self.folder} has a LoRA of its own ({own}), and {adapter.folder} would be a second one; merge one "
+                "of them into the model"
+            )
+        self._stored |= stored
+        self._files |= {name: adapter.files[there] for name, there in stored.items()}
+        self.adapter_names = frozenset(stored)
+
     def _file(self, name: str) -> tuple[WeightFile, str]:
         """The file that has a tensor, and the tensor's name there."""
         try:
@@ -137,7 +165,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folder} has no tensor {name}; the checkpoint is incomplete"
             ) from None
-        return self._files[stored], stored
+        return self._files[name], stored
 
     def _dtype(self, name: str) -> torch.dtype:
         file, stored = self._file(name)
@@ -190,7 +218,7 @@ def _plain_names(files: Mapping[str, WeightFile], folder: Path) -> dict[str, str
     plain: dict[str, str] = {}
     for stored in sorted(files):
         name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)
-        name = name.removeprefix(PEFT_PREFIX)
+        name = _UNNAMED.sub(r"\1.default.weight", name.removeprefix(PEFT_PREFIX))
         if (other := plain.setdefault(name, stored)) != stored:
             raise CheckpointError(
                 f"{folder}: {other} and {stored} are both {name} without the names of wrappers; save the state_dict of "

@@ -14,7 +14,7 @@ from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.version import VERSION
 from .checkpoint import Checkpoint
-from .families import find_family, unused
+from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
 from .overrides import overridden
 from .stored import count_parameters, write_weights
@@ -41,6 +41,7 @@ def export_bundle(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    adapter: str | Path | None = None,
     targets: Sequence[str] = ("onnx",),
     layouts: Sequence[str] = ("staged",),
     quant: str = "int4",
@@ -53,8 +54,9 @@ def export_bundle(
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
-    """Export the checkpoint folder ``checkpoint`` to the bundle folder ``out``.
+    """Export the checkpoint folder ``checkpoint``, or a model in the Hugging Face cache, to the bundle folder ``out``.
 
+    ``adapter`` is the folder of a PEFT LoRA on it: what differs between depths stays a delta, the rest is merged.
     ``layouts``: staged, for engines that run the depth loop; flat, one graph for hosts that know no loop.
     ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
     (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
@@ -81,8 +83,8 @@ def export_bundle(
     recipes = {t.name: Recipe.palettes() if coreml_ane and t.name == "coreml" else recipe for t in chosen}
 
     progress("reading the checkpoint", 0.0)
-    source = Checkpoint.open(Path(checkpoint))
-    reading = overridden(find_family(source).read(source), context, kv, window)
+    source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
+    reading = overridden(read_checkpoint(source), context, kv, window)
     reading = replace(reading, spec=with_ends(reading.spec, source.folder))
     if problem := next(spec_problems(reading.spec), None):
         raise CheckpointError(f"{source.folder}: {problem}")

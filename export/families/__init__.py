@@ -46,6 +46,17 @@ def find_family(checkpoint: Checkpoint) -> Family:
     )
 
 
+def read_checkpoint(checkpoint: Checkpoint) -> Reading:
+    """What the checkpoint says, as its family reads it; CheckpointError for what it does not understand."""
+    reading = find_family(checkpoint).read(checkpoint)
+    if name := min(checkpoint.adapter_names - reading.used, default=None):
+        raise CheckpointError(
+            f"{checkpoint.adapter_folder}: {name} changes nothing that {checkpoint.folder} has; give the model that "
+            "the adapter was trained on"
+        )
+    return reading
+
+
 def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
     """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies aside."""
     return sorted(n for n in checkpoint.names - reading.used if not is_buffer(n))

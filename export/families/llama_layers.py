@@ -101,7 +101,9 @@ class _Reader:
                 self.plain(f"{prefix}.{j}.{projection}.weight", linears[0], shape)
         for projection in self.shapes:
             pairs = [[self.names.lora(layer, projection) for layer in applied] for applied in run.applied]
-            if any(pair for row in pairs for pair in row):
+            if all(len(set(row)) == 1 for row in pairs):
+                self.merged(prefix, run, projection, [row[0] for row in pairs])
+            else:
                 lora[projection] = self.lora(prefix, run, projection, pairs)
         per_repeat = self.norms_differ(run)
         repeats = len(run.applied[0])
@@ -139,40 +141,69 @@ class _Reader:
                 differ = differ or not all(self.checkpoint.same(rows[0], name) for name in rows)
         return len(run.applied[0]) > 1 and (differ or bool(run.per_repeat_norms))
 
-    def lora(
-        self, prefix: str, run: Run, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
-    ) -> int:
-        """Add A and B of one projection of the segment; a depth without a delta gets zeros. Returns the rank."""
+    def merged(self, prefix: str, run: Run, projection: str, pairs: Sequence[tuple[str, str] | None]) -> None:
+        """A LoRA that does not differ between depths is no delta: it is added to its matrix."""
+        for j, pair in enumerate(pairs):
+            if pair is None:
+                continue
+            layer = run.applied[j][0]
+            _, scale = self.pair(layer, projection, pair)
+            name, shape = self.names.linear(layer, projection), self.shapes[projection]
+            self.tensors[f"{prefix}.{j}.{projection}.weight"] = partial(
+                _merge, self.checkpoint, name, shape, pair, scale
+            )
+
+    def pair(self, layer: int, projection: str, pair: tuple[str, str]) -> tuple[int, float]:
+        """Mark A and B of a layer's projection as used, and check them → (rank, scale)."""
         d_out, d_in = self.shapes[projection]
-        first = next(pair for row in pairs for pair in row if pair)
-        rank = (*self.checkpoint.shape(first[0]), 0)[0]
+        rank = (*self.checkpoint.shape(pair[0]), 0)[0]
         if not 0 < rank <= max(d_in, d_out):
             raise CheckpointError(
-                f"{self.checkpoint.folder}: {first[0]} has rank {rank}; wanted 1 … {max(d_in, d_out)}"
+                f"{self.checkpoint.folder}: {pair[0]} has rank {rank}; wanted 1 … {max(d_in, d_out)}"
             )
         if self.scale is None:
             raise CheckpointError(
-                f"{self.checkpoint.folder}: {first[0]} is a LoRA whose scale is nowhere: wanted conf.yaml or "
+                f"{self.checkpoint.folder}: {pair[0]} is a LoRA whose scale is nowhere: wanted conf.yaml or "
                 "adapter_config.json beside the weights"
             )
+        for name, shape in zip(pair, ((rank, d_in), (d_out, rank)), strict=True):
+            self.checkpoint.require(name, shape)
+            self.used.add(name)
+        return rank, self.scale(self.names.module(layer, projection), rank)
+
+    def lora(
+        self, prefix: str, run: Run, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
+    ) -> int:
+        """Add A and B of one projection of the segment; a depth without a delta gets zeros. Returns the rank.
+
+        Depths of lower rank (PEFT's rank_pattern) are filled up with zeros.
+        """
+        d_out, d_in = self.shapes[projection]
+        known = [
+            [
+                self.pair(layer, projection, pair) if pair else (0, 0.0)
+                for layer, pair in zip(*row, strict=True)
+            ]
+            for row in zip(run.applied, pairs, strict=True)
+        ]
+        rank = max(r for row in known for r, _ in row)
         for j, row in enumerate(pairs):
-            a_names = [pair[0] if pair else None for pair in row]
-            b_names = [pair[1] if pair else None for pair in row]
-            modules = [self.names.module(layer, projection) for layer in run.applied[j]]
-            scales = [self.scale(m, rank) if pair else 0.0 for m, pair in zip(modules, row, strict=True)]
-            for group, shape in ((a_names, (rank, d_in)), (b_names, (d_out, rank))):
-                for name in filter(None, group):
-                    self.checkpoint.require(name, shape)
-                    self.used.add(name)
+            sides = [[pair[side] if pair else None for pair in row] for side in (0, 1)]
             stem = f"{prefix}.{j}.{projection}"
-            self.tensors[f"{stem}.lora_a"] = partial(_stack, self.checkpoint, a_names, (rank, d_in))
-            self.tensors[f"{stem}.lora_b"] = partial(_stack, self.checkpoint, b_names, (d_out, rank), scales)
+            self.tensors[f"{stem}.lora_a"] = partial(_stack, self.checkpoint, sides[0], (rank, d_in))
+            self.tensors[f"{stem}.lora_b"] = partial(
+                _stack, self.checkpoint, sides[1], (d_out, rank), [scale for _, scale in known[j]]
+            )
         return rank
 
     def refuse_leftovers(self) -> None:
         """A bias, a gate, a magnitude: unread inside a layer, it would change what the layer computes."""
         inside = f"{self.names.prefix}model.layers."
-        left = (n for n in self.checkpoint.names - self.used if n.startswith(inside) and not is_buffer(n))
+        own = (
+            self.checkpoint.names - self.checkpoint.adapter_names
+        )  # of an adapter's, read_checkpoint takes care
+        unread = (n for n in own - self.used if not is_buffer(n))
+        left = (n for n in unread if n.startswith(inside) or ".lora_" in n)
         if name := min(left, default=None):
             raise CheckpointError(
                 f"{self.checkpoint.folder}: {name} is part of a layer and not understood; wanted plain Llama "
@@ -203,14 +234,24 @@ def _is_tied(names: LlamaNames, config: LlamaConfig, share_embedding: bool) -> b
     return False
 
 
+def _merge(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: tuple[str, str], scale: float
+) -> torch.Tensor:
+    a, b = (checkpoint.tensor(side) for side in pair)
+    return checkpoint.tensor(name, shape) + scale * (b @ a)
+
+
 def _stack(
     checkpoint: Checkpoint,
     names: Sequence[str | None],
     shape: tuple[int, ...],
     scales: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """[len(names), *shape]; None is a row of zeros."""
-    rows = [torch.zeros(shape) if name is None else checkpoint.tensor(name, shape) for name in names]
-    if scales is not None:
-        rows = [row * scale for row, scale in zip(rows, scales, strict=True)]
-    return torch.stack(rows)
+    """[len(names), *shape]; None is a row of zeros, and so is what a smaller tensor lacks."""
+    stack = torch.zeros(len(names), *shape)
+    for i, name in enumerate(names):
+        if name is not None:
+            tensor = checkpoint.tensor(name)
+            place = stack[i][tuple(slice(size) for size in tensor.shape)]
+            place.copy_(tensor if scales is None else tensor * scales[i])
+    return stack

@@ -52,7 +52,7 @@ class LlamaNames:
         self.norm = f"{self.prefix}model.norm.weight"
         self.head = f"{self.prefix}lm_head.weight"
         pattern = re.compile(re.escape(self.prefix) + r"model\.layers\.(\d{1,6})\.")
-        matches = (pattern.match(n) for n in checkpoint.names)
+        matches = (pattern.match(n) for n in checkpoint.names - checkpoint.adapter_names)
         numbers = {int(m[1]) for m in matches if m}
         self.layers = len(numbers)
         if not numbers or numbers != set(range(self.layers)) or self.layers > MAX_LAYERS:

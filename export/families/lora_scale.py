@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
+from ..situations import ADAPTER_WEIGHTS
 from .config_keys import shown
-from .llama_config import number, size
+from .llama_config import flag, number, size
 from .llama_layers import Scale
 
-REFUSED = re.compile(
-    "use_(dora|rslora|qalora)|fan_in_fan_out|modules_to_save|lora_bias|layer_replication|exclude_modules"
-    "|trainable_token_indices|alora_invocation_tokens|target_parameters"
+KNOWN = frozenset(
+    """
+    alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules inference_mode
+    init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout megatron_config
+    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules
+    task_type use_rslora
+    """.split()  # noqa: SIM905
 )
-"""Settings of PEFT that change what a LoRA computes."""
+"""Settings of PEFT that are read, or that say how the LoRA was made: which matrices have one, the weights tell."""
+
+INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Ways to begin a LoRA that leave the model's own weights as they are; the others (PiSSA, OLoRA, …) change them."""
 
 
 def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
-    """PEFT's rule: alpha / r, each overridden by alpha_pattern / rank_pattern; None without adapter_config.json."""
+    """PEFT's rule: alpha / r (rsLoRA: / √r), each overridden by alpha_pattern / rank_pattern.
+
+    None without adapter_config.json; CheckpointError names a setting that is not plain LoRA.
+    """
     adapter = checkpoint.adapter_config
     if adapter is None:
         return None
-    where = str(checkpoint.folder / "adapter_config.json")
+    where = str(checkpoint.adapter_folder / "adapter_config.json")
     if adapter.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {adapter['peft_type']!r}; LORA is supported")
     for key, value in adapter.items():
-        if value and REFUSED.fullmatch(key):
+        if value and key not in KNOWN:
             raise CheckpointError(
                 f"{where}: {key} is {shown(value)}, which is not supported; wanted plain LoRA"
             )
+    if (initial := adapter.get("init_lora_weights")) not in INITIAL:
+        raise CheckpointError(
+            f"{where}: init_lora_weights is {shown(initial)}, which changes the model's own weights too; convert the "
+            "adapter (save_pretrained with path_initial_model_for_weight_conversion), or merge it into the model"
+        )
     if adapter.get("bias", "none") != "none":
         raise CheckpointError(f"{where}: bias is {adapter['bias']!r}, which is not supported; wanted none")
     if not any(".lora_A." in name for name in checkpoint.names):
-        raise CheckpointError(
-            f"{checkpoint.folder} has adapter_config.json but no LoRA among its weights; save base and adapter "
-            "together (the whole state_dict), or merge them"
+        beside = any((checkpoint.folder / name).is_file() for name in ADAPTER_WEIGHTS)
+        remedy = (
+            f"--adapter {checkpoint.folder} applies the adapter that is beside them; to leave it out, move it away"
+            if beside
+            else "save base and adapter together (the whole state_dict), or give the adapter's folder with --adapter"
         )
+        raise CheckpointError(
+            f"{checkpoint.folder} has adapter_config.json but no LoRA among its weights; {remedy}"
+        )
+    rooted = flag(adapter, "use_rslora", where, False)
     alphas, ranks = (_pattern(adapter, key, where) for key in ("alpha_pattern", "rank_pattern"))
 
     def scale(module: str, rank: int) -> float:
         declared = _lookup(ranks, module, size(adapter, "r", where, 8))
         if declared != rank:
             raise CheckpointError(f"{where}: rank of {module} is {declared}, its weights have {rank}")
-        return float(_lookup(alphas, module, number(adapter, "lora_alpha", where, 8))) / rank
+        alpha = _lookup(alphas, module, number(adapter, "lora_alpha", where, 8))
+        return alpha / (math.sqrt(rank) if rooted else rank)
 
     return scale
 

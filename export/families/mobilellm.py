@@ -8,6 +8,7 @@ from ..family import Reading
 from .llama_config import flag, read_llama_config
 from .llama_layers import read_layers
 from .llama_ties import LlamaNames, Run
+from .lora_scale import adapter_scale
 
 REPEATS = 2  # fixed in the authors' forward, in no config
 
@@ -35,4 +36,6 @@ class MobileLlmFamily:
                 "wanted the number of stored layers, each applied twice"
             )
         plan = [Run(((layer,) * REPEATS,)) for layer in range(names.layers)]
-        return read_layers(names, config, plan, self.name, share_embedding=share)
+        return read_layers(
+            names, config, plan, self.name, scale=adapter_scale(checkpoint), share_embedding=share
+        )

@@ -21,7 +21,7 @@ from .config_keys import shown
 from .llama_config import LlamaConfig, flag, read_llama_config, size
 from .llama_layers import Scale, read_layers
 from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain
-from .lora_scale import training_scale
+from .lora_scale import adapter_scale, training_scale
 from .mor_routing import RoutedNames, read_routing, router_heads
 
 SECTIONS = ("recursive", "kv_sharing", "relaxation", "mor")
@@ -72,7 +72,7 @@ class MorFamily:
             raise CheckpointError(f"{checkpoint.folder}: a recursive model_type {kind!r}; llama is supported")
         _refuse(training, where)
         config = read_llama_config(checkpoint, ("kv_sharing",))
-        scale = None
+        scale = adapter_scale(checkpoint)
         relaxation = _section(training, "relaxation", where)
         if flag(relaxation, "enable", f"{where}: relaxation", False):
             scale = training_scale(checkpoint, _section(relaxation, "lora", where, "relaxation."))

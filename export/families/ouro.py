@@ -14,6 +14,7 @@ from ..family import Reading
 from .llama_config import number, read_llama_config, size
 from .llama_layers import read_layers
 from .llama_ties import MAX_LAYERS, SANDWICH_NORMS, LlamaNames, Run
+from .lora_scale import adapter_scale
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,14 @@ class OuroFamily:
         plan = [Run(tuple((layer,) * repeats for layer in range(names.layers)))]
         shapes = {"weight": (1, config.hidden_size), "bias": (1,)}
         gate = {key: f"{names.prefix}model.early_exit_gate.{key}" for key in shapes}
-        if not checkpoint.names.intersection(gate.values()):
-            return read_layers(names, config, plan, self.name, loop_norm=True)
-        for key, shape in shapes.items():
-            checkpoint.require(gate[key], shape)
-        reading = read_layers(names, config, plan, self.name, loop_norm=True, read=gate.values())
+        gated = not checkpoint.names.isdisjoint(gate.values())
+        scale = adapter_scale(checkpoint)
+        read = gate.values() if gated else ()
+        for key in shapes if gated else ():
+            checkpoint.require(gate[key], shapes[key])
+        reading = read_layers(names, config, plan, self.name, scale=scale, loop_norm=True, read=read)
+        if not gated:
+            return reading
         return replace(
             reading,
             spec=structs.replace(reading.spec, exit_gate=True),
