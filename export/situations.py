@@ -198,7 +198,9 @@ FOLDERS: tuple[Callable[[Path, Sequence[str]], str | None], ...] = (
     _no_index,
     _other_format,
     _snapshot,
-    lambda folder, names: "is empty; give the folder with config.json that save_pretrained wrote" if not names else None,
+    lambda folder, names: (
+        None if names else "is empty; give the folder with config.json that save_pretrained wrote"
+    ),
 )
 """Folders by what they hold: the first that answers is said of the folder."""
 
