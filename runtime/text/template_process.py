@@ -294,19 +294,19 @@ def _folder_of(package: str) -> str:
 
 
 def _interpreter() -> str:
-    """A Python to start: this one, or what ``multiprocessing`` was told; UsageError inside a frozen program."""
+    """A Python to start: what ``multiprocessing`` was told, or this one; UsageError inside a program that is none."""
     from multiprocessing import spawn
 
-    told = os.fsdecode(spawn.get_executable() or "")
-    # A frozen program, or one that embeds Python, calls itself sys.executable: it would be started again.
-    if told and not (getattr(sys, "frozen", False) and told == sys.executable):
+    told, own = os.fsdecode(spawn.get_executable() or ""), sys.executable or ""
+    # A frozen program, or one that embeds Python, calls itself sys.executable: it must not be started again.
+    frozen = bool(getattr(sys, "frozen", False))
+    if told and (told != own or ("py" in Path(own).name.lower() and not frozen)):
         return os.path.abspath(told)
-    home = Path(sys.exec_prefix)
     names = ("python.exe",) if os.name == "nt" else ("bin/python3", "bin/python")
-    for path in (home / name for name in names):
+    for path in (Path(sys.exec_prefix) / name for name in names):
         if path.is_file():
             return str(path)
     raise UsageError(
-        f"chat templates need a Python interpreter, and this program (sys.executable: {sys.executable!r}) is none; "
+        f"chat templates need a Python interpreter, and this program (sys.executable: {own!r}) is none; "
         "name one with multiprocessing.set_executable"
     )

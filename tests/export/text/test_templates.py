@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Engine
 
 from edgeloop.export.text.templates import chat_templates, warn_of_templates
-from edgeloop.runtime.errors import CheckpointError
+from edgeloop.export.text.vocabulary import read_vocabulary
+from edgeloop.runtime.errors import CheckpointError, UsageError
+from edgeloop.runtime.text.template import ChatTemplates
+from edgeloop.runtime.text.tokenizer import Tokenizer
 
 ECHO = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
@@ -73,9 +78,7 @@ def transformers() -> Any:
 def test_the_templates_are_those_of_transformers(
     files: dict[str, str], tmp_path: Path, transformers: Any
 ) -> None:
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    Engine(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     wanted = transformers.PreTrainedTokenizerFast.from_pretrained(fill(tmp_path, files)).chat_template
     if not isinstance(wanted, dict):
         wanted = {} if wanted is None else {"default": wanted}
@@ -84,17 +87,71 @@ def test_the_templates_are_those_of_transformers(
 
 @pytest.mark.parametrize("several", [False, True])
 def test_what_transformers_saves_is_read(several: bool, tmp_path: Path, transformers: Any) -> None:
-    from tokenizers import Tokenizer, models
-
     templates = {"default": ECHO, "tool_use": "T\n{{ tools }}\n", "räg": "R\r\n"} if several else ECHO
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), chat_template=templates
+        tokenizer_object=Engine(models.WordLevel({"a": 0}, unk_token="a")), chat_template=templates
     )
     for jinja_files in (False, True):
         folder = tmp_path / str(jinja_files)
         tokenizer.save_pretrained(folder, save_jinja_files=jinja_files)
         wanted = transformers.PreTrainedTokenizerFast.from_pretrained(folder).chat_template
         assert chat_templates(folder) == (wanted if several else {"default": wanted})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bos_token": "<|s|>", "eos_token": "<|e|>", "pad_token": "<|p|>", "unk_token": "<|u|>"},
+        {"eos_token": {"__type": "AddedToken", "content": "<|e|>", "special": True}},
+        {"bos_token": "<|s|>", "eos_token": "<|e|>", "add_bos_token": True},
+        {"eos_token": "<|e|>", "additional_special_tokens": ["<|p|>"], "image_token": "<|p|>"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["chatml", "gemma", "qwen", "not_none", "special_tokens"])
+def test_a_folder_gives_the_ids_of_transformers(
+    settings: dict[str, Any], name: str, tmp_path: Path, transformers: Any
+) -> None:
+    """From the files alone: the template, its special tokens and the tokenizer together."""
+    folder, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    folder.mkdir()
+    bundle.mkdir()
+    engine = byte_tokenizer(["<|s|>", "<|e|>", "<|p|>", "<|u|>", "<|im_start|>", "<|im_end|>"])
+    engine.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    )
+    source = Path(__file__).parents[2] / "fixtures" / "chat_templates" / f"{name}.jinja"
+    (folder / "chat_template.jinja").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+    oracle = transformers.AutoTokenizer.from_pretrained(folder)
+    vocabulary = read_vocabulary(folder, {"model_type": "llama"}, engine.get_vocab_size())
+    assert vocabulary is not None
+    tokenizer = Tokenizer.open(vocabulary.write(bundle), vocabulary.split_special_tokens)
+    templates = ChatTemplates(chat_templates(folder), vocabulary.special_tokens)
+    turns = [
+        {"role": "user", "content": " Höher? <|e|>"},
+        {"role": "assistant", "content": "Ja.\n"},
+        {"role": "user", "content": "<|s|>🦊"},
+    ]
+    for messages in (turns[:1], turns):
+        try:
+            wanted = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except Exception:  # a token that the folder does not name
+            with pytest.raises(UsageError):
+                templates.render(messages)
+            continue
+        assert tokenizer.encode(templates.render(messages), special=False) == wanted
+    templates.close()
+
+
+def byte_tokenizer(special: list[str]) -> Engine:
+    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    engine = Engine(models.BPE(vocab=vocab, merges=[]))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.decoder = decoders.ByteLevel()
+    engine.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return engine
 
 
 @pytest.mark.parametrize(
