@@ -1,19 +1,60 @@
-"""Fixtures for all tests, and the folder of the tests on the path, for ``tiny`` and ``forward``."""
+"""Fixtures for all tests, and the same surroundings for them whoever starts them, from where and how.
+
+The folder of the tests is on the path, for ``tiny`` and ``forward``.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 # Tiny models: threads cost more than they bring, most of all on a machine that is busy.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
+# What processes write has these widths, colours and characters wherever they are started.
+for name in (
+    "COLUMNS",
+    "LINES",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "PYTHONIOENCODING",
+):
+    os.environ.pop(name, None)
+os.environ["PYTHONUTF8"] = "1"
+# A shell's background job ignores Ctrl-C, and so would every process that it starts.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --import-mode=importlib leaves sys.path alone; the helpers beside this file are imported by their names.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+_HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR", "HF_HOME")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of the tests' own: they write nothing to the user's, and need none.
+
+    One for all processes of a run, because what the ExecuTorch engine compiles into it takes seconds.
+    """
+    if hasattr(config, "workerinput"):  # of pytest-xdist, started with the environment of its controller
+        return
+    home = Path(tempfile.mkdtemp(prefix="edgeloop-home-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    for variable in _HOMES:
+        os.environ[variable] = str(home if variable == "HOME" else home / variable.lower())
 
 
 @pytest.fixture
