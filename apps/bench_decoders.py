@@ -102,7 +102,7 @@ def genai_decoder(
             checkpoint.mkdir()
             write_unrolled_checkpoint(reading, checkpoint)
             shutil.copyfile(tokenizer / "tokenizer.json", checkpoint / "tokenizer.json")
-            (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG)
+            (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
         folder = GenaiDecoder.prepare(checkpoint, work / f"genai{group_size}", group_size)
         peer = GenaiDecoder(folder, prompt, tokens, threads or default_threads())
     except EngineError as error:

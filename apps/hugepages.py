@@ -54,7 +54,7 @@ def huge_pages_status() -> str:
     if version is None or version < _FIRST_GLIBC:
         return "needs glibc 2.35"
     try:
-        chosen = re.search(r"\[(\w+)\]", _KERNEL.read_text())
+        chosen = re.search(r"\[(\w+)\]", _KERNEL.read_text(encoding="utf-8"))
     except OSError:
         return "not in this kernel"
     return chosen[1] if chosen else "unknown"

@@ -41,9 +41,11 @@ class SynthWeights:
         return total * self.dtype.itemsize + (16 << 20)  # norms, configs, tokenizer
 
     def write(self, folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         if self.shape.family == "mor":
-            (folder / "conf.yaml").write_text(yaml.safe_dump(self.training_config(), sort_keys=False))
+            (folder / "conf.yaml").write_text(
+                yaml.safe_dump(self.training_config(), sort_keys=False), encoding="utf-8"
+            )
             save_pickle(dict(self.tensors()), folder / "pytorch_model.bin")
         else:
             self.write_safetensors(folder)
@@ -75,7 +77,9 @@ class SynthWeights:
             path.rename(folder / final)
             places.update(dict.fromkeys(names, final))
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) in the authors' naming; tied tensors are one object, so torch.save aliases them."""

@@ -122,8 +122,10 @@ def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
         tensors = {key: load().to(torch.float16).contiguous() for key, load in loaders.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index.update(dict.fromkeys(tensors, file))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(_llama_config(spec), indent=1))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
+    )
+    (folder / "config.json").write_text(json.dumps(_llama_config(spec), indent=1), encoding="utf-8")
 
 
 def _llama_name(name: str) -> tuple[str, int]:

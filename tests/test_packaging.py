@@ -1,5 +1,6 @@
 """pyproject.toml says what the tree says."""
 
+import ast
 import re
 import sys
 import tomllib
@@ -54,3 +55,26 @@ def test_no_module_has_the_name_of_a_standard_one() -> None:
     # Inside a package this is legal, but it misleads readers, and scripts that are run from that folder.
     names = {p.stem for f in ("apps", "export", "quant", "runtime") for p in (ROOT / f).rglob("*.py")}
     assert names & set(sys.stdlib_module_names) == set()
+
+
+def test_texts_are_read_and_written_in_an_encoding_of_ours() -> None:
+    """Not in the one of the user's locale. What a system writes in ASCII (/proc, /sys) may be read in any."""
+    found = []
+    for path in (p for f in ("apps", "export", "quant", "runtime") for p in (ROOT / f).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _depends_on_the_locale(node):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:80]}")
+    assert found == []
+
+
+def _depends_on_the_locale(call: ast.Call) -> bool:
+    """Is it ``read_text``, ``write_text``, or ``open`` in text mode, without an encoding?"""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if any(k.arg == "encoding" for k in call.keywords) or "'/proc/" in ast.unparse(call):
+        return False
+    if name == "read_text":
+        return not call.args
+    if name == "write_text":
+        return len(call.args) < 2
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    return name == "open" and any(set(mode) <= set("rwax+t") for mode in modes)

@@ -58,7 +58,7 @@ def save_checkpoint(model: DemoModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(model.config.as_json(), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(model.config.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def finish(
@@ -73,7 +73,9 @@ def finish(
         "validation_loss": [round(x, 4) for x in loss],
         "validation_perplexity": [round(math.exp(x), 2) for x in loss],
     }
-    (out / "training.json").write_text(json.dumps({"best": best, "log": log}, indent=1) + "\n")
+    (out / "training.json").write_text(
+        json.dumps({"best": best, "log": log}, indent=1) + "\n", encoding="utf-8"
+    )
     print(json.dumps(best), flush=True)
 
 

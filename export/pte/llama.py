@@ -37,7 +37,7 @@ def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
     tensors = {llama_name(name): load().float() for name, load in unrolled.tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     torch.save(tensors, folder / CHECKPOINT)
-    (folder / PARAMS).write_text(json.dumps(llama_params(unrolled.spec), indent=1))
+    (folder / PARAMS).write_text(json.dumps(llama_params(unrolled.spec), indent=1), encoding="utf-8")
 
 
 def llama_name(name: str) -> str:
@@ -97,7 +97,7 @@ def export_llama(reading: Reading, folder: Path, group_size: int, context: int) 
     folder = folder.resolve()  # it runs there, and its options are paths
     write_llama_checkpoint(reading, folder)
     config = llama_config(folder, reading.spec, group_size, context)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1))  # JSON is YAML too
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML too
     command = [sys.executable, "-m", MODULE, "--config", str(folder / CONFIG)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     (folder / CHECKPOINT).unlink()  # four bytes for each weight of each depth
