@@ -187,7 +187,11 @@ def describe(report: Report, console: Console) -> None:
     for name, target in manifest.targets.items():
         depths = " ".join(f"{x:.0e}" for x in target.parity.per_depth)
         depths += " after each depth, " if depths else ""
-        rows.append((f"{name} parity", f"{depths}{target.parity.logits:.0e} of the logits"))
+        parity = f"{depths}{target.parity.logits:.0e} of the logits, with float arithmetic"
+        if target.parity.shipped != target.parity.logits:
+            parity += f"; {target.parity.shipped:.0e} as shipped"
+            parity += "" if target.parity.bound is None else f", at most {target.parity.bound:.0e} wanted"
+        rows.append((f"{name} parity", parity))
     if report.unused:
         rows.append(("unused tensors", unused_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.manifest import MANIFEST, Constant, Flat, Manifest, Package
+from ..runtime.manifest import MANIFEST, Constant, Flat, Manifest, Package, Parity
 from ..runtime.spec import Spec
 from .console import Console
 from .quantities import (
@@ -109,7 +109,7 @@ def show_bundle(path: Path, console: Console) -> None:
             byte_count(sum(manifest.files[graph].bytes for graph in target.graphs.values())),
             " ".join(f"{x:.1e}" for x in target.parity.per_depth) or "–",
             f"{target.parity.logits:.1e}",
-            f"{target.parity.shipped:.1e}",
+            f"{target.parity.shipped:.1e}" + held_to(target.parity),
         )
         for name, target in manifest.targets.items()
     ]
@@ -120,6 +120,11 @@ def show_bundle(path: Path, console: Console) -> None:
             show_package(target.package, console)
         if target.flat is not None:
             show_flat(target.flat, manifest.spec, console)
+
+
+def held_to(parity: Parity) -> str:
+    """What the difference as shipped was allowed to be, where a bundle says so."""
+    return "" if parity.bound is None else f" of {parity.bound:.0e}"
 
 
 def show_package(package: Package, console: Console) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Oracle:
         turns: npt.DTypeLike = np.float32,
     ) -> None:
         """``turns``: the type in which the engine that is compared with it keeps its rotary tables."""
-        self.spec, self.numerics = spec, numerics
+        self.spec, self.numerics, self._weights, self._turns = spec, numerics, weights, turns
         self._rotary = RotaryTables(spec, turns)
         self.stages: dict[str, AnyStage] = {
             kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
@@ -43,6 +45,10 @@ class Oracle:
     def open(spec: Spec, weights: Path, numerics: Numerics) -> Oracle:
         """Over a weights file, mapped rather than read."""
         return Oracle(spec, load_file(weights), numerics)
+
+    def with_activations(self, activations: Callable[[Tensor], Tensor]) -> Oracle:
+        """The same modules, the inputs of whose quantized matrices are ``activations`` of what they were."""
+        return Oracle(self.spec, self._weights, replace(self.numerics, activations=activations), self._turns)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""

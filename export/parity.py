@@ -8,6 +8,7 @@ skipped depths. Differences are relative to the largest absolute value.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ EXACT = 1e-4
 """Bound for float arithmetic on both sides: rounding order is all that may differ."""
 SHIPPED = 0.2
 """Bound with int8 activations in the engine: far above what rounding gives, far below a wrong graph."""
+REPORT = "please report the checkpoint's config"
+Bounds = float | Sequence[float]
+"""The largest difference allowed: one for all, or one for each thing that is compared."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,13 @@ class Trace:
         """All that it holds."""
         filled = [] if self.filled is None else [self.filled]
         return [*self.per_depth, self.logits, self.mixed, *filled]
+
+    @property
+    def names(self) -> list[str]:
+        """What each of ``arrays`` is."""
+        depths = [f"the state after depth {d}" for d in range(len(self.per_depth))]
+        filled = [] if self.filled is None else ["filled-in K and V"]
+        return [*depths, "the logits", "a call of mixed depths", *filled]
 
 
 def trace(backend: Backend, seed: int = 0) -> Trace:
@@ -112,14 +123,11 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     return found
 
 
-def compare_packed(found: list[F32], wanted: list[F32], engine: str, bound: float) -> None:
+def compare_packed(
+    found: list[F32], wanted: list[F32], engine: str, bound: Bounds, advice: str = REPORT
+) -> None:
     """ParityError when packed lanes differ beyond ``bound``."""
-    for f, w in zip(found, wanted, strict=True):
-        if not (error := difference(f, w)) <= bound:
-            raise ParityError(
-                f"{engine} disagrees with the torch modules in packed lanes: {error:.2g} relative, at most "
-                f"{bound:.0e} wanted; the bundle was not written, please report the checkpoint's config"
-            )
+    _check(["packed lanes"] * len(found), list(map(difference, found, wanted)), engine, bound, advice)
 
 
 def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
@@ -163,20 +171,24 @@ def difference(found: F32, wanted: F32) -> float:
     return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
 
 
-def compare(found: Trace, wanted: Trace, engine: str, bound: float) -> tuple[tuple[float, ...], float]:
-    """(difference after each depth, difference of the logits); ParityError names the first beyond ``bound``."""
-    per_depth = tuple(difference(f, w) for f, w in zip(found.per_depth, wanted.per_depth, strict=True))
-    logits = difference(found.logits, wanted.logits)
-    mixed = difference(found.mixed, wanted.mixed)
-    filled = 0.0
-    if found.filled is not None and wanted.filled is not None:
-        filled = difference(found.filled, wanted.filled)
-    named = [(f"the state after depth {d}", e) for d, e in enumerate(per_depth)]
-    named += [("the logits", logits), ("a call of mixed depths", mixed), ("filled-in K and V", filled)]
-    for what, error in named:
-        if not error <= bound:
+def compare(
+    found: Trace, wanted: Trace, engine: str, bound: Bounds, advice: str = REPORT
+) -> tuple[tuple[float, ...], float]:
+    """(difference after each depth, difference of the logits); ParityError names the first beyond ``bound``.
+
+    ``advice``: what a person is told to do about it.
+    """
+    errors = [difference(f, w) for f, w in zip(found.arrays, wanted.arrays, strict=True)]
+    _check(found.names, errors, engine, bound, advice)
+    depths = len(found.per_depth)
+    return tuple(errors[:depths]), errors[depths]
+
+
+def _check(names: list[str], errors: list[float], engine: str, bound: Bounds, advice: str) -> None:
+    bounds = bound if isinstance(bound, Sequence) else [bound] * len(errors)
+    for what, error, most in zip(names, errors, bounds, strict=True):
+        if not error <= most:
             raise ParityError(
-                f"{engine} disagrees with the torch modules in {what}: {error:.2g} relative, at most {bound:.0e} "
-                "wanted; the bundle was not written, please report the checkpoint's config"
+                f"{engine} disagrees with the torch modules in {what}: {error:.2g} relative, at most {most:.0e} "
+                f"wanted; the bundle was not written, {advice}"
             )
-    return per_depth, logits

@@ -142,6 +142,15 @@ class RunsPrompts(Protocol):
         ...
 
 
+@runtime_checkable
+class Closes(Protocol):
+    """An engine that holds what Python does not count: a mapped program, packed weights."""
+
+    def close(self) -> None:
+        """Let go of it now; the engine cannot be used any more. Twice is fine."""
+        ...
+
+
 def shares_kv(spec: Spec) -> bool:
     """Do the depths of the block's loop read the K and V of depth 0?"""
     return spec.kv == "shared" and spec.depths > 1

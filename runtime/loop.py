@@ -315,6 +315,7 @@ class DepthLoop:
         """
         kept, calls = self.cache, self._calls
         wide = self.backend.new_cache(1, tokens)
+        wide.reserve(self.cached)
         for (key, value), (own_key, own_value) in zip(
             wide.stages["block"], kept.stages["block"], strict=True
         ):

@@ -42,13 +42,16 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
 class Parity(Struct, frozen=True, forbid_unknown_fields=True):
     """What the export's parity step measured against the torch modules.
 
-    ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, with
-    float arithmetic in the engine; ``shipped`` is that of the logits as shipped, int8 activations included.
+    ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, of the same
+    graphs and weights with float arithmetic; a flat program has logits only. ``shipped`` is what the engine differs
+    by as shipped, int8 activations or float16 included, from modules that compute so too where there are some; it
+    was held to ``bound``.
     """
 
     per_depth: tuple[float, ...]
     logits: float
     shipped: float
+    bound: float | None = None
 
 
 class Package(Struct, frozen=True, forbid_unknown_fields=True):

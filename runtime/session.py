@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from .acceptance import Pace, WholeTokens
-from .backend import F32, I64, Backend
+from .backend import F32, I64, Backend, Closes
 from .backends import open_backend
 from .bundle import Bundle
 from .checks import longer, whole_number
@@ -318,7 +318,9 @@ class Session:
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
-        self._loop = self._pipelined = self.backend = None
+        backend, self._loop, self._pipelined, self.backend = self.backend, None, None, None
+        if backend is not None and isinstance(backend, Closes):
+            backend.close()
         self.chat_templates.close()
 
     def __enter__(self) -> Session:

@@ -92,6 +92,7 @@ def check_parity(
         per_depth=tuple(exact[_state(d)] for d in range(plan.spec.depths)),
         logits=exact["the logits"],
         shipped=max(found[True].values()),
+        bound=SHIPPED,
     )
 
 

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import (
+    EdgeCompileConfig,
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    to_edge_transform_and_lower,
+)
 from executorch.exir.lowered_backend_module import get_lowered_backend_modules
 from executorch.runtime import Runtime
 
@@ -58,11 +63,8 @@ def constants(spec: Spec, chunk: int) -> dict[str, Constant]:
     return found
 
 
-def lower_flat(model: Flat, named: dict[str, Constant]) -> bytes:
-    """The .pte of ``model``: a delegate between two writes to a cache, which are done in place.
-
-    ExportError when XNNPACK left arithmetic of a layer out.
-    """
+def lower_flat(model: Flat, named: dict[str, Constant]) -> EdgeProgramManager:
+    """``model``: a delegate between two writes to a cache. ExportError when XNNPACK left arithmetic of a layer out."""
     tokens, free = torch.zeros(1, min(model.chunk, 5), dtype=torch.long), None
     if model.chunk > 1:
         free = {1: torch.export.Dim("S", min=1, max=model.chunk)}
@@ -90,6 +92,12 @@ def lower_flat(model: Flat, named: dict[str, Constant]) -> bytes:
                 f"XNNPACK took the model in {delegates} pieces for {len(model.order)} layers and left "
                 f"{', '.join(left) or 'nothing'}; please report the checkpoint's config"
             )
+        return edge
+
+
+def serialize_flat(edge: EdgeProgramManager) -> bytes:
+    """The .pte; caches are written in place."""
+    with quiet():
         return bytes(edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True)).buffer)
 
 

@@ -40,7 +40,8 @@ def delta_keys(methods: dict[str, Rows | Head]) -> set[str]:
 
 def split_weights(edge: EdgeProgramManager, deltas: Collection[str]) -> EdgeProgramManager:
     """The same methods, their weights in files that are written when they are serialized."""
-    programs = {name: edge.exported_program(name) for name in edge.methods}
+    # ``methods`` is a set, whose order is another in each process; that of the methods is that of the data.
+    programs = {name: edge.exported_program(name) for name in sorted(edge.methods)}
     for program in programs.values():
         for delegate in program.graph_module.children():
             store = delegate.named_data_store_output

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 import torch
+from executorch.exir import EdgeProgramManager
+from msgspec import structs
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,10 +25,11 @@ from ...runtime.spec import Spec
 from ...runtime.weights import matrix_shapes
 from ..fused import Numerics
 from ..oracle import Oracle
-from ..parity import compare, compare_packed, trace, trace_packed
+from ..parity import EXACT, REPORT, compare, compare_packed, trace, trace_packed
+from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.lower import lower, serialize
 from ..pte.methods import build_program
-from ..pte.oracle import RowsAsInt8, parity_bound
+from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
 from ..pte.split import delta_keys, split_weights, write_data
 from ..target import Job
 
@@ -73,9 +76,9 @@ class ExecutorchTarget:
         version = importlib.metadata.version("executorch")
         layout = Layout(version, PROGRAM, shapes, table, data)
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
+        numerics = Numerics(bits, job.recipe.group_size, 1)
         job.progress("executorch: parity after every depth", 0.9)
-        numerics = Numerics(bits, job.recipe.group_size, 1, RowsAsInt8() if bits < 32 else None)
-        parity = check_parity(Oracle(job.spec, weights, numerics), folder, layout)
+        parity = check_parity(Oracle(job.spec, weights, numerics), edge, folder, layout)
         job.progress("executorch: done", 1.0)
         files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
         files |= {name.removesuffix(".ptd"): name for name in data}
@@ -100,18 +103,44 @@ def check_recipe(spec: Spec, recipe: Recipe) -> None:
             )
 
 
-def check_parity(oracle: Oracle, folder: Path, layout: Layout) -> manifest.Parity:
-    """The program against the modules; ParityError beyond ``parity_bound``."""
+def check_parity(oracle: Oracle, edge: EdgeProgramManager, folder: Path, layout: Layout) -> manifest.Parity:
+    """The program against the modules: with float activations to ``EXACT``, and as it is to ``parity_bounds``.
+
+    ``edge``, of which the program was made, is used up. ParityError where they differ.
+    """
+    if oracle.numerics.bits == 32:
+        per_depth, logits, _ = compare_program(oracle, folder, layout, "executorch")
+        return manifest.Parity(per_depth, logits, logits, EXACT)
+    path = folder / EXACT_PROGRAM
+    try:
+        path.write_bytes(serialize(exact_activations(edge)).buffer)
+        exact = structs.replace(layout, program=path.name, data=())
+        per_depth, logits, _ = compare_program(oracle, folder, exact, "executorch with float activations")
+    finally:
+        path.unlink(missing_ok=True)
+    whole = oracle.with_activations(RowsAsInt8())
+    _, shipped, bound = compare_program(whole, folder, layout, "executorch with int8 activations", KERNELS)
+    return manifest.Parity(per_depth, logits, shipped, bound)
+
+
+def compare_program(
+    oracle: Oracle, folder: Path, layout: Layout, what: str, advice: str = REPORT
+) -> tuple[tuple[float, ...], float, float]:
+    """(difference after each depth, of the logits, the bound of those) of the program that ``layout`` names."""
     wanted, packed = trace(oracle), trace_packed(oracle)
-    bound = parity_bound(
+    bounds = parity_bounds(
         oracle.numerics,
         lambda: [*trace(oracle).arrays, *trace_packed(oracle)],
         [*wanted.arrays, *packed],
     )
-    backend = ExecutorchBackend(oracle.spec, folder, layout)
-    per_depth, logits = compare(trace(backend), wanted, "executorch", bound)
-    compare_packed(trace_packed(backend), packed, "executorch", bound)
-    return manifest.Parity(per_depth, logits, logits)
+    own = len(wanted.arrays)
+    backend = ExecutorchBackend(oracle.spec, folder, layout, threads=1)
+    try:
+        per_depth, logits = compare(trace(backend), wanted, what, bounds[:own], advice)
+        compare_packed(trace_packed(backend), packed, what, bounds[own:], advice)
+    finally:
+        backend.close()
+    return per_depth, logits, bounds[oracle.spec.depths]
 
 
 def place_embedding(

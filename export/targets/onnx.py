@@ -75,7 +75,7 @@ def check_parity(oracle: Oracle, graphs: dict[str, Path]) -> manifest.Parity:
             path.unlink()
     _, shipped = compare(trace(OnnxBackend(oracle.spec, graphs)), wanted, "onnx", SHIPPED)
     compare_packed(trace_packed(OnnxBackend(oracle.spec, graphs, packed=True)), packed, "onnx", SHIPPED)
-    return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped)
+    return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped, bound=SHIPPED)
 
 
 def _with_float_activations(path: Path) -> Path:

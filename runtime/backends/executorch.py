@@ -42,7 +42,8 @@ class ExecutorchBackend:
     def __init__(
         self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None, profiled: bool = False
     ) -> None:
-        """``folder``: where the files of ``layout`` lie. ``threads``: see ``default_threads``.
+        """``folder``: where the files of ``layout`` lie. ``threads``: by default ``default_threads``, or as many as the
+        pool has that this process has already; see ``Bridge``.
 
         ``profiled``: calls are traced, see ``Bridge.write_profiles``.
         """
@@ -50,7 +51,7 @@ class ExecutorchBackend:
         self.bridge = Bridge(
             folder / layout.program,
             [folder / name for name in layout.data],
-            threads or default_threads(spec),
+            threads or -default_threads(spec),
             profiled,
         )
         self._check(folder)
@@ -81,6 +82,13 @@ class ExecutorchBackend:
             raise EngineError(
                 f"{error}; it was made by executorch {layout.version}, and {installed} is installed"
             ) from error
+
+    def close(self) -> None:
+        """Let go of the program, its packed weights and the mapped embedding, whoever still refers to the engine."""
+        self._bindings.clear()
+        self._heads.clear()
+        self.bridge.close()
+        self._embedding.close()
 
     def _check(self, folder: Path) -> None:
         """BundleError unless the program's head is that of the spec."""

@@ -7,14 +7,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #ifdef EDGELOOP_PROFILE
 #include <executorch/devtools/etdump/etdump_flatcc.h>
 #endif
 #include <executorch/extension/module/module.h>
+#include <executorch/extension/threadpool/threadpool_guard.h>
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/core/exec_aten/exec_aten.h>
@@ -26,13 +29,56 @@ namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
   bool _unsafe_reset_threadpool(uint32_t threads);
+  size_t get_thread_count() const;
 };
 ThreadPool* get_threadpool();
 }  // namespace executorch::extension::threadpool
 
+namespace edgeloop {  // named, so that this library and the one with the tracer count together
+
+// All programs of a process share one pool of threads, and each keeps the pool's address from the moment a method is
+// loaded. So the pool gets another size only while no program has it; a program of one thread does without.
+class PoolShare {
+ public:
+  // `threads`: 1 none of the pool, more a pool of as many, 0 as it is; negative: as many if nobody has it yet.
+  bool take(int threads, std::string* reason) {
+    if (threads == 1 || threads == -1) return true;
+    std::lock_guard<std::mutex> lock(mutex());
+    auto* pool = executorch::extension::threadpool::get_threadpool();
+    const int wanted = threads < 0 ? -threads : threads, found = static_cast<int>(pool->get_thread_count());
+    if (wanted && wanted != found) {
+      if (!users()) {
+        pool->_unsafe_reset_threadpool(wanted);
+      } else if (threads > 0) {
+        *reason = "it was opened with " + std::to_string(wanted) + " threads, and another open model of this process has " +
+                  std::to_string(found) + ", which all of them share; close that one first, or open this one with " +
+                  std::to_string(found) + " threads or with 1";
+        return false;
+      }
+    }
+    ++users();
+    held_ = true;
+    return true;
+  }
+  bool held() const { return held_; }
+  ~PoolShare() {
+    std::lock_guard<std::mutex> lock(mutex());
+    if (held_) --users();
+  }
+
+ private:
+  static std::mutex& mutex() { static std::mutex* it = new std::mutex; return *it; }
+  static int& users() { static int count = 0; return count; }
+  bool held_ = false;
+};
+
+}  // namespace edgeloop
+
 namespace {
 
+using edgeloop::PoolShare;
 using executorch::extension::module::Module;
+using executorch::extension::threadpool::NoThreadPoolGuard;
 using executorch::runtime::BackendOptions;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
@@ -41,12 +87,29 @@ using executorch::aten::ScalarType;
 using executorch::aten::Tensor;
 using executorch::aten::TensorImpl;
 
+// While it lives, XNNPACK runs on the calling thread alone unless the program has a share of the pool.
+class Threads {
+ public:
+  explicit Threads(const PoolShare& pool) : before_(NoThreadPoolGuard::is_enabled()) {
+    NoThreadPoolGuard::set_enabled(!pool.held());
+  }
+  ~Threads() { NoThreadPoolGuard::set_enabled(before_); }
+
+ private:
+  const bool before_;
+};
+
+struct Plan;
+
 struct Program {
+  PoolShare pool;  // first, so that it is given back last
 #ifdef EDGELOOP_PROFILE
   std::unordered_map<std::string, executorch::etdump::ETDumpGen> tracers;  // of each method: an ETDump has no names
 #endif
   std::unique_ptr<Module> module;
   std::unordered_map<Method*, const void*> bound;  // the plan whose inputs a method has now
+  std::unordered_set<Plan*> plans;
+  ~Program();
 };
 
 // One method on one set of addresses. What it says of caches is where new rows of K and V go.
@@ -63,6 +126,10 @@ struct Plan {
   int lanes, kv_heads, capacity, head_dim;
 };
 
+Program::~Program() {
+  for (Plan* plan : plans) delete plan;
+}
+
 int fail(char* message, int room, const std::string& what, Error error) {
   std::snprintf(message, room, "%s: %s", what.c_str(), executorch::runtime::to_string(error));
   return -1;
@@ -78,7 +145,8 @@ float* cache_row(const Plan& plan, size_t i, int row, int head, int at) {
 
 extern "C" {
 
-// The program at `path` with `count` .ptd files `data`, mapped; methods share their weights in memory.
+// The program at `path` with `count` .ptd files `data`, mapped; methods share their weights in memory. `threads`: see
+// PoolShare. A damaged program is refused where its tables show it; bytes of a delegate or of weights show nothing.
 void* edgeloop_open(const char* path, const char** data, int count, int threads, char* message, int room) {
   // Errors come back as numbers; the runtime's own log says more than people can use, most of it about the processor.
   auto silent = [](et_timestamp_t, et_pal_log_level_t, const char*, const char*, size_t, const char*, size_t) {};
@@ -91,12 +159,16 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
     fail(message, room, "the XNNPACK library is missing", error);
     return nullptr;
   }
-  if (threads > 0) executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(threads);
   auto program = std::make_unique<Program>();
+  std::string reason;
+  if (!program->pool.take(threads, &reason)) {
+    std::snprintf(message, room, "%s", reason.c_str());
+    return nullptr;
+  }
   std::vector<std::string> files(data, data + count);
   program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap)
                           : std::make_unique<Module>(path, Module::LoadMode::Mmap);
-  error = program->module->load();
+  error = program->module->load(executorch::runtime::Program::Verification::InternalConsistency);
   if (error != Error::Ok) {
     fail(message, room, "it does not load", error);
     return nullptr;
@@ -104,6 +176,7 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
   return program.release();
 }
 
+// Lets go of the program, its packed weights and its plans.
 void edgeloop_close(void* handle) { delete static_cast<Program*>(handle); }
 
 // The method `name`, loaded; its numbers of inputs and outputs.
@@ -118,6 +191,7 @@ void* edgeloop_method(void* handle, const char* name, int* inputs, int* outputs,
 #ifdef EDGELOOP_PROFILE
   tracer = &program->tracers[name];
 #endif
+  Threads threads(program->pool);
   Error error = program->module->load_method(name, nullptr, tracer);
   if (error != Error::Ok) {
     fail(message, room, std::string("method ") + name + " does not load", error);
@@ -171,6 +245,7 @@ void* edgeloop_plan(void* handle, void* method, int inputs, void** input, const 
   plan->kv_heads = kv_heads;
   plan->capacity = capacity;
   plan->head_dim = head_dim;
+  plan->program->plans.insert(plan.get());
   return plan.release();
 }
 
@@ -178,6 +253,7 @@ void edgeloop_free(void* handle) {
   auto* plan = static_cast<Plan*>(handle);
   auto bound = plan->program->bound.find(plan->method);
   if (bound != plan->program->bound.end() && bound->second == plan) plan->program->bound.erase(bound);
+  plan->program->plans.erase(plan);
   delete plan;
 }
 
@@ -196,6 +272,7 @@ int edgeloop_run(void* handle, int rows, const int32_t* at, char* message, int r
     }
     bound = plan;
   }
+  Threads threads(plan->program->pool);
   Error error = plan->method->execute();
   if (error != Error::Ok) return fail(message, room, "execution", error);
   const size_t row = static_cast<size_t>(plan->head_dim) * sizeof(float);

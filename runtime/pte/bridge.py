@@ -1,20 +1,8 @@
-"""ExecuTorch's C++ runtime through ctypes.
-
-The Python bindings of the executorch wheel import torch and copy what they return. Its C++ libraries need neither, so
-``bridge.cpp`` beside this file is compiled against them once for each version, some seconds with g++, and kept.
-"""
+"""ExecuTorch's C++ runtime through ctypes: a program, its methods, and plans that bind them to arrays."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.metadata
-import importlib.util
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,75 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
+from .compiled import compile_bridge
 
-log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("bridge.cpp")
-LIBRARIES = ("executorch_backend_xnnpack", "executorch_threadpool", "executorch")
 _ROOM = 512
 F32 = npt.NDArray[np.float32]
-
-
-def wheel() -> Path:
-    """The folder of the installed executorch; EngineError when there is none, or not all of it."""
-    found = importlib.util.find_spec("executorch")
-    places = list(found.submodule_search_locations or ()) if found else []
-    for place in places:
-        if (Path(place) / "lib").is_dir():
-            for name in LIBRARIES:
-                if not (Path(place) / "lib" / f"lib{name}.so").is_file():
-                    raise EngineError(
-                        f"{place}/lib has no lib{name}.so, which engine executorch needs; install the wheel again: "
-                        'pip install --force-reinstall "edgeloop[executorch]"'
-                    )
-            return Path(place)
-    raise EngineError(
-        'engine executorch needs the executorch wheel with its libraries: pip install "edgeloop[executorch]"'
-    )
-
-
-def compile_bridge(profiled: bool = False) -> Path:
-    """The compiled bridge, made if it is not there yet; EngineError without a C++ compiler.
-
-    ``profiled``: with ExecuTorch's tracer, which takes time and memory.
-    """
-    home, version = wheel(), importlib.metadata.version("executorch")
-    libraries = (*LIBRARIES, "executorch_etdump") if profiled else LIBRARIES
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {home} {libraries}".encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeloop"
-    library = cache / f"executorch-{key}.so"
-    if library.is_file():
-        return library
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise EngineError(
-            "engine executorch compiles a small bridge to the wheel's libraries once and found no C++ compiler; "
-            "install g++ or set CXX"
-        )
-    log.info("compiling %s", library)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        made = Path(folder) / library.name
-        lib = home / "lib"
-        command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", str(SOURCE), "-o", str(made)]
-        command += [f"-I{home / 'include'}", f"-L{lib}", f"-Wl,-rpath,{lib}", "-Wl,--no-as-needed"]
-        command += ["-DC10_USING_CUSTOM_GENERATED_MACROS"]
-        command += [f"-I{home / 'include/executorch/runtime/core/portable_type/c10'}"]
-        command += ["-DEDGELOOP_PROFILE"] if profiled else []
-        done = subprocess.run(
-            [*command, *(f"-l{name}" for name in libraries)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-            raise EngineError(f"{compiler} cannot compile the bridge to executorch {version}: {reason}")
-        made.replace(library)  # two processes may have made the same
-    return library
 
 
 class Bridge:
     """An opened program. EngineError when it, a method or a call fails."""
 
     def __init__(self, program: Path, data: list[Path], threads: int, profiled: bool = False) -> None:
-        """``data``: .ptd files with the program's weights. ``profiled``: calls are traced for ``write_profiles``."""
+        """``data``: .ptd files with the program's weights. ``profiled``: calls are traced for ``write_profiles``.
+
+        ``threads``: 1 is the calling thread. All others share one pool in a process, whose size the first program
+        decides; another size while it is open is an EngineError, or if negative it is ignored.
+        """
+        self._program: int | None = None
         try:
             self._lib = ctypes.CDLL(str(compile_bridge(profiled)))
         except OSError as error:
@@ -118,6 +53,8 @@ class Bridge:
     def method(self, name: str) -> tuple[int, int, int]:
         """(handle, inputs, outputs) of the method ``name``, which is loaded when it is first wanted."""
         if name not in self._methods:
+            if not self._program:
+                raise EngineError(f"{self.name} was closed; open it again")
             counts = (ctypes.c_int(), ctypes.c_int())
             found = self._lib.edgeloop_method(
                 ctypes.c_void_p(self._program),
@@ -181,6 +118,8 @@ class Bridge:
 
     def run(self, plan: Plan, rows: int) -> None:
         """Run a plan; its first ``rows`` rows' K and V go to rows ``plan.at`` of their caches."""
+        if not self._program:
+            raise EngineError(f"{self.name} was closed; open it again")
         if self._lib.edgeloop_run(plan.handle, rows, plan.at_address, self._message, _ROOM):
             raise self._error()
 
@@ -197,10 +136,14 @@ class Bridge:
             self._lib.edgeloop_free(plan.handle)
 
     def close(self) -> None:
-        """Let go of the program; its plans must be gone."""
-        if self._program:
-            self._lib.edgeloop_close(ctypes.c_void_p(self._program))
-        self._program = None
+        """Let go of the program, its plans and its packed weights; nothing of it can be run any more."""
+        program, self._program = self._program, None
+        self._methods = {}
+        if program:
+            self._lib.edgeloop_close(ctypes.c_void_p(program))
+
+    def __del__(self) -> None:
+        self.close()  # plans refer to the bridge: the last of them is gone
 
 
 class Plan:

@@ -30,6 +30,10 @@ class Embedding:
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: no embedding in it ({error}); copy the bundle again") from error
 
+    def close(self) -> None:
+        """Unmap the file; there are no rows any more."""
+        self._values, self._scales = np.empty((0, 1), np.float32), None
+
     def rows(self, ids: I64) -> F32:
         """ids [n] → [n, D] float32."""
         picked = self._values[ids]

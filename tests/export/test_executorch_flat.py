@@ -16,6 +16,7 @@ from tiny import KINDS, VOCAB, demo_model
 from edgeloop.apps.demo.model import DemoConfig
 from edgeloop.export.family import Reading
 from edgeloop.export.oracle import Oracle
+from edgeloop.export.parity import EXACT
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.synth_tokenizer import write_tokenizer
@@ -105,7 +106,7 @@ def test_every_family(
     write_weights(reading(kind), Recipe.named("none", 32), tmp_path / "w")
     chunk = 4  # smaller than the check's pieces: caches of windows are written over
     model = Flat(spec, load_file(tmp_path / "w"), 32, rows_of(spec, chunk), chunk)
-    assert check_parity(Eager(model), oracle(kind), chunk) < 1e-5
+    assert check_parity(Eager(model), oracle(kind), chunk)[0] < 1e-5
     model.head.weight.data[5] += 1
     with pytest.raises(ParityError, match="disagrees with the torch modules in the logits of token 4"):
         check_parity(Eager(model), oracle(kind), chunk)
@@ -188,7 +189,10 @@ def test_a_bundle_of_it(codes: Path) -> None:
     assert target.flat.rows == 160
     assert target.flat.constants["get_n_layers"] == 2
     assert target.parity.per_depth == ()
-    assert 0 < target.parity.logits < 0.2
+    assert 0 < target.parity.logits < EXACT
+    assert target.parity.bound is not None
+    assert EXACT < target.parity.bound < 0.5
+    assert target.parity.shipped < target.parity.bound
     with pytest.raises(
         BundleError, match="holds executorch in the flat layout, for executorch's own runners"
     ):

@@ -1,0 +1,391 @@
+"""What the parity step of ExecuTorch finds: faults in a program, on any processor; and nothing in a right one."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from editing import read
+from safetensors.torch import load_file, save_file
+from tiny import VOCAB, demo_model
+from torch import Tensor
+
+from edgeloop.apps.demo.model import DemoConfig
+from edgeloop.export.fused import Numerics
+from edgeloop.export.oracle import Oracle
+from edgeloop.export.parity import EXACT, compare, difference, trace, trace_packed
+from edgeloop.export.stored import write_weights
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.errors import ParityError
+from edgeloop.runtime.manifest import Parity
+
+pytest.importorskip("executorch")
+from executorch.exir import EdgeProgramManager
+from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
+from executorch.exir.lowered_backend_module import LoweredBackendModule, get_lowered_backend_modules
+
+from edgeloop.export.pte.exact import EXACT_PROGRAM
+from edgeloop.export.pte.lower import lower, serialize
+from edgeloop.export.pte.methods import build_program
+from edgeloop.export.pte.oracle import RowsAsInt8, parity_bounds, rows_as_int8
+from edgeloop.export.targets.executorch import check_parity, compare_program, place_embedding
+from edgeloop.runtime.pte.layout import Layout, Shapes
+
+SHAPES = Shapes(1, 8)
+
+
+@dataclass
+class Made:
+    """One lowered model, whose delegates can be given back what they were serialized as."""
+
+    folder: Path
+    layout: Layout
+    edge: EdgeProgramManager
+    oracle: Oracle
+    serialized: list[tuple[LoweredBackendModule, bytes, NamedDataStoreOutput]]
+
+    def check(self) -> Parity:
+        """The parity step; ``edge`` is as it was afterwards."""
+        try:
+            return check_parity(self.oracle, self.edge, self.folder, self.layout)
+        finally:
+            for delegate, processed, stored in self.serialized:
+                delegate._processed_bytes, delegate._named_data_store_output = processed, stored
+
+    def plant(self, name: str, change: Callable[[bytes], bytes]) -> None:
+        """Change a constant in every delegate: that whose bytes are the stored tensor ``name``."""
+        wanted = constant(self.weights[name], name)
+        found = 0
+        for delegate, processed, stored in self.serialized:
+            buffers = [change(data) if data == wanted else data for data in stored.buffers]
+            found += buffers != list(stored.buffers)
+            delegate._processed_bytes = processed
+            delegate._named_data_store_output = replace(stored, buffers=buffers)
+        assert found
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "w.safetensors")
+
+
+def constant(tensor: Tensor, name: str) -> bytes:
+    """A stored tensor as a delegate holds it."""
+    if name.endswith("scales"):
+        tensor = tensor.float().bfloat16()
+    elif name.endswith("lora_a"):
+        tensor = tensor.float().flatten(0, 1)
+    elif name.endswith("norm.weight") and tensor.ndim == 2:
+        tensor = tensor.t().contiguous()
+    data: bytes = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A layer that is run twice, with norms and deltas of each depth: 6 methods in int4."""
+    folder = tmp_path_factory.mktemp("parity")
+    config = DemoConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    (folder / "checkpoint").mkdir()
+    save_file(demo_model(config).state_dict(), folder / "checkpoint" / "model.safetensors")
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(config.as_json()))
+    reading = read(folder / "checkpoint")
+    write_weights(reading, Recipe.named("int4", 32), folder / "w.safetensors")
+    weights = load_file(folder / "w.safetensors")
+    edge = lower(build_program(reading.spec, weights, 4, SHAPES).methods, lambda step: None)
+    delegates = [
+        delegate
+        for name in sorted(edge.methods)
+        for delegate in get_lowered_backend_modules(edge.exported_program(name).graph_module)
+    ]
+    kept = [(d, d.processed_bytes, d.named_data_store_output) for d in delegates]
+    (folder / "model.pte").write_bytes(serialize(edge).buffer)
+    table = place_embedding(reading.spec, weights, 4, folder, "model.pte")
+    layout = Layout("1", "model.pte", SHAPES, table)
+    return Made(folder, layout, edge, Oracle(reading.spec, weights, Numerics(4, 32, 1)), kept)
+
+
+@pytest.fixture(scope="module")
+def rounded(made: Made) -> Oracle:
+    """The modules with int8 activations."""
+    return made.oracle.with_activations(RowsAsInt8())
+
+
+def test_a_right_program(made: Made) -> None:
+    """Float arithmetic is held to what it is elsewhere; int8 activations to a bound that is told."""
+    parity = made.check()
+    assert 0 < max(*parity.per_depth, parity.logits) < EXACT
+    assert parity.bound is not None
+    assert parity.shipped <= parity.bound
+    assert EXACT < parity.bound < 0.5
+    assert {path.name for path in made.folder.iterdir()} == {"checkpoint", "w.safetensors", "model.pte"}
+
+
+def one_scale(data: bytes) -> bytes:
+    """One group's scale of 128, and only by a sixteenth or so."""
+    scales = np.frombuffer(data, np.uint16).copy()
+    scales[5] += 8
+    return scales.tobytes()
+
+
+def two_rows(data: bytes) -> bytes:
+    rows = np.frombuffer(data, np.uint8).reshape(64, -1).copy()
+    rows[[4, 5]] = rows[[5, 4]]
+    return rows.tobytes()
+
+
+def two_depths(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[half:] + data[:half]
+
+
+def one_weight(data: bytes) -> bytes:
+    values = np.frombuffer(data, np.float32).copy()
+    values[7] *= 1.01
+    return values.tobytes()
+
+
+LAYER = "segments.0.layers.0."
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (f"{LAYER}o_proj.scales", one_scale),
+        (f"{LAYER}down_proj.codes", two_rows),
+        (f"{LAYER}q_proj.lora_a", two_depths),
+        (f"{LAYER}mlp_norm.weight", one_weight),
+    ],
+)
+def test_faults_are_found(made: Made, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Faults in what was serialized, smaller than int8 activations would show."""
+    made.plant(name, change)
+    with pytest.raises(
+        ParityError, match="executorch with float activations disagrees with the torch modules"
+    ):
+        made.check()
+    assert not (made.folder / EXACT_PROGRAM).exists()
+
+
+def test_another_program_is_found(made: Made, rounded: Oracle) -> None:
+    """One whose kernels, in the end, compute something else: here, a program of other weights."""
+    weights = {n: t.clone() for n, t in made.weights.items()}
+    weights[f"{LAYER}o_proj.scales"] *= 2
+    other = Oracle(made.oracle.spec, weights, rounded.numerics)
+    with pytest.raises(
+        ParityError, match="kernels disagrees .*; the bundle was not written, export on another"
+    ):
+        compare_program(other, made.folder, made.layout, "kernels", "export on another")
+
+
+def test_kernels_that_round_in_another_way_are_found(rounded: Oracle) -> None:
+    """Int8 activations in steps four times as large are not what chance may do."""
+    bounds = bounds_of(rounded)
+
+    def symmetric(x: Tensor) -> Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 31
+        return (x / step).round() * step
+
+    with pytest.raises(ParityError, match="at most .* wanted"):
+        compare(trace(rounded.with_activations(symmetric)), trace(rounded), "kernels", bounds)
+
+
+@pytest.mark.parametrize("size", [2.0**-23, 2.0**-20, 2.0**-16])
+def test_any_order_of_adding_is_right(rounded: Oracle, size: float) -> None:
+    """Differences of ``size`` of a row's largest value are what other kernels make before they round."""
+    bounds = bounds_of(rounded)
+    wanted = [*trace(rounded).arrays, *trace_packed(rounded)]
+    for seed in range(4):
+        random = torch.Generator().manual_seed(seed)
+
+        def other(x: Tensor, random: torch.Generator = random) -> Tensor:
+            noise = 2 * torch.rand(x.shape, generator=random) - 1
+            return rows_as_int8(x + size * x.abs().amax(-1, keepdim=True) * noise)
+
+        model = rounded.with_activations(other)
+        found = [*trace(model).arrays, *trace_packed(model)]
+        errors = list(map(difference, found, wanted))
+        assert all(error < bound / 1.5 for error, bound in zip(errors, bounds, strict=True))
+
+
+def bounds_of(oracle: Oracle) -> list[float]:
+    def run() -> list[Any]:
+        return [*trace(oracle).arrays, *trace_packed(oracle)]
+
+    return parity_bounds(oracle.numerics, run, run())
+
+
+# Kernel families of XNNPACK on x86-64, by what a processor does not have. Later ones have less and less.
+LESS = {
+    "AVX-512 without VNNI": ["gfni", "avx512vnni", "avx512vbmi", "avxvnni"],
+    "AVX2": ["avx512f", "avx512cd", "avx512dq", "avx512bw", "avx512vl"],
+    "SSE4.1": ["avx", "fma3", "f16c", "avx2"],
+}
+# The fields of struct cpuinfo_x86_isa up to the last that is wanted here (pytorch/cpuinfo, include/cpuinfo.h).
+FIELDS = [
+    "rdtscp",
+    "rdpid",
+    "sysenter",
+    "msr",
+    "clzero",
+    "clflush",
+    "clflushopt",
+    "mwait",
+    "mwaitx",
+    "fxsave",
+    "xsave",
+    "three_d_now",
+    "three_d_now_plus",
+    "prefetch",
+    "prefetchw",
+    "prefetchwt1",
+    "sse3",
+    "ssse3",
+    "sse4_1",
+    "sse4_2",
+    "sse4a",
+    "misaligned_sse",
+    "avx",
+    "avxvnni",
+    "fma3",
+    "fma4",
+    "xop",
+    "f16c",
+    "avx2",
+    "avx512f",
+    "avx512pf",
+    "avx512er",
+    "avx512cd",
+    "avx512dq",
+    "avx512bw",
+    "avx512vl",
+    "avx512ifma",
+    "avx512vbmi",
+    "avx512vbmi2",
+    "avx512bitalg",
+    "avx512vpopcntdq",
+    "avx512vnni",
+    "avx512bf16",
+    "avx512fp16",
+    "avx512vp2intersect",
+    "avx512_4vnniw",
+    "avx512_4fmaps",
+    "avx10_1",
+    "avx10_2",
+    "amx_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_fp16",
+    "amx_fp8",
+    "avx_vnni_int8",
+    "avx_vnni_int16",
+    "avx_ne_convert",
+    "hle",
+    "rtm",
+    "xtest",
+    "mpx",
+    "cmpxchg16b",
+    "clwb",
+    "movbe",
+    "lahf_sahf",
+    "fs_gs_base",
+    "lzcnt",
+    "popcnt",
+    "tbm",
+    "bmi",
+    "bmi2",
+    "adx",
+    "aes",
+    "vaes",
+    "pclmulqdq",
+    "vpclmulqdq",
+    "gfni",
+]
+RUN = """
+import ctypes, json, sys
+from pathlib import Path
+import msgspec
+import numpy as np
+from edgeloop.export.parity import trace, trace_packed
+from edgeloop.runtime.backends.executorch import ExecutorchBackend
+from edgeloop.runtime.pte.compiled import wheel
+from edgeloop.runtime.pte.layout import Layout
+from edgeloop.runtime.spec import Spec
+folder, out, masked = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+spec, layout = msgspec.json.decode(sys.stdin.read(), type=tuple[Spec, Layout])
+library = ctypes.CDLL(str(wheel() / "lib/libexecutorch_threadpool.so"))
+library.cpuinfo_initialize()
+has = (ctypes.c_uint8 * 100).in_dll(library, "cpuinfo_isa")
+for i in masked:
+    has[i] = 0
+backend = ExecutorchBackend(spec, folder, layout, threads=1)
+np.savez(out, *trace(backend).arrays, *trace_packed(backend))
+"""
+
+
+@pytest.fixture(scope="module")
+def processors() -> dict[str, list[int]]:
+    """Which fields to clear for each family; skipped where this wheel's cpuinfo has others."""
+    flags = Path("/proc/cpuinfo")
+    if sys.platform != "linux" or "avx2" not in flags.read_text().split():
+        pytest.skip("kernels of several processors can be chosen on x86-64 with Linux and AVX2")
+    from edgeloop.runtime.pte.compiled import wheel
+
+    library = ctypes.CDLL(str(wheel() / "lib" / "libexecutorch_threadpool.so"))
+    library.cpuinfo_initialize()
+    has = (ctypes.c_uint8 * 100).in_dll(library, "cpuinfo_isa")
+    words = set(flags.read_text().split())
+    names = {
+        "sse4_1": "sse4_1",
+        "avx": "avx",
+        "fma3": "fma",
+        "avx2": "avx2",
+        "avx512f": "avx512f",
+        "gfni": "gfni",
+    }
+    if any(bool(has[FIELDS.index(field)]) != (flag in words) for field, flag in names.items()):
+        pytest.skip("this wheel's cpuinfo has other fields")
+    found: dict[str, list[int]] = {"as it is": []}
+    masked: list[int] = []
+    for name, fields in LESS.items():
+        masked = masked + [FIELDS.index(field) for field in fields]
+        found[name] = masked
+    return found
+
+
+@pytest.fixture(scope="module")
+def traces(made: Made, processors: dict[str, list[int]]) -> dict[str, list[Any]]:
+    """What the program gives on the kernels of each."""
+    found = {}
+    given = msgspec.json.encode((made.oracle.spec, made.layout))
+    for name, masked in processors.items():
+        out = made.folder / "trace.npz"
+        command = [sys.executable, "-c", RUN, str(made.folder), str(out), json.dumps(masked)]
+        subprocess.run(command, check=True, timeout=120, capture_output=True, input=given)
+        with np.load(out) as arrays:
+            found[name] = [arrays[key] for key in arrays.files]
+        out.unlink()
+    return found
+
+
+def test_a_right_program_passes_on_every_processor(rounded: Oracle, traces: dict[str, list[Any]]) -> None:
+    bounds = bounds_of(rounded)
+    wanted = [*trace(rounded).arrays, *trace_packed(rounded)]
+    for name, found in traces.items():
+        errors = list(map(difference, found, wanted))
+        assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), name
+    first, *others = traces.values()
+    assert any(not np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))
