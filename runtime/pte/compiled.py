@@ -101,8 +101,8 @@ def cache_folder() -> Path:
         for path in (folder, *folder.resolve().parents):
             if reason := _not_safe(path.stat(), own=path == folder):
                 raise EngineError(
-                    f"engine executorch runs compiled code from {folder}, and {path} {reason}; mend that, or set "
-                    "XDG_CACHE_HOME to a folder of your own"
+                    f"engine executorch runs compiled code from {folder}, and {path} {reason}; mend that "
+                    f"(chown, chmod go-w), or set XDG_CACHE_HOME to a folder of your own"
                 )
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -112,11 +112,11 @@ def cache_folder() -> Path:
 def is_whole(library: Path) -> bool:
     """Is the file there, this user's own, and what the compiler made of it?"""
     try:
-        found = library.lstat()
-        if not stat.S_ISREG(found.st_mode) or _not_safe(found, own=True):
-            return False
-        wanted = library.with_suffix(".sha256").read_text()
-        return hashlib.sha256(library.read_bytes()).hexdigest() == wanted
+        digest = library.with_suffix(".sha256")
+        for found in (library.lstat(), digest.lstat()):
+            if not stat.S_ISREG(found.st_mode) or _not_safe(found, own=True):
+                return False
+        return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -131,7 +131,7 @@ def _not_safe(found: os.stat_result, own: bool) -> str:
     if found.st_uid not in ({user} if own else {user, 0}):
         return f"belongs to another user (id {found.st_uid}, this is {user})"
     if mode & (0o022 if own else 0o002) and (own or not mode & stat.S_ISVTX):
-        return f"may be written by others (mode {mode:03o}, wanted no more than {mode & ~0o022:03o})"
+        return f"may be written by others (mode {mode:03o})"
     return ""
 
 

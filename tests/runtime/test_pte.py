@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.errors import BundleError, EngineError
+from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.packed import PackedLanes
-from edgeloop.runtime.pte import bridge
 from edgeloop.runtime.pte.calls import batches, valid_runs
 from edgeloop.runtime.pte.layout import Layout, Shapes, Table, read_layout
 from edgeloop.runtime.pte.table import Embedding
@@ -78,29 +77,6 @@ def test_embedding_rows(tmp_path, kind):
     np.testing.assert_array_equal(embedding.rows(np.array([4, 0, 4])), wanted[[4, 0, 4]])
     with pytest.raises(BundleError, match="no embedding in it"):
         Embedding(tmp_path / "t", table, 500, 8)
-
-
-def test_a_wheel_without_its_libraries(tmp_path, monkeypatch):
-    class Spec:
-        submodule_search_locations = (str(tmp_path),)
-
-    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"needs the executorch wheel .*edgeloop\[executorch\]"):
-        bridge.wheel()
-    monkeypatch.setattr(bridge.importlib.util, "find_spec", lambda name: Spec)
-    (tmp_path / "lib").mkdir()
-    with pytest.raises(EngineError, match="has no libexecutorch_backend_xnnpack.so"):
-        bridge.wheel()
-
-
-def test_no_compiler(tmp_path, monkeypatch):
-    monkeypatch.setattr(bridge, "wheel", lambda: tmp_path)
-    monkeypatch.setattr(bridge.importlib.metadata, "version", lambda name: "1.5.1")
-    monkeypatch.setattr(bridge.shutil, "which", lambda name: None)
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(EngineError, match="found no C\\+\\+ compiler; install g\\+\\+ or set CXX"):
-        bridge.compile_bridge()
 
 
 @pytest.mark.parametrize(
