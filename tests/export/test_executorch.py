@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
+from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, ExportError
 
 pytest.importorskip("executorch")
@@ -36,6 +38,8 @@ from edgeloop.export.pte.split import delta_keys, split_weights, write_data
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
 from edgeloop.export.targets.onnx import OnnxTarget
+from edgeloop.runtime.backends.executorch import ExecutorchBackend
+from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.manifest import read_manifest
 from edgeloop.runtime.pte.bridge import Bridge
 from edgeloop.runtime.pte.layout import Shapes, read_layout
@@ -301,6 +305,126 @@ def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
         Bridge(folder / "model.pte", [], 1)
 
 
+DAMAGE = """
+import random, sys
+from pathlib import Path
+from edgeloop.runtime.errors import EngineError
+from edgeloop.runtime.backends.executorch import ExecutorchBackend
+from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.pte.bridge import Bridge
+source, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+tables = int.from_bytes(source[16:24], "little")  # of the header: the size of what describes the methods
+assert 1000 < tables < len(source)
+chance, refused = random.Random(0), 0
+for turn in range(60):
+    damaged = bytearray(source)
+    for _ in range(1 + turn % 4):
+        damaged[chance.randrange(64, tables)] ^= 1 << chance.randrange(8)
+    path.write_bytes(damaged if turn % 10 else damaged[: tables // 2])
+    try:
+        bridge = Bridge(path, [], 1)
+        bridge.method("head_m1")
+        bridge.close()
+    except EngineError as error:
+        assert len(str(error).splitlines()) == 1
+        refused += 1
+print(refused)
+"""
+
+
+def test_damaged_programs_do_not_end_the_process(bundle: Bundles, tmp_path: Path) -> None:
+    """Bits of the program's tables, and half of them: an error, or a program that happens to be whole."""
+    source = bundle("float") / "executorch" / "model.pte"
+    command = [sys.executable, "-c", DAMAGE, str(source), str(tmp_path / "damaged.pte")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert int(done.stdout) > 20
+
+
+OPENED = """
+import os, sys
+from edgeloop.runtime import Session
+from edgeloop.runtime.backend import Lanes
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))
+for turn in range(60):
+    session = Session.open(sys.argv[1], engine="executorch", verify=False)
+    kept = session.generate([3, 141, 59], 3)
+    next(kept)
+    session.close()  # and what was begun is still referred to
+    if turn == 20:
+        first = held()
+print(held()[0] - first[0], held()[1] - first[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_closed_sessions_hold_nothing(bundle: Bundles) -> None:
+    """40 more of them: no file, and less memory than the weights of a quarter of them."""
+    path = bundle("float")
+    command = [sys.executable, "-c", OPENED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    memory, files = map(int, done.stdout.split())
+    assert files <= 0
+    assert memory < 10 * (path / "executorch" / "model.pte").stat().st_size
+
+
+def test_one_pool_of_threads_in_a_process(bundle: Bundles) -> None:
+    """Nobody resets what another session runs on; side by side they write what each writes alone."""
+    path = bundle("float")
+    wanted = tokens(path, "executorch")
+
+    def open_one(threads: int | None) -> Session:
+        return Session.open(path, engine="executorch", threads=threads, verify=False)
+
+    with open_one(2) as first, open_one(2) as second, open_one(1) as alone, open_one(None) as any_number:
+        with pytest.raises(
+            EngineError, match="opened with 3 threads, and another .* has 2, which all of them share"
+        ):
+            open_one(3)
+        found: dict[int, list[list[int]]] = {}
+
+        def write(number: int, session: Session) -> None:
+            found[number] = [[step.token for step in session.generate(PROMPT, 12)] for _ in range(5)]
+
+        threads = [
+            threading.Thread(target=write, args=pair)
+            for pair in enumerate((first, second, alone, any_number))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {number: [wanted] * 5 for number in range(4)}
+    with open_one(3) as third:
+        assert [step.token for step in third.generate(PROMPT, 12)] == wanted
+        with pytest.raises(EngineError, match="has 3, which all of them share"):
+            open_one(2)
+
+
+def test_closed_engines_say_so(bundle: Bundles) -> None:
+    backend = ExecutorchBackend.open(Bundle.open(bundle("float")), 1)
+    cache = backend.new_cache(1, 8)
+    lanes = Lanes.single(0, 0, 1, 0)
+    state = np.ones((1, 1, backend.spec.hidden_size), np.float32)
+    backend.block(state, lanes, cache)
+    backend.close()
+    backend.close()
+    with pytest.raises(EngineError, match="model.pte was closed; open it again"):
+        backend.block(state, lanes, cache)
+
+
+def test_one_slot_for_all_depths_beyond_the_first_rows(bundle: Bundles) -> None:
+    """A prompt in pieces, of which the caches lay out 64 rows at a time."""
+    ids = np.random.default_rng(0).integers(0, 4096, 200)
+    found = {}
+    for engine in ("onnx", "executorch"):
+        with Session.open(bundle("demo"), engine=engine, kv="last") as session:
+            found[engine] = session.evaluate(ids).perplexity
+    assert found["executorch"] == pytest.approx(found["onnx"], rel=1e-4)
+
+
 def test_a_program_of_another_version(bundle: Bundles, tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     shutil.copytree(bundle("float"), path)
@@ -317,8 +441,6 @@ def test_a_program_of_another_version(bundle: Bundles, tmp_path: Path) -> None:
 def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]) -> None:
     """Int8 activations are not nothing: without them the modules differ from the program."""
     from edgeloop.export.parity import trace
-    from edgeloop.runtime.backends.executorch import ExecutorchBackend
-    from edgeloop.runtime.bundle import Bundle
 
     opened = Bundle.open(bundle("lora"))
     plain = trace(oracle("mor-lora", "int4"))
