@@ -46,7 +46,8 @@ def test_commands(place: Path, command: Command) -> None:
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}  # a block may go on with what one above it has opened
     for code in blocks("python"):
-        exec(compile(code, str(README), "exec"), {})
+        exec(compile(code, str(README), "exec"), names)
         assert capsys.readouterr().out
     assert (place / "bundle" / "manifest.json").is_file()
