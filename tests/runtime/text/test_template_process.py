@@ -247,7 +247,8 @@ def test_closing_leaves_nothing(process: TemplateProcess) -> None:
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(UsageError):
         process.render(HOSTILE["loops"], {})
-    assert (files(), threading.active_count()) == (before, threads)
+    assert files() <= before
+    assert threading.active_count() <= threads
 
 
 SCRIPT = """
@@ -338,15 +339,21 @@ def test_an_interrupt_ends_the_rendering() -> None:
     main = threading.main_thread().ident
     assert main == threading.get_ident()
     assert main is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: any("template-watch" in t.name for t in threading.enumerate()))
+        time.sleep(0.05)
+        signal.pthread_kill(main, signal.SIGINT)
+
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt):
             slow.render(HOSTILE["loops"], {})
     finally:
         signal.signal(signal.SIGINT, former)
-    timer.join()
+    interrupter.join()
     assert slow.pid is None
     assert slow.render(ECHO, {"messages": ["b"]}) == "b"
     slow.close()
@@ -379,9 +386,11 @@ def test_where_the_system_holds_no_limit_the_process_is_watched(
 
 @pytest.mark.skipif(not Path("/bin/ps").exists(), reason="no ps")
 def test_memory_by_ps() -> None:
-    with subprocess.Popen(["/bin/sleep", "60"]) as other:
+    sleep = [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"]
+    with subprocess.Popen(sleep, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         if sys.platform == "linux":
-            wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
             wait_until(lambda: _by_ps(other) == resident_bytes(other))
         assert 1 << 16 < _by_ps(other) < 1 << 26
         other.kill()
