@@ -65,6 +65,8 @@ def deltas(spec: Spec) -> str:
         if ranks:
             names = ", ".join(name.removesuffix("_proj") for name in segment.lora)
             parts.append(f"LoRA of rank {'/'.join(map(str, ranks))} on {names}")
+        if segment.per_repeat_attention:
+            parts.append("own attention")
         if segment.per_repeat_norms:
             parts.append("own norms")
     return "; ".join(dict.fromkeys(parts)) or "none"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.spec import Segment, Spec
-from ..runtime.weights import MATRICES, projection_shapes
+from ..runtime.weights import MATRICES, copies, projection_shapes
 from . import fused, rowwise
 from .fused import Cache, LaneTensors, Numerics
 from .weights import SPLIT, split_rows
@@ -117,6 +117,18 @@ class Depth:
         # In this order engines fold the new axis into the table.
         return rows[:, None].index_select(0, self.repeat)
 
+    def choose(self, y: Tensor, copies: int) -> Tensor:
+        """y [B, S, R·N], what the matrices of all R = ``copies`` repeats give → [B, S, N] of the lane's repeat.
+
+        All are computed, so that lanes of different depth ride in one call with the weights as they are stored.
+        """
+        every = y.chunk(copies, dim=-1)
+        if isinstance(self.repeat, int):
+            return every[self.repeat]
+        masks = self.mask(tuple(range(copies))).chunk(copies, dim=-1)
+        first, *rest = (part * mask for part, mask in zip(every, masks, strict=True))
+        return sum(rest, start=first)
+
     def mask(self, owners: tuple[int, ...]) -> Tensor:
         """[B, 1, len(owners)]: 1 where the column's owner is the lane's depth. Shared by a call's layers."""
         assert isinstance(self.repeat, Tensor)
@@ -171,6 +183,7 @@ class Projections(nn.Module):
         super().__init__()
         self.spec = spec
         self.deltas: dict[str, list[tuple[nn.Module | None, int]]] = {}
+        self.copies: dict[str, int] = {}
 
     def add_matrices(
         self,
@@ -185,6 +198,7 @@ class Projections(nn.Module):
         for name, parts in matrices.items():
             stored = _split(weights, prefix, name, self.spec) if name in SPLIT else weights
             self.add_module(name, Matrix(stored, f"{prefix}{name}", numerics))
+            self.copies[name] = copies(segment, name)
             holders = [self._lora(weights, prefix, part) if part in segment.lora else None for part in parts]
             if any(holders):
                 self.deltas[name] = [(h, sizes[part]) for h, part in zip(holders, parts, strict=True)]
@@ -206,6 +220,8 @@ class Projections(nn.Module):
     def project(self, name: str, x: Tensor, depth: Depth) -> Tensor:
         """x [B, S, in] → [B, S, out] through a fused projection and its delta."""
         y: Tensor = self.get_submodule(name)(x)
+        if self.copies[name] > 1:
+            y = depth.choose(y, self.copies[name])
         return y + apply_deltas(x, self.deltas[name], depth) if name in self.deltas else y
 
     def keys_values(self, x: Tensor, depth: Depth) -> tuple[Tensor, Tensor]:

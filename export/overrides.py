@@ -51,4 +51,8 @@ def _with_kv(spec: Spec, kv: str) -> Spec:
         raise UsageError(
             "a routed model keeps K and V of the tokens that ran a depth: --kv shared is not for it; leave --kv out"
         )
+    if kv == "shared" and any(segment.per_repeat_attention for segment in spec.segments):
+        raise UsageError(
+            "attention has matrices for each depth and makes K and V for each: --kv shared is not for it; leave it out"
+        )
     return structs.replace(spec, kv=kv)

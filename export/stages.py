@@ -151,7 +151,8 @@ class Block(Stage):
     def depth_matters(self) -> bool:
         """Does anything differ between depths?"""
         segment = self.spec.segments[self.spec.stages.block[0]]
-        return self.looped and (segment.per_repeat_norms or bool(segment.lora))
+        own = segment.per_repeat_norms or segment.per_repeat_attention
+        return self.looped and (own or bool(segment.lora))
 
     @property
     def input_names(self) -> list[str]:

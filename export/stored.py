@@ -19,7 +19,7 @@ from ..quant.palette import palettize, table_rows
 from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError
 from ..runtime.spec import Spec
-from ..runtime.weights import MATRICES, layers, matrix_shapes, small_shapes
+from ..runtime.weights import MATRICES, copies, layers, matrix_shapes, small_shapes
 from .family import Reading
 from .weights import WeightsWriter
 
@@ -53,9 +53,15 @@ def count_parameters(spec: Spec, heads: int = 0) -> tuple[int, int]:
     unique = unrolled = heads
     for name, shape in (matrix_shapes(spec) | small_shapes(spec)).items():
         unique += prod(shape)
-        shared = name.startswith("segments.") and len(shape) == (1 if "norm" in name else 2)
-        unrolled += prod(shape) * (spec.segments[int(name.split(".")[1])].repeats if shared else 1)
+        unrolled += prod(shape) * (_applied(spec, name, shape) if name.startswith("segments.") else 1)
     return unique, unrolled
+
+
+def _applied(spec: Spec, name: str, shape: tuple[int, ...]) -> int:
+    """How often a layer's tensor is used: once if it has something for each repeat."""
+    segment = spec.segments[int(name.split(".")[1])]
+    shared = len(shape) == (1 if "norm" in name else 2) and copies(segment, name.split(".")[-1]) == 1
+    return segment.repeats if shared else 1
 
 
 def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
@@ -66,12 +72,15 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     spec = reading.spec
     # float32 first, then float16, then codes in multiples of 16 bytes: without gaps, which the format forbids,
     # each stays aligned.
+    matrices = matrix_shapes(spec)
     stored = sorted(stored_tensors(spec), key=lambda t: recipe.storage(t.parts[0]).bits, reverse=True)
     with WeightsWriter(path, 2 * len(stored)) as writer:
         for tensor in stored:
             storage = recipe.storage(tensor.parts[0])
             loaded = [reading.tensors[part]() for part in tensor.parts]
-            value = torch.cat(loaded) if len(loaded) > 1 else loaded[0]
+            value = torch.cat(loaded, dim=-2) if len(loaded) > 1 else loaded[0]
+            if tensor.name.removesuffix(".weight") in matrices:
+                value = value.flatten(0, -2)  # one matrix a repeat: one under the other
             if storage.is_float:
                 writer.add(tensor.name, (value if storage.bits == 32 else _half(value, tensor.name)).numpy())
                 continue

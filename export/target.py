@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ..quant.recipe import Recipe
 from ..runtime import manifest
+from ..runtime.errors import ExportError
 from ..runtime.spec import Spec
 
 Progress = Callable[[str, float], None]
@@ -32,6 +33,14 @@ class Job:
     progress: Progress
     tokenizer: Path | None = None
     split_weights: bool = False
+
+
+def check_shared(spec: Spec, target: str) -> None:
+    """ExportError for attention with matrices for each depth, which ``target`` has no operators for."""
+    if any(segment.per_repeat_attention for segment in spec.segments):
+        raise ExportError(
+            f"attention has matrices of its own for each depth, which target {target} does not take; export to onnx"
+        )
 
 
 class Target(Protocol):

@@ -62,6 +62,9 @@ def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) 
     load = reading.tensors[f"{name}.weight"]
     if segment.per_repeat_norms and part.endswith("norm"):
         return lambda: load()[repeat].clone()
+    if segment.per_repeat_attention and part in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        shared = load
+        load = lambda: shared()[repeat].clone()  # noqa: E731
     if part in segment.lora:
         a, b = reading.tensors[f"{name}.lora_a"], reading.tensors[f"{name}.lora_b"]
         return lambda: load() + b()[repeat] @ a()[repeat]

@@ -107,7 +107,8 @@ def split_places(placed: dict[str, Place], spec: Spec) -> dict[str, Place]:
     count = ranges["kv_proj"][1]
     return {
         f"{prefix}.{part}.{side}": placed[f"{prefix}.qkv_proj.{side}"].rows(start, stop, count)
-        for prefix, _ in layers(spec)
+        for prefix, segment in layers(spec)
+        if not segment.per_repeat_attention  # then no graph has a part of it by itself
         for part, (start, stop) in ranges.items()
         for side in ("weight", "codes", "scales")
         if f"{prefix}.qkv_proj.{side}" in placed

@@ -157,16 +157,26 @@ def shares_kv(spec: Spec) -> bool:
 
 
 def can_fill(spec: Spec) -> bool:
-    """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?"""
-    return spec.kv == "per-depth" and spec.depths > 1 and spec.routing is None and visible(spec) is None
+    """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?
+
+    Made with shared matrices: the fill stage has those of K and V alone.
+    """
+    shared = not any(segment.per_repeat_attention for segment in spec.segments)
+    return (
+        shared
+        and spec.kv == "per-depth"
+        and spec.depths > 1
+        and spec.routing is None
+        and visible(spec) is None
+    )
 
 
 def check_fill(spec: Spec) -> None:
     """UsageError unless ``can_fill``."""
     if not can_fill(spec):
         raise UsageError(
-            "K and V of skipped depths can be filled in only where each depth has its own, without router and "
-            "sliding window; this model needs another policy for missing K and V"
+            "K and V of skipped depths can be filled in only where each depth has its own, without router, "
+            "sliding window and attention matrices for each depth; this model needs another policy for missing K and V"
         )
 
 

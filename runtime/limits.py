@@ -51,6 +51,8 @@ def spec_problems(spec: Spec) -> Iterator[str]:
     for name, ids in (("bos_token_id", (spec.bos_token_id or 0,)), ("eos_token_ids", spec.eos_token_ids)):
         for number in ids:
             yield from within(f"spec.{name}", number, 0, MAX_SIZE)
+    if spec.kv == "shared" and any(segment.per_repeat_attention for segment in spec.segments):
+        yield "spec.kv is shared, and attention has matrices for each depth: wanted per-depth K and V"
     if spec.routing is not None:
         yield from _routing_problems(spec.routing, spec.depths)
 
@@ -58,6 +60,8 @@ def spec_problems(spec: Spec) -> Iterator[str]:
 def _segment_problems(name: str, segment: Segment) -> Iterator[str]:
     yield from within(f"{name}.layers", segment.layers, 1, MAX_LAYERS)
     yield from within(f"{name}.repeats", segment.repeats, 1, MAX_LAYERS)
+    if segment.per_repeat_attention and segment.repeats < 2:
+        yield f"{name}.per_repeat_attention is for segments that repeat, this one is applied once"
     for projection, rank in segment.lora.items():
         if projection not in PROJECTIONS:
             yield f"{name}.lora has {projection!r}, wanted one of {', '.join(PROJECTIONS)}"

@@ -18,13 +18,14 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     """``layers`` physical layers, applied ``repeats`` times in a row.
 
     ``lora`` maps a projection name to the rank of its per-repeat delta; ``per_repeat_norms`` says that the
-    layers' norm weights have a row for each repeat.
+    layers' norm weights have a row for each repeat, ``per_repeat_attention`` that q, k, v and o have a matrix for each.
     """
 
     layers: int
     repeats: int = 1
     per_repeat_norms: bool = False
     lora: dict[str, int] = {}
+    per_repeat_attention: bool = False
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,10 +57,10 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     ``embed.weight`` [V, D], ``norm.weight`` [D], ``head.weight`` [V, D] unless ``tied_embedding``, and for
     segment s, physical layer j, prefix ``segments.{s}.layers.{j}.``:
-    ``{q,k,v,o,gate,up,down}_proj.weight``; ``attention_norm.weight`` and ``mlp_norm.weight`` (before the
-    attention and the MLP), with ``sandwich_norms`` also ``attention_out_norm.weight`` and
-    ``mlp_out_norm.weight`` (on their outputs, before the residual is added), each [D] or, with
-    ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
+    ``{q,k,v,o,gate,up,down}_proj.weight``, the first four [repeats, out, in] with ``per_repeat_attention``;
+    ``attention_norm.weight`` and ``mlp_norm.weight`` (before the attention and the MLP), with ``sandwich_norms`` also
+    ``attention_out_norm.weight`` and ``mlp_out_norm.weight`` (on their outputs, before the residual is added), each
+    [D] or, with ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
     ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``.
 
     Heads that the host computes itself, float32 (R the depths): ``gate.weight`` [D] and ``gate.bias`` [1] with

@@ -30,6 +30,9 @@ MATRICES: dict[str, tuple[str, ...]] = {
 }
 """The stored matrices of a layer, and the projections whose rows each one concatenates."""
 
+ATTENTION = ("qkv_proj", "o_proj")
+"""Those of attention, which a segment may have for each repeat: the rows of repeat 0, then those of repeat 1 …"""
+
 
 def layer_norms(spec: Spec) -> tuple[str, ...]:
     """The norms that each layer has."""
@@ -45,15 +48,20 @@ def projection_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
     return dict(zip(PROJECTIONS, shapes, strict=True))
 
 
+def copies(segment: Segment, matrix: str) -> int:
+    """How many matrices, one a repeat, are stored one under the other as ``matrix``."""
+    return segment.repeats if segment.per_repeat_attention and matrix in ATTENTION else 1
+
+
 def matrix_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
     """[N, K] of every stored matrix of the model, by name without ``.weight`` or ``.codes``."""
     projections = projection_shapes(spec)
     shapes = {"embed": (spec.vocab_size, spec.hidden_size)}
     if not spec.tied_embedding:
         shapes["head"] = shapes["embed"]
-    for prefix, _ in layers(spec):
+    for prefix, segment in layers(spec):
         for matrix, parts in MATRICES.items():
-            rows = sum(projections[p][0] for p in parts)
+            rows = sum(projections[p][0] for p in parts) * copies(segment, matrix)
             shapes[f"{prefix}.{matrix}"] = (rows, projections[parts[0]][1])
     return shapes
 

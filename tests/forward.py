@@ -68,6 +68,7 @@ def _layer(
 
     def linear(name: str, y: torch.Tensor) -> torch.Tensor:
         weight = tensor[f"{at}.{name}.weight"]
+        weight = weight[depth] if weight.ndim == 3 else weight
         if f"{at}.{name}.lora_a" in tensor:
             weight = weight + tensor[f"{at}.{name}.lora_b"][depth] @ tensor[f"{at}.{name}.lora_a"][depth]
         return y @ weight.T

@@ -62,6 +62,16 @@ def _mor_routed(folder: Path, kind: str, router: str = "linear", auxiliary: bool
     (folder / "conf.yaml").write_text(yaml.safe_dump(conf))
 
 
+def _mor_own_attention(folder: Path) -> None:
+    """As ``mor-expert``, from before the authors tied attention over recursions: each block has its own."""
+    _mor_routed(folder, "expert")
+    state = dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
+    torch.manual_seed(3)
+    for name in [n for n in state if ".block." in n and ".self_attn." in n]:
+        state[name] = state[name] + torch.randn_like(state[name]) * 0.05
+    torch.save(state, folder / "pytorch_model.bin")
+
+
 def _router(name: str, kind: str, out: int) -> dict[str, torch.Tensor]:
     if kind == "linear":
         return {f"{name}.weight": torch.randn(out, 64) * 0.2}
@@ -158,6 +168,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "mor-lora": lambda folder: _mor(folder, rank=4),
     "mor-norms": lambda folder: _mor(folder, ln_share=False),
     "mor-expert": lambda folder: _mor_routed(folder, "expert"),
+    "mor-own-attention": _mor_own_attention,
     "mor-token": lambda folder: _mor_routed(folder, "token"),
     "mor-shared": _mor_shared,
     "mobilellm": _mobilellm,

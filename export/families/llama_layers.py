@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
 from . import is_buffer
 from .llama_config import LlamaConfig
-from .llama_ties import SANDWICH_NORMS, LlamaNames, Run
+from .llama_ties import ATTENTION, SANDWICH_NORMS, LlamaNames, Run
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,16 @@ class _Reader:
     def segment(self, number: int, run: Run) -> Segment:
         prefix = f"segments.{number}.layers"
         lora: dict[str, int] = {}
+        own_attention = run.own_attention and self.attention_differs(run)
         for j, applied in enumerate(run.applied):
             for projection, shape in self.shapes.items():
                 linears = [self.names.linear(layer, projection) for layer in applied]
-                self.tied(linears, shape)
-                self.plain(f"{prefix}.{j}.{projection}.weight", linears[0], shape)
+                canonical = f"{prefix}.{j}.{projection}.weight"
+                if own_attention and projection in ATTENTION:
+                    self.tensors[canonical] = partial(_stack, self.checkpoint, linears, shape)
+                else:
+                    self.tied(linears, shape)
+                    self.plain(canonical, linears[0], shape)
         for projection in self.shapes:
             pairs = [[self.names.lora(layer, projection) for layer in applied] for applied in run.applied]
             if all(len(set(row)) == 1 for row in pairs):
@@ -115,7 +120,7 @@ class _Reader:
                     self.tensors[canonical] = partial(_stack, self.checkpoint, rows, (self.width,))
                 else:
                     self.plain(canonical, rows[0], (self.width,))
-        return Segment(len(run.applied), repeats, per_repeat, lora)
+        return Segment(len(run.applied), repeats, per_repeat, lora, own_attention)
 
     def tied(self, group: Sequence[str], shape: tuple[int, ...]) -> None:
         """Mark a group as used and insist that it is one tensor."""
@@ -127,6 +132,18 @@ class _Reader:
                     "the config is not this checkpoint's, or the weights were changed after training"
                 )
         self.used.update(group)
+
+    def attention_differs(self, run: Run) -> bool:
+        """Has any layer of the run another q, k, v or o at another depth? All are checked and marked as used."""
+        differ = False
+        for applied in run.applied:
+            for projection in ATTENTION:
+                names = [self.names.linear(layer, projection) for layer in applied]
+                for name in names:
+                    self.checkpoint.require(name, self.shapes[projection])
+                self.used.update(names)
+                differ = differ or not all(self.checkpoint.same(names[0], name) for name in names)
+        return differ
 
     def norms_differ(self, run: Run) -> bool:
         differ = False

@@ -33,6 +33,8 @@ class Run:
     applied: tuple[tuple[int, ...], ...]
     per_repeat_norms: bool | None = None
     """None: as the weights say. False: tied norms are part of the promise, and checked."""
+    own_attention: bool = False
+    """May q, k, v and o differ between depths? Then as the weights say; else that they are tied is checked."""
 
 
 class LlamaNames:

@@ -117,6 +117,9 @@ class MorFamily:
         routing = read_routing(mor, repeats, f"{where}: mor")
         names = RoutedNames(checkpoint, routing.kind, 1 if sharing == "middle_cycle" else 0, repeats)
         plan = _plan(recursive, names, config.layers, where)
+        if routing.kind == "expert":
+            # The authors' code gave each recursion attention of its own here, until their commit 82c97f2.
+            plan = [replace(run, own_attention=len(run.applied[0]) > 1) for run in plan]
         balancing = _section(mor, routing.kind, where, "mor.").get("balancing")
         heads = router_heads(names, routing, config.hidden_size, balancing == "loss_free")
         reading = read_layers(names, config, plan, self.name, scale=scale, read=heads.used)

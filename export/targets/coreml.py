@@ -24,7 +24,7 @@ from ...runtime.spec import Spec
 from ...runtime.version import VERSION
 from ..fused import Numerics
 from ..oracle import Oracle
-from ..target import Job
+from ..target import Job, check_shared
 
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -54,6 +54,7 @@ class CoremlTarget:
                 f"a router chooses which tokens run a depth ({spec.routing.kind} choice), and a function of Core ML "
                 "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
             )
+        check_shared(spec, "coreml")
         size = state_bytes(Plan(spec))
         if size > MAX_STATE_BYTES:
             raise ExportError(

@@ -31,7 +31,7 @@ from ..pte.lower import lower, serialize
 from ..pte.methods import build_program
 from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
 from ..pte.split import delta_keys, split_weights, write_data
-from ..target import Job
+from ..target import Job, check_shared
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
 
@@ -50,6 +50,7 @@ class ExecutorchTarget:
                 f"the depths share K and V and attention sees {spec.sliding_window} tokens; "
                 "target executorch takes one or the other, export with per-depth K and V"
             )
+        check_shared(spec, "executorch")
         check_recipe(spec, recipe)
 
     def export(self, job: Job) -> manifest.Target:

@@ -24,7 +24,7 @@ from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.flat import Flat
 from ..pte.flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of, serialize_flat
 from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
-from ..target import Job
+from ..target import Job, check_shared
 from .executorch import check_recipe
 
 FOLDER, PROGRAM = "executorch-flat", "model.pte"
@@ -44,6 +44,7 @@ class ExecutorchFlatTarget:
                 f"the model has a {spec.routing.kind}-choice router, and a flat graph runs every depth for every "
                 "token; export it with --layout staged"
             )
+        check_shared(spec, "executorch")
         check_recipe(spec, recipe)
 
     def export(self, job: Job) -> manifest.Target:

@@ -17,7 +17,7 @@ from ..manifest import Quantization
 from ..packed import PackedLanes
 from ..rotary import rotary
 from ..spec import Spec
-from ..weights import MATRICES, Array, Weights, projection_shapes, read_tensors
+from ..weights import MATRICES, Array, Weights, copies, projection_shapes, read_tensors
 
 WEIGHTS_TARGET = "onnx"
 """The target whose weights file this engine reads."""
@@ -175,12 +175,15 @@ class ReferenceBackend:
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:
-        """x [n, in] times a stored matrix, plus the repeat's LoRA: [n, out] of each of its projections."""
-        parts = MATRICES[matrix]
-        y = x @ self._weights.matrix(f"{layer.prefix}.{matrix}").T
+        """x [n, in] times a stored matrix (of this repeat) plus the repeat's LoRA: [n, out] of each projection."""
+        parts, segment = MATRICES[matrix], self.spec.segments[int(layer.prefix.split(".")[1])]
+        weight = self._weights.matrix(f"{layer.prefix}.{matrix}")
+        if (count := copies(segment, matrix)) > 1:
+            weight = np.split(weight, count)[layer.repeat]
+        y = x @ weight.T
         ends = np.cumsum([self._projections[p][0] for p in parts])[:-1]
         outputs: list[F32] = np.split(y, ends, axis=-1)
-        lora = self.spec.segments[int(layer.prefix.split(".")[1])].lora
+        lora = segment.lora
         for i, projection in enumerate(parts):
             if projection in lora:
                 a = self._weights.small(f"{layer.prefix}.{projection}.lora_a")[layer.repeat]

@@ -234,12 +234,14 @@ def test_routing_that_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["expert", "token"])
-def test_blocks_that_are_not_shared(tiny: Callable[[str], Path], kind: str) -> None:
-    """As older trees of the authors save expert choice: attention of its own for each recursion."""
+@pytest.mark.parametrize(
+    ("kind", "part"), [("expert", "mlp.up_proj"), ("token", "mlp.up_proj"), ("token", "self_attn.k_proj")]
+)
+def test_blocks_that_are_not_shared(tiny: Callable[[str], Path], kind: str, part: str) -> None:
+    """Only attention of expert choice was ever each recursion's own."""
     folder = tiny(f"mor-{kind}")
     block = "model.layers.{}.block.1" if kind == "expert" else "model.layers.1.block_list.{}.1"
-    first, third = (f"{block.format(r + (kind == 'expert'))}.self_attn.k_proj.weight" for r in (0, 2))
+    first, third = (f"{block.format(r + (kind == 'expert'))}.{part}.weight" for r in (0, 2))
     edit_weights(folder, lambda t: t.update({third: t[third] * 1.01}))
     with pytest.raises(CheckpointError, match="ought to be shared, and differ") as caught:
         read(folder)

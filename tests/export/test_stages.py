@@ -25,7 +25,12 @@ from edgeloop.runtime.spec import stage_layers
 Oracles = Callable[..., Oracle]
 IDS = np.random.default_rng(3).integers(0, 320, 19)
 # Norms or LoRA differ between depths.
-DELTAS = (*(kind for kind in KINDS if kind.startswith("edgeloop")), "mor-lora", "mor-norms")
+DELTAS = (
+    *(kind for kind in KINDS if kind.startswith("edgeloop")),
+    "mor-lora",
+    "mor-norms",
+    "mor-own-attention",
+)
 
 
 def run(oracle: Oracle, ids: np.ndarray, chunk: int = 128) -> F32:

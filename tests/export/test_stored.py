@@ -45,6 +45,12 @@ def test_parameters_are_counted(reading: Readings, kind: str) -> None:
             continue
         segment = spec.segments[int(name.split(".")[1])]
         stacked = "lora" in name or ("norm" in name and segment.per_repeat_norms)
+        stacked |= segment.per_repeat_attention and name.split(".")[4] in (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+        )
         layers += math.prod(shape) * (1 if stacked else segment.repeats)
     assert unrolled == outside + layers
 
