@@ -53,7 +53,7 @@ class Settings:
                 found[name] = by_text.get(text_of(token), token) if name in self.options else token
         found |= {name: token for name, token in defaults.items() if token and name not in NAMED}
         strays = {n: v for n, v in self.options.items() if n.endswith("_token") and n not in NAMED}
-        found |= {n: _token(v, f"{self.where}: {n}") for n, v in strays.items() if isinstance(v, dict)}
+        found |= {n: _token(v, f"{self.where}: {n}") for n, v in strays.items() if isinstance(v, dict | str)}
         return found | {name: token for name, token in self.specific.items() if name not in NAMED}
 
     def flag(self, name: str, default: bool | None) -> bool | None:
@@ -80,6 +80,7 @@ def read_settings(folder: Path, tokenizer: Mapping[str, Any]) -> Settings:
     }
     if isinstance(options.get(EXTRA), dict):
         specific |= _all_tokens(options.pop(EXTRA), f"{where}: {EXTRA}")
+    _tokens(options.get(EXTRA), f"{where}: {EXTRA}")
     if "added_tokens_decoder" in options:
         listed = options.pop("added_tokens_decoder")
         added = _listed(listed, f"{where}: added_tokens_decoder")
@@ -107,9 +108,8 @@ def _merge(options: dict[str, Any], specific: dict[str, Any], old: Mapping[str, 
     for name, value in old.items():
         if name == EXTRA and isinstance(value, list):
             joined = list(options.get(EXTRA) or [])
-            known = {text_of(token) for token in _tokens(joined, where)}
-            joined += [t for t in value if text_of(_token(t, where)) not in known]
-            options[name] = joined
+            listed = [{**token, "special": True} if isinstance(token, dict) else token for token in value]
+            options[name] = joined + [token for token in listed if token not in joined]
         elif isinstance(value, dict) and name != EXTRA:
             options[name] = value | {"special": True}
         else:
@@ -119,10 +119,12 @@ def _merge(options: dict[str, Any], specific: dict[str, Any], old: Mapping[str, 
 
 
 def _older(folder: Path, options: Mapping[str, Any], where: str) -> dict[int, AddedToken]:
-    """added_tokens.json: ids by text. Special is what some other file names as such."""
+    """added_tokens.json: ids by text. Special is what some other file names as such, without flags."""
     path = str(folder / "added_tokens.json")
-    special = {text_of(_token(options[n], f"{where}: {n}")) for n in NAMED if options.get(n)}
-    special |= {text_of(token) for token in _tokens(options.get(EXTRA), f"{where}: {EXTRA}")}
+    others = [(name, options[name]) for name in NAMED if options.get(name)]
+    others += [(EXTRA, value) for value in options.get(EXTRA) or []]
+    plain = [(name, each) for name, each in others if not (isinstance(each, dict) and "__type" in each)]
+    special = {text_of(_token(each, f"{where}: {name}")) for name, each in plain}
     found = {}
     for text, number in _read(folder, "added_tokens.json").items():
         is_special = text in special
@@ -170,7 +172,9 @@ def _token(value: object, where: str) -> AddedToken | str:
     """A token, as text or as an object with flags."""
     if isinstance(value, AddedToken | str):
         return value
-    return _added({"special": True} | value, where) if isinstance(value, dict) else _refused(value, where)
+    # With a type it is as AddedToken takes it; without, as older versions write special tokens.
+    special = {"special": not (isinstance(value, dict) and "__type" in value)}
+    return _added(special | value, where) if isinstance(value, dict) else _refused(value, where)
 
 
 def _added(value: Mapping[str, Any], where: str) -> AddedToken:

@@ -87,6 +87,10 @@ def _around_roberta(s: Settings, file: Json | None, token: Token) -> Json:
     }
 
 
+def _around_code_llama(s: Settings, file: Json | None, token: Token) -> Json | None:
+    return None if s.options.get("bos_token", "") is None else template([token("bos_token")], [])
+
+
 def _around_albert(s: Settings, file: Json | None, token: Token) -> Json:
     return file or template([token("cls_token")], [token("sep_token")])
 
@@ -122,7 +126,7 @@ REBUILT = {
     "Qwen3_5Tokenizer": Rebuilt("BPE", parts.qwen(parts.QWEN3_5), QWEN_END),
     "LlamaTokenizer": Rebuilt("BPE", parts.llama, SENTENCE),
     "CodeLlamaTokenizer": Rebuilt(
-        "BPE", parts.code_llama, SENTENCE | INFILLING, _around(("bos_token",), ()), _infilling
+        "BPE", parts.code_llama, SENTENCE | INFILLING, _around_code_llama, _infilling
     ),
     "GemmaTokenizer": Rebuilt(
         "BPE",

@@ -83,6 +83,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     _add(engine, settings, named, _extra(rules, settings), rules.again if rules else None, path)
 
     shipped = json.loads(engine.to_str())
+    for token in shipped["added_tokens"]:
+        token["special"] = token["special"] or _is_hidden(engine, token["id"], path)
     # As the file has them: hosts differ in which of the two ways to write merges they read.
     shipped["model"] |= {key: file["model"][key] for key in ("vocab", "merges") if key in shipped["model"]}
     shipped["post_processor"] = _around(rules, settings, named, file, engine)
@@ -156,20 +158,32 @@ def _add(
     path: Path,
 ) -> None:
     """Give the tokens that the files name to the tokenizer; one that it has takes the flags that they say."""
-    special = {text_of(token) for token in named.values()}
+    names = {text_of(token) for token in named.values()}
     tokens = [token for _, token in sorted(settings.added.items())]
     known = {token.content for token in (*tokens, *engine.get_added_tokens_decoder().values())}
+    new: list[AddedToken | str] = []
     for each in (*named.values(), *extra):
-        if text_of(each) not in known:
-            tokens.append(AddedToken(each, special=True) if isinstance(each, str) else each)
+        if text_of(each) not in known and each not in new:
+            new.append(each)
+    tokens += [AddedToken(each, special=True) if isinstance(each, str) else each for each in new]
     for token in tokens:
-        token.special = token.special or token.content in special
+        token.special = token.special or token.content in names
     try:
         engine.add_tokens(tokens)
-        if again:
-            engine.add_special_tokens([again(token) for token in (*named.values(), *extra)])
+        engine.add_special_tokens([again(token) for token in (*named.values(), *extra)] if again else [])
     except BaseException as error:
         raise blamed(error, CheckpointError, f"{path}: tokens cannot be added ({{reason}})") from error
+
+
+def _is_hidden(engine: Engine, number: int, path: Path) -> bool:
+    """Is the token left out of a text? One that was special once stays so, also where its flag says otherwise now."""
+    try:
+        shown, hidden = (engine.decode([number], skip_special_tokens=skip) for skip in (False, True))
+    except BaseException as error:
+        raise blamed(
+            error, CheckpointError, f"{path}: its decoder fails ({{reason}}); copy it again"
+        ) from error
+    return shown != hidden
 
 
 def _around(

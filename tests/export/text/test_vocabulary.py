@@ -7,8 +7,9 @@ tokenizers library alone, as a host does that knows nothing of the files beside 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer
 from transformers.models.auto import tokenization_auto as auto
 
+from edgeloop.export.text.named_tokens import EXTRA, NAMED, OLD_EXTRA
 from edgeloop.export.text.tokenizer_classes import AS_IT_IS, MISNAMED, OWN
 from edgeloop.export.text.vocabulary import Vocabulary, read_vocabulary
 from edgeloop.runtime.errors import CheckpointError
@@ -212,6 +214,22 @@ def token(text: str, number: int | None = None, **flags: bool) -> dict[str, Any]
     return {"content": text, **found} | ({} if number is None else {"id": number})
 
 
+NAMES = [
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<|endoftext|>",
+    "<new>",
+    "<Norm>",
+    "<word>",
+    "<strip>",
+    "fox",
+    "<mask>",
+]
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+BOOLEANS = ("add_prefix_space", "legacy", "do_lower_case", "keep_accents", "trim_offsets", "add_bos_token",
+            "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens")  # fmt: skip
 PADDING = {
     "strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
     "pad_token": "<|endoftext|>",
@@ -264,6 +282,14 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "config": {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]},
         "added_tokens": {"<|im_end|>": 332, "<|im_start|>": 331, "<Norm>": 330, "fox": 333},
     },
+    "special once": {
+        "config": {
+            "eos_token": "</s>",
+            "extra_special_tokens": [{"__type": "AddedToken", **token("<extra>")}],
+        },
+        "special_tokens_map": {"image_token": "<image>", "extra_special_tokens": [{"content": "<strip>"}]},
+        "added_tokens": {"<|endoftext|>": 400, "<extra>": 401},
+    },
     "extra by name": {"config": {"extra_special_tokens": {"image_token": "<image>", "boi": "<|im_start|>"}}},
     "switches that are not read": {
         "config": {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": True}
@@ -297,6 +323,42 @@ def test_a_class_with_tokens_of_its_own_and_older_files(tmp_path: Path, name: st
     }
     config = {"tokenizer_class": name, "clean_up_tokenization_spaces": True}
     agree(write(tmp_path / "f", MADE[name](), config, **files), tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_folders_at_random(tmp_path: Path, seed: int) -> None:
+    """Whatever is named where: as long as transformers reads the folder."""
+    random = Random(seed)
+    name = random.choice([name for name in MADE if name != "BertTokenizer"])
+
+    def flagged(**more: Any) -> dict[str, Any]:
+        return {"content": random.choice(NAMES)} | {flag: random.random() < 0.3 for flag in FLAGS} | more
+
+    def named() -> Any:
+        return random.choice(NAMES) if random.random() < 0.6 else flagged(__type="AddedToken")
+
+    def some(keys: Iterable[str], make: Callable[[], Any]) -> dict[str, Any]:
+        return {key: make() for key in keys if random.random() < 0.2}
+
+    config = {"tokenizer_class": random.choice([name, name, "TokenizersBackend"])}
+    config |= some([*NAMED, "image_token"], named)
+    config |= some((EXTRA, OLD_EXTRA), lambda: [named() for _ in range(3)])
+    config |= some(BOOLEANS, lambda: random.random() < 0.5)
+    listed = [flagged(content=text, special=random.random() < 0.5) for text in random.sample(NAMES, 4)]
+    decoder = {str(random.randrange(400)): each for each in listed}
+    config |= some(["added_tokens_decoder"], lambda: decoder)
+    files = {
+        "special_tokens_map": some([*NAMED, "image_token"], lambda: random.choice(NAMES))
+        | some([EXTRA], lambda: [random.choice(NAMES), flagged()]),
+        "added_tokens": some(NAMES, lambda: random.randrange(400)),
+    }
+    model = {"model_type": random.choice(["llama", "mistral", "ouro", "qwen3"])}
+    folder = write(tmp_path / "f", MADE[name](), config, model=model, **files)
+    try:
+        oracle = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        pytest.skip(f"transformers does not read this folder: {error}")
+    agree(folder, tmp_path, oracle)
 
 
 CHOSEN: list[tuple[str, dict[str, Any], str | None, Callable[[], Engine]]] = [
