@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from .checks import real_number, whole_number
 from .errors import EngineError, UsageError
 
 F32 = npt.NDArray[np.float32]
@@ -42,13 +43,19 @@ class SamplingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        whole_number(self.top_k, "top_k", 0)
+        whole_number(self.seed, "seed", 0, 2**64 - 1)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            real_number(getattr(self, name), name)
         ranges = (
-            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            (
+                "temperature",
+                self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+                "0 (greedy), or 0.000001 or more",
+            ),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p <= 1, "0 (off) to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0 (1 is off)"),
-            ("seed", 0 <= self.seed < 2**64, "0 to 2^64 − 1"),
         )
         for name, valid, wanted in ranges:
             if not valid:

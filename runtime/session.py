@@ -359,9 +359,7 @@ class Session:
         except (ValueError, OverflowError) as error:  # lists in lists of several lengths
             raise UsageError("these are no token ids, wanted whole numbers in one row") from error
         if array.ndim == 0:
-            raise UsageError(
-                f"a {type(ids).__name__} is neither text nor token ids, wanted str or whole numbers"
-            )
+            raise UsageError(f"found a {type(ids).__name__}, wanted token ids: whole numbers in one row")
         if isinstance(ids, Sequence) and any(isinstance(i, bool) for i in ids):
             raise UsageError(
                 "token ids of type bool, wanted integers"

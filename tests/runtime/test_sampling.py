@@ -22,6 +22,10 @@ LOGITS = np.random.default_rng(3).normal(0, 3, 200).astype(np.float32)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("temperature", 1e-320),
+        ("temperature", "1"),
+        ("top_k", 2.5),
+        ("seed", True),
         ("temperature", -1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
@@ -35,7 +39,7 @@ LOGITS = np.random.default_rng(3).normal(0, 3, 200).astype(np.float32)
     ],
 )
 def test_options_out_of_range_are_named(name, value):
-    with pytest.raises(UsageError, match=f"{name} is {value}, wanted "):
+    with pytest.raises(UsageError, match=f"{name} is {value!r}, wanted "):
         SamplingOptions(**{name: value})
 
 
