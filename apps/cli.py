@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb(".export", "turn a checkpoint into a bundle"),
     "synth": Verb(".synth", "write a random-weight checkpoint of a named shape"),
     "show": Verb(".show", "what a checkpoint or bundle holds, in layers and bytes"),
+    "audit": Verb(".audit", "is every byte of a bundle accounted for?"),
     "run": Verb(".run", "continue a prompt, token by token", huge_pages=True),
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),

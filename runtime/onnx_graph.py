@@ -115,6 +115,16 @@ MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "Dimension": {1: ("dim_value", "number"), 2: ("dim_param", "text"), 3: ("denotation", "text")},
 }
 """By message and field number: the field's name, and what it holds (another message, or number, text, bytes)."""
+REPEATED = frozenset(
+    {
+        "node", "initializer", "sparse_initializer", "input", "output", "value_info", "metadata_props",
+        "opset_import", "training_info", "functions", "attribute", "attribute_proto", "initialization_binding",
+        "update_binding", "floats", "ints", "strings", "tensors", "graphs", "sparse_tensors", "dims",
+        "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data", "external_data",
+        "dim",
+    }
+)  # fmt: skip
+"""Names of the fields that may come more than once."""
 _DEEPEST = 32
 """Messages inside of messages: ten graphs inside of each other."""
 

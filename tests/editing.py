@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.family import Reading
+from edgeloop.runtime.bundle import sha256_of
+from edgeloop.runtime.manifest import File, read_manifest, write_manifest
 
 
 def read(folder: Path) -> Reading:
@@ -43,3 +46,10 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
         tensors = dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
         change(tensors)
         torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def relist(folder: Path, *names: str) -> None:
+    """Give the manifest of a bundle the sizes and hashes that its files ``names`` have now."""
+    manifest = read_manifest(folder)
+    files = {name: File((folder / name).stat().st_size, sha256_of(folder / name)) for name in names}
+    write_manifest(folder, msgspec.structs.replace(manifest, files={**manifest.files, **files}))

@@ -11,21 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from editing import relist
 from onnx.external_data_helper import set_external_data
 
 from edgeloop.runtime.bundle import Bundle, sha256_of
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.session import Session
-
-
-def relist(folder: Path, *names: str) -> None:
-    """Give the manifest the sizes and hashes that the files ``names`` have now."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for name in names:
-        file = folder / name
-        manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    path.write_text(json.dumps(manifest))
 
 
 @pytest.fixture

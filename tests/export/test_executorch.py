@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from editing import relist
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -25,6 +28,9 @@ from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
+from edgeloop.runtime.audit import audit
+from edgeloop.runtime.audit.flatbuffers import Schema
+from edgeloop.runtime.audit.programs import DATA, PROGRAM
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, ExportError
 
@@ -504,3 +510,87 @@ def test_methods_are_measured(bundle: Bundles) -> None:
     found = measure_methods(bundle("float"), passes=1)
     assert found["methods"] == 8
     assert len(found["pass_ms"]) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["lora", "float"])  # split into three files, and one
+def test_every_byte_is_accounted_for(bundle: Bundles, kind: str) -> None:
+    found = audit(bundle(kind))
+    assert found.findings == ()
+    for file in found.files:
+        assert sum(file.kinds.values()) == file.bytes
+        if file.file.endswith((".pte", ".ptd")):
+            assert file.kinds["program"] > 0
+            assert ("weights" in file.kinds) == (file.file.endswith(".ptd") or kind == "float")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("model.pte", "float"), ("base.ptd", "lora"), ("deltas.ptd", "lora"), ("model.pte", "lora")],
+)
+def test_a_payload_in_a_program_or_its_data_is_found(
+    bundle: Bundles, tmp_path: Path, name: str, kind: str
+) -> None:
+    """Behind everything, and between the FlatBuffer and its segments."""
+    folder, name = tmp_path / "bundle", f"executorch/{name}"
+    shutil.copytree(bundle(kind), folder)
+    data = bytearray((folder / name).read_bytes())
+    at = 16 if name.endswith(".pte") else 24
+    start, base = (int.from_bytes(data[i : i + 8], "little") for i in (at, at + 8))
+    start += 0 if name.endswith(".pte") else int.from_bytes(data[16:24], "little")
+    size = len(data)
+    data += b"payload"
+    if base > start:
+        data[base - 1] = 1
+    (folder / name).write_bytes(data)
+    relist(folder, name)
+    found = {(f.start, f.bytes, f.what) for f in audit(folder).findings}
+    assert (size, 7, "nothing in the file refers to it") in found
+    assert ((start, base - start, "padding that is not zero") in found) == (base > start)
+
+
+def test_weights_that_no_method_asks_for_are_found(bundle: Bundles, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle("lora"), folder)
+    path = folder / "executorch" / "base.ptd"
+    data = path.read_bytes()
+    key = min(re.findall(rb"[0-9a-f]{64}", data))
+    path.write_bytes(data.replace(key, b"f" * 64, 1))
+    relist(folder, "executorch/base.ptd")
+    ((size, what),) = [(f.bytes, f.what) for f in audit(folder).findings]
+    assert what == f"weights {'f' * 40}, which no method asks for"
+    assert size > 0
+
+
+@pytest.mark.parametrize(("schema", "file"), [(PROGRAM, "program"), (DATA, "flat_tensor")])
+def test_the_schemas_are_those_of_executorch(schema: Schema, file: str) -> None:
+    place = importlib.util.find_spec("executorch")
+    assert place is not None
+    (text,) = {
+        path.read_text()
+        for path in Path(next(iter(place.submodule_search_locations or ()))).rglob(f"{file}.fbs")
+    }
+    text = re.sub(r"//.*|\(force_align: \d+\)", "", text)
+    sizes = {"byte": "1", "ubyte": "1", "uint8": "1", "bool": "1", "int": "4", "uint": "4", "int32": "4"}
+    sizes |= {"uint32": "4", "long": "8", "int64": "8", "uint64": "8", "double": "8", "string": "text"}
+    sizes |= dict.fromkeys(re.findall(r"enum (\w+) *: *byte", text), "1") | {"ScalarType": "1"}
+    unions = {
+        name: re.findall(r"\w+", body) for name, body in re.findall(r"union (\w+) \{(.*?)\}", text, re.DOTALL)
+    }
+    ours = {
+        "ContainerMetadata": "Container",
+        "AllocationDetails": "Allocation",
+        "SubsegmentOffsets": "Subsegments",
+    }
+    ours |= {"BackendDelegateDataReference": "DataReference", "NonConstBufferDevice": "BufferDevice"}
+    ours |= {"Buffer": "Bytes", "BackendDelegateInlineData": "Bytes"}
+
+    def word(kind: str) -> str:
+        inner = kind.removeprefix("[").removesuffix("]").rpartition(".")[2]
+        short = "|".join(unions[inner]) if inner in unions else sizes.get(inner) or ours.get(inner, inner)
+        return f"[{short}]" if kind.startswith("[") else short
+
+    theirs = {
+        ours.get(name, name): tuple(word(kind) for kind in re.findall(r"\w+ *: *([\w.\[\]]+)", body))
+        for name, body in re.findall(r"table (\w+) \{(.*?)\}", text, re.DOTALL)
+    }
+    assert theirs == dict(schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeloop.runtime.onnx_graph import MESSAGES, External, external_data
+from edgeloop.runtime.onnx_graph import MESSAGES, REPEATED, External, external_data
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -28,6 +28,7 @@ def test_the_fields_are_those_of_onnx(message):
     for number, (name, holds) in MESSAGES[message].items():
         field = theirs[number]
         assert field.name == name
+        assert field.is_repeated == (name in REPEATED)
         if field.message_type is None:
             assert holds == SCALARS[field.type]
         else:

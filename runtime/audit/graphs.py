@@ -1,0 +1,121 @@
+"""An ONNX graph: operators whose results are used, constants and weights that operators use, and no notes."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..bundle import Bundle
+from ..onnx_graph import MESSAGES, REPEATED, External, external_data
+from ..protobuf import Field, varint
+from .ledger import Ledger
+from .messages import LONGEST, Message, read_message
+
+_NOTES = frozenset({"doc_string", "metadata_props", "denotation", "training_info", "ref_attr_name"})
+_INSIDE = frozenset({"functions", "g", "graphs", "sparse_tensor", "sparse_tensors", "sparse_initializer"})
+_WITH_TENSORS = frozenset({"Constant", "ConstantOfShape"})
+"""Operators that have a tensor among their attributes."""
+_DATA = {
+    "raw_data": "raw_data",
+    "float_data": "float_data",
+    "int32_data": "int32_data",
+    "int64_data": "int64_data",
+    "string_data": "string_data",
+    "double_data": "double_data",
+    "uint64_data": "uint64_data",
+    "external_data": "external_data",
+}
+_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+"""Bytes of a number, by the types of onnx.proto."""
+
+
+def graph(bundle: Bundle, ledger: Ledger) -> None:
+    """Account for a graph of the target onnx."""
+    try:
+        model = read_message(ledger, MESSAGES, "Model", _repeats, _judge)
+        places = {tensor.tensor: tensor for tensor in external_data(bytes(ledger.data)) if tensor.location}
+    except ValueError as error:
+        ledger.refuse(0, ledger.size, f"no ONNX graph: {error}")
+        return
+    data = bytes(ledger.data)
+    for main in model.all("graph"):
+        used = _used(ledger, data, main)
+        for tensor in main.all("initializer"):
+            name = tensor.text(data, "name")
+            if name not in used:
+                ledger.refuse(tensor.start, tensor.end, f"constant {name}, which no operator uses")
+            else:
+                _check_tensor(ledger, data, tensor, places.get(name))
+        made = used | {v.text(data, "name") for end in ("input", "output") for v in main.all(end)}
+        for value in main.all("value_info"):
+            if (name := value.text(data, "name")) not in made:
+                ledger.refuse(value.start, value.end, f"the shape of {name}, which is not in the graph")
+
+
+def _repeats(kind: str, name: str) -> bool:
+    return name in REPEATED
+
+
+def _judge(kind: str, name: str, found: Field) -> str:
+    if name in _NOTES:
+        return f"{name} of {kind}, which engines do not read"
+    if name in _INSIDE:
+        return f"{name} of {kind}: graphs inside of graphs are not looked into"
+    if kind == "Attribute" and name in ("s", "strings") and found.end - found.value > LONGEST:
+        return f"a text of an attribute, longer than {LONGEST} bytes"
+    return ""
+
+
+def _used(ledger: Ledger, data: bytes, main: Message) -> set[str]:
+    """Names that the graph's outputs depend on; operators that make none of them are refused."""
+    nodes = [
+        (node, [data[f.value : f.end].decode(errors="replace") for f in node.values.get("output", ())])
+        for node in main.all("node")
+    ]
+    used = {value.text(data, "name") for value in main.all("output")}
+    for node, outputs in reversed(nodes):  # the format wants them in the order of their use
+        kind = node.text(data, "op_type")
+        if not used & {name for name in outputs if name}:
+            ledger.refuse(node.start, node.end, f"operator {kind}, whose results nothing uses")
+            continue
+        used |= {
+            *outputs,
+            *(data[f.value : f.end].decode(errors="replace") for f in node.values.get("input", ())),
+        }
+        for attribute in node.all("attribute"):
+            for tensor in (*attribute.all("t"), *attribute.all("tensors")):
+                if kind in _WITH_TENSORS:
+                    _check_tensor(ledger, data, tensor, None)
+                else:
+                    ledger.refuse(tensor.start, tensor.end, f"a tensor among the attributes of {kind}")
+    return used - {""}
+
+
+def _check_tensor(ledger: Ledger, data: bytes, tensor: Message, place: External | None) -> None:
+    """Its numbers are in one field, and as many as its shape says."""
+    kinds = [name for name in _DATA if name in tensor.values or name in tensor.inner]
+    if len(kinds) > 1:
+        ledger.refuse(tensor.start, tensor.end, f"a tensor with numbers in {' and '.join(kinds)}")
+        return
+    size = _BYTES.get(_number(data, tensor, "data_type"), 0) * prod(_dims(data, tensor))
+    raw = tensor.values.get("raw_data")
+    if raw and raw[-1].end - raw[-1].value != size:
+        ledger.refuse(raw[-1].value, raw[-1].end, f"a tensor of {size} bytes, written in others")
+    elif place is not None and place.length != size:
+        ledger.refuse(
+            tensor.start, tensor.end, f"weights {place.tensor} of {size} bytes, read as {place.length}"
+        )
+
+
+def _number(data: bytes, message: Message, name: str) -> int:
+    found = message.values.get(name)
+    return varint(data, found[-1].value)[0] if found else 0
+
+
+def _dims(data: bytes, tensor: Message) -> list[int]:
+    sizes = []
+    for found in tensor.values.get("dims", ()):
+        at = found.value
+        while at < found.end:
+            size, at = varint(data, at)
+            sizes.append(size)
+    return sizes

@@ -1,0 +1,186 @@
+"""ExecuTorch's files: .pte programs, the .ptd data beside them, and the table of an embedding.
+
+Program and data are FlatBuffers with segments behind them. The methods' own instructions are looked into; what XNNPACK
+is to run lies in segments of its format, of which only the extent is known: the account calls them by their name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..bundle import Bundle
+from ..pte.layout import read_layout
+from .flatbuffers import Reader, Schema, Table
+from .ledger import Ledger
+
+_CALLS = "KernelCall|DelegateCall|MoveCall|JumpFalseCall|FreeCall"
+_VALUES = "Null|Int|Bool|Double|Tensor|String|IntList|DoubleList|BoolList|TensorList|OptionalTensorList"
+PROGRAM: Schema = {
+    "Program": (
+        "4",
+        "[ExecutionPlan]",
+        "[Bytes]",
+        "[Bytes]",
+        "[DataSegment]",
+        "Subsegments",
+        "[Subsegments]",
+        "[NamedData]",
+    ),
+    "ExecutionPlan": (
+        "text",
+        "Container",
+        "[EValue]",
+        "[4]",
+        "[4]",
+        "[Chain]",
+        "[Operator]",
+        "[BackendDelegate]",
+        "[8]",
+        "[BufferDevice]",
+    ),
+    "Container": ("text", "text"),
+    "EValue": (_VALUES,),
+    "Null": (),
+    "Int": ("8",),
+    "Bool": ("1",),
+    "Double": ("8",),
+    "String": ("text",),
+    "IntList": ("[8]",),
+    "DoubleList": ("[8]",),
+    "BoolList": ("[1]",),
+    "TensorList": ("[4]",),
+    "OptionalTensorList": ("[4]",),
+    "Tensor": ("1", "4", "[4]", "[1]", "1", "4", "Allocation", "1", "1", "ExtraTensorInfo"),
+    "Allocation": ("4", "4", "4"),
+    "ExtraTensorInfo": ("8", "text", "1", "1", "1"),
+    "Chain": ("[4]", "[4]", "[Instruction]", "[FrameList]"),
+    "Instruction": (_CALLS,),
+    "KernelCall": ("4", "[4]"),
+    "DelegateCall": ("4", "[4]"),
+    "MoveCall": ("4", "4"),
+    "JumpFalseCall": ("4", "4"),
+    "FreeCall": ("4",),
+    "FrameList": ("[Frame]",),
+    "Frame": ("text", "4", "text", "text"),
+    "Operator": ("text", "text"),
+    "BackendDelegate": ("text", "DataReference", "[CompileSpec]"),
+    "DataReference": ("1", "4"),
+    "CompileSpec": ("text", "[1]"),
+    "BufferDevice": ("4", "1", "1"),
+    "Bytes": ("[1]",),
+    "DataSegment": ("8", "8"),
+    "Subsegments": ("4", "[8]"),
+    "NamedData": ("text", "4"),
+}
+"""program.fbs of executorch 1.5."""
+DATA: Schema = {
+    "FlatTensor": ("4", "[DataSegment]", "[NamedData]"),
+    "DataSegment": ("8", "8"),
+    "NamedData": ("text", "4", "TensorLayout"),
+    "TensorLayout": ("1", "[4]", "[1]"),
+}
+"""flat_tensor.fbs of executorch 1.5."""
+_HEAD = 8
+"""Where the header is: behind the FlatBuffer's offset and its four letters."""
+_OPAQUE = "program for XNNPACK, opaque"
+
+
+def program(bundle: Bundle, ledger: Ledger) -> None:
+    """A .pte: every method, and the segments that they and their weights are in."""
+    _parts(ledger, _program)
+
+
+def data(bundle: Bundle, ledger: Ledger) -> None:
+    """A .ptd: weights by name, each of which a program of the bundle asks for."""
+    names = [name for name in bundle.manifest.files if name.endswith(".pte")]
+    asked = [bundle.path(name).read_bytes() for name in names]
+
+    def read(ledger: Ledger, at: int) -> None:
+        start, size, base, length = (_word(ledger, at + 8 + 8 * i) for i in range(4))
+        if ledger.data[at : at + 4] != b"FH01":
+            raise ValueError("it has no header")
+        ledger.take(at, at + 40, "program")
+        end = min(
+            start + size, ledger.size
+        )  # offsets count from the file's beginning, the header is among them
+        root = Reader(ledger, DATA, 0, end, "program").root("FlatTensor")
+        _segments(ledger, root.all(1), base, base + length, _named(ledger, root.all(2), asked))
+        ledger.padding(end, base)
+
+    _parts(ledger, read)
+
+
+def embedding(bundle: Bundle, ledger: Ledger) -> None:
+    """The table that the host looks rows up in, in a file of its own."""
+    target = bundle.manifest.targets["executorch"]
+    table = read_layout(bundle.path(target.graphs["layout"]), bundle.spec).embedding
+    rows, width = bundle.spec.vocab_size, bundle.spec.hidden_size
+    size = {"float32": 4 * width, "int8": width, "int4": width // 2}[table.kind]
+    ledger.take(table.values, table.values + rows * size, "tensors")
+    if table.groups:
+        number = {"bfloat16": 2, "float32": 4}[table.scale_type]
+        ledger.take(table.scales, table.scales + rows * table.groups * number, "tensors")
+
+
+def _parts(ledger: Ledger, read: Callable[[Ledger, int], None]) -> None:
+    try:
+        read(ledger, _HEAD)
+    except (ValueError, RecursionError, KeyError, OverflowError) as error:
+        ledger.refuse(0, ledger.size, f"no file of executorch: {error}")
+
+
+def _program(ledger: Ledger, at: int) -> None:
+    size, base, length = (_word(ledger, at + 8 + 8 * i) for i in range(3))
+    if ledger.data[at : at + 4] != b"eh00":
+        raise ValueError("it has no header")
+    ledger.take(at, at + 32, "program")
+    root = Reader(ledger, PROGRAM, 0, min(size, ledger.size), "program").root("Program")
+    plans = root.all(1)
+    delegates = [delegate for plan in plans for delegate in plan.all(7)]
+    kinds = dict.fromkeys(
+        (d.fields[1].fields.get(1, 0) for d in delegates if d.fields[1].fields.get(0) == 1), _OPAQUE
+    )
+    for part in (*([root.fields[5]] if 5 in root.fields else []), *root.all(6)):
+        if len(part.all(1)) > 1:  # the first stands for none
+            kinds[part.fields.get(0, 0)] = "constants"
+    found = root.all(4)
+    programs = [
+        bytes(ledger.data[base + s.fields.get(0, 0) : base + s.fields.get(0, 0) + s.fields.get(1, 0)])
+        for i, s in enumerate(found)
+        if kinds.get(i) == _OPAQUE
+    ]
+    kinds |= _named(ledger, root.all(7), programs)
+    _segments(ledger, found, base, base + length, kinds)
+    for plan in plans:
+        for chain in plan.all(5):
+            if chain.all(3):
+                ledger.refuse(0, 0, f"stack traces in the method {plan.fields.get(0, '')}")
+    ledger.padding(size, base)
+
+
+def _named(ledger: Ledger, named: list[Table], asked: list[bytes]) -> dict[int, str]:
+    """The kinds of segments with weights: those whose name somebody asks for."""
+    kinds = {}
+    for entry in named:
+        key, segment = str(entry.fields.get(0, "")), int(entry.fields.get(1, 0))
+        wanted = any(key.encode() in program for program in asked)
+        kinds[segment] = "weights" if wanted else f"?weights {key[:40]}, which no method asks for"
+    return kinds
+
+
+def _segments(ledger: Ledger, segments: list[Table], base: int, end: int, kinds: dict[int, str]) -> None:
+    """Account for each, and for the zeros between them."""
+    for i, segment in enumerate(segments):
+        start = base + segment.fields.get(0, 0)
+        stop = start + segment.fields.get(1, 0)
+        kind = kinds.get(i, "?a segment that nothing refers to")
+        if kind.startswith("?"):
+            ledger.refuse(start, stop, kind[1:])
+        else:
+            ledger.take(start, stop, kind)
+    for first, last in ledger.gaps(base, min(end, ledger.size)):
+        ledger.padding(first, last)
+
+
+def _word(ledger: Ledger, at: int) -> int:
+    return int.from_bytes(ledger.data[at : at + 8], "little")

@@ -1,0 +1,97 @@
+"""JSON: files that edgeloop writes must be what it would write again; others have no repeated or unread keys."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..bundle import Bundle
+from ..errors import BundleError, EdgeloopError
+from ..manifest import Manifest
+from ..pte.layout import Layout
+from .ledger import Ledger
+
+_BLANKS = re.compile(rb"[ \t\r\n]{129,}")
+"""Longer than the indentation of any level of a tokenizer.json."""
+_OLD_KEYS = frozenset({"add_prefix_space", "str_rep"})
+"""Keys of older versions, which the library reads and writes otherwise."""
+
+
+def manifest(ledger: Ledger) -> None:
+    """manifest.json."""
+    _as_written(ledger, Manifest, "manifest")
+
+
+def layout(bundle: Bundle, ledger: Ledger) -> None:
+    """layout.json of an ExecuTorch program."""
+    _as_written(ledger, Layout, "layout")
+
+
+def _as_written(ledger: Ledger, kind: Any, name: str) -> None:
+    data = bytes(ledger.data)
+    wanted = msgspec.json.format(msgspec.json.encode(msgspec.json.decode(data, type=kind)), indent=1)
+    _compare(ledger, data, wanted, name)
+
+
+def _compare(ledger: Ledger, data: bytes, wanted: bytes, name: str) -> None:
+    """Where ``data`` is not what it says written again, it has more in it: blanks, repeated keys, defaults."""
+    if data != wanted:
+        shorter = min(len(data), len(wanted))
+        first = next((i for i in range(shorter) if data[i] != wanted[i]), shorter)
+        same = next((i for i in range(shorter - first) if data[-1 - i] != wanted[-1 - i]), shorter - first)
+        ledger.refuse(first, max(len(data) - same, first + 1), f"not as edgeloop writes a {name}")
+    ledger.take(0, len(data), name)
+
+
+def tokenizer(bundle: Bundle, ledger: Ledger) -> None:
+    """tokenizer.json: no key twice, and none that the tokenizers library does not read."""
+    data, repeated = bytes(ledger.data), list[str]()
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated.extend({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ())
+        return dict(pairs)
+
+    try:
+        found = json.loads(data, object_pairs_hook=once)
+        read = json.loads(_reprinted(bundle.path(ledger.file)))
+    except (ValueError, RecursionError, EdgeloopError) as error:
+        ledger.refuse(0, len(data), f"no tokenizer: {' '.join(str(error).split())[:200]}")
+        return
+    for key in repeated:
+        at = data.rfind(json.dumps(key, ensure_ascii=False).encode())
+        ledger.refuse(at, at + len(key) + 2, f"key {key[:40]!r} more than once in an object")
+    for place, value in _unread(found, read, "$"):
+        at = data.find(json.dumps(place.rpartition(".")[2], ensure_ascii=False).encode())
+        size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        ledger.refuse(at, at + size, f"{place[:80]}, which the tokenizers library does not read")
+    for blanks in _BLANKS.finditer(data):
+        ledger.refuse(*blanks.span(), "blanks")
+    ledger.take(0, len(data), "tokenizer")
+
+
+def _reprinted(path: Path) -> str:
+    from ..text.tokenizer import open_engine
+    from ..text.tokenizer_file import read_tokenizer_file
+
+    return str(open_engine(read_tokenizer_file(path), path, BundleError).to_str())
+
+
+def _unread(found: Any, read: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Keys of objects that the library, which wrote down what it had read, left out."""
+    if isinstance(found, dict) and isinstance(read, dict):
+        for key, value in found.items():
+            if key not in read and key not in _OLD_KEYS:
+                if place not in ("$.model.vocab",):
+                    yield f"{place}.{key}", value
+            elif key in read:
+                yield from _unread(value, read[key], f"{place}.{key}")
+    elif isinstance(found, list) and isinstance(read, list):
+        for i, (one, other) in enumerate(zip(found, read, strict=False)):
+            if isinstance(one, dict):
+                yield from _unread(one, other, f"{place}[{i}]")
