@@ -208,7 +208,7 @@ class _Child:
             code = self.end()
             raise UsageError(
                 f"chat templates need a process of {executable}, which does not start (it ended with {code}); "
-                "name a Python with multiprocessing.set_executable"
+                "name a Python of 3.11 or newer with multiprocessing.set_executable"
             )
 
 

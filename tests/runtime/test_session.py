@@ -253,6 +253,8 @@ def test_tools_documents_and_named_templates(text_bundle):
         ):
             with pytest.raises(UsageError, match=message):
                 session.generate("a loop", **options)
+        with pytest.raises(UsageError):
+            session.generate("a \ud800 loop", chat=True)  # as without a template
     with pytest.raises(UsageError, match="the session is closed"):
         session.encode_chat(turns)
 

@@ -429,7 +429,7 @@ def test_any_folder_and_environment(
     ("executable", "message"),
     [
         ("/nonexistent/python", "cannot start: .*No such file"),
-        ("/bin/false", "does not start .it ended with 1.; name a Python with multiprocessing.set_executable"),
+        ("/bin/false", "does not start .it ended with 1.; name a Python of 3.11 or newer with"),
         ("/bin/echo", "does not start"),
     ],
 )
