@@ -94,8 +94,15 @@ def main(args: argparse.Namespace, console: Console) -> None:
         curve += [measured(rule, values, other) for (rule, values), other in around]
         work.report(args.report, curve, full, goal, Path(args.bundle).name)
     if console.json:
+        speed = {rule: found[rule].speed for rule in rules}
         console.result(
-            {"goal": str(goal), "tokens_per_s": full.tokens_per_s, "missed": missed, "exits": results}
+            {
+                "goal": str(goal),
+                "tokens_per_s": full.tokens_per_s,
+                "speed": speed,
+                "missed": missed,
+                "exits": results,
+            }
         )
         return
     columns = (
@@ -259,7 +266,9 @@ def measured(rule: str, values: tuple[float, ...], found: Evaluation, *, chosen:
         mean_depth=found.mean_depth,
         agreement=found.agreement,
         perplexity=found.perplexity,
+        full_perplexity=found.full_perplexity,
         tokens_per_s=found.tokens_per_s,
+        speed=found.speed,
         chosen=chosen,
     )
 

@@ -18,7 +18,8 @@ from .search import Goal
 class Measured:
     """A rule with its thresholds (R − 1) and what they gave on a text.
 
-    ``mean_depth`` counts depths run, 1 … R; ``tokens_per_s`` is None where nobody timed it. ``chosen``: these
+    ``mean_depth`` counts depths run, 1 … R. ``full_perplexity``: that of the text at full depth. ``tokens_per_s`` and
+    ``speed``, which is that of full depth where it ran beside it, are None where nobody timed them. ``chosen``: these
     thresholds went into the bundle.
     """
 
@@ -27,7 +28,9 @@ class Measured:
     mean_depth: float
     agreement: float
     perplexity: float
+    full_perplexity: float
     tokens_per_s: float | None = None
+    speed: float | None = None
     chosen: bool = False
 
 
@@ -59,7 +62,7 @@ def render(
         rules.setdefault(point.rule, []).append(point)
     limits: dict[str, float | None] = {"agree": None, "perplexity": None}
     if goal is not None:
-        limits[goal.kind] = goal.value if goal.kind == "agree" else full.perplexity * (1 + goal.value)
+        limits[goal.kind] = goal.value if goal.kind == "agree" else full.full_perplexity * (1 + goal.value)
     panels = {
         "Perplexity by depth": panel(
             rules, full, lambda p: p.mean_depth, lambda p: p.perplexity, ("mean depth", "perplexity"),
@@ -70,10 +73,10 @@ def render(
             ("mean depth", "agreement with full depth"), line=limits["agree"], percent=True,
         ),
     }  # fmt: skip
-    if any(p.tokens_per_s is not None for p in measured):
+    if any(p.speed is not None for p in measured):
         panels["Perplexity by speed"] = panel(
-            rules, full, lambda p: p.tokens_per_s, lambda p: p.perplexity,
-            ("tokens per second", "perplexity"), line=limits["perplexity"],
+            rules, full, lambda p: p.speed, lambda p: p.perplexity,
+            ("speed, full depth is 1", "perplexity"), line=limits["perplexity"],
         )  # fmt: skip
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -84,19 +87,13 @@ def render(
         facts=facts,
         panels=panels,
         legend=[(rule, i % COLOURS, _SHAPES[MARKERS[i % len(MARKERS)]]) for i, rule in enumerate(rules)],
-        chosen=[_row(p, full) for p in measured if p.chosen],
-        full=_row(full, full),
-        rest=[_row(p, full) for p in measured if not p.chosen],
+        chosen=[_row(p) for p in measured if p.chosen],
+        full=_row(full),
+        rest=[_row(p) for p in measured if not p.chosen],
     )
 
 
-def _row(point: Measured, full: Measured) -> dict[str, str]:
-    def against(found: float | None, whole: float | None) -> str:
-        if point is full or found is None or not whole:
-            return ""
-        return f"{found / whole - 1:+.2%}".replace("-", "−")
-
-    speed, whole = point.tokens_per_s, full.tokens_per_s
+def _row(point: Measured) -> dict[str, str]:
     return {
         "rule": point.rule,
         "thresholds": ", ".join("never" if abs(t) >= NEVER else f"{t:.4g}" for t in point.thresholds)
@@ -104,9 +101,9 @@ def _row(point: Measured, full: Measured) -> dict[str, str]:
         "depth": f"{point.mean_depth:.2f}",
         "agreement": f"{point.agreement:.2%}",
         "perplexity": f"{point.perplexity:.4g}",
-        "change": against(point.perplexity, full.perplexity) or "–",
-        "speed": "–" if speed is None else f"{speed:.1f}",
-        "faster": f"{speed / whole:.2f}×" if speed and whole else "–",
+        "change": f"{point.perplexity / point.full_perplexity - 1:+.2%}".replace("-", "−"),
+        "rate": "–" if point.tokens_per_s is None else f"{point.tokens_per_s:.1f}",
+        "speed": "–" if point.speed is None else f"{point.speed:.2f}×",
     }
 
 
@@ -183,12 +180,12 @@ summary { cursor: pointer; color: var(--muted); }
 <body>
 {% macro table(rows) %}
 <table>
-<thead><tr><th>rule<th>thresholds<th>mean depth<th>agreement<th>perplexity<th>against full<th>tokens/s<th>speed-up\
+<thead><tr><th>rule<th>thresholds<th>mean depth<th>agreement<th>perplexity<th>against full<th>tokens/s<th>speed\
 </tr></thead>
 <tbody>
 {% for r in rows %}
 <tr{% if r is sameas full %} class="full"{% endif %}><td>{{ r.rule }}<td>{{ r.thresholds }}<td>{{ r.depth }}\
-<td>{{ r.agreement }}<td>{{ r.perplexity }}<td>{{ r.change }}<td>{{ r.speed }}<td>{{ r.faster }}</tr>
+<td>{{ r.agreement }}<td>{{ r.perplexity }}<td>{{ r.change }}<td>{{ r.rate }}<td>{{ r.speed }}</tr>
 {% endfor %}
 </tbody>
 </table>

@@ -12,11 +12,11 @@ from edgeloop.export.calibration.report import Measured, write_report
 from edgeloop.export.calibration.search import Goal
 from edgeloop.runtime.manifest import NEVER
 
-FULL = Measured("full depth", (), 3, 1, 12, 40)
+FULL = Measured("full depth", (), 3, 1, 12, 12, 40, 1)
 POINTS = [
-    Measured("confidence", (0.9, 0.8), 2.1, 0.97, 12.3, 55.5, chosen=True),
-    Measured("confidence", (0.95, NEVER), 2.6, 0.99, 12.06),
-    Measured("entropy", (0.4, -NEVER), 2.4, 0.98, 11.94, 48, chosen=True),
+    Measured("confidence", (0.9, 0.8), 2.1, 0.97, 12.3, 12, 55.5, 1.39, chosen=True),
+    Measured("confidence", (0.95, NEVER), 2.6, 0.99, 12.06, 12),
+    Measured("entropy", (0.4, -NEVER), 2.4, 0.98, 11.94, 12, 48, 1.2, chosen=True),
 ]
 
 
@@ -30,7 +30,7 @@ def test_the_page_holds_every_number_and_needs_nothing_else(tmp_path: Path) -> N
     assert "perplexity +1%" in page
     rows = [re.findall(r"<td>([^<\n]*)", row) for row in re.findall(r"<tr[^>]*>(<td>.*)", page)]
     assert rows == [
-        ["full depth", "none", "3.00", "100.00%", "12", "–", "40.0", "1.00×"],
+        ["full depth", "none", "3.00", "100.00%", "12", "+0.00%", "40.0", "1.00×"],
         ["confidence", "0.9, 0.8", "2.10", "97.00%", "12.3", "+2.50%", "55.5", "1.39×"],
         ["entropy", "0.4, never", "2.40", "98.00%", "11.94", "−0.50%", "48.0", "1.20×"],
         ["confidence", "0.95, never", "2.60", "99.00%", "12.06", "+0.50%", "–", "–"],
@@ -46,7 +46,7 @@ def test_charts_are_valid_svg_in_the_pages_colours(tmp_path: Path) -> None:
     assert [re.search(r'aria-label="([^"]*)', s)[1] for s in charts] == [  # type: ignore[index]
         "perplexity against mean depth",
         "agreement with full depth against mean depth",
-        "perplexity against tokens per second",
+        "perplexity against speed, full depth is 1",
     ]
     ids = []
     for chart in charts:
@@ -63,8 +63,8 @@ def test_charts_are_valid_svg_in_the_pages_colours(tmp_path: Path) -> None:
 
 
 def test_without_timings_there_is_no_speed_panel(tmp_path: Path) -> None:
-    points = [Measured("margin", (0.5,), 1.5, 0.99, 5.0, chosen=True)]
-    write_report(tmp_path / "r.html", points, Measured("full depth", (), 2, 1, 5), title="t")
+    points = [Measured("margin", (0.5,), 1.5, 0.99, 5.0, 5.0, chosen=True)]
+    write_report(tmp_path / "r.html", points, Measured("full depth", (), 2, 1, 5, 5), title="t")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.count("aria-label") == 2
     assert "goal" not in page
