@@ -15,11 +15,27 @@ if TYPE_CHECKING:
 TOKENS = 32
 """Written at most: every operator of every call is an entry of the dump."""
 KINDS = {
-    "matrices": ("Fully Connected (NC, Q",),  # QD8, F32, QB4W and the like
-    "float matrices": ("Fully Connected (NC, F32",),
-    "attention": ("Batch Matrix Multiply", "Softmax"),
+    "matrices": ("Fully Connected", "Q"),
+    "float matrices": ("Fully Connected", ""),
+    "attention": ("Batch Matrix Multiply|Softmax|Scaled Dot-Product Attention", ""),
 }
-"""Kinds of XNNPACK's operators, by the beginnings of their names; everything else is "other"."""
+"""Kinds of XNNPACK's operators: parts of their type, and with which letter one of their data types begins.
+
+An operator is called ``Type (layout, data types) kernel``. The data types depend on the processor: QD8, QDU8 or QP8
+activations with QB4W, QC8W … weights. The first kind that fits is it; everything else is "other".
+"""
+
+
+def kind_of(operator: str) -> str:
+    """The kind of an operator, by the name that XNNPACK gives it."""
+    name, _, rest = operator.partition(" (")
+    types = [word.strip() for word in rest.partition(")")[0].split(",")[1:]]
+    for kind, (parts, letter) in KINDS.items():
+        if not any(part in name for part in parts.split("|")):
+            continue
+        if not letter or any(t.removeprefix("P").startswith(letter) for t in types):  # PQS8 is QS8, packed
+            return kind
+    return "other"
 
 
 def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Console) -> None:
@@ -53,23 +69,26 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
         progress("reading the dumps", 0.6)
         found = [(path.stem, *read(path)) for path in sorted(folder.glob("*.etdp"))]
     if console.json:
-        console.result({name: {"calls": calls, "ms": ms, "kinds": kinds} for name, calls, ms, kinds in found})
+        keys = ("calls", "ms", "kinds", "operators")
+        console.result({name: dict(zip(keys, values, strict=True)) for name, *values in found})
         return
     columns = [*KINDS, "other", "between"]
     console.table(
         ("ms a call", "#calls", "#all", *(f"#{name}" for name in columns)),
         [
             (name, f"{calls}", f"{ms:.3f}", *(f"{kinds[column]:.3f}" for column in columns))
-            for name, calls, ms, kinds in found
+            for name, calls, ms, kinds, _ in found
         ],
     )
     console.write(
-        f"{args.prompt_tokens} tokens read, {tokens} written; every operator is in {folder}/*.etdp\n"
+        f"{args.prompt_tokens} tokens read, {tokens} written; XNNPACK tells whole microseconds, and what is shorter is "
+        f"between. Every operator is in {folder}/*.etdp\n"
     )
 
 
-def read(path: Path) -> tuple[int, float, dict[str, float]]:
-    """(calls, milliseconds of one, those of each kind of operator and "between" them) of a method's ETDump."""
+def read(path: Path) -> tuple[int, float, dict[str, float], dict[str, int]]:
+    """(calls, milliseconds of one, those of each kind of operator and "between" them, how many operators there are of
+    each kind) of a method's ETDump."""
     from ..export.quiet import quiet
 
     try:
@@ -82,13 +101,16 @@ def read(path: Path) -> tuple[int, float, dict[str, float]]:
             f"reading ETDumps needs {error.name}: pip install 'edgeloop[executorch]'"
         ) from error
     calls, total, kinds = 0, 0.0, dict.fromkeys((*KINDS, "other"), 0.0)
+    operators = dict.fromkeys(kinds, 0)
     for block in blocks:
         for event in block.events:
             times = event.perf_data.raw if event.perf_data else []
             if event.name == "Method::execute":
                 calls, total = calls + len(times), total + sum(times)
             elif event.is_delegated_op:
-                kind = next((k for k, names in KINDS.items() if event.name.startswith(names)), "other")
+                kind = kind_of(event.name)
                 kinds[kind] += sum(times)
+                operators[kind] += 1
     each = {kind: ms / max(calls, 1) for kind, ms in kinds.items()}
-    return calls, total / max(calls, 1), each | {"between": (total - sum(kinds.values())) / max(calls, 1)}
+    each["between"] = (total - sum(kinds.values())) / max(calls, 1)
+    return calls, total / max(calls, 1), each, operators

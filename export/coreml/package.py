@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from coremltools import __version__ as coremltools_version
 from coremltools.converters.mil.backend.mil.load import load
 from coremltools.converters.mil.mil import Program
 from coremltools.models.utils import save_spec
+from coremltools.proto.Model_pb2 import Model
 
+from ...runtime.coreml.interpreter import MODEL
 from .constants import Store
 from .functions import build
 from .plan import Plan
@@ -44,4 +48,19 @@ def write_package(
         )
         model.description.metadata.shortDescription = "Recursive transformer, exported by edgeloop"
         save_spec(model, str(path), weights_dir=scratch)
+    make_reproducible(path)
     log.debug("wrote %s", path)
+
+
+def make_reproducible(path: Path) -> None:
+    """The same package, byte for byte, whenever it is written: tables sorted, and no number drawn by lot."""
+    model = path / MODEL
+    specification = Model()
+    specification.ParseFromString(model.read_bytes())
+    model.write_bytes(specification.SerializeToString(deterministic=True))
+    manifest = path / "Manifest.json"
+    text = manifest.read_text()
+    for identifier, item in json.loads(text)["itemInfoEntries"].items():
+        text = text.replace(identifier, str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])))
+    entries = json.loads(text)
+    manifest.write_text(json.dumps(entries, indent=4, sort_keys=True) + "\n")

@@ -20,7 +20,7 @@ from ...runtime.backend import shares_kv
 from ...runtime.backends.executorch import ExecutorchBackend
 from ...runtime.errors import ExportError
 from ...runtime.kv import visible
-from ...runtime.pte.layout import Layout, Shapes, Table
+from ...runtime.pte.layout import Layout, Shapes, Table, checksum
 from ...runtime.spec import Spec
 from ...runtime.weights import matrix_shapes
 from ..fused import Numerics
@@ -172,6 +172,7 @@ def place_embedding(
             "file": name,
             "kind": kind,
             "values": offsets[0],
+            "check": checksum(data),
             "scales": offsets[-1] if groups else 0,
             "scale_type": scales,
             "groups": groups,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from ..spec import Spec, stage_layers
 
 BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
+ENDS = 4096
+"""Bytes of a table that are looked at when it is opened: all of a large one would be read from the disk."""
 MOST_TOKENS = 4096
 """Of a chunk: each has a row of a mask over the whole context."""
 MOST_ROWS = 4
@@ -58,16 +61,27 @@ class Shapes(Struct, frozen=True, forbid_unknown_fields=True):
         yield f"{kind}_prefill", self.chunk, True
 
 
+def checksum(parts: Iterable[bytes | memoryview]) -> int:
+    """CRC-32 of the first and the last ``ENDS`` bytes of each part, one after another."""
+    found = 0
+    for part in parts:
+        data = memoryview(part).cast("B")
+        found = zlib.crc32(data[-ENDS:], zlib.crc32(data[:ENDS], found))
+    return found
+
+
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
     """The embedding, which the host looks up itself: values [V, D], or codes and scales as quant/pack.py has them.
 
     A tied one is the head's matrix inside the program: it is stored once. Codes of 8 bits are signed there.
-    Offsets are bytes into ``file``.
+    Offsets are bytes into ``file``. ``check``: ``checksum`` of values and scales: a host that finds others there has a
+    layout and a file of two exports.
     """
 
     file: str
     kind: Literal["float32", "int4", "int8"]
     values: int
+    check: int
     scales: int = 0
     scale_type: Literal["bfloat16", "float32"] = "float32"
     groups: int = 0

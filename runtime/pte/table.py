@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from ..backend import F32, I64
 from ..errors import BundleError
-from .layout import Table
+from .layout import Table, checksum
 
 
 class Embedding:
     """Rows of a [V, D] table."""
 
     def __init__(self, path: Path, table: Table, vocabulary: int, width: int) -> None:
-        """BundleError when the file ends before the table does."""
+        """BundleError when the file ends before the table does, or has something else there."""
         self._kind = table.kind
         self._scales: npt.NDArray[np.generic] | None = None
         groups = table.groups
@@ -29,6 +29,11 @@ class Embedding:
                 self._scales = _mapped(path, kind, table.scales, (vocabulary, groups))
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: no embedding in it ({error}); copy the bundle again") from error
+        parts = [self._values] if self._scales is None else [self._values, self._scales]
+        if checksum(part.data for part in parts) != table.check:
+            raise BundleError(
+                f"{path}: the embedding is not where the layout has it; they are of two exports, copy the bundle again"
+            )
 
     def close(self) -> None:
         """Unmap the file; there are no rows any more."""

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
+from edgeloop.apps.bench_profile import kind_of
 from edgeloop.apps.bench_pte import measure_methods
 from edgeloop.apps.cli import main
 from edgeloop.export.family import Reading
@@ -48,6 +49,7 @@ from edgeloop.runtime.backends.executorch import ExecutorchBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.manifest import read_manifest
 from edgeloop.runtime.pte.bridge import Bridge
+from edgeloop.runtime.pte.compiled import SUFFIXES, wheel
 from edgeloop.runtime.pte.layout import Shapes, read_layout
 
 Bundles = Callable[[str], Path]
@@ -318,6 +320,7 @@ from edgeloop.runtime.errors import EngineError
 from edgeloop.runtime.backends.executorch import ExecutorchBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.pte.bridge import Bridge
+from edgeloop.runtime.pte.compiled import SUFFIXES, wheel
 source, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 tables = int.from_bytes(source[16:24], "little")  # of the header: the size of what describes the methods
 assert 1000 < tables < len(source)
@@ -454,12 +457,32 @@ def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]
     assert 1e-3 < difference(found.logits, plain.logits) < 0.2
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the native runner with")
-def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Path) -> None:
-    path, runner = bundle("lora"), tmp_path / "edgeloop-run"
-    folder = Path(__file__).parents[2] / "apps" / "board" / "native"
-    make = ["make", "-s", "-C", str(folder), f"PYTHON={sys.executable}", f"OUT={runner}"]
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native runner, built as the README has it."""
+    if shutil.which("g++") is None or shutil.which("make") is None:
+        pytest.skip("no make and g++ to build the native runner with")
+    runner = tmp_path_factory.mktemp("native") / "edgeloop-run"
+    make = ["make", "-s", "-C", str(NATIVE), f"PYTHON={sys.executable}", f"OUT={runner}"]
     subprocess.run(make, check=True, capture_output=True)
+    return runner
+
+
+NATIVE = Path(__file__).parents[2] / "apps" / "board" / "native"
+
+
+def refusal(runner: Path, bundle: Path) -> str:
+    """The one line with which the runner refuses a bundle."""
+    command = [str(runner), str(bundle), "12", *map(str, PROMPT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("edgeloop-run: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Path, runner: Path) -> None:
+    path = bundle("lora")
     command = [str(runner), str(path), "12", *map(str, PROMPT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -470,10 +493,50 @@ def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Pat
     leaves = tokens(path, "executorch", exit="depth:2", missing="skip")
     assert [int(line) for line in early.stdout.split()] == leaves
     assert leaves != tokens(path, "executorch")
-    wrong = subprocess.run([str(runner), str(tmp_path), "1", "2"], capture_output=True, text=True)
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("edgeloop-run: ")
-    assert wrong.stderr.count("\n") == 1
+    assert "manifest.json cannot be read; give the folder of a bundle" in refusal(runner, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("routed", "a router, which decides how deep each token goes"),
+        ("shared", "K and V that all depths share"),
+        ("window", "a sliding window"),
+    ],
+)
+def test_the_native_runner_refuses_by_name(bundle: Bundles, runner: Path, name: str, what: str) -> None:
+    assert f"the model has {what}, and this runner knows none" in refusal(runner, bundle(name))
+
+
+def test_two_exports_in_one_bundle(bundle: Bundles, tmp_path: Path, runner: Path) -> None:
+    """A layout that finds the embedding elsewhere than the file has it is refused by every host."""
+    path = tmp_path / "bundle"
+    shutil.copytree(bundle("lora"), path)
+    place, manifest = path / "executorch/layout.json", path / "manifest.json"
+    layout = json.loads(place.read_text())
+    layout["embedding"]["values"] += 64
+    place.write_text(json.dumps(layout))
+    described = json.loads(manifest.read_text())
+    described["files"]["executorch/layout.json"]["bytes"] = place.stat().st_size
+    manifest.write_text(json.dumps(described))
+    told = "the embedding is not where .* has it; they are of two exports"
+    assert re.search(told, refusal(runner, path))
+    with pytest.raises(BundleError, match=told):
+        Session.open(path, engine="executorch", verify=False)
+    described["format"] = 2
+    manifest.write_text(json.dumps(described))
+    assert "bundle format 2, this runner reads format 3" in refusal(runner, path)
+
+
+def test_a_python_without_executorch(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "-n", "-C", str(NATIVE), f"PYTHON={tmp_path}/python"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert 'has no executorch: pip install "edgeloop[executorch]"' in done.stderr
 
 
 def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -500,9 +563,30 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {path.stem for path in (tmp_path / "new/folder").iterdir()} == set(found)
     for method in found.values():
         assert sum(method["kinds"].values()) == pytest.approx(method["ms"])
-        assert method["kinds"]["matrices"] > 0
+        # Counted, not timed: XNNPACK tells whole microseconds, and a fast processor needs none for these.
+        assert method["operators"]["matrices"] > 0
+        assert method["operators"]["float matrices"] > 0  # the means of norms
+    layers = {"block_m1": 2, "prologue_m1": 1, "coda_m1": 1, "head_m1": 0}
+    for name, count in layers.items():
+        # qkv, o, gate and up, down; two products for attention and its softmax.
+        assert found[name]["operators"]["matrices"] == max(4 * count, 1)
+        assert found[name]["operators"]["attention"] == 3 * count
     assert main(["bench", str(path), *command[4:], "--profile", str(tmp_path)]) == 2
     assert "--profile is of ExecuTorch's methods, not of engine onnx" in capsys.readouterr().err
+
+
+def test_every_operator_of_a_matrix_has_its_kind() -> None:
+    """All that this XNNPACK has, whichever processor it would choose them on."""
+    library = (wheel() / "lib" / f"libexecutorch_backend_xnnpack{SUFFIXES[sys.platform]}").read_bytes()
+    names = {name.decode() for name in re.findall(rb"[A-Z][A-Za-z ]* \([A-Z0-9_, ]+\)", library)}
+    full = {name for name in names if "Fully Connected" in name}
+    assert len(full) > 20
+    floats = {"NC", "F16", "F32", "PF16", "PF32", "BF16"}
+    for name in full:
+        plain = set(re.findall(r"[A-Z0-9]+", name.partition("(")[2])) <= floats
+        assert kind_of(f"{name} GEMM #3") == ("float matrices" if plain else "matrices"), name
+    assert {kind_of(name) for name in names if name.startswith(("Batch Matrix", "Softmax"))} == {"attention"}
+    assert kind_of("Convert (NC, F32, QDU8) #1") == kind_of("Multiply (ND) #1") == kind_of("odd") == "other"
 
 
 def test_methods_are_measured(bundle: Bundles) -> None:

@@ -12,7 +12,7 @@ from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.pte.calls import batches, valid_runs
-from edgeloop.runtime.pte.layout import Layout, Shapes, Table, read_layout
+from edgeloop.runtime.pte.layout import Layout, Shapes, Table, checksum, read_layout
 from edgeloop.runtime.pte.table import Embedding
 
 
@@ -72,11 +72,15 @@ def test_embedding_rows(tmp_path, kind):
         half = (scales.view(np.uint32) >> 16).astype(np.uint16)
         tail = half.tobytes() if kind == "int4" else scales.tobytes()
     (tmp_path / "t").write_bytes(b"head" + values + tail)
-    table = Table("t", kind, 4, 4 + len(values), "bfloat16" if kind == "int4" else "float32", 2)
+    check = checksum([values, tail] if tail else [values])
+    table = Table("t", kind, 4, check, 4 + len(values), "bfloat16" if kind == "int4" else "float32", 2)
     embedding = Embedding(tmp_path / "t", table, 5, 8)
     np.testing.assert_array_equal(embedding.rows(np.array([4, 0, 4])), wanted[[4, 0, 4]])
     with pytest.raises(BundleError, match="no embedding in it"):
         Embedding(tmp_path / "t", table, 500, 8)
+    (tmp_path / "t").write_bytes(b"other" + values + tail + b"more")
+    with pytest.raises(BundleError, match="is not where the layout has it; they are of two exports"):
+        Embedding(tmp_path / "t", table, 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_embedding_rows(tmp_path, kind):
     ],
 )
 def test_a_layout_that_cannot_be_meant(maker, tmp_path, place, value, told):
-    layout = Layout("1", "model.pte", Shapes(3, 8), Table("model.pte", "int4", 0, 64, "bfloat16", 4))
+    layout = Layout("1", "model.pte", Shapes(3, 8), Table("model.pte", "int4", 0, 0, 64, "bfloat16", 4))
     path = tmp_path / "layout.json"
     path.write_bytes(msgspec.json.encode(layout))
     assert read_layout(path, maker.spec()) == layout

@@ -4,7 +4,8 @@
 //     EDGELOOP_DEPTHS=2 edgeloop-run …         the same with an exit after 2 depths
 //
 // It is what an Android app's JNI starts from: runtime/pte/bridge.cpp below, this loop above. Models with K and V for
-// each depth and without a sliding window; a prompt is read token by token.
+// each depth, without a sliding window and without a router: all others are refused by name, as is a layout.json whose
+// weights are of another export. A prompt is read token by token.
 
 #include <cmath>
 #include <cstdint>
@@ -28,6 +29,8 @@ int edgeloop_run(void*, int, const int32_t*, char*, int);
 
 namespace {
 
+constexpr int kFormat = 3;  // of manifest.json, as runtime/manifest.py has it
+constexpr size_t kEnds = 4096;  // as runtime/pte/layout.py has it
 char message[512];
 
 std::string read(const std::string& path) {
@@ -73,23 +76,65 @@ struct Model {
       if (repeats > 1 && ++looped == 1) depths = repeats;
     }
     if (looped != 1) depths = 1;  // several loops are unrolled inside the block
-    if (value(manifest, "kv") != "per-depth" || value(manifest, "sliding_window") != "null")
-      throw std::runtime_error("this runner takes models with K and V for each depth and no sliding window");
   }
 };
+
+// An exception that names what this loop would run wrongly.
+void check(const std::string& manifest) {
+  const std::string format = value(manifest, "format");
+  if (format != std::to_string(kFormat))
+    throw std::runtime_error("bundle format " + format + ", this runner reads format " + std::to_string(kFormat) +
+                             "; export the checkpoint again");
+  const Model model(manifest);
+  const std::string window = value(manifest, "sliding_window");
+  const struct { bool there; const char* what; } rules[] = {
+      {value(manifest, "routing") != "null", "a router, which decides how deep each token goes"},
+      {model.depths > 1 && value(manifest, "kv") != "per-depth", "K and V that all depths share"},
+      {window != "null" && std::atoi(window.c_str()) < model.context, "a sliding window"},
+  };
+  for (const auto& rule : rules)
+    if (rule.there)
+      throw std::runtime_error(std::string("the model has ") + rule.what + ", and this runner knows none; use edgeloop run");
+}
+
+// CRC-32 as zlib has it.
+uint32_t crc32(const char* data, size_t size, uint32_t crc) {
+  crc = ~crc;
+  for (size_t i = 0; i < size; ++i) {
+    crc ^= uint8_t(data[i]);
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+  }
+  return ~crc;
+}
 
 // Rows of the embedding, in the file and at the places that layout.json names.
 struct Embedding {
   std::string data, kind;
   size_t values, scales, groups;
   bool half;
-  Embedding(const std::string& folder, const std::string& layout) {
+  Embedding(const std::string& folder, const std::string& layout, size_t vocabulary, size_t width) {
     data = read(folder + "/" + value(layout, "file"));
     kind = value(layout, "kind");
     half = value(layout, "scale_type") == "bfloat16";
     values = std::strtoull(value(layout, "values").c_str(), nullptr, 10);
     scales = std::strtoull(value(layout, "scales").c_str(), nullptr, 10);
     groups = std::strtoull(value(layout, "groups").c_str(), nullptr, 10);
+    const bool plain = kind == "float32";
+    if (!plain && (groups == 0 || groups > width)) throw std::runtime_error("layout.json has no groups; copy the bundle again");
+    const size_t bytes = vocabulary * (plain ? 4 * width : kind == "int4" ? width / 2 : width);
+    const size_t scale_bytes = plain ? 0 : vocabulary * groups * (half ? 2 : 4);
+    uint32_t crc = ends(values, bytes, 0);
+    if (!plain) crc = ends(scales, scale_bytes, crc);
+    if (std::to_string(crc) != value(layout, "check"))
+      throw std::runtime_error(value(layout, "file") + ": the embedding is not where layout.json has it; they are of two "
+                               "exports, copy the bundle again");
+  }
+  // The checksum of the first and last bytes of a part, which must be in the file.
+  uint32_t ends(size_t start, size_t size, uint32_t crc) const {
+    if (start > data.size() || size > data.size() - start)
+      throw std::runtime_error("the file of the embedding ends too early; copy the bundle again");
+    const size_t part = size < kEnds ? size : kEnds;
+    return crc32(data.data() + start + size - part, part, crc32(data.data() + start, part, crc));
   }
   void row(int id, int width, float* out) const {
     const char* base = data.data() + values;
@@ -170,9 +215,11 @@ bool has(void* program, const char* name) {
 }
 
 int generate(const std::string& bundle, int count, const std::vector<int>& prompt) {
+  const std::string manifest = read(bundle + "/manifest.json");
+  check(manifest);
   const std::string folder = bundle + "/executorch", layout = read(folder + "/layout.json");
-  const Model m(read(bundle + "/manifest.json"));
-  const Embedding embedding(folder, layout);
+  const Model m(manifest);
+  const Embedding embedding(folder, layout, m.vocabulary, m.width);
   const int total = int(prompt.size()) + count;
   if (prompt.empty() || count < 1 || total > m.context) throw std::runtime_error("too few or too many tokens");
   for (int id : prompt)

@@ -1,0 +1,97 @@
+"""An export is the same bytes, from process to process, for every target."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from tiny import VOCAB, demo_model
+
+from edgeloop.apps.demo.model import DemoConfig
+from edgeloop.export.synth_tokenizer import write_tokenizer
+from edgeloop.export.targets import LAYOUTS
+
+EXPORT = """
+import sys
+from pathlib import Path
+from edgeloop.export import pipeline
+from edgeloop.export.targets import open_target
+from edgeloop.runtime.pte.layout import Shapes
+
+def small(name, layout="staged"):
+    if (name, layout) != ("executorch", "staged"):
+        return open_target(name, layout)
+    from edgeloop.export.targets.executorch import ExecutorchTarget
+    return ExecutorchTarget(Shapes(1, 8))
+
+pipeline.open_target = small
+checkpoint, out, targets, split = sys.argv[1:]
+targets = targets.split(",")
+layouts = ["staged", "flat"] if "executorch" in targets else ["staged"]
+for layout in layouts:
+    of = targets if layout == "staged" else ["executorch"]
+    pipeline.export_bundle(
+        checkpoint, Path(out) / layout, targets=of, layouts=[layout], quant="int4",
+        split_weights=split == "split" and layout == "staged",
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer that is run twice, with norms and deltas of each depth."""
+    folder = tmp_path_factory.mktemp("looped") / "checkpoint"
+    config = DemoConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    folder.mkdir()
+    save_file(demo_model(config).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.as_json()))
+    write_tokenizer(folder, VOCAB)
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+TARGETS = {"onnx": "onnx", "executorch": "executorch", "coreml": "coremltools"}
+
+
+def test_every_target_is_compared() -> None:
+    assert {name for layout in LAYOUTS.values() for name in layout} == set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_processes_write_the_same(checkpoint: Path, tmp_path: Path, target: str) -> None:
+    """With other hash seeds, other places for scratch files and other folders to start in."""
+    pytest.importorskip(TARGETS[target])
+    running = []
+    for seed in ("1", "2"):
+        out, scratch = tmp_path / f"out{seed}" / ("x" * int(seed)), tmp_path / ("scratch" * int(seed))
+        scratch.mkdir()
+        out.mkdir(parents=True)
+        command = [sys.executable, "-c", EXPORT, str(checkpoint), str(out), target, "split"]
+        if target != "executorch":
+            command[-1] = ""
+        env = {**os.environ, "PYTHONHASHSEED": seed, "TMPDIR": str(scratch)}
+        process = subprocess.Popen(
+            command, env=env, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        running.append((process, out))
+    found = []
+    for process, out in running:
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said.decode()[-2000:]
+        found.append(hashes(out))
+    assert found[0] == found[1]
+    assert len(found[0]) > 3
