@@ -13,12 +13,13 @@ from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.version import VERSION
+from .artifacts import make_artifacts
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
 from .overrides import overridden
 from .stored import count_parameters, write_weights
-from .target import Job, Progress
+from .target import Job, Progress, Target
 from .targets import LAYOUTS, TARGETS, open_target
 from .text.ends import with_ends
 from .text.templates import chat_templates, warn_of_templates
@@ -79,8 +80,10 @@ def export_bundle(
         )
     if coreml_ane:
         check_palettes(targets, quant)
-    chosen = [open_target(*pair) for pair in dict.fromkeys(product(targets, layouts))]
-    recipes = {t.name: Recipe.palettes() if coreml_ane and t.name == "coreml" else recipe for t in chosen}
+    chosen = {pair: open_target(*pair) for pair in product(targets, layouts)}
+    recipes = {
+        t.name: Recipe.palettes() if coreml_ane and t.name == "coreml" else recipe for t in chosen.values()
+    }
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -91,7 +94,7 @@ def export_bundle(
     vocabulary = read_vocabulary(source.folder, source.config, reading.spec.vocab_size)
     special_tokens = vocabulary.special_tokens if vocabulary else {}
     templates = chat_templates(source.folder)
-    for target in chosen:
+    for target in chosen.values():
         target.check(reading.spec, recipes[target.name])
     warn_of_templates(source.folder, templates, special_tokens)
 
@@ -102,10 +105,10 @@ def export_bundle(
             write_weights(reading, each, path)
         heads = write_heads(reading, folder)
         tokenizer = vocabulary.write(folder) if vocabulary else None
-        artifacts = {}
-        for target in chosen:
+
+        def job(target: Target) -> Job:
             each = recipes[target.name]
-            job = Job(
+            return Job(
                 reading.spec,
                 each,
                 weights[each],
@@ -114,7 +117,8 @@ def export_bundle(
                 tokenizer,
                 split_weights,
             )
-            artifacts[target.name] = target.export(job)
+
+        artifacts = make_artifacts(chosen, job)
         for path in weights.values():
             path.unlink()
 
