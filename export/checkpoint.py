@@ -209,8 +209,8 @@ def locate(given: Path) -> Path:
             if line := not_there(str(given)):
                 raise CheckpointError(line)
         raise CheckpointError(what_path(given))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{given} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{str(given)[:200]} cannot be read: {error.strerror}") from error
 
 
 def _plain_names(files: Mapping[str, WeightFile], folder: Path) -> dict[str, str]:

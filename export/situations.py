@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 HEAD = 512  # bytes of a file that are looked at
@@ -242,6 +242,30 @@ def what_path(path: Path) -> str:
     """What the path is, which is no folder."""
     lines = (line for recognise in PATHS if (line := recognise(path)))
     return f"{path} {next(lines, 'is not a folder; give a checkpoint folder with a config.json')}"
+
+
+NAMES = (
+    (
+        r"(^|\.)_?flat_param",
+        "FSDP's flat parameters; save the whole state_dict (FULL_STATE_DICT), or merge it: accelerate merge-weights",
+    ),
+    (r"^embed_tokens\.weight$", "a model without its head; save the one of the class ...ForCausalLM"),
+    (r"^transformer\.(wte|h\.)", "a GPT-2-like model; edgeloop reads Llama-like layers"),
+    (r"^(token_embd|blk\.0)\.", "GGUF's names; give the checkpoint that the GGUF was made from"),
+    (
+        r"^tok_embeddings\.weight$",
+        "Meta's own names; transformers' convert_llama_weights_to_hf converts them",
+    ),
+)
+"""Names of tensors → what they are those of, and what to do."""
+
+
+def what_names(names: Collection[str]) -> str | None:
+    """What tensors of such names are, where they are not Llama's."""
+    for pattern, line in NAMES:
+        if found := min((name for name in names if re.search(pattern, name)), default=None):
+            return f"holds {found}: {line}"
+    return None
 
 
 TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")

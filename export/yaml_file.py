@@ -26,7 +26,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         node = loader.get_single_node()
         if node is not None and _written_out(node, {}) > MAX_NODES:
             raise CheckpointError(
-                f"{path} has aliases (*name) that make it more than {MAX_NODES} values; write it without them"
+                f"{path} has more than {MAX_NODES} values, aliases (*name) written out; leave out what is no setting"
             )
         value = loader.construct_document(node) if node is not None else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

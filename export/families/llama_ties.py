@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
+from ..situations import what_names
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -45,6 +46,8 @@ class LlamaNames:
         self.norms = norms
         found = sorted(n for n in checkpoint.names if n.endswith("model.embed_tokens.weight"))
         if len(found) != 1:
+            if not found and (line := what_names(checkpoint.names)):
+                raise CheckpointError(f"{checkpoint.folder} {line}")
             what = f"{len(found)} tensors" if found else "no tensor"
             raise CheckpointError(
                 f"{checkpoint.folder} has {what} named model.embed_tokens.weight; wanted one, as Llama models have"

@@ -118,7 +118,7 @@ class MorFamily:
         names = RoutedNames(checkpoint, routing.kind, 1 if sharing == "middle_cycle" else 0, repeats)
         plan = _plan(recursive, names, config.layers, where)
         if routing.kind == "expert":
-            # The authors' code gave each recursion attention of its own here, until their commit 82c97f2.
+            # As first released, the authors' code makes attention anew for each recursion; commit 82c97f2 tied it.
             plan = [replace(run, own_attention=len(run.applied[0]) > 1) for run in plan]
         balancing = _section(mor, routing.kind, where, "mor.").get("balancing")
         heads = router_heads(names, routing, config.hidden_size, balancing == "loss_free")
@@ -177,7 +177,8 @@ def _refuse(training: Mapping[str, Any], where: str) -> None:
     _closed(relaxation, KEYS["relaxation"], f"{where}: relaxation")
     if relaxation.get("method") != "lora":
         raise CheckpointError(
-            f"{where}: relaxation.method is {relaxation.get('method')!r}; lora is supported"
+            f"{where}: relaxation.method is {shown(relaxation.get('method'))}; wanted lora, or enable: false where the "
+            "model was trained without"
         )
     _closed(
         _section(relaxation, "lora", where, "relaxation."),

@@ -16,6 +16,7 @@ import torch
 from editing import edit_weights, read
 from safetensors.torch import load_file, save_file
 
+from edgeloop.apps.cli import main
 from edgeloop.export.checkpoint import Checkpoint, locate
 from edgeloop.export.hub_cache import cache_folder, find_model
 from edgeloop.export.pipeline import export_bundle
@@ -233,6 +234,24 @@ def test_names_that_become_one_without_wrappers(tiny: Callable[[str], Path]) -> 
         Checkpoint.open(folder)
 
 
+OTHER_NAMES = {
+    "_fsdp_wrapped_module._flat_param": "FSDP's flat parameters",
+    "embed_tokens.weight": "a model without its head",
+    "transformer.wte.weight": "a GPT-2-like model",
+    "blk.0.attn_q.weight": "GGUF's names",
+    "tok_embeddings.weight": "Meta's own names",
+    "encoder.weight": "no tensor named model.embed_tokens.weight",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_weights_of_other_names(tiny: Callable[[str], Path], name: str) -> None:
+    folder = tiny("llama")
+    save_file({name: torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=OTHER_NAMES[name]):
+        read(folder)
+
+
 ENVIRONMENTS: list[dict[str, str]] = [
     {},
     {"HF_HUB_CACHE": "/a/hub"},
@@ -285,7 +304,10 @@ def cached(folder: Path, cache: Path, name: str, commit: str = "c0ffee") -> Path
 
 @pytest.mark.usefixtures("quick_target")
 def test_a_model_of_the_cache_by_its_name(
-    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = cached(tiny("llama"), tmp_path / "hub", "me/tiny-llama_1.0")
@@ -293,6 +315,8 @@ def test_a_model_of_the_cache_by_its_name(
     report = export_bundle("me/tiny-llama_1.0", tmp_path / "bundle")
     assert report.manifest.spec == read(tmp_path / "llama").spec
     assert report.manifest.text.tokenizer
+    assert main(["show", "me/tiny-llama_1.0"]) == 0
+    assert str(snapshot) in capsys.readouterr().out
     assert locate(snapshot.parent.parent) == snapshot  # the repository's own folder
     cached(tmp_path / "llama", tmp_path / "hub", "me/tiny-llama_1.0", "decade")
     assert find_model("me/tiny-llama_1.0") == snapshot.with_name("decade")  # refs/main moved on
