@@ -62,20 +62,29 @@ class Pieces:
         with suppress(UsageError):  # the tokenizer has no tokens for it as it stands
             if wanted in b"".join(self[i] for i in self._encode(text, False)):
                 return True  # nearly always: the rest goes through the whole vocabulary
-        pieces = {self[i] for i in self._engine.get_vocab(with_added_tokens=True).values()} - {b""}
-        if any(wanted in piece for piece in pieces):
+        if any(wanted in piece for piece in self._all):
             return True
-        last = len(wanted)
-        reached = [any(piece.endswith(wanted[:end]) for piece in pieces) for end in range(last)]
-        longest = max(map(len, pieces), default=0)
+        # From one place in it to the next by a token: first by the end of one, last by the beginning of one.
+        last, longest = len(wanted), max(map(len, self._all), default=0)
+        begins = [wanted[:at] for at in range(1, min(longest, last - 1) + 1)]
+        ends = [wanted[last - size :] for size in range(1, min(longest, last - 1) + 1)]
+        reached: set[int] = set()
+        left: set[int] = set()
+        for piece in self._all:
+            reached.update(len(part) for part in begins[: len(piece)] if piece.endswith(part))
+            left.update(last - len(part) for part in ends[: len(piece)] if piece.startswith(part))
         for at in range(1, last):
-            if not reached[at]:
-                continue
-            if last - at <= longest and any(piece.startswith(wanted[at:]) for piece in pieces):
-                return True
-            for end in range(at + 1, min(at + longest + 1, last)):
-                reached[end] = reached[end] or wanted[at:end] in pieces
+            if at in reached:
+                if at in left:
+                    return True
+                steps = range(at + 1, min(at + longest, last - 1) + 1)
+                reached.update(end for end in steps if wanted[at:end] in self._all)
         return False
+
+    @cached_property
+    def _all(self) -> set[bytes]:
+        ids = self._engine.get_vocab(with_added_tokens=True).values()
+        return {self[i] for i in ids} - {b""}
 
     def _piece(self, token: int) -> bytes:
         name = self._engine.id_to_token(token)
