@@ -116,6 +116,7 @@ def _merge(options: dict[str, Any], specific: dict[str, Any], old: Mapping[str, 
             options[name] = value
     if isinstance(options.get(EXTRA), dict):
         specific |= _all_tokens(options.pop(EXTRA), where)
+    _tokens(options.get(EXTRA), f"{where}: {EXTRA}")
 
 
 def _older(folder: Path, options: Mapping[str, Any], where: str) -> dict[int, AddedToken]:

@@ -44,7 +44,7 @@ def choose_class(config: Mapping[str, Any], options: Mapping[str, Any], byte_lev
     model_type = config.get("model_type")
     own = OWN.get(model_type) if isinstance(model_type, str) else None
     code = options.get("auto_map")
-    if code and (isinstance(code, list) or "AutoTokenizer" in code):
+    if code and (isinstance(code, list) or (isinstance(code, dict) and "AutoTokenizer" in code)):
         log.warning(
             "%s: tokenizer %s is code of the checkpoint, which is never run: tokenizer.json is taken as it is; "
             "compare the ids of a few texts with those of transformers",

@@ -139,7 +139,7 @@ def _check_template(rule: Any) -> None:
         name = piece.get("id")
         if kind == "Sequence" and name == "A":
             texts += 1
-        elif kind == "SpecialToken" and name in tokens:
+        elif kind == "SpecialToken" and isinstance(name, str) and name in tokens:
             around += len(msgspec.convert(tokens[name].get("ids"), list[int]))
         else:
             raise ValueError(f"its post_processor names {kind} {name!r}, which does not exist")

@@ -491,6 +491,10 @@ def test_merges_stay_as_they_are_written(tmp_path: Path) -> None:
             "extra_ids is -1",
         ),
         ({"added_tokens": {"a": "b"}}, "added_tokens.json: 'b' is no token id"),
+        (
+            {"special_tokens_map": {"extra_special_tokens": 5}},
+            "special_tokens_map.json: extra_special_tokens is 5",
+        ),
         ({"special_tokens_map": {"bos_token": {"content": None}}}, "bos_token: .* is no token"),
         (
             {"config": {"tokenizer_class": "BertTokenizer", "cls_token": None}, "make": word_pieces},

@@ -93,6 +93,7 @@ REFUSED = {
     "charsmap that grows": charsmap(4, b"\0" * 4 + b"x" * 5000),
     "charsmap no base64": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "ä"}},
     "unknown special": template([special("s"), sequence("A")]),
+    "a list as a name": template([special(["s"]), sequence("A")]),
     "text B": template([sequence("B")]),
     "text twice": template([sequence("A")] * 2),
     "many around": template([special("s")], {"s": {"id": "s", "ids": [1] * 5000, "tokens": ["b"]}}),
