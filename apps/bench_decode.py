@@ -113,9 +113,10 @@ def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     """Names and ids of the beginnings of up to ``TEXTS`` paragraphs, from all over the text; UsageError without any."""
     from ..runtime.text.tokenizer import Tokenizer
 
-    if bundle.manifest.text.tokenizer is None:
+    text = bundle.manifest.text
+    if text.tokenizer is None:
         raise UsageError(f"{bundle.folder} has no tokenizer, so --text has no place: leave it out")
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.text.tokenizer))
+    tokenizer = Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)
     encoded = ((p, tokenizer.encode(p)) for p in read_text(file).split("\n\n"))
     long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]
     if not long_enough:
