@@ -24,6 +24,8 @@ from ..runtime.errors import EdgeloopError, UsageError
 from ..runtime.version import VERSION
 from .console import Console
 from .hugepages import restart_with_huge_pages
+from .memory import memory_line
+from .plain import LogFormatter, one_line
 
 
 @dataclass(frozen=True)
@@ -112,21 +114,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe(error: BaseException) -> tuple[str, int]:
     """The one line that stands for ``error``, and the exit code."""
+    if (line := memory_line(error)) is not None:
+        return line, 1
     match error:
         case EdgeloopError():
-            return " ".join(str(error).split("\n")), error.exit_code
+            return one_line(str(error)), error.exit_code
         case KeyboardInterrupt():
             return "interrupted", 130
         case ModuleNotFoundError(name=str(name)) if (package := name.partition(".")[0]) in EXTRAS:
             extra = EXTRAS[package]
             return f"this needs {package}, which is not installed: pip install 'edgeloop[{extra}]'", 1
-        case MemoryError():
-            return "out of memory", 1
         case OSError():
             place = f"{error.filename}: " if error.filename is not None else ""
-            return f"{place}{error.strerror or error}", 1
-    text = " ".join(str(error).split())
-    return f"this is a bug of edgeloop: {type(error).__name__}: {text} (--debug prints the traceback)", 70
+            return one_line(f"{place}{error.strerror or error}"), 1
+    text = one_line(f"{type(error).__name__}: {error}", 300)
+    return f"this is a bug of edgeloop: {text} (--debug prints the traceback)", 70
 
 
 def _dispatch(words: list[str], console: Console, own_process: bool) -> None:
@@ -157,10 +159,19 @@ def _dispatch(words: list[str], console: Console, own_process: bool) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for machines, and nothing else")
     parser.add_argument("--debug", action="store_true", help="log what happens; print tracebacks")
     args = parser.parse_args(rest)
-    logging.basicConfig(format="edgeloop: %(levelname)s: %(message)s", level=logging.WARNING)
-    if args.debug:
-        logging.getLogger("edgeloop").setLevel(logging.DEBUG)
+    _log_to_stderr(args.debug)
     module.main(args, console)
+
+
+def _log_to_stderr(debug: bool) -> None:
+    """Records on one line each; libraries' warnings, which are about their own insides, only with ``debug``."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if debug else logging.ERROR)
+    if debug:
+        logging.getLogger("edgeloop").setLevel(logging.DEBUG)
 
 
 def _wants(words: list[str], flag: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..runtime.errors import UsageError
 from .intake import decoded, said, without_newline
+from .plain import json_text, one_line, plain
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -44,20 +45,20 @@ class Console:
                 reconfigure(errors="replace", **({"encoding": "utf-8"} if json else {}))
 
     def write(self, text: str) -> None:
-        """``text`` to stdout, as it is."""
-        sys.stdout.write(text)
+        """``text`` to stdout. What steers a terminal is written out: text has names from files in it."""
+        sys.stdout.write(plain(text))
 
     def result(self, data: Mapping[str, object]) -> None:
         """``data`` as one line of JSON on stdout; structs become objects, not-a-number becomes null."""
         import msgspec
 
-        self.write(msgspec.json.encode(data).decode() + "\n")
+        self.write(json_text(msgspec.json.encode(data).decode()) + "\n")
         self.flush()
 
     def echo(self, prompt: str) -> None:
         """What the streamed text continues, in grey; a pipe gets the continuation only."""
         if not self.json and sys.stdout.isatty():
-            self.write(f"\x1b[2m{_CONTROLS.sub('', prompt)}\x1b[0m")
+            sys.stdout.write(f"\x1b[2m{_CONTROLS.sub('', prompt)}\x1b[0m")
 
     def stream(self, text: str, shade: float | None = None) -> None:
         """A piece of generated text, at once and without control characters; silent with ``json``.
@@ -67,11 +68,11 @@ class Console:
         """
         if self.json or not text:
             return
-        plain = _CONTROLS.sub("", text)
+        piece = _CONTROLS.sub("", text)
         if shade is not None and (self.always_colour or sys.stdout.isatty()):
             colour = _SHADES[min(int(shade * len(_SHADES)), len(_SHADES) - 1)]
-            plain = f"\x1b[38;5;{colour}m{plain}\x1b[0m"
-        self.write(plain)
+            piece = f"\x1b[38;5;{colour}m{piece}\x1b[0m"
+        sys.stdout.write(piece)
         self._open_line = not text.endswith("\n")
         self.flush()
 
@@ -89,7 +90,7 @@ class Console:
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column()
         for name, value in rows:
-            grid.add_row(name, value)
+            grid.add_row(_cell(name), _cell(value))
         self._draw(grid)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -98,9 +99,11 @@ class Console:
 
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
         for column in columns:
-            table.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+            table.add_column(
+                _cell(column.removeprefix("#")), justify="right" if column.startswith("#") else "left"
+            )
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(_cell, row))
         self._draw(table)
 
     def _draw(self, table: Table) -> None:
@@ -108,7 +111,7 @@ class Console:
         with rich.capture() as captured:
             rich.print(table)
         # rich fills every cell to its column's width, the last ones too.
-        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def note(self, text: str) -> None:
         """A remark for the person, on stderr; silent with ``json``."""
@@ -120,12 +123,12 @@ class Console:
         with suppress(OSError):
             self.end_stream()
             sys.stdout.flush()
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(plain(text) + "\n")
         sys.stderr.flush()
 
     def error(self, message: str) -> None:
         """The one line that says what went wrong."""
-        self.line(f"edgeloop: {message}")
+        self.line(f"edgeloop: {one_line(message)}")
 
     def ask(self, prompt: str) -> str | None:
         """The next line the person types, None at the end of the input. A pipe is not prompted.
@@ -176,7 +179,7 @@ class Console:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
         with Bar(*columns, TimeElapsedColumn(), console=_rich(sys.stderr), transient=True) as bar:
             task = bar.add_task("", total=1.0)
-            yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
+            yield lambda step, fraction: bar.update(task, description=_cell(step), completed=fraction)
 
     def _steps(self) -> Progress:
         last = ""
@@ -200,6 +203,11 @@ class Console:
         except OSError:
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _cell(text: str) -> str:
+    """A cell is one line: a name with a new line in it would look like two rows."""
+    return plain(text).replace("\n", "\\n").replace("\t", " ")
 
 
 def _rich(stream: TextIO) -> RichConsole:

@@ -65,6 +65,22 @@ def memory_bytes() -> int | None:
         return None
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that programs could still have, None where the system does not say."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def memory_limit_bytes() -> int | None:
+    """What this process may have of it (``ulimit -v``), None where it may have all."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")

@@ -67,9 +67,10 @@ def use_threads(threads: int | None) -> None:
 
 def open_session(path: Path) -> ort.InferenceSession:
     """A session of one graph on the shared thread pool; EngineError says why it does not load."""
+    ort.set_default_logger_severity(4)  # it looks for GPUs, and warns that there are none
     options = ort.SessionOptions()
     options.use_per_session_threads = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it logs of an error, in colour, is in the exception too
     options.enable_mem_pattern = False
     # Not by its name: a file in onnxruntime's own format is none that check_external looked into.
     options.add_session_config_entry("session.load_model_format", "ONNX")
