@@ -17,6 +17,7 @@ from coremltools.proto.Model_pb2 import Model
 
 from ...runtime.coreml.interpreter import MODEL
 from .constants import Store
+from .descriptions import describe
 from .functions import build
 from .plan import Plan
 
@@ -46,7 +47,7 @@ def write_package(
         model.description.metadata.userDefined.update(
             {"com.github.apple.coremltools.version": coremltools_version, **metadata}
         )
-        model.description.metadata.shortDescription = "Recursive transformer, exported by edgeloop"
+        describe(model, plan, store.recipe)
         save_spec(model, str(path), weights_dir=scratch)
     make_reproducible(path)
     log.debug("wrote %s", path)

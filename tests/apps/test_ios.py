@@ -71,3 +71,63 @@ def test_measures_are_those_of_the_runtime() -> None:
         assert set(re.findall(r"\.(\w+)", true)) == wanted
     heads = {measure.head for measure in MEASURES.values() if measure.head}
     assert heads == {"gate", "probe"}  # whose weights Exits.swift looks for by the measure's name
+
+
+def functions(swift: str) -> dict[str, str]:
+    """The body of every function that can throw, by its name; its lines keep their indentation."""
+    found = {}
+    for match in re.finditer(
+        r"^( *)(?:\w+ )*func (\w+)[^\n]*\bthrows\b[^\n]*\{(?:\n(.*?)^\1\}|[^\n]*\}$)", swift, re.M | re.S
+    ):
+        found[match[2]] = match[3] or ""
+    return found
+
+
+def changed_too_early(swift: str) -> list[str]:
+    """Lines of throwing functions that change an object's state before, or while, something may still throw.
+
+    Without a compiler: a change is an assignment to a variable that is declared at a type's own level, and has to stand
+    outside of loops and branches, behind the last ``try``. After a call that threw, everything is then as it was.
+    """
+    state = "|".join(re.findall(r"^    (?:\w+(?:\(set\))? )*var (\w+)(?![^\n]*\{)", swift, re.M)) or "(?!)"
+    wrong = []
+    for name, body in functions(swift).items():
+        lines = body.splitlines()
+        tries = [i for i, line in enumerate(lines) if re.search(r"\btry\b|\bthrow\b", line)]
+        level = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        for i, line in enumerate(lines):
+            if re.search(
+                rf"(?<![\w.])(?:self\.)?(?:{state}) *[-+*/]?=(?!=)", re.sub(r"\b(?:let|var) .*", "", line)
+            ):
+                outside = len(line) - len(line.lstrip()) == level and "defer" not in line
+                if not outside or any(t > i for t in tries):
+                    wrong.append(f"{name}: {line.strip()}")
+    return wrong
+
+
+def test_a_call_that_throws_changes_nothing() -> None:
+    for path in SOURCES.glob("*.swift"):
+        assert changed_too_early(path.read_text(encoding="utf-8")) == [], path.name
+    loop = (SOURCES / "DepthLoop.swift").read_text(encoding="utf-8")
+    assert {"prefill", "decode", "run", "readOut", "makeRoom"} <= set(functions(loop))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("        position += 1\n        depthsRun = ran\n",
+         "        depthsRun = ran\n        defer { position += 1 }\n",
+         "decode: defer { position += 1 }"),
+        ("        let (logits, ran) = try await run(token)\n        position += 1\n",
+         "        position += 1\n        let (logits, ran) = try await run(token)\n", "decode: position += 1"),
+        ("            end += part.count\n", "            position += part.count\n", "prefill: position += part.count"),
+        ("            hidden = try array(out, FeatureName.next)\n",
+         "            hidden = try array(out, FeatureName.next)\n            depthsRun = depth + 1\n",
+         "run: depthsRun = depth + 1"),
+    ],
+    ids=["defer", "before the call", "in a loop", "in another function"],
+)  # fmt: skip
+def test_what_would_change_too_early_is_found(before: str, after: str, found: str) -> None:
+    loop = (SOURCES / "DepthLoop.swift").read_text(encoding="utf-8")
+    assert loop.count(before) == 1
+    assert changed_too_early(loop.replace(before, after)) == [found]

@@ -22,6 +22,7 @@ from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
 from edgeloop.runtime.errors import ExportError, ParityError
+from edgeloop.runtime.version import VERSION
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +83,36 @@ def test_the_package_says_what_a_host_must_know(packaged: Callable[..., Bundle])
     assert json.loads(metadata["edgeloop.quantization"]) == {"scheme": "int4", "group_size": 32}
     tokenizer = bundle.manifest.files["tokenizer.json"]
     assert json.loads(metadata["edgeloop.tokenizer"]) == {"sha256": tokenizer.sha256}
+
+
+def test_a_person_reads_what_the_package_is(packaged: Callable[..., Bundle]) -> None:
+    model = read_model(package_of(packaged("mor-middle-cycle")))
+    told = model.description.metadata
+    assert told.shortDescription == (
+        "Recursive transformer (mor): 4 layers stored, 8 applied, 3 depths, width 64, a context of 64 tokens; "
+        "weights int4 in groups of 32"
+    )
+    assert (told.author, told.versionString) == (f"edgeloop {VERSION}", VERSION)
+    assert "the checkpoint" in told.license
+    functions = {f.name: f for f in model.description.functions}
+    texts = {
+        name: {x.name: x.shortDescription for x in (*f.input, *f.output)} for name, f in functions.items()
+    }
+    assert texts["decode_d1"]["hidden"] == "a token's state that enters depth 1"
+    assert texts["kvfill_d1"]["hidden"] == "the state of a token that left after depth 1"
+    assert {s.name: s.shortDescription for s in functions["head"].state}["block_keys"] == (
+        "keys of the layers of the loop: a row for each layer and depth, of 96 tokens"
+    )
+
+
+@pytest.mark.parametrize("kind", ["edgeloop-shared", "mobilellm", "ouro"])
+def test_every_feature_of_every_function_is_described(packaged: Callable[..., Bundle], kind: str) -> None:
+    """In its own words: no two features of a function share a text."""
+    for function in read_model(package_of(packaged(kind))).description.functions:
+        texts = [x.shortDescription for x in (*function.input, *function.output, *function.state)]
+        assert all(texts)
+        assert not [text for text in texts if "{" in text or len(text) > 256]
+        assert len(set(texts)) == len(texts), function.name
 
 
 @pytest.mark.parametrize("kind", ["mor-expert", "mor-token", "edgeloop-routed"])

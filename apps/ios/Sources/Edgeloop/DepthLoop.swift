@@ -17,38 +17,51 @@ public final class DepthLoop {
     }
 
     /// A prompt; the logits of its last token.
+    ///
+    /// A call that throws leaves `position` where it was: what it wrote behind it is not seen, and is written again.
     public func prefill(_ tokens: [Int32]) async throws -> [Float] {
         try makeRoom(for: tokens.count)
         var last: [Float16] = []
+        var end = position
         for start in stride(from: 0, to: tokens.count, by: model.chunk) {
             let part = tokens[start..<min(start + model.chunk, tokens.count)]
             // The padding leaves rows behind the last valid one, which the next call overwrites before they are seen.
             let ids = Array(part) + Array(repeating: 0, count: model.chunk - part.count)
             let features = [
                 FeatureName.ids: try integers(ids, shape: [1, model.chunk]),
-                FeatureName.position: try integers([Int32(position)], shape: [1]),
+                FeatureName.position: try integers([Int32(end)], shape: [1]),
             ]
             let out = try array(try await model.call(FunctionName.prefill, features, state), FeatureName.next)
             let width = model.specification.hiddenSize
             last = Array(MLShapedArray<Float16>(out).scalars[((part.count - 1) * width)..<(part.count * width)])
-            position += part.count
+            end += part.count
         }
-        guard position > 0, !last.isEmpty else { return [] }
+        guard end > 0, !last.isEmpty else { return [] }
         let hidden = MLMultiArray(MLShapedArray<Float16>(scalars: last, shape: [1, 1, last.count]))
-        return try await readOut(hidden, try integers([Int32(position - 1)], shape: [1]))
+        let logits = try await readOut(hidden, try integers([Int32(end - 1)], shape: [1]))
+        position = end
+        return logits
     }
 
-    /// One token through the depths; its logits.
+    /// One token through the depths; its logits. After a call that throws, the same token can be tried again.
     public func decode(_ token: Int32) async throws -> [Float] {
         try makeRoom(for: 1)
+        let (logits, ran) = try await run(token)
+        position += 1
+        depthsRun = ran
+        return logits
+    }
+
+    /// The logits of a token at `position`, and the depths that it ran.
+    private func run(_ token: Int32) async throws -> (logits: [Float], depths: Int) {
         let place = try integers([Int32(position)], shape: [1])
         let ids = try integers([token], shape: [1, 1])
-        defer { position += 1 }
         let inputs = [FeatureName.ids: ids, FeatureName.position: place]
         let everyDepth = rule.measure == nil && rule.stop >= model.depths
         if everyDepth || !model.canExit {
-            depthsRun = model.depths
-            return try floats(try await model.call(FunctionName.decodeAll, inputs, state), FeatureName.logits)
+            let out = try await model.call(FunctionName.decodeAll, inputs, state)
+            let logits = try floats(out, FeatureName.logits)
+            return (logits, model.depths)
         }
         var hidden = try array(try await model.call(FunctionName.embed, inputs, state), FeatureName.hidden)
         var judge = try Judge(rule, heads: model.heads, entered: numbers(hidden))
@@ -57,7 +70,6 @@ public final class DepthLoop {
             let features = [FeatureName.hidden: hidden, FeatureName.position: place]
             let out = try await model.call(FunctionName.decode(depth), features, state)
             hidden = try array(out, FeatureName.next)
-            depthsRun = depth + 1
             guard depth < model.depths - 1 else { break }
             let logits = reads ? try await readOut(hidden, place) : []
             guard judge.leaves(depth, numbers(hidden), logits) else { continue }
@@ -65,9 +77,11 @@ public final class DepthLoop {
                 let left = [FeatureName.hidden: hidden, FeatureName.position: place]
                 _ = try await model.call(FunctionName.fill(leftAfter: depth), left, state)
             }
-            return reads ? logits : try await readOut(hidden, place)
+            let chosen = reads ? logits : try await readOut(hidden, place)
+            return (chosen, depth + 1)
         }
-        return try await readOut(hidden, place)
+        let logits = try await readOut(hidden, place)
+        return (logits, model.depths)
     }
 
     /// Layers behind the loop write K and V here; when a token goes deeper after all, the deeper ones replace them.

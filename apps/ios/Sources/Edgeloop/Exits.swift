@@ -83,16 +83,20 @@ struct Judge {
         if rule.measure == .gate || rule.measure == .probe, weight.isEmpty {
             throw EdgeloopError.noRule("\(name): the package has no head for it")
         }
+        // A row of weights and a number for each depth of a probe, one of each for the gate.
+        guard weight.count == bias.count * entered.count else {
+            throw EdgeloopError.noRule("\(name): \(weight.count) weights, wanted \(bias.count) × \(entered.count)")
+        }
         before = entered
     }
 
     /// Does the token stop after `depth`, which made `state`? `logits` are those of a rule that reads them.
     mutating func leaves(_ depth: Int, _ state: [Float], _ logits: [Float]) -> Bool {
         guard let measure = rule.measure else { return depth + 1 >= rule.stop }
+        guard depth < rule.thresholds.count, measure != .probe || depth < bias.count else { return false }
         let score = score(measure, depth, state, logits)
         before = state
         oldLogits = logits
-        guard depth < rule.thresholds.count else { return false }
         return measure.leavesWhenHigh ? score >= rule.thresholds[depth] : score <= rule.thresholds[depth]
     }
 

@@ -1,0 +1,84 @@
+"""What Xcode shows of a package: its author, version and licence, and what every input, output and state is.
+
+Texts follow from the model and the recipe alone, so that a package is the same whenever it is written; each is short,
+because `edgeloop audit` knows none that is longer than 256 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...quant.recipe import Recipe
+from ...runtime.version import VERSION
+from .plan import Plan
+
+AUTHOR = f"edgeloop {VERSION}"
+LICENSE = "That of the checkpoint whose weights it holds; edgeloop itself is Apache-2.0."
+_POSITION = "position of the first token: how many tokens the states hold"
+_TOKEN = {"ids": "the token", "position": _POSITION}
+_TEXTS: dict[str, dict[str, str]] = {
+    "decode_all": {
+        **_TOKEN,
+        "next": "its state after the last depth",
+        "logits": "a score for each token of the vocabulary",
+    },
+    "prefill": {
+        "ids": "the next tokens of a prompt, padded with any at the end",
+        "position": _POSITION,
+        "next": "their states after the last depth, for head",
+    },
+    "embed": {**_TOKEN, "hidden": "the state that enters depth 0"},
+    "decode": {
+        "hidden": "a token's state that enters depth {depth}",
+        "position": _POSITION,
+        "next": "its state after depth {depth}",
+    },
+    "kvfill": {
+        "hidden": "the state of a token that left after depth {depth}",
+        "position": _POSITION,
+        "next": "the same state; K and V of the deeper depths are in the states",
+    },
+    "head": {
+        "hidden": "a token's state after the depth that it left at",
+        "position": _POSITION,
+        "logits": "a score for each token of the vocabulary",
+    },
+}
+"""Of each function, without the number of its depth: its features."""
+
+
+def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
+    """Fill in the descriptions of a Model message."""
+    metadata = model.description.metadata
+    metadata.shortDescription = _model(plan, recipe)
+    metadata.author, metadata.license, metadata.versionString = AUTHOR, LICENSE, VERSION
+    for function in model.description.functions:
+        stem, _, depth = function.name.rpartition("_d")
+        texts = _TEXTS[stem if depth.isdigit() else function.name]
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = texts[feature.name].format(depth=depth)
+        for state in function.state:
+            state.shortDescription = _state(plan, state.name)
+
+
+def _model(plan: Plan, recipe: Recipe) -> str:
+    spec = plan.spec
+    groups = f" in groups of {recipe.group_size}" if recipe.group_size and recipe.bits < 32 else ""
+    return (
+        f"Recursive transformer ({spec.family}): {sum(s.layers for s in spec.segments)} layers stored, "
+        f"{spec.applied_layers} applied, {spec.depths} depths, width {spec.hidden_size}, a context of "
+        f"{spec.context_length} tokens; weights {recipe.name}{groups}"
+    )
+
+
+def _state(plan: Plan, name: str) -> str:
+    stage, side = name.split("_")
+    layers = {"prologue": "before the loop", "block": "of the loop", "epilogue": "after the loop"}[stage]
+    rows = (
+        "a row for each layer and depth"
+        if stage == "block" and plan.spec.depths > 1
+        else "a row for each layer"
+    )
+    if stage == "block" and plan.spec.kv_slots < plan.spec.depths:
+        rows = "a row for each layer, which all depths read"
+    return f"{side} of the layers {layers}: {rows}, of {plan.capacity} tokens"
