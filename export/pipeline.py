@@ -21,7 +21,7 @@ from .overrides import overridden
 from .stored import count_parameters, write_weights
 from .target import Job, Progress, Target
 from .targets import LAYOUTS, TARGETS, open_target
-from .text.ends import with_ends
+from .text.ends import warn_of_ends, with_ends
 from .text.templates import chat_templates, warn_of_templates
 from .text.vocabulary import read_vocabulary
 from .writer import check_free, describe_files, new_folder
@@ -93,6 +93,8 @@ def export_bundle(
         raise CheckpointError(f"{source.folder}: {problem}")
     vocabulary = read_vocabulary(source.folder, source.config, reading.spec.vocab_size)
     special_tokens = vocabulary.special_tokens if vocabulary else {}
+    if vocabulary:
+        warn_of_ends(reading.spec, vocabulary, source.folder)
     templates = chat_templates(source.folder)
     for target in chosen.values():
         target.check(reading.spec, recipes[target.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from msgspec import structs
@@ -9,6 +10,9 @@ from msgspec import structs
 from ...runtime.spec import Spec
 from ..families.llama_config import token_ids
 from ..weight_files import read_json
+from .vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 def with_ends(spec: Spec, folder: Path) -> Spec:
@@ -24,3 +28,19 @@ def with_ends(spec: Spec, folder: Path) -> Spec:
     bos = token_ids(config, "bos_token_id", spec.vocab_size, where) or (spec.bos_token_id,)
     eos = token_ids(config, "eos_token_id", spec.vocab_size, where) or spec.eos_token_ids
     return structs.replace(spec, bos_token_id=bos[0], eos_token_ids=tuple(dict.fromkeys(eos)))
+
+
+def warn_of_ends(spec: Spec, vocabulary: Vocabulary, folder: Path) -> None:
+    """Log a warning where the tokenizer has a token to end a text, and nothing says that generation ends there.
+
+    ``generate`` takes no notice of the tokenizer's either; models that were trained to chat often have it only there.
+    """
+    if vocabulary.eos_id is not None and vocabulary.eos_id not in spec.eos_token_ids:
+        log.warning(
+            "%s: the tokenizer's eos_token %r is token %d, and a text ends at %s: add it to eos_token_id in "
+            "generation_config.json if generation is to stop there",
+            folder,
+            vocabulary.special_tokens["eos_token"],
+            vocabulary.eos_id,
+            ", ".join(map(str, spec.eos_token_ids)) or "no token at all",
+        )

@@ -43,11 +43,12 @@ TIDY += [(f" {short}", short) for short in ("n't", "'m", "'s", "'ve", "'re")]
 @dataclass(frozen=True)
 class Vocabulary:
     """``data``: the tokenizer.json of the bundle. ``special_tokens``: the text of each by name, as a chat template
-    sees them. ``split_special_tokens``: in a text they are text like any other."""
+    sees them. ``split_special_tokens``: in a text they are text like any other. ``eos_id``: the id of ``eos_token``."""
 
     data: bytes
     special_tokens: dict[str, str]
     split_special_tokens: bool
+    eos_id: int | None
 
     def write(self, folder: Path) -> Path:
         """Write tokenizer.json to ``folder``; returns its path."""
@@ -93,7 +94,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
     _check(data, engine, path)
     _warn_beyond(engine, vocab_size, path)
     tokens = {name: text_of(token) for name, token in named.items()}
-    return Vocabulary(data, tokens, bool(settings.flag("split_special_tokens", False)))
+    eos = engine.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
+    return Vocabulary(data, tokens, bool(settings.flag("split_special_tokens", False)), eos)
 
 
 def _rules(config: Mapping[str, Any], folder: Path, file: Json, where: str) -> Rebuilt | None:

@@ -98,3 +98,26 @@ def test_ids_that_are_no_tokens_are_refused(
         CheckpointError, match=r"generation_config\.json: eos_token_id is .* below vocab_size"
     ):
         export_bundle(folder, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"eos_token_id": 7}, "eos_token '<|endoftext|>' is token 0, and a text ends at 7: add it"),
+        ({"eos_token_id": None}, "is token 0, and a text ends at no token at all"),
+        ({"eos_token_id": [7, 0]}, ""),
+    ],
+)
+def test_an_end_that_only_the_tokenizer_knows_is_said(
+    tiny: Callable[[str], Path],
+    tmp_path: Path,
+    quick_target: None,
+    caplog: pytest.LogCaptureFixture,
+    config: dict[str, Any],
+    told: str,
+) -> None:
+    folder = tiny("llama")
+    say(folder, config, None)
+    export_bundle(folder, tmp_path / "b", quant="none")
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.text)
