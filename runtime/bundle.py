@@ -23,7 +23,9 @@ class Bundle:
         """Read the manifest of ``folder`` and check its files: names, sizes and, with ``verify``, SHA-256.
 
         BundleError names the first file that is missing or differs. Without ``verify`` no file but
-        the manifest is read, so that opening a large bundle takes no time.
+        the manifest is read, so that opening a large bundle takes no time. That is for files that this process or its
+        user has checked or made: engines find a damaged table of a graph, but damaged weights are other weights, and
+        a program that was changed on purpose can end the process or worse.
         """
         root = Path(folder)
         manifest = read_manifest(root)

@@ -112,7 +112,8 @@ class Session:
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
-        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes. ``exit``: an exit
+        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes; without, a
+        damaged file may be other weights, or end the process. ``exit``: an exit
         rule (``exits.py``; of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``);
         None is what the model was trained for. ``decode``: ``pipelined`` runs several depths in one call
         (``pipelined.py``).

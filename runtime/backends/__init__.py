@@ -60,6 +60,12 @@ def _package(bundle: Bundle, packed: bool) -> Package:
     return package
 
 
+def _executorch_unfit() -> str:
+    from ..pte.compiled import why_not
+
+    return why_not()
+
+
 def _coreml_unfit() -> str:
     from .coreml import why_not
 
@@ -85,7 +91,12 @@ ENGINES: dict[str, Engine] = {
     "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop"),
     "onnx": Engine("onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"'),
     "executorch": Engine(
-        "executorch", "executorch", "executorch", _executorch, 'pip install "edgeloop[executorch]"'
+        "executorch",
+        "executorch",
+        "executorch",
+        _executorch,
+        'pip install "edgeloop[executorch]"',
+        _executorch_unfit,
     ),
     "coreml": Engine(
         "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit

@@ -34,13 +34,17 @@ PATIENCE = 300
 """Seconds; a small board takes some twenty."""
 
 
+def why_not() -> str:
+    """Why this computer cannot run the engine, whatever is installed; empty where it can."""
+    if sys.platform in SUFFIXES:
+        return ""
+    return f"runs on Linux and macOS, where executorch's wheel has C++ libraries, not on {sys.platform}"
+
+
 def wheel() -> Path:
     """The folder of the installed executorch; EngineError when there is none, or not all of it."""
-    if sys.platform not in SUFFIXES:
-        raise EngineError(
-            f"engine executorch runs on Linux and macOS, not on {sys.platform}, where executorch's wheel has no C++ "
-            "libraries; use engine onnx"
-        )
+    if reason := why_not():
+        raise EngineError(f"engine executorch {reason}; choose another with --engine")
     found = importlib.util.find_spec("executorch")
     places = list(found.submodule_search_locations or ()) if found else []
     for place in places:

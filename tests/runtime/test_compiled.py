@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from edgeloop.runtime.backends import available
 from edgeloop.runtime.errors import EngineError
 from edgeloop.runtime.pte import compiled
 
@@ -58,8 +59,20 @@ def test_a_wheel_without_its_libraries(tmp_path, monkeypatch):
         with pytest.raises(EngineError, match=f"has no .*{name}"):
             compiled.wheel()
     monkeypatch.setattr(compiled.sys, "platform", "win32")
-    with pytest.raises(EngineError, match="runs on Linux and macOS, not on win32.*use engine onnx"):
+    with pytest.raises(
+        EngineError, match="runs on Linux and macOS, .* not on win32; choose another with --engine"
+    ):
         compiled.wheel()
+
+
+def test_other_computers(monkeypatch):
+    """Doctor and ``open_backend`` say so before anything is looked for."""
+    monkeypatch.setattr(compiled.sys, "platform", "win32")
+    row = next(row for row in available() if row.name == "executorch")
+    assert row.version is None
+    assert "not on win32" in row.install
+    monkeypatch.setattr(compiled.sys, "platform", "linux")
+    assert compiled.why_not() == ""
 
 
 def test_compiled_once(compiler, tmp_path):
