@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..runtime.errors import UsageError
 from .console import Console
 from .options import at_least, depth_arguments, open_session
 
@@ -79,7 +80,7 @@ def users_arguments(parser: argparse.ArgumentParser) -> None:
         "--users", type=numbers, metavar="N,N", help="compare ways to serve so many at once, as 1,2,4,8"
     )
     group.add_argument(
-        "--requests", type=at_least(1), default=24, metavar="N", help="that they share (default: 24)"
+        "--requests", type=at_least(1, 100_000), default=24, metavar="N", help="that they share (default: 24)"
     )
     group.add_argument(
         "--soak", type=minutes, metavar="MINUTES", help="serve random requests and check every answer"
@@ -179,6 +180,8 @@ def requests(session: Session, count: int, seed: int) -> list[Asked]:
     """``count`` requests of various lengths: beginnings from the tales, or random ids where there is no tokenizer."""
     import numpy as np
 
+    if session.context < 2:
+        raise UsageError(f"a context of {session.context} has no room for a request, wanted at least 2")
     random = np.random.default_rng(seed)
     text = tale_ids(session)
     asked = []

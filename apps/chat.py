@@ -23,8 +23,9 @@ from .options import (
 from .run import generation, tell, tell_full
 
 if TYPE_CHECKING:
+    from ..runtime.requests import Step
     from ..runtime.sampling import SamplingOptions
-    from ..runtime.session import Session, Step
+    from ..runtime.session import Session
 
 EXAMPLES = """\
 examples:

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from ..runtime.session import Session
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """An argparse type: a whole number that is not below ``smallest``."""
+def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number that is not below ``smallest``, nor above ``largest`` if there is one."""
+    wanted = f"of {smallest} or more" if largest is None else f"from {smallest} to {largest}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {smallest} or more")
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {wanted}")
         return value
 
     return parse

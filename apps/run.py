@@ -23,7 +23,8 @@ from .options import (
 from .quantities import byte_count
 
 if TYPE_CHECKING:
-    from ..runtime.session import Session, Step
+    from ..runtime.requests import Step
+    from ..runtime.session import Session
     from ..runtime.timing import GenerationStats
 
 EXAMPLES = """\

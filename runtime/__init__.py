@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .requests import Step
     from .sampling import SamplingOptions
     from .serving import Engine, Handle
-    from .session import Session, Step
+    from .session import Session
 
 __all__ = ["Bundle", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
 
@@ -18,7 +19,7 @@ _HOMES = {
     "Handle": "serving",
     "SamplingOptions": "sampling",
     "Session": "session",
-    "Step": "session",
+    "Step": "requests",
 }
 
 

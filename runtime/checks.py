@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from .errors import UsageError
 
@@ -31,6 +34,27 @@ def _shown(value: object) -> str:
         return "a number of more than 77 digits"
     text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.int64]:
+    """``ids`` as an array [S], S ≥ 1; UsageError when they are something else, or not of the vocabulary."""
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError) as error:  # lists in lists of several lengths
+        raise UsageError("these are no token ids, wanted whole numbers in one row") from error
+    if array.ndim == 0:
+        raise UsageError(f"found a {type(ids).__name__}, wanted token ids: whole numbers in one row")
+    if array.ndim != 1 or not array.size:
+        raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
+    # Among others, numpy takes booleans as 0 and 1.
+    is_bool = isinstance(ids, Sequence) and any(isinstance(i, bool) for i in ids)
+    if is_bool or array.dtype.kind not in "iu":
+        raise UsageError(f"token ids of type {'bool' if is_bool else array.dtype}, wanted integers")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise UsageError(f"token id {wrong} is not in the vocabulary, wanted 0 to {vocab_size - 1}")
+    return array.astype(np.int64, copy=False)
 
 
 def longer(context: int, largest: int) -> str:

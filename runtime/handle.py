@@ -8,12 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from .requests import Finish, Request
-
-if TYPE_CHECKING:
-    from .session import Step
+from .requests import Finish, Request, Step
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,23 @@ class Request:
         return min(self.max_tokens, context - len(self.prompt) + 1)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
+    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt. ``finish`` is None
+    while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop string),
+    ``length`` (``max_tokens``) or ``context`` (that is full).
+    """
+
+    text: str
+    token: int
+    depth: int
+    ms: float
+    finish: Finish | None = None
+
+
 class Answer:
     """The tokens and the text of one request, by the same rules as ``Session.generate``."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,7 +12,7 @@ from .acceptance import Pace, WholeTokens
 from .backend import F32, I64, Backend, Closes
 from .backends import open_backend
 from .bundle import Bundle
-from .checks import longer, whole_number
+from .checks import longer, token_ids, whole_number
 from .decoding import check_decode, decides
 from .errors import ContextError, UsageError
 from .evaluation import Evaluation, evaluate
@@ -23,7 +22,7 @@ from .loop import DepthLoop
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
-from .requests import Answer, Finish, Request
+from .requests import Answer, Request, Step
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
 from .text.stops import check_stops
@@ -33,25 +32,10 @@ from .timing import GenerationClock, GenerationStats
 from .walk import Walk, make_pipeline
 from .windows import Perplexity, VisitDepths, perplexity, visit_depths
 
+__all__ = ["Session", "Step"]
+
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One generated token.
-
-    ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
-    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt. ``finish`` is None
-    while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop string),
-    ``length`` (``max_tokens``) or ``context`` (that is full).
-    """
-
-    text: str
-    token: int
-    depth: int
-    ms: float
-    finish: Finish | None = None
 
 
 class Session:
@@ -355,27 +339,7 @@ class Session:
         return self._pipelined
 
     def _ids(self, ids: Sequence[int] | I64) -> I64:
-        try:
-            array = np.asarray(ids)
-        except (ValueError, OverflowError) as error:  # lists in lists of several lengths
-            raise UsageError("these are no token ids, wanted whole numbers in one row") from error
-        if array.ndim == 0:
-            raise UsageError(f"found a {type(ids).__name__}, wanted token ids: whole numbers in one row")
-        if isinstance(ids, Sequence) and any(isinstance(i, bool) for i in ids):
-            raise UsageError(
-                "token ids of type bool, wanted integers"
-            )  # which numpy takes as 0 and 1 among others
-        if array.ndim != 1 or not array.size:
-            raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
-        if array.dtype.kind not in "iu":
-            raise UsageError(f"token ids of type {array.dtype}, wanted integers")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.spec.vocab_size:
-            wrong = low if low < 0 else high
-            raise UsageError(
-                f"token id {wrong} is not in the vocabulary, wanted 0 to {self.spec.vocab_size - 1}"
-            )
-        return array.astype(np.int64, copy=False)
+        return token_ids(ids, self.spec.vocab_size)
 
 
 def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:

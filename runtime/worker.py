@@ -19,10 +19,10 @@ from .backend import F32
 from .course import Ask, Course
 from .errors import BusyError, EngineError, UsageError
 from .handle import Handle
-from .requests import Answer
+from .requests import Answer, Step
 from .sampling import Sampler
 from .scheduler import Scheduler, Task
-from .session import Session, Step
+from .session import Session
 from .text.guard import reason
 from .timing import Stopwatch
 

@@ -239,6 +239,8 @@ def test_bench_users(bundle: Path, command: Command, command_json: CommandJson) 
     assert code == 0
     assert "÷ one by one" in out
     assert command("bench", bundle, "--users", "0")[0] == 2
+    assert "from 1 to 100000" in command("bench", bundle, "--users", "1", "--requests", "1" + "0" * 12)[2]
+    assert "a context of 1 has no room" in command("bench", bundle, "--users", "1", "--context", "1")[2]
 
 
 def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -> None:
