@@ -25,7 +25,7 @@ class LlamaFamily:
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
-        return kind in CLASSES and architectures in (None, [CLASSES[kind]])
+        return isinstance(kind, str) and kind in CLASSES and architectures in (None, [CLASSES[kind]])
 
     def read(self, checkpoint: Checkpoint) -> Reading:
         config = read_llama_config(checkpoint)
