@@ -268,18 +268,17 @@ def what_names(names: Collection[str]) -> str | None:
     return None
 
 
+CONVERT = (
+    """python -c 'from transformers import AutoTokenizer as T; T.from_pretrained(".").save_pretrained(".")'"""
+)
 TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 
 
 def without_tokenizer(folder: Path) -> str:
     """What a folder without tokenizer.json means for the bundle, and how to get one where it has another kind."""
     if other := next((name for name in TOKENIZERS if (folder / name).is_file()), None):
-        code = (
-            "from transformers import AutoTokenizer as T; d = {0!r}; T.from_pretrained(d).save_pretrained(d)"
-        )
-        command = f"python -c {shlex.quote(code.format(str(folder)))}"
         return (
             f"{folder} has {other} and no tokenizer.json: the bundle takes token ids, not text. transformers, with "
-            f"sentencepiece and protobuf, writes one: {command}"
+            f"sentencepiece and protobuf, writes one; in that folder: {CONVERT}"
         )
     return f"{folder} has no tokenizer.json: the bundle takes token ids, not text"
