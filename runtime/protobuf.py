@@ -47,8 +47,11 @@ def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Fiel
 
 def varint(data: bytes, at: int, end: int | None = None) -> tuple[int, int]:
     """(the number at ``at``, where it ends); ValueError when it does not end in time."""
+    end = len(data) if end is None else end
+    if at < end and data[at] < 128:  # most are
+        return data[at], at + 1
     value = 0
-    for i, byte in enumerate(data[at : min(at + 10, len(data) if end is None else end)]):
+    for i, byte in enumerate(data[at : min(at + 10, end)]):
         value |= (byte & 127) << (7 * i)
         if byte < 128:
             return value, at + i + 1

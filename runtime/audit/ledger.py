@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Data = bytes | mmap.mmap
 
@@ -54,6 +54,11 @@ class Ledger:
                 self.refuse(start, end, "padding that is not zero")
             else:
                 self.take(start, end, "padding")
+
+    def adopt(self, other: Ledger) -> None:
+        """All that is written down in ``other``, of the same bytes."""
+        self._spans += other._spans
+        self._findings += (replace(finding, file=self.file) for finding in other._findings)
 
     def gaps(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         """What nobody took of ``start`` … ``end``."""

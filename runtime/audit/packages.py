@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -151,12 +152,13 @@ def repeats(kind: str, name: str) -> bool:
 
 def model(bundle: Bundle, ledger: Ledger) -> None:
     """model.mlmodel: the program, and what a Swift host reads of the model."""
+    data = bytes(ledger.data)
     try:
-        root = read_message(ledger, MESSAGES, "Model", repeats, lambda kind, name, found: "")
+        root, read = _read(data)
     except ValueError as error:
         ledger.refuse(0, ledger.size, f"no Core ML model: {error}")
         return
-    data = bytes(ledger.data)
+    ledger.adopt(read)
     for description in root.all("description"):
         for metadata in description.all("metadata"):
             for entry in metadata.all("userDefined"):
@@ -164,6 +166,13 @@ def model(bundle: Bundle, ledger: Ledger) -> None:
     for value in _blob_values(root):
         if (name := value.text(data, "fileName")) != WEIGHTS:
             ledger.refuse(value.start, value.end, f"an array in {name!r}, wanted {WEIGHTS}")
+
+
+@lru_cache(maxsize=1)
+def _read(data: bytes) -> tuple[Message, Ledger]:
+    """The program, and what its bytes are: two files ask for it."""
+    ledger = Ledger("", data)
+    return read_message(ledger, MESSAGES, "Model", repeats, lambda kind, name, found: ""), ledger
 
 
 def _check_entry(ledger: Ledger, data: bytes, entry: Message) -> None:
@@ -193,10 +202,9 @@ def _blob_values(message: Message) -> Iterator[Message]:
 def weights(bundle: Bundle, ledger: Ledger) -> None:
     """weight.bin: a header, and the arrays that the program names, each behind a header of its own."""
     target = bundle.manifest.targets["coreml"]
-    program = Ledger(target.graphs["model"], bundle.path(target.graphs["model"]).read_bytes())
+    data = bundle.path(target.graphs["model"]).read_bytes()
     try:
-        root = read_message(program, MESSAGES, "Model", repeats, lambda kind, name, found: "")
-        data = bytes(program.data)
+        root, _ = _read(data)
         wanted = {_offset(data, value.values.get("offset", [])) for value in _blob_values(root)}
     except ValueError as error:
         ledger.refuse(0, ledger.size, f"arrays of a program that cannot be read: {error}")
