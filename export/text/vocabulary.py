@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 
 from ...runtime.errors import CheckpointError
-from ...runtime.text.guard import blamed
+from ...runtime.text.guard import blamed, reason
 from ...runtime.text.tokenizer import open_engine
 from ...runtime.text.tokenizer_file import TokenizerFile, bounded, read_tokenizer_file
 from ..situations import without_tokenizer
@@ -125,10 +125,7 @@ def _rebuilt(rules: Rebuilt, settings: Settings, file: Json, path: Path) -> Engi
     kept = {key: file["model"].get(key) or [] for key in ("vocab", "merges") if key in file["model"]}
     parts["model"] = parts["model"] | kept
     empty = {"version": "1.0", "added_tokens": [], "post_processor": None} | dict.fromkeys(PARTS)
-    try:
-        made = bounded(json.dumps(empty | parts).encode())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}; copy it again") from error
+    made = _bounded(json.dumps(empty | parts).encode(), path)
     return open_engine(made, path, CheckpointError)
 
 
@@ -225,9 +222,19 @@ def _tidy(shipped: Json, settings: Settings) -> Json | None:
 
 def _check(data: bytes, engine: Engine, path: Path) -> None:
     """The file, read again, must have the tokens that it was made with."""
-    again = open_engine(TokenizerFile(bounded(data).data, 1), path, CheckpointError)
+    again = open_engine(_bounded(data, path), path, CheckpointError)
     if again.get_vocab() != engine.get_vocab():
         raise CheckpointError(f"{path}: its added tokens have ids that no tokenizer.json can give them")
+
+
+def _bounded(data: bytes, path: Path) -> TokenizerFile:
+    """As a bundle's is read: what the other files add must not be too much either."""
+    try:
+        return bounded(data)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}, with the files beside it, is no tokenizer ({reason(error)})"
+        ) from error
 
 
 def _warn_beyond(engine: Engine, vocab_size: int, path: Path) -> None:

@@ -21,15 +21,20 @@ from ..errors import BundleError, EdgeloopError
 from .guard import reason
 
 MAX_BYTES = 128 << 20
-MAX_TOKEN = 1 << 14
-MAX_GROWTH = 1024
+MAX_TOKEN = 1 << 12
+MAX_CHARACTERS = 5 << 19
+MAX_GROWTH = {"normalizer": 1024, "decoder": 64}
 MAX_AROUND = 1024
-"""Bytes of a file (the largest known have 35 MB), bytes of a token's name, characters that one character may become,
-tokens that may be put around a text."""
+"""Bytes of a file (the largest known have 35 MB), bytes of a token's name, characters of all names of a kind that takes
+much memory (the largest known have 1.8 million), characters that one may become, tokens put around a text."""
 
 OFF = ("truncation", "padding")
 NULL = Raw(b"null")
 PARTS = ("normalizers", "decoders", "pretokenizers", "processors")
+
+
+class _Named(msgspec.Struct):
+    content: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def bounded(data: bytes) -> TokenizerFile:
     model = _fields(parts.get("model", NULL), "model")
     _check_names(model.get("vocab", NULL))
     _check_names(parts.get("added_tokens", NULL))
+    _check_tries(parts, model)
     _check_template(_value(parts, "post_processor"))
     growth = _growth(_value(parts, "normalizer"))
     _check_growth("normalizer", growth)
@@ -90,8 +96,23 @@ def _check_names(part: Raw) -> None:
 
 
 def _check_growth(name: str, growth: float) -> None:
-    if growth > MAX_GROWTH:
-        raise ValueError(f"the {name} makes {growth:.3g} characters of one, at most {MAX_GROWTH} are allowed")
+    if growth > MAX_GROWTH[name]:
+        raise ValueError(
+            f"the {name} makes {growth:.3g} characters of one, at most {MAX_GROWTH[name]} are allowed"
+        )
+
+
+def _check_tries(parts: dict[str, Raw], model: dict[str, Raw]) -> None:
+    """A Unigram's pieces take the library up to 1 kB a character, and added tokens 200 bytes."""
+    vocabulary = model.get("vocab", NULL)
+    pieces = 0
+    if bytes(vocabulary).lstrip().startswith(b"["):
+        pieces = sum(len(piece) for piece, _ in msgspec.json.decode(vocabulary, type=list[tuple[str, float]]))
+    tokens = msgspec.json.decode(parts.get("added_tokens", NULL), type=list[_Named] | None)
+    added = sum(len(token.content) for token in tokens or ())
+    for name, found in (("vocabulary", pieces), ("added tokens", added)):
+        if found > MAX_CHARACTERS:
+            raise ValueError(f"its {name} have {found} characters, at most {MAX_CHARACTERS} are read")
 
 
 def _growth(rule: Any) -> float:

@@ -79,6 +79,17 @@ REFUSED = {
     "prefix": {"model": {**PLAIN["model"], "continuing_subword_prefix": "####"}},
     "long token": {"added_tokens": [{"id": 3, "content": "x" * (MAX_TOKEN + 1), **ADDED}]},
     "unigram": {"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]], "byte_fallback": False}},
+    "many pieces": {
+        "model": {
+            "type": "Unigram",
+            "unk_id": 0,
+            "vocab": [[f"{i:04}" + "x" * 4000, 0.0] for i in range(700)],
+        }
+    },
+    "many added": {
+        "added_tokens": [{"id": i, "content": f"{i:04}" + "x" * 4000, **ADDED} for i in range(700)]
+    },
+    "pieces without a score": {"model": {"type": "Unigram", "unk_id": 0, "vocab": ["a"]}},
     "regex": {"pre_tokenizer": {**SLOW, "pattern": {"Regex": "("}}},
     "no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "normalizer": {"normalizer": {"type": "Sequence", "normalizers": [LONG] * 6}},
