@@ -78,6 +78,20 @@ HARMLESS = _words("""
 """)
 """Known not to change the logits: transformers' bookkeeping, training only, tokens' names, how text is generated."""
 
+TRAINING = _words("""
+    WANDB_MODE wandb wandb_entity wandb_mode wandb_project wandb_run_id wandb_run_name wandb_watch tensorboard
+    tensorboard_dir name seed output_dir resume_from_checkpoint resume_step evaluation stop_steps save_steps
+    save_interval save_total_limit fixed_save_steps logging_steps
+
+    dataset weights tokenizer max_length add_bos_token global_shuffling local_shuffling dataloader_num_workers
+    total_batch_size per_device_train_batch_size gradient_accumulation_steps batch_size_rampup_steps
+
+    model model_args model_config model_name_or_path attn_implementation use_pretrained_weights precision deepspeed
+    gradient_checkpointing optimizer learning_rate lr_scheduler_type lr_scheduler_kwargs adam_beta1 adam_beta2
+    weight_decay max_grad_norm num_train_steps num_warmup_steps
+""")
+"""Settings of the MoR authors' conf.yaml that say how the model was trained, not what it computes."""
+
 CHANGES = re.compile(
     "loop|recur|shar|depth|exit|mor|ut_steps|double|multiplier|scal|expert|moe|window|alibi|parallel|n_gram|hyper_conn"
     "|router|dora|lora|norm|clip|cap|qk|kv|q_|k_|v_|rope|rotary|position|pos_|attn|attention|act|mlp|ffn|bias|resid|emb"
@@ -108,6 +122,11 @@ def check_keys(config: Mapping[str, Any], understood: Collection[str], where: st
             )
         else:
             strange.append(key)
+    warn_of(strange, where)
+
+
+def warn_of(strange: Collection[str], where: str) -> None:
+    """A warning that lists keys that are not known, if there are any."""
     if strange:
         named = ", ".join(f"{key!r:.60}" for key in sorted(strange)[:10]) + (
             " …" if len(strange) > 10 else ""

@@ -17,7 +17,7 @@ from msgspec import structs
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .config_keys import shown
+from .config_keys import TRAINING, shown, warn_of
 from .llama_config import LlamaConfig, flag, read_llama_config, size
 from .llama_layers import Scale, read_layers
 from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain
@@ -53,7 +53,9 @@ KEYS = {
     "mor.expert": ("cap_warmup_step", "router_func", "alpha", "sampling", "include_first", "coeff", "gating"),
     "mor.token": ("bal_warmup_step", "router_func", "alpha", "balancing", "coeff", "u", "gating"),
 }
-SUSPECT = re.compile(r"loop|recur|shar|depth|exit|(^|_)mor(_|$)|router|dora|adapter")
+SUSPECT = re.compile(
+    r"loop|recur|shar|depth|exit|(^|_)mor(_|$)|router|dora|adapter|qk|rope|rotary|alibi|window|softcap|expert|moe"
+)
 
 
 class MorFamily:
@@ -157,13 +159,17 @@ def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where:
 
 
 def _refuse(training: Mapping[str, Any], where: str) -> None:
-    """CheckpointError for each setting that changes the computation and is not read."""
+    """CheckpointError for a setting that changes the computation and is not read; a warning lists others not known."""
+    strange = []
     for key, value in training.items():
         off = not value or (isinstance(value, dict) and value.get("enable") is False)
         if key not in SECTIONS and SUSPECT.search(str(key).lower()) and not off:
             raise CheckpointError(
                 f"{where}: {key} is {shown(value)}, which is not understood and may change the model"
             )
+        if key not in SECTIONS and key not in TRAINING and not off:
+            strange.append(str(key))
+    warn_of(strange, where)
     _closed(_section(training, "recursive", where), KEYS["recursive"], f"{where}: recursive")
     if _enabled(training, "mor", where):
         mor = _section(training, "mor", where)

@@ -176,6 +176,8 @@ TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"recursive__num_recursion": 1}, "nothing is repeated"),
     ({"recursive__wobble": 1}, r"recursive\.wobble"),
     ({"early_exit": {"enable": True}}, "early_exit"),
+    ({"loop_attn": {"enable": True, "lr_scale": 0.1}}, "loop_attn"),
+    ({"qk_norm": True}, "qk_norm is True, which is not understood"),
     ({"recursive": {"enable": True}}, "num_recursion"),
 ]
 

@@ -231,7 +231,9 @@ def _merged(reading: Reading) -> Reading:
     return replace(reading, spec=structs.replace(reading.spec, segments=segments), tensors=tensors)
 
 
-def test_a_training_config_with_more_in_it(tiny: Callable[[str], Path]) -> None:
+def test_a_training_config_with_more_in_it(
+    tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
     """conf.yaml as people write it: paths, tracking, data; the model is the same."""
     folder = tiny("mor-own-attention")
     plain = read(folder).spec
@@ -245,6 +247,10 @@ def test_a_training_config_with_more_in_it(tiny: Callable[[str], Path]) -> None:
     conf = yaml.safe_load((folder / "conf.yaml").read_text())
     (folder / "conf.yaml").write_text(yaml.safe_dump(conf | more))
     assert read(folder).spec == plain
+    assert not caplog.messages
+    edit(folder / "conf.yaml", note="mine", lucky_number=7, off=None)
+    assert read(folder).spec == plain
+    assert caplog.messages[0].endswith("does not know and takes no notice of: 'lucky_number', 'note'")
     edit(
         folder / "conf.yaml", relaxation={"enable": True, "method": None, "lora": {"r": None, "alpha": None}}
     )
