@@ -19,9 +19,11 @@ from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer
 from transformers.models.auto import tokenization_auto as auto
 
+from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.text.named_tokens import EXTRA, NAMED, OLD_EXTRA
 from edgeloop.export.text.tokenizer_classes import AS_IT_IS, MISNAMED, OWN
 from edgeloop.export.text.vocabulary import Vocabulary, read_vocabulary
+from edgeloop.runtime import Session
 from edgeloop.runtime.errors import CheckpointError
 
 WORDS = "the quick brown fox jumps over a lazy dog, and again: 'round we go! it's 2024 … naïve café 你好 "
@@ -508,3 +510,36 @@ def test_malformed_files_are_named(tmp_path: Path, files: dict[str, Any], said: 
     with pytest.raises(CheckpointError, match=said) as caught:
         read_vocabulary(folder, LLAMA, 1000)
     assert "\n" not in str(caught.value)
+
+
+# In a bundle
+
+
+def test_a_session_has_the_ids_of_the_folder(
+    tiny: Callable[[str], Path], tmp_path: Path, quick_target: None
+) -> None:
+    """Prompts and conversations, from a folder whose tokenizer.json alone would give others."""
+    folder = tiny("llama")
+    turn = "{{ pad_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}"
+    template = "{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}"
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+        "chat_template": template,
+    }
+    model = json.loads((folder / "config.json").read_text())
+    write(folder, pieces(), config, model=model, change=lambda file: file.update(truncation=TRUNCATION))
+    oracle = AutoTokenizer.from_pretrained(folder)
+    out = export_bundle(folder, tmp_path / "b", quant="none").bundle
+    turns = [{"role": "user", "content": "the <|im_end|> fox"}, {"role": "assistant", "content": " a dog"}]
+    with Session.open(out, engine="reference") as session:
+        for text in TEXTS:
+            assert session.tokenizer.encode(text) == oracle(text)["input_ids"]
+        found = session.encode_chat(turns)
+    wanted = oracle.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert found == wanted
+    assert wanted.count(oracle.convert_tokens_to_ids("<|im_end|>")) == 3
+    shipped = Engine.from_file(str(out / "tokenizer.json"))  # as other hosts open it
+    assert shipped.encode(TEXTS[0]).ids == oracle(TEXTS[0])["input_ids"]
