@@ -18,7 +18,7 @@ from tokenizers import models
 
 from edgeloop.runtime.errors import BundleError, UsageError
 from edgeloop.runtime.text.tokenizer import Tokenizer
-from edgeloop.runtime.text.tokenizer_file import MAX_TOKEN, bounded, read_tokenizer_file
+from edgeloop.runtime.text.tokenizer_file import MAX_BYTES, MAX_TOKEN, bounded, read_tokenizer_file
 
 PLAIN = json.loads(Engine(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -232,3 +232,11 @@ def test_a_missing_file_and_one_of_no_size(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(BundleError, match="cannot be read"):
             Tokenizer.open(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # a hole: no disk is used
+    with pytest.raises(BundleError, match=f"has {MAX_BYTES + 1} bytes, at most {MAX_BYTES}"):
+        Tokenizer.open(path)
