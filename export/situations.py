@@ -19,9 +19,8 @@ COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
-    "chat_template.jinja",
 )
-"""Files beside config.json and the weights that an export reads if they are there."""
+"""JSON files beside config.json and the weights that an export reads if they are there."""
 
 PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head)", re.IGNORECASE)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".zst")

@@ -40,6 +40,11 @@ def find_family(checkpoint: Checkpoint) -> Family:
         if family.matches(checkpoint):
             return family
     found = {key: checkpoint.config.get(key) for key in ("model_type", "architectures")}
+    if found["model_type"] is None and "error" in checkpoint.config:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'} is an answer of a server that did not send the file "
+            f"({checkpoint.config['error']!r:.200}); download it again"
+        )
     raise CheckpointError(
         f"{checkpoint.folder}: no family reads model_type {found['model_type']!r} with architectures "
         f"{found['architectures']!r}; supported: " + ", ".join(f"{e.name} ({e.mark})" for e in FAMILIES)

@@ -67,6 +67,10 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"tie_word_embeddings": False}, r"lm_head\.weight"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
     ({"model_type": "gpt2"}, "no family reads model_type 'gpt2'"),
+    (
+        {"model_type": None, "error": "Repository not found"},
+        "is an answer of a server .*Repository not found",
+    ),
     ({"model_type": ["llama"]}, r"no family reads model_type \['llama'\]"),
     ({"model_type": {"llama": 1}}, "no family reads model_type"),
     ({"architectures": ["MoRLlamaForCausalLM"]}, "MoRLlamaForCausalLM.*conf.yaml"),

@@ -163,6 +163,12 @@ def test_a_path_that_is_no_folder(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_an_empty_template_is_no_damage(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("llama")
+    (folder / "chat_template.jinja").write_text("")
+    Checkpoint.open(folder)
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [
