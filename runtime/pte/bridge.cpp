@@ -24,6 +24,8 @@
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
+#include "ptd.h"
+
 // The wheel has the library of the thread pool, but not its header.
 namespace executorch::extension::threadpool {
 class ThreadPool {
@@ -131,7 +133,8 @@ Program::~Program() {
 }
 
 int fail(char* message, int room, const std::string& what, Error error) {
-  std::snprintf(message, room, "%s: %s", what.c_str(), executorch::runtime::to_string(error));
+  const char* advice = error == Error::InvalidExternalData ? "; its .ptd files are of another export, copy the bundle again" : "";
+  std::snprintf(message, room, "%s: %s%s", what.c_str(), executorch::runtime::to_string(error), advice);
   return -1;
 }
 
@@ -166,6 +169,12 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
     return nullptr;
   }
   std::vector<std::string> files(data, data + count);
+  for (const std::string& file : files) {
+    reason = edgeloop::damage(file);
+    if (reason.empty()) continue;
+    std::snprintf(message, room, "%s: %s", file.substr(file.rfind('/') + 1).c_str(), reason.c_str());
+    return nullptr;
+  }
   program->module = count ? std::make_unique<Module>(path, files, Module::LoadMode::Mmap)
                           : std::make_unique<Module>(path, Module::LoadMode::Mmap);
   error = program->module->load(executorch::runtime::Program::Verification::InternalConsistency);

@@ -27,6 +27,7 @@ from ..errors import EngineError
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("bridge.cpp")
+PARTS = (SOURCE, SOURCE.with_name("ptd.h"))
 LIBRARIES = ("executorch_backend_xnnpack", "executorch_threadpool", "executorch")
 SUFFIXES = {"linux": ".so", "darwin": ".dylib"}
 FLAGS = {"linux": ["-shared", "-Wl,--no-as-needed"], "darwin": ["-dynamiclib"]}
@@ -70,7 +71,8 @@ def compile_bridge(profiled: bool = False) -> Path:
     home, version = wheel(), importlib.metadata.version("executorch")
     libraries = (*LIBRARIES, "executorch_etdump") if profiled else LIBRARIES
     compiler = os.environ.get("CXX", "")
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {home} {libraries}".encode()).hexdigest()[:16]
+    parts = b"".join(part.read_bytes() for part in PARTS)
+    key = hashlib.sha256(parts + f"{version} {home} {libraries}".encode()).hexdigest()[:16]
     folder = cache_folder()
     library = folder / f"executorch-{key}{SUFFIXES[sys.platform]}"
     if not is_whole(library):

@@ -317,21 +317,24 @@ DAMAGE = """
 import random, sys
 from pathlib import Path
 from edgeloop.runtime.errors import EngineError
-from edgeloop.runtime.backends.executorch import ExecutorchBackend
-from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.pte.bridge import Bridge
-from edgeloop.runtime.pte.compiled import SUFFIXES, wheel
-source, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
-tables = int.from_bytes(source[16:24], "little")  # of the header: the size of what describes the methods
-assert 1000 < tables < len(source)
+folder, scratch, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+files = ("model.pte", "base.ptd", "deltas.ptd")
+for each in files:
+    (scratch / each).write_bytes((folder / each).read_bytes())
+source = (folder / name).read_bytes()
+word = lambda at: int.from_bytes(source[at : at + 8], "little")
+tables = word(16) if name == "model.pte" else word(16) + word(24)  # the end of what describes the rest
+assert 500 < tables < len(source)
 chance, refused = random.Random(0), 0
 for turn in range(60):
     damaged = bytearray(source)
     for _ in range(1 + turn % 4):
-        damaged[chance.randrange(64, tables)] ^= 1 << chance.randrange(8)
-    path.write_bytes(damaged if turn % 10 else damaged[: tables // 2])
+        damaged[chance.randrange(tables)] ^= 1 << chance.randrange(8)
+    (scratch / name).write_bytes(damaged if turn % 10 else damaged[: chance.randrange(tables)])
     try:
-        bridge = Bridge(path, [], 1)
+        bridge = Bridge(scratch / files[0], [scratch / each for each in files[1:]], 1)
+        bridge.method("block_m1")
         bridge.method("head_m1")
         bridge.close()
     except EngineError as error:
@@ -341,10 +344,10 @@ print(refused)
 """
 
 
-def test_damaged_programs_do_not_end_the_process(bundle: Bundles, tmp_path: Path) -> None:
-    """Bits of the program's tables, and half of them: an error, or a program that happens to be whole."""
-    source = bundle("float") / "executorch" / "model.pte"
-    command = [sys.executable, "-c", DAMAGE, str(source), str(tmp_path / "damaged.pte")]
+@pytest.mark.parametrize("name", ["model.pte", "base.ptd", "deltas.ptd"])
+def test_damaged_files_do_not_end_the_process(bundle: Bundles, tmp_path: Path, name: str) -> None:
+    """Bits of the tables, and less than them: an error, or a program that happens to be whole."""
+    command = [sys.executable, "-c", DAMAGE, str(bundle("lora") / "executorch"), str(tmp_path), name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
     assert int(done.stdout) > 20
