@@ -60,8 +60,8 @@ def make_reproducible(path: Path) -> None:
     specification.ParseFromString(model.read_bytes())
     model.write_bytes(specification.SerializeToString(deterministic=True))
     manifest = path / "Manifest.json"
-    text = manifest.read_text()
+    text = manifest.read_text(encoding="utf-8")
     for identifier, item in json.loads(text)["itemInfoEntries"].items():
         text = text.replace(identifier, str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])))
     entries = json.loads(text)
-    manifest.write_text(json.dumps(entries, indent=4, sort_keys=True) + "\n")
+    manifest.write_text(json.dumps(entries, indent=4, sort_keys=True) + "\n", encoding="utf-8")

@@ -147,7 +147,7 @@ def write_graph(graph: Mapping[str, Any], constants: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         schema, text = Path(folder) / "schema.fbs", Path(folder) / "graph.json"
         schema.write_bytes(_get_schema_bytes())
-        text.write_text(json.dumps(graph))
+        text.write_text(json.dumps(graph), encoding="utf-8")
         _flatc_compile(folder, str(schema), str(text))
         binary = text.with_suffix(".bin").read_bytes()
     start, padded = _aligned(XNNHeader.EXPECTED_LENGTH), _aligned(len(binary))

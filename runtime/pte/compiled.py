@@ -82,7 +82,7 @@ def compile_bridge(profiled: bool = False) -> Path:
                 made = Path(scratch) / library.name
                 _compile(compiler, home, libraries, profiled, made, version)
                 digest = made.with_suffix(".sha256")
-                digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+                digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest(), encoding="utf-8")
                 made.replace(library)  # two processes may have made the same
                 digest.replace(library.with_suffix(".sha256"))
         except OSError as error:
@@ -122,7 +122,7 @@ def is_whole(library: Path) -> bool:
         for found in (library.lstat(), digest.lstat()):
             if not stat.S_ISREG(found.st_mode) or _not_safe(found, own=True):
                 return False
-        return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text()
+        return hashlib.sha256(library.read_bytes()).hexdigest() == digest.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -159,7 +159,7 @@ def _compile(
     command += [f"-l{name}" for name in libraries]
     # A session of its own: what a compiler starts ends with it.
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
         errors="replace", start_new_session=True,
     )  # fmt: skip
     try:
