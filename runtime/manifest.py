@@ -203,6 +203,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
         yield from within(f"files[{name!r}].bytes", file.bytes, 0, 1 << 50)
         if not re.fullmatch("[0-9a-f]{64}", file.sha256):
             yield f"files[{name!r}].sha256 is {file.sha256[:80]!r}, wanted 64 hexadecimal digits"
+    if not manifest.targets:
+        yield "targets are none, wanted one at least"
     for name, target in manifest.targets.items():
         yield from _target_problems(f"targets.{name}", GRAPHS.get(name, ()), target)
     for name, rule in manifest.exits.items():

@@ -22,9 +22,9 @@ import onnxruntime as ort
 
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
-from ..errors import BundleError, EngineError
+from ..errors import EngineError
 from ..kv import KVCache
-from ..onnx_graph import external_data
+from ..onnx_check import check_external, check_signature
 from ..packed import PackedLanes
 from ..rotary import RotaryTables
 from ..spec import Spec
@@ -81,25 +81,6 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path.name}: {reason}") from error
 
 
-def check_external(bundle: Bundle, name: str, weights: str) -> None:
-    """BundleError unless all that the graph ``name`` has in other files is in ``weights``, whose hash is known.
-
-    onnxruntime reads whatever file of its folder a graph names.
-    """
-    try:
-        for tensor in external_data(bundle.path(name).read_bytes()):
-            folder, _, _ = name.rpartition("/")
-            if f"{folder}/{tensor.location}".removeprefix("/") != weights:
-                raise BundleError(
-                    f"{bundle.folder}: {name} has {tensor.tensor!r} in {tensor.location!r}, wanted everything in "
-                    f"{weights}; copy the bundle again or export it again"
-                )
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{bundle.folder}: {name} is no ONNX graph ({error}); copy the bundle again"
-        ) from error
-
-
 class Plan:
     """One binding of a graph: to one Lanes and its slots of one cache, and to buffers of its own.
 
@@ -154,6 +135,7 @@ class GraphSession:
         self.name, self.output, self.spec = name, output, spec
         self.rotary = rotary or RotaryTables(spec)
         self.session = open_session(path)
+        check_signature(self.session, path, name, output, spec)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
         """Time spent inside onnxruntime so far."""

@@ -12,11 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from editing import relist
+from msgspec import structs
 from onnx.external_data_helper import set_external_data
 
 from edgeloop.runtime.bundle import Bundle, sha256_of
 from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.manifest import read_manifest, write_manifest
 from edgeloop.runtime.session import Session
+from edgeloop.runtime.spec import Segment
 
 
 @pytest.fixture
@@ -89,3 +92,25 @@ def test_a_package_outside_of_the_bundle_is_refused(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="no file of .* is listed|is not listed"):
         Session.open(folder, engine="coreml-reference")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_size": 32}, "prologue.onnx is of another model than the manifest describes: state is"),
+        ({"kv_heads": 4}, "past.0.key is"),
+        ({"heads": 8, "head_dim": 8}, "past.0.key is"),
+        (
+            {"vocab_size": 100},
+            r"epilogue.onnx is of another model .*: logits is \['N', 320\], wanted \['\*', 100\]",
+        ),
+        ({"segments": (Segment(1), Segment(2, 3), Segment(2))}, "past.1.key is None"),
+        ({"segments": (Segment(1), Segment(1, 3), Segment(1))}, "past.1.key is .*, wanted None"),
+    ],
+)
+def test_graphs_of_another_model_are_refused(folder: Path, change: dict[str, object], told: str) -> None:
+    manifest = read_manifest(folder)
+    spec = structs.replace(manifest.spec, **change)
+    write_manifest(folder, structs.replace(manifest, spec=spec))
+    with pytest.raises(BundleError, match=told):
+        Session.open(folder)

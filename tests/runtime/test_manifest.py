@@ -86,6 +86,7 @@ def test_the_rule_itself_is_right(changed):
             "files['x'].sha256 is 'xyz', wanted 64 hexadecimal digits",
         ),
         ("targets/onnx/graphs", {"prologue": "onnx/prologue.onnx"}, "targets.onnx.graphs has no block"),
+        ("targets", {}, "targets are none, wanted one at least"),
         ("targets/onnx/parity/logits", -1.0, "targets.onnx.parity is -1.0"),
         ("exits/probe/thresholds", [0.5], "exits.probe.thresholds are 1, wanted 2"),
         ("exits/probe/thresholds", [0.5, 1e31], "exits.probe.thresholds is 1e+31"),
