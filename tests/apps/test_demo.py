@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from edgeloop.apps.cli import main
+from edgeloop.apps.demo.model import DemoConfig, DemoModel
+from edgeloop.apps.demo.routed import RoutedConfig, RoutedModel
 from edgeloop.apps.demo.texts import TEXTS, encode, split_texts, validation_halves
 from edgeloop.apps.demo.verb import CHECKPOINT
 from edgeloop.runtime import Session
@@ -37,15 +43,16 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_routed_twin_routes_as_it_was_trained(routed: Path) -> None:
-    """Against the recipe's loss; each token deciding by itself comes near to choosing the best of the window."""
+    """Against the trained module; each token deciding by itself comes near to choosing the best of the window."""
     assert sum(path.stat().st_size for path in ROUTED.iterdir()) <= 10_000_000
-    (loss,) = json.loads((ROUTED / "training.json").read_text())["best"]["validation_loss"]
     found = {}
     for rule in ("chunk-topk", "router", "depth:1"):
         with Session.open(routed, exit=rule) as session:
-            found[rule] = session.evaluate(encode_validation(session)[:3000])
-    assert found["chunk-topk"].perplexity == pytest.approx(2.718281828**loss, rel=0.15)
-    assert found["chunk-topk"].mean_depth == pytest.approx(2.0, abs=0.02)
+            ids = encode_validation(session)[: 3 * 512 + 1]
+            found[rule] = session.evaluate(ids)
+    (wanted,) = perplexities(RoutedModel(RoutedConfig()), ROUTED, ids)
+    assert found["chunk-topk"].perplexity == pytest.approx(wanted, rel=1e-4)
+    assert found["chunk-topk"].mean_depth == (512 + 341 + 170) / 512  # of each window, rounded down
     assert found["router"].perplexity == pytest.approx(found["chunk-topk"].perplexity, rel=0.02)
     assert found["router"].block_share < 0.7
     assert found["depth:1"].perplexity > 1.03 * found["router"].perplexity
@@ -75,14 +82,22 @@ def test_the_halves_are_the_validation_text() -> None:
 
 
 def test_every_depth_is_an_exit(demo: Path) -> None:
-    """On 6000 validation tokens, against the recipe's own numbers, which are of all of them."""
-    recipe = json.loads((CHECKPOINT / "training.json").read_text())["best"]["validation_loss"]
+    """Against the module that was trained, on the same windows."""
     with Session.open(demo) as session:
-        ids = encode_validation(session)
-        found = session.perplexity(ids[:6000])
+        ids = encode_validation(session)[: 3 * 512 + 1]
+        found = session.perplexity(ids)
     assert found.perplexity == found.perplexity_per_depth[-1]
-    for perplexity, loss in zip(found.perplexity_per_depth, recipe, strict=True):
-        assert perplexity == pytest.approx(2.718281828**loss, rel=0.15)
+    wanted = perplexities(DemoModel(DemoConfig()), CHECKPOINT, ids)
+    assert found.perplexity_per_depth == pytest.approx(wanted, rel=1e-4)
+
+
+def perplexities(model: DemoModel, checkpoint: Path, ids: npt.NDArray[np.int64]) -> list[float]:
+    """What the recipe's own module finds for whole windows of 512 tokens, at each of its read-outs."""
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    windows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(ids, 513)[::512].copy())
+    with torch.no_grad():
+        losses, _ = model.eval().losses(windows[:, :-1], windows[:, 1:])
+    return [math.exp(loss) for loss in losses]
 
 
 def encode_validation(session: Session) -> Any:

@@ -47,8 +47,13 @@ def test_a_bundle(checkpoint: Path, bundle: Path, command: Command, command_json
         assert found[key] == source[key]
     on_disk = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     assert found["bytes"] == on_disk - (bundle / "manifest.json").stat().st_size
-    assert found["unrolled_bytes_estimated"] > 0
-    assert 4.5 < found["bits_per_weight"] < 12
+    weights = (bundle / "onnx" / "weights.safetensors").stat().st_size
+    assert found["bits_per_weight"] == 8 * weights / found["parameters"]
+    # int4 in groups of 32 is 4.5 bits; LoRA, which is merged where every layer is stored, is float16.
+    matrices = found["unrolled_parameters"] - found["parameters"]
+    assert found["unrolled_bytes_estimated"] == round(
+        found["bytes"] + matrices * 4.5 / 8 - 2 * found["delta_parameters"]
+    )
     code, out, err = command("show", bundle)
     assert (code, err) == (0, "")
     assert "int4, groups of 32" in out

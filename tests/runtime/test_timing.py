@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,11 +17,21 @@ def test_peak_memory_is_in_bytes():
     assert peak_rss_bytes() == pytest.approx(kibibytes * 1024, rel=0.1)
 
 
-def test_stopwatch_laps():
+@pytest.fixture
+def wait(monkeypatch):
+    """``wait(5)`` lets five milliseconds pass, and nothing else does."""
+    now = [1_000_000]
+    clock = SimpleNamespace(perf_counter_ns=lambda: now[0])
+    monkeypatch.setattr("edgeloop.runtime.timing.time", clock)
+    return lambda ms: now.__setitem__(0, now[0] + round(1e6 * ms))
+
+
+def test_stopwatch_laps(wait):
     watch = Stopwatch()
-    time.sleep(0.05)
-    assert watch.lap_ms() >= 50
-    assert watch.ms < 50
+    wait(50)
+    assert watch.lap_ms() == 50
+    wait(3)
+    assert watch.ms == 3
 
 
 def test_loop_clock():
@@ -38,16 +48,18 @@ def test_loop_clock():
     assert clock.ms_per_depth == (0.0, 0.0)
 
 
-def test_the_callers_time_is_not_ours():
+def test_the_callers_time_is_not_ours(wait):
     clock = GenerationClock(LoopClock(1), lambda: (8, 96))
+    wait(20)
     clock.prefilled(10)
     for _ in range(3):
         clock.chose(2)
         clock.pause()
-        time.sleep(0.05)
+        wait(50)
         clock.resume()
-        time.sleep(0.005)
+        wait(5)
     stats = clock.stats()
     assert (stats.prefill_tokens, stats.decode_tokens, stats.depths) == (10, 3, (2, 2, 2))
     assert (stats.mean_depth, stats.kv_bytes_per_token, stats.kv_bytes) == (2.0, 8, 96)
-    assert 40 < stats.decode_tokens_per_s < 400  # 2 tokens in two waits of 5 ms, not of 55 ms
+    assert stats.decode_tokens_per_s == pytest.approx(200)  # a token in 5 ms, not in 55
+    assert stats.prefill_tokens_per_s == pytest.approx(500)
