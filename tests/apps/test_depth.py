@@ -62,7 +62,9 @@ def test_run_lists_the_depths_of_its_tokens(command_json: Json, bundle: Path) ->
     assert found["depths"][1:] == [1] * 5  # the first token comes from the prompt, which runs every depth
     assert (found["exit"], found["missing"], found["kv"]) == ("depth:1", "exact", "per-depth")
     assert found["block_share"] == pytest.approx(1 / max(found["depths"]))
-    assert 0 < found["kv_bytes"] < 20 * found["kv_bytes_per_token"]
+    # 1 + 2 × 3 + 1 layers: the deeper two depths have K and V of the prompt only; the last token has none yet.
+    prompt = found["prompt_tokens"]
+    assert found["kv_bytes"] == found["kv_bytes_per_token"] / 8 * (4 * (prompt + 5) + 4 * prompt)
 
 
 def test_colour_tells_how_many_ran_what(command: Command, bundle: Path) -> None:

@@ -16,6 +16,7 @@ from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
 from edgeloop.runtime.handle import Handle
 from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.session import Session
 
 Command = Callable[..., tuple[int, str, str]]
 CommandJson = Callable[..., Any]
@@ -134,7 +135,10 @@ def test_eval(bundle: Path, tmp_path: Path, command: Command, command_json: Comm
     assert found["tokens"] == 100
     assert found["mean_depth"] == 3
     assert len(found["perplexity_per_depth"]) == 3
-    assert found["perplexity"] == found["perplexity_per_depth"][-1] > 1
+    with Session.open(bundle) as session:
+        wanted = session.perplexity(session.tokenizer.encode(text.read_text())[:101])
+    assert found["perplexity"] == found["perplexity_per_depth"][-1] == wanted.perplexity
+    assert found["perplexity_per_depth"] == list(wanted.perplexity_per_depth)
     code, out, _ = command("eval", bundle, "--text", text)
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()[1:]] == [[str(d), "of", "3"] for d in (1, 2, 3)]

