@@ -11,18 +11,19 @@ S new tokens, C rows of a cache, D width, H heads, K KV heads, hd head_dim, R de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.backend import shares_kv
+from ...runtime.backend import F32, shares_kv
 from ...runtime.kv import visible
 from ...runtime.spec import Segment, Spec
 from ...runtime.weights import MATRICES, projection_shapes
 from ..modules import Weights
-from .matrix import Matrix, Norm
+from .matrix import Matrix, Norm, float_activations
 
 HIDDEN = -1e30
 """Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""
@@ -256,6 +257,26 @@ class Flat(nn.Module):
         x = x[-1:]
         logits: Tensor = self.head(x if self.spec.loop_norm else self.norm(x, None))
         return logits
+
+
+class Unsaved:
+    """The module itself as a program, with float activations; ``close`` empties its caches."""
+
+    def __init__(self, model: Flat) -> None:
+        self._model = model
+
+    def logits(self, ids: Sequence[int], start: int) -> F32:
+        """The tokens ``ids`` from position ``start`` on → logits [V] of the last one."""
+        with torch.no_grad(), float_activations(self._model):
+            found: F32 = self._model(torch.tensor([list(ids)]), torch.tensor([start]))[0].numpy()
+        return found
+
+    def close(self) -> None:
+        """Forget all tokens."""
+        for module in self._model.modules():
+            if isinstance(module, Ring):
+                for cache in module.buffers():
+                    cache.zero_()
 
 
 def shared_matrices(spec: Spec, weights: Weights, prefix: str, bits: int) -> nn.ModuleDict:

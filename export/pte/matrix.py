@@ -8,6 +8,9 @@ M rows (tokens) of a call, D width, N outputs, K inputs, G group size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +56,20 @@ def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
         activation_quantization=_ROWS,
     )
     return tensor
+
+
+@contextmanager
+def float_activations(model: nn.Module) -> Iterator[None]:
+    """Inputs of quantized matrices stay floats when the module itself is called."""
+    weights = [m.weight for m in model.modules() if isinstance(m, Matrix)]
+    quantized = [w for w in weights if isinstance(w, IntxUnpackedToInt8Tensor)]
+    for weight in quantized:
+        weight.activation_quantization = None
+    try:
+        yield
+    finally:
+        for weight in quantized:
+            weight.activation_quantization = _ROWS
 
 
 class Norm(nn.Module):

@@ -21,7 +21,7 @@ from ..fused import Numerics
 from ..oracle import Oracle
 from ..parity import CHUNKS, EXACT, REPORT, difference
 from ..pte.exact import EXACT_PROGRAM, exact_activations
-from ..pte.flat import Flat
+from ..pte.flat import Flat, Unsaved
 from ..pte.flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of, serialize_flat
 from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
 from ..target import Job, check_shared
@@ -55,12 +55,17 @@ class ExecutorchFlatTarget:
         chunk = chunk_of(job.spec)
         rows = rows_of(job.spec, chunk)
         named = constants(job.spec, chunk)
-        job.progress("executorch: the unrolled graph", 0.0)
-        edge = lower_flat(Flat(job.spec, weights, bits, rows, chunk), named)
+        model = Flat(job.spec, weights, bits, rows, chunk)
+        oracle = Oracle(job.spec, weights, Numerics(bits, job.recipe.group_size, 1))
+        job.progress("executorch: the unrolled model", 0.0)
+        unsaved = Unsaved(model)
+        check_parity(unsaved, oracle, chunk, "the unrolled model")  # seconds; lowering takes minutes
+        unsaved.close()
+        job.progress("executorch: the unrolled graph", 0.1)
+        edge = lower_flat(model, named)
         spare = copy.deepcopy(edge)  # writing caches in place is written into the graph
         path.write_bytes(serialize_flat(edge))
         job.progress("executorch: parity of the logits", 0.9)
-        oracle = Oracle(job.spec, weights, Numerics(bits, job.recipe.group_size, 1))
         parity = check_program(path, spare, oracle, chunk)
         job.progress("executorch: done", 1.0)
         flat = manifest.Flat(constants=named, rows=rows)

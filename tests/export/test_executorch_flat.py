@@ -20,6 +20,7 @@ from edgeloop.export.parity import EXACT
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.synth_tokenizer import write_tokenizer
+from edgeloop.export.target import Job
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
 from edgeloop.runtime.backend import F32
@@ -27,7 +28,7 @@ from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, ExportError, ParityError, UsageError
 
 pytest.importorskip("executorch")
-from edgeloop.export.pte.flat import Flat
+from edgeloop.export.pte.flat import Flat, Ring
 from edgeloop.export.pte.flat_program import FlatProgram, chunk_of, rows_of
 from edgeloop.export.targets.executorch_flat import ExecutorchFlatTarget, check_parity
 
@@ -110,6 +111,41 @@ def test_every_family(
     model.head.weight.data[5] += 1
     with pytest.raises(ParityError, match="disagrees with the torch modules in the logits of token 4"):
         check_parity(Eager(model), oracle(kind), chunk)
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8-channel"])
+def test_the_model_is_checked_before_it_is_lowered(
+    reading: Callable[[str], Reading], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
+    """In floats, of quantized weights; and the caches that were written to are lowered empty."""
+    recipe = Recipe.named(quant, 32)
+    write_weights(reading("mor-lora"), recipe, tmp_path / "w")
+    named = "edgeloop.export.targets.executorch_flat."
+    lowered: list[Flat] = []
+
+    def lower(model: Flat, constants: object) -> None:
+        lowered.append(model)
+        raise ExportError("far enough")
+
+    def wrong(*args: Any) -> Flat:
+        model = Flat(*args)
+        model.order[1].norms["mlp_norm"].get_buffer("weight")[3] *= 1.01
+        return model
+
+    monkeypatch.setattr(f"{named}lower_flat", lower)
+    job = Job(reading("mor-lora").spec, recipe, tmp_path / "w", tmp_path, lambda step, part: None)
+    with pytest.raises(ExportError, match="far enough"):
+        ExecutorchFlatTarget().export(job)
+    rings = [module for module in lowered[0].modules() if isinstance(module, Ring)]
+    assert len(rings) > 3
+    assert not any(cache.any() for ring in rings for cache in ring.buffers())
+    weight = lowered[0].head.weight
+    assert weight.activation_quantization is not None
+    (tmp_path / "executorch-flat").rmdir()
+    monkeypatch.setattr(f"{named}Flat", wrong)
+    with pytest.raises(ParityError, match="the unrolled model disagrees with the torch modules"):
+        ExecutorchFlatTarget().export(job)
+    assert len(lowered) == 1
 
 
 def test_more_tokens_than_the_context(reading: Callable[[str], Reading], tmp_path: Path) -> None:
