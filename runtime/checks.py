@@ -43,7 +43,9 @@ def token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> np
     except (ValueError, OverflowError) as error:  # lists in lists of several lengths
         raise UsageError("these are no token ids, wanted whole numbers in one row") from error
     if array.ndim == 0:
-        raise UsageError(f"found a {type(ids).__name__}, wanted token ids: whole numbers in one row")
+        raise UsageError(
+            f"found a value of type {type(ids).__name__}, wanted token ids: whole numbers in one row"
+        )
     if array.ndim != 1 or not array.size:
         raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
     # Among others, numpy takes booleans as 0 and 1.

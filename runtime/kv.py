@@ -12,6 +12,7 @@ makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "W
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -87,6 +88,15 @@ class KVCache:
             return True
         kept = resident(cached, self.rows, self.window) - (cached - tokens)
         return kept == resident(tokens, self.rows, self.window)
+
+    def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
+        """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
+        total = 0
+        for stage, pairs in self.stages.items():
+            row = sum(array[0, :, 0].nbytes for pair in pairs for array in pair)
+            tokens = filled[-self.slots :] if stage == "block" else [cached]
+            total += row * sum(resident(count, self.rows, self.window) for count in tokens)
+        return total
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Many users on one engine: submit from any thread or from asyncio, one worker thread does the work.
+"""The batch engine: requests from any thread or from asyncio, which one worker thread serves together.
 
 The worker (``worker.py``) sleeps when there is nothing to do. What is taken is bounded from the start: so many
 sequences of so many tokens each, and so many requests that wait; what does not fit is refused at once.
@@ -118,7 +118,7 @@ class Engine:
         Refused at once: what ``generate`` refuses, with the same errors; BusyError when the queue is full, EngineError
         when the engine has failed or this is a fork of the process that opened it, UsageError when it is closed.
         """
-        request = self._session.request(
+        request = self._session.prompts.request(
             prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
         )
         handle = Handle(request, self._worker.cancel)

@@ -1,4 +1,4 @@
-"""A session: one bundle opened on one engine, and what people do with it."""
+"""A session: a bundle on an engine, which generates, scores and evaluates one sequence at a time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from .acceptance import Pace, WholeTokens
 from .backend import F32, I64, Backend, Closes
 from .backends import open_backend
 from .bundle import Bundle
-from .checks import longer, token_ids, whole_number
+from .checks import whole_number
 from .decoding import check_decode, decides
-from .errors import ContextError, UsageError
+from .errors import UsageError
 from .evaluation import Evaluation, evaluate
 from .heads import read_heads
-from .kv import STAGES, resident
 from .loop import DepthLoop
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
+from .prompts import Prompts
 from .requests import Answer, Request, Step
 from .sampling import Choose, Sampler, SamplingOptions
 from .spec import Spec
-from .text.stops import check_stops
 from .text.template import ChatTemplates, Objects
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
@@ -72,12 +71,8 @@ class Session:
             self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.spec.depths)
         self._pipelined: Pipelined | PipelinedCourse | None = None
         self._loop: DepthLoop | None = None
-        self._tokenizer = _open_tokenizer(bundle)
-        self.chat_templates = ChatTemplates(
-            bundle.manifest.text.chat_templates,
-            bundle.manifest.text.special_tokens,
-        )
-        """The bundle's chat templates; the process that renders them is started by the first conversation."""
+        self.prompts = Prompts(bundle, self.context)
+        """Makes checked requests of prompts and options."""
         self._generation = 0
         self._clock: GenerationClock | None = None
 
@@ -114,14 +109,17 @@ class Session:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer; UsageError when it has none."""
-        if self._tokenizer is None:
-            raise UsageError(f"{self.bundle.folder} has no tokenizer; give token ids")
-        return self._tokenizer
+        return self.prompts.need_tokenizer()
 
     @property
     def tokenizer_or_none(self) -> Tokenizer | None:
         """The bundle's tokenizer, where it has one."""
-        return self._tokenizer
+        return self.prompts.tokenizer
+
+    @property
+    def chat_templates(self) -> ChatTemplates:
+        """The bundle's chat templates."""
+        return self.prompts.chat_templates
 
     @property
     def stats(self) -> GenerationStats:
@@ -132,7 +130,7 @@ class Session:
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
-        checked = self._ids(ids)
+        checked = self.prompts.ids(ids)
         walk = Walk(self._start(len(checked)), self.policy, self.heads)
         if walk.early is None:
             return walk.prompt(checked, "all").copy()
@@ -151,10 +149,7 @@ class Session:
         ``tools`` (JSON schemas of functions), ``documents`` and ``template``, the name of one, are as transformers'
         ``apply_chat_template`` takes them. UsageError when there is no such template, or when it refuses them.
         """
-        if not self.chat_templates.templates:
-            raise UsageError(f"{self.bundle.folder} has no chat template; leave chat off")
-        text = self.chat_templates.render(messages, tools=tools, documents=documents, template=template)
-        return self.tokenizer.encode(text, special=False)  # the template has written them
+        return self.prompts.encode_chat(messages, tools=tools, documents=documents, template=template)
 
     def generate(
         self,
@@ -178,53 +173,10 @@ class Session:
         The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
-        request = self.request(
+        request = self.prompts.request(
             prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
         )
         return self._generate(request)
-
-    def request(
-        self,
-        prompt: str | Sequence[int] | I64,
-        max_tokens: int = 256,
-        sampling: SamplingOptions | None = None,
-        stop: Sequence[str] = (),
-        chat: bool = False,
-        *,
-        tools: Objects | None = None,
-        documents: Objects | None = None,
-        template: str | None = None,
-    ) -> Request:
-        """What ``generate`` would run, checked as there."""
-        max_tokens = whole_number(max_tokens, "max_tokens", 1)
-        if isinstance(prompt, bytes | bytearray):
-            raise UsageError("the prompt is bytes, wanted text (str) or token ids; decode it")
-        for name, value in (("tools", tools), ("documents", documents), ("template", template)):
-            if value is not None and not chat:
-                raise UsageError(
-                    f"{name} are for the chat template, but chat is off; turn it on, or leave them out"
-                )
-        if isinstance(prompt, str):
-            if not prompt:
-                raise UsageError("the prompt is empty; give at least one character")
-            turns = [{"role": "user", "content": prompt}]
-            prompt = (
-                self.encode_chat(turns, tools=tools, documents=documents, template=template)
-                if chat
-                else self.tokenizer.encode(prompt)
-            )
-        elif chat:
-            raise UsageError("chat needs a text prompt; use encode_chat for a conversation")
-        ids = self._ids(prompt)
-        if len(ids) > self.context:
-            raise ContextError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context}; shorten it"
-                + longer(self.context, self.spec.context_length)
-            )
-        if sampling is not None and not isinstance(sampling, SamplingOptions):
-            raise UsageError(f"sampling is a {type(sampling).__name__}, wanted SamplingOptions")
-        stops = check_stops(stop, self._tokenizer.pieces if self._tokenizer else None)
-        return Request(ids, max_tokens, sampling or SamplingOptions(), stops)
 
     def _generate(self, request: Request) -> Iterator[Step]:
         loop = self._start(len(request.prompt) + request.room(self.context))
@@ -234,9 +186,13 @@ class Session:
         if self._pace:
             choose = self._pace.timed(choose)
         walk = Walk(loop, self.policy, self.heads, pipelined)
-        answer = Answer(request, choose, self.spec, self._tokenizer, self.context)
+        answer = Answer(request, choose, self.spec, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
-            loop.clock, lambda: (self._kv_bytes(loop, None), self._kv_bytes(loop))
+            loop.clock,
+            lambda: (
+                loop.cache.used_bytes(1, [1] * loop.cache.slots),
+                loop.cache.used_bytes(loop.cached, loop.filled),
+            ),
         )
         logits = walk.prompt(request.prompt)
         depth = walk.depth
@@ -261,7 +217,7 @@ class Session:
 
     def compare(self, ids: Sequence[int] | I64, policies: Sequence[Policy]) -> list[Evaluation]:
         """``evaluate`` under each of ``policies`` (``choose``) in turn, window by window: speeds can be compared."""
-        stream = self._ids(ids)
+        stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         loop = self._start(min(len(stream), self.context))
@@ -275,27 +231,15 @@ class Session:
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
-        stream = self._ids(ids)
+        stream = self.prompts.ids(ids)
         visit_depths(self._start(min(len(stream), self.context)), stream, self.context, visit)
-
-    def _kv_bytes(self, loop: DepthLoop, tokens: int | None = -1) -> int:
-        """Bytes of K and V that the loop holds, or with None those of one token that runs every depth."""
-        spec, cache = self.spec, loop.cache
-        pair = 2 * spec.kv_heads * spec.head_dim * 4
-        total = 0
-        for stage in STAGES:
-            layers = len(cache.stages[stage])
-            filled = loop.filled[-cache.slots :] if stage == "block" else [loop.cached]
-            for count in filled:
-                total += layers * pair * (1 if tokens is None else resident(count, cache.rows, cache.window))
-        return total
 
     def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
         """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
 
         Every token but the first is predicted once, from the tokens before it in its window.
         """
-        stream = self._ids(ids)
+        stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
         return perplexity(self._start(len(stream)), stream, self.context)
@@ -306,7 +250,7 @@ class Session:
         backend, self._loop, self._pipelined, self.backend = self.backend, None, None, None
         if backend is not None and isinstance(backend, Closes):
             backend.close()
-        self.chat_templates.close()
+        self.prompts.close()
 
     def __enter__(self) -> Session:
         return self
@@ -337,13 +281,3 @@ class Session:
             self._pipelined = make_pipeline(loop, self.policy, self.heads, draft, self._pace)
         self._pipelined.draft = draft
         return self._pipelined
-
-    def _ids(self, ids: Sequence[int] | I64) -> I64:
-        return token_ids(ids, self.spec.vocab_size)
-
-
-def _open_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    text = bundle.manifest.text
-    if text.tokenizer is None:
-        return None
-    return Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)

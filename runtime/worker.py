@@ -164,7 +164,7 @@ class Worker:
         return Task(self._answer(handle), ended)
 
     def _answer(self, handle: Handle) -> Generator[Ask, F32, None]:
-        """The wishes of a request, whose steps go to its handle."""
+        """The engine calls that a request needs, one at a time for the scheduler; its steps go to its handle."""
         request, session = handle.request, self._session
         course = Course(session.spec, session.policy, session.heads, self._scheduler.chunk)
         choose = Sampler(request.sampling).choose

@@ -24,7 +24,7 @@ def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
     UsageError for one that is empty, too long, no text, or that no sequence of tokens writes.
     """
     if not isinstance(stop, str | Sequence):
-        raise UsageError(f"the stop strings are a {type(stop).__name__}, wanted a str or a list of them")
+        raise UsageError(f"the stop strings are of type {type(stop).__name__}, wanted str or a list of them")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOPS:
         raise UsageError(f"{len(stops)} stop strings, wanted at most {MAX_STOPS}")

@@ -52,11 +52,11 @@ class ChatTemplates:
         if not turns:
             raise UsageError("the conversation is empty; give at least one message")
         values = {
+            **self.special_tokens,  # first: a token may have the name of one of the others
             "messages": turns,
             "tools": None if tools is None else checked("tools", tools),
             "documents": None if documents is None else checked("documents", documents),
             "add_generation_prompt": generate,
-            **self.special_tokens,
         }
         return self._process.render(self.templates[name], values)
 
@@ -83,10 +83,12 @@ class ChatTemplates:
 def checked(what: str, values: Any) -> list[dict[str, Any]]:
     """``values`` as a list of JSON objects; UsageError when they are something else."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
-        raise UsageError(f"{what} are a {type(values).__name__}, wanted a list of JSON objects")
+        raise UsageError(f"{what} are of type {type(values).__name__}, wanted a list of JSON objects")
     for number, value in enumerate(values, 1):
         if not isinstance(value, Mapping):
-            raise UsageError(f"{what}: number {number} is a {type(value).__name__}, wanted a JSON object")
+            raise UsageError(
+                f"{what}: number {number} is of type {type(value).__name__}, wanted a JSON object"
+            )
     try:
         return [_plain(value) for value in values]
     except TypeError as error:
@@ -96,16 +98,16 @@ def checked(what: str, values: Any) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types; TypeError with the name of a type that is none of them."""
+    """``value`` in JSON's own types; TypeError names one that is none of them."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"{type(wrong[0]).__name__} as a key")
+            raise TypeError(f"key of type {type(wrong[0]).__name__}")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    raise TypeError(type(value).__name__)
+    raise TypeError(f"value of type {type(value).__name__}")
 
 
 def _turn(message: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Tokenizer:
 
     def _check(self, text: object) -> None:
         if not isinstance(text, str):
-            raise UsageError(f"the text is a {type(text).__name__}; give a str")
+            raise UsageError(f"the text is of type {type(text).__name__}; give a str")
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:

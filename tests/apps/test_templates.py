@@ -87,9 +87,9 @@ def test_chat_with_tools(
         (("--chat", "--tools", "{missing}"), "cannot read {missing}: No such file"),
         (
             ("--chat", "--tools", "{object}"),
-            "--tools {object}: tools are a dict, wanted a list of JSON objects",
+            "--tools {object}: tools are of type dict, wanted a list of JSON objects",
         ),
-        (("--chat", "--documents", "{texts}"), "documents: number 1 is a str, wanted a JSON object"),
+        (("--chat", "--documents", "{texts}"), "documents: number 1 is of type str, wanted a JSON object"),
         (("--chat", "--tools", "{broken}"), "--tools {broken} is not JSON: "),
         (("--chat", "--tools", "{deep}"), "--tools {deep} is not JSON: "),
         (("--chat", "--tools", "{digits}"), "--tools {digits} is not JSON: "),

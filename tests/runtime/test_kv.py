@@ -47,6 +47,19 @@ def test_a_window_bounds_the_rows(maker):
     assert visible(maker.spec(sliding_window=63)) == 63
 
 
+def test_bytes_in_use(maker):
+    spec = maker.spec()
+    cache = KVCache.allocate(spec, 2, 10)
+    assert cache.used_bytes(1, [1, 1, 1]) == spec.kv_bytes_per_token
+    assert cache.used_bytes(10, [10, 10, 10]) == cache.nbytes // 2
+    left = spec.kv_bytes_per_token - maker.spec(kv="shared").kv_bytes_per_token  # of two depths
+    assert cache.used_bytes(4, [4, 4, 1]) == 4 * spec.kv_bytes_per_token - 3 * left // 2
+    narrow = KVCache.allocate(spec, 2, 10, slots=1)  # of the last depth
+    assert narrow.used_bytes(4, [9, 9, 4]) == 4 * maker.spec(kv="shared").kv_bytes_per_token
+    long = KVCache.allocate(maker.spec(sliding_window=5, context_length=4096), 1, 1000)
+    assert long.used_bytes(1000, [1000] * 3) == spec.kv_bytes_per_token * resident(1000, 5 + SLACK, 5)
+
+
 @pytest.mark.parametrize(("rows", "window"), [(5, 5), (6, 5), (9, 5), (12, 3)])
 def test_the_most_recent_tokens_are_resident(rows, window):
     """Counted one by one: a row is added for each token; full, all that the window leaves behind goes at once."""

@@ -85,7 +85,7 @@ def test_conversations_from_many_threads(text_bundle: Callable[..., Path]) -> No
                 assert text == f"{number}:{'a' * number}:[{{'n': {number}}}]"
                 assert len(handle.result().tokens) == 2
         assert len(handles) == len(threads)
-        with pytest.raises(UsageError, match="tools are for the chat template"):
+        with pytest.raises(UsageError, match="tools= is for the chat template"):
             engine.submit("a", tools=tools)
 
 

@@ -94,9 +94,10 @@ def test_an_answer_takes_no_more_room_than_the_context(text_bundle):
         ({"prompt": "\ud83d\udc4d"}, "surrogate"),
         ({"prompt": "a", "stop": ["\udcff"]}, "the stop string .* is half of a pair"),
         ({"prompt": b"abc"}, "the prompt is bytes, wanted text"),
-        ({"prompt": None}, "found a NoneType, wanted token ids"),
-        ({"prompt": 7}, "found a int, wanted token ids"),
-        ({"prompt": {1, 2}}, "found a set, wanted token ids"),
+        ({"prompt": memoryview(b"abc")}, "the prompt is bytes, wanted text"),
+        ({"prompt": None}, "of type NoneType, wanted token ids"),
+        ({"prompt": 7}, "of type int, wanted token ids"),
+        ({"prompt": {1, 2}}, "of type set, wanted token ids"),
         ({"prompt": [True, 2]}, "token ids of type bool"),
         ({"prompt": np.array([True])}, "token ids of type bool"),
         ({"prompt": [1, None]}, "token ids of type object"),
@@ -111,9 +112,9 @@ def test_an_answer_takes_no_more_room_than_the_context(text_bundle):
         ({"prompt": "a", "max_tokens": None}, "max_tokens is None, wanted a whole number"),
         ({"prompt": "a", "max_tokens": "9"}, "max_tokens is '9', wanted a whole number"),
         ({"prompt": "a", "max_tokens": -(10**5000)}, "max_tokens is a number of more than 77 digits"),
-        ({"prompt": "a", "stop": None}, "the stop strings are a NoneType, wanted a str or a list"),
-        ({"prompt": "a", "stop": 7}, "the stop strings are a int, wanted a str or a list"),
-        ({"prompt": "a", "sampling": {"temperature": 1}}, "sampling is a dict, wanted SamplingOptions"),
+        ({"prompt": "a", "stop": None}, "the stop strings are of type NoneType, wanted str or a list"),
+        ({"prompt": "a", "stop": 7}, "the stop strings are of type int, wanted str or a list"),
+        ({"prompt": "a", "sampling": {"temperature": 1}}, "sampling is of type dict, wanted SamplingOptions"),
     ],
 )
 def test_what_is_no_request_is_refused(session, request_, message):
@@ -241,15 +242,15 @@ def test_tools_documents_and_named_templates(text_bundle):
         ):
             ids = session.encode_chat(turns, **options)
             assert session.tokenizer.decode(ids) == text
-            assert session.request("a loop", chat=True, **options).prompt.tolist() == ids
+            assert session.prompts.request("a loop", chat=True, **options).prompt.tolist() == ids
             asked = [s.token for s in session.generate("a loop", 3, chat=True, **options)]
             assert asked == [s.token for s in session.generate(ids, 3)]
         for options, message in (
-            ({"tools": TOOLS}, "tools are for the chat template, but chat is off"),
-            ({"documents": []}, "documents are for the chat template, but chat is off"),
-            ({"template": "shout"}, "template are for the chat template, but chat is off"),
+            ({"tools": TOOLS}, "tools= is for the chat template, but chat is off"),
+            ({"documents": []}, "documents= is for the chat template, but chat is off"),
+            ({"template": "shout"}, "template= is for the chat template, but chat is off"),
             ({"chat": True, "template": "x"}, "no chat template 'x', wanted one of: default, shout"),
-            ({"chat": True, "tools": {"name": "f"}}, "tools are a dict, wanted a list of JSON objects"),
+            ({"chat": True, "tools": {"name": "f"}}, "tools are of type dict, wanted a list of JSON objects"),
         ):
             with pytest.raises(UsageError, match=message):
                 session.generate("a loop", **options)

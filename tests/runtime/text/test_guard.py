@@ -198,8 +198,8 @@ def test_what_is_no_text_is_named(byte_level):
     for text, found in (
         ("ab\ud800c", r"character 3 .* U\+D800;"),
         ("\udcff", r"character 1 .* byte 0xFF"),
-        (b"ab", "is a bytes"),
-        (None, "is a NoneType"),
+        (b"ab", "is of type bytes"),
+        (None, "is of type NoneType"),
     ):
         with pytest.raises(UsageError, match=found):
             tokenizer.encode(text)

@@ -169,6 +169,12 @@ def test_tokens_that_a_tokenizer_lacks_are_undefined() -> None:
         render("{{ mask_token + 'x' }}")
 
 
+def test_a_token_that_is_named_like_the_messages_does_not_hide_them() -> None:
+    templates = ChatTemplates({"default": "{{ messages[0].content }}{{ x }}"}, {"messages": "no", "x": "!"})
+    assert templates.render([USER]) == USER["content"] + "!"
+    templates.close()
+
+
 def test_the_template_that_is_taken() -> None:
     several = ChatTemplates({"default": "D{{ tools }}", "tool_use": "T{{ tools | length }}", "rag": "R"})
     assert several.render([USER]) == "DNone"
@@ -206,14 +212,17 @@ def test_halves_of_characters_go_through() -> None:
     ("options", "message"),
     [
         ({"messages": []}, "the conversation is empty"),
-        ({"messages": "hello"}, "messages are a str, wanted a list of JSON objects"),
-        ({"messages": {"role": "user"}}, "messages are a dict, wanted a list"),
-        ({"messages": [USER, "hello"]}, "messages: number 2 is a str, wanted a JSON object"),
-        ({"messages": [{"role": "user", "content": b"x"}]}, "messages hold a bytes, wanted JSON values"),
-        ({"messages": [{3: 4}]}, "messages hold a int as a key"),
-        ({"tools": {"name": "f"}}, "tools are a dict, wanted a list"),
-        ({"tools": [print]}, "tools: number 1 is a builtin_function_or_method"),
-        ({"documents": ["text"]}, "documents: number 1 is a str, wanted a JSON object"),
+        ({"messages": "hello"}, "messages are of type str, wanted a list of JSON objects"),
+        ({"messages": {"role": "user"}}, "messages are of type dict, wanted a list"),
+        ({"messages": [USER, "hello"]}, "messages: number 2 is of type str, wanted a JSON object"),
+        (
+            {"messages": [{"role": "user", "content": b"x"}]},
+            "messages hold a value of type bytes, wanted JSON values",
+        ),
+        ({"messages": [{3: 4}]}, "messages hold a key of type int"),
+        ({"tools": {"name": "f"}}, "tools are of type dict, wanted a list"),
+        ({"tools": [print]}, "tools: number 1 is of type builtin_function_or_method"),
+        ({"documents": ["text"]}, "documents: number 1 is of type str, wanted a JSON object"),
         ({"messages": [{"n": 10**5000}]}, "the conversation cannot be written as JSON: "),
     ],
 )

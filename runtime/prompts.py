@@ -1,0 +1,100 @@
+"""From what a caller gives to a checked request: token ids of a prompt or a conversation, options, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .backend import I64
+from .bundle import Bundle
+from .checks import longer, token_ids, whole_number
+from .errors import ContextError, UsageError
+from .requests import Request
+from .sampling import SamplingOptions
+from .text.stops import check_stops
+from .text.template import ChatTemplates, Objects
+from .text.tokenizer import Tokenizer
+
+
+class Prompts:
+    """The text side of a bundle: its tokenizer and chat templates, and the checks of every request."""
+
+    def __init__(self, bundle: Bundle, context: int) -> None:
+        """``context``: tokens that prompt and answer may have together. BundleError for a damaged tokenizer."""
+        self._bundle, self._context = bundle, context
+        text = bundle.manifest.text
+        self.tokenizer: Tokenizer | None = None
+        """None where the bundle has none: its prompts are token ids."""
+        if text.tokenizer is not None:
+            self.tokenizer = Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)
+        self.chat_templates = ChatTemplates(text.chat_templates, text.special_tokens)
+        """The bundle's chat templates; the process that renders them is started by the first conversation."""
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer; UsageError where there is none."""
+        if self.tokenizer is None:
+            raise UsageError(f"{self._bundle.folder} has no tokenizer; give token ids")
+        return self.tokenizer
+
+    def encode_chat(
+        self,
+        messages: Objects,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, as ``Session.encode_chat`` describes it."""
+        if not self.chat_templates.templates:
+            raise UsageError(f"{self._bundle.folder} has no chat template; leave chat off")
+        text = self.chat_templates.render(messages, tools=tools, documents=documents, template=template)
+        return self.need_tokenizer().encode(text, special=False)  # the template has written them
+
+    def request(
+        self,
+        prompt: str | Sequence[int] | I64,
+        max_tokens: int = 256,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
+    ) -> Request:
+        """A request of ``Session.generate``'s arguments, with the errors that it describes."""
+        max_tokens = whole_number(max_tokens, "max_tokens", 1)
+        if isinstance(prompt, bytes | bytearray | memoryview):
+            raise UsageError("the prompt is bytes, wanted text (str) or token ids; decode it")
+        for name, value in (("tools", tools), ("documents", documents), ("template", template)):
+            if value is not None and not chat:
+                raise UsageError(
+                    f"{name}= is for the chat template, but chat is off; turn it on, or leave {name} out"
+                )
+        if isinstance(prompt, str):
+            if not prompt:
+                raise UsageError("the prompt is empty; give at least one character")
+            if chat:
+                turns = [{"role": "user", "content": prompt}]
+                prompt = self.encode_chat(turns, tools=tools, documents=documents, template=template)
+            else:
+                prompt = self.need_tokenizer().encode(prompt)
+        elif chat:
+            raise UsageError("chat needs a text prompt; use encode_chat for a conversation")
+        ids = self.ids(prompt)
+        if len(ids) > self._context:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, the context holds {self._context}; shorten it"
+                + longer(self._context, self._bundle.spec.context_length)
+            )
+        if sampling is not None and not isinstance(sampling, SamplingOptions):
+            raise UsageError(f"sampling is of type {type(sampling).__name__}, wanted SamplingOptions")
+        stops = check_stops(stop, self.tokenizer.pieces if self.tokenizer else None)
+        return Request(ids, max_tokens, sampling or SamplingOptions(), stops)
+
+    def ids(self, ids: Sequence[int] | I64) -> I64:
+        """``ids`` [S], S ≥ 1, as an array; UsageError when they are no token ids of the model."""
+        return token_ids(ids, self._bundle.spec.vocab_size)
+
+    def close(self) -> None:
+        """End the process of the chat templates. Closing twice is fine."""
+        self.chat_templates.close()
