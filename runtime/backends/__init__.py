@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..backend import Backend
 from ..bundle import Bundle
 from ..checks import whole_number
+from ..coreml.signature import check_described
 from ..errors import BundleError, EngineError, UsageError
 from ..manifest import Package
 
@@ -47,7 +48,10 @@ def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Back
 
     package = _package(bundle, packed)
     return CoremlBackend(
-        bundle.spec, package, reference_runner(bundle.package(package.path)), "coreml-reference"
+        bundle.spec,
+        package,
+        reference_runner(bundle.package(package.path), package, bundle.spec),
+        "coreml-reference",
     )
 
 
@@ -57,6 +61,7 @@ def _package(bundle: Bundle, packed: bool) -> Package:
         raise UsageError(
             "a Core ML package takes one lane at a time, not packed lanes; use engine onnx for many"
         )
+    check_described(package, bundle.spec)
     return package
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend import F32, I64, Lanes, check_fill
+from ..coreml.signature import check_functions
 from ..errors import EngineError, UsageError
 from ..kv import KVCache
 from ..manifest import Package
@@ -198,8 +199,11 @@ class ModelRunner:
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
 
 
-def reference_runner(path: Path) -> Runner:
-    """The package in numpy, every result rounded to float16 as a device computes. Slow, and right."""
+def reference_runner(path: Path, package: Package, spec: Spec) -> Runner:
+    """The package in numpy, every result rounded to float16 as a device computes. Slow, and right.
+
+    BundleError when it is not the package that is described, of a model with ``spec``.
+    """
     # coremltools says what it lacks without a Mac, and torchao, which it imports, what it lacks without a GPU.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -207,7 +211,9 @@ def reference_runner(path: Path) -> Runner:
         from ..coreml.interpreter import Interpreter
     finally:
         logging.disable(before)
-    return Interpreter(path, rounding=True)
+    runner = Interpreter(path, rounding=True)
+    check_functions(runner.functions, package, spec)
+    return runner
 
 
 def why_not() -> str:

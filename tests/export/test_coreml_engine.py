@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import difference, trace
@@ -16,9 +17,10 @@ from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import Interpreter
-from edgeloop.runtime.errors import EngineError, UsageError
+from edgeloop.runtime.errors import BundleError, EngineError, UsageError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.session import Session
+from edgeloop.runtime.spec import Segment
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +142,35 @@ def test_elsewhere_it_says_why(bundle: Bundle) -> None:
 def test_core_ml_computes_what_the_interpreter_computes(bundle: Bundle, backend: CoremlBackend) -> None:
     found, wanted = trace(open_backend("coreml", bundle)), trace(backend)
     assert difference(found.logits, wanted.logits) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_size": 32}, "embed makes .*, wanted 32 numbers"),
+        ({"vocab_size": 100}, "head makes .*, wanted 100 numbers"),
+        ({"kv_heads": 4}, "its state prologue_keys is"),
+        ({"segments": (Segment(1), Segment(2, 4), Segment(1))}, "it has no function decode_d3"),
+        ({"segments": (Segment(1), Segment(2, 2), Segment(1))}, "its state block_keys is"),
+    ],
+)
+def test_a_package_of_another_model_is_refused(bundle: Bundle, change: dict[str, Any], told: str) -> None:
+    manifest = structs.replace(bundle.manifest, spec=structs.replace(bundle.spec, **change))
+    with pytest.raises(BundleError, match=f"model.mlpackage is of another model .*: {told}"):
+        open_backend("coreml-reference", Bundle(bundle.folder, manifest))
+
+
+def test_a_package_that_is_described_as_another_is_refused(bundle: Bundle) -> None:
+    target = bundle.manifest.targets["coreml"]
+    assert target.package is not None
+    functions = {**target.package.functions, "more": "cpuOnly"}
+    for change, told in (
+        ({"chunk": 3}, "prefill takes"),
+        ({"functions": functions}, "the function more is only in"),
+    ):
+        package = structs.replace(target.package, **change)  # type: ignore[arg-type]
+        targets = {"coreml": structs.replace(target, package=package)}
+        with pytest.raises(BundleError, match=told):
+            open_backend(
+                "coreml-reference", Bundle(bundle.folder, structs.replace(bundle.manifest, targets=targets))
+            )
