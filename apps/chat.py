@@ -87,6 +87,8 @@ def turn(conversation: Conversation, line: str, console: Console) -> None:
             raise
     conversation.answered(line, "".join(step.text for step in steps))
     tell_full(steps, conversation.session, console, "ask for less")
+    if steps and steps[-1].finish == "length":
+        console.note(f"[the answer has {len(steps)} tokens, as many as --max-tokens allows]")
     if console.json:
         console.result({"prompt": line, **generation(steps, conversation.session.stats)})
 
@@ -103,14 +105,15 @@ class Conversation:
         system: str | None,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        """``template``: more for ``encode_chat``. UsageError for a system message or tools that have no place."""
+        """``template``: more for ``encode_chat``. UsageError for a system message or tools that have no place,
+        and for a stop string that can never come."""
         self.session = session
         self._template = {name: value for name, value in (template or {}).items() if value is not None}
         self.has_template = bool(session.chat_templates.templates)
         if not self.has_template:
             for name in ("system", *self._template) if system else self._template:
                 raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
-        self._sampling, self._stop, self._max_tokens = sampling, stop, max_tokens
+        self._sampling, self._stop, self._max_tokens = sampling, session.prompts.stops(stop), max_tokens
         self._system = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = []
         self.forgotten = 0

@@ -23,7 +23,7 @@ from .options import (
 from .quantities import byte_count
 
 if TYPE_CHECKING:
-    from ..runtime.requests import Step
+    from ..runtime.requests import Finish, Step
     from ..runtime.session import Session
     from ..runtime.timing import GenerationStats
 
@@ -37,6 +37,14 @@ examples:
   edgeloop run bundle -p "What is the weather in Oslo?" --chat --tools functions.json
   edgeloop run bundle -p "Once upon a time" --json
 """
+
+ENDS: dict[Finish, str] = {
+    "eos": "an end-of-text token",
+    "stop": "a stop string",
+    "length": "--max-tokens",
+    "context": "a full context",
+}
+"""Finish reasons, for people."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +100,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     else:
         if colour:
             console.note(legend(stats.depths))
-        console.note(cost(stats))
+        console.note(cost(stats, told[-1].finish))
 
 
 def tell(
@@ -152,10 +160,11 @@ def legend(depths: tuple[int, ...]) -> str:
     return f"[depths: {', '.join(parts)}]"
 
 
-def cost(stats: GenerationStats) -> str:
-    """What a generation cost, in one line."""
+def cost(stats: GenerationStats, finish: Finish | None) -> str:
+    """Why a generation ended, and what it cost, in one line."""
+    end = f" (ended by {ENDS[finish]})" if finish else ""
     parts = [
-        f"{stats.decode_tokens} tokens",
+        f"{stats.decode_tokens} tokens{end}",
         f"{stats.decode_tokens_per_s:.0f} tokens/s",
         f"first after {stats.time_to_first_token_ms:.0f} ms ({stats.prefill_tokens} prompt tokens)",
     ]

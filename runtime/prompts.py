@@ -88,8 +88,11 @@ class Prompts:
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise UsageError(f"sampling is of type {type(sampling).__name__}, wanted SamplingOptions")
-        stops = check_stops(stop, self.tokenizer.pieces if self.tokenizer else None)
-        return Request(ids, max_tokens, sampling or SamplingOptions(), stops)
+        return Request(ids, max_tokens, sampling or SamplingOptions(), self.stops(stop))
+
+    def stops(self, stop: Sequence[str]) -> tuple[str, ...]:
+        """The stop strings; UsageError for one that this bundle's tokens can never write."""
+        return check_stops(stop, self.tokenizer.pieces if self.tokenizer else None)
 
     def ids(self, ids: Sequence[int] | I64) -> I64:
         """``ids`` [S], S ≥ 1, as an array; UsageError when they are no token ids of the model."""

@@ -49,7 +49,7 @@ def test_export_of_an_unknown_target(checkpoint: Path, tmp_path: Path, command: 
 def test_run_streams_the_text_and_tells_the_cost_apart(bundle: Path, command: Command) -> None:
     code, out, err = command("run", bundle, "-p", PROMPT, "-n", 8)
     assert code == 0
-    assert err.startswith("[8 tokens, ")
+    assert err.startswith("[8 tokens (ended by --max-tokens), ")
     assert "\x1b" not in out + err
 
 
@@ -71,12 +71,13 @@ def test_the_same_seed_gives_the_same_text(bundle: Path, command_json: CommandJs
     assert tokens(1) != tokens(2)
 
 
-def test_run_ends_before_a_stop_string(bundle: Path, command_json: CommandJson) -> None:
+def test_run_ends_before_a_stop_string(bundle: Path, command: Command, command_json: CommandJson) -> None:
     whole = command_json("run", bundle, "-p", PROMPT, "-n", 20)["text"]
     stop = whole[3:5]
     assert "\ufffd" not in stop
     cut = command_json("run", bundle, "-p", PROMPT, "-n", 20, "--stop", stop)
     assert (cut["text"], cut["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+    assert " tokens (ended by a stop string), " in command("run", bundle, "-p", PROMPT, "--stop", stop)[2]
 
 
 def test_both_engines_begin_alike(bundle: Path, command_json: CommandJson) -> None:
@@ -166,6 +167,7 @@ def test_a_full_context_is_told(bundle: Path, command: Command, command_json: Co
     assert command_json(*words)["finish_reason"] == "context"
     err = command(*words)[2]
     assert "[the context of 64 tokens is full: shorten the prompt; 64 is all that this model has]" in err
+    assert "tokens (ended by a full context), " in err
     assert "--context" not in err
     found = command_json("run", bundle, "-p", "Once", "-n", 2)
     assert found["finish_reason"] == "length"
@@ -184,6 +186,9 @@ def test_chat_tells_why_an_answer_ended(
         "[the context of 16 tokens is full: ask for less, or open"
         in command("chat", bundle, "--context", 16)[2]
     )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    _, _, err = command("chat", bundle, "-n", 3)
+    assert err == "[the answer has 3 tokens, as many as --max-tokens allows]\n"
 
 
 def test_chat_remembers(bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
@@ -214,6 +219,14 @@ def test_chat_without_a_template_says_so(
     code, _, err = command("chat", bundle_without_template, "--system", "Be brief.")
     assert code == 2
     assert "--system" in err
+
+
+def test_chat_refuses_stop_strings_before_the_first_line(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, err = command("chat", bundle, "--stop", "")
+    assert (code, err) == (2, "edgeloop: a stop string is empty; leave it out\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
