@@ -63,6 +63,7 @@ def test_run_lists_the_depths_of_its_tokens(command_json: Json, bundle: Path) ->
     assert (found["exit"], found["missing"], found["kv"]) == ("depth:1", "exact", "per-depth")
     assert found["block_share"] == pytest.approx(1 / max(found["depths"]))
     # 1 + 2 × 3 + 1 layers: the deeper two depths have K and V of the prompt only; the last token has none yet.
+    assert found["kv_bytes_per_token"] == 8 * 2 * 2 * 16 * 4  # layers, K and V, heads of 16 float32
     prompt = found["prompt_tokens"]
     assert found["kv_bytes"] == found["kv_bytes_per_token"] / 8 * (4 * (prompt + 5) + 4 * prompt)
 
