@@ -215,3 +215,21 @@ def test_one_line(
     assert out == ""
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_a_calibration_that_is_interrupted_changes_nothing(
+    command: Command, bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the probes were fitted and written, where thresholds are measured."""
+    out = tmp_path / "work" / "bundle"
+    shutil.copytree(bundle, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeloop.apps.calibrate.Calibration.measure", interrupted)
+    words = ("--text", text, "--agree", "0.6", "--max-tokens", 800, "--rule", "probe")
+    assert command("calibrate", out, *words)[0] == 130
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
