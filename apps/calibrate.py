@@ -63,8 +63,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    from ..export.bundle.writer import edited
     from ..export.calibration.search import Goal
-    from ..export.writer import edited
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")

@@ -14,6 +14,7 @@ from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.version import VERSION
 from .artifacts import make_artifacts
+from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
@@ -24,7 +25,6 @@ from .targets import LAYOUTS, TARGETS, open_target
 from .text.ends import warn_of_ends, with_ends
 from .text.templates import chat_templates, warn_of_templates
 from .text.vocabulary import read_vocabulary
-from .writer import check_free, describe_files, new_folder
 
 
 @dataclass(frozen=True)

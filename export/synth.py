@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..runtime.errors import ExportError, UsageError
-from .staging import staged
+from .bundle.staging import staged
 from .synth_shapes import SHAPES, Shape
 from .synth_tokenizer import write_tokenizer
 from .synth_weights import SynthWeights

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeloop.export.bundle.leftovers import sweep
+from edgeloop.export.bundle.writer import check_free
 from edgeloop.export.calibration.write import write_exits, write_probes
-from edgeloop.export.leftovers import sweep
-from edgeloop.export.writer import check_free
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.manifest import (
     FORMAT,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from edgeloop.export.leftovers import sweep
-from edgeloop.export.writer import new_folder
+from edgeloop.export.bundle.leftovers import sweep
+from edgeloop.export.bundle.writer import new_folder
 
 MANIFEST = '{"edgeloop": "1", "files": {"a/text": {}}}'
 

@@ -21,7 +21,7 @@ STEPS = ("rename", "replace", "mkdir", "rmdir", "unlink", "link", "fsync")
 
 def kill_at(step: int, exchange: bool) -> None:
     """This process kills itself instead of taking the step of that number."""
-    import edgeloop.export.staging as staging
+    import edgeloop.export.bundle.staging as staging
 
     taken = 0
 

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 from ...runtime.bundle import Bundle, sha256_of
 from ...runtime.heads import HEADS, read_heads
 from ...runtime.manifest import Exit, File, Manifest, write_manifest
+from ..bundle.writer import edited, put
 from ..coreml.metadata import exit_metadata, with_metadata
-from ..writer import edited, put
 
 F32 = npt.NDArray[np.float32]
 

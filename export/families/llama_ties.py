@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
-from ..situations import what_names
+from ..checkpoint.situations import what_names
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

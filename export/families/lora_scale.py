@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
-from ..situations import ADAPTER_WEIGHTS
+from ..checkpoint.situations import ADAPTER_WEIGHTS
 from .config_keys import shown
 from .llama_config import flag, number, size
 from .llama_layers import Scale

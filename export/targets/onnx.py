@@ -14,13 +14,13 @@ from ...runtime.errors import ExportError
 from ...runtime.kv import visible
 from ...runtime.spec import Spec
 from .. import rowwise
+from ..bundle.writer import link
 from ..fused import Numerics
 from ..graphs import write_graphs
 from ..oracle import Oracle
 from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packed
 from ..target import Job
 from ..weights import places, split_places
-from ..writer import link
 
 FOLDER = "onnx"
 WEIGHTS = "weights.safetensors"

@@ -8,8 +8,8 @@ from pathlib import Path
 from msgspec import structs
 
 from ...runtime.spec import Spec
+from ..checkpoint.weight_files import read_json
 from ..families.llama_config import token_ids
-from ..weight_files import read_json
 from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.errors import CheckpointError, UsageError
 from ...runtime.text.template import DEFAULT, TOOL_USE, ChatTemplates
-from ..weight_files import read_json, read_text
+from ..checkpoint.weight_files import read_json, read_text
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from ...runtime.errors import CheckpointError
 from ...runtime.text.guard import blamed, reason
 from ...runtime.text.tokenizer import open_engine
 from ...runtime.text.tokenizer_file import TokenizerFile, bounded, read_tokenizer_file
-from ..situations import without_tokenizer
-from ..weight_files import read_json
+from ..checkpoint.situations import without_tokenizer
+from ..checkpoint.weight_files import read_json
 from .named_tokens import Settings, read_settings, text_of
 from .rebuilt import REBUILT, Rebuilt
 from .tokenizer_classes import choose_class

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from killed_calibration import MODEL, RULE, WEIGHTS, prepare
 
+from edgeloop.export.bundle.writer import edited, put
 from edgeloop.export.calibration.write import write_exits
-from edgeloop.export.writer import edited, put
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, ExportError, UsageError
 from edgeloop.runtime.manifest import MANIFEST

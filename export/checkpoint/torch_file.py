@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .situations import what_file
 from .torch_pickle import MAX_BYTES, PickleRefusedError, Storage, read_pickle
 from .weight_file import DTYPES, first_line

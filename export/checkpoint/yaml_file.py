@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .weight_file import first_line
 
 MAX_BYTES = 256 << 10  # 2 s of PyYAML; a training config is a few kB

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime.errors import ExportError
+from ...runtime.errors import ExportError
 from .exchange import exchange
 from .leftovers import NEW, OLD, PLACE, hidden_folder, sweep
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export import staging
-from edgeloop.export.exchange import exchange
-from edgeloop.export.staging import staged
+from edgeloop.export.bundle import staging
+from edgeloop.export.bundle.exchange import exchange
+from edgeloop.export.bundle.staging import staged
 from edgeloop.runtime.errors import ExportError
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def killed(scenario: str, folder: Path, *words: str) -> list[str]:

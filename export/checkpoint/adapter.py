@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .situations import ADAPTER_WEIGHTS, what_folder
 from .weight_file import WeightFile
 from .weight_files import read_json, weight_files

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .situations import what_file
 from .weight_file import first_line
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeloop.apps.cli import main
 from edgeloop.export.checkpoint import Checkpoint, locate
-from edgeloop.export.hub_cache import cache_folder, find_model
+from edgeloop.export.checkpoint.hub_cache import cache_folder, find_model
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.errors import CheckpointError
 
@@ -194,7 +194,7 @@ def test_the_command_that_makes_tokenizer_json_works(
     tiny: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """vocab.json and merges.txt, as GPT-2 has them: the command that the warning names is run as it stands."""
-    from edgeloop.export.situations import without_tokenizer
+    from edgeloop.export.checkpoint.situations import without_tokenizer
 
     folder = tiny("llama").rename(tmp_path / "it's here")
     (folder / "tokenizer.json").unlink()

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

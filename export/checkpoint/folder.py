@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .adapter import Adapter, open_adapter
 from .hub_cache import find_model, is_repository, not_there, snapshot
 from .situations import strange_companion, what_folder, what_path

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgeloop.export.safetensors_file import SafetensorsFile
-from edgeloop.export.torch_file import TorchFile
-from edgeloop.export.yaml_file import parse_yaml
+from edgeloop.export.checkpoint.safetensors_file import SafetensorsFile
+from edgeloop.export.checkpoint.torch_file import TorchFile
+from edgeloop.export.checkpoint.yaml_file import parse_yaml
 from edgeloop.runtime.errors import CheckpointError
 
 GIGA = b"\x8a\x05\x00\xf2\x05\x2a\x01"  # LONG1 5,000,000,000

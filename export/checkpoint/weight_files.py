@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import CheckpointError
+from ...runtime.errors import CheckpointError
 from .safetensors_file import SafetensorsFile
 from .situations import WEIGHTS, what_file, what_folder
 from .torch_file import TorchFile

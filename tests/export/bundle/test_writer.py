@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export.writer import check_free, describe_files, new_folder
+from edgeloop.export.bundle.writer import check_free, describe_files, new_folder
 from edgeloop.runtime.errors import ExportError, UsageError
 
 NEW, OLD = {"text": "new", "manifest.json": '{"edgeloop": "1", "files": {"text": {}}}'}, "old"

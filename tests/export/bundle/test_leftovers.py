@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export import leftovers
-from edgeloop.export.leftovers import AGE, MARK, hidden_folder, sweep, take
+from edgeloop.export.bundle import leftovers
+from edgeloop.export.bundle.leftovers import AGE, MARK, hidden_folder, sweep, take
 
 
 def names(folder: Path) -> set[str]:
@@ -32,7 +32,7 @@ def test_a_killed_process_leaves_a_folder_that_goes(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from edgeloop.export.leftovers import hidden_folder
+from edgeloop.export.bundle.leftovers import hidden_folder
 folder, handle = hidden_folder(Path(sys.argv[1]))
 (folder / "new").mkdir()
 os.kill(os.getpid(), 9)
