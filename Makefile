@@ -42,7 +42,7 @@ bench: $(VENV)/installed-peers
 	$(BIN)/edgeloop compare --shape mor-360m-r3
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mypy wants the package under its own name, whatever the checkout is called.
 lint: $(VENV)/installed
