@@ -59,7 +59,7 @@ class Handle:
         self._error: BaseException | None = None
         self._cancelled = False
         self._wake: list[Callable[[], object]] = []
-        """Called once each at the next change: readers that wait for it. Who waits for the end alone is not woken."""
+        """Called once each at the next change: readers that wait for it."""
 
     @property
     def done(self) -> bool:
@@ -135,9 +135,6 @@ class Handle:
                 except asyncio.CancelledError:
                     self.cancel()
                     raise
-                finally:
-                    with self._lock, suppress(ValueError):  # a reader that was cancelled
-                        self._wake.remove(wake)
 
     def push(self, step: Step) -> None:
         """One more step; the engine's side."""

@@ -207,6 +207,10 @@ def test_chat_forgets_when_the_context_is_full(
     code, _, err = command("chat", bundle, "-n", 1)
     assert code == 0
     assert "earlier messages are forgotten" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I am a fox.\n" * 4))
+    turns = [json.loads(line) for line in command("chat", bundle, "--json")[1].splitlines()]
+    assert len(turns) == 4
+    assert max(turn["prompt_tokens"] for turn in turns) <= 64 // 2  # the other half is for the answer
 
 
 def test_chat_without_a_template_says_so(

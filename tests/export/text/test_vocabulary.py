@@ -94,8 +94,9 @@ def test_merges_stay_as_they_are_written(tmp_path: Path) -> None:
     assert all(isinstance(pair, str) for pair in json.loads(found.data)["model"]["merges"])
 
 
+@pytest.mark.parametrize("split", [False, True])
 def test_a_session_has_the_ids_of_the_folder(
-    tiny: Callable[[str], Path], tmp_path: Path, quick_target: None
+    tiny: Callable[[str], Path], tmp_path: Path, quick_target: None, split: bool
 ) -> None:
     """Prompts and conversations, from a folder whose tokenizer.json alone would give others."""
     folder = tiny("llama")
@@ -107,6 +108,7 @@ def test_a_session_has_the_ids_of_the_folder(
         "eos_token": "<|im_end|>",
         "pad_token": "<pad>",
         "chat_template": template,
+        "split_special_tokens": split,
     }
     model = json.loads((folder / "config.json").read_text())
     write(folder, pieces(), config, model=model, change=lambda file: file.update(truncation=TRUNCATION))
@@ -119,6 +121,6 @@ def test_a_session_has_the_ids_of_the_folder(
         found = session.encode_chat(turns)
     wanted = oracle.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert found == wanted
-    assert wanted.count(oracle.convert_tokens_to_ids("<|im_end|>")) == 3
+    assert wanted.count(oracle.convert_tokens_to_ids("<|im_end|>")) == (0 if split else 3)
     shipped = Engine.from_file(str(out / "tokenizer.json"))  # as other hosts open it
     assert shipped.encode(TEXTS[0]).ids == oracle(TEXTS[0])["input_ids"]

@@ -137,6 +137,11 @@ def test_a_special_token_ends_it_and_is_not_shown(kind: Engine):
     both = "b|>" + tokenizer.pieces[end].decode().removesuffix("_end|>")
     assert shown(tokenizer, (both,), [o], [other, end]) == ("", 2)
     assert shown(tokenizer, ("<|im_end|>",), [o, end], [p, other, p]) == (text, None)
+    half = kind.token_to_id("Ã") if "ByteLevel" in kind.to_str() else kind.token_to_id("<0xC3>")
+    if half is not None:  # it is still held back when the end comes
+        text = tokenizer_text(tokenizer, [o], [p, half])
+        assert text.endswith("\ufffd")
+        assert shown(tokenizer, ("m_en",), [o], [p, half, end]) == (text, 3)
 
 
 def test_one_that_begins_in_the_prompt(kind: Engine):
