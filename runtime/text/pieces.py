@@ -26,7 +26,7 @@ class Pieces:
         encode: Callable[[str, bool], list[int]],
         decode: Callable[[Sequence[int], bool], str],
     ) -> None:
-        """``encode`` and ``decode``: those of the door to ``engine`` (``Tokenizer``)."""
+        """``encode`` and ``decode``: those of the ``Tokenizer`` around ``engine``, which name its errors."""
         self._engine, self._encode, self._decode = engine, encode, decode
         self._kinds = set(_types(_state(engine.decoder)))
         self._special = {i for i, token in engine.get_added_tokens_decoder().items() if token.special}

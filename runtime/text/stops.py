@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from ..checks import shown
 from ..errors import UsageError
 from .pieces import Pieces
 from .stream import Detokenizer
@@ -33,24 +34,23 @@ def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
             raise UsageError(f"a stop string is of type {type(one).__name__}, wanted str")
         if not one:
             raise UsageError("a stop string is empty; leave it out")
-        shown = repr(one if len(one) <= 80 else f"{one[:77]}...")
         if len(one) > MAX_LENGTH:
             raise UsageError(
-                f"the stop string {shown} has {len(one)} characters, wanted at most {MAX_LENGTH}"
+                f"the stop string {shown(one)} has {len(one)} characters, wanted at most {MAX_LENGTH}"
             )
         try:
             one.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"the stop string {shown} is not text: character {error.start + 1} is half of a pair (a surrogate)"
+                f"the stop string {shown(one)} is not text: character {error.start + 1} is half of a pair (a surrogate)"
             ) from error
         if pieces is None:
             raise UsageError(
-                f"the bundle has no tokenizer, so the stop string {shown} never comes; leave it out"
+                f"the bundle has no tokenizer, so the stop string {shown(one)} never comes; leave it out"
             )
         if not pieces.can_write(one):
             raise UsageError(
-                f"the stop string {shown} can never come: no tokens of this bundle's tokenizer write it; leave it out"
+                f"the stop string {shown(one)} can never come: the tokenizer has no tokens that write it; leave it out"
             )
     return stops
 

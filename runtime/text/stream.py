@@ -124,9 +124,8 @@ class Detokenizer:
             return ""
         self._ids += ids
         self._text = self._decode(self._ids)
-        new = self._send(
-            len(self._text) - self._text.endswith(INCOMPLETE)
-        )  # only the last can be half a character
+        # Only the last character can be half of one.
+        new = self._send(len(self._text) - self._text.endswith(INCOMPLETE))
         if len(self._ids) > self.WINDOW:
             self._move()
         return new

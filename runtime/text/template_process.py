@@ -55,9 +55,8 @@ class TemplateProcess:
     def __init__(self, limits: Limits | None = None) -> None:
         """Nothing is started yet."""
         self.limits = limits or Limits()
-        self._children: dict[
-            int, _Child
-        ] = {}  # by the process that uses it: setdefault is one step for all threads
+        # By the id of the process that uses it: setdefault is one step for all threads.
+        self._children: dict[int, _Child] = {}
         self._closed = False
 
     @property

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the one door to the tokenizers library."""
+"""Text to token ids and back, by the tokenizers library, whose errors and panics become one line."""
 
 from __future__ import annotations
 
