@@ -129,11 +129,13 @@ def read_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) ->
 
 def decoders(args: argparse.Namespace, console: Console) -> None:
     """Decoders of ONNX graphs, by turns."""
+    from ..export.unrolled import unroll
     from .bench_decoders import genai_decoder, staged_decoder, unrolled_decoder
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         work = Path(scratch)
         checkpoint, reading = read_checkpoint(args, work, progress)
+        unroll(reading)  # what cannot be is refused before the first export
         prompt = list(range(1, args.prompt_tokens + 1))
         count = args.tokens + WARM
         found: list[Decoder] = []

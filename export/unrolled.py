@@ -32,6 +32,7 @@ _LLAMA = {
     **{f"{p}_proj": f"self_attn.{p}_proj" for p in "qkvo"},
     **{f"{p}_proj": f"mlp.{p}_proj" for p in ("gate", "up", "down")},
 }
+_ATTENTION = tuple(part for part, name in _LLAMA.items() if name.startswith("self_attn."))
 
 
 def unroll(reading: Reading) -> Reading:
@@ -62,13 +63,12 @@ def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) 
     load = reading.tensors[f"{name}.weight"]
     if segment.per_repeat_norms and part.endswith("norm"):
         return lambda: load()[repeat].clone()
-    if segment.per_repeat_attention and part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        shared = load
-        load = lambda: shared()[repeat].clone()  # noqa: E731
+    own = segment.per_repeat_attention and part in _ATTENTION
+    weight: Loader = (lambda: load()[repeat].clone()) if own else load
     if part in segment.lora:
         a, b = reading.tensors[f"{name}.lora_a"], reading.tensors[f"{name}.lora_b"]
-        return lambda: load() + b()[repeat] @ a()[repeat]
-    return load
+        return lambda: weight() + b()[repeat] @ a()[repeat]
+    return weight
 
 
 class Whole(Stage):

@@ -22,6 +22,9 @@ COMPANIONS = (
 )
 """JSON files beside config.json and the weights that an export reads if they are there."""
 
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+"""Those that are read too, and may be empty."""
+
 PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head)", re.IGNORECASE)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".zst")
 
@@ -69,18 +72,25 @@ FILES: tuple[tuple[_File, str], ...] = (
 
 def what_file(path: Path) -> str | None:
     """What the file ``path`` is instead of what its name says, in one line; None where nothing strange is seen."""
+    line = _content(path)
+    return line and f"{path} {line}"
+
+
+def _content(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    return next((f"{path} {line}" for fits, line in FILES if fits(path, head)), None)
+        return f"cannot be read: {error.strerror}"
+    return next((line for fits, line in FILES if fits(path, head)), None)
 
 
 def strange_companion(folder: Path) -> str | None:
-    """What one of ``COMPANIONS`` is instead of a text file, in one line."""
-    there = (folder / name for name in COMPANIONS)
-    return next((line for path in there if path.is_file() and (line := what_file(path))), None)
+    """What one of ``COMPANIONS`` or ``TEMPLATES`` is instead of a text file, in one line."""
+    there = [path for name in COMPANIONS if (path := folder / name).is_file()]
+    templates = (path for pattern in TEMPLATES for path in sorted(folder.glob(pattern)) if path.is_file())
+    there += [path for path in templates if path.stat().st_size]
+    return next((line for path in there if (line := what_file(path))), None)
 
 
 def _dangling(folder: Path, names: Sequence[str]) -> str | None:
@@ -223,6 +233,7 @@ PATHS: tuple[_Path, ...] = (
         if path.is_file() and path.suffix in ARCHIVES
         else None
     ),
+    lambda path: _content(path) if path.is_file() else None,
     lambda path: (
         f"is a file, not a folder; give the one with config.json, such as {path.parent}"
         if path.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -55,6 +56,12 @@ def read_checkpoint(checkpoint: Checkpoint) -> Reading:
     """What the checkpoint says, as its family reads it; CheckpointError for what it does not understand."""
     reading = find_family(checkpoint).read(checkpoint)
     if name := min(checkpoint.adapter_names - reading.used, default=None):
+        matrix = re.sub(r"\.lora_[AB]\..*", ".weight", name)
+        if matrix in checkpoint.names:
+            raise CheckpointError(
+                f"{checkpoint.adapter_folder}: {name} changes {matrix}, and a LoRA is read on the matrices of layers "
+                "only; add it to that matrix in the model, and save the adapter without it"
+            )
         raise CheckpointError(
             f"{checkpoint.adapter_folder}: {name} changes nothing that {checkpoint.folder} has; give the model that "
             "the adapter was trained on"

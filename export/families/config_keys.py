@@ -6,6 +6,7 @@ be silently wrong.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Mapping
@@ -110,8 +111,10 @@ def check_keys(config: Mapping[str, Any], understood: Collection[str], where: st
     for key, value in config.items():
         if key in ONLY:
             if value not in ONLY[key]:
+                wanted = [json.dumps(known) for known in ONLY[key]]
                 raise CheckpointError(
-                    f"{where}: {key} is {shown(value)}, which is not supported; wanted {ONLY[key][0]!r} or no such key"
+                    f"{where}: {key} is {shown(value)}, which is not supported; wanted {' or '.join(wanted)}, or no "
+                    "such key"
                 )
         elif key in understood or key in READ or key in HARMLESS or value is None or value is False:
             continue

@@ -41,7 +41,7 @@ class ExecutorchFlatTarget:
         """ExportError for a router, which decides token by token, and for what XNNPACK does not take."""
         if spec.routing is not None:
             raise ExportError(
-                f"the model has a {spec.routing.kind}-choice router, and a flat graph runs every depth for every "
+                f"the model has a router ({spec.routing.kind} choice), and a flat graph runs every depth for every "
                 "token; export it with --layout staged"
             )
         check_shared(spec, "executorch")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from edgeloop.apps.cli import main
 from edgeloop.apps.compare import Decoder, summarize
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
@@ -75,6 +76,14 @@ def test_what_cannot_be_unrolled(tiny_once: Callable[[str], Path]) -> None:
     source = Checkpoint.open(tiny_once("ouro"))
     with pytest.raises(ExportError, match="plain Llama layers"):
         unroll(find_family(source).read(source))
+
+
+def test_that_it_cannot_is_said_before_the_first_export(
+    tiny_once: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(tiny_once("ouro"))]) == 1
+    assert "plain Llama layers" in (said := capsys.readouterr().err)
+    assert "staged bundle" not in said
 
 
 def test_compare_packages(tiny_once: Callable[[str], Path], command_json: Callable[..., Any]) -> None:

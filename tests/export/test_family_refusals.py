@@ -21,7 +21,7 @@ FIXTURES = (*AUTHORS, "mor_expert_middle_cycle_eager", "mor_token_middle_cycle")
 
 CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"attention_bias": True}, "attention_bias"),
+    ({"attention_bias": True}, "attention_bias is True, .* wanted null or false, or no such key"),
     ({"mlp_bias": True}, "mlp_bias"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.rope_type"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters\.rope_type"),
@@ -43,7 +43,7 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ({"quantization": {"bits": 4, "group_size": 64}}, "quantization"),
     ({"attention_window": 8}, "attention_window"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config .* wanted null, or no such key"),
     ({"num_loops": 2}, "num_loops"),
     ({"mean_recurrence": 4}, "mean_recurrence"),
     ({"layer_sharing": "yes"}, "layer_sharing"),

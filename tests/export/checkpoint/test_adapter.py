@@ -243,6 +243,7 @@ REFUSALS: list[tuple[Callable[[Path, Path], None], str]] = [
     (_more("model.embed_tokens.lora_embedding_A"), "lora_embedding_A is no A or B"),
     (_more("model.layers.9.self_attn.q_proj.lora_A.weight"), r"layers\.9\.self_attn\.q_proj\.lora_A.* changes nothing"),
     (_more("lm_head.lora_A.weight"), r"lm_head\.lora_A\.default\.weight changes nothing that .*llama has"),
+    (_more("model.embed_tokens.lora_A.weight"), r"embed_tokens\.lora_A\..* changes model\.embed_tokens\.weight"),
     (_more("model.layers.0.self_attn.k_proj.lora_A.weight"), r"no tensor model\.layers\.0\.self_attn\.k_proj\.lora_B"),
     (_setting(use_dora=True), "use_dora is True"),
     (_setting(modules_to_save=["lm_head"]), "modules_to_save"),

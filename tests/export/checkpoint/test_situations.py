@@ -71,6 +71,11 @@ def _cache_root(path: Path) -> None:
     (path / "models--ByteDance--Ouro-1.4B").mkdir()
 
 
+def _named_template(path: Path, content: str) -> None:
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "rag.jinja").write_text(content)
+
+
 def _bundle(path: Path) -> None:
     _only(path)
     (path / "manifest.json").write_text('{"edgeloop": "0"}')
@@ -82,6 +87,8 @@ FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (lambda p: _replace_weights(p, "pytorch_model.bin", POINTER.encode()), "pytorch_model.bin is a git-lfs pointer"),
     (lambda p: (p / "config.json").write_text(POINTER), "config.json is a git-lfs pointer"),
     (lambda p: (p / "tokenizer.json").write_text(POINTER), "tokenizer.json is a git-lfs pointer"),
+    (lambda p: (p / "chat_template.jinja").write_text(POINTER), "chat_template.jinja is a git-lfs pointer"),
+    (lambda p: _named_template(p, PAGE), "additional_chat_templates/rag.jinja is a web page"),
     (lambda p: (p / "model.safetensors").write_text(PAGE), "model.safetensors is a web page"),
     (lambda p: _replace_weights(p, "pytorch_model.bin", b"  \n<html>"), "pytorch_model.bin is a web page"),
     (lambda p: (p / "config.json").write_text(PAGE), "config.json is a web page"),
@@ -135,9 +142,15 @@ def _archive(path: Path) -> Path:
     return path / "model.zip"
 
 
+def _gguf(path: Path) -> Path:
+    (path / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(64))
+    return path / "model-Q4.gguf"
+
+
 PATHS: list[tuple[Callable[[Path], Path | str], str]] = [
     (lambda p: p / "llama" / "model.safetensors", "is a file, not a folder; .*such as .*llama$"),
     (_archive, "is an archive; unpack it"),
+    (_gguf, r"model-Q4\.gguf is a GGUF, made from a checkpoint"),
     (_link, "is a link to gone, which is not there"),
     (lambda p: p / "gone", "is not a folder"),
     (lambda p: "https://huggingface.co/ByteDance/Ouro-1.4B", "is an address.*hf download"),
