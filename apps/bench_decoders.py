@@ -14,11 +14,12 @@ from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.backend import I64, Lanes
-from ..runtime.backends.onnx import GraphSession, OnnxBackend, default_threads, use_threads
+from ..runtime.backends.onnx import OnnxBackend
 from ..runtime.bundle import Bundle
 from ..runtime.errors import EngineError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
+from ..runtime.onnx_session import GraphSession, default_threads, use_threads
 from ..runtime.session import CACHE_STEP
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..runtime.backend import can_fill, shares_kv
 from ..runtime.spec import Segment, Spec, stage_layers
 from .fused import Cache, LaneTensors, Numerics
-from .modules import Depth, KeysValues, Layer, Matrix, Norm, Table, Weights
+from .layers import KeysValues, Layer
+from .modules import Depth, Matrix, Norm, Table, Weights
 
 LANE_INPUTS = ("positions", "last", "longest", "tokens", "cos", "sin")
 SHARED_LANE_INPUTS = ("positions", "last", "longest", "fresh", "cos", "sin")

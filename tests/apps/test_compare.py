@@ -23,10 +23,10 @@ from edgeloop.export.unrolled import unroll, write_unrolled_checkpoint, write_un
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
 from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.backends.onnx import GraphSession, use_threads
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.onnx_session import GraphSession, use_threads
 
 KIND = "mor-middle-cycle"
 

@@ -25,11 +25,12 @@ from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
 from edgeloop.runtime.backend import F32, Backend, Lanes
-from edgeloop.runtime.backends.onnx import _PLANS, OnnxBackend
+from edgeloop.runtime.backends.onnx import OnnxBackend
 from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.errors import EngineError, ExportError, UsageError
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.onnx_session import _PLANS
 from edgeloop.runtime.spec import Spec
 
 IDS = np.random.default_rng(5).integers(0, 97, 31)
@@ -330,7 +331,7 @@ def test_the_oldest_plan_goes_first(models: Models, monkeypatch: pytest.MonkeyPa
     graph.plan(calls[-1], 0, cache)
     assert graph.plan(calls[0], 0, cache) is first
     assert graph.plan(calls[1], 0, cache) is not second
-    monkeypatch.setattr("edgeloop.runtime.backends.onnx._PLAN_BYTES", 3 * first.output.nbytes)
+    monkeypatch.setattr("edgeloop.runtime.onnx_session._PLAN_BYTES", 3 * first.output.nbytes)
     kept = graph.plan(calls[0], 0, cache)
     graph.plan(Lanes.single(0, 0, 1, 0), 0, cache)
     assert len(graph._plans[cache]) == 3

@@ -15,8 +15,8 @@ from edgeloop.export import rowwise
 from edgeloop.quant.pack import dequantize, quantize
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
-from edgeloop.runtime.backends.onnx import open_session, use_threads
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.onnx_session import open_session, use_threads
 from edgeloop.runtime.packed import PackedLanes
 
 Bundles = Callable[..., Path]
