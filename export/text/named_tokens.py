@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenizers import AddedToken
 
@@ -74,7 +74,7 @@ def read_settings(folder: Path, tokenizer: Mapping[str, Any]) -> Settings:
     if OLD_EXTRA in options and not options.get(EXTRA):
         options[EXTRA] = options.pop(OLD_EXTRA)
     specific = {
-        name: options.pop(name)
+        name: _token(options.pop(name), f"{where}: {name}")
         for name, value in list(options.items())
         if name.endswith("_token") and name not in NAMED and isinstance(value, str)
     }
@@ -129,7 +129,9 @@ def _older(folder: Path, options: Mapping[str, Any], where: str) -> dict[int, Ad
     found = {}
     for text, number in _read(folder, "added_tokens.json").items():
         is_special = text in special
-        found[_id(number, path)] = AddedToken(text, normalized=not is_special, special=is_special)
+        found[_id(number, path)] = AddedToken(
+            _text(text, path), normalized=not is_special, special=is_special
+        )
     return found
 
 
@@ -171,8 +173,10 @@ def _all_tokens(values: Mapping[str, Any], where: str) -> dict[str, AddedToken |
 
 def _token(value: object, where: str) -> AddedToken | str:
     """A token, as text or as an object with flags."""
-    if isinstance(value, AddedToken | str):
+    if isinstance(value, AddedToken):
         return value
+    if isinstance(value, str):
+        return _text(value, where)
     # With a type it is as AddedToken takes it; without, as older versions write special tokens.
     special = {"special": not (isinstance(value, dict) and "__type" in value)}
     return _added(special | value, where) if isinstance(value, dict) else _refused(value, where)
@@ -183,10 +187,19 @@ def _added(value: Mapping[str, Any], where: str) -> AddedToken:
     text = value.get("content")
     if not isinstance(text, str) or not all(isinstance(flag, bool) for flag in flags.values()):
         _refused(value, where)
-    return AddedToken(text, **flags)
+    return AddedToken(_text(text, where), **flags)
 
 
-def _refused(value: object, where: str) -> Any:
+def _text(value: str, where: str) -> str:
+    """``value``, if it is text: JSON can hold halves of surrogate pairs."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        _refused(value, where)
+    return value
+
+
+def _refused(value: object, where: str) -> NoReturn:
     raise CheckpointError(f"{where}: {shown(value)} is no token; wanted its text, or an object with content")
 
 

@@ -193,6 +193,11 @@ def test_folders_at_random(tmp_path: Path, seed: int) -> None:
             "special_tokens_map.json: extra_special_tokens is 5",
         ),
         ({"special_tokens_map": {"bos_token": {"content": None}}}, "bos_token: .* is no token"),
+        ({"config": {"eos_token": "\ud800"}}, r"eos_token: '\\ud800' is no token"),  # half of a character
+        ({"config": {"image_token": "\ud800"}}, r"image_token: '\\ud800' is no token"),
+        ({"config": {"extra_special_tokens": ["\ud800"]}}, r"extra_special_tokens: '\\ud800' is no token"),
+        ({"config": {"added_tokens_decoder": {"9": token("\ud800")}}}, r"'\\ud800' is no token"),
+        ({"added_tokens": {"\ud800": 9}}, r"added_tokens.json: '\\ud800' is no token"),
         (
             {"config": {"tokenizer_class": "BertTokenizer", "cls_token": None}, "make": word_pieces},
             "names no cls_token",
