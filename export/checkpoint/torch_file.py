@@ -7,6 +7,7 @@ pickles and then the storages one after another. Both are compared with what the
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from .weight_file import DTYPES, first_line
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 LOCAL_MAGIC = b"PK\x03\x04"
 LOCAL_HEADER = 30  # bytes, before the name and the extra field
+TAIL = struct.Struct("<4s44xQ4s4xQ4x16xIH")
+"""The end of an archive: zip64's end of the directory, where that one lies, and the end of the directory."""
+LONG_MAGIC, LOCATOR_MAGIC = b"PK\x06\x06", b"PK\x06\x07"
+OTHER_BYTES = "is a zip archive with other bytes around it, no file of torch.save"
 REMEDY = "save the state_dict as safetensors"
 
 
@@ -95,6 +100,8 @@ def _check_zip(path: Path) -> None:
     """PickleRefusedError unless each record lies in the file by itself, as it is, and as large as the pickle says."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
+        if archive.comment or _directory(file, size) != archive.start_dir:
+            raise PickleRefusedError(OTHER_BYTES)
         records: dict[str, zipfile.ZipInfo] = {}
         spans: list[tuple[int, int]] = []
         for record in archive.infolist():
@@ -103,14 +110,14 @@ def _check_zip(path: Path) -> None:
                 raise PickleRefusedError(
                     f"is a zip archive whose record {record.filename!r:.80} is compressed, which torch.save does not do"
                 )
-            _, _, name = record.filename.partition("/")
+            _, _, name = record.filename.lower().partition("/")  # torch does not look at the case
             if name in records:
                 raise PickleRefusedError(f"has two records {name!r:.80}")
             records[name] = record
             spans.append((record.header_offset, _end(file, record)))
         spans.sort()
-        if archive.comment or not spans or spans[0][0]:
-            raise PickleRefusedError("is a zip archive with other bytes around it, no file of torch.save")
+        if not spans or spans[0][0]:
+            raise PickleRefusedError(OTHER_BYTES)
         if any(stop > start for (_, stop), (start, _) in zip(spans, [*spans[1:], (size, 0)], strict=True)):
             raise PickleRefusedError("has records that overlap or are not wholly there")
         if "data.pkl" not in records:
@@ -121,6 +128,22 @@ def _check_zip(path: Path) -> None:
     for storage in storages.values():
         found = records.get(f"data/{storage.key}")
         _check_size(storage, found.file_size if found else 0)
+
+
+def _directory(file: io.BufferedReader, size: int) -> int | None:
+    """Where the archive's last bytes say that its directory is, without a comment; None where they disagree.
+
+    Python looks for it before those bytes, torch where they say: two readers would see two archives.
+    """
+    file.seek(max(0, size - TAIL.size))
+    tail = file.read(TAIL.size)
+    if len(tail) < TAIL.size:
+        return None
+    long_mark, long_start, mark, place, short_start, _ = TAIL.unpack(tail)
+    if mark != LOCATOR_MAGIC:
+        return int(short_start)
+    agree = short_start in (long_start, 0xFFFFFFFF) and place == size - TAIL.size and long_mark == LONG_MAGIC
+    return int(long_start) if agree else None
 
 
 def _end(file: io.BufferedReader, record: zipfile.ZipInfo) -> int:

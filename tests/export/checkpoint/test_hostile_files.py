@@ -148,10 +148,53 @@ def _patch_directory(path: Path, at: int, value: int) -> None:
     path.write_bytes(data)
 
 
+BOMB = b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\nJ\x00\x00\x00\x10\x85Rs."
+"""A pickle that takes 256 MB."""
+
+
+def _other_case(path: Path) -> None:
+    """A second data.pkl, which torch finds and a reader that looks at the case does not."""
+    with zipfile.ZipFile(path, "a") as archive:
+        pickle = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+        archive.writestr(pickle.replace("data.pkl", "DATA.PKL"), BOMB)
+
+
+def _two_directories(path: Path, long: bool = True) -> None:
+    """The end of the archive leads to another directory, in which data.pkl is the bomb; Python finds the first."""
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{folder}/bomb", BOMB)
+        archive.writestr(f"{folder}/room", bytes(8192))
+        bomb, count = archive.getinfo(f"{folder}/bomb"), len(archive.namelist())
+        start = archive.start_dir
+    data = bytearray(path.read_bytes())
+    ends = data.rfind(b"PK\x05\x06")
+    size = struct.unpack_from("<I", data, ends + 12)[0]
+    directory = data[start : start + size]
+    entry = directory.rfind(b"PK\x01\x02", 0, directory.rfind(b"data.pkl"))
+    struct.pack_into("<III", directory, entry + 16, bomb.CRC, len(BOMB), len(BOMB))
+    struct.pack_into("<I", directory, entry + 42, bomb.header_offset)
+    room = data.find(bytes(8192))
+
+    def end(at: int) -> bytes:
+        return struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, at)
+
+    other = end(room + 56) + directory
+    data[room : room + len(other)] = other
+    tail = end(start) + struct.pack("<4sIQI", b"PK\x06\x07", 0, room, 1) if long else b""
+    short = (-1, -1, -1, -1) if long else (count, count, size, room + 56)
+    mask = 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF
+    fields = (value & m for value, m in zip(short, mask, strict=True))
+    path.write_bytes(data[:ends] + tail + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, *fields, 0))
+
+
 ARCHIVES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda p: _rezip(p, zipfile.ZIP_DEFLATED), "data.pkl' is compressed"),
     (lambda p: _rezip(p, zipfile.ZIP_LZMA), "is compressed"),
     (lambda p: _rezip(p, twice=True), "two records 'data/0'"),
+    (_other_case, "two records 'data.pkl'"),
+    (_two_directories, "with other bytes around it"),
+    (lambda p: _two_directories(p, long=False), "with other bytes around it"),
     (lambda p: _rezip(p, comment=b"PK\x05\x06"), "with other bytes around it|damaged"),
     (lambda p: _without(p, "data.pkl"), "without data.pkl"),
     (lambda p: _without(p, "data/3"), "storage '3' has 4800 bytes, and 0 are there"),
