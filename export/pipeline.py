@@ -69,10 +69,11 @@ def export_bundle(
     out = Path(out)
     check_free(out, force)
     recipe = Recipe.named(quant, group_size)
-    if not layouts:
-        raise UsageError(f"no layout: choose from {', '.join(LAYOUTS)}")
-    if not targets:
-        raise UsageError(f"no target: choose from {', '.join(TARGETS)}")
+    for found, what, table in ((layouts, "layout", LAYOUTS), (targets, "target", TARGETS)):
+        if not found:
+            raise UsageError(f"no {what}: choose from {', '.join(table)}")
+        if isinstance(found, str):
+            raise UsageError(f"{what}s is the text {found!r}, wanted a list: [{found!r}]")
     if split_weights and not ("executorch" in targets and "staged" in layouts):
         raise UsageError(
             f"--split-weights is for target executorch in layout staged, found {', '.join(targets)} in "

@@ -278,6 +278,7 @@ def test_bad_checkpoints_leave_nothing(tiny: Tiny, tmp_path: Path, quick_target:
         ({"group_size": 7}, "group size 7"),
         ({"targets": ("abacus",)}, "unknown target 'abacus'"),
         ({"targets": ()}, "no target: choose from onnx"),
+        ({"targets": "onnx"}, r"targets is the text 'onnx', wanted a list: \['onnx'\]"),
         ({"layouts": ()}, "no layout: choose from staged, flat"),
         ({"layouts": ("fast",)}, "unknown layout 'fast': choose from staged, flat"),
         ({"layouts": ("flat",)}, "target onnx has no flat layout, only executorch"),
