@@ -133,7 +133,7 @@ Program::~Program() {
 }
 
 int fail(char* message, int room, const std::string& what, Error error) {
-  const char* advice = error == Error::InvalidExternalData ? "; its .ptd files are of another export, copy the bundle again" : "";
+  const char* advice = error == Error::InvalidExternalData ? "; its weights are of another export, copy the bundle again" : "";
   std::snprintf(message, room, "%s: %s%s", what.c_str(), executorch::runtime::to_string(error), advice);
   return -1;
 }
@@ -180,6 +180,11 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
   error = program->module->load(executorch::runtime::Program::Verification::InternalConsistency);
   if (error != Error::Ok) {
     fail(message, room, "it does not load", error);
+    return nullptr;
+  }
+  // XNNPACK looks for weights in a map of names without asking whether there is one.
+  if (!count && !program->module->program()->get_named_data_map().ok()) {
+    std::snprintf(message, room, "its weights are in .ptd files, and layout.json names none; copy the bundle again");
     return nullptr;
   }
   return program.release();

@@ -45,9 +45,8 @@ class Bridge:
     def _error(self) -> EngineError:
         reason = self._message.value.decode()
         if "InvalidExternalData" in reason:
-            reason = (
-                f"it wants weights that are not in {' and '.join(self._data)}; they are of another export"
-            )
+            where = " and ".join(self._data or [self.name])
+            reason = f"it wants weights that are not in {where}; they are of another export"
         return EngineError(f"executorch cannot run {self.name}: {reason}")
 
     def method(self, name: str) -> tuple[int, int, int]:

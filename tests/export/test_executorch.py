@@ -239,6 +239,46 @@ def test_a_missing_ptd(bundle: Bundles, tmp_path: Path, name: str) -> None:
         Session.open(path, engine="executorch", verify=False)
 
 
+NONE_NAMED = """
+import sys
+from edgeloop.runtime import Session
+from edgeloop.runtime.errors import EngineError
+try:
+    Session.open(sys.argv[1], engine="executorch")
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_a_layout_that_names_no_ptd(bundle: Bundles, tmp_path: Path, runner: Path) -> None:
+    """The program wants weights by name, and is given none: XNNPACK would end the process."""
+    path, told = tmp_path / "bundle", "its weights are in .ptd files, and layout.json names none"
+    shutil.copytree(bundle("lora"), path)
+    layout = json.loads((path / "executorch/layout.json").read_text())
+    assert layout["data"]
+    (path / "executorch/layout.json").write_text(json.dumps({**layout, "data": []}))
+    relist(path, "executorch/layout.json")
+    done = subprocess.run([sys.executable, "-c", NONE_NAMED, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.count("\n") == 1
+    assert told in done.stdout
+    assert told in refusal(runner, path)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"), [([], "model.pte"), (["a.ptd"], "a.ptd"), (["a.ptd", "b.ptd"], "a.ptd and b.ptd")]
+)
+def test_weights_of_another_export_say_where(
+    bundle: Bundles, monkeypatch: pytest.MonkeyPatch, data: list[str], where: str
+) -> None:
+    bridge = Bridge(bundle("float") / "executorch/model.pte", [], 1)
+    monkeypatch.setattr(bridge, "_data", data)
+    bridge._message.value = b"method head_m1 does not load: Error::InvalidExternalData"
+    assert str(bridge._error()) == (
+        f"executorch cannot run model.pte: it wants weights that are not in {where}; they are of another export"
+    )
+
+
 def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """lower refuses anything else; what it is given here has an operator that XNNPACK does not take."""
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w.safetensors")
