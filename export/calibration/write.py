@@ -14,10 +14,11 @@ from msgspec import structs
 from safetensors.numpy import save
 
 from ...runtime.bundle import Bundle, sha256_of
+from ...runtime.coreml.exits import exit_metadata
 from ...runtime.heads import HEADS, read_heads
 from ...runtime.manifest import Exit, File, Manifest, write_manifest
 from ..bundle.writer import edited, put
-from ..coreml.metadata import exit_metadata, with_metadata
+from ..coreml.metadata import with_metadata
 
 F32 = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""What a package tells a Swift host of exits, and how that is changed in a package that was written before.
+"""What a package tells a Swift host is changed in a package that was written before.
 
 ``model.mlmodel`` is a protobuf: Model.description (2), its metadata (100), a map of texts in that (100). Those few
 fields are replaced in the bytes; everything else stays as it is, and neither coremltools nor a Mac is wanted.
@@ -6,33 +6,13 @@ fields are replaced in the bytes; everything else stays as it is, and neither co
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
-
 from ...runtime.errors import BundleError
-from ...runtime.manifest import Exit
 from ...runtime.protobuf import TEXT, field, fields
 
-EXITS = "edgeloop.exits"
 _PATH = (2, 100)
 _ENTRIES = 100
-
-
-def exit_metadata(heads: Mapping[str, npt.NDArray[np.float32]], exits: Mapping[str, Exit]) -> dict[str, str]:
-    """The calibrated rules, and the heads that rules read: float32 numbers, little-endian, in base64."""
-    arrays = {
-        name: {
-            "shape": list(array.shape),
-            "data": b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode(),
-        }
-        for name, array in heads.items()
-    }
-    rules = {name: {"thresholds": rule.thresholds, "missing": rule.missing} for name, rule in exits.items()}
-    return {EXITS: msgspec.json.encode({"rules": rules, "heads": arrays}).decode()}
 
 
 def with_metadata(model: bytes, values: Mapping[str, str]) -> bytes:

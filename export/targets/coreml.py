@@ -29,9 +29,9 @@ from ..target import Job, check_shared
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
+from ...runtime.coreml.exits import exit_metadata  # noqa: E402
 from ...runtime.coreml.interpreter import MODEL, WEIGHTS  # noqa: E402
 from ..coreml.constants import Store  # noqa: E402
-from ..coreml.metadata import exit_metadata  # noqa: E402
 from ..coreml.package import write_package  # noqa: E402
 from ..coreml.parity import check_parity  # noqa: E402
 from ..coreml.plan import Plan  # noqa: E402

@@ -6,7 +6,7 @@ from math import prod
 
 from ..bundle import Bundle
 from ..onnx_graph import MESSAGES, REPEATED, External, external_data
-from ..protobuf import Field, varint
+from ..protobuf import TEXT, Field, varint
 from .ledger import Ledger
 from .messages import LONGEST, Message, read_message
 
@@ -14,16 +14,9 @@ _NOTES = frozenset({"doc_string", "metadata_props", "denotation", "training_info
 _INSIDE = frozenset({"functions", "g", "graphs", "sparse_tensor", "sparse_tensors", "sparse_initializer"})
 _WITH_TENSORS = frozenset({"Constant", "ConstantOfShape"})
 """Operators that have a tensor among their attributes."""
-_DATA = {
-    "raw_data": "raw_data",
-    "float_data": "float_data",
-    "int32_data": "int32_data",
-    "int64_data": "int64_data",
-    "string_data": "string_data",
-    "double_data": "double_data",
-    "uint64_data": "uint64_data",
-    "external_data": "external_data",
-}
+_WIDTHS = {"float_data": 4, "double_data": 8, "int32_data": 0, "int64_data": 0, "uint64_data": 0}
+"""Bytes of a number in the fields that have them one by one; 0 for varints."""
+_DATA = ("raw_data", *_WIDTHS, "string_data", "external_data")
 _BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 """Bytes of a number, by the types of onnx.proto."""
 
@@ -31,12 +24,14 @@ _BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 1
 def graph(bundle: Bundle, ledger: Ledger) -> None:
     """Account for a graph of the target onnx."""
     try:
-        model = read_message(ledger, MESSAGES, "Model", _repeats, _judge)
-        places = {tensor.tensor: tensor for tensor in external_data(bytes(ledger.data)) if tensor.location}
+        _account(ledger, bytes(ledger.data))
     except ValueError as error:
         ledger.refuse(0, ledger.size, f"no ONNX graph: {error}")
-        return
-    data = bytes(ledger.data)
+
+
+def _account(ledger: Ledger, data: bytes) -> None:
+    model = read_message(ledger, MESSAGES, "Model", _repeats, _judge)
+    places = {tensor.tensor: tensor for tensor in external_data(data) if tensor.location}
     for main in model.all("graph"):
         used = _used(ledger, data, main)
         for tensor in main.all("initializer"):
@@ -96,6 +91,13 @@ def _check_tensor(ledger: Ledger, data: bytes, tensor: Message, place: External 
     if len(kinds) > 1:
         ledger.refuse(tensor.start, tensor.end, f"a tensor with numbers in {' and '.join(kinds)}")
         return
+    for name in kinds:
+        if name == "string_data":
+            ledger.refuse(tensor.start, tensor.end, "a tensor of texts")
+        elif name in _WIDTHS:
+            count, wanted = _count(data, tensor.values[name], _WIDTHS[name]), prod(_dims(data, tensor))
+            if count != wanted:
+                ledger.refuse(tensor.start, tensor.end, f"a tensor of {wanted} numbers, written as {count}")
     size = _BYTES.get(_number(data, tensor, "data_type"), 0) * prod(_dims(data, tensor))
     raw = tensor.values.get("raw_data")
     if raw and raw[-1].end - raw[-1].value != size:
@@ -104,6 +106,19 @@ def _check_tensor(ledger: Ledger, data: bytes, tensor: Message, place: External 
         ledger.refuse(
             tensor.start, tensor.end, f"weights {place.tensor} of {size} bytes, read as {place.length}"
         )
+
+
+def _count(data: bytes, found: list[Field], width: int) -> int:
+    """Numbers in a repeated field, packed or one by one."""
+    count = 0
+    for each in found:
+        if each.wire != TEXT:
+            count += 1
+        elif width:
+            count += -(-(each.end - each.value) // width)
+        else:
+            count += sum(byte < 128 for byte in data[each.value : each.end])
+    return count
 
 
 def _number(data: bytes, message: Message, name: str) -> int:

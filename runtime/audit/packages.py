@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from ..bundle import Bundle
+from ..coreml.exits import exit_metadata
+from ..heads import read_heads
 from ..protobuf import Field, varint
 from .ledger import Ledger
 from .messages import Message, Messages, read_message
@@ -137,9 +140,11 @@ REPEATED = frozenset(
         "block_specializations", "dimensions", "types", "values", "outputs", "operations", "arguments",
     }
 )  # fmt: skip
+_ITEMS = ("model.mlmodel", "weights")
+"""A package's list has these two, by the ends of their paths."""
 WEIGHTS = "@model_path/weights/weight.bin"
-_METADATA = "edgeloop."
-_LIBRARY = "com.github.apple.coremltools."
+_SHORT = frozenset({"edgeloop.version", "edgeloop.quantization", "com.github.apple.coremltools.version"})
+"""Metadata that the manifest does not say in the same words: a version, a scheme."""
 _SENTINEL, _ALIGNED = 0xDEADBEEF, 64
 _BITS = {1: 16, 2: 32, 3: 8, 4: 8, 8: 4, 11: 4, 14: 32}
 """Of an array's number, by its type: see runtime/coreml/blobs.py."""
@@ -159,10 +164,17 @@ def model(bundle: Bundle, ledger: Ledger) -> None:
         ledger.refuse(0, ledger.size, f"no Core ML model: {error}")
         return
     ledger.adopt(read)
+    described = _described(bundle)
     for description in root.all("description"):
         for metadata in description.all("metadata"):
             for entry in metadata.all("userDefined"):
-                _check_entry(ledger, data, entry)
+                _check_entry(ledger, data, entry, described)
+            keys = Counter(entry.text(data, "key") for entry in metadata.all("userDefined"))
+            for entry in metadata.all("userDefined"):
+                if keys[key := entry.text(data, "key")] > 1:
+                    ledger.refuse(
+                        entry.start, entry.end, f"metadata {key[:40]}, which is there more than once"
+                    )
     for value in _blob_values(root):
         if (name := value.text(data, "fileName")) != WEIGHTS:
             ledger.refuse(value.start, value.end, f"an array in {name!r}, wanted {WEIGHTS}")
@@ -175,18 +187,35 @@ def _read(data: bytes) -> tuple[Message, Ledger]:
     return read_message(ledger, MESSAGES, "Model", repeats, lambda kind, name, found: ""), ledger
 
 
-def _check_entry(ledger: Ledger, data: bytes, entry: Message) -> None:
-    """A text of coremltools, or JSON of edgeloop with nothing around it."""
+def _described(bundle: Bundle) -> dict[str, Any]:
+    """What a Swift host reads in a package, by its keys: the manifest and the heads say the same."""
+    manifest = bundle.manifest
+    tokenizer = manifest.text.tokenizer
+    parts = {
+        "edgeloop.spec": bundle.spec,
+        "edgeloop.package": manifest.targets["coreml"].package,
+        "edgeloop.tokenizer": {"sha256": manifest.files[tokenizer].sha256} if tokenizer else None,
+    }
+    texts = {key: msgspec.json.encode(value) for key, value in parts.items()}
+    exits = exit_metadata(read_heads(bundle), manifest.exits)
+    return {key: msgspec.json.decode(text) for key, text in (texts | exits).items()}
+
+
+def _check_entry(ledger: Ledger, data: bytes, entry: Message, described: Mapping[str, Any]) -> None:
+    """Something short, or JSON that says what is ``described`` with nothing around it."""
     key, found = entry.text(data, "key"), entry.values.get("value", [])
     value = data[found[-1].value : found[-1].end] if found else b""
-    if key.startswith(_METADATA) and key != f"{_METADATA}version":
+    if key in described:
         try:
-            plain = msgspec.json.encode(msgspec.json.decode(value))
+            said = msgspec.json.decode(value)
+            plain = msgspec.json.encode(said)
         except (ValueError, RecursionError):
-            plain = b""
+            said, plain = None, b""
         if plain != value:
             ledger.refuse(entry.start, entry.end, f"metadata {key} that is not JSON as edgeloop writes it")
-    elif not key.startswith((_METADATA, _LIBRARY)) or len(value) > _ALIGNED:
+        elif said != described[key]:
+            ledger.refuse(entry.start, entry.end, f"metadata {key} that is not what the manifest says")
+    elif key not in _SHORT or len(value) > _ALIGNED:
         ledger.refuse(entry.start, entry.end, f"metadata {key[:40]} of {len(value)} bytes")
 
 
@@ -238,9 +267,10 @@ def listing(bundle: Bundle, ledger: Ledger) -> None:
             set(item) == {"author", "description", "name", "path"} and len(str(item)) < 4 * _ALIGNED
             for item in items.values()
         )
-        inside = all(
-            any(name.startswith(f"{folder}/Data/{item['path']}") for name in bundle.manifest.files)
-            for item in items.values()
+        paths = sorted(f"{folder}/Data/{item['path']}" for item in items.values())
+        inside = len(items) == len(_ITEMS) and all(
+            path.endswith(f"/{name}") and any(file.startswith(path) for file in bundle.manifest.files)
+            for path, name in zip(paths, _ITEMS, strict=True)
         )
         plain = json.dumps(found, indent=4)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -17,12 +17,14 @@ from .ledger import Ledger
 
 _BYTES = {"F32": 4, "F16": 2, "U8": 1}
 """Types that a bundle stores."""
+Shapes = Mapping[str, tuple[tuple[int | None, ...], ...]]
+"""By a tensor's name, the shapes that it may have; None is a size that the file may choose."""
 
 
 def weights(bundle: Bundle, ledger: Ledger) -> None:
     """The weights of the model: ``spec`` says which tensors they are."""
-    found = _tensors(ledger, _model_names(bundle.spec))
     group = bundle.manifest.quantization.group_size
+    found = _tensors(ledger, _model_shapes(bundle.spec, group))
     for name, (_, columns) in matrix_shapes(bundle.spec).items():
         if f"{name}.codes" in found and group and columns % group:
             _check_filling(ledger, f"{name}.codes", *found[f"{name}.codes"], group, columns % group)
@@ -30,15 +32,24 @@ def weights(bundle: Bundle, ledger: Ledger) -> None:
 
 def heads(bundle: Bundle, ledger: Ledger) -> None:
     """The heads that the host computes."""
-    _tensors(ledger, {*head_shapes(bundle.spec), *probe_shapes(bundle.spec)})
+    shapes = {**head_shapes(bundle.spec), **probe_shapes(bundle.spec)}
+    _tensors(ledger, {name: (shape,) for name, shape in shapes.items()})
 
 
-def _model_names(spec: Spec) -> set[str]:
-    matrices = {f"{name}.{part}" for name in matrix_shapes(spec) for part in ("weight", "codes", "scales")}
-    return matrices | set(small_shapes(spec))
+def _model_shapes(spec: Spec, group_size: int) -> Shapes:
+    found: dict[str, tuple[tuple[int, ...], ...]] = {n: (shape,) for n, shape in small_shapes(spec).items()}
+    for name, (rows, columns) in matrix_shapes(spec).items():
+        group = group_size or columns
+        groups = -(-columns // group)
+        found |= {
+            f"{name}.weight": ((rows, columns),),
+            f"{name}.codes": ((rows, groups, group), (rows, groups, group // 2)),
+            f"{name}.scales": ((rows, groups),),
+        }
+    return found
 
 
-def _tensors(ledger: Ledger, wanted: set[str]) -> dict[str, tuple[int, int, list[int]]]:
+def _tensors(ledger: Ledger, wanted: Shapes) -> dict[str, tuple[int, int, list[int]]]:
     """Account for every tensor; where each one that is wanted begins and ends, and its shape."""
     data = ledger.data
     end = 8 + int.from_bytes(data[:8], "little")
@@ -47,7 +58,7 @@ def _tensors(ledger: Ledger, wanted: set[str]) -> dict[str, tuple[int, int, list
         header: Mapping[str, Any] = json.JSONDecoder().raw_decode(text.decode())[0]
         plain = json.dumps(header, separators=(",", ":"), ensure_ascii=not any(b > 127 for b in text))
         places = {name: _place(entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         ledger.refuse(0, ledger.size, "a header that cannot be read")
         return {}
     ledger.take(0, 8, "header")
@@ -66,12 +77,18 @@ def _tensors(ledger: Ledger, wanted: set[str]) -> dict[str, tuple[int, int, list
         start, stop = end + first, end + last
         if name not in wanted:
             ledger.refuse(start, stop, f"tensor {name}, which the model does not have")
+        elif (kind == "U8") != name.endswith(".codes") or not any(_fits(shape, w) for w in wanted[name]):
+            ledger.refuse(start, stop, f"tensor {name}, which is {kind} {shape} and not as the model has it")
         elif kind not in _BYTES or last - first != prod(shape) * _BYTES[kind]:
             ledger.refuse(start, stop, f"tensor {name}, whose {kind} {shape} is not {last - first} bytes")
         else:
             ledger.take(start, stop, "tensors")
             found[name] = (start, stop, shape)
     return found
+
+
+def _fits(shape: list[int], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted, strict=True))
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[int, int, list[int], str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from .ledger import Ledger
 
 _BLANKS = re.compile(rb"[ \t\r\n]{129,}")
 """Longer than the indentation of any level of a tokenizer.json."""
+_MOST = 100
+"""Keys of a kind that are looked for in the file: one is enough to refuse it."""
 _OLD_KEYS = frozenset({"add_prefix_space", "str_rep"})
 """Keys of older versions, which the library reads and writes otherwise."""
 
@@ -58,8 +62,7 @@ def tokenizer(bundle: Bundle, ledger: Ledger) -> None:
     data, repeated = bytes(ledger.data), list[str]()
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        repeated.extend({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ())
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         return dict(pairs)
 
     try:
@@ -68,10 +71,10 @@ def tokenizer(bundle: Bundle, ledger: Ledger) -> None:
     except (ValueError, RecursionError, EdgeloopError) as error:
         ledger.refuse(0, len(data), f"no tokenizer: {' '.join(str(error).split())[:200]}")
         return
-    for key in repeated:
+    for key in repeated[:_MOST]:
         at = data.rfind(json.dumps(key, ensure_ascii=False).encode())
         ledger.refuse(at, at + len(key) + 2, f"key {key[:40]!r} more than once in an object")
-    for place, value in _unread(found, read, "$"):
+    for place, value in islice(_unread(found, read, "$"), _MOST):
         at = data.find(json.dumps(place.rpartition(".")[2], ensure_ascii=False).encode())
         size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
         ledger.refuse(at, at + size, f"{place[:80]}, which the tokenizers library does not read")

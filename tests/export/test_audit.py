@@ -166,6 +166,43 @@ def test_a_tensor_that_the_model_does_not_have(folder: Path) -> None:
     assert path.read_bytes()[start : start + size] == PAYLOAD
 
 
+@pytest.mark.parametrize("name", ["norm.weight", "embed.scales"])
+def test_a_tensor_that_is_larger_than_the_models(folder: Path, name: str) -> None:
+    path = folder / WEIGHTS
+    tensors = load_file(path)
+    tensors[name] = np.concatenate((tensors[name], tensors[name]))
+    save_file(tensors, path)
+    relist(folder, WEIGHTS)
+    ((_, size, what),) = findings(folder, WEIGHTS)
+    assert size == tensors[name].nbytes
+    assert what.startswith(f"tensor {name}, which is F")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"data_offsets":[', '"data_offsets":[1e999,', "a header that cannot be read"),
+        ('"shape":[', '"shape":[1e999,', "a header that cannot be read"),
+        ('"dtype":"U8"', '"dtype":"F32"', "tensor "),
+    ],
+)
+def test_a_header_with_other_numbers(folder: Path, old: str, new: str, told: str) -> None:
+    path = folder / WEIGHTS
+    _, header = header_of(path)
+    rewrite_header(path, json.dumps(header, separators=(",", ":")).replace(old, new, 1).encode())
+    relist(folder, WEIGHTS)
+    assert any(what.startswith(told) for _, _, what in findings(folder, WEIGHTS))
+
+
+def test_a_tokenizer_that_says_everything_twice(folder: Path) -> None:
+    """In a time that grows with the file: the test would not end in an hour."""
+    path = folder / TOKENIZER
+    keys = "".join(f'"key {i // 2}": 1, ' for i in range(400_000))
+    path.write_text(path.read_text().replace('"vocab": {', '"vocab": {' + keys, 1))
+    relist(folder, TOKENIZER)
+    assert "more than once" in findings(folder, TOKENIZER)[0][2]
+
+
 def test_metadata_of_a_header(folder: Path) -> None:
     path = folder / WEIGHTS
     save_file(load_file(path), path, metadata={"note": PAYLOAD.decode()})
@@ -235,6 +272,22 @@ def with_a_longer_constant(model: onnx.ModelProto) -> str:
     return f"a tensor of {size} bytes, written in others"
 
 
+def with_numbers_behind_the_shape(model: onnx.ModelProto) -> str:
+    tensor = next(t for t in model.graph.initializer if t.raw_data and t.data_type == TensorProto.INT64)
+    values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+    tensor.ClearField("raw_data")
+    tensor.int64_data.extend([*values.tolist(), *PAYLOAD])
+    return f"a tensor of {len(values)} numbers, written as {len(values) + len(PAYLOAD)}"
+
+
+def with_texts(model: onnx.ModelProto) -> str:
+    tensor = next(t for t in model.graph.initializer if t.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_type = TensorProto.STRING
+    tensor.string_data.append(PAYLOAD)
+    return "a tensor of texts"
+
+
 def with_a_function(model: onnx.ModelProto) -> str:
     model.functions.add(name=PAYLOAD.decode(), domain="d")
     return "functions of Model: graphs inside of graphs are not looked into"
@@ -255,6 +308,8 @@ def with_a_shape(model: onnx.ModelProto) -> str:
         with_a_long_name,
         with_two_kinds_of_numbers,
         with_a_longer_constant,
+        with_numbers_behind_the_shape,
+        with_texts,
         with_a_function,
         with_a_shape,
     ],

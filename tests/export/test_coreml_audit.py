@@ -19,6 +19,7 @@ from edgeloop.export.calibration.write import write_probes
 from edgeloop.runtime.audit import audit
 from edgeloop.runtime.audit.packages import MESSAGES, repeats
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.protobuf import field, fields
 
 PACKAGE = "coreml/model.mlpackage"
 MODEL, WEIGHTS = (
@@ -65,6 +66,16 @@ def more_json(model: Any) -> str:
     return "metadata edgeloop.spec that is not JSON as edgeloop writes it"
 
 
+def another_key(model: Any) -> str:
+    model.description.metadata.userDefined["edgeloop.note"] = '"payload"'
+    return "metadata edgeloop.note of 9 bytes"
+
+
+def other_json(model: Any) -> str:
+    model.description.metadata.userDefined["edgeloop.exits"] = '{"heads":{},"note":"payload","rules":{}}'
+    return "metadata edgeloop.exits that is not what the manifest says"
+
+
 def long_text(model: Any) -> str:
     model.description.metadata.author = "x" * 1000
     return "author of Metadata, longer than 256 bytes"
@@ -80,7 +91,9 @@ def other_file(model: Any) -> str:
     raise AssertionError("no array")
 
 
-@pytest.mark.parametrize("change", [note, describe, more_json, long_text, other_file])
+@pytest.mark.parametrize(
+    "change", [note, describe, more_json, another_key, other_json, long_text, other_file]
+)
 def test_a_program_with_more_in_it(folder: Path, change: Callable[[Any], str]) -> None:
     model = Model_pb2.Model.FromString((folder / MODEL).read_bytes())
     told = change(model)
@@ -108,9 +121,47 @@ def test_headers_and_padding_of_arrays(folder: Path) -> None:
     assert found_in(folder, WEIGHTS) == ["padding that is not zero"] * 2
 
 
-def test_a_list_with_more_in_it(folder: Path) -> None:
-    listed = json.loads((folder / LIST).read_text())
-    listed["note"] = "payload"
+def behind(message: bytes, path: tuple[int, ...], more: bytes) -> bytes:
+    """``message`` with ``more`` at the end of the message that the fields ``path`` lead to."""
+    if not path:
+        return message + more
+    return b"".join(
+        field(each.number, behind(message[each.value : each.end], path[1:], more))
+        if each.number == path[0]
+        else message[each.start : each.end]
+        for each in fields(message)
+    )
+
+
+def test_metadata_that_is_there_twice(folder: Path) -> None:
+    """Readers of a protobuf map take the last."""
+    entry = field(100, field(1, b"edgeloop.version") + field(2, b"payload"))
+    (folder / MODEL).write_bytes(behind((folder / MODEL).read_bytes(), (2, 100), entry))
+    relist(folder, MODEL)
+    assert found_in(folder, MODEL) == ["metadata edgeloop.version, which is there more than once"] * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda listed: listed | {"note": "payload"},
+        lambda listed: (
+            listed
+            | {
+                "itemInfoEntries": {
+                    **listed["itemInfoEntries"],
+                    "payload": {
+                        **listed["itemInfoEntries"][listed["rootModelIdentifier"]],
+                        "description": "payload",
+                    },
+                }
+            }
+        ),
+    ],
+    ids=["a key", "an item"],
+)
+def test_a_list_with_more_in_it(folder: Path, change: Callable[[Any], Any]) -> None:
+    listed = change(json.loads((folder / LIST).read_text()))
     (folder / LIST).write_text(json.dumps(listed, indent=4))
     relist(folder, LIST)
     assert found_in(folder, LIST) == ["a package's list with more in it than its files"]

@@ -14,8 +14,9 @@ import pytest
 from coreml_packages import package_of
 
 from edgeloop.export.calibration.write import write_exits, write_probes
-from edgeloop.export.coreml.metadata import EXITS, with_metadata
+from edgeloop.export.coreml.metadata import with_metadata
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.coreml.exits import EXITS
 from edgeloop.runtime.coreml.interpreter import MODEL, Interpreter, read_model
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.manifest import Exit
