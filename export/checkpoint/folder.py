@@ -98,7 +98,7 @@ class Checkpoint:
         found = self.shape(name)
         if found != shape and name in self.adapter_names:
             raise CheckpointError(
-                f"{self.adapter_folder}: {name} has shape {list(found)}, and {self.folder} needs {list(shape)}; "
+                f"{self._home(name)}: {name} has shape {list(found)}, and {self.folder} needs {list(shape)}; "
                 "give the model that the adapter was trained on"
             )
         if found != shape:
@@ -124,7 +124,7 @@ class Checkpoint:
             low, high = torch.aminmax(tensor)
             if not bool(torch.isfinite(low) and torch.isfinite(high)):
                 raise CheckpointError(
-                    f"{self.folder}: {name} holds NaN or infinite values; export a checkpoint from before "
+                    f"{self._home(name)}: {name} holds NaN or infinite values; export a checkpoint from before "
                     "training diverged"
                 )
         return tensor
@@ -157,6 +157,10 @@ class Checkpoint:
         self._files |= {name: adapter.files[there] for name, there in stored.items()}
         self.adapter_names = frozenset(stored)
 
+    def _home(self, name: str) -> Path:
+        """The folder that a tensor comes from."""
+        return self.adapter_folder if name in self.adapter_names else self.folder
+
     def _file(self, name: str) -> tuple[WeightFile, str]:
         """The file that has a tensor, and the tensor's name there."""
         try:
@@ -172,7 +176,7 @@ class Checkpoint:
         found = file.dtype(stored)
         if found not in DTYPES:
             raise CheckpointError(
-                f"{self.folder}: {name} is stored as {found}; fp32, fp16 and bf16 are read: export the "
+                f"{self._home(name)}: {name} is stored as {found}; fp32, fp16 and bf16 are read: export the "
                 "checkpoint from before it was quantized"
             )
         return DTYPES[found]

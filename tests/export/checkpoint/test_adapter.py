@@ -218,6 +218,14 @@ def _more(name: str, shape: tuple[int, ...] = (4, 64)) -> Callable[[Path, Path],
     return add
 
 
+def _all(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path, Path], None]:
+    def apply(folder: Path, adapter: Path) -> None:
+        file = adapter / "adapter_model.safetensors"
+        save_file({name: change(tensor) for name, tensor in load_file(file).items()}, file)
+
+    return apply
+
+
 def _setting(**config: Any) -> Callable[[Path, Path], None]:
     return lambda folder, adapter: edit(adapter / "adapter_config.json", **config)
 
@@ -245,6 +253,8 @@ REFUSALS: list[tuple[Callable[[Path, Path], None], str]] = [
     (_more("lm_head.lora_A.weight"), r"lm_head\.lora_A\.default\.weight changes nothing that .*llama has"),
     (_more("model.embed_tokens.lora_A.weight"), r"embed_tokens\.lora_A\..* changes model\.embed_tokens\.weight"),
     (_more("model.layers.0.self_attn.k_proj.lora_A.weight"), r"no tensor model\.layers\.0\.self_attn\.k_proj\.lora_B"),
+    (_all(torch.Tensor.double), r"adapter: .*lora_.* is stored as F64"),
+    (_all(lambda tensor: tensor / 0), r"adapter: .*lora_.* holds NaN"),
     (_setting(use_dora=True), "use_dora is True"),
     (_setting(modules_to_save=["lm_head"]), "modules_to_save"),
     (_setting(peft_type="IA3"), "peft_type is 'IA3'"),
