@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,20 @@ class Checkpoint:
             return True
         # The first row tells most different tensors apart without reading the rest.
         return self._sample(a) == self._sample(b) and self._hash(a) == self._hash(b)
+
+    def first_same(self, names: Sequence[str]) -> list[int]:
+        """Of each name, the place in ``names`` of the first one whose weights are the same; errors as in ``same``."""
+        alike: dict[object, list[int]] = {}  # most that differ are in lists of their own: no pair is compared
+        first: list[int] = []
+        for place, name in enumerate(names):
+            file, stored = self._file(name)
+            self._dtype(name)
+            earlier = alike.setdefault((file.shape(stored), file.dtype(stored), self._sample(name)), [])
+            found = next((p for p in earlier if self.same(names[p], name)), place)
+            if found == place:
+                earlier.append(place)
+            first.append(found)
+        return first
 
     def _add(self, adapter: Adapter) -> None:
         """The adapter's tensors, beside the model's own."""

@@ -61,8 +61,8 @@ HARMLESS = _words("""
     neftune_noise_alpha pretraining_tp use_cache
 
     chunk_size_feed_forward cross_attention_hidden_size finetuning_task id2label is_decoder label2id model_max_length
-    max_sequence_length num_labels output_attentions output_hidden_states prefix problem_type return_dict task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript use_bfloat16
+    max_sequence_length num_labels output_attentions output_hidden_states prefix problem_type return_dict
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript use_bfloat16
 
     bos_token decoder_start_token_id eos_token pad_token pad_token_id sep_token_id unk_token unk_token_id
 

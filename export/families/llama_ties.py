@@ -8,7 +8,7 @@ repeats writes the plan, a list of ``Run``, itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
@@ -89,9 +89,6 @@ class LlamaNames:
     def norm_of(self, layer: int, norm: str) -> str:
         return f"{self.prefix}model.layers.{self.place(layer)}.{self.norms[norm]}.weight"
 
-    def linears(self, layer: int) -> list[str]:
-        return [self.linear(layer, p) for p in (*ATTENTION, *MLP)]
-
 
 def plan_from_ties(names: LlamaNames) -> list[Run]:
     """What repeats, found in the weights; empty if nothing does.
@@ -99,11 +96,8 @@ def plan_from_ties(names: LlamaNames) -> list[Run]:
     One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
     as much, the one with the smallest K.
     """
-    same = names.checkpoint.same
-    classes: list[int] = []  # of each layer, the first layer with equal linears
-    for layer in range(names.layers):
-        candidates = [c for c in dict.fromkeys(classes) if _all_same(names, c, layer, same)]
-        classes.append(candidates[0] if candidates else layer)
+    first: dict[tuple[int, ...], int] = {}
+    classes = [first.setdefault(matrices, layer) for layer, matrices in enumerate(first_same(names))]
     start, k, repeats = find_loop(classes)
     runs = find_runs(classes)
     in_runs = sum(length for _, length in runs if length > 1)
@@ -114,6 +108,13 @@ def plan_from_ties(names: LlamaNames) -> list[Run]:
     block = Run(tuple(tuple(start + j + d * k for d in range(repeats)) for j in range(k)))
     end = start + k * repeats
     return [r for r in (plain(range(start)), block, plain(range(end, names.layers))) if r.applied]
+
+
+def first_same(names: LlamaNames) -> list[tuple[int, ...]]:
+    """Of each layer, for each of its matrices the first layer that has the same one."""
+    layers = range(names.layers)
+    same = names.checkpoint.first_same
+    return list(zip(*(same([names.linear(i, p) for i in layers]) for p in (*ATTENTION, *MLP)), strict=True))
 
 
 def plain(layers: Sequence[int]) -> Run:
@@ -145,10 +146,6 @@ def find_runs(classes: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((at, 1))
     return runs
-
-
-def _all_same(names: LlamaNames, a: int, b: int, same: Callable[[str, str], bool]) -> bool:
-    return all(same(x, y) for x, y in zip(names.linears(a), names.linears(b), strict=True))
 
 
 def _merge(runs: Sequence[Run]) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from .llama_ties import ATTENTION, MLP, LlamaNames, find_loop
+from .llama_ties import ATTENTION, MLP, LlamaNames, find_loop, first_same
 
 PROJECTIONS = (*ATTENTION, *MLP)
 NEAR = 4  # of a layer's 7 matrices: layers that share as many were meant to be one
@@ -36,8 +36,7 @@ class Broken:
 
 def broken_loop(names: LlamaNames, covered: int) -> Broken | None:
     """The loop that would cover more than ``covered`` layers if a few tensors were equal; None if there is none."""
-    stored = [_first_equal(names, projection) for projection in PROJECTIONS]
-    layers = list(zip(*stored, strict=True))  # of each layer, per matrix the first layer with the same one
+    layers = first_same(names)
     near: list[int] = []
     for layer, tensors in enumerate(layers):
         alike = [c for c in dict.fromkeys(near) if _in_common(layers[c], tensors) >= NEAR]
@@ -65,17 +64,6 @@ def ordinary(names: LlamaNames) -> str:
         "loop to export; a recursive checkpoint has a block of layers that is applied several times, tied or stored as "
         "equal copies (`edgeloop synth` writes one to try)"
     )
-
-
-def _first_equal(names: LlamaNames, projection: str) -> list[int]:
-    """Of each layer, the first one whose matrix is the same."""
-    same = names.checkpoint.same
-    first: list[int] = []
-    for layer in range(names.layers):
-        name = names.linear(layer, projection)
-        equal = (c for c in dict.fromkeys(first) if same(names.linear(c, projection), name))
-        first.append(next(equal, layer))
-    return first
 
 
 def _in_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:

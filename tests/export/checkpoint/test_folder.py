@@ -239,3 +239,13 @@ def test_index_that_misplaces_a_tensor(tmp_path: Path) -> None:
 def test_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
         Checkpoint.open(tmp_path / "gone")
+
+
+def test_the_first_tensor_that_is_the_same(tmp_path: Path) -> None:
+    """By all of their bytes: a first row alone, a shape or a dtype does not make two tensors one."""
+    a, b = torch.ones(3, 2), torch.ones(3, 2)
+    b[2, 1] = 2
+    tensors = {"a": a, "b": b, "c": a.clone(), "d": a.half(), "e": a.reshape(2, 3).clone(), "f": b.clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert Checkpoint.open(tmp_path).first_same([*"abcdef", "a"]) == [0, 1, 0, 3, 4, 1, 0]
