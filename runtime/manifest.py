@@ -221,6 +221,8 @@ def _target_problems(name: str, graphs: tuple[str, ...], target: Target) -> Iter
     if target.flat is not None:
         yield from within(f"{name}.flat.rows", target.flat.rows, 1, MAX_SIZE)
     if target.package is not None:
+        if name != "targets.coreml":
+            yield f"{name}.package is there, and only target coreml has a package"
         yield from within(f"{name}.package.chunk", target.package.chunk, 1, MAX_SIZE)
         yield from within(f"{name}.package.capacity", target.package.capacity, 1, MAX_SIZE)
         for state, shape in target.package.states.items():

@@ -112,7 +112,9 @@ def data(bundle: Bundle, ledger: Ledger) -> None:
 
 def embedding(bundle: Bundle, ledger: Ledger) -> None:
     """The table that the host looks rows up in, in a file of its own."""
-    target = bundle.manifest.targets["executorch"]
+    target = bundle.manifest.targets.get("executorch")
+    if target is None:
+        return  # a flat program has its own
     table = read_layout(bundle.path(target.graphs["layout"]), bundle.spec).embedding
     rows, width = bundle.spec.vocab_size, bundle.spec.hidden_size
     size = {"float32": 4 * width, "int8": width, "int4": width // 2}[table.kind]

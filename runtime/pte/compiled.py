@@ -144,7 +144,10 @@ def _not_safe(found: os.stat_result, own: bool) -> str:
 def _compile(
     named: str, home: Path, libraries: tuple[str, ...], profiled: bool, made: Path, version: str
 ) -> None:
-    command = shlex.split(named) or [shutil.which("g++") or shutil.which("clang++") or ""]
+    try:
+        command = shlex.split(named) or [shutil.which("g++") or shutil.which("clang++") or ""]
+    except ValueError:  # a quotation mark without its second
+        command = [named]
     if shutil.which(command[0]) is None:
         found = f"CXX is {named!r}, which is none" if named else "no C++ compiler was found"
         raise EngineError(

@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from editing import relist
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
 from edgeloop.apps.cli import main
 from edgeloop.runtime.audit import audit
 from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.manifest import read_manifest, write_manifest
 
 PAYLOAD = b"something that nobody asked for"
 BLOCK, WEIGHTS, TOKENIZER = "onnx/block.onnx", "onnx/weights.safetensors", "tokenizer.json"
@@ -64,6 +66,15 @@ def test_a_file_that_is_listed_and_of_no_use(folder: Path) -> None:
     (folder / "payload").write_bytes(PAYLOAD)
     relist(folder, "payload")
     assert findings(folder, "payload") == [(0, len(PAYLOAD), "no part of the bundle uses this file")]
+
+
+def test_a_table_that_no_layout_describes(folder: Path) -> None:
+    (folder / "table.bin").write_bytes(PAYLOAD)
+    manifest = read_manifest(folder)
+    flat = replace(manifest.targets["onnx"], graphs={"model": "table.bin"}, weights="table.bin")
+    write_manifest(folder, replace(manifest, targets={**manifest.targets, "executorch-flat": flat}))
+    relist(folder, "table.bin")
+    assert findings(folder, "table.bin") == [(0, len(PAYLOAD), "nothing in the file refers to it")]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def test_no_compiler(compiler, tmp_path, monkeypatch):
     fails("no C\\+\\+ compiler was found; install g\\+\\+ ")
     monkeypatch.setenv("CXX", "clang++-99 -O3")
     fails("CXX is 'clang\\+\\+-99 -O3', which is none; install")
+    monkeypatch.setenv("CXX", "'g++")
+    fails("which is none; install")
 
 
 def test_a_compiler_that_fails(compiler):

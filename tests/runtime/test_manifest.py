@@ -85,6 +85,11 @@ def test_the_rule_itself_is_right(changed):
             {"bytes": 1, "sha256": "xyz"},
             "files['x'].sha256 is 'xyz', wanted 64 hexadecimal digits",
         ),
+        (
+            "targets/onnx/package",
+            {"path": "onnx", "functions": {}, "states": {}, "chunk": 1, "capacity": 1},
+            "targets.onnx.package is there, and only target coreml has a package",
+        ),
         ("targets/onnx/graphs", {"prologue": "onnx/prologue.onnx"}, "targets.onnx.graphs has no block"),
         ("targets", {}, "targets are none, wanted one at least"),
         ("targets/onnx/parity/logits", -1.0, "targets.onnx.parity is -1.0"),
