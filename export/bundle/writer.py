@@ -18,6 +18,10 @@ from .staging import staged
 def check_free(out: Path, force: bool) -> None:
     """UsageError when ``out`` exists and may not be replaced: only a bundle may, and only with ``force``."""
     try:
+        if inside := next((p for p in out.absolute().parents if _listed(p)), None):
+            raise UsageError(
+                f"{out} would be inside the bundle {inside}, which lists its files; choose one beside it"
+            )
         if not out.exists():
             return
     except OSError as error:

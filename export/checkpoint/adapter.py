@@ -16,6 +16,7 @@ from .situations import ADAPTER_WEIGHTS, what_folder
 from .weight_file import WeightFile
 from .weight_files import read_json, weight_files
 
+ADAPTER_CONFIG = "adapter_config.json"
 _PAIR = re.compile(r".+\.lora_[AB](\.default)?\.weight")
 
 
@@ -30,11 +31,11 @@ class Adapter:
 
 def open_adapter(folder: Path) -> Adapter:
     """CheckpointError where a part is missing or damaged, or for a tensor that is no A or B of a LoRA."""
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} has no adapter_config.json; wanted the folder that PEFT's save_pretrained wrote"
+            f"{folder} has no {ADAPTER_CONFIG}; wanted the folder that PEFT's save_pretrained wrote"
         )
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / ADAPTER_CONFIG)
     if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
         raise CheckpointError(
             what_folder(

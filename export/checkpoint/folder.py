@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...runtime.errors import CheckpointError
-from .adapter import Adapter, open_adapter
+from .adapter import ADAPTER_CONFIG, Adapter, open_adapter
 from .hub_cache import find_model, is_repository, not_there, snapshot
 from .situations import strange_companion, what_folder, what_path
 from .weight_file import DTYPES, WeightFile
@@ -79,11 +79,9 @@ class Checkpoint:
                 folder,
                 read_json(folder / "config.json"),
                 read_yaml(folder / "conf.yaml") if (folder / "conf.yaml").is_file() else None,
-                read_json(folder / "adapter_config.json")
-                if (folder / "adapter_config.json").is_file()
-                else None,
+                read_json(folder / ADAPTER_CONFIG) if (folder / ADAPTER_CONFIG).is_file() else None,
                 dict(weight_files(folder)),
-                open_adapter(locate(Path(adapter))) if adapter is not None else None,
+                open_adapter(locate(Path(adapter), ADAPTER_CONFIG)) if adapter is not None else None,
             )
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
@@ -208,10 +206,10 @@ class Checkpoint:
         return self._samples[name]
 
 
-def locate(given: Path) -> Path:
-    """The checkpoint folder that is meant: the folder itself, or a snapshot in the Hugging Face cache.
+def locate(given: Path, config: str = "config.json") -> Path:
+    """The folder that is meant: the folder itself, or a snapshot in the Hugging Face cache.
 
-    CheckpointError says what ``given`` is if it is neither.
+    CheckpointError says what ``given`` is if it is neither; ``config`` is the file by which to know the folder.
     """
     try:
         str(given).encode()
@@ -226,7 +224,7 @@ def locate(given: Path) -> Path:
                 return cached
             if line := not_there(str(given)):
                 raise CheckpointError(line)
-        raise CheckpointError(what_path(given))
+        raise CheckpointError(what_path(given, config))
     except OSError as error:
         raise CheckpointError(f"{str(given)[:200]} cannot be read: {error.strerror}") from error
 

@@ -221,37 +221,37 @@ def what_folder(folder: Path, lack: str) -> str:
     return f"{folder} {next(lines, lack)}"
 
 
-_Path = Callable[[Path], str | None]
+_Path = Callable[[Path, str], str | None]
 PATHS: tuple[_Path, ...] = (
-    lambda path: (
+    lambda path, config: (
         f"is a link to {path.readlink()}, which is not there"
         if path.is_symlink() and not path.exists()
         else None
     ),
-    lambda path: (
-        "is an archive; unpack it, and give the folder with config.json"
+    lambda path, config: (
+        f"is an archive; unpack it, and give the folder with {config}"
         if path.is_file() and path.suffix in ARCHIVES
         else None
     ),
-    lambda path: _content(path) if path.is_file() else None,
-    lambda path: (
-        f"is a file, not a folder; give the one with config.json, such as {path.parent}"
+    lambda path, config: _content(path) if path.is_file() else None,
+    lambda path, config: (
+        f"is a file, not a folder; give the one with {config}, such as {path.parent}"
         if path.exists()
         else None
     ),
-    lambda path: (
+    lambda path, config: (
         "is an address; give the model's name there, OWNER/NAME, once `hf download OWNER/NAME` has fetched it"
         if re.match(r"https?:/", str(path))
         else None
     ),
 )
-"""Paths that are no folder: the first that answers is said of the path."""
+"""Paths that are no folder: the first that answers is said of the path. ``config``: what the folder should hold."""
 
 
-def what_path(path: Path) -> str:
-    """What the path is, which is no folder."""
-    lines = (line for recognise in PATHS if (line := recognise(path)))
-    return f"{path} {next(lines, 'is not a folder; give a checkpoint folder with a config.json')}"
+def what_path(path: Path, config: str) -> str:
+    """What the path is, which is no folder with a ``config``."""
+    lines = (line for recognise in PATHS if (line := recognise(path, config)))
+    return f"{path} {next(lines, f'is not a folder; give one with {config}')}"
 
 
 NAMES = (

@@ -54,6 +54,14 @@ def test_it_appears_at_the_end(tmp_path: Path) -> None:
     assert names(out.parent) == {"out"}
 
 
+def test_not_inside_another_bundle(tmp_path: Path) -> None:
+    outer = bundle(tmp_path / "outer")
+    for out in (outer / "inner", outer / "deep" / "inner"):
+        with pytest.raises(UsageError, match="would be inside the bundle .*outer, which lists its files"):
+            check_free(out, force=True)
+    check_free(outer, force=True)
+
+
 def test_rights_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

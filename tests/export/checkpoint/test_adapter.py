@@ -290,6 +290,24 @@ def test_an_adapter_of_another_model(tiny: Callable[[str], Path], tmp_path: Path
         with_adapter(tiny(kind), tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "adapter/adapter_model.safetensors",
+            "is a file, not a folder; give the one with adapter_config.json, such as",
+        ),
+        ("gone", "gone is not a folder; give one with adapter_config.json"),
+    ],
+)
+def test_a_path_that_is_no_adapter(
+    tiny: Callable[[str], Path], tmp_path: Path, path: str, message: str
+) -> None:
+    adapter_of(tmp_path / "adapter", range(6))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(tiny("llama"), tmp_path / path)
+
+
 def test_base_and_adapter_in_one_folder(
     tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,7 +152,7 @@ PATHS: list[tuple[Callable[[Path], Path | str], str]] = [
     (_archive, "is an archive; unpack it"),
     (_gguf, r"model-Q4\.gguf is a GGUF, made from a checkpoint"),
     (_link, "is a link to gone, which is not there"),
-    (lambda p: p / "gone", "is not a folder"),
+    (lambda p: p / "gone", "is not a folder; give one with config.json"),
     (lambda p: "https://huggingface.co/ByteDance/Ouro-1.4B", "is an address.*hf download"),
     (lambda p: "ByteDance/Ouro-1.4B", r"no model in the Hugging Face cache.*hf download ByteDance/Ouro-1\.4B$"),
     (lambda p: os.fsdecode(b"\xff\xfe/model"), r"\\xff\\xfe/model is not UTF-8"),
