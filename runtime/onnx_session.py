@@ -199,6 +199,7 @@ class FillSession:
 
     def __init__(self, path: Path, spec: Spec, rotary: RotaryTables) -> None:
         self.session = open_session(path)
+        check_signature(self.session, path, "fill", "", spec)
         self.spec, self.rotary = spec, rotary
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()

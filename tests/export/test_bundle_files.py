@@ -15,6 +15,8 @@ from editing import relist
 from msgspec import structs
 from onnx.external_data_helper import set_external_data
 
+from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.bundle import Bundle, sha256_of
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.manifest import read_manifest, write_manifest
@@ -114,3 +116,17 @@ def test_graphs_of_another_model_are_refused(folder: Path, change: dict[str, obj
     write_manifest(folder, structs.replace(manifest, spec=spec))
     with pytest.raises(BundleError, match=told):
         Session.open(folder)
+
+
+def test_a_fill_graph_of_another_model_is_refused(folder: Path) -> None:
+    """It is opened when the first token leaves early."""
+    shutil.copyfile(folder / "onnx/epilogue.onnx", folder / "onnx/fill.onnx")
+    relist(folder, "onnx/fill.onnx")
+    bundle = Bundle.open(folder)
+    backend = open_backend("onnx", bundle)
+    lanes = Lanes(
+        np.zeros(1, np.int64), np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros((1, 1), np.int64)
+    )
+    state = np.zeros((1, 1, bundle.spec.hidden_size), np.float32)
+    with pytest.raises(BundleError, match=r"fill.onnx is of another model .*: past.0.key is"):
+        backend.fill(state, lanes, backend.new_cache(1, 4))
