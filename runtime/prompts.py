@@ -32,7 +32,10 @@ class Prompts:
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer; UsageError where there is none."""
         if self.tokenizer is None:
-            raise UsageError(f"{self._bundle.folder} has no tokenizer; give token ids")
+            raise UsageError(
+                f"{self._bundle.folder} has no tokenizer and takes no text: give token ids (from Python, or to the "
+                "native runner), or export it again with a tokenizer.json in the checkpoint's folder"
+            )
         return self.tokenizer
 
     def encode_chat(
