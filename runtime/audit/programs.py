@@ -6,6 +6,7 @@ is to run lies in segments of its format, of which only the extent is known: the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from ..bundle import Bundle
@@ -80,6 +81,8 @@ DATA: Schema = {
     "TensorLayout": ("1", "[4]", "[1]"),
 }
 """flat_tensor.fbs of executorch 1.5."""
+_NAME = re.compile("(scale_)?[0-9a-f]{64}")
+"""Of weights, by the SHA-256 that ExecuTorch's exporter makes of them; shorter texts are in every program."""
 _HEAD = 8
 """Where the header is: behind the FlatBuffer's offset and its four letters."""
 _OPAQUE = "program for XNNPACK, opaque"
@@ -165,7 +168,8 @@ def _named(ledger: Ledger, named: list[Table], asked: list[bytes]) -> dict[int, 
     kinds = {}
     for entry in named:
         key, segment = str(entry.fields.get(0, "")), int(entry.fields.get(1, 0))
-        wanted = any(key.encode() in program for program in asked)
+        text = len(key.encode()).to_bytes(4, "little") + key.encode() + b"\0"  # as a FlatBuffer has it
+        wanted = _NAME.fullmatch(key) is not None and any(text in program for program in asked)
         kinds[segment] = "weights" if wanted else f"?weights {key[:40]}, which no method asks for"
     return kinds
 

@@ -686,6 +686,10 @@ def test_weights_that_no_method_asks_for_are_found(bundle: Bundles, tmp_path: Pa
     ((size, what),) = [(f.bytes, f.what) for f in audit(folder).findings]
     assert what == f"weights {'f' * 40}, which no method asks for"
     assert size > 0
+    # A letter that is in every program is not asked for either.
+    path.write_bytes(data.replace(b"\x40\0\0\0" + key, b"\x01\0\0\0" + key[:1] + bytes(63), 1))
+    relist(folder, "executorch/base.ptd")
+    assert f"weights {key[:1].decode()}, which no method asks for" in [f.what for f in audit(folder).findings]
 
 
 @pytest.mark.parametrize(("schema", "file"), [(PROGRAM, "program"), (DATA, "flat_tensor")])
