@@ -173,6 +173,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"{path} has {size} bytes, wanted {MOST_BYTES} at most; export it again")
         data = path.read_bytes()
     except OSError as error:
+        if not folder.exists():
+            raise BundleError(
+                f"{folder} does not exist; give a bundle's folder, which `edgeloop export` makes"
+            ) from error
         raise BundleError(
             f"{folder} is not a bundle: no readable {MANIFEST} ({error.strerror}); make one with `edgeloop export`"
         ) from error

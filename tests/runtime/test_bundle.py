@@ -32,6 +32,13 @@ def test_it_opens(folder, maker):
     assert bundle.path(WEIGHTS) == folder.resolve() / WEIGHTS
 
 
+def test_a_folder_that_is_not_there_and_one_that_is_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="nowhere does not exist; give a bundle's folder"):
+        Bundle.open(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"is not a bundle: no readable manifest\.json"):
+        Bundle.open(tmp_path)
+
+
 def test_missing_truncated_and_changed_files_are_named(folder):
     path = folder / WEIGHTS
     data = path.read_bytes()
