@@ -152,7 +152,7 @@ class Console:
 
     @property
     def asks_a_person(self) -> bool:
-        """Is there somebody at stdin who can answer?"""
+        """Is stdin a terminal, where a person can answer?"""
         return sys.stdin is not None and sys.stdin.isatty()
 
     def _read(self) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
+from .wording import shown
 
 
 def whole_number(value: object, name: str, least: int, most: int | None = None) -> int:
@@ -25,14 +26,6 @@ def real_number(value: object, name: str) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise UsageError(f"{name} is {shown(value)}, wanted a number")
     return float(value)
-
-
-def shown(value: object) -> str:
-    """A value for an error message, on one line of bearable length."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write some of these out
-        return "a number of more than 77 digits"
-    text = repr(value.item() if isinstance(value, np.generic) else value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.int64]:

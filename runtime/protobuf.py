@@ -1,6 +1,6 @@
 """Protocol buffers as bytes: the fields of a message and where they lie, without a library or a schema.
 
-What a file of somebody else holds is looked at before an engine reads it, on boards that have no protobuf
+What a stranger's file holds is looked at before an engine reads it, on boards that have no protobuf
 (the format: https://protobuf.dev/programming-guides/encoding).
 """
 

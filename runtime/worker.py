@@ -23,8 +23,8 @@ from .requests import Answer, Step
 from .sampling import Sampler
 from .scheduler import Scheduler, Task
 from .session import Session
-from .text.guard import reason
 from .timing import Stopwatch
+from .wording import reason
 
 logger = logging.getLogger(__name__)
 

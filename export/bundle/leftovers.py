@@ -36,7 +36,7 @@ def hidden_folder(parent: Path) -> tuple[Path, int | None]:
         try:
             handle = take(folder)
         except (BlockingIOError, FileNotFoundError):
-            continue  # somebody who sweeps was faster
+            continue  # another process that sweeps was faster
         if handle is None or folder.exists():
             return folder, handle
         os.close(handle)
@@ -80,7 +80,7 @@ def _sweep(path: Path) -> None:
     try:
         handle = take(path)
     except BlockingIOError:
-        return  # somebody works in it
+        return  # a running process works in it
     if handle is None and time.time() - _last_change(path) < AGE:
         return
     try:

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import reason
 from .situations import what_file
-from .weight_file import first_line
 
 MAX_HEADER_BYTES = 16 << 20  # 100,000 tensors; the library's own bound is 100 MB, which is 2 GB once parsed
 MAX_DIMENSIONS = 8
@@ -36,7 +36,7 @@ class SafetensorsFile:
             if found := what_file(path):
                 raise CheckpointError(found) from error
             raise CheckpointError(
-                f"{path} is not a whole safetensors file ({first_line(error)}); copy or download it again"
+                f"{path} is not a whole safetensors file ({reason(error)}); copy or download it again"
             ) from error
         self._alias = {a: b for a, b in notes.items() if a not in stored and b in stored}
         self.names = stored | self._alias.keys()

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import reason
 from .situations import what_file
 from .torch_pickle import MAX_BYTES, PickleRefusedError, Storage, read_pickle
-from .weight_file import DTYPES, first_line
+from .weight_file import DTYPES
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -82,7 +83,7 @@ def _load(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"{path} cannot be opened as plain weights: it {error}; {REMEDY}") from error
     except Exception as error:  # damaged files raise anything
         raise CheckpointError(
-            f"{path} cannot be opened as plain weights ({type(error).__name__}: {first_line(error)}): it is "
+            f"{path} cannot be opened as plain weights ({type(error).__name__}: {reason(error)}): it is "
             f"damaged; download it again, or {REMEDY}"
         ) from error
     if not isinstance(loaded, dict):

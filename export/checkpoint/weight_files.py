@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import reason
 from .safetensors_file import SafetensorsFile
 from .situations import WEIGHTS, what_file, what_folder
 from .torch_file import TorchFile
-from .weight_file import WeightFile, first_line
+from .weight_file import WeightFile
 from .yaml_file import parse_yaml
 
 MAX_TEXT_BYTES = 64 << 20  # a config or shard index; the largest in the wild are a few MB
@@ -75,14 +76,14 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text ({first_line(error)})") from error
+        raise CheckpointError(f"{path} cannot be read as UTF-8 text ({reason(error)})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(what_file(path) or f"{path} is not valid JSON ({first_line(error)})") from error
+        raise CheckpointError(what_file(path) or f"{path} is not valid JSON ({reason(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}; wanted an object")
     return value

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ...runtime.errors import CheckpointError
-from .weight_file import first_line
+from ...runtime.wording import reason
 
 MAX_BYTES = 256 << 10  # 2 s of PyYAML; a training config is a few kB
 MAX_NODES = 20_000  # written out, aliases too
@@ -30,7 +30,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
             )
         value = loader.construct_document(node) if node is not None else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid YAML ({first_line(error)})") from error
+        raise CheckpointError(f"{path} is not valid YAML ({reason(error)})") from error
     finally:
         loader.dispose()
     if not isinstance(value, dict):

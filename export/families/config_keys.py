@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +136,3 @@ def warn_of(strange: Collection[str], where: str) -> None:
             " …" if len(strange) > 10 else ""
         )
         logger.warning("%s has keys that edgeloop does not know and takes no notice of: %s", where, named)
-
-
-def shown(value: object) -> str:
-    """A value for an error message, on one line of bearable length."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -10,9 +10,9 @@ import torch
 
 from ...runtime.errors import CheckpointError
 from ...runtime.spec import Routing, Segment, Spec
+from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
-from .config_keys import shown
 from .llama_config import MAX_SIZE, flag, number, size
 from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
 from .mor_routing import check_capacity

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
-from .config_keys import WINDOW, check_keys, shown
+from .config_keys import WINDOW, check_keys
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..checkpoint.situations import ADAPTER_WEIGHTS
-from .config_keys import shown
 from .llama_config import flag, number, size
 from .llama_layers import Scale
 

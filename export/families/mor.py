@@ -15,9 +15,10 @@ from typing import Any
 from msgspec import structs
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .config_keys import TRAINING, shown, warn_of
+from .config_keys import TRAINING, warn_of
 from .llama_config import LlamaConfig, flag, read_llama_config, size
 from .llama_layers import Scale, read_layers
 from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain

@@ -18,9 +18,9 @@ import torch
 
 from ...runtime.errors import CheckpointError
 from ...runtime.spec import Routing
+from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader
-from .config_keys import shown
 from .llama_config import flag, number
 from .llama_ties import MAX_LAYERS, LlamaNames
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from tokenizers import AddedToken
 
 from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
 from ..checkpoint.weight_files import read_json
-from ..families.config_keys import shown
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a name of their own in transformers; every other key ``*_token`` names one too."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tokenizers import AddedToken
 
 from ...runtime.errors import CheckpointError
-from ..families.config_keys import shown
+from ...runtime.wording import shown
 from . import tokenizer_parts as parts
 from .named_tokens import Settings, text_of
 from .tokenizer_parts import Json

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 
 from ...runtime.errors import CheckpointError
-from ...runtime.text.guard import blamed, reason
+from ...runtime.text.guard import blamed
 from ...runtime.text.tokenizer import open_engine
 from ...runtime.text.tokenizer_file import TokenizerFile, bounded, read_tokenizer_file
+from ...runtime.wording import reason
 from ..checkpoint.situations import without_tokenizer
 from ..checkpoint.weight_files import read_json
 from .named_tokens import Settings, read_settings, text_of

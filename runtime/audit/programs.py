@@ -164,7 +164,7 @@ def _program(ledger: Ledger, at: int) -> None:
 
 
 def _named(ledger: Ledger, named: list[Table], asked: list[bytes]) -> dict[int, str]:
-    """The kinds of segments with weights: those whose name somebody asks for."""
+    """The kinds of segments with weights: those whose name a method asks for."""
     kinds = {}
     for entry in named:
         key, segment = str(entry.fields.get(0, "")), int(entry.fields.get(1, 0))

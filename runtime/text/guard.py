@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from ..errors import EdgeloopError
+from ..wording import reason
 
 _one_at_a_time = threading.Lock()
 
@@ -26,13 +27,6 @@ def blamed(error: BaseException, kind: type[EdgeloopError], message: str) -> Edg
     if isinstance(error, EdgeloopError | MemoryError) or not (is_panic or isinstance(error, Exception)):
         raise error
     return kind(message.replace("{reason}", reason(error)))
-
-
-def reason(error: object) -> str:
-    """What an error, or a text, says, on one line of bearable length, without characters that steer a terminal."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 @contextmanager

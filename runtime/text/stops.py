@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from ..checks import shown
 from ..errors import UsageError
+from ..wording import shown
 from .pieces import Pieces
 from .stream import Detokenizer
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UsageError
+from ..wording import reason
 from .child_memory import resident_bytes
-from .guard import reason
 
 POLL, START_SECONDS = 0.02, 60.0
 """Seconds between two looks at the process, and those that its start may take: nothing of a template runs then."""

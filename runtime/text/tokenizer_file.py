@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from ..errors import BundleError, EdgeloopError
-from .guard import reason
+from ..wording import reason
 
 MAX_BYTES = 128 << 20
 MAX_TOKEN = 1 << 12
