@@ -13,22 +13,15 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
+from .bench_run import measure
 from .bench_soak import soak
 from .bench_users import measure_users, users_arguments
 from .console import Console
 from .options import at_least, session_arguments
 from .quantities import bundle_bytes, byte_count
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from ..runtime.loop import DepthLoop
 
 EXAMPLES = """\
 examples:
@@ -71,16 +64,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="with --engine executorch: where the time goes, operator by operator, as ETDumps",
     )
     users_arguments(parser)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, in milliseconds."""
-
-    prefill: float
-    tokens: tuple[float, ...]
-    per_depth: tuple[float, ...]
-    host_per_depth: float
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
@@ -183,23 +166,6 @@ def main(args: argparse.Namespace, console: Console) -> None:
             *_fresh_facts(started),
         ]
     )
-
-
-def measure(loop: DepthLoop, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
-    """One run: read ``prompt`` [S], then write ``tokens`` tokens."""
-    from ..runtime.timing import Stopwatch
-
-    loop.reset()
-    watch = Stopwatch()
-    logits = loop.forward(prompt)
-    prefill = watch.lap_ms()
-    loop.clock.restart()
-    times = []
-    for _ in range(tokens):
-        # The choice of a token is part of its time.
-        logits = loop.forward(logits[-1:].argmax(-1))
-        times.append(watch.lap_ms())
-    return Run(prefill, tuple(times), loop.clock.ms_per_depth, loop.clock.host_ms_per_depth)
 
 
 def fresh_process(bundle: Path, engine: str, runs: int = 3) -> tuple[float, int] | None:

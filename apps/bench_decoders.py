@@ -23,7 +23,7 @@ from ..runtime.onnx_session import GraphSession, default_threads, use_threads
 from ..runtime.session import CACHE_STEP
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder
-from .compare import Decoder
+from .contender import Decoder
 
 TOKENIZER_CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 

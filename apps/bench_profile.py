@@ -48,7 +48,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
 
     from ..runtime.backends.executorch import ExecutorchBackend
     from ..runtime.loop import DepthLoop
-    from .bench import measure
+    from .bench_run import measure
 
     folder: Path = args.profile
     try:

@@ -15,7 +15,7 @@ from .options import at_least, session_arguments
 from .quantities import thresholds
 
 if TYPE_CHECKING:
-    from ..export.calibration.report import Measured
+    from ..export.calibration.measured import Measured
     from ..export.calibration.search import Goal
     from ..runtime.evaluation import Evaluation
     from ..runtime.manifest import Exit
@@ -258,7 +258,7 @@ def loosened(goal: Goal, factor: float) -> Goal:
 
 def measured(rule: str, values: tuple[float, ...], found: Evaluation, *, chosen: bool = False) -> Measured:
     """A point of the report."""
-    from ..export.calibration.report import Measured
+    from ..export.calibration.measured import Measured
 
     return Measured(
         rule=rule,

@@ -12,13 +12,13 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.recipe import Recipe
 from .console import Console, Progress
+from .contender import Decoder
 from .options import at_least
 from .quantities import byte_count
 
@@ -63,20 +63,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """One contender: ``decode(count)`` gives the milliseconds of each token after the prompt.
-
-    ``host_share`` is the time outside the engine over that inside it, in all of its turns (staged only).
-    """
-
-    name: str
-    group_size: int
-    bytes: int
-    decode: Callable[[int], list[float]]
-    host_share: Callable[[], float] | None = None
-
-
-@dataclass(frozen=True)
 class Result:
     """A decoder's medians; ``ratio`` is its time a token over the staged bundle's of the same group size."""
 
@@ -107,16 +93,16 @@ def packages(args: argparse.Namespace, console: Console) -> None:
     from .bench_packages import measure_packages, report_packages
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
-        _, reading = read_checkpoint(args, Path(scratch), progress)
+        _, reading = open_checkpoint(args, Path(scratch), progress)
         target.check(reading.spec, Recipe.palettes())
         found = measure_packages(reading, args.group_size, Path(scratch), progress)
     report_packages(console, found)
 
 
-def read_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[Path, Reading]:
+def open_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[Path, Reading]:
     """The checkpoint that was asked for, or made in ``work``: its folder, and what it says."""
     from ..export.checkpoint import Checkpoint
-    from ..export.families import find_family
+    from ..export.families import read_checkpoint
     from ..export.synth import synthesize
 
     folder = args.checkpoint
@@ -124,7 +110,7 @@ def read_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) ->
         progress(f"making {args.shape}", 0.0)
         folder = synthesize(args.shape, work / "checkpoint")
     source = Checkpoint.open(folder)
-    return source.folder, find_family(source).read(source)
+    return source.folder, read_checkpoint(source)
 
 
 def decoders(args: argparse.Namespace, console: Console) -> None:
@@ -134,7 +120,7 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         work = Path(scratch)
-        checkpoint, reading = read_checkpoint(args, work, progress)
+        checkpoint, reading = open_checkpoint(args, work, progress)
         unroll(reading)  # what cannot be is refused before the first export
         prompt = list(range(1, args.prompt_tokens + 1))
         count = args.tokens + WARM

@@ -60,7 +60,7 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
 def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
     """The contenders' files by name, and why one is missing."""
     from ..export.checkpoint import Checkpoint
-    from ..export.families import find_family
+    from ..export.families import read_checkpoint
     from ..export.overrides import overridden
     from ..export.pipeline import export_bundle
     from ..export.synth import synthesize
@@ -73,7 +73,7 @@ def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[d
             progress(f"making {args.shape}", 0.0)
             synthesize(args.shape, checkpoint)
     source = Checkpoint.open(checkpoint)
-    reading: Reading = overridden(find_family(source).read(source), args.context, None, None)
+    reading: Reading = overridden(read_checkpoint(source), args.context, None, None)
     group, found, notes = args.group_size[0], {}, []
     for i, layout in enumerate(("staged", "flat")):
         progress(f"{layout}: this takes minutes", 0.25 * i)

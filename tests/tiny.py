@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -138,6 +139,19 @@ def _edgeloop(folder: Path, rank: int = 4, cls: type[DemoConfig] = DemoConfig, *
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.as_json() | keys))
     write_tokenizer(folder, VOCAB)
+
+
+def looped_layer(folder: Path, **keys: Any) -> Path:
+    """One layer that is run twice, with norms and deltas of each depth: the least that a loop can be."""
+    config = DemoConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4, **keys,
+    )  # fmt: skip
+    folder.mkdir()
+    save_file(demo_model(config).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.as_json()))
+    write_tokenizer(folder, VOCAB)
+    return folder
 
 
 def demo_model(config: DemoConfig) -> DemoModel:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .report import Measured
+    from .measured import Measured
 
 Measure = Callable[["Measured"], float | None]
 Colour = tuple[str, str]

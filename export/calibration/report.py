@@ -6,32 +6,12 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.manifest import NEVER
 from .charts import COLOURS, MARKERS, panel
+from .measured import Measured
 from .search import Goal
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A rule with its thresholds (R − 1) and what they gave on a text.
-
-    ``mean_depth`` counts depths run, 1 … R. ``full_perplexity``: that of the text at full depth. ``tokens_per_s`` and
-    ``speed``, which is that of full depth where it ran beside it, are None where nobody timed them. ``chosen``: these
-    thresholds went into the bundle.
-    """
-
-    rule: str
-    thresholds: tuple[float, ...]
-    mean_depth: float
-    agreement: float
-    perplexity: float
-    full_perplexity: float
-    tokens_per_s: float | None = None
-    speed: float | None = None
-    chosen: bool = False
 
 
 def write_report(

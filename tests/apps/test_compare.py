@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from edgeloop.apps.cli import main
-from edgeloop.apps.compare import Decoder, summarize
+from edgeloop.apps.compare import summarize
+from edgeloop.apps.contender import Decoder
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.fused import Numerics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import KINDS, VOCAB, demo_model
+from safetensors.torch import load_file
+from tiny import KINDS, VOCAB, looped_layer
 
-from edgeloop.apps.demo.model import DemoConfig
 from edgeloop.export.family import Reading
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import EXACT
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
-from edgeloop.export.synth_tokenizer import write_tokenizer
 from edgeloop.export.target import Job
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
@@ -61,17 +58,9 @@ class Eager:
 @pytest.fixture(scope="module")
 def looped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of one layer that is run twice, with norms and deltas of each depth."""
-    folder = tmp_path_factory.mktemp("looped") / "checkpoint"
-    config = DemoConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4,
-        max_position_embeddings=160, eos_token_id=7,
-    )  # fmt: skip
-    folder.mkdir()
-    save_file(demo_model(config).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.as_json()))
-    write_tokenizer(folder, VOCAB)
-    return folder
+    return looped_layer(
+        tmp_path_factory.mktemp("looped") / "checkpoint", max_position_embeddings=160, eos_token_id=7
+    )
 
 
 @pytest.fixture(scope="module")

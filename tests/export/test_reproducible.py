@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
-from tiny import VOCAB, demo_model
+from tiny import looped_layer
 
-from edgeloop.apps.demo.model import DemoConfig
-from edgeloop.export.synth_tokenizer import write_tokenizer
 from edgeloop.export.targets import LAYOUTS
 
 EXPORT = """
@@ -46,17 +42,7 @@ for layout in layouts:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layer that is run twice, with norms and deltas of each depth."""
-    folder = tmp_path_factory.mktemp("looped") / "checkpoint"
-    config = DemoConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    folder.mkdir()
-    save_file(demo_model(config).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.as_json()))
-    write_tokenizer(folder, VOCAB)
-    return folder
+    return looped_layer(tmp_path_factory.mktemp("looped") / "checkpoint", max_position_embeddings=64)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.export.calibration.report import Measured, write_report
+from edgeloop.export.calibration.measured import Measured
+from edgeloop.export.calibration.report import write_report
 from edgeloop.export.calibration.search import Goal
 from edgeloop.runtime.manifest import NEVER
 
