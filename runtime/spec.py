@@ -11,6 +11,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from .model.program import Routing as Routing
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -26,28 +28,6 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     per_repeat_norms: bool = False
     lora: dict[str, int] = {}
     per_repeat_attention: bool = False
-
-
-class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A router that decides which depths a token runs (Mixture-of-Recursions, arXiv 2507.10524, section 2.2).
-
-    A score is z = head(x / temperature), p = squash(z). ``expert``: depth r scores the tokens that ran depth
-    r − 1; those that go on get x ← x + g·block(x), the others keep x. ``token``: one head scores every depth at once
-    from the loop's input x₀, c = argmax(p + bias) is the last depth that the token runs, and x₀ + g·block(…) of
-    that depth is the loop's output. g is α·p when ``gated``, else 1 for token and α for expert choice.
-    """
-
-    kind: Literal["expert", "token"]
-    squash: Literal["sigmoid", "tanh", "softmax", "none"]
-    alpha: float
-    gated: bool = True
-    temperature: float = 1.0
-    hidden: bool = False
-    """The head is an MLP with an exact GELU, not one linear layer."""
-    auxiliary: bool = False
-    """Expert choice: a second head says at generation who goes on; the first one still gates."""
-    capacity: tuple[float, ...] = ()
-    """Expert choice: the share of a chunk's tokens that each depth takes in training (``chunk-topk``)."""
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

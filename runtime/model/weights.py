@@ -1,0 +1,102 @@
+"""What the weights of a program are: the one place from which names, shapes and storage of all tensors follow.
+
+A weight of a program is *stored* under its name. What a checkpoint's family supplies are *parts*: a matrix is a stack
+of parts (one engine call for q, k and v), each with a canonical name, ``prefix.part``, where the matrix is
+``prefix.name``. All matrices are [out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from msgspec import Struct
+
+
+class Delta(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What differs between depths in one part of a matrix.
+
+    W + B A with A [R, rank, in], B [R, out, rank] and its scale in B (LoRA); with ``rescaled`` each row of that times a
+    number, [R, out] (DoRA, arXiv 2402.09353, its lengths divided at export).
+    """
+
+    rank: int
+    rescaled: bool = False
+
+
+class Matrix(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="matrix"):
+    """A matrix [Σ rows, columns] of ``parts``, by name with the rows of each.
+
+    ``copies``: so many matrices [rows, columns] under each other in every part, one for each depth (or expert).
+    ``bias``: a number for each row. ``deltas``: by part, for ``depths`` depths.
+    """
+
+    parts: dict[str, int]
+    columns: int
+    bias: bool = False
+    copies: int = 1
+    deltas: dict[str, Delta] = {}
+    depths: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of one copy."""
+        return sum(self.parts.values())
+
+
+class Vector(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="vector"):
+    """Numbers [size], or [rows, size]: a row for each depth, or each learned key."""
+
+    size: int
+    rows: int | None = None
+
+
+Weight = Matrix | Vector
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One stored tensor: its shape, and the canonical tensors that are stacked in it, in order.
+
+    ``kind``: a ``matrix``, which a recipe may store as codes; a ``vector`` (norms, biases), or part of a ``delta``.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+    kind: str
+
+    @property
+    def numbers(self) -> int:
+        return prod(self.shape)
+
+
+def sibling(name: str, part: str) -> str:
+    """The canonical name of ``part`` of the matrix ``name``."""
+    prefix, dot, _ = name.rpartition(".")
+    return f"{prefix}{dot}{part}"
+
+
+def tensors(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
+    """Every stored tensor by its name: matrices as ``name.weight``, whatever a recipe makes of them."""
+    for name, weight in weights.items():
+        if isinstance(weight, Vector):
+            shape = (weight.size,) if weight.rows is None else (weight.rows, weight.size)
+            yield f"{name}.weight", Tensor(shape, (f"{name}.weight",), "vector")
+            continue
+        parts = [sibling(name, part) for part in weight.parts]
+        shape = (weight.copies * weight.rows, weight.columns)
+        yield f"{name}.weight", Tensor(shape, tuple(f"{part}.weight" for part in parts), "matrix")
+        if weight.bias:
+            biases = tuple(f"{part}.bias" for part in parts)
+            yield f"{name}.bias", Tensor((weight.copies * weight.rows,), biases, "vector")
+        for part, delta in weight.deltas.items():
+            stem, rows, depths = sibling(name, part), weight.parts[part], weight.depths
+            sides: dict[str, tuple[int, ...]] = {
+                "lora_a": (depths, delta.rank, weight.columns),
+                "lora_b": (depths, rows, delta.rank),
+            }
+            if delta.rescaled:
+                sides["lora_scale"] = (depths, rows)
+            for side, size in sides.items():
+                yield f"{stem}.{side}", Tensor(size, (f"{stem}.{side}",), "delta")
