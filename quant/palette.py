@@ -8,29 +8,21 @@ error than for each weight by itself (normal weights with some outliers).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ..runtime.model.codec import Palette
+
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 F16 = npt.NDArray[np.float16]
 
 ENTRIES = 16
 ROWS = 16
 """Rows that share a table, or the next larger number that divides a matrix: tables are then 0.4% of the bytes."""
 _BINS = 1024
-
-
-@dataclass(frozen=True)
-class Palette:
-    """indices [N, K] uint8, each below 16, and tables [N/rows, 16] float16 of a matrix [N, K]."""
-
-    indices: U8
-    tables: F16
 
 
 def table_rows(parts: list[int]) -> int:
@@ -49,13 +41,6 @@ def palettize(weight: Tensor, rows: int) -> Palette:
         tables[t] = _table(values.ravel())
         indices[part] = np.searchsorted(_borders(tables[t].astype(np.float32)), values)
     return Palette(indices, tables)
-
-
-def dequantize(palette: Palette) -> F32:
-    """The matrix [N, K] that the indices stand for."""
-    rows = len(palette.indices) // len(palette.tables)
-    tables = np.repeat(palette.tables.astype(np.float32), rows, axis=0)
-    return np.take_along_axis(tables, palette.indices.astype(np.intp), axis=1)
 
 
 def _table(values: F32) -> F16:

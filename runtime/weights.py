@@ -1,9 +1,8 @@
-"""The stored weights of a bundle, read with numpy: names, layout, dequantization.
+"""The stored weights of a bundle, read with numpy: names, shapes, values.
 
-A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K: ``X.scales`` [N, K/G] float16
-and ``X.codes`` uint8. int8 codes are [N, K/G, G], value (code − 128)·scale; int4 codes are [N, K/G, G/2], two
-a byte, the low nibble first, value (nibble − 8)·scale. The shape says which of the two a matrix is. G 0 means that a
-row is one group.
+A matrix X [N, K] is stored as ``X.weight`` (float), or in groups of G along K (``model/codec.py``): ``X.scales``
+[N, K/G] float16 and ``X.codes`` uint8, [N, K/G, G] of 8 bits or [N, K/G, G/2] of 4. The shape says which of the two a
+matrix is. G 0 means that a row is one group.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError
+from .model.codec import ALL, Grouped, code_shape, group_of
 from .spec import PROJECTIONS, Segment, Spec
 
 Array = npt.NDArray[np.generic]
@@ -88,21 +88,6 @@ def layers(spec: Spec) -> Iterator[tuple[str, Segment]]:
             yield f"segments.{s}.layers.{j}", segment
 
 
-def dequantize(
-    codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float16], group_size: int, columns: int
-) -> F32:
-    """codes [N, ⌈K/G⌉, G] (int8) or [N, ⌈K/G⌉, G/2] (int4), scales [N, ⌈K/G⌉] → values [N, K] float32."""
-    if codes.shape[-1] == group_size:
-        values = codes.astype(np.float32) - 128
-    else:
-        values = np.empty((*codes.shape[:-1], group_size), np.float32)
-        values[..., 0::2] = codes & 15
-        values[..., 1::2] = codes >> 4
-        values -= 8
-    values *= scales.astype(np.float32)[..., None]
-    return values.reshape(len(codes), -1)[:, :columns]
-
-
 def read_tensors(path: Path) -> dict[str, Array]:
     """The tensors of a safetensors file; BundleError when it is damaged or has types that numpy has not."""
     from safetensors import SafetensorError
@@ -129,24 +114,26 @@ class Weights:
         self, spec: Spec, tensors: Mapping[str, Array], group_size: int, cache_bytes: int = 512 << 20
     ) -> None:
         self._tensors = tensors
-        self._group_size = group_size
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[str, F32] = OrderedDict()
-        self._columns = {name: k for name, (_, k) in matrix_shapes(spec).items()}
+        self._grouped: dict[str, Grouped] = {}
         for name, shape in small_shapes(spec).items():
             self._check(name, _FLOATS, shape)
         for name, (n, k) in matrix_shapes(spec).items():
             if f"{name}.codes" not in tensors:
                 self._check(f"{name}.weight", _FLOATS, (n, k))
                 continue
-            group = group_size or k
+            group = group_of(k, group_size)
             if group < 2 or group % 2:
                 raise BundleError(
                     f"{name} is quantized in groups of {group_size}; export the checkpoint again"
                 )
-            groups = -(-k // group)
-            self._check(f"{name}.codes", ("uint8",), (n, groups, group), (n, groups, group // 2))
-            self._check(f"{name}.scales", _FLOATS, (n, groups))
+            shapes = {bits: code_shape(n, k, group_size, bits) for bits in (8, 4)}
+            self._check(f"{name}.codes", ("uint8",), *shapes.values())
+            self._check(f"{name}.scales", _FLOATS, shapes[8][:2])
+            codes = tensors[f"{name}.codes"].astype(np.uint8, copy=False)
+            scales = tensors[f"{name}.scales"].astype(np.float16, copy=False)
+            self._grouped[name] = Grouped(codes, scales, 8 if codes.shape == shapes[8] else 4, k)
 
     def _check(self, name: str, types: tuple[str, ...], *wanted: tuple[int, ...]) -> None:
         if name not in self._tensors:
@@ -168,7 +155,7 @@ class Weights:
             self._cache.move_to_end(name)
             return self._cache[name]
         values = self.rows(name, None)
-        if f"{name}.codes" in self._tensors:
+        if name in self._grouped:
             self._cache[name] = values
             while sum(m.nbytes for m in self._cache.values()) > self._cache_bytes and len(self._cache) > 1:
                 self._cache.popitem(last=False)
@@ -176,10 +163,7 @@ class Weights:
 
     def rows(self, name: str, ids: I64 | None) -> F32:
         """Rows ``ids`` [n] of the matrix ``name`` (None: all of them) as [n, K] float32."""
-        pick = slice(None) if ids is None else ids
-        if f"{name}.codes" not in self._tensors:
-            return self._tensors[f"{name}.weight"][pick].astype(np.float32, copy=False)
-        codes = self._tensors[f"{name}.codes"][pick].astype(np.uint8, copy=False)
-        scales = self._tensors[f"{name}.scales"][pick].astype(np.float16, copy=False)
-        columns = self._columns[name]
-        return dequantize(codes, scales, self._group_size or columns, columns)
+        pick = ALL if ids is None else ids
+        if name in self._grouped:
+            return self._grouped[name].values(pick)
+        return self._tensors[f"{name}.weight"][pick].astype(np.float32, copy=False)

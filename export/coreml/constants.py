@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from ...quant.recipe import Recipe
 from ...runtime.errors import ExportError
+from ...runtime.model.codec import Palette, around_zero
 
 Array = npt.NDArray[Any]
 Var = Any
@@ -65,14 +66,9 @@ class Store:
         if key not in self._arrays:
             stored = self._file.get_tensor(f"{matrix}.codes")
             stored = stored if rows is None else stored[slice(*rows)]
-            if self.recipe.bits == 4:
-                signed = np.empty((*stored.shape[:-1], 2 * stored.shape[-1]), np.int8)
-                np.subtract(stored & 15, 8, out=signed[..., 0::2], dtype=np.int8, casting="unsafe")
-                np.subtract(stored >> 4, 8, out=signed[..., 1::2], dtype=np.int8, casting="unsafe")
-                signed = signed.reshape(len(stored), -1).astype(nptype_from_builtin(types.int4))
-            else:
-                signed = (stored ^ 128).view(np.int8).reshape(len(stored), -1)  # code − 128
-            self._arrays[key] = signed
+            signed = around_zero(stored, self.recipe.bits).reshape(len(stored), -1)
+            as_int4 = self.recipe.bits == 4
+            self._arrays[key] = signed.astype(nptype_from_builtin(types.int4)) if as_int4 else signed
         return key, self._arrays[key]
 
     def palette(self, matrix: str, rows: Rows) -> tuple[tuple[str, Array], tuple[str, Array]]:
@@ -80,12 +76,10 @@ class Store:
         part = "" if rows is None else f".{rows[0]}-{rows[1]}"
         keys = f"{matrix}.indices{part}", f"{matrix}.tables{part}"
         if keys[0] not in self._arrays:
-            indices, tables = (self._file.get_tensor(f"{matrix}.{side}") for side in ("indices", "tables"))
-            if rows is not None:
-                share = len(indices) // len(tables)
-                indices, tables = indices[slice(*rows)], tables[rows[0] // share : rows[1] // share]
-            self._arrays[keys[0]] = indices.astype(nptype_from_builtin(types.uint4))
-            self._arrays[keys[1]] = tables[:, None, :, None]
+            palette = Palette(*(self._file.get_tensor(f"{matrix}.{side}") for side in ("indices", "tables")))
+            palette = palette if rows is None else palette.part(*rows)
+            self._arrays[keys[0]] = palette.indices.astype(nptype_from_builtin(types.uint4))
+            self._arrays[keys[1]] = palette.tables[:, None, :, None]
         return (keys[0], self._arrays[keys[0]]), (keys[1], self._arrays[keys[1]])
 
 

@@ -32,6 +32,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule, get_low
 
 from ...runtime.backend import F32
 from ...runtime.errors import ExportError
+from ...runtime.model.codec import around_zero, from_bfloat16, scaled
 
 EXACT_PROGRAM = "exact.scratch"
 """The file that it is written to for a while."""
@@ -92,7 +93,7 @@ def _exact_graph(graph: Graph, data: dict[str, bytes], made: Made) -> None:
         place, scales = tensor["constant_buffer_idx"], quantized["quant_params"]["scale_buffer_idx"]
         keys = constants[place]["named_key"], constants[scales]["named_key"]
         if keys not in made:
-            floats = _CODES[datatype](data[keys[0]], data[keys[1]], tensor["dims"]).tobytes()
+            floats = _CODES[datatype](data[keys[0]], data[keys[1]], tensor["dims"][0]).tobytes()
             made[keys] = f"exact_{hashlib.sha256(floats).hexdigest()}", floats
         key, floats = made[keys]
         data[key] = floats
@@ -105,25 +106,17 @@ def _exact_graph(graph: Graph, data: dict[str, bytes], made: Made) -> None:
             constants[i] = {"offset": 0, "size": 0, "named_key": ""}
 
 
-def _int4(codes: bytes, scales: bytes, dims: list[int]) -> F32:
-    """Two codes a byte, the first in the low half, 8 for zero; bfloat16 scales of groups."""
-    packed = np.frombuffer(codes, np.uint8)
-    values = (np.stack((packed & 15, packed >> 4), -1).astype(np.float32) - np.float32(8)).reshape(dims)
-    scale = (np.frombuffer(scales, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return _scaled(values, scale)
+def _int4(codes: bytes, scales: bytes, rows: int) -> F32:
+    """Two codes a byte with an offset, and bfloat16 scales of groups."""
+    stored = np.frombuffer(codes, np.uint8).reshape(rows, -1)
+    return scaled(around_zero(stored, 4), from_bfloat16(np.frombuffer(scales, np.uint16)).reshape(rows, -1))
 
 
-def _int8(codes: bytes, scales: bytes, dims: list[int]) -> F32:
-    return _scaled(
-        np.frombuffer(codes, np.int8).astype(np.float32).reshape(dims), np.frombuffer(scales, np.float32)
+def _int8(codes: bytes, scales: bytes, rows: int) -> F32:
+    """A code a byte without an offset, and a float32 scale a row."""
+    return scaled(
+        np.frombuffer(codes, np.int8).reshape(rows, -1), np.frombuffer(scales, np.float32).reshape(rows, -1)
     )
-
-
-def _scaled(values: F32, scales: F32) -> F32:
-    """values [N, K], as many scales in each row as there are groups."""
-    rows = len(values)
-    scaled: F32 = values.reshape(rows, len(scales) // rows, -1) * scales.reshape(rows, -1, 1)
-    return scaled
 
 
 _CODES = {"xnn_datatype_qbint4": _int4, "xnn_datatype_qcint8": _int8}

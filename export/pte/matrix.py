@@ -19,6 +19,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     IntxUnpackedToInt8TensorActivationQuantization,
 )
 
+from ...runtime.model.codec import around_zero
 from ..modules import Weights
 
 _ROWS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
@@ -42,16 +43,13 @@ class Matrix(nn.Module):
 
 def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
     """codes [N, K/G, G·bits/8] uint8, scales [N, K/G] → the tensor that lowering takes for a matrix [N, K]."""
-    if bits == 4:
-        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
-    group = codes.shape[-1]
-    signed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8).flatten(1)
+    signed = torch.from_numpy(around_zero(codes.numpy(), bits))
     tensor: Tensor = IntxUnpackedToInt8Tensor(
-        qdata=signed,
+        qdata=signed.flatten(1),
         scale=scales.float(),
         zero_point=torch.zeros_like(scales, dtype=torch.int8),
         target_dtype=getattr(torch, f"int{bits}"),  # torch's stubs have no int4
-        block_size=(1, group),
+        block_size=(1, signed.shape[-1]),
         dtype=torch.float32,
         activation_quantization=_ROWS,
     )

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...quant.palette import Palette, dequantize
 from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
 from ...runtime.heads import HEADS
+from ...runtime.model.codec import Palette
 from ...runtime.spec import Spec
 from ...runtime.version import VERSION
 from ..fused import Numerics
@@ -151,5 +151,5 @@ def halved(weights: Path) -> dict[str, Tensor]:
     }
     for base in (name.removesuffix(".indices") for name in stored if name.endswith(".indices")):
         palette = Palette(stored[f"{base}.indices"].numpy(), stored[f"{base}.tables"].numpy())
-        found[f"{base}.weight"] = torch.from_numpy(dequantize(palette))
+        found[f"{base}.weight"] = torch.from_numpy(palette.values())
     return found

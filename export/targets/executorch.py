@@ -20,6 +20,7 @@ from ...runtime.backend import shares_kv
 from ...runtime.backends.executorch import ExecutorchBackend
 from ...runtime.errors import ExportError
 from ...runtime.kv import visible
+from ...runtime.model.codec import around_zero
 from ...runtime.pte.layout import Layout, Shapes, Table, checksum
 from ...runtime.spec import Spec
 from ...runtime.weights import matrix_shapes
@@ -153,7 +154,7 @@ def place_embedding(
     else:
         codes, scale = weights["embed.codes"], weights["embed.scales"]
         kind, scales = ("int4", "bfloat16") if bits == 4 else ("int8", "float32")
-        values = codes if bits == 4 else (codes.to(torch.int16) - 128).to(torch.int8)
+        values = codes if bits == 4 else torch.from_numpy(around_zero(codes.numpy(), bits))
         parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
     data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
     name = weights_in if spec.tied_embedding else EMBEDDING

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..heads import head_shapes, probe_shapes
+from ..model.codec import around_zero, code_shape
 from ..spec import Spec
 from ..weights import matrix_shapes, small_shapes
 from .ledger import Ledger
@@ -39,12 +40,11 @@ def heads(bundle: Bundle, ledger: Ledger) -> None:
 def _model_shapes(spec: Spec, group_size: int) -> Shapes:
     found: dict[str, tuple[tuple[int, ...], ...]] = {n: (shape,) for n, shape in small_shapes(spec).items()}
     for name, (rows, columns) in matrix_shapes(spec).items():
-        group = group_size or columns
-        groups = -(-columns // group)
+        codes = tuple(code_shape(rows, columns, group_size, bits) for bits in (8, 4))
         found |= {
             f"{name}.weight": ((rows, columns),),
-            f"{name}.codes": ((rows, groups, group), (rows, groups, group // 2)),
-            f"{name}.scales": ((rows, groups),),
+            f"{name}.codes": codes,
+            f"{name}.scales": (codes[0][:2],),
         }
     return found
 
@@ -101,7 +101,5 @@ def _check_filling(
 ) -> None:
     """The last group of a row [groups, bytes] has room behind its ``used`` columns: codes of zero, all of them."""
     codes = np.frombuffer(ledger.data[start:stop], np.uint8).reshape(shape)[:, -1]
-    packed = shape[-1] < group
-    values = np.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1) if packed else codes
-    if (values[:, used:] != (8 if packed else 128)).any():
+    if around_zero(codes, 8 * shape[-1] // group)[:, used:].any():
         ledger.refuse(start, stop, f"tensor {name} has values behind its last column")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ExportError
+from ..model.codec import around_zero, unpack
 
 _SENTINEL = 0xDEADBEEF
 _TYPES: dict[int, tuple[str, int]] = {
@@ -60,8 +61,6 @@ class Blobs:
             )
         if bits != 4:
             return data.view(name).reshape(shape)
-        values = np.empty(2 * length, np.uint8)
-        values[0::2], values[1::2] = data & 15, data >> 4
-        if name == "int4":
-            return ((values ^ 8).view(np.int8) - np.int8(8))[:count].reshape(shape)
+        # Signed ones are two's complement: the same bits as with an offset but the highest.
+        values = around_zero(data ^ np.uint8(0x88), 4) if name == "int4" else unpack(data, 4)
         return values[:count].reshape(shape)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..backend import F32, I64
 from ..errors import BundleError
+from ..model.codec import around_zero, from_bfloat16, scaled
 from .layout import Table, checksum
 
 
@@ -18,7 +20,7 @@ class Embedding:
     def __init__(self, path: Path, table: Table, vocabulary: int, width: int) -> None:
         """BundleError when the file ends before the table does, or has something else there."""
         self._kind = table.kind
-        self._scales: npt.NDArray[np.generic] | None = None
+        self._scales: npt.NDArray[Any] | None = None
         groups = table.groups
         size = {"float32": width * 4, "int4": width // 2, "int8": width}[table.kind]
         dtype = {"float32": "<f4", "int4": "u1", "int8": "i1"}[table.kind]
@@ -45,15 +47,10 @@ class Embedding:
         if self._scales is None:
             return np.asarray(picked, np.float32)
         scales = self._scales[ids]
-        if scales.dtype == np.uint16:  # bfloat16 is the upper half of a float32
-            scales = (scales.astype(np.uint32) << 16).view(np.float32)
-        values = picked.astype(np.float32)
-        if self._kind == "int4":
-            codes = picked.astype(np.uint8, copy=False)
-            values = np.stack((codes & 15, codes >> 4), -1).astype(np.float32) - np.float32(8)
-        spread: F32 = values.reshape(*scales.shape, -1) * scales[..., None].astype(np.float32, copy=False)
-        return spread.reshape(len(ids), -1)
+        floats = from_bfloat16(scales) if scales.dtype == np.uint16 else scales
+        codes = around_zero(picked, 4) if self._kind == "int4" else picked
+        return scaled(codes, floats)
 
 
-def _mapped(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+def _mapped(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)  # of which a row costs less

@@ -19,7 +19,7 @@ from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
-from edgeloop.quant.pack import dequantize, quantize
+from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
 from edgeloop.runtime.bundle import Bundle
@@ -110,8 +110,7 @@ def stored_reading(reading: Callable[[str], Reading]) -> Callable[..., Reading]:
             tensor, storage = original.tensors[name](), recipe.storage(name)
             if storage.is_float:
                 return tensor if storage.bits == 32 else tensor.half().float()
-            packed = quantize(tensor, storage.bits, recipe.group_size)
-            return torch.from_numpy(dequantize(packed, tensor.shape[1]).copy())
+            return torch.from_numpy(quantize(tensor, storage.bits, recipe.group_size).values().copy())
 
         return replace(original, tensors={name: partial(kept, name) for name in original.tensors})
 

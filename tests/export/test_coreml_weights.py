@@ -24,6 +24,7 @@ from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.blobs import Blobs
 from edgeloop.runtime.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.model.codec import around_zero
 
 DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
 
@@ -78,9 +79,7 @@ def test_codes_and_scales_are_those_of_quant(
             pair = [blob(blobs, op.inputs[side].arguments[0].value) for side in ("data", "scale")]
             found[tuple(pair[0].shape), len(found)] = pair
     codes = stored["segments.0.layers.0.down_proj.codes"]
-    if quant == "int4":
-        codes = np.stack((codes & 15, codes >> 4), -1)
-    wanted = codes.reshape(len(codes), -1).astype(np.int16) - (8 if quant == "int4" else 128)
+    wanted = around_zero(codes, recipe.bits).reshape(len(codes), -1)
     scales = stored["segments.0.layers.0.down_proj.scales"]
     matches = [pair for pair in found.values() if pair[0].shape == wanted.shape and (pair[0] == wanted).all()]
     assert len(matches) == 1

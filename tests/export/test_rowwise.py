@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeloop.export import rowwise
-from edgeloop.quant.pack import dequantize, quantize
+from edgeloop.quant.pack import quantize
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.bundle import Bundle
@@ -56,7 +56,7 @@ def test_products_are_those_of_the_rounded_activations(product: onnx.ModelProto,
     x[1, 1] = 0  # padding
     peak = np.abs(x).max(-1, keepdims=True)
     whole = np.rint(np.divide(x, peak, out=np.zeros_like(x), where=peak > 0) * np.float32(127))
-    wanted = (whole * peak / 127) @ dequantize(PACKED, COLUMNS).T.astype(np.float64)
+    wanted = (whole * peak / 127) @ PACKED.values().T.astype(np.float64)
     found = run(product, x, tmp_path)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert not found[1, 1].any()

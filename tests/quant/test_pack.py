@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from edgeloop.export.fused import unpack
-from edgeloop.quant.pack import LARGEST_SCALE, SMALLEST_SCALE, dequantize, quantize
-from edgeloop.runtime.weights import dequantize as runtime_dequantize
+from edgeloop.quant.pack import LARGEST_SCALE, SMALLEST_SCALE, quantize
+from edgeloop.runtime.model.codec import unpack as unpack_codes
 
 SHAPES = [(1, 32), (7, 64), (5, 33), (3, 1), (4, 200), (2, 129)]
 F32 = npt.NDArray[np.float32]
@@ -77,11 +77,10 @@ def test_codes_and_scales(shape: tuple[int, int], bits: int, group_size: int) ->
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_reader_reads_the_same_numbers(shape: tuple[int, int], bits: int) -> None:
     packed = quantize(random(shape), bits, 32)
-    values = dequantize(packed, shape[1])
+    values = packed.values()
     integers, scales = plainly(random(shape).numpy(), bits, 32)
     wanted = np.array(integers, np.float32) * np.array(scales, np.float32)[..., None]
     np.testing.assert_array_equal(values, wanted.reshape(shape[0], -1)[:, : shape[1]])
-    np.testing.assert_array_equal(values, runtime_dequantize(packed.codes, packed.scales, 32, shape[1]))
     codes, halves = torch.from_numpy(packed.codes), torch.from_numpy(packed.scales)
     np.testing.assert_array_equal(values, unpack(codes, halves, bits, shape[1]).numpy())
 
@@ -102,7 +101,7 @@ def test_error_of_a_round_trip(bits: int) -> None:
     weight = random((64, 256), seed=1)
     packed = quantize(weight, bits, 32)
     scale = packed.scales.astype(np.float32).repeat(32, axis=1)
-    error = np.abs(dequantize(packed, 256) - weight.numpy())
+    error = np.abs(packed.values() - weight.numpy())
     largest = 2 ** (bits - 1) - 1
     inside = np.abs(weight.numpy()) <= largest * scale
     assert (error[inside] <= 0.5001 * scale[inside]).all()
@@ -113,9 +112,8 @@ def test_error_of_a_round_trip(bits: int) -> None:
 @pytest.mark.parametrize(("bits", "low", "high"), [(8, 1, 255), (4, 1, 15)])
 def test_ranges_of_codes(bits: int, low: int, high: int) -> None:
     weight = random((256, 128), seed=2)
-    codes = quantize(weight, bits, 32).codes
-    nibbles = codes if bits == 8 else np.concatenate((codes & 15, codes >> 4))
-    assert (nibbles.min(), nibbles.max()) == (low, high)
+    codes = unpack_codes(quantize(weight, bits, 32).codes, bits)
+    assert (codes.min(), codes.max()) == (low, high)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -124,16 +122,16 @@ def test_groups_of_zeros(bits: int) -> None:
     weight[1, 32:64] = 0
     packed = quantize(weight, bits, 32)
     assert packed.scales[1, 1] == np.float16(SMALLEST_SCALE)
-    values = dequantize(packed, 96)
+    values = packed.values()
     assert not values[1, 32:64].any()
     assert values[1, :32].any()
-    assert not dequantize(quantize(torch.zeros(2, 32), bits, 32), 32).any()
+    assert not quantize(torch.zeros(2, 32), bits, 32).values().any()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_padding_stands_for_zeros(bits: int) -> None:
-    padded = dequantize(quantize(random((4, 33)), bits, 32), 64)
-    assert not padded[:, 33:].any()
+    codes = unpack_codes(quantize(random((4, 33)), bits, 32).codes, bits).reshape(4, 64)
+    assert (codes[:, 33:] == 2 ** (bits - 1)).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -141,7 +139,7 @@ def test_padding_stands_for_zeros(bits: int) -> None:
 def test_extreme_values_stay_finite_and_keep_their_sign(bits: int, value: float) -> None:
     weight = torch.full((1, 32), 0.0)
     weight[0, 0], weight[0, 1] = value, -value
-    values = dequantize(quantize(weight, bits, 32), 32)
+    values = quantize(weight, bits, 32).values()
     assert np.isfinite(values).all()
     assert values[0, 0] >= 0 >= values[0, 1]
     assert not values[0, 2:].any()

@@ -10,6 +10,7 @@ import pytest
 
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.model.codec import pack
 from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.pte.calls import batches, valid_runs
 from edgeloop.runtime.pte.layout import Layout, Shapes, Table, checksum, read_layout
@@ -68,7 +69,7 @@ def test_embedding_rows(tmp_path, kind):
     else:
         wanted = codes.astype(np.float32) * np.repeat(scales, 4, axis=1)
         shifted = (codes + 8).astype(np.uint8)
-        values = (shifted[:, ::2] | shifted[:, 1::2] << 4).tobytes() if kind == "int4" else codes.tobytes()
+        values = pack(shifted, 4).tobytes() if kind == "int4" else codes.tobytes()
         half = (scales.view(np.uint32) >> 16).astype(np.uint16)
         tail = half.tobytes() if kind == "int4" else scales.tobytes()
     (tmp_path / "t").write_bytes(b"head" + values + tail)
