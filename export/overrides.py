@@ -47,10 +47,6 @@ def _with_kv(spec: Spec, kv: str) -> Spec:
         raise UsageError(
             "the model has no loop of two depths or more: nothing can share K and V; leave --kv out"
         )
-    if kv == "shared" and spec.routing is not None:
-        raise UsageError(
-            "a routed model keeps K and V of the tokens that ran a depth: --kv shared is not for it; leave --kv out"
-        )
     if kv == "shared" and any(segment.per_repeat_attention for segment in spec.segments):
         raise UsageError(
             "attention has matrices for each depth and makes K and V for each: --kv shared is not for it; leave it out"

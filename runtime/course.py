@@ -18,7 +18,7 @@ from .early import LIMIT
 from .errors import UsageError
 from .exits import ExitRule, Outcome
 from .policy import Policy
-from .routing import Router, RoutingRule
+from .routing import Router, RoutingRule, shared_calls
 from .spec import Spec, stage_layers
 
 
@@ -88,6 +88,8 @@ class Course:
             if last or self._coda:
                 logits = yield self._read(state, self.cached)
             self.cached += len(part)
+            if self._shares:
+                self.filled[:] = [self.cached] * self._depths
             start += size
             if last:
                 return logits, depth
@@ -213,23 +215,30 @@ class Course:
             h = x.copy()
             for depth in range(int(choice.max()) + 1):
                 rows = np.flatnonzero(choice >= depth)
-                h[rows] = yield from self._rows(depth, h[rows], positions[rows])
+                h[rows] = yield from self._rows(depth, h, rows, positions)
             x += gates[:, None] * h
             return int(choice[-1]) + 1
         rows, ran = np.arange(len(x)), 0
         for depth in range(rule.stop):
             chosen, gates = router.expert(rule, depth, x[rows], len(x))
             rows = rows[chosen]
-            if not len(rows):
+            if not len(rows) and (depth or not self._shares):
                 break
-            out = yield from self._rows(depth, x[rows], positions[rows])
+            out = yield from self._rows(depth, x, rows, positions)
             x[rows] += gates[:, None] * out
-            ran += int(rows[-1] == len(x) - 1)
+            ran += int(len(x) - 1 in rows)
         return ran
 
-    def _rows(self, depth: int, x: F32, positions: I64) -> Generator[Ask, F32, F32]:
-        out = yield Ask("block", depth, self.filled[depth], x, positions)
-        self.filled[depth] += len(positions)
+    def _rows(self, depth: int, x: F32, rows: I64, positions: I64) -> Generator[Ask, F32, F32]:
+        """x [n, D] at ``positions`` [n]: its ``rows`` [k] through one depth → [k, D], as in ``RoutedLoop``."""
+        if not self._shares:
+            out = yield Ask("block", depth, self.filled[depth], x[rows], positions[rows])
+            self.filled[depth] += len(rows)
+            return out
+        out = np.empty((len(rows), x.shape[1]), np.float32)
+        for call, part in shared_calls(depth, rows, len(x)):
+            found = yield Ask("block", depth, int(positions[call.start]), x[call], positions[call])
+            out[part] = found[rows[part] - call.start]
         return out
 
     def _read(self, state: F32, first: int) -> Ask:

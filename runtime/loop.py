@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts
+from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts, shares_kv
 from .checks import longer
 from .errors import ContextError, UsageError
 from .kv import KVCache
@@ -74,6 +74,7 @@ class DepthLoop:
         """The state [1, S, D] that entered depth 0 in the last pass; only lent."""
         self.clock = LoopClock(backend.spec.depths)
         self._depths = backend.spec.depths
+        self._shares = shares_kv(backend.spec)
         self.epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
         self._exits: KVCache | None = None
         self._exits_cached = 0
@@ -244,14 +245,16 @@ class DepthLoop:
     def at_depth(self, depth: int, state: F32, positions: I64 | None = None) -> F32:
         """state [1, n, D] of the tokens at ``positions`` [n] through one depth, behind those in its slot.
 
-        None: the positions follow those in the slot.
+        None: the positions follow those in the slot. Where depths share K and V a token's row is its position: given
+        positions follow on each other, and deeper than depth 0 they are of tokens that it ran.
         """
         n = state.shape[1]
-        lanes = self._lane("block", depth, n, self.filled[depth], positions)
+        first = self.filled[depth] if positions is None or not self._shares else int(positions[0])
+        lanes = self._lane("block", depth, n, first, positions)
         start = perf_counter_ns()
         out = self.backend.block(state, lanes, self.cache)
         spent = perf_counter_ns() - start
-        self.filled[depth] += n
+        self.filled[depth] = max(self.filled[depth], first + n)
         clock = self.clock
         clock.block_ns[depth] += spent
         clock.calls[depth] += 1

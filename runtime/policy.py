@@ -69,10 +69,10 @@ def _what(spec: Spec) -> str:
 
 
 def _missing(spec: Spec, kv: str, missing: str | None) -> str:
-    if spec.routing:
-        allowed = ["skip"]
-    elif kv != "per-depth":
+    if kv != "per-depth":
         allowed = ["shared"]
+    elif spec.routing:
+        allowed = ["skip"]
     else:
         allowed = ["exact", *(["propagate"] if can_fill(spec) else []), "skip"]
     if missing is None:

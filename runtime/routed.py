@@ -1,7 +1,8 @@
 """The depth loop of Mixture-of-Recursions: at each depth only the tokens that their router sends there.
 
 A slot of the block holds the tokens that ran its depth, at their true positions (recursion-wise caching, arXiv
-2507.10524, section 2.2.2): a token that leaves after depth 0 costs depth 0.
+2507.10524, section 2.2.2): a token that leaves after depth 0 costs depth 0. Where depths share K and V (recursive
+sharing), the one slot holds all tokens, as depth 0 made them, and a deeper token sees those that left as well.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from .backend import F32, I64
+from .backend import F32, I64, shares_kv
 from .loop import DepthLoop, Rows
-from .routing import Router, RoutingRule
+from .routing import Router, RoutingRule, shared_calls
 
 
 class RoutedLoop:
@@ -23,6 +24,7 @@ class RoutedLoop:
     def __init__(self, loop: DepthLoop, rule: RoutingRule, heads: Mapping[str, F32]) -> None:
         self.loop, self.rule = loop, rule
         self.router = Router(loop.backend.spec, heads)
+        self._shares = shares_kv(loop.backend.spec)
 
     def forward(self, ids: I64, rows: Rows = "last") -> tuple[F32, I64]:
         """Run ids [S] → logits [N, V] (``rows`` as in DepthLoop.forward), and the depths [S] that each token ran.
@@ -47,6 +49,8 @@ class RoutedLoop:
         run = self._expert(x) if self.router.routing.kind == "expert" else self._token(x)
         logits = loop.read_out(x[None], loop.cached, rows)
         loop.cached += len(ids)
+        if self._shares:
+            loop.filled[:] = [loop.cached] * len(loop.filled)
         loop.clock.passes += 1
         loop.clock.total_ns += perf_counter_ns() - begin
         return logits, run
@@ -60,9 +64,9 @@ class RoutedLoop:
             chosen, gates = self.router.expert(self.rule, depth, x[rows], len(x))
             self.loop.clock.decided(deciding)
             rows = rows[chosen]
-            if not len(rows):
+            if not len(rows) and (depth or not self._shares):
                 break
-            x[rows] += gates[:, None] * self._block(depth, x[rows], rows)
+            x[rows] += gates[:, None] * self._block(depth, x, rows)
             run[rows] += 1
         return run
 
@@ -74,12 +78,19 @@ class RoutedLoop:
         h = x.copy()
         for depth in range(int(choice.max()) + 1):
             rows = np.flatnonzero(choice >= depth)
-            h[rows] = self._block(depth, h[rows], rows)
+            h[rows] = self._block(depth, h, rows)
         x += gates[:, None] * h
         run: I64 = choice + 1
         return run
 
     def _block(self, depth: int, x: F32, rows: I64) -> F32:
-        """x [k, D] of the chunk's ``rows`` [k] through one depth."""
-        out: F32 = self.loop.at_depth(depth, x[None], self.loop.cached + rows)[0]
+        """The chunk's x [S, D]: its ``rows`` [k] through one depth → [k, D]."""
+        loop = self.loop
+        if not self._shares:
+            only: F32 = loop.at_depth(depth, x[rows][None], loop.cached + rows)[0]
+            return only
+        out = np.empty((len(rows), x.shape[1]), np.float32)
+        positions = np.arange(loop.cached, loop.cached + len(x))
+        for call, part in shared_calls(depth, rows, len(x)):
+            out[part] = loop.at_depth(depth, x[None, call], positions[call])[0, rows[part] - call.start]
         return out

@@ -195,7 +195,7 @@ class Scheduler:
             lanes.depth[0], lanes.cached[0], lanes.tokens[0] = ask.depth, ask.cached, widest
             lanes.positions[0] = ask.positions
             lanes.refresh()
-        if shared:
+        if shared and lanes.fresh:  # deeper ones read, and of a routed sequence not always the last rows
             for slot, (_, ask), n in zip(slots, group, counts, strict=True):
                 self._held[slot] = ask.cached + n
         np.concatenate([ask.rows for _, ask in group], out=call.rows[:, 0])

@@ -1,6 +1,10 @@
 """The authors' forward of routed models over a whole chunk, plainly, from a Reading and ``forward`` alone.
 
 Expert choice takes the best tokens of the chunk at each depth (``chunk-topk``); token choice is causal as it is.
+
+Where depths share K and V, every token runs every depth, and the results of the chosen ones are kept: depth 0 makes K
+and V of all positions, and at the deeper depths each token has only a query of its own. That is the authors' forward
+with its cache; without one it shares nothing, although kv_sharing is enabled.
 """
 
 from __future__ import annotations
@@ -16,38 +20,55 @@ from edgeloop.runtime.spec import Routing
 
 Heads = dict[str, torch.Tensor]
 Block = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(depth, x [N, D], positions [N]) → [N, D]."""
+"""(depth, x [S, D], who of them [N]) → [N, D]."""
 Walk = tuple[torch.Tensor, list[torch.Tensor]]
 """State [S, D] after the loop, and who ran each depth."""
 
 
-def logits(reading: Reading, ids: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
-    """Logits [S, V] of ids [S], and the positions of the tokens that ran each depth."""
+def logits(
+    reading: Reading, ids: torch.Tensor, threshold: float | None = None
+) -> tuple[torch.Tensor, list[list[int]]]:
+    """Logits [S, V] of ids [S], and the positions of the tokens that ran each depth.
+
+    ``threshold``: expert choice goes on where the score is as high, instead of taking the best of the chunk.
+    """
     spec, tensor = reading.spec, {name: load() for name, load in reading.tensors.items()}
     heads = {name: load() for name, load in reading.heads.items()}
     assert spec.routing is not None
     x, ran = tensor["embed.weight"][ids], []
     everyone = torch.arange(len(ids))
     for s, segment in enumerate(spec.segments):
-
-        def block(depth: int, x: torch.Tensor, who: torch.Tensor, s: int = s) -> torch.Tensor:
-            return forward.block(spec, tensor, s, depth, x, who, {})
-
         if segment.repeats == 1:
-            x = block(0, x, everyone)
+            x = forward.block(spec, tensor, s, 0, x, everyone, {})
             continue
-        walk = _expert if spec.routing.kind == "expert" else _token
-        x, ran = walk(spec.routing, heads, segment.repeats, x, block)
+        made: forward.Shared = {}
+
+        def block(
+            depth: int, x: torch.Tensor, who: torch.Tensor, s: int = s, made: forward.Shared = made
+        ) -> torch.Tensor:
+            if spec.kv == "shared":
+                return forward.block(spec, tensor, s, depth, x, everyone, made)[who]
+            return forward.block(spec, tensor, s, depth, x[who], who, {})
+
+        if spec.routing.kind == "expert":
+            x, ran = _expert(spec.routing, heads, segment.repeats, x, block, threshold)
+        else:
+            x, ran = _token(spec.routing, heads, segment.repeats, x, block)
     return forward.readout(spec, tensor, x), [sorted(who.tolist()) for who in ran]
 
 
-def _expert(routing: Routing, heads: Heads, repeats: int, x: torch.Tensor, block: Block) -> Walk:
+def _expert(
+    routing: Routing, heads: Heads, repeats: int, x: torch.Tensor, block: Block, threshold: float | None
+) -> Walk:
     going, ran = torch.arange(len(x)), []
     for depth in range(repeats):
         p = _squash(routing, scores(routing, heads, "router", x[going])[:, depth])
-        best = p.topk(max(1, int(routing.capacity[depth] * len(x)))).indices.sort().values
+        if threshold is None:
+            best = p.topk(max(1, int(routing.capacity[depth] * len(x)))).indices.sort().values
+        else:
+            best = (p >= threshold).nonzero()[:, 0]
         going, p = going[best], p[best]
-        h = block(depth, x[going], going)
+        h = block(depth, x, going)
         g = routing.alpha * p if routing.gated else torch.full_like(p, routing.alpha)
         x = x.clone()
         x[going] += g[:, None] * h
@@ -62,7 +83,7 @@ def _token(routing: Routing, heads: Heads, repeats: int, x0: torch.Tensor, block
     x, ran = x0.clone(), []
     for depth in range(repeats):
         who = (last >= depth).nonzero()[:, 0]
-        x[who] = block(depth, x[who], who)
+        x[who] = block(depth, x, who)
         ran.append(who)
     return x0 + g * x, ran
 

@@ -73,6 +73,15 @@ def _mor_own_attention(folder: Path) -> None:
     torch.save(state, folder / "pytorch_model.bin")
 
 
+def _mor_routed_shared(folder: Path, kind: str) -> None:
+    """Routed, with K and V of depth 0 for all depths; expert choice lets some tokens run none at all."""
+    _mor_routed(folder, kind)
+    conf = yaml.safe_load((folder / "conf.yaml").read_text())
+    conf["kv_sharing"]["enable"] = True
+    conf["mor"]["capacity"] = "0.75,0.5,0.25"
+    (folder / "conf.yaml").write_text(yaml.safe_dump(conf))
+
+
 def _router(name: str, kind: str, out: int) -> dict[str, torch.Tensor]:
     if kind == "linear":
         return {f"{name}.weight": torch.randn(out, 64) * 0.2}
@@ -196,8 +205,10 @@ ROUTERS: dict[str, Callable[[Path], None]] = {
     "mor-expert-mlp": lambda folder: _mor_routed(folder, "expert", "mlp", auxiliary=True),
     "mor-expert-auxiliary": lambda folder: _mor_routed(folder, "expert", auxiliary=True),
     "mor-token-mlp": lambda folder: _mor_routed(folder, "token", "wide_mlp"),
+    "mor-expert-shared": lambda folder: _mor_routed_shared(folder, "expert"),
+    "mor-token-shared": lambda folder: _mor_routed_shared(folder, "token"),
 }
-"""More routers, for the tests of routers alone: the rest of these models is that of ``mor-expert``."""
+"""More routed models, for the tests of routing alone."""
 
 
 def make(kind: str, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import structs
 
@@ -81,11 +81,7 @@ class MorFamily:
             scale = training_scale(checkpoint, _section(relaxation, "lora", where, "relaxation."))
         shares = _shares_kv(checkpoint, training, where)
         if _enabled(training, "mor", where):
-            if shares:
-                raise CheckpointError(
-                    f"{where}: kv_sharing and mor are both enabled: one of them is supported"
-                )
-            return self._routed(checkpoint, config, training, scale, where)
+            return self._routed(checkpoint, config, training, scale, shares, where)
         names = LlamaNames(checkpoint)
         plan = _plan(training["recursive"], names, config.layers, where)
         reading = read_layers(names, config, plan, self.name, scale=scale)
@@ -104,6 +100,7 @@ class MorFamily:
         config: LlamaConfig,
         training: Mapping[str, Any],
         scale: Scale | None,
+        shares: bool,
         where: str,
     ) -> Reading:
         recursive, mor = training["recursive"], training["mor"]
@@ -126,7 +123,14 @@ class MorFamily:
         balancing = _section(mor, routing.kind, where, "mor.").get("balancing")
         heads = router_heads(names, routing, config.hidden_size, balancing == "loss_free")
         reading = read_layers(names, config, plan, self.name, scale=scale, read=heads.used)
-        return replace(reading, spec=structs.replace(reading.spec, routing=routing), heads=heads.tensors)
+        if shares and any(segment.per_repeat_attention for segment in reading.spec.segments):
+            raise CheckpointError(
+                f"{where}: kv_sharing is enabled, and attention has matrices for each recursion; wanted attention that "
+                "all of them share, as in the authors' code since commit 82c97f2"
+            )
+        kv: Literal["per-depth", "shared"] = "shared" if shares else "per-depth"
+        spec = structs.replace(reading.spec, routing=routing, kv=kv)
+        return replace(reading, spec=spec, heads=heads.tensors)
 
 
 def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[Run]:

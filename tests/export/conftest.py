@@ -11,7 +11,7 @@ import coreml_packages
 import pytest
 import torch
 from editing import read
-from tiny import KINDS
+from tiny import KINDS, ROUTERS
 
 from edgeloop.export.family import Reading
 from edgeloop.export.fused import Numerics
@@ -31,7 +31,7 @@ FLOAT = 1  # MatMulNBits accuracy level; the oracle takes no notice
 @pytest.fixture(scope="session")
 def checkpoint(tiny_once: Callable[[str], Path]) -> Callable[[str], Path]:
     """``checkpoint("mor-lora")`` is a tiny checkpoint, ``checkpoint("ouro_tiny")`` an author's."""
-    return lambda kind: tiny_once(kind) if kind in KINDS else PARITY / kind
+    return lambda kind: tiny_once(kind) if kind in KINDS | ROUTERS else PARITY / kind
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ MADE: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "shared": ("mor-cycle", "none", 1, {"kv": "shared"}),
     "window": ("mor-cycle", "none", 1, {"window": 6}),
     "routed": ("mor-expert", "none", 1, {}),
+    "routed-shared": ("mor-expert-shared", "none", 1, {}),
     "lora": ("mor-lora", "int4", 1, {}),
     "ouro": ("ouro", "int8-channel", 1, {}),
     "demo": ("demo", "none", 1, {}),
@@ -121,6 +122,7 @@ def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
         ("shared", {}),
         ("shared", {"exit": "depth:2"}),
         ("routed", {}),
+        ("routed-shared", {}),
         ("window", {}),
         ("window", {"exit": "depth:2", "missing": "exact"}),
     ],
@@ -129,6 +131,14 @@ def test_the_same_tokens_as_onnx(bundle: Bundles, name: str, policy: dict[str, s
     path = bundle(name)
     wanted = tokens(path, "onnx", **{k: v for k, v in policy.items() if k != "decode"})
     assert tokens(path, "executorch", **policy) == wanted
+
+
+def test_chosen_tokens_over_shared_keys_and_values(bundle: Bundles) -> None:
+    """A prompt of several chunks, of which each depth runs some tokens, with the K and V of all."""
+    path = bundle("routed-shared")
+    ids = np.random.default_rng(8).integers(0, 320, 40)
+    with Session.open(path, engine="executorch", threads=1) as one, Session.open(path) as other:
+        np.testing.assert_allclose(one.logits(ids), other.logits(ids), atol=1e-4)
 
 
 def test_the_demo_tells_the_same_tale(bundle: Bundles) -> None:

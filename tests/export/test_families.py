@@ -304,7 +304,10 @@ def test_tiny_routers(tiny_once: Callable[[str], Path], kind: str) -> None:
         kind in ("mor-expert-mlp", "mor-expert-auxiliary"),
     )
     assert routing.temperature == 0.8
-    assert routing.capacity == ((1.0, 2 / 3, 1 / 3) if routing.kind == "expert" else ())
+    shared = kind.endswith("-shared")
+    shares = (0.75, 0.5, 0.25) if shared else (1.0, 2 / 3, 1 / 3)
+    assert routing.capacity == (shares if routing.kind == "expert" else ())
+    assert reading.spec.kv == ("shared" if shared else "per-depth")
 
 
 def test_heads_of_an_mlp_router(tiny_once: Callable[[str], Path]) -> None:

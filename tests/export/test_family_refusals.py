@@ -223,7 +223,16 @@ ROUTING_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("expert", {"recursive__sharing": "middle_sequence"}, "'middle_sequence' with mor enabled"),
     ("expert", {"recursive__num_recursion": 2}, "conf.yaml is not this checkpoint's"),
     ("token", {"recursive__num_recursion": 2**20}, "num_recursion is 1048576; wanted 1024 at most"),
-    ("expert", {"kv_sharing__enable": True}, "kv_sharing and mor are both enabled"),
+    (
+        "expert",
+        {"kv_sharing__enable": True, "kv_sharing__update_cache": True},
+        r"kv_sharing\.update_cache is true",
+    ),
+    (
+        "own-attention",
+        {"kv_sharing__enable": True},
+        "kv_sharing is enabled, and attention has matrices for each",
+    ),
     ("token", {"mor__token__router_func": "tanh"}, r"mor\.token\.router_func is 'tanh'"),
     ("token", {"mor__token__balancing": "magic"}, r"mor\.token\.balancing is 'magic'"),
     ("token", {"mor__type": "expert"}, "conf.yaml is not this checkpoint's"),

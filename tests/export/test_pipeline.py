@@ -468,6 +468,7 @@ def test_graphs_know_nothing_of_routing(checkpoint: Tiny, tmp_path: Path, kind: 
         ("mor-shared", {}, ("shared", None)),
         ("mor-shared", {"kv": "per-depth"}, ("per-depth", None)),
         ("mor-expert", {"kv": "per-depth"}, ("per-depth", None)),
+        ("mor-expert", {"kv": "shared"}, ("shared", None)),
         ("mor-middle-cycle", {"window": 8}, ("per-depth", 8)),
         ("mor-middle-cycle", {"window": 64}, ("per-depth", None)),
         ("edgeloop-window", {}, ("per-depth", 6)),
@@ -490,7 +491,7 @@ def test_other_kv_than_the_family_declares(
         ("mor-middle-cycle", {"window": 65}, "window is 65, wanted 1 to 64, the context"),
         ("mor-middle-cycle", {"window": 17, "context": 16}, "window is 17, wanted 1 to 16, the context"),
         ("mobilellm", {"kv": "shared"}, "no loop of two depths or more"),
-        ("mor-expert", {"kv": "shared"}, "--kv shared is not for it"),
+        ("mor-own-attention", {"kv": "shared"}, "--kv shared is not for it"),
     ],
 )
 def test_kv_that_the_model_cannot_have(

@@ -58,6 +58,9 @@ POLICIES = [
     ("mor-token", {}),
     ("mor-token", {"exit": "never"}),
     ("edgeloop-routed", {}),
+    ("mor-expert-shared", {}),
+    ("mor-expert-shared", {"exit": "router:0.55"}),
+    ("mor-token-shared", {}),
 ]
 
 
