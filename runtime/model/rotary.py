@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
 
 class Interpolated(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="linear"):
@@ -39,3 +45,48 @@ class Rotation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     dims: int
     theta: float
     scaling: Scaling | None = None
+
+
+def turns(by: Rotation, positions: I64) -> tuple[F32, F32]:
+    """cos and sin [n, dims/2] of the angles at ``positions`` [n], times the amplitude; float64 until the end."""
+    angle = positions[:, None] * frequencies(by)
+    amplitude = by.scaling.amplitude if isinstance(by.scaling, Yarn) else 1.0
+    return (np.cos(angle) * amplitude).astype(np.float32), (np.sin(angle) * amplitude).astype(np.float32)
+
+
+def frequencies(by: Rotation) -> F64:
+    """By how much each pair of dims turns from one position to the next, [dims/2] in radians."""
+    plain: F64 = by.theta ** (-np.arange(0, by.dims, 2) / by.dims)
+    scaling = by.scaling
+    if scaling is None:
+        return plain
+    slowed: F64 = plain / scaling.factor
+    if isinstance(scaling, Interpolated):
+        return slowed
+    kept = _llama3(scaling, plain) if isinstance(scaling, Llama3) else _yarn(scaling, by)
+    blended: F64 = kept * plain + (1 - kept) * slowed
+    return blended
+
+
+def _llama3(scaling: Llama3, plain: F64) -> F64:
+    """How much of each frequency stays: by how often its wave fits into the context of the training."""
+    waves = scaling.original_context * plain / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept: F64 = np.clip((waves - low) / (high - low), 0, 1)
+    return kept
+
+
+def _yarn(scaling: Yarn, by: Rotation) -> F64:
+    """The same along the pairs: from the last of beta_fast turns to the first of beta_slow, in whole numbers."""
+
+    def pair(turned: float) -> float:
+        waves = scaling.original_context / (turned * 2 * np.pi)
+        return float(by.dims * np.log(waves) / (2 * np.log(by.theta)))
+
+    first, last = (
+        max(np.floor(pair(scaling.beta_fast)), 0),
+        min(np.ceil(pair(scaling.beta_slow)), by.dims - 1),
+    )
+    span = max(last - first, 1e-3)
+    kept: F64 = 1 - np.clip((np.arange(by.dims // 2) - first) / span, 0, 1)
+    return kept

@@ -1,0 +1,127 @@
+"""The stored tensors of a program's weights, read with numpy: checked when they are given, dequantized when asked for.
+
+A matrix ``name`` [N, K] is stored as ``name.weight`` (float), or in groups of G along K (``codec.py``): ``name.scales``
+[N, ⌈K/G⌉] float16 and ``name.codes`` uint8, [N, ⌈K/G⌉, G] of 8 bits or [N, ⌈K/G⌉, G/2] of 4; the shape says which. G 0
+means that a row is one group. Or by tables: ``name.indices`` [N, K] uint8 and ``name.tables`` [N/n, entries] float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BundleError
+from .codec import F32, Grouped, Palette, code_shape, group_of
+from .weights import Matrix, Weight, tensors
+
+Array = npt.NDArray[np.generic]
+I64 = npt.NDArray[np.int64]
+_FLOATS = ("float32", "float16")
+_PIECE = 8192
+"""Rows of a matrix that are float32 at a time, so that a large head is never held whole."""
+
+
+class StoredWeights:
+    """The weights of a program. Arrays that are returned are read only: they may be the stored ones.
+
+    ``kept_bytes`` of dequantized matrices are kept, those that were wanted first: a model's matrices are wanted in
+    turn, again and again, and of a model that is larger the most recent ones would never be those that come next.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        stored: Mapping[str, Array],
+        group_size: int,
+        kept_bytes: int = 512 << 20,
+    ) -> None:
+        """BundleError when a tensor is missing, or not of the kind and shape that ``weights`` want."""
+        self.weights, self.group_size = weights, group_size
+        self._stored, self._room = stored, kept_bytes
+        self._kept: dict[tuple[str, int, int], F32] = {}
+        self._coded: dict[str, Grouped | Palette] = {}
+        for full, tensor in tensors(weights):
+            name = full.removesuffix(".weight")
+            if tensor.kind == "matrix" and f"{name}.codes" in stored:
+                self._coded[name] = self._grouped(name, *tensor.shape)
+            elif tensor.kind == "matrix" and f"{name}.indices" in stored:
+                self._coded[name] = self._palette(name, *tensor.shape)
+            else:
+                self._check(full, _FLOATS, tensor.shape)
+
+    def _grouped(self, name: str, rows: int, columns: int) -> Grouped:
+        group = group_of(columns, self.group_size)
+        if group < 2 or group % 2:
+            raise BundleError(
+                f"{name} is quantized in groups of {self.group_size}; export the checkpoint again"
+            )
+        shapes = {bits: code_shape(rows, columns, self.group_size, bits) for bits in (8, 4)}
+        self._check(f"{name}.codes", ("uint8",), *shapes.values())
+        self._check(f"{name}.scales", _FLOATS, shapes[8][:2])
+        codes = self._stored[f"{name}.codes"].astype(np.uint8, copy=False)
+        scales = self._stored[f"{name}.scales"].astype(np.float16, copy=False)
+        return Grouped(codes, scales, 8 if codes.shape == shapes[8] else 4, columns)
+
+    def _palette(self, name: str, rows: int, columns: int) -> Palette:
+        self._check(f"{name}.indices", ("uint8",), (rows, columns))
+        tables = self._stored.get(f"{name}.tables", np.empty(0, np.float16)).astype(np.float16, copy=False)
+        if tables.ndim != 2 or not len(tables) or rows % len(tables):
+            raise BundleError(
+                f"{name}.tables has shape {list(tables.shape)}, wanted a table for every so many of {rows} rows; "
+                "export the checkpoint again"
+            )
+        return Palette(self._stored[f"{name}.indices"].astype(np.uint8, copy=False), tables)
+
+    def _check(self, name: str, types: tuple[str, ...], *wanted: tuple[int, ...]) -> None:
+        if name not in self._stored:
+            raise BundleError(f"the weights have no {name} {list(wanted[0])}; export the checkpoint again")
+        found, kind = self._stored[name].shape, self._stored[name].dtype.name
+        if kind not in types:
+            raise BundleError(f"{name} is {kind}, wanted {' or '.join(types)}; export the checkpoint again")
+        if found not in wanted:
+            shapes = " or ".join(str(list(w)) for w in wanted)
+            raise BundleError(f"{name} has shape {list(found)}, wanted {shapes}; export the checkpoint again")
+
+    def matrix(self, name: str) -> Matrix:
+        """What the matrix ``name`` consists of."""
+        weight = self.weights[name]
+        assert isinstance(weight, Matrix)
+        return weight
+
+    def quantized(self, name: str) -> bool:
+        """Is the matrix ``name`` stored as codes with scales?"""
+        return isinstance(self._coded.get(name), Grouped)
+
+    def small(self, name: str) -> F32:
+        """A vector, a bias or one side of a delta by its full name, as float32."""
+        return self._stored[name].astype(np.float32, copy=False)
+
+    def rows(self, name: str, ids: I64) -> F32:
+        """Rows ``ids`` [n] of the matrix ``name`` as [n, K] float32."""
+        if name in self._coded:
+            return self._coded[name].values(ids)
+        return self._stored[f"{name}.weight"][ids].astype(np.float32, copy=False)
+
+    def pieces(self, name: str, first: int, last: int) -> Iterator[F32]:
+        """Rows ``first`` to ``last`` − 1 of the matrix ``name`` [N, K], some at a time: each [n, K] float32."""
+        for start in range(first, last, _PIECE):
+            yield self._piece(name, start, min(start + _PIECE, last))
+
+    def _piece(self, name: str, start: int, stop: int) -> F32:
+        key = name, start, stop
+        if key not in self._kept:
+            pick = slice(start, stop)
+            if name not in self._coded:
+                stored = self._stored[f"{name}.weight"]
+                found: F32 = stored[pick].astype(np.float32, copy=False)
+                if stored.dtype == np.float32:
+                    return found
+            else:
+                found = self._coded[name].values(pick)
+            if found.nbytes > self._room:
+                return found
+            self._room -= found.nbytes
+            self._kept[key] = found
+        return self._kept[key]
