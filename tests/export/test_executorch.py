@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from editing import relist
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -40,7 +39,6 @@ from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import EXACT, difference
 from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_program
-from edgeloop.export.pte.oracle import rows_as_int8
 from edgeloop.export.pte.split import delta_keys, split_weights, write_data
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
@@ -306,15 +304,6 @@ def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_pat
     head.__class__ = Odd
     with pytest.raises(ExportError, match="XNNPACK did not take the whole method head_m1, but left"):
         lower({"head_m1": head}, lambda step: None)
-
-
-def test_activations_are_quantized_as_xnnpack_does() -> None:
-    x = torch.tensor([[0.0, 0.0, 0.0], [-1.0, 0.5, 1.55], [2.0, 3.0, 5.1]])
-    found = rows_as_int8(x)
-    assert torch.equal(found[0], x[0])
-    assert torch.allclose(found, x, atol=float((5.1) / 255 / 2) + 1e-6)
-    assert (found[1] == 0).sum() == 0
-    assert len(torch.unique(rows_as_int8(torch.linspace(-1, 1, 5000)[None]))) <= 256
 
 
 @pytest.mark.parametrize(

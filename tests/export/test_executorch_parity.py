@@ -37,7 +37,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule, get_low
 from edgeloop.export.pte.exact import EXACT_PROGRAM
 from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_program
-from edgeloop.export.pte.oracle import RowsAsInt8, parity_bounds, rows_as_int8
+from edgeloop.export.pte.oracle import RowsAsInt8, parity_bounds
 from edgeloop.export.targets.executorch import check_parity, compare_program, place_embedding
 from edgeloop.runtime.pte.layout import Layout, Shapes
 
@@ -198,7 +198,7 @@ def four_bits(x: Tensor) -> Tensor:
 
 def no_zero_point(x: Tensor) -> Tensor:
     """As if every row's values were as far above zero as below."""
-    return rows_as_int8(x - (x.amax(-1, keepdim=True) + x.amin(-1, keepdim=True)) / 2)
+    return RowsAsInt8()(x - (x.amax(-1, keepdim=True) + x.amin(-1, keepdim=True)) / 2)
 
 
 @pytest.mark.parametrize("kernels", [four_bits, no_zero_point])
@@ -222,7 +222,7 @@ def test_any_order_of_adding_is_right(rounded: Oracle, size: float) -> None:
 
         def other(x: Tensor, random: torch.Generator = random) -> Tensor:
             noise = 2 * torch.rand(x.shape, generator=random) - 1
-            return rows_as_int8(x + size * x.abs().amax(-1, keepdim=True) * noise)
+            return RowsAsInt8()(x + size * x.abs().amax(-1, keepdim=True) * noise)
 
         model = rounded.with_activations(other)
         found = [*trace(model).arrays, *trace_packed(model)]
