@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..runtime.backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..runtime.kv import KVCache
+from ..runtime.model.rotary import RotaryTables
 from ..runtime.packed import PackedLanes
-from ..runtime.rotary import RotaryTables
 from ..runtime.spec import Spec
 from .fused import Numerics
 from .stages import AnyStage, stages_of
@@ -36,7 +36,7 @@ class Oracle:
     ) -> None:
         """``turns``: the type in which the engine that is compared with it keeps its rotary tables."""
         self.spec, self.numerics, self._weights, self._turns = spec, numerics, weights, turns
-        self._rotary = RotaryTables(spec, turns)
+        self._rotary = RotaryTables(spec.head_dim, spec.rope_theta, kept_as=turns)
         self.stages: dict[str, AnyStage] = {
             kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
         }

@@ -22,9 +22,9 @@ import onnxruntime as ort
 from .backend import F32, Lanes
 from .errors import EngineError
 from .kv import KVCache
+from .model.rotary import RotaryTables
 from .onnx_check import check_signature
 from .packed import PackedLanes
-from .rotary import RotaryTables
 from .spec import Spec
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class GraphSession:
     ) -> None:
         """``rotary``: tables that several graphs share."""
         self.name, self.output, self.spec = name, output, spec
-        self.rotary = rotary or RotaryTables(spec)
+        self.rotary = rotary or RotaryTables(spec.head_dim, spec.rope_theta)
         self.session = open_session(path)
         check_signature(self.session, path, name, output, spec)
         self.inputs = [i.name for i in self.session.get_inputs()]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...runtime.backend import shares_kv
 from ...runtime.kv import STAGES
-from ...runtime.rotary import RotaryTables
+from ...runtime.model.rotary import RotaryTables
 from ...runtime.spec import Spec, stage_layers
 
 F16 = npt.NDArray[np.float16]
@@ -44,7 +44,7 @@ class Plan:
     def turns(self) -> tuple[F16, F16]:
         """cos and sin [context, head_dim/2] of every position: the ANE has no arithmetic to make them from."""
         spec = self.spec
-        cos, sin = RotaryTables(spec, np.float16).rows(spec.context_length)
+        cos, sin = RotaryTables(spec.head_dim, spec.rope_theta, kept_as=np.float16).rows(spec.context_length)
         return cos[: spec.context_length].astype(np.float16), sin[: spec.context_length].astype(np.float16)
 
     @property

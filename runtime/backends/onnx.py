@@ -9,10 +9,10 @@ from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..kv import KVCache
+from ..model.rotary import RotaryTables
 from ..onnx_check import check_external
 from ..onnx_session import FillSession, GraphSession, use_threads
 from ..packed import PackedLanes
-from ..rotary import RotaryTables
 from ..spec import Spec
 
 PACKED = ".packed"
@@ -47,7 +47,7 @@ class OnnxBackend:
             raise EngineError(
                 "the bundle has no packed graphs, which serving many users needs; export it again"
             )
-        self.rotary = RotaryTables(spec)
+        self.rotary = RotaryTables(spec.head_dim, spec.rope_theta)
         """cos and sin of the positions that the largest cache so far has room for."""
         self._prologue, self._block, self._epilogue = (
             GraphSession(stage, output, graphs[f"{stage}{suffix}"], spec, self.rotary)

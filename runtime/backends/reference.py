@@ -14,8 +14,8 @@ from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
 from ..bundle import Bundle
 from ..kv import KVCache, resident, visible
 from ..manifest import Quantization
+from ..model.rotary import Rotation, turns
 from ..packed import PackedLanes
-from ..rotary import rotary
 from ..spec import Spec
 from ..weights import MATRICES, Array, Weights, copies, projection_shapes, read_tensors
 
@@ -171,7 +171,7 @@ class ReferenceBackend:
             y.reshape(len(x), -1, self.spec.head_dim).transpose(1, 0, 2)
             for y in self._linear(x, layer, "qkv_proj")
         )
-        cos, sin = rotary(lane.positions, self.spec.head_dim, self.spec.rope_theta)
+        cos, sin = turns(Rotation(self.spec.head_dim, self.spec.rope_theta), lane.positions)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:

@@ -1,4 +1,7 @@
-"""Rotary embeddings (RoPE, arXiv 2104.09864): by how much a position turns which pair of dims."""
+"""Rotary embeddings (RoPE, arXiv 2104.09864): by how much a position turns which pair of dims.
+
+A bundle stores none of it: tables are made for the positions that a cache has room for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from msgspec import Struct
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+
+STEP = 256
+"""Tables grow by a multiple of this many positions, so that most caches of a session find theirs made."""
+_PIECE = 4096  # positions at a time: float64 angles of a long context would be larger than its tables
 
 
 class Interpolated(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="linear"):
@@ -52,6 +59,33 @@ def turns(by: Rotation, positions: I64) -> tuple[F32, F32]:
     angle = positions[:, None] * frequencies(by)
     amplitude = by.scaling.amplitude if isinstance(by.scaling, Yarn) else 1.0
     return (np.cos(angle) * amplitude).astype(np.float32), (np.sin(angle) * amplitude).astype(np.float32)
+
+
+class RotaryTables:
+    """cos and sin [P, dims/2] float32 of positions 0 … P − 1, made when a cache wants them and kept."""
+
+    def __init__(
+        self, dims: int, theta: float, scaling: Scaling | None = None, kept_as: npt.DTypeLike = np.float32
+    ) -> None:
+        """``kept_as``: the type of an engine's own tables; values are rounded to it."""
+        self._by = Rotation(dims, theta, scaling)
+        self._kept_as = np.dtype(kept_as)
+        self._tables = self._made(0)
+
+    def rows(self, capacity: int) -> tuple[F32, F32]:
+        """cos and sin of at least the first ``capacity`` positions; the same arrays until more are wanted."""
+        if capacity > len(self._tables[0]):
+            self._tables = self._made(-(-capacity // STEP) * STEP)
+        return self._tables
+
+    def _made(self, count: int) -> tuple[F32, F32]:
+        cos, sin = (np.empty((count, self._by.dims // 2), np.float32) for _ in range(2))
+        for start in range(0, count, _PIECE):
+            piece = slice(start, min(start + _PIECE, count))
+            found = turns(self._by, np.arange(piece.start, piece.stop))
+            for table, values in zip((cos, sin), found, strict=True):
+                table[piece] = values.astype(self._kept_as)
+        return cos, sin
 
 
 def frequencies(by: Rotation) -> F64:

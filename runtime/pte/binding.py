@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..backend import F32, I64
 from ..kv import KVCache, resident, visible
-from ..rotary import RotaryTables
+from ..model.rotary import RotaryTables
 from ..spec import Spec
 from .bridge import Bridge
 
@@ -27,7 +27,7 @@ class Rotary:
     """cos and sin as the methods take them: [P, hd], the first half of sin negative."""
 
     def __init__(self, spec: Spec) -> None:
-        self._tables = RotaryTables(spec)
+        self._tables = RotaryTables(spec.head_dim, spec.rope_theta)
         self._half = self._tables.rows(0)[0]
         self._turned = self._half, self._half
 
