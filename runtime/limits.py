@@ -9,22 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from .model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from .spec import PROJECTIONS, Routing, Segment, Spec
 
-MAX_SIZE = 1 << 24
-"""Of a width, a vocabulary, a context: more than any model has, and small enough to multiply in 64 bits."""
-MAX_LAYERS = 1 << 14
-"""Applied layers, and so segments, layers and repeats."""
-MAX_NUMBERS = 1 << 40
-"""In one matrix."""
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim", "context_length")
-
-
-def within(name: str, value: float, low: float, high: float) -> Iterator[str]:
-    """A problem unless ``value`` is ``low`` to ``high``, which no NaN is."""
-    if not low <= value <= high:
-        found = f"{str(value)[:20]}…" if len(str(value)) > 24 else str(value)
-        yield f"{name} is {found}, wanted {low:g} to {high:g}"
 
 
 def spec_problems(spec: Spec) -> Iterator[str]:

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from .errors import BundleError
-from .limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, spec_problems, within
+from .limits import spec_problems
+from .model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from .spec import Spec
 
 FORMAT = 3

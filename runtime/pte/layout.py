@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from ..backend import can_fill, shares_kv
 from ..errors import BundleError
-from ..limits import within
+from ..model.limits import within
 from ..spec import Spec, stage_layers
 
 BASE, DELTAS = "base.ptd", "deltas.ptd"

@@ -1,0 +1,131 @@
+"""What is wrong with a stage of a program: its values, its caches, and what makes K and V."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .limits import MAX_OPS, nameable, within
+from .op_checks import Uses, op_problems
+from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, writes
+from .program import Program, Stage
+from .sizes import Known
+from .weights import Weight
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a cache of a stage is: of K and V, or of the last row that the stage keeps of a lane."""
+
+    sizes: tuple[int, ...]
+    window: int | None = None
+    slot: str = ""
+
+
+@dataclass
+class Found:
+    """What was found in the stages of ``program`` so far: of each the sizes that it gives, and its caches."""
+
+    program: Program
+    gives: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    caches: dict[str, list[Cache]] = field(default_factory=dict)
+    uses: dict[str, Uses] = field(default_factory=dict)
+
+
+def stage_problems(name: str, stage: Stage, given: Sequence[int], found: Found) -> Iterator[str]:
+    """The first problem of ``stage``, if any: what comes after it may follow from it.
+
+    ``given`` are the sizes of its inputs. Without a problem, what it gives is added to ``found``.
+    """
+    if (problem := next(_input_problems(name, stage, given), None)) is not None:
+        yield problem
+        return
+    known = Known(found.program.weights, dict(zip(stage.inputs, given, strict=True)))
+    caches, kept = list[Cache](), list[Cache]()
+    for number, op in enumerate(stage.ops):
+        problem = next(op_problems(name, op, known, found.program, found.uses), None)
+        if problem is None and (cache := _cache(op, known)) is not None:
+            numbered = kept if isinstance(op, Shift) else caches
+            numbered.append(cache)
+            problem = next(_numbered(op, len(numbered) - 1), None)
+        if problem is not None:
+            yield f"{name} op {number} ({_label(op)}): {problem}"
+            return
+    if (problem := next(_output_problems(name, stage, known, len(caches)), None)) is not None:
+        yield problem
+        return
+    if name.startswith("block") and (
+        problem := next(_fill_problems(stage, known, found.program.weights), None)
+    ):
+        yield f"{name}: {problem}"
+        return
+    found.gives[name] = tuple(known.sizes[value] for value in stage.outputs)
+    found.caches[name] = caches + kept
+
+
+def _label(op: Op) -> str:
+    """An op in a message: its kind, and the first value that it writes."""
+    written = next(iter(writes(op)), "")
+    return kind(op) if any(nameable("", written)) else f"{kind(op)}, {written}"
+
+
+def _input_problems(name: str, stage: Stage, given: Sequence[int]) -> Iterator[str]:
+    if len(stage.inputs) != len(given):
+        yield f"{name} has {len(stage.inputs)} inputs, wanted {len(given)}"
+    for value in stage.inputs:
+        yield from nameable(f"an input of {name}", value)
+    if len(set(stage.inputs)) < len(given):
+        yield f"{name} has two inputs of one name"
+
+
+def _output_problems(name: str, stage: Stage, known: Known, caches: int) -> Iterator[str]:
+    for what, values in (("outputs", stage.outputs), ("layers", stage.layers)):
+        for value in values:
+            if value not in known.sizes:
+                yield from nameable(f"one of the {what} of {name}", value)
+                yield f"the {what} of {name} have {value}, which nothing in it writes"
+    if len(set(stage.layers)) < len(stage.layers):
+        yield f"the layers of {name} have a value twice"
+    if caches and len(stage.layers) != caches:
+        yield f"{name} has {len(stage.layers)} layers and {caches} caches, wanted one for each layer"
+
+
+def _cache(op: Op, known: Known) -> Cache | None:
+    """The cache that ``op`` has."""
+    if isinstance(op, Shift):
+        return Cache((known.size(op.x),))
+    if isinstance(op, AttendTwice):
+        return Cache((op.kv_heads, op.head_dim), op.window, "twice")
+    if isinstance(op, Attend) and op.cache is not None:
+        return Cache((op.kv_heads, op.head_dim), op.window, op.slot)
+    return None
+
+
+def _numbered(op: Op, wanted: int) -> Iterator[str]:
+    cache = getattr(op, "cache", wanted)
+    if cache != wanted:
+        yield f"cache is {cache}, wanted {wanted}: they are numbered as they come"
+
+
+def _fill_problems(stage: Stage, known: Known, weights: dict[str, Weight]) -> Iterator[str]:
+    """Of what makes the K and V of a block's layers: for tokens that skip a depth it starts from its first input."""
+    makers = {value: op for op in stage.ops for value in writes(op)}
+    attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
+    steps = 0
+    for attend, entered in zip(attends, stage.layers, strict=False):
+        if (size := known.sizes[entered]) != (state := known.sizes[stage.inputs[0]]):
+            yield f"a layer takes {entered}, [N, {size}], and the first input is [N, {state}], wanted the same"
+        shared = isinstance(attend, Attend) and attend.slot == "first"
+        todo, seen = [attend.k, attend.v], {None, entered}
+        while todo:
+            value = todo.pop()
+            if value in seen or value is None or (op := makers.get(value)) is None:
+                continue
+            seen.add(value)
+            steps += 1
+            if isinstance(op, Attend | AttendTwice):
+                yield f"K and V of cache {attend.cache} need {value}, wanted what follows from {entered} alone"
+            if shared and isinstance(op, Linear) and getattr(weights[op.weight], "copies", 1) > 1:
+                yield f"{op.weight} is a matrix for each depth, and makes K and V that depths share: wanted slot own"
+            todo += reads(op)
+    yield from within("the number of ops that make K and V", steps, 0, MAX_OPS)

@@ -1,0 +1,155 @@
+"""A program from a stranger's file: what cannot be meant is refused in a line, and nothing else is a surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from programs import PROGRAMS
+
+from edgeloop.runtime.model.checks import problems
+from edgeloop.runtime.model.limits import MAX_NAME
+from edgeloop.runtime.model.program import Program
+
+Json = Any
+HUGE = {"type": "matrix", "parts": {"down_proj": 1 << 24}, "columns": 1 << 17}
+
+
+def json_of(program: Program) -> Json:
+    """The program as a manifest says it, with what is left out there because it is usual."""
+    return msgspec.json.decode(msgspec.json.encode(_explicit(program)))
+
+
+def _explicit(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        tag = {config.tag_field: config.tag} if config.tag_field else {}
+        return tag | {name: _explicit(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {key: _explicit(item) for key, item in value.items()}
+    return [_explicit(item) for item in value] if isinstance(value, tuple) else value
+
+
+def read(json: Json) -> Program:
+    return msgspec.json.decode(msgspec.json.encode(json), type=Program)
+
+
+def put(json: Json, path: str, value: object) -> None:
+    """Set what is at ``path``, such as ``loop/blocks/0/ops/3/eps``."""
+    *way, last = path.split("/")
+    for key in way:
+        json = json[int(key)] if isinstance(json, list) else json[key]
+    json[int(last) if isinstance(json, list) else last] = value
+
+
+def first_problem(kind: str, path: str, value: object) -> str:
+    json = json_of(PROGRAMS[kind]())
+    put(json, path, value)
+    return next(problems(read(json)), "")
+
+
+@pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)
+def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
+    program = make()
+    assert list(problems(program)) == []
+    assert read(json_of(program)) == program
+    assert msgspec.json.decode(msgspec.json.encode(program), type=Program) == program
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "wanted"),
+    [
+        ("relaxed", "family", "a\nb", "family is 'a\\nb', wanted 1 to 200 printable characters"),
+        ("relaxed", "family", "", "family is ''"),
+        ("relaxed", "vocab_size", 0, "vocab_size is 0, wanted 1 to"),
+        ("relaxed", "vocab_size", 21, "prologue op 0 (embed, embedded): table embed has 20 rows"),
+        ("relaxed", "context_length", 10**30, "context_length is 10000000000000000000…"),
+        ("relaxed", "context_length", 10**300, "context_length is a number of more than 77 digits"),
+        ("relaxed", "eos_token_ids", [-1], "eos_token_ids is -1"),
+        ("relaxed", "bos_token_id", 10**9, "bos_token_id is 1000000000"),
+        ("relaxed", "weights/norm/size", 0, "the size of weight norm is 0"),
+        ("relaxed", "weights/norm/size", 9, "head op 0 (norm, normed): weight norm is [9], wanted [8]"),
+        ("relaxed", "weights/norm/rows", 1, "differs between depths, and outside of the loop there are none"),
+        ("relaxed", "weights/b.0.qkv_proj/columns", 10**12, "the columns of weight b.0.qkv_proj is 1000000000000"),
+        ("relaxed", "weights/b.0.qkv_proj/parts", {}, "the rows of weight b.0.qkv_proj is 0"),
+        ("relaxed", "weights/b.0.qkv_proj/parts/k_proj", 5, "op 3 (rotate, 0.k_turned): turns 4 dims of heads of 5"),
+        ("relaxed", "weights/b.0.qkv_proj/deltas", {"z": {"rank": 1}}, "has a delta of z, which is none of its parts"),
+        ("relaxed", "weights/b.0.qkv_proj/deltas/q_proj/rank", 0, "the rank of delta q_proj of weight b.0.qkv_proj"),
+        ("relaxed", "weights/b.0.qkv_proj/deltas", {}, "is of 3 depths, and has no deltas"),
+        ("relaxed", "weights/b.0.qkv_proj/depths", 2, "weight b.0.qkv_proj is of 2 depths, wanted 3"),
+        ("relaxed", "weights/b.0.attention_norm/rows", 4, "weight b.0.attention_norm is of 4 depths, wanted 3"),
+        ("relaxed", "weights/extra", {"type": "vector", "size": 3}, "weight extra is used by no op"),
+        ("relaxed", "weights/b.0.down_proj", HUGE, "a tensor b.0.down_proj.weight of 16777216 × 131072, more than"),
+        ("relaxed", "weights/b.0.o_proj/parts", {"q_proj": 8}, "two tensors with the name b.0.q_proj"),
+        ("routed", "weights/b.0.qkv_proj/copies", 2, "has 2 copies and deltas of 3 depths"),
+        ("relaxed", "loop/carries", [], "the number of loop.carries is 0"),
+        ("relaxed", "loop/carries/0/width", 16, "block op 0 (norm, 0.h): weight b.0.attention_norm is [8]"),
+        ("adapted", "loop/carries/1/name", "state", "loop.carries have two of one name"),
+        ("adapted", "loop/carries/1/width", 4, "block op 1 (linear, adapted): both is [N, 12], wanted [N, 16]"),
+        ("relaxed", "loop/schedule", [], "the number of depths in loop.schedule is 0"),
+        ("relaxed", "loop/schedule", [0] * (1 << 14 | 1), "the number of depths in loop.schedule is 16385"),
+        ("relaxed", "loop/schedule", [0, 1, 0], "a block in loop.schedule is 1, wanted 0 to 0"),
+        ("hierarchical", "loop/schedule", [0, 0, 0, 0], "loop.schedule never runs block 1 of 2"),
+        ("relaxed", "loop/schedule", [0] * 10000, "the number of layers that are applied is 20002"),
+        ("encoder", "loop/schedule/2", 0, "loop.schedule never runs block 1 of 2"),
+        ("relaxed", "prologue/inputs", ["ids", "more"], "prologue has 2 inputs, wanted one, ids"),
+        ("relaxed", "prologue/outputs", ["ids"], "prologue gives ids, wanted the loop's carries, [N, 8]"),
+        ("relaxed", "loop/blocks/0/outputs", [], "block gives nothing, wanted the loop's carries, [N, 8]"),
+        ("relaxed", "loop/blocks/0/outputs", ["1.gate"], "block gives [N, 12], wanted the loop's carries, [N, 8]"),
+        ("relaxed", "epilogue/inputs", ["a", "b"], "epilogue has 2 inputs, wanted 1"),
+        ("relaxed", "epilogue/outputs", ["nowhere"], "the outputs of epilogue have nowhere, which"),
+        ("relaxed", "head/inputs", ["state", "more"], "head has 2 inputs, wanted 1"),
+        ("relaxed", "head/outputs", ["normed"], "head gives [N, 8], wanted logits, [N, 20]"),
+        ("relaxed", "loop/blocks/0/layers", ["state"], "block has 1 layers and 2 caches"),
+        ("relaxed", "loop/blocks/0/layers", ["state", "state"], "the layers of block have a value twice"),
+        ("relaxed", "loop/blocks/0/layers/1", "0.gate", "a layer takes 0.gate, [N, 12], and the first input is [N, 8]"),
+        ("relaxed", "loop/blocks/0/layers/1", "state", "the layers of block have a value twice"),
+        ("relaxed", "loop/blocks/0/layers/1", "1.out", "K and V of cache 1 need"),
+        ("relaxed", "loop/blocks/0/ops/0/x", "later", "block op 0 (norm, 0.h): reads later, which nothing"),
+        ("relaxed", "loop/blocks/0/ops/0/y", "state", "block op 0 (norm, state): writes state, which is there already"),
+        ("relaxed", "loop/blocks/0/ops/0/y", "\x1b[2J", "block op 0 (norm): a value is '\\x1b[2J', wanted 1 to 200"),
+        ("relaxed", "loop/blocks/0/ops/0/y", "y" * (MAX_NAME + 1), "block op 0 (norm): a value is 'yyyy"),
+        ("relaxed", "loop/blocks/0/ops/0/weight", "none", "uses the weight none, which the program does not have"),
+        ("relaxed", "loop/blocks/0/ops/0/weight", "embed", "weight embed is a matrix, wanted a vector"),
+        ("relaxed", "loop/blocks/0/ops/0/eps", -1e-5, "eps is -1e-05, wanted 0 to 1"),
+        ("relaxed", "loop/blocks/0/ops/0/groups", 0, "groups is 0"),
+        ("relaxed", "loop/blocks/0/ops/0/groups", 3, "state has 8 numbers, wanted a multiple of 3"),
+        ("relaxed", "loop/blocks/0/ops/0/at", 3, "at, a depth of weight b.0.attention_norm, is 3, wanted 0 to 2"),
+        ("relaxed", "prologue/ops/1/at", 0, "prologue op 1 (norm, 0.h): at is 0, and no weight of it differs"),
+        ("twice", "loop/blocks/0/ops/0/at", 1, "weight b.0.attention_norm is of 2 depths, and ops use 1"),
+        ("relaxed", "loop/blocks/0/ops/1/weight", "norm", "weight norm is a vector, wanted a matrix"),
+        ("relaxed", "loop/blocks/0/ops/1/first", 1, "takes 3 parts of b.0.qkv_proj from part 1 on, it has 3"),
+        ("relaxed", "loop/blocks/0/ops/1/y", [], "block op 1 (linear): takes 0 parts"),
+        ("relaxed", "loop/blocks/0/ops/2/heads", 0, "heads is 0, wanted 1"),
+        ("relaxed", "loop/blocks/0/ops/2/by/dims", 3, "turns 3 dims of heads of 4"),
+        ("relaxed", "loop/blocks/0/ops/2/by/dims", 6, "turns 6 dims of heads of 4"),
+        ("relaxed", "loop/blocks/0/ops/2/by/theta", 0, "by.theta is 0.0, wanted 1e-06"),
+        ("gemma", "loop/blocks/0/ops/4/by/scaling/factor", 0, "by.scaling.factor is 0.0"),
+        ("gemma", "loop/blocks/0/ops/4/by/scaling/high_freq_factor", 1, "low_freq_factor is not below"),
+        ("relaxed", "loop/blocks/0/ops/4/heads", 3, "0.q_turned is [N, 8], wanted [N, 12]"),
+        ("relaxed", "loop/blocks/0/ops/4/kv_heads", 3, "heads are 2, no multiple of kv_heads, 3"),
+        ("relaxed", "loop/blocks/0/ops/4/kv_heads", 0, "kv_heads is 0"),
+        ("relaxed", "loop/blocks/0/ops/4/cache", 1, "cache is 1, wanted 0: they are numbered as they come"),
+        ("relaxed", "loop/blocks/0/ops/4/k", None, "has no k and v"),
+        ("relaxed", "loop/blocks/0/ops/4/mask", "both", "mask is both, and it has a cache"),
+        ("shared", "loop/blocks/0/ops/4/window", 33, "window is 33, wanted 1 to 32"),
+        ("shared", "loop/blocks/0/ops/4/slot", "own", "block has caches of slot first and own"),
+        ("relaxed", "epilogue/ops/2/slot", "first", "slot is first, and it has no cache that the loop's depths"),
+        ("routed", "loop/blocks/0/ops/4/slot", "first", "b.0.qkv_proj is a matrix for each depth, and makes K and V"),
+        ("hierarchical", "loop/blocks/1/ops/5/window", 3, "block 1 has other caches than block 0"),
+        ("experts", "loop/blocks/0/ops/12/top", 5, "takes the best 5 of 4 experts"),
+        ("gemma", "head/ops/2/cap", 0, "head op 2 (softcap, capped): cap is 0.0"),
+        ("relaxed", "loop/blocks/0/ops/4/scale", 1e38, "scale is 1e+38"),
+        ("routed", "routing/capacity", [1.0], "routing.capacity has 1 shares, wanted one for each of 3 depths"),
+        ("routed", "routing/capacity/1", 1.5, "routing.capacity is 1.5"),
+        ("routed", "routing/temperature", 0, "routing.temperature is 0.0"),
+        ("routed", "routing/alpha", -1e300, "routing.alpha is -1e+300"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(kind: str, path: str, value: object, wanted: str) -> None:
+    found = first_problem(kind, path, value)
+    assert wanted in found
+    assert "\n" not in found
+    assert len(found) < 400
