@@ -5,8 +5,11 @@ the two is the order in which float32 is added up. Measured with onnxruntime 1.3
 64 and 128, K up to 4096): 1.3e-6 of the largest output, and 1.8e-5 for rows of one sign, whose large sums are added and
 taken away again for the offset of the codes; inputs that are not rounded differ by 1e-2.
 
-That holds for one matrix and equal inputs. Where inputs differ in their last bit, one that lies near the middle of two
-codes rounds the other way and is off by a whole step: ``shaken`` says what may come of it.
+XNNPACK's kernels, from SSE4.1 to AVX-512, are within 1e-7; those of AVX-512 VNNI, in groups, within 1e-5.
+
+That holds for one matrix and equal inputs. Where inputs differ in their last bits, one that lies near the middle of two
+codes rounds the other way, by a whole step: 1.8e-3 of the largest output for K 64, 2.6e-4 for 4096; inputs that differ
+by 1e-6 have such a one in most calls with K 4096. ``shaken`` says what may come of it; of every input, it is 1e-2.
 """
 
 from __future__ import annotations

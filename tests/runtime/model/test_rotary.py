@@ -96,7 +96,7 @@ def test_scaled_frequencies_are_those_of_transformers(scaling, name, parameters,
     cos, sin = RotaryTables(by.dims, theta, scaling).rows(20)
     np.testing.assert_allclose(cos[0], amplitude, rtol=1e-6)
     np.testing.assert_allclose(cos**2 + sin**2, amplitude**2, rtol=1e-6)
-    np.testing.assert_allclose(cos[19], np.cos(19 * wanted.double()) * amplitude, atol=2e-4)
+    np.testing.assert_allclose(cos[19], np.cos(19 * wanted.double().numpy()) * amplitude, atol=2e-4)
 
 
 def test_rules_are_told_apart_by_name():
