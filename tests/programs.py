@@ -204,7 +204,7 @@ def experts() -> Program:
         x = llama(w, "state", "b.0", replace(PLAIN, attention=replace(HEADS, turns=None)))
         w.linear(x, ("scores",), "router", Matrix({"scores": 4}, WIDTH))
         w.weight("up", Matrix({"up": 12}, WIDTH, copies=4))
-        w.weight("down", Matrix({"down": WIDTH}, 6, bias=True, copies=4))
+        w.weight("down", Matrix({"down": WIDTH}, 6, copies=4))
         w.add(Experts(x, "scores", "mixed", "up", "down", 2, "silu", gated=True))
         w.linear("mixed", ("q",), "q", Matrix({"q": WIDTH}, WIDTH))
         for name in ("keys", "values"):

@@ -12,7 +12,7 @@ from .limits import FINITE, MAX_LAYERS, MAX_NUMBERS, MAX_OPS, MAX_SIZE, nameable
 from .op_checks import Uses, depths_of
 from .program import Loop, Program, Routing
 from .sizes import IDS
-from .stage_checks import Found, stage_problems
+from .stage_checks import Found, idle_problems, stage_problems
 from .weights import Vector, Weight, tensors
 
 
@@ -143,6 +143,8 @@ def _stages_problems(program: Program) -> Iterator[str]:
     if (gives := found.gives["head"]) != (program.vocab_size,):
         yield f"head gives {_widths(gives)}, wanted logits, [N, {program.vocab_size}]"
     yield from _cache_problems(names, found)
+    for name, stage in zip(("prologue", *names, "epilogue", "head"), program.stages, strict=True):
+        yield from idle_problems(name, stage)
     for name, weight in program.weights.items():
         yield from _use_problems(name, weight, found.uses.get(name), program.depths)
 

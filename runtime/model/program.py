@@ -183,8 +183,8 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def kept_rows(self) -> int:
-        """Values of which the block keeps the last row of a lane (``Shift``)."""
-        return sum(isinstance(op, Shift) for block in self.loop.blocks for op in block.ops)
+        """Values of which the blocks of the loop, each the same, keep the last row of a lane (``Shift``)."""
+        return sum(isinstance(op, Shift) for op in self.loop.blocks[0].ops)
 
     @property
     def applied_layers(self) -> int:

@@ -232,9 +232,9 @@ def _experts(op: Experts, known: Known) -> tuple[int, ...]:
             raise MisfitError(
                 f"weight {name} is [{matrix.rows}, {matrix.columns}] for each expert, wanted {list(shape)}"
             )
-        if matrix.copies != count or matrix.deltas:
+        if matrix.copies != count or matrix.deltas or matrix.bias:
             raise MisfitError(
-                f"weight {name} has {matrix.copies} copies, wanted {count}, one an expert, without deltas"
+                f"weight {name} has {matrix.copies} copies, wanted {count}, one an expert, without biases and deltas"
             )
     return (size,)
 

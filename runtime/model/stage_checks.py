@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .limits import MAX_OPS, nameable, within
+from .limits import nameable
 from .op_checks import Uses, op_problems
 from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, writes
 from .program import Program, Stage
 from .sizes import Known
+from .transform import live
 from .weights import Weight
 
 
@@ -63,6 +64,14 @@ def stage_problems(name: str, stage: Stage, given: Sequence[int], found: Found) 
     found.caches[name] = caches + kept
 
 
+def idle_problems(name: str, stage: Stage) -> Iterator[str]:
+    """Of ops without an effect."""
+    needed = {value for op in live(stage.ops, (*stage.outputs, *stage.layers)) for value in writes(op)}
+    for number, op in enumerate(stage.ops):
+        if needed.isdisjoint(writes(op)):
+            yield f"{name} op {number} ({_label(op)}): writes what nothing needs"
+
+
 def _label(op: Op) -> str:
     """An op in a message: its kind, and the first value that it writes."""
     written = next(iter(writes(op)), "")
@@ -111,21 +120,18 @@ def _fill_problems(stage: Stage, known: Known, weights: dict[str, Weight]) -> It
     """Of what makes the K and V of a block's layers: for tokens that skip a depth it starts from its first input."""
     makers = {value: op for op in stage.ops for value in writes(op)}
     attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
-    steps = 0
-    for attend, entered in zip(attends, stage.layers, strict=False):
+    todo = [value for op in attends for value in (op.k, op.v) if value is not None]
+    shared, seen = any(isinstance(op, Attend) and op.slot == "first" for op in attends), set(stage.layers)
+    for entered in stage.layers if attends else ():
         if (size := known.sizes[entered]) != (state := known.sizes[stage.inputs[0]]):
             yield f"a layer takes {entered}, [N, {size}], and the first input is [N, {state}], wanted the same"
-        shared = isinstance(attend, Attend) and attend.slot == "first"
-        todo, seen = [attend.k, attend.v], {None, entered}
-        while todo:
-            value = todo.pop()
-            if value in seen or value is None or (op := makers.get(value)) is None:
-                continue
-            seen.add(value)
-            steps += 1
-            if isinstance(op, Attend | AttendTwice):
-                yield f"K and V of cache {attend.cache} need {value}, wanted what follows from {entered} alone"
-            if shared and isinstance(op, Linear) and getattr(weights[op.weight], "copies", 1) > 1:
-                yield f"{op.weight} is a matrix for each depth, and makes K and V that depths share: wanted slot own"
-            todo += reads(op)
-    yield from within("the number of ops that make K and V", steps, 0, MAX_OPS)
+    while todo:
+        value = todo.pop()
+        if value in seen or (op := makers.get(value)) is None:
+            continue
+        seen.add(value)
+        if isinstance(op, Attend | AttendTwice):
+            yield f"K and V of its layers need {value}, wanted what follows from the values that enter them"
+        if shared and isinstance(op, Linear) and getattr(weights[op.weight], "copies", 1) > 1:
+            yield f"{op.weight} is a matrix for each depth, and makes K and V that depths share: wanted slot own"
+        todo += reads(op)

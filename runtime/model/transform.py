@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from .ops import Attend, AttendTwice, Linear, Op, Shift, reads, weight_fields, with_names, writes
-from .program import Loop, Program, Stage
-from .weights import Matrix, Vector, Weight, sibling
+from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, weight_fields, with_names, writes
+from .program import Carry, Loop, Program, Stage
+from .sizes import head_sizes
+from .weights import Matrix, Vector, Weight, tensors
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,26 @@ def keys_values(stage: Stage) -> Stage:
     The outputs are the K and V of each cache, as an attention takes them, in the order of the caches. Copying the state
     of an early exit to the layers that it skips is CALM's (arXiv 2207.07061, section 3.1.1).
     """
-    state, ops, outputs = stage.inputs[0], list[Op](), list[str]()
-    attends = sorted(
-        (op for op in stage.ops if isinstance(op, Attend) and op.cache is not None and op.k and op.v),
-        key=lambda op: op.cache or 0,
-    )
-    for op, entered in zip(attends, stage.layers, strict=True):
-        assert op.k is not None
-        assert op.v is not None
-        own = [with_names(o, {entered: state}) for o in stage.ops if entered not in writes(o)]
-        ops += [o for o in live(own, (op.k, op.v)) if o not in ops]
-        outputs += [op.k, op.v]
-    return Stage(stage.inputs, tuple(ops), tuple(outputs))
+    entered = dict.fromkeys(stage.layers, stage.inputs[0])
+    attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
+    made = [value for op in attends for value in (op.k, op.v) if value is not None]
+    outputs = tuple(entered.get(value, value) for value in made)
+    ops = [with_names(op, entered) for op in stage.ops if entered.keys().isdisjoint(writes(op))]
+    return Stage(stage.inputs, tuple(live(ops, outputs)), outputs)
 
 
 def reading(stage: Stage) -> Stage:
     """A block whose depths share K and V, at the depths that only read them: without the ops that make any."""
-    ops = [
-        structs.replace(op, k=None, v=None) if isinstance(op, Attend) and op.slot == "first" else op
-        for op in stage.ops
-    ]
-    return structs.replace(stage, ops=tuple(live(ops, stage.outputs)))
+    ops = live(
+        [
+            structs.replace(op, k=None, v=None) if isinstance(op, Attend) and op.slot == "first" else op
+            for op in stage.ops
+        ],
+        stage.outputs,
+    )
+    there = {*stage.inputs, *(value for op in ops for value in writes(op))}
+    layers = tuple(value for value in stage.layers if value in there)
+    return structs.replace(stage, ops=tuple(ops), layers=layers)
 
 
 def at_depth(program: Program, depth: int) -> Stage:
@@ -74,10 +74,12 @@ def whole(program: Program) -> Stage:
     """The loop, and all that is around it, written out as one stage: ids [N] → logits.
 
     Weights stay as they are; ops say whose rows and deltas apply (``at``). Each application of a layer has a cache of
-    its own, unless depths share them.
+    its own, unless depths share them. ValueError for attention that reads two of them.
     """
     stage, head = _written_out(program), program.head
-    names = dict(zip(head.inputs, stage.outputs, strict=True))
+    taken = {*stage.inputs, *(value for op in stage.ops for value in writes(op))}
+    names = {value: f"head/{value}" for op in head.ops for value in writes(op) if value in taken}
+    names |= dict(zip(head.inputs, stage.outputs, strict=True))
     ops = tuple(with_names(op, names) for op in head.ops)
     return Stage(stage.inputs, stage.ops + ops, tuple(names.get(o, o) for o in head.outputs), stage.layers)
 
@@ -85,40 +87,69 @@ def whole(program: Program) -> Stage:
 def unrolled(program: Program) -> tuple[Program, dict[str, Source]]:
     """The same model with every applied layer stored, all of them in its prologue; and where its tensors come from.
 
-    Deltas are to be merged into the matrices that they change.
+    Deltas are to be merged into the matrices that they change. ValueError as ``whole``.
     """
-    stage, sources = _written_out(program), dict[str, Source]()
-    weights = {name: program.weights[name] for op in program.head.ops for _, name in weight_fields(op)}
+    stage, stored = _written_out(program), _Stored(program)
     ops, number = list[Op](), -1
     for op in stage.ops:
         if number + 1 < len(stage.layers) and stage.layers[number + 1] in reads(op):
             number += 1
-        for field, name in weight_fields(op):
-            if number < 0 or name in weights:
-                weights[name] = program.weights[name]
-                continue
-            new = f"layers.{number}.{name.rpartition('.')[2]}"
-            weights[new] = _alone(program.weights[name])
-            for ours, theirs in zip(
-                _canonical(new, weights[new]), _canonical(name, weights[new]), strict=True
-            ):
-                sources[ours] = Source(name, theirs, getattr(op, "at", None))
-            op = structs.replace(op, **{field: new})
-        ops.append(structs.replace(op, at=None) if getattr(op, "at", None) is not None else op)
-    carries = tuple(carry.name for carry in program.loop.carries)
-    still = Stage(carries, (), carries)
+        names = {field: stored.name(op, weight, number) for field, weight in weight_fields(op)}
+        if getattr(op, "at", None) is not None:
+            op = structs.replace(op, at=None)
+        ops.append(structs.replace(op, **names))
+    carries = tuple(Carry(*pair) for pair in zip(program.head.inputs, head_sizes(program), strict=True))
+    still = Stage(program.head.inputs, (), program.head.inputs)
     twin = structs.replace(
         program,
         prologue=structs.replace(stage, ops=tuple(ops)),
-        loop=Loop(program.loop.carries, (still,), (0,)),
+        loop=Loop(carries, (still,), (0,)),
         epilogue=still,
-        weights=weights,
+        weights=stored.weights,
         exit_gate=False,
         routing=None,
     )
-    for name in weights.keys() - {source.weight for source in sources.values()}:
-        sources |= {n: Source(name, n, None) for n in _canonical(name, weights[name]) if n not in sources}
-    return twin, sources
+    return twin, stored.sources
+
+
+class _Stored:
+    """The weights of an unrolled model, and the sources of their tensors."""
+
+    def __init__(self, program: Program) -> None:
+        self.weights: dict[str, Weight] = {}
+        self.sources: dict[str, Source] = {}
+        self._theirs = program.weights
+        self._named: dict[tuple[str, int | None, int], str] = {}
+        self._kept = {name for op in program.head.ops for _, name in weight_fields(op)}
+        for name in self._kept:
+            self._add(name, name, program.weights[name], None)
+
+    def name(self, op: Op, name: str, number: int) -> str:
+        """What the weight ``name`` of ``op`` in layer ``number`` (−1: before the first) is called."""
+        weight, at = self._theirs[name], getattr(op, "at", None)
+        if hasattr(op, "at") and weight.per_depth:
+            weight = _alone(weight)
+        elif name in self._kept:
+            return name
+        elif number < 0:
+            self._kept.add(name)
+            self._add(name, name, weight, None)
+            return name
+        if (key := (name, at, number)) not in self._named:
+            self._named[key] = self._add(name, self._free(name, weight, number), weight, at)
+        return self._named[key]
+
+    def _free(self, name: str, weight: Weight, number: int) -> str:
+        """A name that no tensor has: that of the layer, and another number where two weights would have one."""
+        stem, base = f"layers.{number}" if number >= 0 else "before", name.rpartition(".")[2]
+        tries = (f"{stem}.{base}", *(f"{stem}.{i}.{base}" for i in range(1, len(self.weights) + 2)))
+        return next(t for t in tries if self.sources.keys().isdisjoint(_canonical(t, weight)))
+
+    def _add(self, theirs: str, ours: str, weight: Weight, at: int | None) -> str:
+        self.weights[ours] = weight
+        for new, old in zip(_canonical(ours, weight), _canonical(theirs, weight), strict=True):
+            self.sources[new] = Source(theirs, old, at)
+        return ours
 
 
 def _written_out(program: Program) -> Stage:
@@ -133,8 +164,10 @@ def _written_out(program: Program) -> Stage:
         names |= {value: f"{number}/{value}" for op in stage.ops for value in writes(op)}
         for op in stage.ops:
             op = _at(with_names(op, names), depth, program.weights)
-            if isinstance(op, Attend | AttendTwice) and op.cache is not None:
-                joins = depth is not None and isinstance(op, Attend) and op.slot == "first"
+            if isinstance(op, AttendTwice):
+                raise ValueError(f"{kind(op)} reads the K and V of two depths, and cannot be written out")
+            if isinstance(op, Attend) and op.cache is not None:
+                joins = depth is not None and op.slot == "first"
                 cache = first.setdefault(op.cache, caches) if joins else caches
                 caches += cache == caches
                 op = structs.replace(op, cache=cache)
@@ -150,7 +183,7 @@ def _at(op: Op, depth: int | None, weights: Mapping[str, Weight]) -> Op:
     """``op`` of a block at ``depth``: a weight that differs between depths is that depth's."""
     if depth is None or getattr(op, "at", depth) is not None:
         return op
-    differs = any(_alone(weights[name]) != weights[name] for _, name in weight_fields(op))
+    differs = any(weights[name].per_depth for _, name in weight_fields(op))
     return structs.replace(op, at=depth) if differs else op
 
 
@@ -162,8 +195,5 @@ def _alone(weight: Weight) -> Weight:
 
 
 def _canonical(name: str, weight: Weight) -> list[str]:
-    """The canonical names of the tensors of a weight that is the same at every depth."""
-    if isinstance(weight, Vector):
-        return [f"{name}.weight"]
-    sides = ("weight", "bias") if weight.bias else ("weight",)
-    return [f"{sibling(name, part)}.{side}" for part in weight.parts for side in sides]
+    """The canonical names of the tensors of a weight."""
+    return [part for _, tensor in tensors({name: weight}) for part in tensor.parts]

@@ -44,12 +44,22 @@ class Matrix(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
         """Of one copy."""
         return sum(self.parts.values())
 
+    @property
+    def per_depth(self) -> bool:
+        """Does it differ between depths?"""
+        return self.copies > 1 or bool(self.deltas)
+
 
 class Vector(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="vector"):
     """Numbers [size], or [rows, size]: a row for each depth, or each learned key."""
 
     size: int
     rows: int | None = None
+
+    @property
+    def per_depth(self) -> bool:
+        """Does it differ between depths?"""
+        return self.rows is not None
 
 
 Weight = Matrix | Vector

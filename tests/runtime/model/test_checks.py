@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,7 +11,11 @@ from programs import PROGRAMS
 
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.limits import MAX_NAME
+from edgeloop.runtime.model.ops import AttendTwice
 from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.sizes import IDS, head_sizes, sizes
+from edgeloop.runtime.model.transform import keys_values, reading, unrolled, whole
+from edgeloop.runtime.model.weights import tensors
 
 Json = Any
 HUGE = {"type": "matrix", "parts": {"down_proj": 1 << 24}, "columns": 1 << 17}
@@ -106,7 +110,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("relaxed", "loop/blocks/0/layers", ["state", "state"], "the layers of block have a value twice"),
         ("relaxed", "loop/blocks/0/layers/1", "0.gate", "a layer takes 0.gate, [N, 12], and the first input is [N, 8]"),
         ("relaxed", "loop/blocks/0/layers/1", "state", "the layers of block have a value twice"),
-        ("relaxed", "loop/blocks/0/layers/1", "1.out", "K and V of cache 1 need"),
+        ("relaxed", "loop/blocks/0/layers/1", "1.out", "block: K and V of its layers need 0.mixed"),
         ("relaxed", "loop/blocks/0/ops/0/x", "later", "block op 0 (norm, 0.h): reads later, which nothing"),
         ("relaxed", "loop/blocks/0/ops/0/y", "state", "block op 0 (norm, state): writes state, which is there already"),
         ("relaxed", "loop/blocks/0/ops/0/y", "\x1b[2J", "block op 0 (norm): a value is '\\x1b[2J', wanted 1 to 200"),
@@ -134,6 +138,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("relaxed", "loop/blocks/0/ops/4/cache", 1, "cache is 1, wanted 0: they are numbered as they come"),
         ("relaxed", "loop/blocks/0/ops/4/k", None, "has no k and v"),
         ("relaxed", "loop/blocks/0/ops/4/mask", "both", "mask is both, and it has a cache"),
+        ("hierarchical", "loop/blocks/1/outputs/0", "state", "block 1 op"),
         ("shared", "loop/blocks/0/ops/4/window", 33, "window is 33, wanted 1 to 32"),
         ("shared", "loop/blocks/0/ops/4/slot", "own", "block has caches of slot first and own"),
         ("relaxed", "epilogue/ops/2/slot", "first", "slot is first, and it has no cache that the loop's depths"),
@@ -153,3 +158,81 @@ def test_what_cannot_be_meant_is_refused(kind: str, path: str, value: object, wa
     assert wanted in found
     assert "\n" not in found
     assert len(found) < 400
+
+
+@pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_with_anything_changed_is_refused_or_as_good(make: Callable[[], Program]) -> None:
+    """Every number, name and list of it, one at a time: a problem in a line, or a program that can be taken apart."""
+    json = json_of(make())
+    refused = sound = 0
+    for path, value in list(mutants(json)):
+        changed = msgspec.json.decode(msgspec.json.encode(json))
+        put(changed, path, value)
+        try:
+            program = read(changed)
+        except msgspec.ValidationError:
+            refused += 1
+            continue
+        if (problem := next(problems(program), None)) is not None:
+            assert "\n" not in problem
+            assert len(problem) < 600
+            refused += 1
+            continue
+        sound += 1
+        take_apart(program)
+    assert refused > sound > 0
+
+
+def mutants(json: Json, path: str = "") -> Iterator[tuple[str, object]]:
+    """Paths into ``json``, and what else could be there."""
+    items = json.items() if isinstance(json, dict) else enumerate(json)
+    for key, value in items:
+        here = f"{path}{key}"
+        if isinstance(value, bool):
+            yield here, not value
+        elif isinstance(value, int | float):
+            yield from (
+                (here, other) for other in (0, 1, -1, value + 1, value * 2, 1 << 40, None) if other != value
+            )
+        elif isinstance(value, str):
+            yield from ((here, other) for other in ("", "state", "embed", "norm", "\x00", None))
+        elif value is None:
+            yield from ((here, other) for other in (0, 1, 3, "norm", "state"))
+        elif isinstance(value, list):
+            yield from (
+                (here, other)
+                for other in ([], value[:-1], value[::-1], [*value, *value[-1:]])
+                if other != value
+            )
+            yield from mutants(value, f"{here}/")
+        else:
+            yield here, {}
+            yield from mutants(value, f"{here}/")
+
+
+def take_apart(program: Program) -> None:
+    """All that is made of a program: none of it may fail for one without problems."""
+    carries = [carry.width for carry in program.loop.carries]
+    for stage in (program.epilogue, *program.loop.blocks):
+        assert all(size >= 1 for size in sizes(stage, carries, program.weights).values())
+    sizes(program.head, head_sizes(program), program.weights)
+    for block in program.loop.blocks:
+        fill = keys_values(block)
+        found = sizes(fill, carries, program.weights)
+        for op in (op for op in block.ops if getattr(op, "cache", None) is not None and hasattr(op, "k")):
+            at = 2 * op.cache
+            assert [found[y] for y in fill.outputs[at : at + 2]] == [op.kv_heads * op.head_dim] * 2
+        if program.shares_kv:
+            sizes(reading(block), carries, program.weights)
+    if any(isinstance(op, AttendTwice) for block in program.loop.blocks for op in block.ops):
+        with pytest.raises(ValueError, match="attend_twice reads the K and V of two depths"):
+            whole(program)
+        return
+    stage = whole(program)
+    assert sizes(stage, [IDS], program.weights)[stage.outputs[0]] == program.vocab_size
+    twin, sources = unrolled(program)
+    carries = [carry.width for carry in twin.loop.carries]
+    found = sizes(twin.prologue, [IDS], twin.weights)
+    assert [found[value] for value in twin.prologue.outputs] == carries
+    assert sizes(twin.head, carries, twin.weights)[twin.head.outputs[0]] == program.vocab_size
+    assert set(sources) == {part for _, tensor in tensors(twin.weights) for part in tensor.parts}
