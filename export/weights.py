@@ -32,15 +32,18 @@ SPLIT = {"q_proj": ("q_proj",), "kv_proj": ("k_proj", "v_proj")}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's bytes are in the file."""
+    """Where a tensor's bytes are in the file, and what they are: F32, F16 or U8."""
 
     offset: int
     length: int
+    dtype: str
+    shape: tuple[int, ...]
 
-    def rows(self, start: int, stop: int, count: int) -> Place:
-        """Rows ``start`` … ``stop`` − 1 of a tensor of ``count`` rows."""
-        size = self.length // count
-        return Place(self.offset + start * size, (stop - start) * size)
+    def rows(self, start: int, stop: int) -> Place:
+        """Rows ``start`` … ``stop`` − 1."""
+        size = self.length // self.shape[0]
+        shape = (stop - start, *self.shape[1:])
+        return Place(self.offset + start * size, (stop - start) * size, self.dtype, shape)
 
 
 class WeightsWriter:
@@ -89,7 +92,12 @@ def places(path: Path) -> dict[str, Place]:
         header: dict[str, Any] = json.loads(file.read(size))
     start = 8 + size
     return {
-        name: Place(start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        name: Place(
+            start + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            entry["dtype"],
+            tuple(entry["shape"]),
+        )
         for name, entry in header.items()
     }
 
@@ -104,9 +112,8 @@ def split_rows(spec: Spec) -> dict[str, tuple[int, int]]:
 def split_places(placed: dict[str, Place], spec: Spec) -> dict[str, Place]:
     """Places of the parts in ``SPLIT`` of every layer: inside those of qkv_proj, so that nothing is stored twice."""
     ranges = split_rows(spec)
-    count = ranges["kv_proj"][1]
     return {
-        f"{prefix}.{part}.{side}": placed[f"{prefix}.qkv_proj.{side}"].rows(start, stop, count)
+        f"{prefix}.{part}.{side}": placed[f"{prefix}.qkv_proj.{side}"].rows(start, stop)
         for prefix, segment in layers(spec)
         if not segment.per_repeat_attention  # then no graph has a part of it by itself
         for part, (start, stop) in ranges.items()

@@ -7,7 +7,8 @@ from typing import Any
 
 from .bundle import Bundle
 from .errors import BundleError
-from .onnx_graph import external_data
+from .onnx_graph import external_data, operators
+from .onnx_operators import OPERATORS
 from .spec import Spec, stage_layers
 
 _GIVEN = frozenset(
@@ -19,13 +20,21 @@ _GIVEN = frozenset(
 """What the host gives a graph beside its caches."""
 
 
-def check_external(bundle: Bundle, name: str, weights: str) -> None:
-    """BundleError unless all that the graph ``name`` has in other files is in ``weights``, whose hash is known.
+def check_graph(bundle: Bundle, name: str, weights: str) -> None:
+    """BundleError unless the graph ``name`` is of operators that an export writes, and what it reads is in ``weights``.
 
-    onnxruntime reads whatever file of its folder a graph names.
+    onnxruntime runs whatever operator a graph has, and reads whatever file of its folder a graph names.
     """
     try:
-        for tensor in external_data(bundle.path(name).read_bytes()):
+        model = bundle.path(name).read_bytes()
+        for domain, operator in operators(model):
+            if (domain, operator) not in OPERATORS:
+                found = f"{domain}.{operator}".removeprefix(".")[:80]
+                raise BundleError(
+                    f"{bundle.folder}: {name} has the operator {found!r}, wanted only those that an export writes; "
+                    "copy the bundle again or export it again"
+                )
+        for tensor in external_data(model):
             folder, _, _ = name.rpartition("/")
             if f"{folder}/{tensor.location}".removeprefix("/") != weights:
                 raise BundleError(

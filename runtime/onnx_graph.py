@@ -1,4 +1,4 @@
-"""What is inside an ONNX file, by its protobuf fields: which files its weights are in, before an engine opens any.
+"""What is inside an ONNX file, by its protobuf fields, before an engine opens it: where its weights are, its operators.
 
 ``MESSAGES`` is onnx.proto (release 1.23) without what no graph here has: a field that is not in it is not known.
 """
@@ -173,6 +173,40 @@ def external_data(model: bytes) -> Iterator[External]:
                 if held == "Node" and model.find(_KEY, found.value, found.end) < 0:
                     continue  # most have numbers at most: a graph of a large model has thousands
                 stack.append((held, found.value, found.end, depth + 1))
+
+
+def operators(model: bytes) -> Iterator[tuple[str, str]]:
+    """(domain, operator) of each node of the main graph; each function that the model brings is ("function", name).
+
+    Graphs inside of operators are not looked into: an operator that has any is known by its name. ValueError as above.
+    """
+    for kind, start, end in _inside(model, "Model", 0, len(model)):
+        if kind == "Function":
+            yield "function", _texts(model, start, end).get(1, "")
+        elif kind == "Graph":
+            for inner, first, last in _inside(model, kind, start, end):
+                if inner == "Node":
+                    texts = _texts(model, first, last)
+                    yield texts.get(7, ""), texts.get(4, "")
+
+
+def _inside(model: bytes, kind: str, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+    """The messages directly in one of ``kind``: what each is, and where."""
+    for found in fields(model, start, end):
+        held = MESSAGES[kind].get(found.number, ("", ""))[1]
+        if held in MESSAGES:
+            if found.wire != TEXT:
+                raise ValueError(f"a {held} of wire type {found.wire} at byte {found.start}")
+            yield held, found.value, found.end
+
+
+def _texts(model: bytes, start: int, end: int) -> dict[int, str]:
+    """The texts of a message by the field's number; of one that comes again, the last counts."""
+    return {
+        f.number: model[f.value : f.end].decode(errors="replace")
+        for f in fields(model, start, end)
+        if f.wire == TEXT
+    }
 
 
 def _external(model: bytes, start: int, end: int) -> Iterator[External]:

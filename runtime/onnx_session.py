@@ -68,7 +68,7 @@ def open_session(path: Path) -> ort.InferenceSession:
     options.use_per_session_threads = False
     options.log_severity_level = 4  # what it logs of an error, in colour, is in the exception too
     options.enable_mem_pattern = False
-    # Not by its name: a file in onnxruntime's own format is none that check_external looked into.
+    # Not by its name: a file in onnxruntime's own format is none that check_graph looked into.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -10,7 +10,7 @@ from ..bundle import Bundle
 from ..errors import EngineError
 from ..kv import KVCache
 from ..model.rotary import RotaryTables
-from ..onnx_check import check_external
+from ..onnx_check import check_graph
 from ..onnx_session import FillSession, GraphSession, use_threads
 from ..packed import PackedLanes
 from ..spec import Spec
@@ -63,7 +63,7 @@ class OnnxBackend:
         target = bundle.manifest.targets["onnx"]
         for stage, name in target.graphs.items():
             if stage == "fill" or stage.endswith(PACKED) == packed:
-                check_external(bundle, name, target.weights)
+                check_graph(bundle, name, target.weights)
         graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
         return OnnxBackend(bundle.spec, graphs, threads=threads, packed=packed)
 

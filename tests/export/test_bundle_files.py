@@ -58,6 +58,37 @@ def test_weights_under_other_names_are_refused(folder: Path, location: str) -> N
         Session.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("operator", "domain", "told"),
+    [
+        ("If", "", "'If'"),
+        ("Add", "ai.onnx", r"'ai\.onnx\.Add'"),
+        ("MatMulNBits", "other", r"'other\.MatMulNBits'"),
+        ("ReadFile", "com.microsoft", r"'com\.microsoft\.ReadFile'"),
+    ],
+)
+def test_operators_that_no_export_writes_are_refused(
+    folder: Path, operator: str, domain: str, told: str
+) -> None:
+    path = folder / "onnx" / "block.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node(operator, ["state"], ["more"], domain=domain))
+    path.write_bytes(model.SerializeToString())
+    relist(folder, "onnx/block.onnx")
+    with pytest.raises(BundleError, match=rf"onnx/block\.onnx has the operator {told}, wanted only those"):
+        Session.open(folder)
+
+
+def test_functions_are_refused(folder: Path) -> None:
+    path = folder / "onnx" / "block.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.functions.add(name="Add", domain="")
+    path.write_bytes(model.SerializeToString())
+    relist(folder, "onnx/block.onnx")
+    with pytest.raises(BundleError, match=r"has the operator 'function\.Add'"):
+        Session.open(folder)
+
+
 def test_a_graph_in_onnxruntimes_own_format_is_refused(folder: Path) -> None:
     (folder / "onnx" / "block.onnx").write_bytes(b"\x20\x00\x00\x00ORTM" * 100)
     relist(folder, "onnx/block.onnx")

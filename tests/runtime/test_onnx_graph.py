@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeloop.runtime.onnx_graph import MESSAGES, REPEATED, External, external_data
+from edgeloop.runtime.onnx_graph import MESSAGES, REPEATED, External, external_data, operators
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
@@ -90,6 +90,24 @@ def test_tensors_in_every_place_are_found():
     assert "inline" not in {e.tensor for e in found}
 
 
+def test_operators_and_functions_are_found():
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["y"]),
+        helper.make_node("Gelu", ["y"], ["z"], domain="other"),
+    ]
+    model = helper.make_model(graph("main", nodes=nodes), producer_name="Mul")
+    model.functions.add(name="Twice", domain="d").node.append(helper.make_node("If", [], []))
+    assert sorted(operators(model.SerializeToString())) == [
+        ("", "Add"),
+        ("function", "Twice"),
+        ("other", "Gelu"),
+    ]
+    again = (
+        model.SerializeToString() + onnx.ModelProto(graph=graph("more", nodes=nodes[:1])).SerializeToString()
+    )
+    assert sorted(operators(again))[:2] == [("", "Add"), ("", "Add")]  # graphs that come twice are one
+
+
 def test_external_without_a_location():
     tensor = TensorProto(name="x", data_location=TensorProto.EXTERNAL)
     (found,) = external_data(helper.make_model(graph("main", tensor)).SerializeToString())
@@ -102,6 +120,8 @@ def test_external_without_a_location():
 def test_what_is_no_model_is_a_value_error(data):
     with pytest.raises(ValueError, match=r"byte|wire"):
         list(external_data(data))
+    with pytest.raises(ValueError, match=r"byte|wire"):
+        list(operators(data))
 
 
 def test_graphs_inside_of_graphs_end():

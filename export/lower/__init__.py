@@ -1,0 +1,1 @@
+"""Programs in the words of an engine: one function for each op."""

@@ -1,0 +1,244 @@
+"""An ONNX graph while it is written: nodes, constants, and weights that lie in the bundle's one file.
+
+Values of the program are [B, S, size] here, or [N, 1, size] in a packed graph, and [N, size] where only some rows are
+left. Some are not made until something reads them, because what reads them may do their work too: see ``values.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ...runtime.model.program import Program
+from ...runtime.onnx_operators import MICROSOFT, OPERATORS
+from ..weights import Place, places
+
+OPSET, MICROSOFT_OPSET = 21, 1
+
+_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "U8": ir.DataType.UINT8}
+_GIVEN: dict[str, tuple[ir.DataType, tuple[str | int, ...]]] = {
+    "ids": (ir.DataType.INT64, ("B", "S")),
+    "rows": (ir.DataType.INT64, ("N",)),
+    "depth": (ir.DataType.INT64, ("B",)),
+    "row_depth": (ir.DataType.INT64, ("N",)),
+    "positions": (ir.DataType.INT64, ("B", "S")),
+    "last": (ir.DataType.INT32, ("B",)),
+    "longest": (ir.DataType.INT32, (1,)),
+    "tokens": (ir.DataType.INT32, ("B",)),
+    "fresh": (ir.DataType.INT64, (1,)),
+    "spread": (ir.DataType.INT64, ("B", "S")),
+    "spread_new": (ir.DataType.INT64, ("B", "S_new")),
+    "kept": (ir.DataType.INT64, ("N",)),
+}
+"""What the host gives beside states, rotations and caches; see ``runtime/packed.py`` for the last three."""
+_ORDER = ("ids", "state", "rows", "depth", "row_depth", "positions", "last", "longest", "tokens", "fresh")
+_PACKED = ("spread", "spread_new", "kept")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A value of the program, [..., size]. ``fresh``: only of the rows that get new K and V (see ``fresh.py``)."""
+
+    value: ir.Value
+    size: int
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The stored tensors of a model: the file, where in it each is, and the group size of the codes (0: a row)."""
+
+    file: Path
+    places: Mapping[str, Place]
+    group_size: int
+
+    @staticmethod
+    def open(file: Path, group_size: int) -> Stored:
+        """Of a file that ``WeightsWriter`` wrote."""
+        return Stored(file, places(file), group_size)
+
+
+class Graph:
+    """The graph of one stage of ``program``; ``packed`` as in ``runtime/packed.py``."""
+
+    def __init__(self, program: Program, stored: Stored, packed: bool = False) -> None:
+        self.program, self.stored, self.packed = program, stored, packed
+        self.lanes = True
+        """Are values [B, S, size]? Else [N, size], once rows were chosen."""
+        self.shared = False
+        """Do the depths of this block share K and V?"""
+        self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
+        """K and V of the caches, as the graph leaves them."""
+        self.memo: dict[Any, Any] = {}
+        """What was made once for all that need it, by a key of those who made it."""
+        self.inputs: dict[str, ir.Value] = {}
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+
+    def node(
+        self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        """Write a node; its outputs."""
+        if (domain, kind) not in OPERATORS:
+            raise ValueError(
+                f"{domain or 'ai.onnx'}.{kind} is not among the operators that a bundle may have"
+            )
+        made = ir.node(kind, inputs, attributes, domain=domain, num_outputs=outputs)
+        self._nodes.append(made)
+        return tuple(made.outputs)
+
+    def one(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Write a node with one output."""
+        (made,) = self.node(kind, *inputs, domain=domain, **attributes)
+        return made
+
+    def fused(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Write a node of ONNX Runtime's domain with one output."""
+        return self.one(kind, *inputs, domain=MICROSOFT, **attributes)
+
+    def constant(self, numbers: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
+        """A few numbers, in the graph itself; the same ones once."""
+        array = np.asarray(numbers, dtype)
+        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        if key not in self.memo:
+            name = f"constant_{len(self._initializers)}"
+            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            self._initializers[name] = self.memo[key] = value
+        value = self.memo[key]
+        assert isinstance(value, ir.Value)
+        return value
+
+    def numbers(self, *values: int) -> ir.Value:
+        """[n] int64: sizes, axes, bounds."""
+        return self.constant(values, np.int64)
+
+    def number(self, value: float) -> ir.Value:
+        """A float32 scalar."""
+        return self.constant(value, np.float32)
+
+    def weight(
+        self,
+        name: str,
+        rows: tuple[int, int] | None = None,
+        shape: Sequence[int] | None = None,
+        as_float: bool = False,
+    ) -> ir.Value:
+        """The stored tensor ``name``, or some of its rows, read as ``shape``; cast to float32 ``as_float``."""
+        place = self.stored.places[name]
+        if rows is not None and rows != (0, place.shape[0]):
+            place, name = place.rows(*rows), f"{name}[{rows[0]}:{rows[1]}]"
+        sizes = tuple(shape or place.shape)
+        if ("weight", name, sizes) not in self.memo:
+            if name in self._initializers:
+                name = f"{name}[{','.join(map(str, sizes))}]"  # the same bytes in another shape
+            kind = _TYPES[place.dtype]
+            tensor = ir.ExternalTensor(
+                self.stored.file.name, place.offset, place.length, kind, shape=ir.Shape(sizes), name=name,
+                base_dir=self.stored.file.parent,
+            )  # fmt: skip
+            made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(sizes), type=ir.TensorType(kind))
+            self._initializers[name] = self.memo["weight", name, sizes] = made
+        value = self.memo["weight", name, sizes]
+        assert isinstance(value, ir.Value)
+        return self.cast(value) if as_float and place.dtype != "F32" else value
+
+    def cast(self, value: ir.Value) -> ir.Value:
+        """``value`` as float32, once."""
+        key = ("cast", id(value))
+        if key not in self.memo:
+            self.memo[key] = self.one("Cast", value, to=ir.DataType.FLOAT)
+        made = self.memo[key]
+        assert isinstance(made, ir.Value)
+        return made
+
+    def has(self, name: str) -> bool:
+        """Is there a stored tensor ``name``?"""
+        return name in self.stored.places
+
+    def given(self, name: str) -> ir.Value:
+        """What the host gives as ``name``."""
+        dtype, shape = _GIVEN[name]
+        if self.packed and name == "ids":
+            shape = ("N", 1)
+        return self._input(name, dtype, shape)
+
+    def state(self) -> ir.Value:
+        """The carries of each row, side by side."""
+        lead = ("N", 1) if self.packed else ("B", "S")
+        return self._input("state", ir.DataType.FLOAT, (*lead, self.program.width))
+
+    def depth(self) -> ir.Value:
+        """The depth of each lane [B], in a packed graph of each row [N]."""
+        return self.given("row_depth" if self.packed else "depth")
+
+    def turns(self, number: int, pairs: int) -> tuple[ir.Value, ir.Value]:
+        """cos and sin [P, pairs] of rotation ``number``."""
+        tail = f".{number}" if number else ""
+        cos, sin = (self._input(f"{n}{tail}", ir.DataType.FLOAT, ("P", pairs)) for n in ("cos", "sin"))
+        return cos, sin
+
+    def past(self, cache: int, kv_heads: int, head_dim: int) -> tuple[ir.Value, ir.Value]:
+        """K and V [B, K heads, C, head_dim] of the cache with that number."""
+        shape = ("B", kv_heads, "C", head_dim)
+        key, value = (
+            self._input(f"past.{cache}.{side}", ir.DataType.FLOAT, shape) for side in ("key", "value")
+        )
+        return key, value
+
+    def _input(self, name: str, dtype: ir.DataType, shape: Sequence[str | int]) -> ir.Value:
+        if name not in self.inputs:
+            self.inputs[name] = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        return self.inputs[name]
+
+    def reshaped(self, x: ir.Value, *sizes: int) -> ir.Value:
+        """x [..., n] → [..., *sizes]: its rows in another shape."""
+        return self.one("Reshape", x, self.numbers(*(0, 0) if self.lanes else (0,), *sizes))
+
+    def model(self, outputs: Mapping[str, tuple[ir.Value, Sequence[str | int]]]) -> ir.Model:
+        """The finished graph; ``outputs`` by name, each with its shape, then the caches."""
+        made = list[ir.Value]()
+        present = {
+            f"present.{cache}.{side}": (value, self.inputs[f"past.{cache}.{side}"].shape or ())
+            for cache, pair in sorted(self.present.items())
+            for side, value in zip(("key", "value"), pair, strict=True)
+        }
+        for name, (value, shape) in {**outputs, **present}.items():
+            if value.name in self.inputs or any(value is other for other in made):
+                value = self.one("Identity", value)
+            value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+            made.append(value)
+        used = [value for value in self._initializers.values() if value.uses()]
+        graph = ir.Graph(
+            sorted(self.inputs.values(), key=_place_of),
+            made,
+            nodes=self._nodes,
+            initializers=used,
+            opset_imports={"": OPSET, MICROSOFT: MICROSOFT_OPSET},
+            name="stage",
+        )
+        for node in graph:
+            node.name = None
+            if node.op_type == "SkipSimplifiedLayerNormalization":
+                for output in node.outputs[1:]:  # two are for training, the last is the sum
+                    if not (output.uses() or output.is_graph_output()):
+                        output.name = ""
+        return ir.Model(graph, ir_version=10, producer_name="edgeloop")
+
+
+def _place_of(value: ir.Value) -> tuple[int, int, str]:
+    """Where an input stands: first what a stage computes on, then lanes, rotations, caches, and how rows are packed."""
+    name = value.name or ""
+    first = name.partition(".")[0]
+    if first in _ORDER:
+        return 0, _ORDER.index(first), ""
+    if first in ("cos", "sin"):
+        return 1, int(name.partition(".")[2] or 0), first
+    if first == "past":
+        return 2, int(name.split(".")[1]), name
+    return 3, _PACKED.index(first), ""
