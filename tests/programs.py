@@ -54,9 +54,10 @@ def program(
     cap: float | None = None,
     routing: Routing | None = None,
     gate: bool = False,
+    places: bool = False,
 ) -> Program:
     """A model with an embedding and a head; what is given writes into the stages."""
-    w = Writer(weights, "ids")
+    w = Writer(weights, "ids", "positions") if places else Writer(weights, "ids")
     w.add(Embed("ids", "embedded", w.weight("embed", Matrix({"embed": VOCAB}, WIDTH)), 2.5))
     before = w.stage(prologue(w), *("embedded" for _ in carries[1:]))
     loop = []
@@ -236,6 +237,18 @@ def parallel_loop() -> Program:
     return program({}, lambda w: "embedded", [block], schedule=(0, 0))
 
 
+def positioned() -> Program:
+    """GPT-2: positions have a table, and are not turned by."""
+    layer = Layer(WIDTH, replace(HEADS, turns=None, bias=True), Mlp(12, "gelu_tanh", gated=False), LAYER)
+
+    def prologue(w: Writer) -> str:
+        w.add(Embed("positions", "placed", w.weight("places", Matrix({"places": 32}, WIDTH))))
+        w.add(Add("embedded", "placed", "both"))
+        return "both"
+
+    return program({}, prologue, [lambda w: (llama(w, "state", "b.0", layer),)], places=True)
+
+
 def encoder() -> Program:
     """ALBERT: attention both ways without a cache, groups in turn."""
     attention = replace(HEADS, turns=None, mask="both", cached=False, bias=True)
@@ -250,6 +263,6 @@ def encoder() -> Program:
 PROGRAMS: dict[str, Callable[[], Program]] = {
     make.__name__: make
     for make in (
-        relaxed, shared, routed, twice, gpt, gemma, adapted, hierarchical, experts, parallel_loop, encoder,
+        relaxed, shared, routed, twice, gpt, gemma, adapted, hierarchical, experts, parallel_loop, positioned, encoder,
     )
 }  # fmt: skip

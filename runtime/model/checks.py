@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .limits import FINITE, MAX_LAYERS, MAX_NUMBERS, MAX_OPS, MAX_SIZE, nameable, within
-from .op_checks import Uses, depths_of
+from .op_checks import HOST_SIZES, Uses, depths_of
 from .program import Loop, Program, Routing
 from .sizes import IDS
 from .stage_checks import Found, idle_problems, stage_problems
@@ -125,10 +125,12 @@ def _stages_problems(program: Program) -> Iterator[str]:
     blocks = program.loop.blocks
     names = ["block"] if len(blocks) == 1 else [f"block {number}" for number in range(len(blocks))]
     found = Found(program)
-    if program.prologue.inputs != ("ids",):
-        yield f"prologue has {len(program.prologue.inputs)} inputs, wanted one, ids: the tokens"
-        return
-    yield from stage_problems("prologue", program.prologue, (IDS,), found)
+    for value in program.prologue.inputs:
+        if value not in HOST_SIZES:
+            yield from nameable("an input of prologue", value)
+            yield f"prologue has the input {value}, wanted {' and '.join(HOST_SIZES)} at most"
+            return
+    yield from stage_problems("prologue", program.prologue, (IDS,) * len(program.prologue.inputs), found)
     for name, block in zip(names, blocks, strict=True):
         yield from stage_problems(name, block, carries, found)
     yield from stage_problems("epilogue", program.epilogue, carries, found)

@@ -44,7 +44,9 @@ _SCALING: dict[str, tuple[float, float]] = {
     "beta_fast": _SCALE,
     "beta_slow": _SCALE,
 }
-_OTHERS = "the head may be asked for some tokens only: none of its ops reads other tokens"
+_OTHERS = "the head has some tokens only: none of its ops knows their positions, or reads other tokens"
+HOST_SIZES = {"ids": "vocab_size", "positions": "context_length"}
+"""What the host gives the prologue, whole numbers [N], and how many there are of each."""
 
 
 @dataclass
@@ -75,11 +77,15 @@ def op_problems(stage: str, op: Op, known: Known, program: Program, uses: dict[s
         return
     for value in writes(op):
         yield from within(f"the size of {value}", known.sizes[value], *_SIZE)
-    if isinstance(op, Embed) and (rows := known.matrix(op.table).rows) != program.vocab_size:
-        yield f"table {op.table} has {rows} rows, wanted one for each of {program.vocab_size} tokens"
+    if isinstance(op, Embed):
+        wanted, rows = (getattr(program, HOST_SIZES[op.ids]), known.matrix(op.table).rows)
+        if rows != wanted and not (
+            op.ids == "positions" and rows > wanted
+        ):  # the context may have been shortened
+            yield f"table {op.table} has {rows} rows, wanted one for each of {wanted} {op.ids}"
     if isinstance(op, Attend | AttendTwice):
         yield from _attention_problems(stage, op, program)
-    if isinstance(op, Shift) and stage == "head":
+    if isinstance(op, Shift | Rotate) and stage == "head":
         yield _OTHERS
     yield from _depth_problems(stage, op, program, uses)
 

@@ -32,7 +32,7 @@ from .program import Program, Stage
 from .weights import Matrix, Vector, Weight
 
 IDS = 0
-"""The size of the ids [N] of tokens, which are no vectors."""
+"""The size of ids [N]: whole numbers of tokens or positions, which are no vectors."""
 
 
 class MisfitError(ValueError):
@@ -50,7 +50,7 @@ class Known:
         """The size of the vectors ``value`` [N, size]."""
         found = self._written(value)
         if found == IDS:
-            raise MisfitError(f"reads the tokens' ids, {value}, as vectors")
+            raise MisfitError(f"reads {value}, whole numbers, as vectors")
         return found
 
     def wanted(self, value: str, size: int) -> None:
@@ -59,9 +59,9 @@ class Known:
             raise MisfitError(f"{value} is [N, {found}], wanted [N, {size}]")
 
     def ids(self, value: str) -> None:
-        """MisfitError unless ``value`` are the ids of tokens."""
+        """MisfitError unless ``value`` are whole numbers."""
         if self._written(value) != IDS:
-            raise MisfitError(f"{value} is [N, {self.sizes[value]}], wanted the tokens' ids")
+            raise MisfitError(f"{value} is [N, {self.sizes[value]}], wanted whole numbers, [N]")
 
     def matrix(self, name: str) -> Matrix:
         """The matrix ``name``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 
 from msgspec import structs
 
@@ -142,7 +143,7 @@ class _Stored:
     def _free(self, name: str, weight: Weight, number: int) -> str:
         """A name that no tensor has: that of the layer, and another number where two weights would have one."""
         stem, base = f"layers.{number}" if number >= 0 else "before", name.rpartition(".")[2]
-        tries = (f"{stem}.{base}", *(f"{stem}.{i}.{base}" for i in range(1, len(self.weights) + 2)))
+        tries = chain([f"{stem}.{base}"], (f"{stem}.{i}.{base}" for i in count(1)))
         return next(t for t in tries if self.sources.keys().isdisjoint(_canonical(t, weight)))
 
     def _add(self, theirs: str, ours: str, weight: Weight, at: int | None) -> str:
