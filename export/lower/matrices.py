@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ...runtime.model.ops import Embed, Experts, Linear
 from ...runtime.model.weights import Delta, Matrix, sibling
-from .depths import mask, of_depth
+from .depths import each_row, mask, of_depth
 from .graph import Graph, Rows
 from .values import Joint, Part, Values
 
@@ -81,7 +81,8 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
     Its codes are read as [V, bytes], the shape that the operator takes: turning a matrix's codes into it would make
     engines hold a second copy of the largest tensor.
     """
-    ids, columns = graph.given("ids"), graph.program.matrix(op.table).columns
+    ids = graph.given("ids") if op.ids == "ids" else each_row(graph, op.ids)
+    columns = graph.program.matrix(op.table).columns
     name, group = op.table, graph.stored.group_size
     if graph.has(f"{name}.weight"):
         y = graph.one("Gather", graph.weight(f"{name}.weight", as_float=True), ids, axis=0)

@@ -6,14 +6,17 @@ import ast
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+import onnx_ir as ir
 import pytest
-from lowered import Model, hold
+from lowered import Model, call, hold
 from msgspec import structs
 
 from edgeloop.export import lower
 from edgeloop.export.lower.fresh import Fresh
 from edgeloop.export.lower.graph import Graph, Stored
 from edgeloop.export.lower.onnx import LOWERINGS, REFUSED
+from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.model.ops import (
     Act,
@@ -150,6 +153,25 @@ def test_linear(tmp_path: Path, bits: int, group: int, columns: int) -> None:
         tmp_path,
         1e-4,
     )
+
+
+def test_a_scale_a_row_takes_activations_in_whole_numbers(tmp_path: Path) -> None:
+    """As it ships: integers that were meant, a token at a time; padding stays 0."""
+    model = Model.of([Linear("x", ("y",), "w")], {"x": 40}, ["y"], 8, 0, w=Matrix({"y": 24}, 40))
+    path = model.graph(tmp_path).with_suffix("").with_suffix(".onnx")
+    assert [node.op_type for node in ir.load(path).graph].count("MatMulIntegerToFloat") == 1
+    x = np.random.default_rng(2).standard_normal((3, 2, 40)).astype(np.float32) * 3
+    x[1, 1] = 0
+    lanes = Lanes.single(0, 0, 1, 0)
+    found = call(model.program, path, {"state": x}, lanes, [])["y"]
+    peak = np.abs(x).max(-1, keepdims=True)
+    whole = np.rint(np.divide(x, peak, out=np.zeros_like(x), where=peak > 0) * np.float32(127))
+    matrix = (model.found["w.codes"].reshape(24, 40).astype(np.float64) - 128) * model.found["w.scales"]
+    np.testing.assert_allclose(found, (whole * peak / 127) @ matrix.T, atol=1e-4)
+    assert not found[1, 1].any()
+    for token in range(3):
+        alone = call(model.program, path, {"state": x[token : token + 1, :1]}, lanes, [])["y"]
+        np.testing.assert_array_equal(alone[0, 0], found[token, 0])
 
 
 @pytest.mark.parametrize(("bits", "group"), [(32, 16), (4, 16), (8, 0)])

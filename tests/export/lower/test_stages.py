@@ -133,7 +133,7 @@ class Case:
         caches = self.caches(name)
         copies = [[array.copy() for array in pair] for pair in caches]
         ids = given[0].ndim == 2
-        x = given[0] if ids else np.concatenate(given, -1)
+        x = given[0] if ids else np.concatenate(given, -1)  # positions are the lanes'
         x = lanes.pack(x)[..., 0 if ids else slice(None)] if isinstance(lanes, PackedLanes) else x
         inputs = {"ids" if ids else "state": x}
         flat = np.flatnonzero((np.arange(3) < self.arrays[2][:, None]).ravel())
@@ -165,6 +165,24 @@ def test_stages_of_several_carries(case: Case, packed: bool) -> None:
     given = [random.standard_normal((3, 3, D)).astype(np.float32) for _ in range(2)]
     case.hold("block", [program.loop.blocks[0]], given, "next", packed)
     case.hold("epilogue", [program.epilogue, program.head], given, "logits", packed)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(32, 16), (8, 16), (4, 16), (8, 0)])
+@pytest.mark.parametrize("columns", [64, 40])
+def test_tables(tmp_path: Path, bits: int, group: int, columns: int, packed: bool) -> None:
+    """Of tokens, scaled, and of positions; the last group of a row may be filled up."""
+    weights = {name: Matrix({name: VOCAB}, columns) for name in ("embed", "places")}
+    ops = (Embed("ids", "e", "embed", 2.5), Embed("positions", "p", "places"), Add("e", "p", "y"))
+    prologue, still = Stage(("ids", "positions"), ops, ("y",)), Stage(("state",), (), ("state",))
+    program = Program(
+        family="test", vocab_size=VOCAB, context_length=VOCAB, prologue=prologue,
+        loop=Loop((Carry("state", columns),), (still,), (0,)), epilogue=still, head=still, weights=weights,
+    )  # fmt: skip
+    case = Case(program, random_weights(weights, bits, group), tmp_path, group)
+    case.hold(
+        "prologue", [prologue], [case.random.integers(0, VOCAB, (3, 3)), case.arrays[3]], "state", packed
+    )
 
 
 def test_what_a_depth_keeps_of_tokens_that_skip_it(case: Case) -> None:
