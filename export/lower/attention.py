@@ -6,6 +6,7 @@ k itself. The standard operators copy the caches, once a call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -150,12 +151,12 @@ def _standard(graph: Graph, values: Values, op: Attend) -> ir.Value:
     assert op.v is not None
     q, k, v = (_in_lanes(graph, values[name]) for name in (op.q, op.k, op.v))
     q = _queries(graph, q, op)
-    lanes = _lane_numbers(graph)
+    lanes = _LaneNumbers.of(graph)
     new = [graph.one("Reshape", x, graph.numbers(0, 0, op.kv_heads, op.head_dim)) for x in (k, v)]
     new = [graph.one("Transpose", x, perm=(0, 2, 1, 3)) for x in new]  # [B, K, S, d]
     if op.cache is None:
-        columns = graph.one("Add", lanes["steps"], lanes["cached"])
-        length = lanes["length"]
+        columns = graph.one("Add", lanes.steps, lanes.cached)
+        length = lanes.length
     else:
         length = graph.one("Shape", graph.past(op.cache, op.kv_heads, op.head_dim)[0], start=2, end=3)
         columns = _count(graph, length)
@@ -173,22 +174,25 @@ def _standard(graph: Graph, values: Values, op: Attend) -> ir.Value:
     return _merged(graph, y, op)
 
 
-def _lane_numbers(graph: Graph) -> dict[str, ir.Value]:
-    """[B, 1] int64: ``cached`` tokens and ``total`` with the new ones; ``steps`` [1, S]; ``length`` S [1]."""
-    if "lanes" not in graph.memo:
-        wide = [graph.one("Cast", graph.given(n), to=ir.DataType.INT64) for n in ("last", "tokens")]
-        last, tokens = (graph.one("Unsqueeze", x, graph.numbers(1)) for x in wide)
-        total = graph.one("Add", last, graph.numbers(1))
-        length = graph.one("Shape", graph.given("positions"), start=1, end=2)
-        graph.memo["lanes"] = {
-            "cached": graph.one("Sub", total, tokens),
-            "total": total,
-            "steps": _count(graph, length),
-            "length": length,
-        }
-    found = graph.memo["lanes"]
-    assert isinstance(found, dict)
-    return found
+@dataclass(frozen=True)
+class _LaneNumbers:
+    """Of each lane, int64: tokens that are ``cached``, ``total`` with the new ones [B, 1]; ``steps`` [1, S], S [1]."""
+
+    cached: ir.Value
+    total: ir.Value
+    steps: ir.Value
+    length: ir.Value
+
+    @staticmethod
+    def of(graph: Graph) -> _LaneNumbers:
+        def wide(name: str) -> ir.Value:
+            whole = graph.one("Cast", graph.given(name), to=ir.DataType.INT64)
+            return graph.one("Unsqueeze", whole, graph.numbers(1))
+
+        total = graph.once(("total",), lambda: graph.one("Add", wide("last"), graph.numbers(1)))
+        cached = graph.once(("cached",), lambda: graph.one("Sub", total, wide("tokens")))
+        length = graph.once(("length",), lambda: graph.one("Shape", graph.given("positions"), start=1, end=2))
+        return _LaneNumbers(cached, total, graph.once(("steps",), lambda: _count(graph, length)), length)
 
 
 def _count(graph: Graph, length: ir.Value) -> ir.Value:
@@ -200,26 +204,26 @@ def _count(graph: Graph, length: ir.Value) -> ir.Value:
 
 def _written(graph: Graph, new: ir.Value, past: ir.Value, columns: ir.Value) -> ir.Value:
     """past [B, K, C, d] with the valid rows of new [B, K, S, d] behind what is cached."""
-    lanes = _lane_numbers(graph)
-    step = graph.one("Sub", columns, lanes["cached"])  # [B, C]
-    last = graph.one("Sub", lanes["length"], graph.numbers(1))
+    lanes = _LaneNumbers.of(graph)
+    step = graph.one("Sub", columns, lanes.cached)  # [B, C]
+    last = graph.one("Sub", lanes.length, graph.numbers(1))
     near = graph.one("Min", graph.one("Max", step, graph.numbers(0)), last)
     near = graph.one("Unsqueeze", near, graph.numbers(1, 3))
     picked = graph.one("GatherElements", new, graph.one("Expand", near, graph.one("Shape", past)), axis=2)
     valid = graph.one(
         "And",
-        graph.one("GreaterOrEqual", columns, lanes["cached"]),
-        graph.one("Less", columns, lanes["total"]),
+        graph.one("GreaterOrEqual", columns, lanes.cached),
+        graph.one("Less", columns, lanes.total),
     )
     return graph.one("Where", graph.one("Unsqueeze", valid, graph.numbers(1, 3)), picked, past)
 
 
 def _seen(graph: Graph, op: Attend, columns: ir.Value) -> ir.Value:
     """[B, S, T]: does row s see key t? ``columns`` [1 or B, T] are the keys' places."""
-    lanes = _lane_numbers(graph)
+    lanes = _LaneNumbers.of(graph)
     keys = graph.one("Unsqueeze", columns, graph.numbers(1))
-    rows = graph.one("Unsqueeze", graph.one("Add", lanes["cached"], lanes["steps"]), graph.numbers(2))
-    total, cached = (graph.one("Unsqueeze", lanes[n], graph.numbers(2)) for n in ("total", "cached"))
+    rows = graph.one("Unsqueeze", graph.one("Add", lanes.cached, lanes.steps), graph.numbers(2))
+    total, cached = (graph.one("Unsqueeze", n, graph.numbers(2)) for n in (lanes.total, lanes.cached))
     valid = graph.one("Less", keys, total)
     before = graph.one("LessOrEqual", keys, rows)
     if op.mask == "prefix":

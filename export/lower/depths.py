@@ -33,17 +33,12 @@ def of_depth(graph: Graph, rows: ir.Value, at: int | None) -> ir.Value:
 
 def mask(graph: Graph, owners: tuple[int, ...]) -> ir.Value:
     """[B, 1, len(owners)]: 1 where the column's owner is the lane's depth."""
-    key = ("mask", owners)
-    if key not in graph.memo:
-        depth = graph.memo.setdefault("depths", None) or graph.one(
-            "Unsqueeze", graph.depth(), graph.numbers(1, 2)
-        )
-        graph.memo["depths"] = depth
-        same = graph.one("Equal", depth, graph.constant([[owners]], np.int64))
-        graph.memo[key] = graph.cast(same)
-    made = graph.memo[key]
-    assert isinstance(made, ir.Value)
-    return made
+
+    def make() -> ir.Value:
+        depth = graph.once(("depths",), lambda: graph.one("Unsqueeze", graph.depth(), graph.numbers(1, 2)))
+        return graph.cast(graph.one("Equal", depth, graph.constant([[owners]], np.int64)))
+
+    return graph.once(("mask", owners), make)
 
 
 def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
@@ -51,19 +46,16 @@ def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
 
     ``fresh``: of the rows that get new K and V.
     """
-    key = ("each row", name, fresh)
-    if key not in graph.memo:
+
+    def make() -> ir.Value:
         value = graph.given(name)
         if graph.packed:
             flat = graph.one("Reshape", value, graph.numbers(-1))
             kept = graph.one("Gather", flat, graph.given("kept"), axis=0)
             value = graph.one("Unsqueeze", kept, graph.numbers(1))
-        if fresh:
-            value = fresh_rows(graph, value)
-        graph.memo[key] = value
-    made = graph.memo[key]
-    assert isinstance(made, ir.Value)
-    return made
+        return fresh_rows(graph, value) if fresh else value
+
+    return graph.once(("each row", name, fresh), make)
 
 
 def fresh_rows(graph: Graph, x: ir.Value) -> ir.Value:

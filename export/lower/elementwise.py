@@ -131,13 +131,8 @@ def _by_group(graph: Graph, numbers: ir.Value | None, op: Norm) -> ir.Value:
 
 
 def _ones(graph: Graph, size: int) -> ir.Value:
-    key = ("ones", size)
-    if key not in graph.memo:
-        one = ir.tensor(np.ones(1, np.float32))
-        graph.memo[key] = graph.one("ConstantOfShape", graph.numbers(size), value=one)
-    made = graph.memo[key]
-    assert isinstance(made, ir.Value)
-    return made
+    one = ir.tensor(np.ones(1, np.float32))
+    return graph.once(("ones", size), lambda: graph.one("ConstantOfShape", graph.numbers(size), value=one))
 
 
 def _relu2(graph: Graph, x: ir.Value) -> ir.Value:

@@ -6,7 +6,7 @@ left. Some are not made until something reads them, because what reads them may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,9 @@ class Graph:
         """Do the depths of this block share K and V?"""
         self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
         """K and V of the caches, as the graph leaves them."""
-        self.memo: dict[Any, Any] = {}
-        """What was made once for all that need it, by a key of those who made it."""
         self.inputs: dict[str, ir.Value] = {}
         self._nodes: list[ir.Node] = []
+        self._made: dict[tuple[object, ...], ir.Value] = {}
         self._initializers: dict[str, ir.Value] = {}
 
     def node(
@@ -105,14 +104,13 @@ class Graph:
     def constant(self, numbers: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
         """A few numbers, in the graph itself; the same ones once."""
         array = np.asarray(numbers, dtype)
-        key = ("constant", array.dtype.str, array.shape, array.tobytes())
-        if key not in self.memo:
+
+        def make() -> ir.Value:
             name = f"constant_{len(self._initializers)}"
-            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-            self._initializers[name] = self.memo[key] = value
-        value = self.memo[key]
-        assert isinstance(value, ir.Value)
-        return value
+            self._initializers[name] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            return self._initializers[name]
+
+        return self.once(("constant", array.dtype.str, array.shape, array.tobytes()), make)
 
     def numbers(self, *values: int) -> ir.Value:
         """[n] int64: sizes, axes, bounds."""
@@ -134,28 +132,35 @@ class Graph:
         if rows is not None and rows != (0, place.shape[0]):
             place, name = place.rows(*rows), f"{name}[{rows[0]}:{rows[1]}]"
         sizes = tuple(shape or place.shape)
-        if ("weight", name, sizes) not in self.memo:
-            if name in self._initializers:
-                name = f"{name}[{','.join(map(str, sizes))}]"  # the same bytes in another shape
-            kind = _TYPES[place.dtype]
-            tensor = ir.ExternalTensor(
-                self.stored.file.name, place.offset, place.length, kind, shape=ir.Shape(sizes), name=name,
-                base_dir=self.stored.file.parent,
-            )  # fmt: skip
-            made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(sizes), type=ir.TensorType(kind))
-            self._initializers[name] = self.memo["weight", name, sizes] = made
-        value = self.memo["weight", name, sizes]
-        assert isinstance(value, ir.Value)
+        value = self.once(("weight", name, sizes), lambda: self._external(name, place, sizes))
         return self.cast(value) if as_float and place.dtype != "F32" else value
+
+    def _external(self, name: str, place: Place, sizes: tuple[int, ...]) -> ir.Value:
+        if name in self._initializers:
+            name = f"{name}[{','.join(map(str, sizes))}]"  # the same bytes in another shape
+        kind, file = _TYPES[place.dtype], self.stored.file
+        tensor = ir.ExternalTensor(
+            file.name,
+            place.offset,
+            place.length,
+            kind,
+            shape=ir.Shape(sizes),
+            name=name,
+            base_dir=file.parent,
+        )
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(sizes), type=ir.TensorType(kind))
+        self._initializers[name] = value
+        return value
 
     def cast(self, value: ir.Value) -> ir.Value:
         """``value`` as float32, once."""
-        key = ("cast", id(value))
-        if key not in self.memo:
-            self.memo[key] = self.one("Cast", value, to=ir.DataType.FLOAT)
-        made = self.memo[key]
-        assert isinstance(made, ir.Value)
-        return made
+        return self.once(("cast", id(value)), lambda: self.one("Cast", value, to=ir.DataType.FLOAT))
+
+    def once(self, key: tuple[object, ...], make: Callable[[], ir.Value]) -> ir.Value:
+        """What ``make`` writes, the first time that it is wanted under ``key``."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def has(self, name: str) -> bool:
         """Is there a stored tensor ``name``?"""

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from ...runtime.model.ops import Embed, Experts, Linear
 from ...runtime.model.weights import Delta, Matrix, sibling
 from .depths import each_row, mask, of_depth
+from .elementwise import act
 from .graph import Graph, Rows
 from .values import Joint, Part, Values
 
@@ -109,8 +110,6 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
 
 def experts(graph: Graph, values: Values, op: Experts) -> None:
     """All experts, each weighed by its share: 0 for those that are not among the chosen ones."""
-    from .elementwise import act
-
     x, scores = values[op.x], values[op.scores]
     up, down = graph.program.matrix(op.up), graph.program.matrix(op.down)
     shares = _shares(graph, scores, op)
@@ -150,12 +149,7 @@ def _bits(graph: Graph, name: str) -> int:
 
 
 def _transposed(graph: Graph, weight: ir.Value) -> ir.Value:
-    key = ("transposed", id(weight))
-    if key not in graph.memo:
-        graph.memo[key] = graph.one("Transpose", weight, perm=(1, 0))
-    made = graph.memo[key]
-    assert isinstance(made, ir.Value)
-    return made
+    return graph.once(("transposed", id(weight)), lambda: graph.one("Transpose", weight, perm=(1, 0)))
 
 
 def _by_rows(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int]) -> ir.Value:
@@ -163,13 +157,13 @@ def _by_rows(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int]) -> ir.
     codes = graph.weight(f"{name}.codes", rows, (rows[1] - rows[0], graph.program.matrix(name).columns))
     scales = graph.weight(f"{name}.scales", rows, (rows[1] - rows[0],), as_float=True)
     step, zero = graph.number(1 / STEPS), graph.constant(ZERO, np.uint8)
-    key = ("quantized", id(x))
-    if key not in graph.memo:
-        # 0 for padding: then x / peak is anything, and times peak 0 again
-        peak = graph.one("ReduceMax", graph.one("Abs", x), graph.numbers(-1), keepdims=1)
-        whole = graph.one("QuantizeLinear", graph.one("Div", x, peak), step, zero)
-        graph.memo[key] = whole, peak
-    whole, peak = graph.memo[key]
+    # 0 for padding: then x / peak is anything, and times peak 0 again
+    peak = graph.once(
+        ("peak", id(x)), lambda: graph.one("ReduceMax", graph.one("Abs", x), graph.numbers(-1), keepdims=1)
+    )
+    whole = graph.once(
+        ("whole", id(x)), lambda: graph.one("QuantizeLinear", graph.one("Div", x, peak), step, zero)
+    )
     y = graph.fused("MatMulIntegerToFloat", whole, _transposed(graph, codes), step, scales, zero, zero)
     return graph.one("Mul", y, peak)
 
