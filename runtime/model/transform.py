@@ -33,7 +33,9 @@ def keys_values(stage: Stage) -> Stage:
     attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
     made = [value for op in attends for value in (op.k, op.v) if value is not None]
     outputs = tuple(entered.get(value, value) for value in made)
-    ops = [with_names(op, entered) for op in stage.ops if entered.keys().isdisjoint(writes(op))]
+    ops = [
+        with_names(op, {value: entered[value] for value in reads(op) if value in entered}) for op in stage.ops
+    ]
     return Stage(stage.inputs, tuple(live(ops, outputs)), outputs)
 
 

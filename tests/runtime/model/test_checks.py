@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from edgeloop.runtime.model.transform import keys_values, reading, unrolled, who
 from edgeloop.runtime.model.weights import tensors
 
 Json = Any
+Change = tuple[Json, str | int, object]
+"""A list or a dict, a place in it, and what to put there."""
 HUGE = {"type": "matrix", "parts": {"down_proj": 1 << 24}, "columns": 1 << 17}
 
 
@@ -169,7 +172,8 @@ def test_a_program_with_anything_changed_is_refused_or_as_good(make: Callable[[]
     """Every number, name and list of it, one at a time: a problem in a line, or a program that can be taken apart."""
     json = json_of(make())
     refused = sound = 0
-    for holder, key, value in list(mutants(json)):
+    changes = list(mutants(json))
+    for holder, key, value in changes + list(transplants(changes)):
         usual, holder[key] = holder[key], value
         try:
             program = msgspec.convert(json, Program)
@@ -187,7 +191,7 @@ def test_a_program_with_anything_changed_is_refused_or_as_good(make: Callable[[]
     assert refused > sound > 0
 
 
-def mutants(json: Json) -> Iterator[tuple[Json, str | int, object]]:
+def mutants(json: Json) -> Iterator[Change]:
     """Every place of ``json``, and what else could be there."""
     for key, value in list(json.items() if isinstance(json, dict) else enumerate(json)):
         others: list[object] = []
@@ -204,6 +208,14 @@ def mutants(json: Json) -> Iterator[tuple[Json, str | int, object]]:
         yield from ((json, key, other) for other in others if other != value)
         if isinstance(value, dict | list):
             yield from mutants(value)
+
+
+def transplants(changes: list[Change], count: int = 200) -> Iterator[Change]:
+    """Some of the places with what is at another one: names of other values, numbers that other ops have."""
+    random = Random(0)
+    for _ in range(count):
+        (holder, key, _), (other, at, _) = random.choices(changes, k=2)
+        yield holder, key, other[at]
 
 
 def take_apart(program: Program) -> None:

@@ -92,6 +92,15 @@ def test_k_and_v_alone_are_those_of_each_layer(make: Callable[[], Program]) -> N
             assert np.array_equal(by_head(v, op.kv_heads), own[op.cache].values[:, :5])
 
 
+def test_a_layer_may_be_entered_by_a_part_of_a_matrix() -> None:
+    """Whose other parts are its K and V."""
+    program = PROGRAMS["adapted"]()
+    block = structs.replace(program.loop.blocks[0], layers=("0.q", "0.out"))
+    fill = keys_values(block)
+    (qkv, *_) = (op for op in fill.ops if isinstance(op, Linear) and "0.v" in op.y)
+    assert (qkv.y, qkv.first) == (("0.k", "0.v"), 1)
+
+
 def test_later_depths_of_shared_k_and_v_make_none() -> None:
     program = PROGRAMS["shared"]()
     first, later = (at_depth(program, depth) for depth in (0, 1))
