@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 
 from edgeloop.export.lower.exact import with_float_activations
@@ -25,6 +24,7 @@ from edgeloop.runtime.model.program import Carry, Loop, Program, Stage
 from edgeloop.runtime.model.rotary import turns
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Weight, tensors
+from edgeloop.runtime.onnx_session import open_session, use_threads
 from edgeloop.runtime.packed import PackedLanes
 
 
@@ -138,9 +138,8 @@ def call(
     caches: list[list[np.ndarray]],
 ) -> dict[str, np.ndarray]:
     """The outputs of a graph by name; K and V are bound in place."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    use_threads(None)  # a process has one pool, which other tests may have made
+    session = open_session(path)
     binding, memory = session.io_binding(), dict(given)
     for i, by in enumerate(program.rotations):
         tail = f".{i}" if i else ""
