@@ -94,11 +94,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")
     bundle = Bundle.open(args.bundle)
-    spec, wanted = bundle.spec, args.prompt_tokens + args.tokens
-    capacity = args.context or spec.context_length
-    if not wanted <= capacity <= spec.context_length:
+    program, wanted = bundle.program, args.prompt_tokens + args.tokens
+    capacity = args.context or program.context_length
+    if not wanted <= capacity <= program.context_length:
         raise UsageError(
-            f"{wanted} tokens in a context of {capacity}, and the model's is {spec.context_length}: "
+            f"{wanted} tokens in a context of {capacity}, and the model's is {program.context_length}: "
             "choose fewer --prompt-tokens and --tokens, or another --context"
         )
     if args.profile:
@@ -113,7 +113,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         bench_decoding(args, bundle, backend, console)
         return
     loop = DepthLoop(backend, backend.new_cache(1, capacity))
-    prompt = np.random.default_rng(0).integers(0, spec.vocab_size, args.prompt_tokens, np.int64)
+    prompt = np.random.default_rng(0).integers(0, program.vocab_size, args.prompt_tokens, np.int64)
     runs = []
     with console.progress() as progress:
         for i in range(args.runs + 1):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..runtime.acceptance import Pace
-from ..runtime.backend import I64, Backend, Lanes, shares_kv
+from ..runtime.backend import I64, Backend, Lanes
 from ..runtime.bundle import Bundle
 from ..runtime.decoding import check_decode
 from ..runtime.errors import UsageError
@@ -83,14 +83,16 @@ class Call:
 
 def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
     """Measure and report; UsageError for a model that is not decoded pipelined."""
-    spec = bundle.spec
-    check_decode("pipelined", spec, choose_policy(spec, read_heads(bundle), bundle.manifest.exits))
+    program = bundle.program
+    check_decode("pipelined", program, choose_policy(program, read_heads(bundle), bundle.manifest.exits))
     capacity = max(args.prompt_tokens, PROMPT) + args.tokens
     loop = DepthLoop(backend, backend.new_cache(1, capacity))
     with console.progress() as progress:
         progress("writing the texts", 0.0)
         known, texts = write_all(args, bundle, loop)
-        rows = [row for tale in (known, *texts) for row in rows_of(tale, spec.depths, forced=tale is known)]
+        rows = [
+            row for tale in (known, *texts) for row in rows_of(tale, program.depths, forced=tale is known)
+        ]
         calls = stage_calls(backend, loop.cache, args.prompt_tokens)
         run_rounds(loop, rows, calls, args.runs, progress)
     report(console, rows, calls)
@@ -99,7 +101,7 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
 def write_all(args: argparse.Namespace, bundle: Bundle, loop: DepthLoop) -> tuple[Tale, list[Tale]]:
     """The tale whose acceptance is forced, and those of ``--text``, greedy and sampled."""
     random = np.random.default_rng(0)
-    prompt = random.integers(0, bundle.spec.vocab_size, args.prompt_tokens, np.int64)
+    prompt = random.integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     greedy, warm = Sampler(SamplingOptions()), Sampler(WARM)
     known = write(loop, "random tokens", prompt, args.tokens, greedy)
     texts = []
@@ -165,11 +167,11 @@ def forced_draft(tale: Tale, share: float) -> Choose:
 
 def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
     """The block with 1 … R lanes, a depth each, and the stages around it with 1 and 2 rows."""
-    spec, random = backend.spec, np.random.default_rng(0)
+    program, random = backend.program, np.random.default_rng(0)
     made = []
-    for n in range(1, spec.depths + 1):
-        state = random.standard_normal((n, 1, spec.hidden_size)).astype(np.float32)
-        if shares_kv(spec):  # depth 0 first, then the deeper tokens as one lane
+    for n in range(1, program.depths + 1):
+        state = random.standard_normal((n, 1, program.width)).astype(np.float32)
+        if program.shares_kv:  # depth 0 first, then the deeper tokens as one lane
             lanes = [Lanes.single(0, cached, 1, 0), *([Lanes.single(1, cached, n - 1, 0)] if n > 1 else [])]
             states = [state[:1], np.ascontiguousarray(state[None, 1:, 0])]
         else:
@@ -183,8 +185,8 @@ def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
         made.append(Call("block", n, block))
     for n in (1, 2):
         lane, rows, ids = Lanes.single(0, cached, n, 0), np.arange(n), np.ones((1, n), np.int64)
-        last = Lanes.single(spec.depths - 1, cached, n, 0)
-        state = random.standard_normal((1, n, spec.hidden_size)).astype(np.float32)
+        last = Lanes.single(program.depths - 1, cached, n, 0)
+        state = random.standard_normal((1, n, program.width)).astype(np.float32)
 
         def prologue(ids: I64 = ids, lane: Lanes = lane) -> None:
             backend.prologue(ids, lane, cache)

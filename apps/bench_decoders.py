@@ -35,7 +35,7 @@ def staged_decoder(
     report = export_bundle(checkpoint, out, quant="int4", group_size=group_size)
     bundle = Bundle.open(out)
     graphs = bundle.manifest.targets["onnx"].graphs
-    backend = OnnxBackend(bundle.spec, {n: bundle.path(p) for n, p in graphs.items()}, threads=threads)
+    backend = OnnxBackend(bundle.program, {n: bundle.path(p) for n, p in graphs.items()}, threads=threads)
     loop = DepthLoop(backend, backend.new_cache(1, CACHE_STEP))
     spent = {"host": 0, "engine": 0}
 
@@ -60,10 +60,10 @@ def unrolled_decoder(
 ) -> Decoder:
     """One graph of the same weights with every applied layer stored, on the same onnxruntime and thread pool."""
     folder.mkdir()
-    spec, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder, load_file)
+    program, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder, load_file)
     use_threads(threads)
-    session = GraphSession("block", "logits", graph, spec)
-    cache = KVCache.allocate(spec, 1, CACHE_STEP)
+    session = GraphSession("block", "logits", graph, program)
+    cache = KVCache.allocate(program, 1, CACHE_STEP)
 
     def step(ids: I64, lanes: Lanes) -> int:
         plan = session.plan(lanes, 1, cache)

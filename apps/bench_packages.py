@@ -13,6 +13,7 @@ from ..export.stored import write_weights
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
 from ..runtime.coreml.interpreter import MODEL, WEIGHTS
+from ..runtime.llama_like import spec_of
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .quantities import byte_count
@@ -53,7 +54,7 @@ def _measure(name: str, quant: str, reading: Reading, recipe: Recipe, folder: Pa
     folder.mkdir()
     watch, stored, package = Stopwatch(), folder / "stored", folder / "model.mlpackage"
     write_weights(reading, recipe, stored)
-    plan = Plan(reading.spec)
+    plan = Plan(spec_of(reading.program))
     write_package(plan, Store(stored, recipe), package, {}, lambda step, part: None)
     seconds = watch.ms / 1000
     weights, program = ((package / file).stat().st_size for file in (WEIGHTS, MODEL))

@@ -57,7 +57,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
         raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
     backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
     loop = DepthLoop(backend, backend.new_cache(1, capacity))
-    prompt = np.random.default_rng(0).integers(0, bundle.spec.vocab_size, args.prompt_tokens, np.int64)
+    prompt = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     tokens = min(args.tokens, TOKENS)
     with console.progress() as progress:
         progress("warming up", 0.0)

@@ -34,7 +34,7 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
 
         def load() -> Next:
             backend = open_backend(engine, Bundle.open(path, verify=False))
-            loop = DepthLoop(backend, backend.new_cache(1, backend.spec.context_length))
+            loop = DepthLoop(backend, backend.new_cache(1, backend.program.context_length))
 
             def step(ids: list[int], start: int) -> F32:
                 if start == 0:
@@ -103,19 +103,19 @@ def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
 
     before = resident_bytes()
     backend = ExecutorchBackend.open(Bundle.open(path, verify=False))
-    spec, shapes = backend.spec, backend.layout.shapes
+    program, shapes = backend.program, backend.layout.shapes
     cache = backend.new_cache(shapes.rows, 64)
 
     def run(rows: int) -> float:
-        ones, depths = np.ones(rows, np.int32), np.arange(rows) % spec.depths
+        ones, depths = np.ones(rows, np.int32), np.arange(rows) % program.depths
         lanes = Lanes(depths, 32 * ones, ones, np.full((rows, 1), 32))
         watch = Stopwatch()
-        backend.block(np.ones((rows, 1, spec.hidden_size), np.float32), lanes, cache)
+        backend.block(np.ones((rows, 1, program.width), np.float32), lanes, cache)
         return watch.ms
 
     run(1)
     one = resident_bytes() - before
-    names = [name for kind in shapes.kinds(spec) for name, *_ in shapes.methods(kind)]
+    names = [name for kind in shapes.kinds(program) for name, *_ in shapes.methods(kind)]
     for name in names:
         backend.bridge.method(name)
     every = resident_bytes() - before

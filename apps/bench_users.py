@@ -198,7 +198,7 @@ def tale_ids(session: Session) -> npt.NDArray[np.int64]:
     import numpy as np
 
     if session.tokenizer_or_none is None:
-        return np.random.default_rng(0).integers(0, session.spec.vocab_size, 20_000, np.int64)
+        return np.random.default_rng(0).integers(0, session.program.vocab_size, 20_000, np.int64)
     from .demo.texts import split_texts
 
     return np.array(session.tokenizer.encode(split_texts()[1][:60_000], special=False), np.int64)

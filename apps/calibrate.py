@@ -155,16 +155,16 @@ def open_with(args: argparse.Namespace, rule: str) -> Session:
 
 def request(session: Session, asked: list[str] | None, text: str, limit: int) -> tuple[list[str], list[int]]:
     """The rules and token ids to work on; UsageError when the model has nothing to calibrate."""
-    spec = session.spec
-    if spec.routing is not None:
+    program = session.program
+    if program.routing is not None:
         raise UsageError(
             "this model has a router, which decides by itself; calibrate is for models without one"
         )
-    if spec.depths == 1:
+    if program.depths == 1:
         raise UsageError("this model has one depth: there is nothing to leave early")
-    if asked and "gate" in asked and not spec.exit_gate:
+    if asked and "gate" in asked and not program.exit_gate:
         raise UsageError("--rule gate: the model has no exit gate")
-    rules = list(dict.fromkeys(asked or (r for r in RULES if r != "gate" or spec.exit_gate)))
+    rules = list(dict.fromkeys(asked or (r for r in RULES if r != "gate" or program.exit_gate)))
     ids = session.tokenizer.encode(text)[:limit]
     if len(ids) < SMALLEST:
         raise UsageError(f"the text has {len(ids)} tokens; calibration needs at least {SMALLEST}")

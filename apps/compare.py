@@ -94,7 +94,7 @@ def packages(args: argparse.Namespace, console: Console) -> None:
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         _, reading = open_checkpoint(args, Path(scratch), progress)
-        target.check(reading.spec, Recipe.palettes())
+        target.check(reading.program, Recipe.palettes())
         found = measure_packages(reading, args.group_size, Path(scratch), progress)
     report_packages(console, found)
 

@@ -87,7 +87,9 @@ def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[d
     found["flat"] = found["flat"] / "executorch-flat" / "model.pte"
     progress("executorch's own exporter: this takes minutes", 0.5)
     try:
-        found["exporter"] = exporter_program(reading, work / "exporter", group, reading.spec.context_length)
+        found["exporter"] = exporter_program(
+            reading, work / "exporter", group, reading.program.context_length
+        )
     except ExportError as error:
         notes.append(f"executorch's own exporter left out: {error}")
     return found, notes

@@ -58,12 +58,12 @@ def main(args: argparse.Namespace, console: Console) -> None:
             policies = [session.choose("never"), *(session.choose(*one) for one in asked)]
             compare(session.compare(ids, policies), policies, console)
             return
-        if session.spec.routing or args.exit or args.missing or args.kv:
-            report(session.evaluate(ids), session.policy, session.spec.depths, console)
+        if session.program.routing or args.exit or args.missing or args.kv:
+            report(session.evaluate(ids), session.policy, session.program.depths, console)
             return
         watch = Stopwatch()
         found = session.perplexity(ids)
-        speed, depths = 1000 * found.tokens / watch.ms, session.spec.depths
+        speed, depths = 1000 * found.tokens / watch.ms, session.program.depths
     if console.json:
         console.result(
             {

@@ -163,9 +163,9 @@ def summary(report: Report) -> dict[str, object]:
     return {
         "bundle": str(report.bundle),
         "bytes": report.bundle_bytes,
-        "family": manifest.spec.family,
-        "layout": layout(manifest.spec),
-        "depths": manifest.spec.depths,
+        "family": manifest.program.family,
+        "layout": layout(manifest.program),
+        "depths": manifest.program.depths,
         "parameters": manifest.parameters,
         "unrolled_parameters": manifest.unrolled_parameters,
         "quantization": manifest.quantization,
@@ -181,7 +181,7 @@ def describe(report: Report, console: Console) -> None:
     manifest = report.manifest
     rows = [
         ("bundle", f"{report.bundle}, {byte_count(report.bundle_bytes)}"),
-        ("model", f"{manifest.spec.family}, layers {layout(manifest.spec)}"),
+        ("model", f"{manifest.program.family}, layers {layout(manifest.program)}"),
         ("weights", quantization(manifest)),
     ]
     for name, target in manifest.targets.items():
@@ -200,7 +200,7 @@ def describe(report: Report, console: Console) -> None:
         context, saved = shorter
         console.note(
             f"{byte_count(table_bytes(manifest))} of the bundle are positions of a context of "
-            f"{manifest.spec.context_length} tokens: --context {context} would save {byte_count(saved)}"
+            f"{manifest.program.context_length} tokens: --context {context} would save {byte_count(saved)}"
         )
     if "onnx" not in manifest.targets:
         console.write(f"next: edgeloop show {report.bundle}\n")

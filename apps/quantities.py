@@ -5,7 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 from ..runtime.manifest import NEVER, Manifest
-from ..runtime.spec import Spec
+from ..runtime.model import facts
+from ..runtime.model.facts import runs
+from ..runtime.model.program import Program
+from ..runtime.model.weights import Vector
 
 
 def byte_count(n: float) -> str:
@@ -26,10 +29,10 @@ def _scaled(n: float, units: tuple[str, ...]) -> str:
     return f"{digits} {units[power]}"
 
 
-def layout(spec: Spec) -> str:
-    """The segments as layers × repeats: ``1 + 3×3 + 1``; equal ones in a row once, ``15 of 1×2``."""
+def layout(program: Program) -> str:
+    """The runs of layers as layers × repeats: ``1 + 3×3 + 1``; equal ones in a row once, ``15 of 1×2``."""
     parts = []
-    drawn = (f"{s.layers}×{s.repeats}" if s.repeats > 1 else str(s.layers) for s in spec.segments)
+    drawn = (f"{r.layers}×{r.repeats}" if r.repeats > 1 else str(r.layers) for r in runs(program))
     for text, run in groupby(drawn):
         times = len(list(run))
         parts.append(text if times == 1 else f"{times} of {text}")
@@ -41,35 +44,19 @@ def thresholds(values: tuple[float, ...]) -> str:
     return ", ".join("–" if abs(value) >= NEVER else f"{value:.3g}" for value in values)
 
 
-def delta_parameters(spec: Spec) -> int:
-    """Numbers in the LoRA deltas of all depths."""
-    d, f, q, kv = (
-        spec.hidden_size,
-        spec.intermediate_size,
-        spec.heads * spec.head_dim,
-        spec.kv_heads * spec.head_dim,
-    )
-    # A has as many numbers a rank as the projection has inputs, B as many as it has outputs.
-    ends = {"q": d + q, "k": d + kv, "v": d + kv, "o": q + d, "gate": d + f, "up": d + f, "down": f + d}
-    return sum(
-        s.layers * s.repeats * sum(rank * ends[name.removesuffix("_proj")] for name, rank in s.lora.items())
-        for s in spec.segments
-    )
-
-
-def deltas(spec: Spec) -> str:
+def deltas(program: Program) -> str:
     """What differs between the depths, in words."""
-    parts = []
-    for segment in spec.segments:
-        ranks = sorted(set(segment.lora.values()))
-        if ranks:
-            names = ", ".join(name.removesuffix("_proj") for name in segment.lora)
-            parts.append(f"LoRA of rank {'/'.join(map(str, ranks))} on {names}")
-        if segment.per_repeat_attention:
-            parts.append("own attention")
-        if segment.per_repeat_norms:
-            parts.append("own norms")
-    return "; ".join(dict.fromkeys(parts)) or "none"
+    parts, found = [], facts.deltas(program)
+    if found:
+        ranks = sorted({delta.rank for delta in found.values()})
+        names = dict.fromkeys(name.rpartition(".")[2].removesuffix("_proj") for name in found)
+        kind = "DoRA" if any(delta.rescaled for delta in found.values()) else "LoRA"
+        parts.append(f"{kind} of rank {'/'.join(map(str, ranks))} on {', '.join(names)}")
+    if program.own_matrices:
+        parts.append("own attention")
+    if any(isinstance(w, Vector) and w.per_depth for w in program.weights.values()):
+        parts.append("own norms")
+    return "; ".join(parts) or "none"
 
 
 def weight_bytes(manifest: Manifest) -> int:
@@ -87,8 +74,9 @@ def table_bytes(manifest: Manifest) -> int:
 
     cos and sin as float16, and its number as int32.
     """
+    turned = sum(turns.dims for turns in manifest.program.rotations)
     packages = sum(target.package is not None for target in manifest.targets.values())
-    return packages * manifest.spec.context_length * (2 * manifest.spec.head_dim + 4)
+    return packages * manifest.program.context_length * (2 * turned + 4)
 
 
 def shorter_context(manifest: Manifest, share: float = 0.1) -> tuple[int, int] | None:
@@ -99,9 +87,9 @@ def shorter_context(manifest: Manifest, share: float = 0.1) -> tuple[int, int] |
     tables, total = table_bytes(manifest), bundle_bytes(manifest)
     if tables <= share * total:
         return None
-    fits = int(share * (total - tables) / tables * manifest.spec.context_length)
+    fits = int(share * (total - tables) / tables * manifest.program.context_length)
     context = 1 << max(fits, 1).bit_length() - 1
-    return context, tables - tables * context // manifest.spec.context_length
+    return context, tables - tables * context // manifest.program.context_length
 
 
 def bits_per_weight(manifest: Manifest) -> float:
@@ -117,7 +105,7 @@ def unrolled_bytes(manifest: Manifest) -> int:
     """
     stored = manifest.quantization
     is_float = stored.bits == 32
-    a_weight = 4.0 if is_float else stored.bits / 8 + 2 / (stored.group_size or manifest.spec.hidden_size)
+    a_weight = 4.0 if is_float else stored.bits / 8 + 2 / (stored.group_size or manifest.program.width)
     repeated = (manifest.unrolled_parameters - manifest.parameters) * a_weight
-    merged = delta_parameters(manifest.spec) * (4 if is_float else 2)
+    merged = facts.delta_parameters(manifest.program) * (4 if is_float else 2)
     return bundle_bytes(manifest) + round(repeated) - merged

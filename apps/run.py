@@ -91,7 +91,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         steps = session.generate(prompt, args.max_tokens, sampling, args.stop, args.chat, **template)
         if not args.chat:
             console.echo(prompt)
-        told = tell(steps, console, depths=session.spec.depths if colour else 0)
+        told = tell(steps, console, depths=session.program.depths if colour else 0)
         stats, policy, decode = session.stats, session.policy, session.decode
         tell_full(told, session, console)
     if console.json:
@@ -127,7 +127,7 @@ def tell_full(
     from ..runtime.checks import longer
 
     if steps and steps[-1].finish == "context":
-        rest = longer(session.context, session.spec.context_length)
+        rest = longer(session.context, session.program.context_length)
         console.note(f"[the context of {session.context} tokens is full: {less}{rest}]")
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.manifest import MANIFEST, Constant, Flat, Manifest, Package, Parity
-from ..runtime.spec import Spec
+from ..runtime.model import facts
+from ..runtime.model.program import Program
 from .console import Console
 from .quantities import (
     bits_per_weight,
     bundle_bytes,
     byte_count,
     count,
-    delta_parameters,
     deltas,
     layout,
     thresholds,
@@ -74,7 +74,7 @@ def show_bundle(path: Path, console: Console) -> None:
     manifest, probes = bundle.manifest, has_probes(bundle)
     unrolled = unrolled_bytes(manifest)
     if console.json:
-        facts = model_facts(manifest.spec, manifest.parameters, manifest.unrolled_parameters)
+        facts = model_facts(manifest.program, manifest.parameters, manifest.unrolled_parameters)
         sizes = {
             "bytes": bundle_bytes(manifest),
             "unrolled_bytes_estimated": unrolled,
@@ -87,7 +87,7 @@ def show_bundle(path: Path, console: Console) -> None:
     console.facts(
         [
             ("bundle", f"{path}, made by edgeloop {manifest.edgeloop}"),
-            *model_rows(manifest.spec, manifest.parameters, manifest.unrolled_parameters),
+            *model_rows(manifest.program, manifest.parameters, manifest.unrolled_parameters),
             ("quantization", quantization(manifest)),
             (
                 "bytes",
@@ -119,7 +119,7 @@ def show_bundle(path: Path, console: Console) -> None:
         if target.package is not None:
             show_package(target.package, console)
         if target.flat is not None:
-            show_flat(target.flat, manifest.spec, console)
+            show_flat(target.flat, manifest.program, console)
 
 
 def held_to(parity: Parity) -> str:
@@ -152,9 +152,9 @@ def show_package(package: Package, console: Console) -> None:
     console.table(("state", "layers × KV heads × tokens × head size", "#float16"), rows)
 
 
-def show_flat(flat: Flat, spec: Spec, console: Console) -> None:
+def show_flat(flat: Flat, program: Program, console: Console) -> None:
     """What a stock runner reads from a flat program, and the memory of its caches."""
-    caches = spec.kv_bytes_per_token * flat.rows
+    caches = program.kv_bytes_per_token * flat.rows
     rows = [("forward", f"tokens, input_pos → logits; caches of {flat.rows} tokens, {byte_count(caches)}")]
     rows += [(name, _constant(value)) for name, value in flat.constants.items()]
     console.table(("method of the flat program", "gives"), rows)
@@ -202,16 +202,16 @@ def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
     from ..export.checkpoint import Checkpoint
     from ..export.families import read_checkpoint, unused
     from ..export.heads import count_heads
-    from ..export.stored import count_parameters
     from ..export.text.templates import chat_templates
+    from ..runtime.model.facts import count_parameters
 
     checkpoint = Checkpoint.open(path, adapter)
     reading = read_checkpoint(checkpoint)
     left, templates = unused(checkpoint, reading), sorted(chat_templates(checkpoint.folder))
     size = sum(file.stat().st_size for file in checkpoint.folder.iterdir() if file.is_file())
-    unique, unrolled = count_parameters(reading.spec, count_heads(reading))
+    unique, unrolled = count_parameters(reading.program, count_heads(reading))
     if console.json:
-        facts = model_facts(reading.spec, unique, unrolled)
+        facts = model_facts(reading.program, unique, unrolled)
         console.result(
             {
                 "kind": "checkpoint",
@@ -220,14 +220,14 @@ def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
                 "bytes": size,
                 "unused": left,
                 "chat_templates": templates,
-                "spec": reading.spec,
+                "program": reading.program,
             }
         )
         return
     console.facts(
         [
             ("checkpoint", str(checkpoint.folder)),
-            *model_rows(reading.spec, unique, unrolled),
+            *model_rows(reading.program, unique, unrolled),
             ("bytes", byte_count(size)),
             ("chat templates", ", ".join(templates) or "none"),
             ("unused tensors", unused_names(left)),
@@ -241,65 +241,71 @@ def unused_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more if names else "none"
 
 
-def model_facts(spec: Spec, parameters: int, unrolled: int) -> dict[str, Any]:
+def model_facts(program: Program, parameters: int, unrolled: int) -> dict[str, Any]:
     """The architecture's numbers, for machines."""
     return {
-        "family": spec.family,
-        "layout": layout(spec),
-        "segments": spec.segments,
-        "depths": spec.depths,
-        "layers": sum(s.layers for s in spec.segments),
-        "applied_layers": spec.applied_layers,
+        "family": program.family,
+        "layout": layout(program),
+        "segments": facts.runs(program),
+        "depths": program.depths,
+        "layers": facts.stored_layers(program),
+        "applied_layers": program.applied_layers,
         "parameters": parameters,
         "unrolled_parameters": unrolled,
-        "delta_parameters": delta_parameters(spec),
-        "tied_embedding": spec.tied_embedding,
-        "kv_bytes_per_token": spec.kv_bytes_per_token,
-        "kv": spec.kv,
-        "sliding_window": spec.sliding_window,
-        "routing": spec.routing,
-        "exit_gate": spec.exit_gate,
-        "context_length": spec.context_length,
+        "delta_parameters": facts.delta_parameters(program),
+        "tied_embedding": program.tied_embedding,
+        "kv_bytes_per_token": program.kv_bytes_per_token,
+        "kv": "shared" if program.shares_kv else "per-depth",
+        "sliding_window": program.window,
+        "routing": program.routing,
+        "exit_gate": program.exit_gate,
+        "context_length": program.context_length,
     }
 
 
-def model_rows(spec: Spec, parameters: int, unrolled: int) -> list[tuple[str, str]]:
+def model_rows(program: Program, parameters: int, unrolled: int) -> list[tuple[str, str]]:
     """The architecture's numbers, for people."""
-    layers = sum(s.layers for s in spec.segments)
-    loop = f"{spec.depths} depths" if spec.depths > 1 else "no depth loop on the host"
-    head = "the head is the embedding" if spec.tied_embedding else "the head has weights of its own"
+    layers = facts.stored_layers(program)
+    loop = f"{program.depths} depths" if program.depths > 1 else "no depth loop on the host"
+    head = "the head is the embedding" if program.tied_embedding else "the head has weights of its own"
     return [
-        ("family", spec.family),
-        ("layers", f"{layout(spec)}: {layers} stored, {spec.applied_layers} applied, {loop}"),
-        ("width", f"{spec.hidden_size}, MLP {spec.intermediate_size}"),
-        ("attention", f"{spec.heads} heads, {spec.kv_heads} KV heads of {spec.head_dim}"),
-        ("vocabulary", f"{spec.vocab_size} tokens; {head}"),
+        ("family", program.family),
+        ("layers", f"{layout(program)}: {layers} stored, {program.applied_layers} applied, {loop}"),
+        ("width", f"{program.width}, MLP {facts.mlp_size(program)}"),
+        ("attention", attention_of(program)),
+        ("vocabulary", f"{program.vocab_size} tokens; {head}"),
         (
             "parameters",
             f"{count(parameters)}; unrolled {count(unrolled)}, {unrolled / parameters:.2f} times as many",
         ),
-        ("deltas", f"{deltas(spec)}{_delta_share(spec, parameters)}"),
+        ("deltas", f"{deltas(program)}{_delta_share(program, parameters)}"),
         (
             "context",
-            f"{spec.context_length} tokens, {byte_count(spec.kv_bytes_per_token)} of KV cache a token",
+            f"{program.context_length} tokens, {byte_count(program.kv_bytes_per_token)} of KV cache a token",
         ),
-        ("depth", depth_rules(spec)),
+        ("depth", depth_rules(program)),
     ]
 
 
-def depth_rules(spec: Spec) -> str:
+def attention_of(program: Program) -> str:
+    """The sizes of attention, in words; of the first one."""
+    found = facts.attention(program)
+    return f"{found.heads} heads, {found.kv_heads} KV heads of {found.head_dim}" if found else "none"
+
+
+def depth_rules(program: Program) -> str:
     """KV slots, window, gate and router, in words."""
-    parts = ["the depths share K and V" if spec.kv == "shared" else "K and V for each depth"]
-    if spec.sliding_window is not None:
-        parts.append(f"a window of {spec.sliding_window} tokens")
-    if spec.exit_gate:
+    parts = ["the depths share K and V" if program.shares_kv else "K and V for each depth"]
+    if program.window is not None:
+        parts.append(f"a window of {program.window} tokens")
+    if program.exit_gate:
         parts.append("an exit gate")
-    if (routing := spec.routing) is not None:
+    if (routing := program.routing) is not None:
         shares = ", ".join(f"{share:.0%}" for share in routing.capacity)
         parts.append(f"{routing.kind}-choice router{f' ({shares} of the tokens)' if shares else ''}")
     return "; ".join(parts)
 
 
-def _delta_share(spec: Spec, parameters: int) -> str:
-    numbers = delta_parameters(spec)
+def _delta_share(program: Program, parameters: int) -> str:
+    numbers = facts.delta_parameters(program)
     return f"; {count(numbers)} parameters, {numbers / parameters:.1%}" if numbers else ""

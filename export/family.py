@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ..runtime.spec import Spec
+from ..runtime.model.program import Program
 from .checkpoint import Checkpoint
 
 Loader = Callable[[], torch.Tensor]
@@ -21,13 +21,13 @@ Loader = Callable[[], torch.Tensor]
 class Reading:
     """A checkpoint in canonical terms.
 
-    ``tensors`` maps each canonical name of ``spec`` (see ``runtime.spec.Spec``) to a loader that returns the
+    ``tensors`` maps each canonical name of ``program`` (see ``runtime.model.weights``) to a loader that returns the
     float32 tensor when called, so that one tensor at a time is in memory; ``heads`` does the same for those that
     the host computes itself. ``used`` are the checkpoint's own names that were consumed, ties included; what
     else it holds is reported as unused.
     """
 
-    spec: Spec
+    program: Program
     tensors: Mapping[str, Loader]
     used: frozenset[str]
     heads: Mapping[str, Loader] = field(default_factory=dict)
@@ -43,5 +43,5 @@ class Family(Protocol):
         ...
 
     def read(self, checkpoint: Checkpoint) -> Reading:
-        """Spec and tensors; CheckpointError names any flag or tensor that is not understood."""
+        """Program and tensors; CheckpointError names any flag or tensor that is not understood."""
         ...

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime.kv import resident, visible
+from ..runtime.kv import resident
 from ..runtime.spec import Spec
 
 Cache = tuple[Tensor, Tensor]
@@ -200,7 +200,7 @@ def attention(qkv: list[Tensor], cache: Cache, lanes: LaneTensors, spec: Spec) -
     if not exporting():
         return _attention(qkv, cache, lanes, spec)
     width, query = spec.heads * spec.head_dim, qkv[0]
-    window = visible(spec)
+    window = spec.window
     sliding = {} if window is None else {"local_window_size": window, "sliding_window_cache": 1}
     new = [*qkv, None, None][:3]
     # The operator takes no tokens (query_seqlens) where key and value may have no rows.
@@ -224,7 +224,7 @@ def _attention(qkv: list[Tensor], cache: Cache, lanes: LaneTensors, spec: Spec) 
     parts = qkv if len(qkv) == 3 else qkv[0].split(sizes, dim=-1)
     q, k, v = (part.unflatten(-1, (-1, spec.head_dim)) for part in parts)
     cos, sin = lanes.cos[lanes.positions][:, :, None], lanes.sin[lanes.positions][:, :, None]
-    made, window = k.shape[1], visible(spec)
+    made, window = k.shape[1], spec.window
     q, k = _rotate(q, cos, sin), _rotate(k, cos[:, :made], sin[:, :made])
     caches = cache[0].clone(), cache[1].clone()
     out = torch.zeros_like(q)

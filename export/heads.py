@@ -23,12 +23,12 @@ def write_heads(reading: Reading, folder: Path) -> str | None:
 
 
 def load_heads(reading: Reading) -> dict[str, torch.Tensor]:
-    """Every head that the spec has, float32; CheckpointError where one is missing, misshapen or not finite."""
+    """Every head that the program has, float32; CheckpointError where one is missing, misshapen or not finite."""
     tensors = {}
-    for name, wanted in head_shapes(reading.spec).items():
+    for name, wanted in head_shapes(reading.program).items():
         if name not in reading.heads:
             raise CheckpointError(
-                f"the {reading.spec.family} checkpoint has no {name}, and its config asks for it"
+                f"the {reading.program.family} checkpoint has no {name}, and its config asks for it"
             )
         tensor = reading.heads[name]().float().contiguous()
         found = tuple(tensor.shape)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..runtime.backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..runtime.kv import KVCache
+from ..runtime.llama_like import spec_of
+from ..runtime.model.program import Program
 from ..runtime.model.rotary import RotaryTables
 from ..runtime.packed import PackedLanes
-from ..runtime.spec import Spec
 from .fused import Numerics
 from .stages import AnyStage, stages_of
 
@@ -29,30 +30,33 @@ class Oracle:
 
     def __init__(
         self,
-        spec: Spec,
+        program: Program,
         weights: dict[str, Tensor],
         numerics: Numerics,
         turns: npt.DTypeLike = np.float32,
     ) -> None:
         """``turns``: the type in which the engine that is compared with it keeps its rotary tables."""
-        self.spec, self.numerics, self._weights, self._turns = spec, numerics, weights, turns
-        self._rotary = RotaryTables(spec.head_dim, spec.rope_theta, kept_as=turns)
+        self.program, self.numerics, self._weights, self._turns = program, numerics, weights, turns
+        spec = self.spec = spec_of(program)
+        self._rotary = RotaryTables(program.rotations[0], turns)
         self.stages: dict[str, AnyStage] = {
-            kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(spec)
+            kind.name: kind(spec, weights, numerics).eval() for kind in stages_of(program)
         }
 
     @staticmethod
-    def open(spec: Spec, weights: Path, numerics: Numerics) -> Oracle:
+    def open(program: Program, weights: Path, numerics: Numerics) -> Oracle:
         """Over a weights file, mapped rather than read."""
-        return Oracle(spec, load_file(weights), numerics)
+        return Oracle(program, load_file(weights), numerics)
 
     def with_activations(self, activations: Callable[[Tensor], Tensor]) -> Oracle:
         """The same modules, the inputs of whose quantized matrices are ``activations`` of what they were."""
-        return Oracle(self.spec, self._weights, replace(self.numerics, activations=activations), self._turns)
+        return Oracle(
+            self.program, self._weights, replace(self.numerics, activations=activations), self._turns
+        )
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
-        return KVCache.allocate(self.spec, sequences, capacity, slots)
+        return KVCache.allocate(self.program, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -68,7 +72,7 @@ class Oracle:
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
-        check_fill(self.spec)
+        check_fill(self.program)
         stage = self.stages["fill"]
         cos, sin = self._rotary.rows(cache.capacity)
         values = {

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args, get_type_hints
 
 from msgspec import structs
 
 from ..runtime.errors import UsageError
-from ..runtime.spec import Spec
+from ..runtime.model.program import Program
+from ..runtime.model.transform import sharing_kv, windowed
 from .family import Reading
 
-KV: tuple[str, ...] = get_args(get_type_hints(Spec)["kv"])
+KV = ("per-depth", "shared")
 """The KV policies that an export can be asked for."""
 
 
@@ -24,31 +24,31 @@ def overridden(
     attention sees, the newest included, at most the context; a window of the whole context is none.
     UsageError for what the model cannot do.
     """
-    spec = reading.spec
+    program = reading.program
     if context is not None:
-        if not 1 <= context <= spec.context_length:
-            raise UsageError(f"context is {context}, wanted 1 to {spec.context_length}, the model's own")
-        spec = structs.replace(spec, context_length=context)
+        if not 1 <= context <= program.context_length:
+            raise UsageError(f"context is {context}, wanted 1 to {program.context_length}, the model's own")
+        program = structs.replace(program, context_length=context)
     if window is not None:
-        if not 1 <= window <= spec.context_length:
-            raise UsageError(f"window is {window}, wanted 1 to {spec.context_length}, the context")
-        spec = structs.replace(spec, sliding_window=window)
-    if spec.sliding_window is not None and spec.sliding_window >= spec.context_length:
-        spec = structs.replace(spec, sliding_window=None)
+        if not 1 <= window <= program.context_length:
+            raise UsageError(f"window is {window}, wanted 1 to {program.context_length}, the context")
+        program = windowed(program, window)
+    if program.window is None:
+        program = windowed(program, None)
     if kv is not None:
-        spec = _with_kv(spec, kv)
-    return replace(reading, spec=spec)
+        program = _with_kv(program, kv)
+    return replace(reading, program=program)
 
 
-def _with_kv(spec: Spec, kv: str) -> Spec:
+def _with_kv(program: Program, kv: str) -> Program:
     if kv not in KV:
         raise UsageError(f"unknown KV policy {kv!r}: choose from {', '.join(KV)}")
-    if kv == "shared" and spec.depths < 2:
+    if kv == "shared" and program.depths < 2:
         raise UsageError(
             "the model has no loop of two depths or more: nothing can share K and V; leave --kv out"
         )
-    if kv == "shared" and any(segment.per_repeat_attention for segment in spec.segments):
+    if kv == "shared" and program.own_matrices:
         raise UsageError(
             "attention has matrices for each depth and makes K and V for each: --kv shared is not for it; leave it out"
         )
-    return structs.replace(spec, kv=kv)
+    return sharing_kv(program, kv == "shared")

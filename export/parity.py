@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.backend import F32, Backend, Lanes, can_fill, shares_kv
+from ..runtime.backend import F32, Backend, Lanes, can_fill
 from ..runtime.errors import ParityError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
+from ..runtime.model.program import Program
 from ..runtime.packed import PackedLanes
-from ..runtime.spec import Spec
 
 CHUNKS = (7, 4, 1)
 EXACT = 1e-4
@@ -55,11 +55,11 @@ class Trace:
 
 def trace(backend: Backend, seed: int = 0) -> Trace:
     """Run the schedule on ``backend``."""
-    spec = backend.spec
+    program = backend.program
     random = np.random.default_rng(seed)
     # A short cache: the modules copy it in each layer, which a context of 100,000 tokens would not survive.
-    capacity = min(sum(CHUNKS) + 1, spec.context_length)
-    ids = random.integers(0, spec.vocab_size, max(capacity - 1, 1), dtype=np.int64)
+    capacity = min(sum(CHUNKS) + 1, program.context_length)
+    ids = random.integers(0, program.vocab_size, max(capacity - 1, 1), dtype=np.int64)
     cache = backend.new_cache(1, capacity)
     states: dict[int, list[F32]] = defaultdict(list)
     loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
@@ -71,13 +71,13 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
             assert rows is not None
             logits.append(rows.copy())
         start += chunk
-    state, lanes = _mixed_lanes(spec, capacity - 1, random)
-    if shares_kv(spec):
+    state, lanes = _mixed_lanes(program, capacity - 1, random)
+    if program.shares_kv:
         cache = _random_cache(backend, capacity, random)
     mixed = backend.block(state, lanes, cache).copy()
-    filled = _filled(backend, min(3, capacity), random) if can_fill(spec) else None
+    filled = _filled(backend, min(3, capacity), random) if can_fill(program) else None
     return Trace(
-        [np.concatenate(states[d]) for d in range(spec.depths)], np.concatenate(logits), mixed, filled
+        [np.concatenate(states[d]) for d in range(program.depths)], np.concatenate(logits), mixed, filled
     )
 
 
@@ -86,25 +86,25 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
 
     Some lanes are idle, and where the operator allows it one has two tokens.
     """
-    spec, random = backend.spec, np.random.default_rng(seed)
-    shared = shares_kv(spec)
-    cache = backend.new_cache(3, max(min(8, spec.context_length), 2))
+    program, random = backend.program, np.random.default_rng(seed)
+    shared = program.shares_kv
+    cache = backend.new_cache(3, max(min(8, program.context_length), 2))
     for pairs in cache.stages.values():
         for pair in pairs:
             for array in pair:
                 array[:] = random.standard_normal(array.shape)
-    tokens = np.array([1 if shared or spec.context_length < 2 else 2, 0, 1], np.int32)
+    tokens = np.array([1 if shared or program.context_length < 2 else 2, 0, 1], np.int32)
     length = int(tokens.max())
-    cached = np.array([1, 0, 0], np.int32) if spec.context_length > 2 else np.zeros(3, np.int32)
+    cached = np.array([1, 0, 0], np.int32) if program.context_length > 2 else np.zeros(3, np.int32)
     positions = cached[:, None] + np.arange(length)
     outside = PackedLanes(np.zeros(3, np.int64), cached, tokens, positions)
-    ids = random.integers(0, spec.vocab_size, (outside.rows, 1), dtype=np.int64)
-    state = random.standard_normal((outside.rows, 1, spec.hidden_size)).astype(np.float32)
+    ids = random.integers(0, program.vocab_size, (outside.rows, 1), dtype=np.int64)
+    state = random.standard_normal((outside.rows, 1, program.width)).astype(np.float32)
     found = [backend.prologue(ids, outside, cache).copy()]
-    slots = spec.kv_slots
+    slots = program.kv_slots
     for fresh in (True, False) if shared else (True,):
         # Sequence 0 at its last depth and sequence 2 at depth 0, unless they may not meet in a call.
-        depths = [0, 0] if shared and fresh else [spec.depths - 1, 1 if shared else 0]
+        depths = [0, 0] if shared and fresh else [program.depths - 1, 1 if shared else 0]
         places = [slots - 1, 2 * slots]
         lanes = PackedLanes.empty(3 * slots, length, outside.rows, shared=shared, fresh=fresh)
         lanes.tokens[:] = 0
@@ -130,23 +130,23 @@ def compare_packed(
     _check(["packed lanes"] * len(found), list(map(difference, found, wanted)), engine, bound, advice)
 
 
-def _mixed_lanes(spec: Spec, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
+def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
     """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind.
 
     Where depth 0 has to go first, because the depths share its K and V, it is left out.
     """
-    depths = np.arange(spec.depths)
+    depths = np.arange(program.depths)
     cached = np.maximum(length - depths, 0).astype(np.int32)
-    if shares_kv(spec):
+    if program.shares_kv:
         depths = np.maximum(depths, 1)
-    state = random.standard_normal((spec.depths, 1, spec.hidden_size)).astype(np.float32)
-    ones = np.ones(spec.depths, np.int32)
+    state = random.standard_normal((program.depths, 1, program.width)).astype(np.float32)
+    ones = np.ones(program.depths, np.int32)
     return state, Lanes(depths.astype(np.int64), cached, ones, cached[:, None].astype(np.int64))
 
 
 def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) -> KVCache:
     """A sequence for each of R lanes, in which every row holds something."""
-    cache = backend.new_cache(backend.spec.depths, capacity)
+    cache = backend.new_cache(backend.program.depths, capacity)
     for pair in cache.stages["block"]:
         for array in pair:
             array[:] = random.standard_normal(array.shape)
@@ -155,11 +155,11 @@ def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
     """Both caches of every layer of the block after filling ``tokens`` tokens, one less a lane, at every depth."""
-    spec, cache = backend.spec, backend.new_cache(1, tokens)
-    depths = np.arange(spec.depths)
+    program, cache = backend.program, backend.new_cache(1, tokens)
+    depths = np.arange(program.depths)
     valid = np.maximum(tokens - depths, 1).astype(np.int32)
-    positions = np.tile(np.arange(tokens), (spec.depths, 1))
-    state = random.standard_normal((spec.depths, tokens, spec.hidden_size)).astype(np.float32)
+    positions = np.tile(np.arange(tokens), (program.depths, 1))
+    state = random.standard_normal((program.depths, tokens, program.width)).astype(np.float32)
     backend.fill(state, Lanes(depths, np.zeros_like(valid), valid, positions), cache)
     return np.stack([array for pair in cache.stages["block"] for array in pair])
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.limits import spec_problems
 from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
+from ..runtime.model.checks import problems
+from ..runtime.model.facts import count_parameters
 from ..runtime.version import VERSION
 from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
@@ -19,7 +20,7 @@ from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
 from .overrides import overridden
-from .stored import count_parameters, write_weights
+from .stored import write_weights
 from .target import Job, Progress, Target
 from .targets import LAYOUTS, TARGETS, open_target
 from .text.ends import warn_of_ends, with_ends
@@ -89,16 +90,16 @@ def export_bundle(
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
     reading = overridden(read_checkpoint(source), context, kv, window)
-    reading = replace(reading, spec=with_ends(reading.spec, source.folder))
-    if problem := next(spec_problems(reading.spec), None):
+    reading = replace(reading, program=with_ends(reading.program, source.folder))
+    if problem := next(problems(reading.program), None):
         raise CheckpointError(f"{source.folder}: {problem}")
-    vocabulary = read_vocabulary(source.folder, source.config, reading.spec.vocab_size)
+    vocabulary = read_vocabulary(source.folder, source.config, reading.program.vocab_size)
     special_tokens = vocabulary.special_tokens if vocabulary else {}
     if vocabulary:
-        warn_of_ends(reading.spec, vocabulary, source.folder)
+        warn_of_ends(reading.program, vocabulary, source.folder)
     templates = chat_templates(source.folder)
     for target in chosen.values():
-        target.check(reading.spec, recipes[target.name])
+        target.check(reading.program, recipes[target.name])
     warn_of_templates(source.folder, templates, special_tokens)
 
     with new_folder(out, force) as folder:
@@ -112,7 +113,7 @@ def export_bundle(
         def job(target: Target) -> Job:
             each = recipes[target.name]
             return Job(
-                reading.spec,
+                reading.program,
                 each,
                 weights[each],
                 folder,
@@ -127,11 +128,11 @@ def export_bundle(
 
         progress("hashing", 0.95)
         stored = recipe if recipe in weights else Recipe.palettes()
-        unique, unrolled = count_parameters(reading.spec, count_heads(reading))
+        unique, unrolled = count_parameters(reading.program, count_heads(reading))
         manifest = Manifest(
             format=FORMAT,
             edgeloop=VERSION,
-            spec=reading.spec,
+            program=reading.program,
             quantization=Quantization(
                 scheme=stored.name, bits=stored.bits, group_size=stored.group_size if stored.bits < 32 else 0
             ),

@@ -9,7 +9,8 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from ..runtime.backend import can_fill, shares_kv
+from ..runtime.backend import can_fill
+from ..runtime.model.program import Program
 from ..runtime.spec import Segment, Spec, stage_layers
 from .fused import Cache, LaneTensors, Numerics
 from .layers import KeysValues, Layer
@@ -42,7 +43,7 @@ class Stage(nn.Module):
             "fill": spec.stages.block,
             "epilogue": spec.stages.epilogue,
         }[self.name]
-        self.shared = self.name == "block" and shares_kv(spec)
+        self.shared = self.name == "block" and spec.shares_kv
         self.segments = nn.ModuleDict()
         for s in numbers:
             segment = spec.segments[s]
@@ -247,6 +248,6 @@ class Fill(Stage):
 AnyStage = Prologue | Block | Fill | Epilogue
 
 
-def stages_of(spec: Spec) -> tuple[type[AnyStage], ...]:
+def stages_of(program: Program) -> tuple[type[AnyStage], ...]:
     """The stages of a model, in the order of a pass."""
-    return (Prologue, Block, Fill, Epilogue) if can_fill(spec) else (Prologue, Block, Epilogue)
+    return (Prologue, Block, Fill, Epilogue) if can_fill(program) else (Prologue, Block, Epilogue)

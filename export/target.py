@@ -13,7 +13,7 @@ from typing import Protocol
 from ..quant.recipe import Recipe
 from ..runtime import manifest
 from ..runtime.errors import ExportError
-from ..runtime.spec import Spec
+from ..runtime.model.program import Program
 
 Progress = Callable[[str, float], None]
 
@@ -26,7 +26,7 @@ class Job:
     the program, those of the deltas into one of their own, where the target can.
     """
 
-    spec: Spec
+    program: Program
     recipe: Recipe
     weights: Path
     folder: Path
@@ -35,9 +35,9 @@ class Job:
     split_weights: bool = False
 
 
-def check_shared(spec: Spec, target: str) -> None:
+def check_shared(program: Program, target: str) -> None:
     """ExportError for attention with matrices for each depth, which ``target`` has no operators for."""
-    if any(segment.per_repeat_attention for segment in spec.segments):
+    if program.own_matrices:
         raise ExportError(
             f"attention has matrices of its own for each depth, which target {target} does not take; export to onnx"
         )
@@ -48,7 +48,7 @@ class Target(Protocol):
 
     name: str
 
-    def check(self, spec: Spec, recipe: Recipe) -> None:
+    def check(self, program: Program, recipe: Recipe) -> None:
         """Refuse what the target cannot hold, by name, before any work (ExportError)."""
         ...
 

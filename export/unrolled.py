@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import ExportError
-from ..runtime.kv import visible
+from ..runtime.llama_like import program_of, spec_of
+from ..runtime.model.program import Program
 from ..runtime.spec import Segment, Spec
 from .family import Loader, Reading
 from .fused import Numerics
@@ -41,8 +42,8 @@ def unroll(reading: Reading) -> Reading:
     ExportError for models that are not plain Llama layers when unrolled: norms between passes, shared K and V, windows,
     routers.
     """
-    spec = reading.spec
-    differs = spec.kv == "shared" or visible(spec) is not None or spec.routing is not None
+    spec = spec_of(reading.program)
+    differs = spec.kv == "shared" or spec.window is not None or spec.routing is not None
     if differs or spec.loop_norm or spec.sandwich_norms:
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
     tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
@@ -56,7 +57,9 @@ def unroll(reading: Reading) -> Reading:
                         reading, name, segment, part, repeat
                     )
                 count += 1
-    return Reading(msgspec.structs.replace(spec, segments=(Segment(count),)), tensors, reading.used)
+    return Reading(
+        program_of(msgspec.structs.replace(spec, segments=(Segment(count),))), tensors, reading.used
+    )
 
 
 def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) -> Loader:
@@ -99,23 +102,25 @@ class Whole(Stage):
 
 def write_unrolled_graph(
     reading: Reading, recipe: Recipe, folder: Path, load: Callable[[Path], dict[str, Tensor]]
-) -> tuple[Spec, Path]:
-    """One ONNX graph of the unrolled model in ``folder`` → its spec and the graph's path."""
+) -> tuple[Program, Path]:
+    """One ONNX graph of the unrolled model in ``folder`` → its program and the graph's path."""
     unrolled = unroll(reading)
     write_weights(unrolled, recipe, folder / WEIGHTS)
-    stage = Whole(unrolled.spec, load(folder / WEIGHTS), Numerics(recipe.bits, recipe.group_size, 4))
+    stage = Whole(
+        spec_of(unrolled.program), load(folder / WEIGHTS), Numerics(recipe.bits, recipe.group_size, 4)
+    )
     placed = places(folder / WEIGHTS)
-    if unrolled.spec.tied_embedding:  # a table and a matrix of other shapes over the same bytes
+    if unrolled.program.tied_embedding:  # a table and a matrix of other shapes over the same bytes
         placed |= {
             n.replace("embed.", "head."): place for n, place in placed.items() if n.startswith("embed.")
         }
-    return unrolled.spec, write_graph(stage, folder, WEIGHTS, placed)
+    return unrolled.program, write_graph(stage, folder, WEIGHTS, placed)
 
 
 def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
     """The unrolled model as a float16 LlamaForCausalLM folder, sharded by layers; tokenizer files are the caller's."""
     unrolled = unroll(reading)
-    spec, index = unrolled.spec, {}
+    spec, index = spec_of(unrolled.program), {}
     shards: dict[int, dict[str, Loader]] = {}
     for name, load in unrolled.tensors.items():
         key, shard = _llama_name(name)

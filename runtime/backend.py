@@ -4,7 +4,7 @@ An engine runs three stages. Each call takes B lanes × S new tokens. A lane is 
 and owns one KV slot in every cache of the stage; the lanes of a call use the slots ``first_slot …
 first_slot + B − 1``. Prefill is 1 lane × S tokens, decode 1 × 1, and one call may mix depths.
 
-Where depths share K and V (``spec.kv == "shared"``) a slot belongs to a sequence, and calls of the block are
+Where depths share K and V (``program.shares_kv``) a slot belongs to a sequence, and calls of the block are
 narrower, because the operator is: 1 lane × S tokens or B lanes × 1 token, none of them padding, positions that
 follow on each other, and either every lane at depth 0 or none. Depth 0 goes first and writes the new rows; the
 deeper ones, with the same ``cached`` and ``tokens``, find them there.
@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .kv import KVCache, visible
-from .spec import Spec
+from .kv import KVCache
+from .model.program import Program
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -100,7 +100,7 @@ class Backend(Protocol):
     """What an engine provides. Returned arrays are valid until the next call of the same stage."""
 
     name: str
-    spec: Spec
+    program: Program
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed; ``slots`` as in KVCache.allocate."""
@@ -151,29 +151,23 @@ class Closes(Protocol):
         ...
 
 
-def shares_kv(spec: Spec) -> bool:
-    """Do the depths of the block's loop read the K and V of depth 0?"""
-    return spec.kv == "shared" and spec.depths > 1
-
-
-def can_fill(spec: Spec) -> bool:
+def can_fill(program: Program) -> bool:
     """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?
 
     Made with shared matrices: the fill stage has those of K and V alone.
     """
-    shared = not any(segment.per_repeat_attention for segment in spec.segments)
     return (
-        shared
-        and spec.kv == "per-depth"
-        and spec.depths > 1
-        and spec.routing is None
-        and visible(spec) is None
+        not program.own_matrices
+        and not program.shares_kv
+        and program.depths > 1
+        and program.routing is None
+        and program.window is None
     )
 
 
-def check_fill(spec: Spec) -> None:
+def check_fill(program: Program) -> None:
     """UsageError unless ``can_fill``."""
-    if not can_fill(spec):
+    if not can_fill(program):
         raise UsageError(
             "K and V of skipped depths can be filled in only where each depth has its own, without router, "
             "sliding window and attention matrices for each depth; this model needs another policy for missing K and V"

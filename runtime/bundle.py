@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import BundleError
 from .manifest import Manifest, read_manifest
-from .spec import Spec
+from .model.program import Program
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Bundle:
         return bundle
 
     @property
-    def spec(self) -> Spec:
+    def program(self) -> Program:
         """The model's architecture."""
-        return self.manifest.spec
+        return self.manifest.program
 
     def path(self, name: str) -> Path:
         """The path of the file that the manifest lists as ``name``: every file of a bundle is found here.

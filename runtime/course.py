@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backend import F32, I64, shares_kv
+from .backend import F32, I64
 from .early import LIMIT
 from .errors import UsageError
 from .exits import ExitRule, Outcome
+from .model.program import Program
 from .policy import Policy
 from .routing import Router, RoutingRule, shared_calls
-from .spec import Spec, stage_layers
 
 
 @dataclass(slots=True)
@@ -45,23 +45,23 @@ class Course:
     """One sequence from empty, under a policy."""
 
     def __init__(
-        self, spec: Spec, policy: Policy, heads: Mapping[str, F32], chunk: Callable[[], int]
+        self, program: Program, policy: Policy, heads: Mapping[str, F32], chunk: Callable[[], int]
     ) -> None:
         """``chunk``: asked for the most tokens of a prompt that may go through in one piece."""
-        self.spec, self.rule, self.heads, self.chunk = spec, policy.rule, heads, chunk
-        self._depths = spec.depths
+        self.program, self.rule, self.heads, self.chunk = program, policy.rule, heads, chunk
+        self._depths = program.depths
         self.cached = 0
         """Tokens that were run."""
-        self.filled = [0] * spec.depths
+        self.filled = [0] * program.depths
         """Tokens whose K and V are in each depth's slot."""
         self.missing = policy.missing
-        self._router = Router(spec, heads) if isinstance(policy.rule, RoutingRule) else None
+        self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
         self._exact = policy.missing == "exact"
         self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
-        self._shares = shares_kv(spec)
-        self._coda = stage_layers(spec, "epilogue") > 0
+        self._shares = program.shares_kv
+        self._coda = len(program.caches("epilogue")) > 0
         # By depth, the oldest first: positions of tokens that the next depth has not seen, and their states [n, D].
-        self._waiting: list[list[tuple[int, F32]]] = [[] for _ in range(spec.depths - 1)]
+        self._waiting: list[list[tuple[int, F32]]] = [[] for _ in range(program.depths - 1)]
 
     def restart(self, cached: int, filled: list[int]) -> None:
         """Behind ``cached`` tokens that somebody else ran; ``filled``: how many of them each depth's slot holds."""
@@ -246,7 +246,7 @@ class Course:
         return Ask("epilogue", self._depths - 1, first, state, positions)
 
 
-def check_course(spec: Spec, policy: Policy) -> None:
+def check_course(program: Program, policy: Policy) -> None:
     """UsageError, one line, for a policy that only a sequence alone can have."""
     if policy.kv == "last":
         raise UsageError(

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from .backend import shares_kv
 from .errors import UsageError
 from .exits import ExitRule
-from .kv import visible
+from .model.program import Program
 from .policy import Policy
 from .routing import RoutingRule
-from .spec import Spec, stage_layers
 
 DECODE = ("sequential", "pipelined")
 
 
-def check_decode(decode: str, spec: Spec, policy: Policy) -> None:
+def check_decode(decode: str, program: Program, policy: Policy) -> None:
     """UsageError when a model cannot be decoded that way under that policy."""
     if decode not in DECODE:
         raise UsageError(f"decode {decode!r}; known: {', '.join(DECODE)}")
     if decode == "sequential":
         return
-    segment = spec.segments[spec.stages.block[0]]
     reasons = (
-        (spec.depths == 1, "the model has one depth, so there is nothing to pipeline"),
-        *_exit_reasons(spec, policy),
+        (program.depths == 1, "the model has one depth, so there is nothing to pipeline"),
+        *_exit_reasons(program, policy),
         (
             policy.kv == "last",
             "with one KV slot for all depths a token has to finish before the next one begins",
         ),
         (
-            shares_kv(spec) and (spec.depths == 2 or segment.per_repeat_norms or bool(segment.lora)),
+            program.shares_kv and (program.depths == 2 or program.differs(program.stage("block"))),
             "depths that share K and V ride in one call only if there are three or more, without own norms or deltas",
         ),
     )
@@ -42,7 +39,7 @@ def decides(policy: Policy) -> bool:
     return not (isinstance(policy.rule, ExitRule) and policy.rule.never)
 
 
-def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
+def _exit_reasons(program: Program, policy: Policy) -> tuple[tuple[bool, str], ...]:
     """What keeps a rule from being pipelined."""
     rule = policy.rule
     if not decides(policy):
@@ -50,10 +47,10 @@ def _exit_reasons(spec: Spec, policy: Policy) -> tuple[tuple[bool, str], ...]:
     named = f"exit rule {policy.exit!r}"
     return (
         (isinstance(rule, RoutingRule) and rule.topk, f"{named} has to see a whole text at once"),
-        (shares_kv(spec), f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
-        (visible(spec) is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
+        (program.shares_kv, f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
+        (program.window is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
         (
-            isinstance(rule, ExitRule) and rule.reads_logits and stage_layers(spec, "epilogue") > 0,
+            isinstance(rule, ExitRule) and rule.reads_logits and len(program.caches("epilogue")) > 0,
             f"{named} reads logits, for which the layers after the loop wait for the tokens before",
         ),
     )

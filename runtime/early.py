@@ -51,9 +51,9 @@ class EarlyExit:
 
     def __init__(self, loop: DepthLoop, rule: ExitRule, heads: Mapping[str, F32], missing: str) -> None:
         self.loop, self.rule, self.heads, self.missing = loop, rule, heads, missing
-        self._depths = loop.backend.spec.depths
+        self._depths = loop.backend.program.depths
         self._exact = missing == "exact"
-        self._waiting = [Waiting(loop.backend.spec.hidden_size, d) for d in range(self._depths - 1)]
+        self._waiting = [Waiting(loop.backend.program.width, d) for d in range(self._depths - 1)]
 
     def reset(self) -> None:
         """Forget what waits, with the loop's tokens."""

@@ -104,7 +104,7 @@ class _Tally:
             full_perplexity=float(np.exp(full_total / n)),
             agreement=self.agree / n,
             mean_depth=self.depths / n,
-            block_share=self.rows / (n * self.walk.loop.backend.spec.depths),
+            block_share=self.rows / (n * self.walk.loop.backend.program.depths),
             tokens=n,
             tokens_per_s=median(self.rates),
             speed=median(a / b for a, b in zip(self.rates, base, strict=True)),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .errors import UsageError
 from .manifest import NEVER, Exit
-from .spec import Spec
+from .model.program import Program
 
 F32 = npt.NDArray[np.float32]
 Heads = Mapping[str, F32]
@@ -144,14 +144,14 @@ class ExitRule:
         return bool(score >= threshold if self.measure.up else score <= threshold)
 
 
-def parse_rule(text: str, spec: Spec, heads: Heads, calibrated: Mapping[str, Exit]) -> ExitRule:
+def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[str, Exit]) -> ExitRule:
     """The rule that ``text`` names: ``never``, ``depth:N``, or ``measure:θ`` (one, or one for each depth but the last).
 
     Without thresholds they are those of ``edgeloop calibrate``. UsageError: an unknown rule, a threshold that is out
     of range, a rule that needs a head that the model has not, or calibration that was not done.
     """
     name, _, rest = text.partition(":")
-    depths = spec.depths
+    depths = program.depths
     if name == "never" and not rest:
         return ExitRule("never", depths)
     if name == "depth":

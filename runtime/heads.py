@@ -1,7 +1,7 @@
 """The small heads that the host computes itself: exit gate, routers, probes; one safetensors file a bundle.
 
 They are a few thousand numbers that decide whether the engine is called at all, so every engine shares them.
-Names and shapes: ``Spec``, and for the probes that ``edgeloop calibrate`` fits ``probe.weight`` [R − 1, D] and
+Names and shapes: ``Program``, and for the probes that ``edgeloop calibrate`` fits ``probe.weight`` [R − 1, D] and
 ``probe.bias`` [R − 1].
 """
 
@@ -14,20 +14,20 @@ import numpy.typing as npt
 
 from .bundle import Bundle
 from .errors import BundleError
-from .spec import Spec
+from .model.program import Program
 from .weights import read_tensors
 
 F32 = npt.NDArray[np.float32]
 HEADS = "heads.safetensors"
 
 
-def head_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the heads that a model with ``spec`` has; None is a size that the file may choose."""
-    d, r = spec.hidden_size, spec.depths
+def head_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the heads that a model with ``program`` has; None is a size that the file may choose."""
+    d, r = program.width, program.depths
     shapes: dict[str, tuple[int | None, ...]] = {}
-    if spec.exit_gate:
+    if program.exit_gate:
         shapes |= {"gate.weight": (d,), "gate.bias": (1,)}
-    if (routing := spec.routing) is not None:
+    if (routing := program.routing) is not None:
         for prefix in ("router", "auxiliary") if routing.auxiliary else ("router",):
             shapes[f"{prefix}.weight"] = (r, None if routing.hidden else d)
             if routing.hidden:
@@ -37,18 +37,18 @@ def head_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
     return shapes
 
 
-def probe_shapes(spec: Spec) -> dict[str, tuple[int | None, ...]]:
+def probe_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
     """Shapes of the fitted probes."""
-    return {"probe.weight": (spec.depths - 1, spec.hidden_size), "probe.bias": (spec.depths - 1,)}
+    return {"probe.weight": (program.depths - 1, program.width), "probe.bias": (program.depths - 1,)}
 
 
 def read_heads(bundle: Bundle) -> dict[str, F32]:
     """Every head of ``bundle``, float32; BundleError when one is missing or of another shape."""
     name = bundle.manifest.heads
     tensors = {} if name is None else read_tensors(bundle.path(name))
-    wanted = head_shapes(bundle.spec)
+    wanted = head_shapes(bundle.program)
     if any(key.startswith("probe.") for key in tensors):
-        wanted |= probe_shapes(bundle.spec)
+        wanted |= probe_shapes(bundle.program)
     return check_heads(tensors, wanted, str(bundle.folder))
 
 

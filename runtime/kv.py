@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .spec import Spec, stage_layers
+from .model.program import STAGES, Program
 
 F32 = npt.NDArray[np.float32]
-STAGES = ("prologue", "block", "epilogue")
 SLACK = 128
 """Rows beside the window: old tokens are moved out once in this many steps, not in each."""
 
@@ -44,31 +43,34 @@ class KVCache:
     window: int | None
 
     @staticmethod
-    def allocate(spec: Spec, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+    def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches for ``sequences`` × ``capacity`` tokens.
 
         ``slots``: slots of a sequence in the block's caches, by default one for each depth with K and V of its own.
         With fewer, the deepest depths write and read the same one. UsageError when the model has not so many.
         """
-        slots = spec.kv_slots if slots is None else slots
-        if not 1 <= slots <= spec.kv_slots:
-            raise UsageError(f"{slots} KV slots a sequence, wanted 1 to {spec.kv_slots}, which the model has")
-        window = visible(spec)
+        slots = program.kv_slots if slots is None else slots
+        if not 1 <= slots <= program.kv_slots:
+            raise UsageError(
+                f"{slots} KV slots a sequence, wanted 1 to {program.kv_slots}, which the model has"
+            )
+        window = program.window
         rows = capacity if window is None else max(window, min(capacity, window + SLACK))
         shapes = {
-            stage: (sequences * (slots if stage == "block" else 1), spec.kv_heads, rows, spec.head_dim)
+            stage: [
+                (sequences * (slots if stage == "block" else 1), c.kv_heads, rows, c.head_dim)
+                for c in program.caches(stage)
+            ]
             for stage in STAGES
         }
-        layers = {stage: stage_layers(spec, stage) for stage in STAGES}
-        arena = _zeros(sum(2 * layers[stage] * prod(shapes[stage]) for stage in STAGES))
+        arena = _zeros(sum(2 * prod(shape) for layers in shapes.values() for shape in layers))
         start = 0
         stages: dict[str, list[tuple[F32, F32]]] = {}
-        for stage in STAGES:
-            size = prod(shapes[stage])
+        for stage, layers in shapes.items():
             arrays = []
-            for _ in range(2 * layers[stage]):
-                arrays.append(arena[start : start + size].reshape(shapes[stage]))
-                start += size
+            for shape in (shape for shape in layers for _ in range(2)):
+                arrays.append(arena[start : start + prod(shape)].reshape(shape))
+                start += prod(shape)
             stages[stage] = list(zip(arrays[::2], arrays[1::2], strict=True))
         return KVCache(stages, capacity, rows, slots, window)
 
@@ -135,12 +137,6 @@ class GrowingPairs(list[tuple[F32, F32]]):
             return whole.reshape(slots, -1)[:, : heads * c * width].reshape(slots, heads, c, width)
 
         self[:] = [(view(key), view(value)) for key, value in self._whole]
-
-
-def visible(spec: Spec) -> int | None:
-    """The sliding window of ``spec`` in tokens; None where a token sees the whole context."""
-    window = spec.sliding_window
-    return None if window is None or window >= spec.context_length else window
 
 
 def resident(tokens: int, rows: int, window: int | None) -> int:

@@ -10,11 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts, shares_kv
+from .backend import F32, I32, I64, Backend, Lanes, RunsPrompts
 from .checks import longer
 from .errors import ContextError, UsageError
 from .kv import KVCache
-from .spec import stage_layers
 from .timing import LoopClock
 
 _LANES = 512  # kept; chunks that lost some of their tokens come in every size
@@ -68,14 +67,14 @@ class DepthLoop:
         self.observe = observe
         self.cached = 0
         """Tokens that were run."""
-        self.filled = [0] * backend.spec.depths
+        self.filled = [0] * backend.program.depths
         """Tokens whose K and V are in each depth's slot: all of them, unless some left early."""
         self.entered: F32 | None = None
         """The state [1, S, D] that entered depth 0 in the last pass; only lent."""
-        self.clock = LoopClock(backend.spec.depths)
-        self._depths = backend.spec.depths
-        self._shares = shares_kv(backend.spec)
-        self.epilogue_has_layers = stage_layers(backend.spec, "epilogue") > 0
+        self.clock = LoopClock(backend.program.depths)
+        self._depths = backend.program.depths
+        self._shares = backend.program.shares_kv
+        self.epilogue_has_layers = len(backend.program.caches("epilogue")) > 0
         self._exits: KVCache | None = None
         self._exits_cached = 0
         # Chunk and decode shapes come again and again; any other is the rest of a prompt.
@@ -97,7 +96,7 @@ class DepthLoop:
         ids = self.checked(ids)
         if min(self.filled) < self.cached:
             raise UsageError("tokens left early here and their K and V are missing; reset the loop first")
-        if len(ids) > 1 and self.cache.slots < self.backend.spec.kv_slots:
+        if len(ids) > 1 and self.cache.slots < self.backend.program.kv_slots:
             with self._own_slots(self.cached + len(ids)):
                 return self._forward(ids, rows)
         return self._forward(ids, rows)
@@ -105,7 +104,7 @@ class DepthLoop:
     def _forward(self, ids: I64, rows: Rows) -> F32:
         if len(ids) <= self.chunk:
             return self._pass(ids, rows)
-        kept = np.empty((len(ids) if rows == "all" else 0, self.backend.spec.vocab_size), np.float32)
+        kept = np.empty((len(ids) if rows == "all" else 0, self.backend.program.vocab_size), np.float32)
         logits = kept
         for start in range(0, len(ids), self.chunk):
             part = ids[start : start + self.chunk]
@@ -158,7 +157,7 @@ class DepthLoop:
         if self.cached + len(ids) > self.capacity:
             raise ContextError(
                 f"{self.cached} cached and {len(ids)} new tokens do not fit a context of {self.capacity}; "
-                "shorten the text" + longer(self.capacity, self.backend.spec.context_length)
+                "shorten the text" + longer(self.capacity, self.backend.program.context_length)
             )
         return ids
 
@@ -339,7 +338,7 @@ class DepthLoop:
             self.cache, self._calls = kept, calls
 
     def _nothing(self) -> F32:
-        return np.empty((0, self.backend.spec.vocab_size), np.float32)
+        return np.empty((0, self.backend.program.vocab_size), np.float32)
 
     def _make_call(self, size: int) -> _Call:
         slot = self.cache.slot

@@ -10,11 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from .errors import BundleError
-from .limits import spec_problems
+from .model.checks import problems
 from .model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
-from .spec import Spec
+from .model.program import Program
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 MOST_BYTES = 64 << 20
 """Of a manifest; a real one has some thousands, and whatever the chat templates take."""
@@ -56,7 +56,7 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Package(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in a Core ML package, beside what the spec says.
+    """What is in a Core ML package, beside what the program says.
 
     ``functions``: the compute unit that each one is meant for, as Swift calls it. ``states``: the shape of each, the
     same in all functions. ``chunk``: tokens of a prefill call. ``capacity``: tokens that a state has room for.
@@ -143,7 +143,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     format: int
     edgeloop: str
-    spec: Spec
+    program: Program
     quantization: Quantization
     targets: dict[str, Target]
     heads: str | None = None
@@ -198,8 +198,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:
     """What is wrong with the numbers of ``manifest``, and with what has to go together, one after the other."""
-    spec, stored = manifest.spec, manifest.quantization
-    yield from spec_problems(spec)
+    program, stored = manifest.program, manifest.quantization
+    yield from problems(program)
     yield from within("quantization.bits", stored.bits, 2, 32)
     yield from within("quantization.group_size", stored.group_size, 0, MAX_SIZE)
     yield from within("parameters", manifest.parameters, 1, MAX_NUMBERS)
@@ -213,7 +213,7 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     for name, target in manifest.targets.items():
         yield from _target_problems(f"targets.{name}", GRAPHS.get(name, ()), target)
     for name, rule in manifest.exits.items():
-        yield from _exit_problems(f"exits.{name}", rule, spec.depths)
+        yield from _exit_problems(f"exits.{name}", rule, program.depths)
 
 
 def _target_problems(name: str, graphs: tuple[str, ...], target: Target) -> Iterator[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from .bundle import Bundle
 from .errors import BundleError
+from .model.program import Program
 from .onnx_graph import external_data, operators
 from .onnx_operators import OPERATORS
-from .spec import Spec, stage_layers
 
 _GIVEN = frozenset(
     {
@@ -47,27 +47,28 @@ def check_graph(bundle: Bundle, name: str, weights: str) -> None:
         ) from error
 
 
-def check_signature(session: Any, path: Path, stage: str, output: str, spec: Spec) -> None:
-    """BundleError unless the graph of ``session`` takes and gives what a model with ``spec`` has there.
+def check_signature(session: Any, path: Path, stage: str, output: str, program: Program) -> None:
+    """BundleError unless the graph of ``session`` takes and gives what a model with ``program`` has there.
 
     ``output``: the name of what it makes beside rows of caches.
     """
     given = {value.name: list(value.shape) for value in session.get_inputs()}
     made = {value.name: list(value.shape) for value in session.get_outputs()}
-    numbers = range(stage_layers(spec, "block" if stage == "fill" else stage))
-    cache, width = ["*", spec.kv_heads, "*", spec.head_dim], spec.kv_heads * spec.head_dim
-    sides = [f"{i}.{side}" for i in numbers for side in ("key", "value")]
+    shapes = program.caches("block" if stage == "fill" else stage)
+    sides = [(f"{i}.{side}", shape) for i, shape in enumerate(shapes) for side in ("key", "value")]
     if stage == "fill":
         takes: dict[str, list[Any]] = {}
         makes: dict[str, list[Any]] = {
-            f"{side}.{i}": ["*", "*", width] for i in numbers for side in ("key", "value")
+            f"{side}.{i}": ["*", "*", shape.kv_heads * shape.head_dim]
+            for i, shape in enumerate(shapes)
+            for side in ("key", "value")
         }
     else:
-        takes = {f"past.{name}": cache for name in sides}
-        makes = {f"present.{name}": cache for name in sides}
-        makes[output] = ["*", spec.vocab_size] if output == "logits" else ["*", "*", spec.hidden_size]
+        takes = {f"past.{name}": ["*", shape.kv_heads, "*", shape.head_dim] for name, shape in sides}
+        makes = {f"present.{name}": wanted for (name, _), wanted in zip(sides, takes.values(), strict=True)}
+        makes[output] = ["*", program.vocab_size] if output == "logits" else ["*", "*", program.width]
     if "state" in given:
-        takes["state"] = ["*", "*", spec.hidden_size]
+        takes["state"] = ["*", "*", program.width]
     for found, wanted, others in ((given, takes, _GIVEN), (made, makes, frozenset[str]())):
         strange = min(set(found) - set(wanted) - others, default=None)
         differs = next((n for n, shape in wanted.items() if not _fits(found.get(n), shape)), strange)

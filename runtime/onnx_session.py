@@ -22,10 +22,10 @@ import onnxruntime as ort
 from .backend import F32, Lanes
 from .errors import EngineError
 from .kv import KVCache
+from .model.program import Program
 from .model.rotary import RotaryTables
 from .onnx_check import check_signature
 from .packed import PackedLanes
-from .spec import Spec
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ class Plan:
     """
 
     def __init__(self, graph: GraphSession, lanes: Lanes, rows: int, cache: KVCache) -> None:
-        spec, (batch, length) = graph.spec, lanes.state_shape
+        program, (batch, length) = graph.program, lanes.state_shape
         self.binding = graph.session.io_binding()
         self.lanes = lanes  # a binding holds addresses: the plan holds the memory
         self._caches = cache.stages[graph.name]
         self.ids = np.zeros((batch, length), np.int64)
         self.rows = np.zeros(rows, np.int64)
         self._state: F32 | None = None
-        shape = (rows, spec.vocab_size) if graph.output == "logits" else (batch, length, spec.hidden_size)
+        shape = (rows, program.vocab_size) if graph.output == "logits" else (batch, length, program.width)
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
         self.fresh = np.zeros(1, np.int64)
@@ -125,13 +125,13 @@ class GraphSession:
     """One graph, its session and its plans."""
 
     def __init__(
-        self, name: str, output: str, path: Path, spec: Spec, rotary: RotaryTables | None = None
+        self, name: str, output: str, path: Path, program: Program, rotary: RotaryTables | None = None
     ) -> None:
         """``rotary``: tables that several graphs share."""
-        self.name, self.output, self.spec = name, output, spec
-        self.rotary = rotary or RotaryTables(spec.head_dim, spec.rope_theta)
+        self.name, self.output, self.program = name, output, program
+        self.rotary = rotary or RotaryTables(program.rotations[0])
         self.session = open_session(path)
-        check_signature(self.session, path, name, output, spec)
+        check_signature(self.session, path, name, output, program)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
         """Time spent inside onnxruntime so far."""
@@ -165,13 +165,13 @@ class FillPlan:
     """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
 
     def __init__(
-        self, session: ort.InferenceSession, lanes: Lanes, spec: Spec, turns: tuple[F32, F32]
+        self, session: ort.InferenceSession, lanes: Lanes, program: Program, turns: tuple[F32, F32]
     ) -> None:
         shape = lanes.state_shape
         self.turns = len(turns[0])
         """Positions that it can turn to."""
         self.binding = session.io_binding()
-        self.state: F32 = np.zeros((*shape, spec.hidden_size), np.float32)
+        self.state: F32 = np.zeros((*shape, program.width), np.float32)
         given: dict[str, npt.NDArray[Any]] = {
             "state": self.state,
             "depth": lanes.depth,
@@ -187,20 +187,21 @@ class FillPlan:
             array = given[i.name]
             self.binding.bind_input(i.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.rows: list[F32] = []
-        for o in session.get_outputs():
-            rows = np.zeros((*shape, spec.kv_heads * spec.head_dim), np.float32)
-            self.binding.bind_output(o.name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+        names = [o.name for o in session.get_outputs()]
+        for name, cache in zip(names, (c for c in program.caches("block") for _ in range(2)), strict=True):
+            rows = np.zeros((*shape, cache.kv_heads * cache.head_dim), np.float32)
+            self.binding.bind_output(name, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
             # As the caches have them: [B, K heads, S, head_dim].
-            self.rows.append(rows.reshape(*shape, spec.kv_heads, spec.head_dim).transpose(0, 2, 1, 3))
+            self.rows.append(rows.reshape(*shape, cache.kv_heads, cache.head_dim).transpose(0, 2, 1, 3))
 
 
 class FillSession:
     """The graph that only projects K and V."""
 
-    def __init__(self, path: Path, spec: Spec, rotary: RotaryTables) -> None:
+    def __init__(self, path: Path, program: Program, rotary: RotaryTables) -> None:
         self.session = open_session(path)
-        check_signature(self.session, path, "fill", "", spec)
-        self.spec, self.rotary = spec, rotary
+        check_signature(self.session, path, "fill", "", program)
+        self.program, self.rotary = program, rotary
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
 
@@ -209,7 +210,7 @@ class FillSession:
         plan = self._plans.get(lanes)
         if plan is None or plan.turns < cache.capacity:
             turns = self.rotary.rows(cache.capacity)
-            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.spec, turns)
+            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.program, turns)
         packed = lanes if isinstance(lanes, PackedLanes) else None
         if packed:
             plan.positions[:, 0] = lanes.positions.reshape(-1)[packed.kept]

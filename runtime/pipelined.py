@@ -16,7 +16,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from .acceptance import Pace
-from .backend import F32, I64, Lanes, shares_kv
+from .backend import F32, I64, Lanes
 from .loop import DepthLoop
 from .sampling import Choose
 from .shapes import Shape, make_shape
@@ -33,12 +33,12 @@ class Pipelined:
 
     def __init__(self, loop: DepthLoop, draft: Choose, pace: Pace) -> None:
         """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
-        spec = loop.backend.spec
+        program = loop.backend.program
         self.loop, self.pace, self.draft = loop, pace, draft
-        self._depths, self._width = spec.depths, spec.hidden_size
-        self.depth = spec.depths
+        self._depths, self._width = program.depths, program.width
+        self.depth = program.depths
         """Depths that the last token ran."""
-        self._shared = shares_kv(spec)
+        self._shared = program.shares_kv
         self._at = [NONE] * self._depths
         """By depth: position of the token that the last pass ran there."""
         self._newest = NONE

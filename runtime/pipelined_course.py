@@ -22,7 +22,6 @@ from .course import Ask, Course, Wishes
 from .loop import DepthLoop
 from .policy import Policy
 from .sampling import Choose
-from .spec import stage_layers
 
 
 class Token:
@@ -62,13 +61,13 @@ class PipelinedCourse:
     ) -> None:
         """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
         self.loop, self.pace, self.draft = loop, pace, draft
-        spec = self.spec = loop.backend.spec
-        self.depth = spec.depths
+        program = self.program = loop.backend.program
+        self.depth = program.depths
         """Depths that the last token ran."""
-        self.course = Course(spec, policy, heads, lambda: loop.chunk)
-        self._coda = stage_layers(spec, "epilogue") > 0
+        self.course = Course(program, policy, heads, lambda: loop.chunk)
+        self._coda = len(program.caches("epilogue")) > 0
         self._flight: list[Token] = []
-        self._tokens = np.zeros(loop.capacity + spec.depths + 1, np.int64)
+        self._tokens = np.zeros(loop.capacity + program.depths + 1, np.int64)
         self._lanes: dict[tuple[str, int, int, int], Lanes] = {}
 
     def begin(self, ids: I64) -> None:
@@ -112,7 +111,7 @@ class PipelinedCourse:
     def _add(self, token: int, position: int) -> None:
         self._tokens[position] = token
         wishes = self.course.step(token, position)
-        self._flight.append(Token(token, position, wishes, self.spec.depths))
+        self._flight.append(Token(token, position, wishes, self.program.depths))
 
     def _cancel(self, first: int) -> None:
         """Drop what is under way from the ``first`` on, as if it had never been."""
@@ -147,7 +146,7 @@ class PipelinedCourse:
         """The draft that the newest token predicts, if there is room for one more."""
         newest = self._flight[-1]
         behind = newest.position + 1
-        room = len(self._flight) <= self.spec.depths and behind < self.loop.capacity
+        room = len(self._flight) <= self.program.depths and behind < self.loop.capacity
         if self._drafting and room and newest.predicted >= 0:
             self._add(newest.predicted, behind)
 
@@ -176,7 +175,7 @@ class PipelinedCourse:
         low, high = min(ask.depth for ask in asks), max(ask.depth for ask in asks)
         n = len(asks[0].rows)
         lanes = self._ready("block", low, high - low + 1, n)
-        state = np.zeros((high - low + 1, n, self.spec.hidden_size), np.float32)
+        state = np.zeros((high - low + 1, n, self.program.width), np.float32)
         lanes.tokens.fill(0)
         lanes.cached.fill(1)  # of idle ones: the operator wants to have something to see
         for ask in asks:
@@ -232,7 +231,7 @@ class PipelinedCourse:
     def _epilogue(self, reads: list[tuple[int, F32]]) -> F32:
         """Neighbouring tokens as one lane, oldest first → logits [N, V] of the last row of each."""
         rows = np.concatenate([state for _, state in reads])
-        lanes = self._ready("epilogue", self.spec.depths - 1, 1, len(rows))
+        lanes = self._ready("epilogue", self.program.depths - 1, 1, len(rows))
         first = reads[0][0]
         lanes.cached[0], lanes.tokens[0] = first, len(rows)
         lanes.positions[0] = np.arange(first, first + len(rows))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .backend import F32, can_fill, shares_kv
+from .backend import F32, can_fill
 from .errors import UsageError
 from .exits import ExitRule, parse_rule
-from .kv import visible
 from .manifest import Exit
+from .model.program import Program
 from .routing import RoutingRule, parse_routing
-from .spec import Spec
 
 KV = ("per-depth", "shared", "last")
 MISSING = ("exact", "propagate", "shared", "skip")
@@ -28,7 +27,7 @@ class Policy:
 
 
 def choose_policy(
-    spec: Spec,
+    program: Program,
     heads: Mapping[str, F32],
     calibrated: Mapping[str, Exit],
     exit: str | None = None,  # noqa: A002 - the word of the command line
@@ -36,51 +35,61 @@ def choose_policy(
     kv: str | None = None,
 ) -> Policy:
     """The policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
-    kv = _kv(spec, kv)
-    text = exit or ("router" if spec.routing else "never")
+    kv = _kv(program, kv)
+    text = exit or ("router" if program.routing else "never")
     rule: ExitRule | RoutingRule
-    if spec.routing:
-        rule = parse_routing(text, spec)
+    if program.routing:
+        rule = parse_routing(text, program)
     else:
-        rule = parse_rule(text, spec, heads, calibrated)
+        rule = parse_rule(text, program, heads, calibrated)
         if missing is None and text in calibrated and kv == "per-depth":
             missing = calibrated[text].missing
-    return Policy(text, kv, _missing(spec, kv, missing), rule)
+    return Policy(text, kv, _missing(program, kv, missing), rule)
 
 
-def _kv(spec: Spec, kv: str | None) -> str:
-    own = "shared" if shares_kv(spec) else "per-depth"
+def _kv(program: Program, kv: str | None) -> str:
+    own = "shared" if program.shares_kv else "per-depth"
     if kv is None or kv == own:
         return own
     if kv not in KV:
         raise UsageError(f"KV policy {kv!r}; known: {', '.join(KV)}")
-    if kv == "last" and own == "per-depth" and spec.depths > 1 and not spec.routing and visible(spec) is None:
+    if (
+        kv == "last"
+        and own == "per-depth"
+        and program.depths > 1
+        and not program.routing
+        and program.window is None
+    ):
         return kv
-    hint = "; export it with --kv shared" if kv == "shared" and not spec.routing and spec.depths > 1 else ""
-    raise UsageError(f"KV policy {kv!r}: the depths of this model have {own} K and V{_what(spec)}{hint}")
+    hint = (
+        "; export it with --kv shared"
+        if kv == "shared" and not program.routing and program.depths > 1
+        else ""
+    )
+    raise UsageError(f"KV policy {kv!r}: the depths of this model have {own} K and V{_what(program)}{hint}")
 
 
-def _what(spec: Spec) -> str:
-    if spec.routing:
+def _what(program: Program) -> str:
+    if program.routing:
         return " and a router"
-    if visible(spec) is not None:
-        return f" and a sliding window of {visible(spec)} tokens"
-    return " and there is no loop" if spec.depths == 1 else ""
+    if program.window is not None:
+        return f" and a sliding window of {program.window} tokens"
+    return " and there is no loop" if program.depths == 1 else ""
 
 
-def _missing(spec: Spec, kv: str, missing: str | None) -> str:
+def _missing(program: Program, kv: str, missing: str | None) -> str:
     if kv != "per-depth":
         allowed = ["shared"]
-    elif spec.routing:
+    elif program.routing:
         allowed = ["skip"]
     else:
-        allowed = ["exact", *(["propagate"] if can_fill(spec) else []), "skip"]
+        allowed = ["exact", *(["propagate"] if can_fill(program) else []), "skip"]
     if missing is None:
         return allowed[0]
     if missing not in MISSING:
         raise UsageError(f"policy {missing!r} for missing K and V; known: {', '.join(MISSING)}")
     if missing not in allowed:
         raise UsageError(
-            f"policy {missing!r} for missing K and V: with {kv} K and V{_what(spec)} there is {', '.join(allowed)}"
+            f"policy {missing!r} for missing K and V: with {kv} K and V{_what(program)} there is {', '.join(allowed)}"
         )
     return missing

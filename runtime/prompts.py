@@ -87,7 +87,7 @@ class Prompts:
         if len(ids) > self._context:
             raise ContextError(
                 f"the prompt has {len(ids)} tokens, the context holds {self._context}; shorten it"
-                + longer(self._context, self._bundle.spec.context_length)
+                + longer(self._context, self._bundle.program.context_length)
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise UsageError(f"sampling is of type {type(sampling).__name__}, wanted SamplingOptions")
@@ -99,7 +99,7 @@ class Prompts:
 
     def ids(self, ids: Sequence[int] | I64) -> I64:
         """``ids`` [S], S ≥ 1, as an array; UsageError when they are no token ids of the model."""
-        return token_ids(ids, self._bundle.spec.vocab_size)
+        return token_ids(ids, self._bundle.program.vocab_size)
 
     def close(self) -> None:
         """End the process of the chat templates. Closing twice is fine."""

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from .backend import F32, I64
+from .model.program import Program
 from .sampling import Choose, SamplingOptions
-from .spec import Spec
 from .text.tokenizer import Tokenizer
 
 Finish = Literal["eos", "stop", "length", "context"]
@@ -51,10 +51,10 @@ class Answer:
     """The tokens and the text of one request, by the same rules as ``Session.generate``."""
 
     def __init__(
-        self, request: Request, choose: Choose, spec: Spec, tokenizer: Tokenizer | None, context: int
+        self, request: Request, choose: Choose, program: Program, tokenizer: Tokenizer | None, context: int
     ) -> None:
         """``choose``: a sampler's. ``context``: tokens of prompt and answer together, the last one not counted."""
-        self._ends = spec.eos_token_ids
+        self._ends = program.eos_token_ids
         self._choose = choose
         prompt = request.prompt
         self._text = tokenizer.answer_text(prompt.tolist(), request.stop) if tokenizer else None

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from .backend import F32, I64, shares_kv
+from .backend import F32, I64
 from .loop import DepthLoop, Rows
 from .routing import Router, RoutingRule, shared_calls
 
@@ -23,8 +23,8 @@ class RoutedLoop:
 
     def __init__(self, loop: DepthLoop, rule: RoutingRule, heads: Mapping[str, F32]) -> None:
         self.loop, self.rule = loop, rule
-        self.router = Router(loop.backend.spec, heads)
-        self._shares = shares_kv(loop.backend.spec)
+        self.router = Router(loop.backend.program, heads)
+        self._shares = loop.backend.program.shares_kv
 
     def forward(self, ids: I64, rows: Rows = "last") -> tuple[F32, I64]:
         """Run ids [S] → logits [N, V] (``rows`` as in DepthLoop.forward), and the depths [S] that each token ran.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
-from .spec import Routing, Spec
+from .model.program import Program, Routing
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -39,29 +39,29 @@ class RoutingRule:
     everyone: bool = False
 
 
-def parse_routing(text: str, spec: Spec) -> RoutingRule:
+def parse_routing(text: str, program: Program) -> RoutingRule:
     """The routing rule that ``text`` names; UsageError names those that a routed model takes."""
-    assert spec.routing is not None
+    assert program.routing is not None
     name, _, rest = text.partition(":")
     if name == "never" and not rest:
-        return RoutingRule(name, spec.depths, everyone=True)
-    if name == "depth" and rest.isascii() and rest.isdigit() and 1 <= int(rest) <= spec.depths:
+        return RoutingRule(name, program.depths, everyone=True)
+    if name == "depth" and rest.isascii() and rest.isdigit() and 1 <= int(rest) <= program.depths:
         return RoutingRule(name, int(rest))
     if name == "router" and not rest:
-        return RoutingRule(name, spec.depths)
-    if text == "chunk-topk" and spec.routing.kind == "expert":
-        return RoutingRule(text, spec.depths, topk=True)
-    if name == "router" and spec.routing.kind == "expert":
-        low = -1.0 if spec.routing.squash == "tanh" else 0.0
+        return RoutingRule(name, program.depths)
+    if text == "chunk-topk" and program.routing.kind == "expert":
+        return RoutingRule(text, program.depths, topk=True)
+    if name == "router" and program.routing.kind == "expert":
+        low = -1.0 if program.routing.squash == "tanh" else 0.0
         try:
             value = float(rest)
         except ValueError:
             value = float("nan")
         if not low <= value <= 1:
             raise UsageError(f"exit rule {text!r}: the router's threshold lies between {low:g} and 1")
-        return RoutingRule(name, spec.depths, threshold=value)
+        return RoutingRule(name, program.depths, threshold=value)
     raise UsageError(
-        f"exit rule {text!r}: a router decides in this model ({spec.routing.kind} choice, {spec.depths} depths); "
+        f"exit rule {text!r}: a router decides in this model ({program.routing.kind} choice, {program.depths} depths); "
         f"wanted one of {', '.join(RULES)}"
     )
 
@@ -69,10 +69,10 @@ def parse_routing(text: str, spec: Spec) -> RoutingRule:
 class Router:
     """Scores of N tokens, and what follows from them."""
 
-    def __init__(self, spec: Spec, heads: Mapping[str, F32]) -> None:
-        assert spec.routing is not None
-        self.routing: Routing = spec.routing
-        self.depths = spec.depths
+    def __init__(self, program: Program, heads: Mapping[str, F32]) -> None:
+        assert program.routing is not None
+        self.routing: Routing = program.routing
+        self.depths = program.depths
         self.heads = heads
 
     def score(self, head: str, depth: int, x: F32) -> F32:

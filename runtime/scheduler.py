@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backend import F32, Backend, shares_kv
+from .backend import F32, Backend
 from .course import Ask
 from .kv import KVCache
 from .packed import PackedLanes
@@ -66,7 +66,7 @@ class Scheduler:
         self.calls = self.rows = 0
         """Block calls so far, and the rows in them."""
         self._wants: dict[str, list[Want]] = {stage: [] for stage in STAGES}
-        self._shared = shares_kv(backend.spec)
+        self._shared = backend.program.shares_kv
         self._held = np.zeros(sequences * cache.slots, np.int32)  # tokens of each slot of the block
         self._calls: dict[tuple[str, int, int, int, int, bool], _Call] = {}
 
@@ -206,7 +206,7 @@ class Scheduler:
         if call is None:
             stage, first, count, length, rows, fresh = key
             lanes = PackedLanes.empty(count, length, rows, first, shared=shared, fresh=fresh)
-            width = () if stage == "prologue" else (self.backend.spec.hidden_size,)
+            width = () if stage == "prologue" else (self.backend.program.width,)
             if len(self._calls) >= _CALLS:
                 self._calls.clear()
             dtype = np.int64 if stage == "prologue" else np.float32

@@ -18,10 +18,10 @@ from .checks import whole_number
 from .course import check_course
 from .exits import ExitRule
 from .handle import Handle
+from .model.program import Program
 from .sampling import SamplingOptions
 from .scheduler import Scheduler
 from .session import Session
-from .spec import Spec
 from .text.template import Objects
 from .worker import Worker
 
@@ -53,7 +53,7 @@ class Engine:
         self._session = Session(bundle, backend, context, exit=exit, missing=missing, kv=kv)
         self.policy, self.context = self._session.policy, self._session.context
         """Who stops where, and the tokens that prompt and answer may have together."""
-        check_course(bundle.spec, self.policy)
+        check_course(bundle.program, self.policy)
         self.sequences, self.waiting = sequences, waiting
         cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
         rule = self.policy.rule
@@ -97,9 +97,9 @@ class Engine:
         )
 
     @property
-    def spec(self) -> Spec:
+    def program(self) -> Program:
         """The model's architecture."""
-        return self._session.spec
+        return self._session.program
 
     def submit(
         self,

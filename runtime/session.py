@@ -18,13 +18,13 @@ from .errors import UsageError
 from .evaluation import Evaluation, evaluate
 from .heads import read_heads
 from .loop import DepthLoop
+from .model.program import Program
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
 from .prompts import Prompts
 from .requests import Answer, Request, Step
 from .sampling import Choose, Sampler, SamplingOptions
-from .spec import Spec
 from .text.template import ChatTemplates, Objects
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
@@ -52,7 +52,7 @@ class Session:
         decode: str = "sequential",
     ) -> None:
         """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
-        limit = backend.spec.context_length
+        limit = backend.program.context_length
         if context is not None:
             context = whole_number(context, "context", 1, limit)
         self.bundle = bundle
@@ -61,14 +61,16 @@ class Session:
         """Tokens that prompt and answer may have together."""
         self.heads = read_heads(bundle)
         """What the host itself computes of a state: exit gate, routers, probes."""
-        self.policy: Policy = choose_policy(bundle.spec, self.heads, bundle.manifest.exits, exit, missing, kv)
+        self.policy: Policy = choose_policy(
+            bundle.program, self.heads, bundle.manifest.exits, exit, missing, kv
+        )
         """Who stops where, and what that means for K and V."""
-        check_decode(decode, bundle.spec, self.policy)
+        check_decode(decode, bundle.program, self.policy)
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
         self._pace: Pace | None = None
         if decode == "pipelined":
-            self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.spec.depths)
+            self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.program.depths)
         self._pipelined: Pipelined | PipelinedCourse | None = None
         self._loop: DepthLoop | None = None
         self.prompts = Prompts(bundle, self.context)
@@ -102,9 +104,9 @@ class Session:
         return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv, decode=decode)
 
     @property
-    def spec(self) -> Spec:
+    def program(self) -> Program:
         """The model's architecture."""
-        return self.bundle.spec
+        return self.bundle.program
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -186,7 +188,7 @@ class Session:
         if self._pace:
             choose = self._pace.timed(choose)
         walk = Walk(loop, self.policy, self.heads, pipelined)
-        answer = Answer(request, choose, self.spec, self.prompts.tokenizer, self.context)
+        answer = Answer(request, choose, self.program, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
             loop.clock,
             lambda: (
@@ -227,7 +229,7 @@ class Session:
     def choose(self, exit: str | None, missing: str | None = None) -> Policy:  # noqa: A002
         """Another policy over the same KV slots; UsageError when the model cannot have it."""
         exits = self.bundle.manifest.exits
-        return choose_policy(self.spec, self.heads, exits, exit, missing, self.policy.kv)
+        return choose_policy(self.program, self.heads, exits, exit, missing, self.policy.kv)
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""

@@ -35,8 +35,8 @@ class Shape:
 
 def make_shape(loop: DepthLoop, active: tuple[int, ...], draft: int, judge: bool) -> Shape:
     """The shape of passes with tokens at the depths ``active``, of which ``draft``, judges and the last are read."""
-    spec = loop.backend.spec
-    last, width = spec.depths - 1, spec.hidden_size
+    program = loop.backend.program
+    last, width = program.depths - 1, program.width
     low, high = active[0], active[-1]
     deepest = active[::-1]
     offset = np.zeros(high - low + 1, np.int32)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .model.program import Routing as Routing
+from .model.program import Routing
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -96,6 +96,17 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def applied_layers(self) -> int:
         """Layers of the same model unrolled."""
         return sum(s.layers * s.repeats for s in self.segments)
+
+    @property
+    def shares_kv(self) -> bool:
+        """Do the depths of the block's loop read the K and V of depth 0?"""
+        return self.kv == "shared" and self.depths > 1
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window in tokens; None where a token sees the whole context."""
+        window = self.sliding_window
+        return None if window is None or window >= self.context_length else window
 
     @property
     def kv_slots(self) -> int:

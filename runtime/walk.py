@@ -41,7 +41,7 @@ class Walk:
     ) -> None:
         """``pipelined``: what steps, on the same loop and under the same policy (``make_pipeline``)."""
         self.loop = loop
-        self.depth = loop.backend.spec.depths
+        self.depth = loop.backend.program.depths
         """Depths that the last token ran."""
         self.early: EarlyExit | None = None
         self.routed: RoutedLoop | None = None

@@ -53,7 +53,7 @@ def visit_depths(loop: DepthLoop, stream: I64, context: int, visit: VisitDepths)
 
 def perplexity(loop: DepthLoop, stream: I64, context: int) -> Perplexity:
     """Of ``stream`` [S], S ≥ 2: every token but the first is predicted once, from those before it in its window."""
-    total = np.zeros(loop.backend.spec.depths)
+    total = np.zeros(loop.backend.program.depths)
     for start in range(0, len(stream) - 1, context):
         targets = stream[start + 1 : start + 1 + context]
 

@@ -166,9 +166,9 @@ class Worker:
     def _answer(self, handle: Handle) -> Generator[Ask, F32, None]:
         """The engine calls that a request needs, one at a time for the scheduler; its steps go to its handle."""
         request, session = handle.request, self._session
-        course = Course(session.spec, session.policy, session.heads, self._scheduler.chunk)
+        course = Course(session.program, session.policy, session.heads, self._scheduler.chunk)
         choose = Sampler(request.sampling).choose
-        answer = Answer(request, choose, session.spec, session.tokenizer_or_none, session.context)
+        answer = Answer(request, choose, session.program, session.tokenizer_or_none, session.context)
         watch = Stopwatch()
         logits, depth = yield from course.prompt(request.prompt)
         while True:

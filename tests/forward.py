@@ -1,6 +1,6 @@
 """An independent float32 forward of any Spec, from canonical tensors: the families' readings are checked with it.
 
-Written from the description in ``runtime.spec`` alone, with explicit loops, and no code of the package.
+Written from the description of ``Spec`` alone, with explicit loops, and no code of the package.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeloop.export.family import Reading
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.spec import Spec
 
 Tensors = dict[str, torch.Tensor]
@@ -23,7 +24,7 @@ def logits(reading: Reading, ids: torch.Tensor) -> torch.Tensor:
 
 def states(reading: Reading, ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The state [S, D] after each depth, normed where the loop norms it, and the logits [S, V]."""
-    spec, tensor = reading.spec, {name: load() for name, load in reading.tensors.items()}
+    spec, tensor = spec_of(reading.program), {name: load() for name, load in reading.tensors.items()}
     x, after, positions = tensor["embed.weight"][ids], [], torch.arange(len(ids))
     for s, segment in enumerate(spec.segments):
         shared: Shared = {}

@@ -11,6 +11,7 @@ from edgeloop.export.bundle.leftovers import sweep
 from edgeloop.export.bundle.writer import check_free
 from edgeloop.export.calibration.write import write_exits, write_probes
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.llama_like import program_of
 from edgeloop.runtime.manifest import (
     FORMAT,
     Exit,
@@ -32,10 +33,10 @@ RULE = Exit(
     thresholds=(0.5,), missing="exact", goal="+1%", tokens=10, perplexity=2.0, full_perplexity=2.0, agreement=0.9,
     mean_depth=1.5,
 )  # fmt: skip
-SPEC = Spec(
+PROGRAM = program_of(Spec(
     family="test", segments=(Segment(layers=1, repeats=2),), vocab_size=8, hidden_size=4, intermediate_size=8, heads=2,
     kv_heads=2, head_dim=2, norm_eps=1e-5, rope_theta=1e4, context_length=8, tied_embedding=True,
-)  # fmt: skip
+))  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -53,8 +54,8 @@ def prepare(folder: Path) -> None:
     write_manifest(
         out,
         Manifest(
-            format=FORMAT, edgeloop="1", spec=SPEC, quantization=quantization, targets={"coreml": target}, text=Text(),
-            parameters=1, unrolled_parameters=1, files=files,
+            format=FORMAT, edgeloop="1", program=PROGRAM, quantization=quantization,
+            targets={"coreml": target}, text=Text(), parameters=1, unrolled_parameters=1, files=files,
         ),
     )  # fmt: skip
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.spec import Routing
+from edgeloop.runtime.llama_like import spec_of
+from edgeloop.runtime.model.program import Routing
 
 Heads = dict[str, torch.Tensor]
 Block = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,7 +33,7 @@ def logits(
 
     ``threshold``: expert choice goes on where the score is as high, instead of taking the best of the chunk.
     """
-    spec, tensor = reading.spec, {name: load() for name, load in reading.tensors.items()}
+    spec, tensor = spec_of(reading.program), {name: load() for name, load in reading.tensors.items()}
     heads = {name: load() for name, load in reading.heads.items()}
     assert spec.routing is not None
     x, ran = tensor["embed.weight"][ids], []

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 import yaml
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 
 from edgeloop.apps.demo.model import DemoConfig, DemoModel
 from edgeloop.apps.demo.routed import RoutedConfig, RoutedModel
 from edgeloop.export.synth import Shape, synthesize_shape
 from edgeloop.export.synth_tokenizer import write_tokenizer
+from edgeloop.runtime.llama_like import program_of, spec_of
+from edgeloop.runtime.model.program import Program
 
 WINDOW = 6
 VOCAB = 320  # the byte tokenizer's 257 tokens and some fillers
@@ -209,6 +212,11 @@ ROUTERS: dict[str, Callable[[Path], None]] = {
     "mor-token-shared": lambda folder: _mor_routed_shared(folder, "token"),
 }
 """More routed models, for the tests of routing alone."""
+
+
+def altered(program: Program, **changes: Any) -> Program:
+    """``program`` with other numbers of its spec."""
+    return program_of(structs.replace(spec_of(program), **changes))
 
 
 def make(kind: str, folder: Path) -> Path:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ...runtime.manifest import Manifest
+from ...runtime.model.facts import stored_layers
 from ...runtime.timing import GenerationStats
 from ..console import Console
 from ..options import at_least
@@ -90,11 +91,11 @@ def export(out: Path, console: Console) -> None:
 
 def results(manifest: Manifest, stats: GenerationStats) -> list[tuple[str, str]]:
     """The table at the end."""
-    spec, size, unrolled = manifest.spec, bundle_bytes(manifest), unrolled_bytes(manifest)
+    program, size, unrolled = manifest.program, bundle_bytes(manifest), unrolled_bytes(manifest)
     rows = [
         (
             "model",
-            f"layers {layout(spec)}, {sum(s.layers for s in spec.segments)} stored for {spec.applied_layers}",
+            f"layers {layout(program)}, {stored_layers(program)} stored for {program.applied_layers}",
         ),
         ("bundle", f"{byte_count(size)}, {manifest.quantization.scheme}"),
         ("the same unrolled", f"{byte_count(unrolled)}, {unrolled / size:.1f} times as much (estimated)"),

@@ -33,14 +33,14 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
 
     UsageError for a text of fewer than 2 tokens.
     """
-    spec, n = session.spec, len(ids) - 1
+    program, n = session.program, len(ids) - 1
     if n < 1:
         raise UsageError(f"the text has {len(ids)} tokens; calibration needs some hundreds")
-    depths = spec.depths
+    depths = program.depths
     targets = np.asarray(ids[1:])
     loss, likeliest = np.empty((depths, n), np.float32), np.empty((depths, n), np.int64)
     scores = {rule: np.empty((depths - 1, n), np.float32) for rule in rules}
-    states = np.empty((depths - 1, n, spec.hidden_size), np.float32)
+    states = np.empty((depths - 1, n, program.width), np.float32)
     kept = np.empty((depths - 1, n), np.float32)
     chain: list[Outcome] = []
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
-from ...runtime.kv import visible
 from ...runtime.spec import Spec
 from ...runtime.weights import projection_shapes
 from ..weights import split_rows
@@ -73,7 +72,7 @@ class Layers:
         rows = self.constants.array("rows", np.arange(self.plan.capacity, dtype=np.int32)[None])
         column = mb.expand_dims(x=positions, axes=[1])
         unseen = mb.less(x=column, y=rows)
-        if (window := visible(self.spec)) is not None:
+        if (window := self.spec.window) is not None:
             old = mb.greater_equal(x=mb.sub(x=column, y=rows), y=np.int32(window))
             unseen = mb.logical_or(x=unseen, y=old)
         mask = mb.mul(x=mb.cast(x=unseen, dtype="fp16"), y=HIDDEN)

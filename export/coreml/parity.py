@@ -19,9 +19,10 @@ import numpy as np
 from ...runtime.backend import F32, I64, Lanes
 from ...runtime.coreml.interpreter import Interpreter
 from ...runtime.errors import ParityError
-from ...runtime.kv import STAGES, KVCache
+from ...runtime.kv import KVCache
 from ...runtime.loop import DepthLoop
 from ...runtime.manifest import Parity
+from ...runtime.model.program import STAGES
 from ...runtime.spec import stage_layers
 from ..oracle import Oracle
 from ..parity import difference

@@ -16,9 +16,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.backend import shares_kv
-from ...runtime.kv import STAGES
-from ...runtime.model.rotary import RotaryTables
+from ...runtime.model.program import STAGES
+from ...runtime.model.rotary import RotaryTables, Rotation
 from ...runtime.spec import Spec, stage_layers
 
 F16 = npt.NDArray[np.float16]
@@ -44,13 +43,14 @@ class Plan:
     def turns(self) -> tuple[F16, F16]:
         """cos and sin [context, head_dim/2] of every position: the ANE has no arithmetic to make them from."""
         spec = self.spec
-        cos, sin = RotaryTables(spec.head_dim, spec.rope_theta, kept_as=np.float16).rows(spec.context_length)
+        turns = Rotation(spec.head_dim, spec.rope_theta)
+        cos, sin = RotaryTables(turns, np.float16).rows(spec.context_length)
         return cos[: spec.context_length].astype(np.float16), sin[: spec.context_length].astype(np.float16)
 
     @property
     def fills(self) -> bool:
         """Can a token that left early be missing K and V? With a sliding window too: a token keeps its row here."""
-        return self.spec.depths > 1 and not shares_kv(self.spec)
+        return self.spec.depths > 1 and not self.spec.shares_kv
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -82,8 +82,8 @@ class Plan:
             segment = spec.segments[s]
             for repeat in [depth] if looped else range(segment.repeats):
                 for j in range(segment.layers):
-                    row = len(found) + (0 if shares_kv(spec) or not looped else depth * count)
-                    reads = looped and depth > 0 and shares_kv(spec)
+                    row = len(found) + (0 if spec.shares_kv or not looped else depth * count)
+                    reads = looped and depth > 0 and spec.shares_kv
                     norm = repeat if segment.per_repeat_norms else None
                     found.append(Application(stage, s, f"segments.{s}.layers.{j}", repeat, norm, row, reads))
         return found

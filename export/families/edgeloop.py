@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.spec import Routing, Segment, Spec
+from ...runtime.llama_like import program_of
+from ...runtime.model.program import Routing
+from ...runtime.spec import Segment, Spec
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
@@ -120,7 +122,7 @@ class EdgeloopFamily:
         routers: dict[str, Loader] = {}
         if routing is not None:
             routers["router.weight"] = partial(checkpoint.tensor, "router.weight")
-        return Reading(spec, reader.tensors, frozenset(reader.used), routers)
+        return Reading(program_of(spec), reader.tensors, frozenset(reader.used), routers)
 
 
 class _Reader:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ...runtime.errors import CheckpointError
+from ...runtime.llama_like import program_of
 from ...runtime.spec import Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
@@ -70,7 +71,7 @@ def read_layers(
         bos_token_id=c.bos_token_id,
         eos_token_ids=c.eos_token_ids,
     )
-    return Reading(spec, reader.tensors, frozenset(reader.used))
+    return Reading(program_of(spec), reader.tensors, frozenset(reader.used))
 
 
 class _Reader:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import structs
 
 from ...runtime.errors import CheckpointError
+from ...runtime.model.transform import sharing_kv
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Reading
@@ -87,12 +88,12 @@ class MorFamily:
         reading = read_layers(names, config, plan, self.name, scale=scale)
         if not shares:
             return reading
-        if reading.spec.depths < 2:
+        if reading.program.depths < 2:
             raise CheckpointError(
                 f"{where}: kv_sharing is enabled, and recursive.sharing repeats layer by layer: there is no loop "
                 "whose depths could share; wanted cycle or middle_cycle"
             )
-        return replace(reading, spec=structs.replace(reading.spec, kv="shared"))
+        return replace(reading, program=sharing_kv(reading.program, True))
 
     def _routed(
         self,
@@ -123,14 +124,15 @@ class MorFamily:
         balancing = _section(mor, routing.kind, where, "mor.").get("balancing")
         heads = router_heads(names, routing, config.hidden_size, balancing == "loss_free")
         reading = read_layers(names, config, plan, self.name, scale=scale, read=heads.used)
-        if shares and any(segment.per_repeat_attention for segment in reading.spec.segments):
+        if shares and reading.program.own_matrices:
             raise CheckpointError(
                 f"{where}: kv_sharing is enabled, and attention has matrices for each recursion; wanted attention that "
                 "all of them share, as in the authors' code since commit 82c97f2"
             )
-        kv: Literal["per-depth", "shared"] = "shared" if shares else "per-depth"
-        spec = structs.replace(reading.spec, routing=routing, kv=kv)
-        return replace(reading, spec=spec, heads=heads.tensors)
+        program = structs.replace(reading.program, routing=routing)
+        if shares:
+            program = sharing_kv(program, True)
+        return replace(reading, program=program, heads=heads.tensors)
 
 
 def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[Run]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.spec import Routing
+from ...runtime.model.program import Routing
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader
@@ -129,7 +129,7 @@ def router_heads(names: RoutedNames, routing: Routing, width: int, biased: bool)
         tensors["router.bias"] = partial(torch.zeros, rows)
         if biased:
             name = f"{layers[0]}router_bias"
-            # The authors choose by α·p + bias, the spec by p + bias.
+            # The authors choose by α·p + bias, edgeloop by p + bias.
             tensors["router.bias"] = _stacked(names.checkpoint, [name], (rows,), 1 / routing.alpha)
             used = [*used, name]
     return RouterHeads(tensors, frozenset(used))

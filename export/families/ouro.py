@@ -56,7 +56,7 @@ class OuroFamily:
             return reading
         return replace(
             reading,
-            spec=structs.replace(reading.spec, exit_gate=True),
+            program=structs.replace(reading.program, exit_gate=True),
             heads={
                 "gate.weight": lambda: checkpoint.tensor(gate["weight"])[0],
                 "gate.bias": partial(checkpoint.tensor, gate["bias"]),

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.backend import F32, shares_kv
-from ...runtime.kv import visible
+from ...runtime.backend import F32
 from ...runtime.spec import Segment, Spec
 from ...runtime.weights import MATRICES, projection_shapes
 from ..modules import Weights
@@ -188,7 +187,7 @@ class Flat(nn.Module):
 
     def __init__(self, spec: Spec, weights: Weights, bits: int, rows: int, chunk: int) -> None:
         super().__init__()
-        self.spec, self.window, self.chunk = spec, visible(spec), chunk
+        self.spec, self.window, self.chunk = spec, spec.window, chunk
         self.embed = Rows(weights, bits)
         self.norm = Norm(weights["norm.weight"], spec.norm_eps)
         self.head = Matrix(weights, "embed" if spec.tied_embedding else "head", bits)
@@ -208,7 +207,7 @@ class Flat(nn.Module):
     def _add(self, number: int, segment: Segment, weights: Weights, bits: int, rows: int) -> None:
         spec = self.spec
         looped = number in spec.stages.block and spec.depths > 1
-        shares = looped and shares_kv(spec)
+        shares = looped and spec.shares_kv
         matrices = [
             shared_matrices(spec, weights, f"segments.{number}.layers.{j}.", bits)
             for j in range(segment.layers)

@@ -19,7 +19,6 @@ from executorch.runtime import Runtime
 
 from ...runtime.backend import F32
 from ...runtime.errors import ExportError
-from ...runtime.kv import visible
 from ...runtime.manifest import Constant
 from ...runtime.spec import Spec
 from ..quiet import quiet
@@ -38,7 +37,7 @@ def chunk_of(spec: Spec) -> int:
 
 def rows_of(spec: Spec, chunk: int) -> int:
     """Rows of a cache: the context, or what a chunk's first and last token see between them."""
-    window = visible(spec)
+    window = spec.window
     return spec.context_length if window is None else min(spec.context_length, window + chunk - 1)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...runtime.errors import ExportError
+from ...runtime.llama_like import spec_of
 from ...runtime.spec import Spec
 from ..family import Reading
 from ..unrolled import unroll
@@ -37,7 +38,9 @@ def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
     tensors = {llama_name(name): load().float() for name, load in unrolled.tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     torch.save(tensors, folder / CHECKPOINT)
-    (folder / PARAMS).write_text(json.dumps(llama_params(unrolled.spec), indent=1), encoding="utf-8")
+    (folder / PARAMS).write_text(
+        json.dumps(llama_params(spec_of(unrolled.program)), indent=1), encoding="utf-8"
+    )
 
 
 def llama_name(name: str) -> str:
@@ -96,7 +99,7 @@ def export_llama(reading: Reading, folder: Path, group_size: int, context: int) 
     """The exporter's .pte in ``folder``; ExportError with its last words when it fails."""
     folder = folder.resolve()  # it runs there, and its options are paths
     write_llama_checkpoint(reading, folder)
-    config = llama_config(folder, reading.spec, group_size, context)
+    config = llama_config(folder, spec_of(reading.program), group_size, context)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML too
     command = [sys.executable, "-m", MODULE, "--config", str(folder / CONFIG)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

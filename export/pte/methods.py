@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.backend import can_fill, shares_kv
+from ...runtime.backend import can_fill
+from ...runtime.llama_like import spec_of
+from ...runtime.model.program import Program
 from ...runtime.pte.binding import STAGES, depth_matters
 from ...runtime.pte.layout import Shapes
 from ...runtime.spec import Spec
@@ -33,14 +35,14 @@ Inputs = tuple[Tensor, ...]
 class Layers(nn.Module):
     """The layers of one stage, each stored once however often it is applied."""
 
-    def __init__(self, spec: Spec, stage: str, weights: Weights, bits: int) -> None:
+    def __init__(self, program: Program, spec: Spec, stage: str, weights: Weights, bits: int) -> None:
         super().__init__()
         stages = spec.stages
         numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
         self.looped = stage == "block" and stages.depths > 1
         self.order: list[tuple[str, int]] = []
         self.layers = nn.ModuleDict()
-        kind = KeysValues if stage == "block" and can_fill(spec) else Layer
+        kind = KeysValues if stage == "block" and can_fill(program) else Layer
         for s in numbers:
             segment = spec.segments[s]
             for j in range(segment.layers):
@@ -50,7 +52,7 @@ class Layers(nn.Module):
                     weights,
                     f"segments.{s}.layers.{j}.",
                     bits,
-                    stage == "block" and shares_kv(spec),
+                    stage == "block" and spec.shares_kv,
                 )
             for repeat in range(1 if self.looped else segment.repeats):
                 self.order += [(f"{s}_{j}", repeat) for j in range(segment.layers)]
@@ -70,13 +72,20 @@ class Rows(nn.Module):
     """
 
     def __init__(
-        self, spec: Spec, kind: str, rows: int, chunk: bool, layers: Layers, norm: Norm | None
+        self,
+        program: Program,
+        spec: Spec,
+        kind: str,
+        rows: int,
+        chunk: bool,
+        layers: Layers,
+        norm: Norm | None,
     ) -> None:
         super().__init__()
         self.kind, self.rows, self.chunk, self.layers, self.norm = kind, rows, chunk, layers, norm
         self.lanes = 1 if chunk else rows
         self.reads = kind == "read"
-        self.has_depth = layers.looped and depth_matters(spec)
+        self.has_depth = layers.looped and depth_matters(program)
         self.spec = spec
         self.register_buffer("copies", torch.zeros(1, spec.heads // spec.kv_heads, 1, 1))
         segment = spec.segments[spec.stages.block[0]]
@@ -151,27 +160,28 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class Program:
+class Methods:
     """Methods by name, over modules that they share."""
 
     methods: dict[str, Rows | Head]
 
 
-def build_program(spec: Spec, weights: Weights, bits: int, shapes: Shapes) -> Program:
-    """Every method of a model of ``spec`` over stored ``weights``."""
+def build_methods(program: Program, weights: Weights, bits: int, shapes: Shapes) -> Methods:
+    """Every method of ``program`` over stored ``weights``."""
+    spec = spec_of(program, "target executorch")
     final = Norm(weights["norm.weight"], spec.norm_eps)
     made: dict[str, Layers] = {}
     methods: dict[str, Rows | Head] = {}
-    for kind in shapes.kinds(spec):
+    for kind in shapes.kinds(program):
         stage = STAGES.get(kind)
         for name, rows, chunk in shapes.methods(kind):
             if stage is None:
                 continue
             if stage not in made:
-                made[stage] = Layers(spec, stage, weights, bits)
+                made[stage] = Layers(program, spec, stage, weights, bits)
             norm = final if spec.loop_norm and kind in ("block", "read") else None
-            methods[name] = Rows(spec, kind, rows, chunk, made[stage], norm)
+            methods[name] = Rows(program, spec, kind, rows, chunk, made[stage], norm)
     matrix = Matrix(weights, "embed" if spec.tied_embedding else "head", bits)
     for name, rows, _ in shapes.methods("head"):
         methods[name] = Head(rows, spec.hidden_size, None if spec.loop_norm else final, matrix)
-    return Program(methods)
+    return Methods(methods)

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from msgspec import structs
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,8 +18,10 @@ from ...runtime import manifest
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
 from ...runtime.heads import HEADS
+from ...runtime.llama_like import spec_of
 from ...runtime.model.codec import Palette
-from ...runtime.spec import Spec
+from ...runtime.model.program import Program
+from ...runtime.model.transform import windowed
 from ...runtime.version import VERSION
 from ..fused import Numerics
 from ..oracle import Oracle
@@ -29,6 +30,7 @@ from ..target import Job, check_shared
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
+from ...runtime.coreml.description import specification  # noqa: E402
 from ...runtime.coreml.exits import exit_metadata  # noqa: E402
 from ...runtime.coreml.interpreter import MODEL, WEIGHTS  # noqa: E402
 from ..coreml.constants import Store  # noqa: E402
@@ -47,18 +49,18 @@ class CoremlTarget:
 
     name = "coreml"
 
-    def check(self, spec: Spec, recipe: Recipe) -> None:
+    def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError for routers, whose rows depend on the data, and for states larger than a device holds."""
-        if spec.routing is not None:
+        if program.routing is not None:
             raise ExportError(
-                f"a router chooses which tokens run a depth ({spec.routing.kind} choice), and a function of Core ML "
+                f"a router chooses which tokens run a depth ({program.routing.kind} choice), and a function of Core ML "
                 "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
             )
-        check_shared(spec, "coreml")
-        size = state_bytes(Plan(spec))
+        check_shared(program, "coreml")
+        size = state_bytes(Plan(spec_of(program, "target coreml")))
         if size > MAX_STATE_BYTES:
             raise ExportError(
-                f"K and V of {spec.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
+                f"K and V of {program.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
                 f"allocated whole; at most {MAX_STATE_BYTES >> 30} GiB wanted, shorten with --context"
             )
 
@@ -66,7 +68,7 @@ class CoremlTarget:
         """The package under coreml/, every function of what was saved checked against the modules."""
         path = job.folder / PACKAGE
         path.parent.mkdir()
-        plan = Plan(job.spec)
+        plan = Plan(spec_of(job.program, "target coreml"))
         described = describe(plan, job.recipe)
         write_package(
             plan,
@@ -78,8 +80,8 @@ class CoremlTarget:
         bits = 32 if job.recipe.palettized else job.recipe.bits
         numerics = Numerics(bits, job.recipe.group_size, FLOAT)
         weights = halved(job.weights)
-        oracle = Oracle(job.spec, weights, numerics, np.float16)
-        endless = structs.replace(job.spec, sliding_window=None)
+        oracle = Oracle(job.program, weights, numerics, np.float16)
+        endless = windowed(job.program, None)
         filler = Oracle(endless, weights, numerics, np.float16) if plan.fills else None
         steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
@@ -121,7 +123,7 @@ def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
     heads = job.folder / HEADS
     return {
         "edgeloop.version": VERSION,
-        "edgeloop.spec": msgspec.json.encode(job.spec).decode(),
+        "edgeloop.spec": msgspec.json.encode(specification(job.program)).decode(),
         "edgeloop.package": msgspec.json.encode(package).decode(),
         "edgeloop.quantization": msgspec.json.encode(
             {"scheme": job.recipe.name, "group_size": job.recipe.group_size}

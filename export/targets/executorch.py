@@ -16,20 +16,19 @@ from torch import Tensor
 
 from ...quant.recipe import Recipe
 from ...runtime import manifest
-from ...runtime.backend import shares_kv
 from ...runtime.backends.executorch import ExecutorchBackend
 from ...runtime.errors import ExportError
-from ...runtime.kv import visible
+from ...runtime.llama_like import spec_of
 from ...runtime.model.codec import around_zero
-from ...runtime.pte.layout import Layout, Shapes, Table, checksum
-from ...runtime.spec import Spec
-from ...runtime.weights import matrix_shapes
+from ...runtime.model.program import Program
+from ...runtime.model.weights import Matrix
+from ...runtime.pte.layout import Layout, Shapes, Sizes, Table, checksum
 from ..fused import Numerics
 from ..oracle import Oracle
 from ..parity import EXACT, REPORT, compare, compare_packed, trace, trace_packed
 from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.lower import lower, serialize
-from ..pte.methods import build_program
+from ..pte.methods import build_methods
 from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
 from ..pte.split import delta_keys, split_weights, write_data
 from ..target import Job, check_shared
@@ -44,23 +43,24 @@ class ExecutorchTarget:
     shapes: Shapes | None = None
     name = "executorch"
 
-    def check(self, spec: Spec, recipe: Recipe) -> None:
+    def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError for what XNNPACK gets wrong or does not take."""
-        if shares_kv(spec) and visible(spec) is not None:
+        if program.shares_kv and program.window is not None:
             raise ExportError(
-                f"the depths share K and V and attention sees {spec.sliding_window} tokens; "
+                f"the depths share K and V and attention sees {program.window} tokens; "
                 "target executorch takes one or the other, export with per-depth K and V"
             )
-        check_shared(spec, "executorch")
-        check_recipe(spec, recipe)
+        check_shared(program, "executorch")
+        spec_of(program, "target executorch")
+        check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
         """executorch/model.pte, its weights if they are split from it, and layout.json, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         weights, bits = load_file(job.weights), job.recipe.bits
-        shapes = self.shapes or Shapes.of(job.spec)
-        methods = build_program(job.spec, weights, bits, shapes).methods
+        shapes = self.shapes or Shapes.of(job.program)
+        methods = build_methods(job.program, weights, bits, shapes).methods
         done = 0
 
         def step(name: str) -> None:
@@ -74,13 +74,13 @@ class ExecutorchTarget:
         program = serialize(edge)
         (folder / PROGRAM).write_bytes(program.buffer)
         data = write_data(program, folder)
-        table = place_embedding(job.spec, weights, bits, folder, data[0] if data else PROGRAM)
+        table = place_embedding(job.program, weights, bits, folder, data[0] if data else PROGRAM)
         version = importlib.metadata.version("executorch")
-        layout = Layout(version, PROGRAM, shapes, table, data)
+        layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data)
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
         numerics = Numerics(bits, job.recipe.group_size, 1)
         job.progress("executorch: parity after every depth", 0.9)
-        parity = check_parity(Oracle(job.spec, weights, numerics), edge, folder, layout)
+        parity = check_parity(Oracle(job.program, weights, numerics), edge, folder, layout)
         job.progress("executorch: done", 1.0)
         files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
         files |= {name.removesuffix(".ptd"): name for name in data}
@@ -89,7 +89,7 @@ class ExecutorchTarget:
         return manifest.Target(graphs, f"{FOLDER}/{weights_in}", parity)
 
 
-def check_recipe(spec: Spec, recipe: Recipe) -> None:
+def check_recipe(program: Program, recipe: Recipe) -> None:
     """ExportError for quantized matrices that XNNPACK does not take."""
     if recipe.bits == 8 and recipe.group_size:
         raise ExportError(
@@ -97,10 +97,10 @@ def check_recipe(spec: Spec, recipe: Recipe) -> None:
         )
     if recipe.bits != 4:
         return
-    for name, (_, columns) in matrix_shapes(spec).items():
-        if columns % recipe.group_size:
+    for name, matrix in program.weights.items():
+        if isinstance(matrix, Matrix) and matrix.columns % recipe.group_size:
             raise ExportError(
-                f"{name} has {columns} columns, not a multiple of the group size {recipe.group_size}, which "
+                f"{name} has {matrix.columns} columns, not a multiple of the group size {recipe.group_size}, which "
                 "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
             )
 
@@ -136,17 +136,17 @@ def compare_program(
         [*wanted.arrays, *packed],
     )
     own = len(wanted.arrays)
-    backend = ExecutorchBackend(oracle.spec, folder, layout, threads=1)
+    backend = ExecutorchBackend(oracle.program, folder, layout, threads=1)
     try:
         per_depth, logits = compare(trace(backend), wanted, what, bounds[:own], advice)
         compare_packed(trace_packed(backend), packed, what, bounds[own:], advice)
     finally:
         backend.close()
-    return per_depth, logits, bounds[oracle.spec.depths]
+    return per_depth, logits, bounds[oracle.program.depths]
 
 
 def place_embedding(
-    spec: Spec, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
+    program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
 ) -> Table:
     """Where the embedding is: a tied one in ``weights_in``, as the head's matrix; else in a file of its own."""
     if bits == 32:
@@ -157,8 +157,8 @@ def place_embedding(
         values = codes if bits == 4 else torch.from_numpy(around_zero(codes.numpy(), bits))
         parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
     data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
-    name = weights_in if spec.tied_embedding else EMBEDDING
-    if not spec.tied_embedding:
+    name = weights_in if program.tied_embedding else EMBEDDING
+    if not program.tied_embedding:
         (folder / name).write_bytes(b"".join(data))
     with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         offsets = [memory.find(part) for part in data]

@@ -15,8 +15,9 @@ from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.backend import F32
 from ...runtime.errors import ExportError, ParityError
+from ...runtime.llama_like import spec_of
 from ...runtime.loop import DepthLoop
-from ...runtime.spec import Spec
+from ...runtime.model.program import Program
 from ..fused import Numerics
 from ..oracle import Oracle
 from ..parity import CHUNKS, EXACT, REPORT, difference
@@ -37,26 +38,28 @@ class ExecutorchFlatTarget:
 
     name = "executorch-flat"
 
-    def check(self, spec: Spec, recipe: Recipe) -> None:
+    def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError for a router, which decides token by token, and for what XNNPACK does not take."""
-        if spec.routing is not None:
+        if program.routing is not None:
             raise ExportError(
-                f"the model has a router ({spec.routing.kind} choice), and a flat graph runs every depth for every "
+                f"the model has a router ({program.routing.kind} choice), and a flat graph runs every depth for every "
                 "token; export it with --layout staged"
             )
-        check_shared(spec, "executorch")
-        check_recipe(spec, recipe)
+        check_shared(program, "executorch")
+        spec_of(program, "target executorch")
+        check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
         """executorch-flat/model.pte, its logits checked."""
         (job.folder / FOLDER).mkdir()
         path = job.folder / FOLDER / PROGRAM
         weights, bits = load_file(job.weights), job.recipe.bits
-        chunk = chunk_of(job.spec)
-        rows = rows_of(job.spec, chunk)
-        named = constants(job.spec, chunk)
-        model = Flat(job.spec, weights, bits, rows, chunk)
-        oracle = Oracle(job.spec, weights, Numerics(bits, job.recipe.group_size, 1))
+        spec = spec_of(job.program, "target executorch")
+        chunk = chunk_of(spec)
+        rows = rows_of(spec, chunk)
+        named = constants(spec, chunk)
+        model = Flat(spec, weights, bits, rows, chunk)
+        oracle = Oracle(job.program, weights, Numerics(bits, job.recipe.group_size, 1))
         job.progress("executorch: the unrolled model", 0.0)
         unsaved = Unsaved(model)
         check_parity(unsaved, oracle, chunk, "the unrolled model")  # seconds; lowering takes minutes
@@ -107,9 +110,9 @@ def check_parity(
 
     ParityError where one is beyond its bound of ``parity_bounds``.
     """
-    spec = oracle.spec
-    capacity = min(spec.context_length, sum(CHUNKS) + STEPS)
-    ids = np.random.default_rng(0).integers(0, spec.vocab_size, capacity, dtype=np.int64)
+    model = oracle.program
+    capacity = min(model.context_length, sum(CHUNKS) + STEPS)
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, capacity, dtype=np.int64)
     ends = np.minimum(np.cumsum([min(size, chunk) for size in (*CHUNKS, *[1] * STEPS)]), capacity)
     parts = [part for part in np.split(ids, ends) if len(part)]
 

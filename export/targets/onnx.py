@@ -8,10 +8,9 @@ from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.backend import can_fill
 from ...runtime.backends.onnx import OnnxBackend
-from ...runtime.spec import Spec
+from ...runtime.model.program import Program
 from ..bundle.writer import link
 from ..fused import Numerics
-from ..llama_like import program_of
 from ..lower.exact import with_float_activations
 from ..lower.graph import Stored
 from ..lower.onnx import check, write_graphs
@@ -28,21 +27,23 @@ class OnnxTarget:
 
     name = "onnx"
 
-    def check(self, spec: Spec, recipe: Recipe) -> None:
+    def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError names the op that no graph computes."""
-        check(program_of(spec))
+        check(program)
 
     def export(self, job: Job) -> manifest.Target:
         """The stages' graphs and their weights under onnx/, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         link(job.weights, folder / WEIGHTS)
-        program, stored = program_of(job.spec), Stored.open(folder / WEIGHTS, job.recipe.group_size)
-        names = ["prologue", "block", *["fill"] * can_fill(job.spec), "epilogue"]
+        program, stored = job.program, Stored.open(folder / WEIGHTS, job.recipe.group_size)
+        names = ["prologue", "block", *["fill"] * can_fill(job.program), "epilogue"]
         job.progress("onnx: graphs", 0.0)
         graphs = write_graphs(program, stored, names)
         job.progress("onnx: parity after every depth", 0.2)
-        oracle = Oracle.open(job.spec, folder / WEIGHTS, Numerics(job.recipe.bits, job.recipe.group_size, 4))
+        oracle = Oracle.open(
+            job.program, folder / WEIGHTS, Numerics(job.recipe.bits, job.recipe.group_size, 4)
+        )
         parity = check_parity(oracle, graphs)
         job.progress("onnx: done", 1.0)
         return manifest.Target(
@@ -57,11 +58,11 @@ def check_parity(oracle: Oracle, graphs: dict[str, Path]) -> manifest.Parity:
     wanted, packed = trace(oracle), trace_packed(oracle)
     exact = {name: with_float_activations(path) for name, path in graphs.items()}
     try:
-        per_depth, logits = compare(trace(OnnxBackend(oracle.spec, exact)), wanted, "onnx", EXACT)
-        compare_packed(trace_packed(OnnxBackend(oracle.spec, exact, packed=True)), packed, "onnx", EXACT)
+        per_depth, logits = compare(trace(OnnxBackend(oracle.program, exact)), wanted, "onnx", EXACT)
+        compare_packed(trace_packed(OnnxBackend(oracle.program, exact, packed=True)), packed, "onnx", EXACT)
     finally:
         for path in exact.values():
             path.unlink()
-    _, shipped = compare(trace(OnnxBackend(oracle.spec, graphs)), wanted, "onnx", SHIPPED)
-    compare_packed(trace_packed(OnnxBackend(oracle.spec, graphs, packed=True)), packed, "onnx", SHIPPED)
+    _, shipped = compare(trace(OnnxBackend(oracle.program, graphs)), wanted, "onnx", SHIPPED)
+    compare_packed(trace_packed(OnnxBackend(oracle.program, graphs, packed=True)), packed, "onnx", SHIPPED)
     return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped, bound=SHIPPED)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from ...runtime.spec import Spec
+from ...runtime.model.program import Program
 from ..checkpoint.weight_files import read_json
 from ..families.llama_config import token_ids
 from .vocabulary import Vocabulary
@@ -15,32 +15,32 @@ from .vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 
-def with_ends(spec: Spec, folder: Path) -> Spec:
-    """``spec``, whose ids are config.json's, with those of generation_config.json where that file names some.
+def with_ends(program: Program, folder: Path) -> Program:
+    """``program``, whose ids are config.json's, with those of generation_config.json where that file names some.
 
     That is what ``generate`` does, but for one case: beside a generation_config.json that names no end at all it
     passes over config.json's too, and never stops. CheckpointError for ids that are no tokens of the model.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
-        return spec
+        return program
     config, where = read_json(path), str(path)
-    bos = token_ids(config, "bos_token_id", spec.vocab_size, where) or (spec.bos_token_id,)
-    eos = token_ids(config, "eos_token_id", spec.vocab_size, where) or spec.eos_token_ids
-    return structs.replace(spec, bos_token_id=bos[0], eos_token_ids=tuple(dict.fromkeys(eos)))
+    bos = token_ids(config, "bos_token_id", program.vocab_size, where) or (program.bos_token_id,)
+    eos = token_ids(config, "eos_token_id", program.vocab_size, where) or program.eos_token_ids
+    return structs.replace(program, bos_token_id=bos[0], eos_token_ids=tuple(dict.fromkeys(eos)))
 
 
-def warn_of_ends(spec: Spec, vocabulary: Vocabulary, folder: Path) -> None:
+def warn_of_ends(program: Program, vocabulary: Vocabulary, folder: Path) -> None:
     """Log a warning where the tokenizer has a token to end a text, and nothing says that generation ends there.
 
     ``generate`` takes no notice of the tokenizer's either; models that were trained to chat often have it only there.
     """
-    if vocabulary.eos_id is not None and vocabulary.eos_id not in spec.eos_token_ids:
+    if vocabulary.eos_id is not None and vocabulary.eos_id not in program.eos_token_ids:
         log.warning(
             "%s: the tokenizer's eos_token %r is token %d, and a text ends at %s: add it to eos_token_id in "
             "generation_config.json if generation is to stop there",
             folder,
             vocabulary.special_tokens["eos_token"],
             vocabulary.eos_id,
-            ", ".join(map(str, spec.eos_token_ids)) or "no token at all",
+            ", ".join(map(str, program.eos_token_ids)) or "no token at all",
         )

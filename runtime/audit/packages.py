@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..bundle import Bundle
+from ..coreml.description import specification
 from ..coreml.exits import exit_metadata
 from ..heads import read_heads
 from ..protobuf import Field, varint
@@ -192,7 +193,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     tokenizer = manifest.text.tokenizer
     parts = {
-        "edgeloop.spec": bundle.spec,
+        "edgeloop.spec": specification(bundle.program),
         "edgeloop.package": manifest.targets["coreml"].package,
         "edgeloop.tokenizer": {"sha256": manifest.files[tokenizer].sha256} if tokenizer else None,
     }

@@ -118,8 +118,8 @@ def embedding(bundle: Bundle, ledger: Ledger) -> None:
     target = bundle.manifest.targets.get("executorch")
     if target is None:
         return  # a flat program has its own
-    table = read_layout(bundle.path(target.graphs["layout"]), bundle.spec).embedding
-    rows, width = bundle.spec.vocab_size, bundle.spec.hidden_size
+    table = read_layout(bundle.path(target.graphs["layout"]), bundle.program).embedding
+    rows, width = bundle.program.vocab_size, bundle.program.width
     size = {"float32": 4 * width, "int8": width, "int4": width // 2}[table.kind]
     ledger.take(table.values, table.values + rows * size, "tensors")
     if table.groups:

@@ -12,8 +12,8 @@ import numpy as np
 from ..bundle import Bundle
 from ..heads import head_shapes, probe_shapes
 from ..model.codec import around_zero, code_shape
-from ..spec import Spec
-from ..weights import matrix_shapes, small_shapes
+from ..model.program import Program
+from ..model.weights import tensors
 from .ledger import Ledger
 
 _BYTES = {"F32": 4, "F16": 2, "U8": 1}
@@ -23,29 +23,30 @@ Shapes = Mapping[str, tuple[tuple[int | None, ...], ...]]
 
 
 def weights(bundle: Bundle, ledger: Ledger) -> None:
-    """The weights of the model: ``spec`` says which tensors they are."""
+    """The weights of the model: ``program`` says which tensors they are."""
     group = bundle.manifest.quantization.group_size
-    found = _tensors(ledger, _model_shapes(bundle.spec, group))
-    for name, (_, columns) in matrix_shapes(bundle.spec).items():
-        if f"{name}.codes" in found and group and columns % group:
-            _check_filling(ledger, f"{name}.codes", *found[f"{name}.codes"], group, columns % group)
+    found = _tensors(ledger, _model_shapes(bundle.program, group))
+    for name, tensor in tensors(bundle.program.weights):
+        stem, columns = name.removesuffix(".weight"), tensor.shape[-1]
+        if tensor.kind == "matrix" and f"{stem}.codes" in found and group and columns % group:
+            _check_filling(ledger, f"{stem}.codes", *found[f"{stem}.codes"], group, columns % group)
 
 
 def heads(bundle: Bundle, ledger: Ledger) -> None:
     """The heads that the host computes."""
-    shapes = {**head_shapes(bundle.spec), **probe_shapes(bundle.spec)}
+    shapes = {**head_shapes(bundle.program), **probe_shapes(bundle.program)}
     _tensors(ledger, {name: (shape,) for name, shape in shapes.items()})
 
 
-def _model_shapes(spec: Spec, group_size: int) -> Shapes:
-    found: dict[str, tuple[tuple[int, ...], ...]] = {n: (shape,) for n, shape in small_shapes(spec).items()}
-    for name, (rows, columns) in matrix_shapes(spec).items():
-        codes = tuple(code_shape(rows, columns, group_size, bits) for bits in (8, 4))
-        found |= {
-            f"{name}.weight": ((rows, columns),),
-            f"{name}.codes": codes,
-            f"{name}.scales": (codes[0][:2],),
-        }
+def _model_shapes(program: Program, group_size: int) -> Shapes:
+    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for name, tensor in tensors(program.weights):
+        found[name] = (tensor.shape,)
+        if tensor.kind == "matrix":
+            rows, columns = tensor.shape
+            stem = name.removesuffix(".weight")
+            codes = tuple(code_shape(rows, columns, group_size, bits) for bits in (8, 4))
+            found |= {f"{stem}.codes": codes, f"{stem}.scales": (codes[0][:2],)}
     return found
 
 

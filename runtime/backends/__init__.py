@@ -40,7 +40,7 @@ def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .coreml import CoremlBackend, ModelRunner
 
     package = _package(bundle, packed)
-    return CoremlBackend(bundle.spec, package, ModelRunner(bundle.package(package.path), package))
+    return CoremlBackend(bundle.program, package, ModelRunner(bundle.package(package.path), package))
 
 
 def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -48,9 +48,9 @@ def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Back
 
     package = _package(bundle, packed)
     return CoremlBackend(
-        bundle.spec,
+        bundle.program,
         package,
-        reference_runner(bundle.package(package.path), package, bundle.spec),
+        reference_runner(bundle.package(package.path), package, bundle.program),
         "coreml-reference",
     )
 
@@ -61,7 +61,7 @@ def _package(bundle: Bundle, packed: bool) -> Package:
         raise UsageError(
             "a Core ML package takes one lane at a time, not packed lanes; use engine onnx for many"
         )
-    check_described(package, bundle.spec)
+    check_described(package, bundle.program)
     return package
 
 

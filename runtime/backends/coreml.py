@@ -22,7 +22,7 @@ from ..coreml.signature import check_functions
 from ..errors import EngineError, UsageError
 from ..kv import KVCache
 from ..manifest import Package
-from ..spec import Spec, stage_layers
+from ..model.program import Program
 
 Array = npt.NDArray[Any]
 MACOS = 15
@@ -44,16 +44,16 @@ class Runner(Protocol):
 class CoremlBackend:
     """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
 
-    def __init__(self, spec: Spec, package: Package, runner: Runner, name: str = "coreml") -> None:
-        self.spec, self.name = spec, name
+    def __init__(self, program: Program, package: Package, runner: Runner, name: str = "coreml") -> None:
+        self.program, self.name = program, name
         self._package, self._runner = package, runner
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches whose rows are in Core ML's states; UsageError when the package's have not so many."""
-        if slots is not None and slots != self.spec.kv_slots:
+        if slots is not None and slots != self.program.kv_slots:
             raise UsageError(
-                f"{slots} KV slots a sequence, but the states of the package have {self.spec.kv_slots}; "
+                f"{slots} KV slots a sequence, but the states of the package have {self.program.kv_slots}; "
                 "choose another policy for missing K and V"
             )
         if capacity > self._package.capacity:
@@ -61,12 +61,12 @@ class CoremlBackend:
                 f"{capacity} tokens, but the states of the package hold {self._package.capacity}; "
                 "export with a longer --context"
             )
-        return KVCache.allocate(self.spec, sequences, capacity)
+        return KVCache.allocate(self.program, sequences, capacity)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
         given = ids.astype(np.int32)
-        out = np.zeros((*ids.shape, self.spec.hidden_size), np.float32)
+        out = np.zeros((*ids.shape, self.program.width), np.float32)
         return self._each(
             "prologue", lanes, cache, out, lambda b, t: ("embed", {"ids": given[b : b + 1, t : t + 1]})
         )
@@ -83,7 +83,7 @@ class CoremlBackend:
             given = {"ids": padded, "position": np.array([first + start], np.int32)}
             (state,) = self._runner.run("prefill", given, states).values()
         if not read:
-            return np.empty((0, self.spec.vocab_size), np.float32)
+            return np.empty((0, self.program.vocab_size), np.float32)
         last = {**_one(state, 0, part.shape[1] - 1), "position": np.array([first + count - 1], np.int32)}
         (logits,) = self._runner.run("head", last, states).values()
         return logits
@@ -107,7 +107,7 @@ class CoremlBackend:
         if (lanes.depth < 1).any():
             raise UsageError("no token leaves before depth 0, so the package has no function to fill it in")
         if "kvfill_d0" not in self._package.functions:
-            check_fill(self.spec)
+            check_fill(self.program)
         self._each(
             "block",
             lanes,
@@ -119,8 +119,8 @@ class CoremlBackend:
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
         batch, width, _ = state.shape
-        out = np.zeros((batch, width, self.spec.vocab_size), np.float32)
-        wanted = None if stage_layers(self.spec, "epilogue") else frozenset(rows.tolist())
+        out = np.zeros((batch, width, self.program.vocab_size), np.float32)
+        wanted = None if len(self.program.caches("epilogue")) else frozenset(rows.tolist())
         self._each("epilogue", lanes, cache, out, lambda b, t: ("head", _one(state, b, t)), wanted)
         return out.reshape(batch * width, -1)[rows]
 
@@ -199,10 +199,10 @@ class ModelRunner:
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
 
 
-def reference_runner(path: Path, package: Package, spec: Spec) -> Runner:
+def reference_runner(path: Path, package: Package, program: Program) -> Runner:
     """The package in numpy, every result rounded to float16 as a device computes. Slow, and right.
 
-    BundleError when it is not the package that is described, of a model with ``spec``.
+    BundleError when it is not the package that is described, of a model with ``program``.
     """
     # coremltools says what it lacks without a Mac, and torchao, which it imports, what it lacks without a GPU.
     before = logging.root.manager.disable
@@ -212,7 +212,7 @@ def reference_runner(path: Path, package: Package, spec: Spec) -> Runner:
     finally:
         logging.disable(before)
     runner = Interpreter(path, rounding=True)
-    check_functions(runner.functions, package, spec)
+    check_functions(runner.functions, package, program)
     return runner
 
 

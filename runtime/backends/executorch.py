@@ -15,18 +15,19 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from ..kv import GrowingPairs, KVCache
+from ..model.ops import weight_fields
+from ..model.program import Program
+from ..model.weights import Matrix
 from ..packed import PackedLanes
 from ..pte.binding import STAGES, Binding, Rotary
 from ..pte.bridge import Bridge, Plan
 from ..pte.calls import Batch, batches, valid_runs
 from ..pte.layout import Layout, read_layout
 from ..pte.table import Embedding
-from ..spec import Spec, stage_layers
-from ..weights import matrix_shapes
 
 _BINDINGS = 128
 """Kept for a cache: each has input buffers of its own."""
@@ -40,25 +41,31 @@ class ExecutorchBackend:
     name = "executorch"
 
     def __init__(
-        self, spec: Spec, folder: Path, layout: Layout, *, threads: int | None = None, profiled: bool = False
+        self,
+        program: Program,
+        folder: Path,
+        layout: Layout,
+        *,
+        threads: int | None = None,
+        profiled: bool = False,
     ) -> None:
         """``folder``: where the files of ``layout`` lie. ``threads``: by default ``default_threads``, or as many as the
         pool has that this process has already; see ``Bridge``.
 
         ``profiled``: calls are traced, see ``Bridge.write_profiles``.
         """
-        self.spec, self.layout, self._shared = spec, layout, shares_kv(spec)
+        self.program, self.layout, self._shared = program, layout, program.shares_kv
         self.bridge = Bridge(
             folder / layout.program,
             [folder / name for name in layout.data],
-            threads or -default_threads(spec),
+            threads or -default_threads(program),
             profiled,
         )
         self._check(folder)
         self._embedding = Embedding(
-            folder / layout.embedding.file, layout.embedding, spec.vocab_size, spec.hidden_size
+            folder / layout.embedding.file, layout.embedding, program.vocab_size, program.width
         )
-        self._rotary = Rotary(spec)
+        self._rotary = Rotary(program)
         self._bindings: WeakKeyDictionary[KVCache, dict[tuple[str, tuple[int, ...]], Binding]]
         self._bindings = WeakKeyDictionary()
         self._heads: dict[str, tuple[Plan, F32, F32]] = {}
@@ -70,11 +77,11 @@ class ExecutorchBackend:
         """The model of ``bundle``; BundleError when its program is not the model's."""
         target = bundle.manifest.targets["executorch"]
         path = bundle.path(target.graphs["layout"])
-        layout = read_layout(path, bundle.spec)
+        layout = read_layout(path, bundle.program)
         for name in (layout.program, layout.embedding.file, *layout.data):
             bundle.beside(target.graphs["layout"], name)
         try:
-            return ExecutorchBackend(bundle.spec, path.parent, layout, threads=threads, profiled=profiled)
+            return ExecutorchBackend(bundle.program, path.parent, layout, threads=threads, profiled=profiled)
         except EngineError as error:
             installed = importlib.metadata.version("executorch")
             if installed == layout.version:
@@ -91,18 +98,20 @@ class ExecutorchBackend:
         self._embedding.close()
 
     def _check(self, folder: Path) -> None:
-        """BundleError unless the program's head is that of the spec."""
-        spec, name = self.spec, "head_m1"
+        """BundleError unless the program's head is that of the program."""
+        program, name = self.program, "head_m1"
         found = [self.bridge.sizes(name, 0), self.bridge.sizes(name, 0, output=True)]
-        if found != [[1, spec.hidden_size], [1, spec.vocab_size]]:
+        if found != [[1, program.width], [1, program.vocab_size]]:
             raise BundleError(
                 f"{folder / self.layout.program} has a head of {found[0][-1:]} → {found[1][-1:]}, wanted "
-                f"[{spec.hidden_size}] → [{spec.vocab_size}]; it is from another bundle, copy the bundle again"
+                f"[{program.width}] → [{program.vocab_size}]; it is from another bundle, copy the bundle again"
             )
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed; a method reads all rows that they are laid out for."""
-        cache = KVCache.allocate(self.spec, sequences, max(capacity, 2), slots)  # a method's C is at least 2
+        cache = KVCache.allocate(
+            self.program, sequences, max(capacity, 2), slots
+        )  # a method's C is at least 2
         for stage, pairs in cache.stages.items():
             cache.stages[stage] = GrowingPairs(pairs)
         return cache
@@ -110,7 +119,7 @@ class ExecutorchBackend:
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
         state = self._embedding.rows(ids.reshape(-1)).reshape(*ids.shape, -1)
-        return self._run("prologue", state, lanes, cache) if stage_layers(self.spec, "prologue") else state
+        return self._run("prologue", state, lanes, cache) if len(self.program.caches("prologue")) else state
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
@@ -121,18 +130,18 @@ class ExecutorchBackend:
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
-        if stage_layers(self.spec, "epilogue"):
+        if len(self.program.caches("epilogue")):
             state = self._run("coda", state, lanes, cache)
-        return self._head(state.reshape(-1, self.spec.hidden_size)[rows])
+        return self._head(state.reshape(-1, self.program.width)[rows])
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
-        check_fill(self.spec)
+        check_fill(self.program)
         self._run("fill", state, lanes, cache)
 
     def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] through a kind of method, its valid rows only."""
-        rows = state.reshape(-1, self.spec.hidden_size)
+        rows = state.reshape(-1, self.program.width)
         if len(rows) == 1 == len(lanes.tokens) == lanes.tokens[0]:
             return self._single(kind, rows, lanes, cache).reshape(state.shape)
         shapes = self.layout.shapes
@@ -185,7 +194,7 @@ class ExecutorchBackend:
         binding = bindings.pop((name, slots), None)
         if binding is None or binding.cache_rows != cache.stages[STAGES[kind]][0][0].shape[2]:
             rows = self.layout.shapes.chunk if chunk else len(slots)
-            binding = Binding(self.bridge, self.spec, kind, name, rows, cache, slots, chunk, self._rotary)
+            binding = Binding(self.bridge, self.program, kind, name, rows, cache, slots, chunk, self._rotary)
             while len(bindings) >= _BINDINGS:
                 bindings.pop(next(iter(bindings)))
         bindings[name, slots] = binding  # behind all others: the first was not used for longest
@@ -196,7 +205,7 @@ class ExecutorchBackend:
         most, chunk = self.layout.shapes.counts("head")[-1], self.layout.shapes.chunk
         if len(state) in (1, most):
             return self._head_call(f"head_m{len(state)}", len(state), state)
-        found, start = np.empty((len(state), self.spec.vocab_size), np.float32), 0
+        found, start = np.empty((len(state), self.program.vocab_size), np.float32), 0
         while start < len(state):
             left = len(state) - start
             name, size = (f"head_m{most}", most) if left <= 4 * most else ("head_prefill", chunk)
@@ -207,8 +216,8 @@ class ExecutorchBackend:
 
     def _head_call(self, name: str, rows: int, state: F32) -> F32:
         if name not in self._heads:
-            inputs = np.zeros((rows, self.spec.hidden_size), np.float32)
-            logits = np.zeros((rows, self.spec.vocab_size), np.float32)
+            inputs = np.zeros((rows, self.program.width), np.float32)
+            logits = np.zeros((rows, self.program.vocab_size), np.float32)
             self._heads[name] = self.bridge.plan(name, [inputs], [logits], [], 1, []), inputs, logits
         plan, inputs, logits = self._heads[name]
         inputs[: len(state)] = state
@@ -218,10 +227,13 @@ class ExecutorchBackend:
         return logits[: len(state)]
 
 
-def default_threads(spec: Spec) -> int:
+def default_threads(program: Program) -> int:
     """The cores that this process may use; one where no matrix is worth the wait for a second one."""
-    layers = [shape for name, shape in matrix_shapes(spec).items() if name not in ("embed", "head")]
-    if max(rows * columns for rows, columns in layers) < WORTH_SHARING:
+    outside = {name for op in (*program.prologue.ops, *program.head.ops) for _, name in weight_fields(op)}
+    sizes = [
+        w.rows * w.columns for n, w in program.weights.items() if isinstance(w, Matrix) and n not in outside
+    ]
+    if max(sizes) < WORTH_SHARING:
         return 1
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
 from ..errors import EngineError
 from ..kv import KVCache
+from ..model.program import Program
 from ..model.rotary import RotaryTables
 from ..onnx_check import check_graph
 from ..onnx_session import FillSession, GraphSession, use_threads
 from ..packed import PackedLanes
-from ..spec import Spec
 
 PACKED = ".packed"
 """Ends the names of the graphs that take packed lanes."""
@@ -30,7 +30,7 @@ class OnnxBackend:
 
     def __init__(
         self,
-        spec: Spec,
+        program: Program,
         graphs: Mapping[str, Path],
         *,
         threads: int | None = None,
@@ -41,19 +41,19 @@ class OnnxBackend:
         ``threads``: by default every core of this process. ``packed``: calls have packed lanes.
         """
         use_threads(threads)
-        self.spec = spec
+        self.program = program
         suffix = PACKED if packed else ""
         if f"block{suffix}" not in graphs:
             raise EngineError(
                 "the bundle has no packed graphs, which serving many users needs; export it again"
             )
-        self.rotary = RotaryTables(spec.head_dim, spec.rope_theta)
+        self.rotary = RotaryTables(program.rotations[0])
         """cos and sin of the positions that the largest cache so far has room for."""
         self._prologue, self._block, self._epilogue = (
-            GraphSession(stage, output, graphs[f"{stage}{suffix}"], spec, self.rotary)
+            GraphSession(stage, output, graphs[f"{stage}{suffix}"], program, self.rotary)
             for stage, output in (("prologue", "state"), ("block", "next"), ("epilogue", "logits"))
         )
-        self._shared = shares_kv(spec)
+        self._shared = program.shares_kv
         self._fill_path = graphs.get("fill")
         self._fill: FillSession | None = None
 
@@ -65,7 +65,7 @@ class OnnxBackend:
             if stage == "fill" or stage.endswith(PACKED) == packed:
                 check_graph(bundle, name, target.weights)
         graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
-        return OnnxBackend(bundle.spec, graphs, threads=threads, packed=packed)
+        return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed)
 
     @property
     def engine_ns(self) -> int:
@@ -75,7 +75,7 @@ class OnnxBackend:
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
-        return KVCache.allocate(self.spec, sequences, capacity, slots)
+        return KVCache.allocate(self.program, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]; of packed lanes, as in every stage, [N, 1] → [N, 1, D]."""
@@ -103,9 +103,9 @@ class OnnxBackend:
 
         UsageError for a model that has nothing to fill, EngineError for a bundle without the graph.
         """
-        check_fill(self.spec)
+        check_fill(self.program)
         if self._fill is None:
             if self._fill_path is None:
                 raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
-            self._fill = FillSession(self._fill_path, self.spec, self.rotary)
+            self._fill = FillSession(self._fill_path, self.program, self.rotary)
         self._fill.run(state, lanes, cache)

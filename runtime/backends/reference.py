@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import F32, I64, Lanes, check_fill, fresh_tokens, shares_kv
+from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
-from ..kv import KVCache, resident, visible
+from ..kv import KVCache, resident
+from ..llama_like import spec_of
 from ..manifest import Quantization
+from ..model.program import Program
 from ..model.rotary import Rotation, turns
 from ..packed import PackedLanes
-from ..spec import Spec
 from ..weights import MATRICES, Array, Weights, copies, projection_shapes, read_tensors
 
 WEIGHTS_TARGET = "onnx"
@@ -50,9 +51,10 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, spec: Spec, tensors: Mapping[str, Array], quantization: Quantization) -> None:
+    def __init__(self, program: Program, tensors: Mapping[str, Array], quantization: Quantization) -> None:
         """``tensors``: the stored tensors by name (see ``weights.py``). BundleError when one is missing."""
-        self.spec = spec
+        self.program = program
+        spec = self.spec = spec_of(program)
         self._weights = Weights(spec, tensors, quantization.group_size)
         self._projections = projection_shapes(spec)
 
@@ -60,11 +62,11 @@ class ReferenceBackend:
     def open(bundle: Bundle) -> ReferenceBackend:
         """The model of ``bundle``; BundleError when its weights cannot be read."""
         tensors = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
-        return ReferenceBackend(bundle.spec, tensors, bundle.manifest.quantization)
+        return ReferenceBackend(bundle.program, tensors, bundle.manifest.quantization)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
-        return KVCache.allocate(self.spec, sequences, capacity, slots)
+        return KVCache.allocate(self.program, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -74,7 +76,7 @@ class ReferenceBackend:
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""
-        if shares_kv(self.spec) and not isinstance(lanes, PackedLanes):
+        if self.program.shares_kv and not isinstance(lanes, PackedLanes):
             fresh_tokens(lanes)  # what it cannot take, no engine can
         state = self._stage("block", state, lanes, cache)
         return self._norm(state, "norm", 0) if self.spec.loop_norm else state
@@ -89,7 +91,7 @@ class ReferenceBackend:
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
-        check_fill(self.spec)
+        check_fill(self.program)
         state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
         for b in np.flatnonzero(lanes.tokens).tolist():
             n = int(lanes.tokens[b])
@@ -146,7 +148,7 @@ class ReferenceBackend:
 
     def _attention(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
         """Causal grouped-query attention of n new tokens over T cached and themselves: x [n, D] → [n, D]."""
-        spec, n, window = self.spec, len(x), visible(self.spec)
+        spec, n, window = self.spec, len(x), self.program.window
         q, k, v = self._queries_keys_values(x, lane, layer)
         slots = (buffer[layer.slot] for buffer in pair)  # [K, rows, head_dim]
         if layer.reads:

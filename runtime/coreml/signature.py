@@ -7,30 +7,31 @@ from typing import TYPE_CHECKING
 
 from ..errors import BundleError
 from ..manifest import Package
-from ..spec import Spec, stage_layers
+from ..model.program import Program
 
 if TYPE_CHECKING:
     from .interpreter import Function
 
 
-def check_described(package: Package, spec: Spec) -> None:
-    """BundleError unless the manifest's own description of the package goes with ``spec``."""
-    if missing := next((name for name in _made(spec) if name not in package.functions), None):
+def check_described(package: Package, program: Program) -> None:
+    """BundleError unless the manifest's own description of the package goes with ``program``."""
+    if missing := next((name for name in _made(program) if name not in package.functions), None):
         raise _other(package, f"it has no function {missing}")
     for stage in ("prologue", "block", "epilogue"):
-        count = stage_layers(spec, stage) * (spec.kv_slots if stage == "block" and spec.depths > 1 else 1)
-        wanted = (count, spec.kv_heads, package.capacity, spec.head_dim)
+        shapes = program.caches(stage)
+        count = len(shapes) * (program.kv_slots if stage == "block" and program.depths > 1 else 1)
+        wanted = (count, shapes[0].kv_heads, package.capacity, shapes[0].head_dim) if count else ()
         for state in (f"{stage}_keys", f"{stage}_values") if count else ():
             if (found := package.states.get(state)) != wanted:
                 raise _other(package, f"its state {state} is {found}, wanted {wanted}")
 
 
-def check_functions(functions: Mapping[str, Function], package: Package, spec: Spec) -> None:
+def check_functions(functions: Mapping[str, Function], package: Package, program: Program) -> None:
     """BundleError unless the functions that are in the package are those, and make what the model makes."""
     if set(functions) != set(package.functions):
         strange = min(set(functions) ^ set(package.functions))
         raise _other(package, f"the function {strange} is only in one of them")
-    for name, width in _made(spec).items():
+    for name, width in _made(program).items():
         function = functions[name]
         sizes = {
             made: t.shape for op in function.operations for made, t in zip(op.makes, op.types, strict=True)
@@ -46,10 +47,10 @@ def check_functions(functions: Mapping[str, Function], package: Package, spec: S
         raise _other(package, f"prefill takes {chunk}, wanted {package.chunk} tokens")
 
 
-def _made(spec: Spec) -> dict[str, int]:
+def _made(program: Program) -> dict[str, int]:
     """The functions that the host calls, and the width of what each makes last."""
-    steps = ("embed", "prefill", *(f"decode_d{depth}" for depth in range(spec.depths)))
-    return {**dict.fromkeys(steps, spec.hidden_size), "head": spec.vocab_size}
+    steps = ("embed", "prefill", *(f"decode_d{depth}" for depth in range(program.depths)))
+    return {**dict.fromkeys(steps, program.width), "head": program.vocab_size}
 
 
 def _other(package: Package, what: str) -> BundleError:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .ops import Attend, AttendTwice, Embed, Op, Rotate, Shift
+from .ops import Attend, AttendTwice, Embed, Linear, Op, Rotate, Shift, weight_fields
 from .rotary import Rotation
 from .weights import Matrix, Weight
 
@@ -172,6 +172,20 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         """The different rotations of all stages, in the order of their first use."""
         found = (op.by for stage in self.stages for op in stage.ops if isinstance(op, Rotate))
         return tuple(dict.fromkeys(found))
+
+    def differs(self, stage: Stage) -> bool:
+        """Is there anything in ``stage`` that differs between the depths of the rows of a call?"""
+        return any(
+            getattr(op, "at", 0) is None and self.weights[name].per_depth
+            for op in stage.ops
+            for _, name in weight_fields(op)
+        )
+
+    @property
+    def own_matrices(self) -> bool:
+        """Has a linear op a matrix for each depth?"""
+        linear = (op for stage in self.stages for op in stage.ops if isinstance(op, Linear))
+        return any(self.matrix(op.weight).copies > 1 for op in linear)
 
     @property
     def stages(self) -> Iterator[Stage]:

@@ -64,11 +64,9 @@ def turns(by: Rotation, positions: I64) -> tuple[F32, F32]:
 class RotaryTables:
     """cos and sin [P, dims/2] float32 of positions 0 … P − 1, made when a cache wants them and kept."""
 
-    def __init__(
-        self, dims: int, theta: float, scaling: Scaling | None = None, kept_as: npt.DTypeLike = np.float32
-    ) -> None:
+    def __init__(self, by: Rotation, kept_as: npt.DTypeLike = np.float32) -> None:
         """``kept_as``: the type of an engine's own tables; values are rounded to it."""
-        self._by = Rotation(dims, theta, scaling)
+        self._by = by
         self._kept_as = np.dtype(kept_as)
         self._tables = self._made(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
 
@@ -71,6 +71,35 @@ def live(ops: Iterable[Op], outputs: Iterable[str]) -> list[Op]:
             needed.update(reads(op))
             kept.append(op)
     return kept[::-1]
+
+
+def windowed(program: Program, window: int | None) -> Program:
+    """The same model, whose attention sees the last ``window`` tokens, or all of them."""
+    return _attending(program, program.stages, lambda op: structs.replace(op, window=window))
+
+
+def sharing_kv(program: Program, shared: bool) -> Program:
+    """The same model, whose depths read the K and V of depth 0, or have their own."""
+    return _attending(
+        program, program.loop.blocks, lambda op: structs.replace(op, slot="first" if shared else "own")
+    )
+
+
+def _attending(program: Program, stages: Iterable[Stage], change: Callable[[Attend], Attend]) -> Program:
+    """``program`` with the attention of ``stages`` changed."""
+    chosen = [id(stage) for stage in stages]
+
+    def changed(stage: Stage) -> Stage:
+        if id(stage) not in chosen:
+            return stage
+        return structs.replace(
+            stage, ops=tuple(change(op) if isinstance(op, Attend) else op for op in stage.ops)
+        )
+
+    loop = structs.replace(program.loop, blocks=tuple(map(changed, program.loop.blocks)))
+    return structs.replace(
+        program, prologue=changed(program.prologue), loop=loop, epilogue=changed(program.epilogue)
+    )
 
 
 def whole(program: Program) -> Stage:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend import F32, I64
-from ..kv import KVCache, resident, visible
+from ..kv import KVCache, resident
+from ..model.program import Program
 from ..model.rotary import RotaryTables
-from ..spec import Spec
 from .bridge import Bridge
 
 HIDDEN = np.float32(-1e9)
@@ -17,17 +17,16 @@ STAGES = {"prologue": "prologue", "block": "block", "read": "block", "fill": "bl
 """The stage of the runtime whose caches a kind of method has."""
 
 
-def depth_matters(spec: Spec) -> bool:
+def depth_matters(program: Program) -> bool:
     """Does anything differ between the depths of the loop?"""
-    segment = spec.segments[spec.stages.block[0]]
-    return spec.depths > 1 and (segment.per_repeat_norms or bool(segment.lora))
+    return program.depths > 1 and program.differs(program.stage("block"))
 
 
 class Rotary:
     """cos and sin as the methods take them: [P, hd], the first half of sin negative."""
 
-    def __init__(self, spec: Spec) -> None:
-        self._tables = RotaryTables(spec.head_dim, spec.rope_theta)
+    def __init__(self, program: Program) -> None:
+        self._tables = RotaryTables(program.rotations[0])
         self._half = self._tables.rows(0)[0]
         self._turned = self._half, self._half
 
@@ -47,20 +46,20 @@ class Binding:
     """
 
     def __init__(
-        self, bridge: Bridge, spec: Spec, kind: str, name: str, rows: int, cache: KVCache, slots: tuple[int, ...],
+        self, bridge: Bridge, program: Program, kind: str, name: str, rows: int, cache: KVCache, slots: tuple[int, ...],
         chunk: bool, rotary: Rotary,
     ) -> None:  # fmt: skip
-        self.bridge, self.spec, self.kind, self.chunk = bridge, spec, kind, chunk
+        self.bridge, self.program, self.kind, self.chunk = bridge, program, kind, chunk
         self._cos, self._sin = rotary.rows(cache.capacity)
         self.slots, self.reads = slots, kind == "read"
         self.pairs = [array for pair in cache.stages[STAGES[kind]] for array in pair]
         self.cache_rows, self.most_rows = self.pairs[0].shape[2], cache.rows
-        self.window = visible(spec)
-        width, seen = spec.hidden_size, self.cache_rows + (0 if self.reads else rows)
+        self.window = program.window
+        width, seen = program.width, self.cache_rows + (0 if self.reads else rows)
         self.state = np.zeros((rows, width), np.float32)
-        self.depth = np.zeros((rows, spec.depths), np.float32)
-        self.has_depth = STAGES[kind] == "block" and depth_matters(spec)
-        self.cos = np.zeros((rows, 1, spec.head_dim), np.float32)
+        self.depth = np.zeros((rows, program.depths), np.float32)
+        self.has_depth = STAGES[kind] == "block" and depth_matters(program)
+        self.cos = np.zeros((rows, 1, program.rotations[0].dims), np.float32)
         self.sin = np.zeros_like(self.cos)
         shape = (1, rows if chunk else 1, seen)
         self.mask = [np.zeros(shape, np.float32) for _ in slots]
@@ -72,8 +71,8 @@ class Binding:
         ]
         scattered = [array[slot] for array in self.pairs for slot in slots]
         self.out = np.zeros((rows, width), np.float32)
-        shape = (rows, spec.kv_heads, spec.head_dim)
-        fresh = [] if self.reads else [np.zeros(shape, np.float32) for _ in self.pairs]
+        shapes = [(rows, array.shape[1], array.shape[3]) for array in self.pairs]
+        fresh = [] if self.reads else [np.zeros(shape, np.float32) for shape in shapes]
         inputs = [self.state, *([self.depth] if self.has_depth else []), self.cos, self.sin]
         if kind != "fill":
             inputs += [*self.mask, *caches]

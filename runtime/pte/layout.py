@@ -10,10 +10,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from ..backend import can_fill, shares_kv
+from ..backend import can_fill
 from ..errors import BundleError
+from ..model.facts import attention
 from ..model.limits import within
-from ..spec import Spec, stage_layers
+from ..model.program import Program
 
 BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
@@ -32,18 +33,18 @@ class Shapes(Struct, frozen=True, forbid_unknown_fields=True):
     chunk: int
 
     @staticmethod
-    def of(spec: Spec) -> Shapes:
+    def of(program: Program) -> Shapes:
         """A row for each depth, within reason."""
-        return Shapes(min(spec.depths, MOST_ROWS), CHUNK)
+        return Shapes(min(program.depths, MOST_ROWS), CHUNK)
 
-    def kinds(self, spec: Spec) -> list[str]:
+    def kinds(self, program: Program) -> list[str]:
         """The kinds of methods that a model has, in the order of a pass."""
         wanted = {
-            "prologue": stage_layers(spec, "prologue") > 0,
+            "prologue": len(program.caches("prologue")) > 0,
             "block": True,
-            "read": shares_kv(spec),
-            "fill": can_fill(spec),
-            "coda": stage_layers(spec, "epilogue") > 0,
+            "read": program.shares_kv,
+            "fill": can_fill(program),
+            "coda": len(program.caches("epilogue")) > 0,
             "head": True,
         }
         return [kind for kind, there in wanted.items() if there]
@@ -87,29 +88,65 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     groups: int = 0
 
 
+class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host that reads no program must know of the model: a small C++ loop, an app."""
+
+    width: int
+    vocab_size: int
+    depths: int
+    kv_heads: int
+    head_dim: int
+    context_length: int
+    rope_theta: float
+    window: int | None
+    shared_kv: bool
+    routed: bool
+
+    @staticmethod
+    def of(program: Program) -> Sizes:
+        """Those of ``program``, whose attention is the same in all layers."""
+        found = attention(program)
+        assert found is not None
+        return Sizes(
+            program.width,
+            program.vocab_size,
+            program.depths,
+            found.kv_heads,
+            found.head_dim,
+            program.context_length,
+            program.rotations[0].theta,
+            program.window,
+            program.shares_kv,
+            program.routing is not None,
+        )
+
+
 class Layout(Struct, frozen=True, forbid_unknown_fields=True):
     """layout.json. ``version``: of the executorch that wrote the program. ``data``: .ptd files that it needs."""
 
     version: str
     program: str
+    sizes: Sizes
     shapes: Shapes
     embedding: Table
     data: tuple[str, ...] = ()
 
 
-def read_layout(path: Path, spec: Spec) -> Layout:
-    """The layout at ``path`` of a model with ``spec``; BundleError when it is damaged or not that model's."""
+def read_layout(path: Path, program: Program) -> Layout:
+    """The layout at ``path`` of a model with ``program``; BundleError when it is damaged or not that model's."""
     try:
         layout = msgspec.json.decode(path.read_bytes(), type=Layout)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
-    if problem := next(_problems(layout, spec), None):
+    if problem := next(_problems(layout, program), None):
         raise BundleError(f"{path}: {problem}; copy the bundle again or export it again")
     return layout
 
 
-def _problems(layout: Layout, spec: Spec) -> Iterator[str]:
-    yield from within("shapes.rows", layout.shapes.rows, 1, max(spec.depths, MOST_ROWS))
+def _problems(layout: Layout, program: Program) -> Iterator[str]:
+    if layout.sizes != Sizes.of(program):
+        yield "sizes are not those of the manifest's program"
+    yield from within("shapes.rows", layout.shapes.rows, 1, max(program.depths, MOST_ROWS))
     yield from within("shapes.chunk", layout.shapes.chunk, 1, MOST_TOKENS)
     table = layout.embedding
     yield from within("embedding.values", table.values, 0, 1 << 50)
@@ -117,7 +154,7 @@ def _problems(layout: Layout, spec: Spec) -> Iterator[str]:
     if table.kind == "float32":
         yield from within("embedding.groups", table.groups, 0, 0)
         return
-    yield from within("embedding.groups", table.groups, 1, spec.hidden_size)
+    yield from within("embedding.groups", table.groups, 1, program.width)
     per_byte = 2 if table.kind == "int4" else 1
-    if table.groups > 0 and spec.hidden_size % (table.groups * per_byte):
-        yield f"embedding.groups is {table.groups}, which do not divide rows of {spec.hidden_size}"
+    if table.groups > 0 and program.width % (table.groups * per_byte):
+        yield f"embedding.groups is {table.groups}, which do not divide rows of {program.width}"

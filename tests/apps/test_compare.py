@@ -26,6 +26,7 @@ from edgeloop.runtime import Session
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.kv import KVCache
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.onnx_session import GraphSession, use_threads
 
@@ -44,12 +45,12 @@ def test_the_unrolled_graph_is_the_same_model(
     export_bundle(tiny_once(KIND), tmp_path / "bundle", quant="none")
     ids = np.arange(1, 12)
     wanted = Session.open(tmp_path / "bundle").logits(ids)
-    spec, graph = write_unrolled_graph(reading, Recipe.named("none", 32), tmp_path, load_file)
-    assert spec.depths == 1
-    assert spec.applied_layers == reading.spec.applied_layers
+    program, graph = write_unrolled_graph(reading, Recipe.named("none", 32), tmp_path, load_file)
+    assert program.depths == 1
+    assert program.applied_layers == reading.program.applied_layers
     use_threads(None)
-    session = GraphSession("block", "logits", graph, spec)
-    plan = session.plan(Lanes.single(0, 0, len(ids), 0), len(ids), KVCache.allocate(spec, 1, 16))
+    session = GraphSession("block", "logits", graph, program)
+    plan = session.plan(Lanes.single(0, 0, len(ids), 0), len(ids), KVCache.allocate(program, 1, 16))
     plan.ids[0], plan.rows[:] = ids, np.arange(len(ids))
     np.testing.assert_allclose(session.run(plan), wanted, atol=1e-4)
 
@@ -58,17 +59,17 @@ def test_the_unrolled_checkpoint_is_the_same_model(reading: Any, tmp_path: Path)
     write_unrolled_checkpoint(reading, tmp_path)
     source = Checkpoint.open(tmp_path)
     again = find_family(source).read(source)  # ties found by content roll it up again
-    assert again.spec.segments == reading.spec.segments
+    assert spec_of(again.program).segments == spec_of(reading.program).segments
 
 
 def test_deltas_are_added_to_the_matrices(tiny_once: Callable[[str], Path], tmp_path: Path) -> None:
     source = Checkpoint.open(tiny_once("mor-lora"))
     model = find_family(source).read(source)
-    assert any(segment.lora for segment in model.spec.segments)
+    assert any(segment.lora for segment in spec_of(model.program).segments)
     ids, found = np.arange(1, 12), []
     for name, reading in (("looped", model), ("unrolled", unroll(model))):
         write_weights(reading, Recipe.named("none", 32), tmp_path / name)
-        oracle = Oracle.open(reading.spec, tmp_path / name, Numerics(32, 0, 1))
+        oracle = Oracle.open(reading.program, tmp_path / name, Numerics(32, 0, 1))
         found.append(DepthLoop(oracle, oracle.new_cache(1, 16)).forward(ids, "all").copy())
     np.testing.assert_allclose(*found, atol=1e-4)
 

@@ -41,7 +41,7 @@ def test_the_exporter_is_given_the_same_model(
     reading = read(tiny_once(kind))
     llama.write_llama_checkpoint(reading, tmp_path)
     params = json.loads((tmp_path / llama.PARAMS).read_text())
-    assert params["n_layers"] == reading.spec.applied_layers
+    assert params["n_layers"] == reading.program.applied_layers
     model = construct_transformer(
         ModelArgs(**params, max_seq_len=64, max_context_len=64, generate_full_logits=True)
     )

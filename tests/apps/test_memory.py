@@ -108,8 +108,8 @@ def test_a_cache_that_does_not_fit(bundle: Path, tmp_path: Path, engine: str) ->
     """A context of a million tokens in 256 MB."""
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     manifest = read_manifest(folder)
-    spec = msgspec.structs.replace(manifest.spec, context_length=1 << 20)
-    write_manifest(folder, msgspec.structs.replace(manifest, spec=spec))
+    program = msgspec.structs.replace(manifest.program, context_length=1 << 20)
+    write_manifest(folder, msgspec.structs.replace(manifest, program=program))
     command = [
         sys.executable,
         "-c",

@@ -114,7 +114,7 @@ def test_names_from_a_checkpoint(checkpoint: Path, tmp_path: Path, command: Comm
 def test_names_from_a_manifest(bundle: Path, tmp_path: Path, command: Command) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["spec"]["family"] = manifest["edgeloop"] = manifest["quantization"]["scheme"] = EVIL
+    manifest["program"]["family"] = manifest["edgeloop"] = manifest["quantization"]["scheme"] = EVIL
     manifest["targets"][EVIL] = manifest["targets"]["onnx"]
     rule = {"missing": EVIL, "goal": EVIL, "tokens": 1, "perplexity": 1.0, "full_perplexity": 1.0}
     manifest["exits"] = {EVIL: {**rule, "thresholds": [0.5, 0.5], "agreement": 1.0, "mean_depth": 1.0}}

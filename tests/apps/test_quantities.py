@@ -7,35 +7,41 @@ from edgeloop.apps.quantities import (
     bundle_bytes,
     byte_count,
     count,
-    delta_parameters,
     deltas,
     layout,
     shorter_context,
     table_bytes,
     unrolled_bytes,
 )
+from edgeloop.runtime.llama_like import program_of
 from edgeloop.runtime.manifest import FORMAT, File, Manifest, Package, Parity, Quantization, Target, Text
+from edgeloop.runtime.model.facts import delta_parameters
+from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.spec import Segment, Spec
 
 
-def spec(*segments: Segment) -> Spec:
-    return Spec(
-        family="tiny",
-        segments=segments,
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=64,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        context_length=64,
-        tied_embedding=True,
+def program(*segments: Segment) -> Program:
+    return program_of(
+        Spec(
+            family="tiny",
+            segments=segments,
+            vocab_size=100,
+            hidden_size=32,
+            intermediate_size=64,
+            heads=4,
+            kv_heads=2,
+            head_dim=8,
+            norm_eps=1e-5,
+            rope_theta=1e4,
+            context_length=64,
+            tied_embedding=True,
+        )
     )
 
 
-LOOPED = spec(Segment(1), Segment(3, 3, per_repeat_norms=True, lora={"q_proj": 2, "k_proj": 2}), Segment(1))
+LOOPED = program(
+    Segment(1), Segment(3, 3, per_repeat_norms=True, lora={"q_proj": 2, "k_proj": 2}), Segment(1)
+)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +66,13 @@ def test_count() -> None:
 
 def test_layout() -> None:
     assert layout(LOOPED) == "1 + 3×3 + 1"
-    assert layout(spec(*[Segment(1, 2)] * 15)) == "15 of 1×2"
-    assert layout(spec(Segment(24, 4))) == "24×4"
+    assert layout(program(*[Segment(1, 2)] * 15)) == "15 of 1×2"
+    assert layout(program(Segment(24, 4))) == "24×4"
 
 
 def test_deltas() -> None:
     assert deltas(LOOPED) == "LoRA of rank 2 on q, k; own norms"
-    assert deltas(spec(Segment(2, 2))) == "none"
+    assert deltas(program(Segment(2, 2))) == "none"
     # 3 layers × 3 depths × rank 2 × ((32 + 32) for q + (32 + 16) for k)
     assert delta_parameters(LOOPED) == 3 * 3 * 2 * (64 + 48)
 
@@ -76,7 +82,7 @@ def test_the_unrolled_estimate_repeats_matrices_and_merges_deltas() -> None:
     manifest = Manifest(
         format=FORMAT,
         edgeloop="0",
-        spec=LOOPED,
+        program=LOOPED,
         quantization=Quantization("int4", 4, 32),
         targets={"onnx": Target({}, "w", Parity((), 0.0, 0.0))},
         text=Text(),
@@ -93,7 +99,7 @@ def packaged(context: int, rest: int) -> Manifest:
     return Manifest(
         format=FORMAT,
         edgeloop="0",
-        spec=msgspec.structs.replace(LOOPED, context_length=context),
+        program=msgspec.structs.replace(LOOPED, context_length=context),
         quantization=Quantization("int4", 4, 32),
         targets={"coreml": Target({}, "w", Parity((), 0.0, 0.0), package)},
         text=Text(),

@@ -59,7 +59,7 @@ def oracle(
         path = root / f"{kind}-{quant}-{group_size}.safetensors"
         if not path.exists():
             write_weights(reading(kind), recipe, path)
-        return Oracle.open(reading(kind).spec, path, Numerics(recipe.bits, recipe.group_size, FLOAT))
+        return Oracle.open(reading(kind).program, path, Numerics(recipe.bits, recipe.group_size, FLOAT))
 
     return get
 
@@ -122,7 +122,7 @@ class QuickTarget:
 
     name = "onnx"
 
-    def check(self, spec: object, recipe: object) -> None:
+    def check(self, program: object, recipe: object) -> None:
         pass
 
     def export(self, job: Job) -> manifest.Target:

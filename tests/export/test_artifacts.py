@@ -20,7 +20,7 @@ class Fake:
     def __init__(self, name: str, ran: list[str], error: Exception | None = None) -> None:
         self.name, self.ran, self.error = name, ran, error
 
-    def check(self, spec: object, recipe: object) -> None: ...
+    def check(self, program: object, recipe: object) -> None: ...
 
     def export(self, job: Any) -> manifest.Target:
         self.ran.append(self.name)

@@ -14,6 +14,7 @@ import pytest
 from editing import relist
 from msgspec import structs
 from onnx.external_data_helper import set_external_data
+from tiny import altered
 
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
@@ -143,8 +144,8 @@ def test_a_package_outside_of_the_bundle_is_refused(
 )
 def test_graphs_of_another_model_are_refused(folder: Path, change: dict[str, object], told: str) -> None:
     manifest = read_manifest(folder)
-    spec = structs.replace(manifest.spec, **change)
-    write_manifest(folder, structs.replace(manifest, spec=spec))
+    program = altered(manifest.program, **change)
+    write_manifest(folder, structs.replace(manifest, program=program))
     with pytest.raises(BundleError, match=told):
         Session.open(folder)
 
@@ -158,6 +159,6 @@ def test_a_fill_graph_of_another_model_is_refused(folder: Path) -> None:
     lanes = Lanes(
         np.zeros(1, np.int64), np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros((1, 1), np.int64)
     )
-    state = np.zeros((1, 1, bundle.spec.hidden_size), np.float32)
+    state = np.zeros((1, 1, bundle.program.width), np.float32)
     with pytest.raises(BundleError, match=r"fill.onnx is of another model .*: past.0.key is"):
         backend.fill(state, lanes, backend.new_cache(1, 4))

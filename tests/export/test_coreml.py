@@ -22,14 +22,15 @@ from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
 from edgeloop.runtime.errors import ExportError, ParityError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.version import VERSION
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_passes_parity(kind: str, packaged: Callable[..., Bundle]) -> None:
     target = packaged(kind).manifest.targets["coreml"]
-    spec = packaged(kind).spec
-    assert len(target.parity.per_depth) == spec.depths
+    program = packaged(kind).program
+    assert len(target.parity.per_depth) == program.depths
     # Nothing is bit for bit the modules', so a zero would mean that nothing was compared.
     assert all(0 < error <= EXACT for error in (*target.parity.per_depth, target.parity.logits))
     assert EXACT < target.parity.shipped <= SHIPPED
@@ -59,16 +60,16 @@ def test_the_functions_of_a_looped_model(packaged: Callable[..., Bundle]) -> Non
 
 
 def test_functions_that_a_model_does_not_need_are_left_out(packaged: Callable[..., Bundle]) -> None:
-    assert Plan(packaged("mobilellm").spec).functions == (
+    assert Plan(spec_of(packaged("mobilellm").program)).functions == (
         "decode_all",
         "prefill",
         "embed",
         "decode_d0",
         "head",
     )
-    window = Plan(packaged("edgeloop-window").spec)
+    window = Plan(spec_of(packaged("edgeloop-window").program))
     assert [name for name in window.functions if name.startswith("kvfill")] == ["kvfill_d0", "kvfill_d1"]
-    shared = Plan(packaged("edgeloop-shared").spec)
+    shared = Plan(spec_of(packaged("edgeloop-shared").program))
     assert not [
         name for name in shared.functions if name.startswith("kvfill")
     ]  # nothing is ever missing there
@@ -125,15 +126,15 @@ def test_routers_are_refused_before_any_work(
 
 
 def test_states_that_no_device_holds_are_refused(reading: Callable[[str], Reading]) -> None:
-    spec = msgspec.structs.replace(reading("ouro").spec, context_length=4 << 20)
+    program = msgspec.structs.replace(reading("ouro").program, context_length=4 << 20)
     with pytest.raises(ExportError, match="GiB of Core ML states.*--context"):
-        CoremlTarget().check(spec, Recipe.named("int4", 32))
+        CoremlTarget().check(program, Recipe.named("int4", 32))
 
 
 def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) -> None:
     bundle = packaged("ouro")
     rounded, exact = (Interpreter(package_of(bundle), rounding) for rounding in (True, False))
-    direction = np.random.default_rng(0).standard_normal((1, 1, bundle.spec.hidden_size))
+    direction = np.random.default_rng(0).standard_normal((1, 1, bundle.program.width))
     for size in (1e-4, 1.0, 400.0, 20000.0):  # squares that vanish, and that overflow
         hidden = (direction / np.abs(direction).max() * size).astype(np.float16)
         found, wanted = (
@@ -147,12 +148,12 @@ def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) 
 def test_parity_refuses_other_weights_and_other_functions(
     packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]
 ) -> None:
-    package, spec = package_of(packaged("edgeloop")), packaged("edgeloop").spec
+    package, program = package_of(packaged("edgeloop")), packaged("edgeloop").program
     with pytest.raises(
         ParityError, match=r"coreml disagrees.* in the .*computed in float32.*at most 1e-05 wanted"
     ):
-        check_parity(oracle("edgeloop", "int8"), Plan(spec), package)
-    other = Plan(packaged("mobilellm").spec)
+        check_parity(oracle("edgeloop", "int8"), Plan(spec_of(program)), package)
+    other = Plan(spec_of(packaged("mobilellm").program))
     with pytest.raises(
         ParityError, match="disagree about the functions decode_d1, decode_d2, kvfill_d0, kvfill_d1"
     ):
@@ -162,7 +163,7 @@ def test_parity_refuses_other_weights_and_other_functions(
 def test_a_chunk_may_begin_at_the_last_token_of_the_context(packaged: Callable[..., Bundle]) -> None:
     bundle = packaged("edgeloop")
     interpreter = Interpreter(package_of(bundle), rounding=False)
-    states, start = interpreter.new_states(), bundle.spec.context_length - 1
+    states, start = interpreter.new_states(), bundle.program.context_length - 1
     whole = {name: value.copy() for name, value in states.items()}
     ids = np.full((1, 16), 7)
     found = interpreter.run("prefill", {"ids": ids, "position": np.array([start])}, states)
@@ -203,25 +204,28 @@ def test_an_operator_that_is_not_known_is_named(packaged: Callable[..., Bundle],
 
 def test_a_filled_in_token_is_seen_through_a_sliding_window(packaged: Callable[..., Bundle]) -> None:
     bundle = packaged("edgeloop-window")
-    interpreter, window = Interpreter(package_of(bundle), rounding=False), bundle.spec.sliding_window
+    interpreter, window = (
+        Interpreter(package_of(bundle), rounding=False),
+        spec_of(bundle.program).sliding_window,
+    )
     assert window is not None
     random = np.random.default_rng(0)
 
     def last(states: dict[str, Any], filled: bool) -> Any:
         """The state after the last depth of a token, with the one before it filled in or not."""
-        hidden = np.random.default_rng(1).standard_normal((2, 1, 1, bundle.spec.hidden_size))
+        hidden = np.random.default_rng(1).standard_normal((2, 1, 1, bundle.program.width))
         at, behind = np.array([window]), np.array([window + 1])
         left = interpreter.run("decode_d0", {"hidden": hidden[0], "position": at}, states)["next"]
         if filled:
             interpreter.run("kvfill_d0", {"hidden": left, "position": at}, states)
         state = hidden[1]
-        for depth in range(bundle.spec.depths):
+        for depth in range(bundle.program.depths):
             state = interpreter.run(f"decode_d{depth}", {"hidden": state, "position": behind}, states)["next"]
         return state
 
     prompt = interpreter.new_states()
     for position in range(window):
-        ids = random.integers(0, bundle.spec.vocab_size, (1, 1))
+        ids = random.integers(0, bundle.program.vocab_size, (1, 1))
         interpreter.run("decode_all", {"ids": ids, "position": np.array([position])}, prompt)
     found = [last({name: value.copy() for name, value in prompt.items()}, filled) for filled in (False, True)]
     assert np.abs(found[0] - found[1]).max() > 1e-3

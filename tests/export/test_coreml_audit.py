@@ -42,11 +42,11 @@ def found_in(folder: Path, name: str) -> list[str]:
 
 def test_all_is_accounted_for_before_and_after_calibration(folder: Path) -> None:
     assert audit(folder).findings == ()
-    spec = Bundle.open(folder).spec
+    program = Bundle.open(folder).program
     write_probes(
         folder,
-        np.ones((spec.depths - 1, spec.hidden_size), np.float32),
-        np.zeros(spec.depths - 1, np.float32),
+        np.ones((program.depths - 1, program.width), np.float32),
+        np.zeros(program.depths - 1, np.float32),
     )
     assert audit(folder).findings == ()
 

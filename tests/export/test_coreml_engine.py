@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec import structs
+from tiny import altered
 
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import difference, trace
@@ -18,6 +19,7 @@ from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import Interpreter
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.session import Session
 from edgeloop.runtime.spec import Segment
@@ -33,7 +35,7 @@ def bundle(packaged: Callable[..., Bundle]) -> Bundle:
 def backend(bundle: Bundle) -> CoremlBackend:
     package = bundle.manifest.targets["coreml"].package
     assert package is not None
-    return CoremlBackend(bundle.spec, package, Interpreter(bundle.folder / package.path, rounding=False))
+    return CoremlBackend(bundle.program, package, Interpreter(bundle.folder / package.path, rounding=False))
 
 
 def test_it_computes_what_the_modules_compute(backend: CoremlBackend, oracle: Callable[..., Oracle]) -> None:
@@ -65,8 +67,8 @@ def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> 
     package = bundle.manifest.targets["coreml"].package
     assert package is not None
     runner = Counted(Interpreter(bundle.folder / package.path, rounding=False))
-    engine = CoremlBackend(bundle.spec, package, runner)
-    ids = np.random.default_rng(0).integers(0, bundle.spec.vocab_size, 40)
+    engine = CoremlBackend(bundle.program, package, runner)
+    ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, 40)
     chunked, single = (DepthLoop(engine, engine.new_cache(1, 44), chunk=35) for _ in range(2))
     found = [chunked.forward(ids).copy(), chunked.forward(ids[:1]).copy()]
     # 35 tokens in 3 chunks, none of which wants logits, then 5 in one; then a token by itself.
@@ -76,7 +78,7 @@ def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> 
     assert runner.calls["prefill"] == 4
     for f, w in zip(found, wanted, strict=True):
         assert difference(f, w) < 1e-5
-    chunked.truncate(20) if bundle.spec.sliding_window is None else chunked.reset()
+    chunked.truncate(20) if spec_of(bundle.program).sliding_window is None else chunked.reset()
     chunked.forward(ids[chunked.cached :], None)
     assert difference(chunked.forward(ids[:1]), wanted[1]) < 1e-5
 
@@ -155,7 +157,7 @@ def test_core_ml_computes_what_the_interpreter_computes(bundle: Bundle, backend:
     ],
 )
 def test_a_package_of_another_model_is_refused(bundle: Bundle, change: dict[str, Any], told: str) -> None:
-    manifest = structs.replace(bundle.manifest, spec=structs.replace(bundle.spec, **change))
+    manifest = structs.replace(bundle.manifest, program=altered(bundle.program, **change))
     with pytest.raises(BundleError, match=f"model.mlpackage is of another model .*: {told}"):
         open_backend("coreml-reference", Bundle(bundle.folder, manifest))
 

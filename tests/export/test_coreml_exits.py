@@ -65,7 +65,7 @@ def test_thresholds_are_those_of_the_manifest(bundle: Path) -> None:
 
 def test_probes_come_with_their_numbers(bundle: Path) -> None:
     random = np.random.default_rng(0)
-    width = Bundle.open(bundle).spec.hidden_size
+    width = Bundle.open(bundle).program.width
     weight, bias = random.standard_normal((2, width), np.float32), random.standard_normal(2, np.float32)
     write_exits(bundle, {"probe": RULE})
     write_probes(bundle, weight, bias)  # thresholds of other probes go

@@ -19,11 +19,11 @@ from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.backend import shares_kv
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.blobs import Blobs
 from edgeloop.runtime.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.codec import around_zero
 
 DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
@@ -111,10 +111,10 @@ def test_weight_bin_is_the_unique_weights(
         reading(kind), Recipe.palettes() if ane else Recipe.named(KINDS[kind], 32), tmp_path / "stored"
     )
     bundle = packaged(kind, ane=bool(ane))
-    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), Plan(bundle.spec))
+    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), Plan(spec_of(bundle.program)))
     left_out = 0
-    if shares_kv(bundle.spec):  # the deltas of the deeper depths' keys and values, float16
-        for segment in bundle.spec.segments:
+    if bundle.program.shares_kv:  # the deltas of the deeper depths' keys and values, float16
+        for segment in spec_of(bundle.program).segments:
             ranks = segment.lora.get("k_proj", 0) + segment.lora.get("v_proj", 0)
             left_out += 2 * segment.layers * (segment.repeats - 1) * ranks * (64 + 32)
     assert found == unique_bytes(tmp_path / "stored") - left_out
@@ -125,7 +125,7 @@ def test_weight_bin_of_the_demo_model(recipe: Recipe, tmp_path: Path) -> None:
     reading = read(DEMO)
     write_weights(reading, recipe, tmp_path / "stored")
     package = tmp_path / "model.mlpackage"
-    plan = Plan(reading.spec)
+    plan = Plan(spec_of(reading.program))
     write_package(plan, Store(tmp_path / "stored", recipe), package, {}, lambda name, part: None)
     # The whole file, whatever is in it.
     wanted = unique_bytes(tmp_path / "stored") + table_bytes(plan)
@@ -153,7 +153,7 @@ def test_palettized_weights(
     assert "constexpr_blockwise_shift_scale" not in kinds
     write_weights(reading(kind), Recipe.palettes(), tmp_path / "stored")
     stored, blobs = load_file(tmp_path / "stored"), Blobs(package_of(bundle) / WEIGHTS)
-    segment = 1 if len(bundle.spec.segments) > 1 else 0
+    segment = 1 if len(spec_of(bundle.program).segments) > 1 else 0
     wanted = stored[f"segments.{segment}.layers.0.down_proj.indices"]
     tables = stored[f"segments.{segment}.layers.0.down_proj.tables"]
     pairs = [

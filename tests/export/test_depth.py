@@ -15,6 +15,7 @@ from msgspec import json
 from safetensors.numpy import load_file
 
 from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -120,9 +121,9 @@ def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., S
     for token in IDS[:-1]:
         assert early.step(int(token))[1] == 1
     assert loop.filled[0] > loop.filled[1]
-    early.rule = ExitRule("never", loop.backend.spec.depths)
+    early.rule = ExitRule("never", loop.backend.program.depths)
     logits, depth = early.step(int(IDS[-1]))
-    assert depth == loop.backend.spec.depths
+    assert depth == loop.backend.program.depths
     np.testing.assert_allclose(logits[0], full[-1], atol=2e-5)
     assert set(loop.filled) == {len(IDS)}
 
@@ -149,7 +150,7 @@ def test_those_that_wait_at_two_depths_go_deep_together(
     from edgeloop.runtime.exits import ExitRule
 
     loop = session._start(len(ids))
-    depths = loop.backend.spec.depths
+    depths = loop.backend.program.depths
     assert depths > 2
     early = EarlyExit(loop, ExitRule("depth", 2), {}, "exact")
     for i, token in enumerate(ids[:-1]):
@@ -178,7 +179,7 @@ def test_what_left_is_filled_in_when_a_deep_token_comes(
         for token in IDS[:-1]:
             early.step(int(token))
         behind = loop.filled[-1]
-        early.rule = ExitRule("never", loop.backend.spec.depths)
+        early.rule = ExitRule("never", loop.backend.program.depths)
         found.append(early.step(int(IDS[-1]))[0].copy())
         assert set(loop.filled) == {len(IDS)}
         assert behind == (0 if limit == 64 else len(IDS) - 1)
@@ -191,9 +192,9 @@ def test_the_last_depths_slot_serves_all(opened: Callable[..., Session]) -> None
     np.testing.assert_array_equal(narrow.logits(IDS), wide.logits(IDS))
     first = [next(iter(s.generate(IDS, 1))).token for s in (wide, narrow)]
     assert first[0] == first[1]
-    depths = wide.spec.depths
-    block = sum(wide.spec.segments[i].layers for i in wide.spec.stages.block)
-    around = wide.spec.applied_layers - block * depths
+    depths = wide.program.depths
+    block = sum(spec_of(wide.program).segments[i].layers for i in spec_of(wide.program).stages.block)
+    around = wide.program.applied_layers - block * depths
     assert narrow.stats.kv_bytes * (block * depths + around) == wide.stats.kv_bytes * (block + around)
     assert narrow.evaluate(IDS).perplexity != pytest.approx(wide.evaluate(IDS).perplexity, rel=1e-6)
 

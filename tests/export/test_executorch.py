@@ -38,7 +38,7 @@ pytest.importorskip("executorch")
 from edgeloop.export.oracle import Oracle
 from edgeloop.export.parity import EXACT, difference
 from edgeloop.export.pte.lower import lower, serialize
-from edgeloop.export.pte.methods import build_program
+from edgeloop.export.pte.methods import build_methods
 from edgeloop.export.pte.split import delta_keys, split_weights, write_data
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
@@ -103,7 +103,7 @@ def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
     path = bundle(name)
     with Session.open(path, engine="executorch", threads=1) as session:
         parity = session.bundle.manifest.targets["executorch"].parity
-        assert len(parity.per_depth) == session.spec.depths
+        assert len(parity.per_depth) == session.program.depths
         assert max(*parity.per_depth, parity.logits) < EXACT
         assert np.isfinite(session.logits(PROMPT)).all()
 
@@ -195,7 +195,7 @@ def test_int8_codes_and_scales_are_ours(
 def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """Other deltas change deltas.ptd and the program, and not the base."""
     folder = bundle("lora") / "executorch"
-    assert read_layout(folder / "layout.json", reading("mor-lora").spec).data == ("base.ptd", "deltas.ptd")
+    assert read_layout(folder / "layout.json", reading("mor-lora").program).data == ("base.ptd", "deltas.ptd")
     write_weights(reading("mor-lora"), Recipe.named("int4", 32), tmp_path / "w.safetensors")
     weights = load_torch(tmp_path / "w.safetensors")
     loras = [name for name in weights if ".lora_" in name]
@@ -213,7 +213,7 @@ def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_p
     made = []
     for factor in (1, 2):
         changed = {name: w * factor if name in loras else w for name, w in weights.items()}
-        program = build_program(reading("mor-lora").spec, changed, 4, Shapes(1, 8))
+        program = build_methods(reading("mor-lora").program, changed, 4, Shapes(1, 8))
         methods = {"block_m1": program.methods["block_m1"]}
         edge = split_weights(lower(methods, lambda step: None), delta_keys(methods))
         write_data(serialize(edge), tmp_path)
@@ -290,8 +290,8 @@ def test_weights_of_another_export_say_where(
 def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """lower refuses anything else; what it is given here has an operator that XNNPACK does not take."""
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w.safetensors")
-    program = build_program(
-        reading("mor-cycle").spec, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
+    program = build_methods(
+        reading("mor-cycle").program, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
     )
     head = program.methods["head_m1"]
     head.norm = None
@@ -321,7 +321,7 @@ def test_what_xnnpack_gets_wrong_is_refused(
     reading: Callable[[str], Reading], quant: str, group: int, message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        ExecutorchTarget().check(reading("mor-lora").spec, Recipe.named(quant, group))
+        ExecutorchTarget().check(reading("mor-lora").program, Recipe.named(quant, group))
 
 
 def test_a_program_of_another_bundle(bundle: Bundles, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_damaged_layout_and_program(bundle: Bundles, tmp_path: Path) -> None:
     shutil.copytree(bundle("float") / "executorch", folder)
     (folder / "layout.json").write_text(json.dumps({"version": "1.5.1", "sahpes": 1}))
     with pytest.raises(BundleError, match="layout.json"):
-        read_layout(folder / "layout.json", read_manifest(bundle("float")).spec)
+        read_layout(folder / "layout.json", read_manifest(bundle("float")).program)
     (folder / "model.pte").write_bytes(b"not a program" * 100)
     with pytest.raises(EngineError, match="executorch cannot run model.pte: it does not load: Error::"):
         Bridge(folder / "model.pte", [], 1)
@@ -458,7 +458,7 @@ def test_closed_engines_say_so(bundle: Bundles) -> None:
     backend = ExecutorchBackend.open(Bundle.open(bundle("float")), 1)
     cache = backend.new_cache(1, 8)
     lanes = Lanes.single(0, 0, 1, 0)
-    state = np.ones((1, 1, backend.spec.hidden_size), np.float32)
+    state = np.ones((1, 1, backend.program.width), np.float32)
     backend.block(state, lanes, cache)
     backend.close()
     backend.close()
@@ -567,7 +567,7 @@ def test_two_exports_in_one_bundle(bundle: Bundles, tmp_path: Path, runner: Path
         Session.open(path, engine="executorch", verify=False)
     described["format"] = 2
     manifest.write_text(json.dumps(described))
-    assert "bundle format 2, this runner reads format 3" in refusal(runner, path)
+    assert "bundle format 2, this runner reads format 4" in refusal(runner, path)
 
 
 def test_a_python_without_executorch(tmp_path: Path) -> None:
@@ -598,7 +598,7 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*command, "--profile", str(tmp_path / "new" / "folder")]) == 0
     found = json.loads(capsys.readouterr().out)
     with Session.open(path, engine="executorch") as session:
-        depths = session.spec.depths
+        depths = session.program.depths
     assert found["block_m1"]["calls"] == 3 * depths
     assert found["block_prefill"]["calls"] == 2 * depths
     assert found["head_m1"]["calls"] == 4

@@ -23,6 +23,7 @@ from edgeloop.runtime import Session
 from edgeloop.runtime.backend import F32
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, ExportError, ParityError, UsageError
+from edgeloop.runtime.llama_like import spec_of
 
 pytest.importorskip("executorch")
 from edgeloop.export.pte.flat import Flat, Ring
@@ -88,16 +89,16 @@ def program(bundle: Path) -> Path:
 def test_every_family(
     reading: Callable[[str], Reading], oracle: Callable[..., Oracle], tmp_path: Path, kind: str
 ) -> None:
-    spec = reading(kind).spec
-    if spec.routing is not None:
+    program = reading(kind).program
+    if program.routing is not None:
         with pytest.raises(
             ExportError, match=r"router \((expert|token) choice\), and a flat graph runs every depth"
         ):
-            ExecutorchFlatTarget().check(spec, Recipe.named("none", 32))
+            ExecutorchFlatTarget().check(program, Recipe.named("none", 32))
         return
     write_weights(reading(kind), Recipe.named("none", 32), tmp_path / "w")
     chunk = 4  # smaller than the check's pieces: caches of windows are written over
-    model = Flat(spec, load_file(tmp_path / "w"), 32, rows_of(spec, chunk), chunk)
+    model = Flat(spec_of(program), load_file(tmp_path / "w"), 32, rows_of(spec_of(program), chunk), chunk)
     assert check_parity(Eager(model), oracle(kind), chunk)[0] < 1e-5
     model.head.weight.data[5] += 1
     with pytest.raises(ParityError, match="disagrees with the torch modules in the logits of token 4"):
@@ -124,7 +125,7 @@ def test_the_model_is_checked_before_it_is_lowered(
         return model
 
     monkeypatch.setattr(f"{named}lower_flat", lower)
-    job = Job(reading("mor-lora").spec, recipe, tmp_path / "w", tmp_path, lambda step, part: None)
+    job = Job(reading("mor-lora").program, recipe, tmp_path / "w", tmp_path, lambda step, part: None)
     with pytest.raises(ExportError, match="far enough"):
         ExecutorchFlatTarget().export(job)
     rings = [module for module in lowered[0].modules() if isinstance(module, Ring)]
@@ -141,10 +142,10 @@ def test_the_model_is_checked_before_it_is_lowered(
 
 def test_more_tokens_than_the_context(reading: Callable[[str], Reading], tmp_path: Path) -> None:
     """The oldest are forgotten, one by one; the runner does not count the prompt when it says how many may come."""
-    spec = reading("mor-cycle").spec
+    program = reading("mor-cycle").program
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w")
     weights, ids = load_file(tmp_path / "w"), np.random.default_rng(0).integers(0, VOCAB, 20)
-    short, long = (Eager(Flat(spec, weights, 32, rows, 1)) for rows in (8, 20))
+    short, long = (Eager(Flat(spec_of(program), weights, 32, rows, 1)) for rows in (8, 20))
     long.model.window = 8
     for i, token in enumerate(ids):
         np.testing.assert_allclose(short.logits([token], i), long.logits([token], i), atol=1e-5)
@@ -243,6 +244,6 @@ def test_layouts_that_are_not_there(looped: Path, tmp_path: Path, keys: dict[str
 
 
 def test_sizes_of_calls_and_caches(reading: Callable[[str], Reading]) -> None:
-    whole, window = reading("mor-cycle").spec, reading("llama-window").spec
+    whole, window = reading("mor-cycle").program, reading("llama-window").program
     assert (chunk_of(whole), rows_of(whole, 8)) == (64, 64)
     assert rows_of(window, 8) == 13

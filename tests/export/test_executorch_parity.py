@@ -36,10 +36,10 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule, get_low
 
 from edgeloop.export.pte.exact import EXACT_PROGRAM
 from edgeloop.export.pte.lower import lower, serialize
-from edgeloop.export.pte.methods import build_program
+from edgeloop.export.pte.methods import build_methods
 from edgeloop.export.pte.oracle import RowsAsInt8, parity_bounds
 from edgeloop.export.targets.executorch import check_parity, compare_program, place_embedding
-from edgeloop.runtime.pte.layout import Layout, Shapes
+from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes
 
 SHAPES = Shapes(1, 8)
 
@@ -105,7 +105,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     reading = read(folder / "checkpoint")
     write_weights(reading, Recipe.named("int4", 32), folder / "w.safetensors")
     weights = load_file(folder / "w.safetensors")
-    edge = lower(build_program(reading.spec, weights, 4, SHAPES).methods, lambda step: None)
+    edge = lower(build_methods(reading.program, weights, 4, SHAPES).methods, lambda step: None)
     delegates = [
         delegate
         for name in sorted(edge.methods)
@@ -113,9 +113,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     ]
     kept = [(d, d.processed_bytes, d.named_data_store_output) for d in delegates]
     (folder / "model.pte").write_bytes(serialize(edge).buffer)
-    table = place_embedding(reading.spec, weights, 4, folder, "model.pte")
-    layout = Layout("1", "model.pte", SHAPES, table)
-    return Made(folder, layout, edge, Oracle(reading.spec, weights, Numerics(4, 32, 1)), kept)
+    table = place_embedding(reading.program, weights, 4, folder, "model.pte")
+    layout = Layout("1", "model.pte", Sizes.of(reading.program), SHAPES, table)
+    return Made(folder, layout, edge, Oracle(reading.program, weights, Numerics(4, 32, 1)), kept)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_another_program_is_found(made: Made, rounded: Oracle) -> None:
     """One whose kernels, in the end, compute something else: here, a program of other weights."""
     weights = {n: t.clone() for n, t in made.weights.items()}
     weights[f"{LAYER}o_proj.scales"] *= 2
-    other = Oracle(made.oracle.spec, weights, rounded.numerics)
+    other = Oracle(made.oracle.program, weights, rounded.numerics)
     with pytest.raises(
         ParityError, match="kernels disagrees .*; the bundle was not written, export on another"
     ):
@@ -262,15 +262,15 @@ from edgeloop.export.parity import trace, trace_packed
 from edgeloop.runtime.backends.executorch import ExecutorchBackend
 from edgeloop.runtime.pte.compiled import wheel
 from edgeloop.runtime.pte.layout import Layout
-from edgeloop.runtime.spec import Spec
+from edgeloop.runtime.model.program import Program
 folder, out, masked = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-spec, layout = msgspec.json.decode(sys.stdin.read(), type=tuple[Spec, Layout])
+program, layout = msgspec.json.decode(sys.stdin.read(), type=tuple[Program, Layout])
 library = ctypes.CDLL(str(wheel() / "lib/libexecutorch_threadpool.so"))
 library.cpuinfo_initialize()
 has = (ctypes.c_uint8 * 100).in_dll(library, "cpuinfo_isa")
 for i in masked:
     has[i] = 0
-backend = ExecutorchBackend(spec, folder, layout, threads=1)
+backend = ExecutorchBackend(program, folder, layout, threads=1)
 np.savez(out, *trace(backend).arrays, *trace_packed(backend))
 """
 
@@ -309,7 +309,7 @@ def processors() -> dict[str, list[int]]:
 def traces(made: Made, processors: dict[str, list[int]]) -> dict[str, list[Any]]:
     """What the program gives on the kernels of each."""
     found = {}
-    given = msgspec.json.encode((made.oracle.spec, made.layout))
+    given = msgspec.json.encode((made.oracle.program, made.layout))
     for name, masked in processors.items():
         out = made.folder / "trace.npz"
         command = [sys.executable, "-c", RUN, str(made.folder), str(out), json.dumps(masked)]

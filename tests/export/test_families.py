@@ -15,7 +15,7 @@ from forward import AUTHORS, logits, states
 from msgspec import structs
 from routed_forward import logits as routed_logits
 from safetensors.torch import load_file
-from tiny import KINDS, ROUTERS, WINDOW, demo_model, shard
+from tiny import KINDS, ROUTERS, WINDOW, altered, demo_model, shard
 
 from edgeloop.apps.demo.model import DemoConfig, rotary
 from edgeloop.apps.demo.routed import RoutedConfig, RoutedModel
@@ -26,7 +26,9 @@ from edgeloop.export.families.llama_layers import read_layers
 from edgeloop.export.families.llama_ties import LlamaNames, find_loop, find_runs, plain
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.heads import head_shapes
-from edgeloop.runtime.spec import Routing, Segment
+from edgeloop.runtime.llama_like import spec_of
+from edgeloop.runtime.model.program import Routing
+from edgeloop.runtime.spec import Segment
 
 IDS = torch.tensor([5, 260, 3, 3, 99, 0, 41, 7])
 ROUTED = {"mor_expert_middle_cycle_eager": "expert", "mor_token_middle_cycle": "token"}
@@ -40,7 +42,7 @@ def test_reading_computes_the_authors_logits(parity_folder: Path, name: str) -> 
 
 
 def test_specs_of_the_fixtures(parity_folder: Path) -> None:
-    specs = {name: read(parity_folder / name).spec for name in AUTHORS}
+    specs = {name: spec_of(read(parity_folder / name).program) for name in AUTHORS}
     once = Segment(1)
     assert specs["rec_middle_cycle"].segments == (once, Segment(2, 3), once)
     assert specs["rec_cycle_kvshare"].segments == (Segment(2, 3),)
@@ -74,7 +76,7 @@ def test_routing_computes_the_authors_logits(parity_folder: Path, name: str) -> 
 
 
 def test_routing_of_the_fixtures(parity_folder: Path) -> None:
-    specs = {kind: read(parity_folder / name).spec for name, kind in ROUTED.items()}
+    specs = {kind: spec_of(read(parity_folder / name).program) for name, kind in ROUTED.items()}
     assert specs["expert"].segments == specs["token"].segments == (Segment(1), Segment(2, 3), Segment(1))
     assert specs["expert"].routing == Routing(
         kind="expert", squash="sigmoid", alpha=0.1, capacity=(1.0, 0.6666666666666666, 0.3333333333333333)
@@ -99,7 +101,7 @@ def test_gate_of_ouro(parity_folder: Path) -> None:
     weight, bias = reading.heads["gate.weight"](), reading.heads["gate.bias"]()
     gate = torch.stack([(state @ weight + bias).sigmoid() for state in after], dim=1)
     assert (gate - reference["gate_lambda"][0]).abs().max() <= 2e-5
-    assert reading.spec.exit_gate
+    assert reading.program.exit_gate
 
 
 def test_ouro_without_a_gate(tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -107,23 +109,23 @@ def test_ouro_without_a_gate(tiny: Callable[[str], Path], caplog: pytest.LogCapt
     edit(folder / "config.json", early_exit_threshold=0.9)
     edit_weights(folder, lambda t: [t.pop(n) for n in list(t) if "early_exit_gate" in n])
     reading = read(folder)
-    assert not reading.spec.exit_gate
+    assert not reading.program.exit_gate
     assert not reading.heads
     assert "runs all 3 steps unless generation is told --exit gate:q" in caplog.text
 
 
 def test_kv_sharing_is_read(parity_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     reading = read(parity_folder / "rec_cycle_kvshare")
-    assert (reading.spec.kv, reading.spec.kv_slots) == ("shared", 1)
+    assert (spec_of(reading.program).kv, reading.program.kv_slots) == ("shared", 1)
     assert "kv_sharing" not in caplog.text
 
 
 def test_kv_sharing_of_config_json(tiny: Callable[[str], Path]) -> None:
     folder = tiny("mor-middle-cycle")
-    assert read(folder).spec.kv == "per-depth"
+    assert spec_of(read(folder).program).kv == "per-depth"
     for copy in (True, {"enable": True, "sharing": "middle_cycle"}):
         edit(folder / "config.json", kv_sharing=copy)
-        assert read(folder).spec.kv == "shared"
+        assert spec_of(read(folder).program).kv == "shared"
 
 
 def test_unused_tensors_are_reported(tiny: Callable[[str], Path]) -> None:
@@ -152,7 +154,7 @@ def test_looped_equals_unrolled(tiny_once: Callable[[str], Path], kind: str) -> 
 
 def test_per_repeat_norms(tiny_once: Callable[[str], Path]) -> None:
     reading = read(tiny_once("mor-norms"))
-    assert [s.per_repeat_norms for s in reading.spec.segments] == [False, True, False]
+    assert [s.per_repeat_norms for s in spec_of(reading.program).segments] == [False, True, False]
     _compare_with_unrolled(tiny_once("mor-norms"))
 
 
@@ -172,7 +174,9 @@ def test_demo_model(tiny_once: Callable[[str], Path]) -> None:
         reference = model(IDS[None])[-1][0]
     reading = read(tiny_once("edgeloop"))
     assert (logits(reading, IDS) - reference).abs().max() < 2e-5
-    assert reading.spec.segments[1].lora == dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 4)
+    assert spec_of(reading.program).segments[1].lora == dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), 4
+    )
 
 
 def test_llama_as_transformers_computes_it(tiny_once: Callable[[str], Path]) -> None:
@@ -181,8 +185,8 @@ def test_llama_as_transformers_computes_it(tiny_once: Callable[[str], Path]) -> 
     with torch.no_grad():
         reference = model(IDS[None]).logits[0]
     reading = read(tiny_once("llama"))
-    assert reading.spec.segments == (Segment(1), Segment(2, 2), Segment(1))
-    assert reading.spec.rope_theta == 10000.0
+    assert spec_of(reading.program).segments == (Segment(1), Segment(2, 2), Segment(1))
+    assert spec_of(reading.program).rope_theta == 10000.0
     assert (logits(reading, IDS) - reference).abs().max() < 2e-5
 
 
@@ -194,10 +198,10 @@ def test_a_window_as_transformers_computes_it(tiny_once: Callable[[str], Path]) 
     with torch.no_grad():
         reference = model(ids[None]).logits[0]
     reading = read(folder)
-    assert reading.spec.sliding_window == WINDOW
+    assert spec_of(reading.program).sliding_window == WINDOW
     assert (logits(reading, ids) - reference).abs().max() < 2e-5
     for window in (WINDOW - 1, WINDOW + 1, None):
-        other = replace(reading, spec=structs.replace(reading.spec, sliding_window=window))
+        other = replace(reading, program=altered(reading.program, sliding_window=window))
         assert (logits(other, ids) - reference).abs().max() > 1e-3
 
 
@@ -232,9 +236,9 @@ def test_keys_of_a_window_are_those_of_transformers(
     with torch.no_grad():
         reference = model(IDS[None]).logits[0]
     reading = read(folder)
-    assert reading.spec.sliding_window == window
+    assert spec_of(reading.program).sliding_window == window
     assert (logits(reading, IDS) - reference).abs().max() < 2e-5
-    other = replace(reading, spec=structs.replace(reading.spec, sliding_window=None if window else 5))
+    other = replace(reading, program=altered(reading.program, sliding_window=None if window else 5))
     assert (logits(other, IDS) - reference).abs().max() > 1e-3
     assert ("is not what the code of model_type" in caplog.text) == said
 
@@ -245,7 +249,10 @@ def test_a_mistral_without_the_key_has_the_window_of_transformers(tiny: Callable
     config = json.loads((folder / "config.json").read_text())
     del config["sliding_window"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert read(folder).spec.sliding_window == transformers.AutoConfig.from_pretrained(folder).sliding_window
+    assert (
+        spec_of(read(folder).program).sliding_window
+        == transformers.AutoConfig.from_pretrained(folder).sliding_window
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +271,7 @@ def test_keys_of_ouros_window(tiny: Callable[[str], Path], keys: dict[str, Any],
     """As the authors' configuration_ouro.py reads them (and Qwen2's, which it is made from)."""
     folder = tiny("ouro")
     edit(folder / "config.json", **keys)
-    assert read(folder).spec.sliding_window == window
+    assert spec_of(read(folder).program).sliding_window == window
 
 
 def test_routed_demo_model(tiny_once: Callable[[str], Path]) -> None:
@@ -289,10 +296,10 @@ def test_tiny_routers(tiny_once: Callable[[str], Path], kind: str) -> None:
     checkpoint = Checkpoint.open(tiny_once(kind))
     reading = find_family(checkpoint).read(checkpoint)
     assert unused(checkpoint, reading) == []
-    assert set(reading.heads) == set(head_shapes(reading.spec))
+    assert set(reading.heads) == set(head_shapes(reading.program))
     ours, ran = routed_logits(reading, IDS)
     assert ours.isfinite().all()
-    routing = reading.spec.routing
+    routing = reading.program.routing
     assert routing is not None
     if routing.kind == "expert":
         assert [len(who) for who in ran] == [int(share * len(IDS)) for share in routing.capacity]
@@ -307,7 +314,7 @@ def test_tiny_routers(tiny_once: Callable[[str], Path], kind: str) -> None:
     shared = kind.endswith("-shared")
     shares = (0.75, 0.5, 0.25) if shared else (1.0, 2 / 3, 1 / 3)
     assert routing.capacity == (shares if routing.kind == "expert" else ())
-    assert reading.spec.kv == ("shared" if shared else "per-depth")
+    assert spec_of(reading.program).kv == ("shared" if shared else "per-depth")
 
 
 def test_heads_of_an_mlp_router(tiny_once: Callable[[str], Path]) -> None:
@@ -340,7 +347,7 @@ def test_settings_of_expert_choice(tiny: Callable[[str], Path]) -> None:
 
     def routing(**changes: Any) -> Routing | None:
         edit(folder / "conf.yaml", **changes)
-        return read(folder).spec.routing
+        return read(folder).program.routing
 
     base = Routing(kind="expert", squash="sigmoid", alpha=0.5, temperature=0.8, capacity=(1.0, 2 / 3, 1 / 3))
     assert routing() == base
@@ -374,7 +381,7 @@ def test_routing_without_first_and_last_layer(tiny: Callable[[str], Path], kind:
     edit(folder / "config.json", num_hidden_layers=6)
     edit(folder / "conf.yaml", recursive__sharing="cycle")
     reading = read(folder)
-    assert reading.spec.segments == (Segment(2, 3),)
+    assert spec_of(reading.program).segments == (Segment(2, 3),)
     assert torch.equal(reading.heads["router.weight"](), before[0])
     assert torch.equal(reading.tensors[f"segments.0.{name}"](), before[1])
 
@@ -396,7 +403,7 @@ def test_routing_with_a_lora_a_depth(tiny: Callable[[str], Path]) -> None:
     edit_weights(folder, adapt)
     edit(folder / "conf.yaml", relaxation__enable=True, relaxation__lora__alpha_pattern=2.0)
     reading = read(folder)
-    assert reading.spec.segments[1].lora == {"q_proj": 4}
+    assert spec_of(reading.program).segments[1].lora == {"q_proj": 4}
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     b = state["base_model.model.model.layers.3.block.1.self_attn.q_proj.lora_B.default.weight"]
     assert torch.equal(reading.tensors["segments.1.layers.1.q_proj.lora_b"]()[2], 2 * b)
@@ -427,13 +434,13 @@ def test_find_runs() -> None:
 def test_llama_runs_become_segments(tiny: Callable[[str], Path]) -> None:
     folder = tiny("mor-middle-sequence")
     (folder / "conf.yaml").unlink()
-    assert read(folder).spec.segments == (Segment(1), Segment(1, 3), Segment(1, 3), Segment(1))
+    assert spec_of(read(folder).program).segments == (Segment(1), Segment(1, 3), Segment(1, 3), Segment(1))
 
 
 def test_llama_finds_norms_a_depth(tiny: Callable[[str], Path]) -> None:
     folder = tiny("mor-norms")
     (folder / "conf.yaml").unlink()
-    assert [s.per_repeat_norms for s in read(folder).spec.segments] == [False, True, False]
+    assert [s.per_repeat_norms for s in spec_of(read(folder).program).segments] == [False, True, False]
 
 
 @pytest.mark.parametrize(("alpha_pattern", "factor"), [(2.0, 2.0), (None, 0.5), (0, 0.5)])

@@ -131,7 +131,7 @@ def test_every_key_that_transformers_writes_is_known(
     theirs = transformers.LlamaConfig().to_dict() | transformers.GenerationConfig().to_dict()
     on = {key: 1 if value is None else value for key, value in theirs.items() if key not in ours}
     (folder / "config.json").write_text(json.dumps(on | ours, default=str))
-    assert read(folder).spec.depths == 2
+    assert read(folder).program.depths == 2
     assert not caplog.messages
 
 
@@ -161,7 +161,7 @@ def test_config_keys_that_change_nothing(tiny: Callable[[str], Path]) -> None:
         "pretraining_tp": 1,
     }
     edit(folder / "config.json", eos_token_id=[1, 2], rope_scaling=None, head_dim=None, **harmless)
-    assert read(folder).spec.eos_token_ids == (1, 2)
+    assert read(folder).program.eos_token_ids == (1, 2)
 
 
 TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -371,8 +371,8 @@ def test_a_loop_that_would_be_longer_but_for_a_tensor(
         tensors[UP.format(5)] += 1
 
     edit_weights(folder, same)
-    spec = read(folder).spec
-    assert [(s.layers, s.repeats) for s in spec.segments] == [(1, 5), (1, 1)]
+    program = read(folder).program
+    assert [(s.layers, s.repeats) for s in program.segments] == [(1, 5), (1, 1)]
     assert "layers 0 to 5 repeat, 1 at a time and 6 times, but for 1 of their 42 matrices" in caplog.text
     assert f"{UP.format(5)} differs from {UP.format(0)}" in caplog.text
 

@@ -39,7 +39,7 @@ def test_heads_are_written(tiny_once: Callable[[str], Path], tmp_path: Path, kin
         assert written.keys() == reading.heads.keys()
         assert all(torch.equal(written[name], load()) for name, load in reading.heads.items())
         arrays = {name: tensor.numpy() for name, tensor in written.items()}
-        check_heads(arrays, head_shapes(reading.spec), "here")
+        check_heads(arrays, head_shapes(reading.program), "here")
 
 
 def test_every_router_is_measured() -> None:

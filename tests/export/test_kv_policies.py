@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import forward
-import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from tiny import altered
 
 from edgeloop.export.family import Reading
 from edgeloop.export.fused import Numerics
@@ -40,22 +40,22 @@ SHARED = {"kv": "shared"}
 
 
 class Model:
-    """A tiny model with a changed spec, on every engine."""
+    """A tiny model with a changed program, on every engine."""
 
     def __init__(self, reading: Reading, quant: str, folder: Path) -> None:
         recipe = Recipe.named(quant, 32)
-        self.reading, self.spec, self.folder = reading, reading.spec, folder
+        self.reading, self.program, self.folder = reading, reading.program, folder
         weights = folder / "scratch.safetensors"
         write_weights(reading, recipe, weights)
         target = OnnxTarget()
-        target.check(self.spec, recipe)
-        self.target = target.export(Job(self.spec, recipe, weights, folder, lambda step, part: None))
+        target.check(self.program, recipe)
+        self.target = target.export(Job(self.program, recipe, weights, folder, lambda step, part: None))
         self.graphs = {stage: folder / name for stage, name in self.target.graphs.items()}
         quantization = manifest.Quantization(recipe.name, recipe.bits, recipe.group_size)
         self.engines: dict[str, Backend] = {
-            "torch": Oracle.open(self.spec, weights, Numerics(recipe.bits, 32, 1)),
-            "reference": ReferenceBackend(self.spec, load_file(weights), quantization),
-            "onnx": OnnxBackend(self.spec, self.graphs),
+            "torch": Oracle.open(self.program, weights, Numerics(recipe.bits, 32, 1)),
+            "reference": ReferenceBackend(self.program, load_file(weights), quantization),
+            "onnx": OnnxBackend(self.program, self.graphs),
         }
 
 
@@ -70,8 +70,10 @@ def models(reading: Callable[[str], Reading], tmp_path_factory: pytest.TempPathF
     def get(kind: str, quant: str = "none", **changes: object) -> Model:
         key = (kind, quant, *changes.items())
         if key not in made:
-            spec = msgspec.structs.replace(reading(kind).spec, **changes)
-            made[key] = Model(replace(reading(kind), spec=spec), quant, tmp_path_factory.mktemp("model"))
+            program = altered(reading(kind).program, **changes)
+            made[key] = Model(
+                replace(reading(kind), program=program), quant, tmp_path_factory.mktemp("model")
+            )
         return made[key]
 
     return get
@@ -85,7 +87,7 @@ def _little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(backend: Backend, pieces: list[int], slots: int | None = None) -> tuple[list[F32], F32, KVCache]:
     """The states after each depth, the logits, and the caches, for IDS in ``pieces``."""
-    states: list[list[F32]] = [[] for _ in range(backend.spec.depths)]
+    states: list[list[F32]] = [[] for _ in range(backend.program.depths)]
     cache = backend.new_cache(1, len(IDS), slots)
     loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
     start, logits = 0, []
@@ -137,10 +139,10 @@ def test_quantized(models: Models, quant: str, changes: dict[str, object]) -> No
     assert near(found, wanted, 0.2)
 
 
-def forward_with(reading: Reading, spec: Spec, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> F32:
+def forward_with(reading: Reading, program: Spec, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> F32:
     """tests/forward.py with a mask of the window."""
     full = torch.full
-    length, window = len(ids), spec.sliding_window
+    length, window = len(ids), program.window
 
     def masked(size: tuple[int, int], value: float) -> torch.Tensor:
         assert size == (length, length)
@@ -169,8 +171,8 @@ def test_a_window_is_a_mask(models: Models, monkeypatch: pytest.MonkeyPatch, kin
     found = {name: run(model.engines[name], [9, *[1] * 22])[1] for name in ENGINES}
     cache = model.engines["onnx"].new_cache(1, 31)
     assert cache.rows == 8
-    assert cache.nbytes == 8 * model.spec.kv_bytes_per_token
-    wanted = forward_with(model.reading, model.spec, IDS, monkeypatch)
+    assert cache.nbytes == 8 * model.program.kv_bytes_per_token
+    wanted = forward_with(model.reading, model.program, IDS, monkeypatch)
     for name in ENGINES:
         assert near(found[name], wanted), name
 
@@ -292,11 +294,11 @@ def test_filling_several_depths_at_once(models: Models) -> None:
 def test_the_fill_graph_is_opened_when_it_is_needed(models: Models) -> None:
     model = models("mor-lora")
     graphs = {stage: path for stage, path in model.graphs.items() if stage != "fill"}
-    backend = OnnxBackend(model.spec, graphs)
+    backend = OnnxBackend(model.program, graphs)
     state, lanes, cache = np.zeros((1, 1, 64), np.float32), Lanes.single(1, 0, 1, 1), backend.new_cache(1, 8)
     with pytest.raises(EngineError, match="the bundle has no fill graph"):
         backend.fill(state, lanes, cache)
-    backend = OnnxBackend(model.spec, graphs | {"fill": Path("nowhere.onnx")})  # nothing is read yet
+    backend = OnnxBackend(model.program, graphs | {"fill": Path("nowhere.onnx")})  # nothing is read yet
     with pytest.raises(EngineError, match=r"cannot load nowhere\.onnx"):
         backend.fill(state, lanes, cache)
 

@@ -16,6 +16,7 @@ from msgspec import structs
 from routed_forward import logits as routed_logits
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
+from tiny import altered
 
 from edgeloop.apps.cli import main
 from edgeloop.export.family import Reading
@@ -27,8 +28,10 @@ from edgeloop.export.stored import write_weights
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.limits import spec_problems
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.model.checks import problems
+from edgeloop.runtime.model.transform import sharing_kv
 from edgeloop.runtime.session import Session
 from edgeloop.runtime.spec import Segment
 
@@ -39,14 +42,16 @@ AUTHORS = "mor_expert_middle_cycle_eager"
 
 def written_out(reading: Reading) -> Reading:
     """The same model, with a copy of its attention for each depth."""
-    spec, tensors = reading.spec, dict(reading.tensors)
-    segments = tuple(structs.replace(s, per_repeat_attention=s.repeats > 1) for s in spec.segments)
+    program, tensors = reading.program, dict(reading.tensors)
+    segments = tuple(
+        structs.replace(s, per_repeat_attention=s.repeats > 1) for s in spec_of(program).segments
+    )
     for s, segment in enumerate(segments):
         for j in range(segment.layers if segment.per_repeat_attention else 0):
             for part in ATTENTION:
                 name = f"segments.{s}.layers.{j}.{part}.weight"
                 tensors[name] = partial(_copies, tensors[name], segment.repeats)
-    return replace(reading, spec=structs.replace(spec, segments=segments), tensors=tensors)
+    return replace(reading, program=altered(program, segments=segments), tensors=tensors)
 
 
 def _copies(load: Callable[[], torch.Tensor], count: int) -> torch.Tensor:
@@ -57,10 +62,10 @@ def full_depth(reading: Reading, path: Path, quant: str = "none") -> np.ndarray:
     """Logits [S, V] of the torch modules over stored weights, every token at every depth."""
     recipe = Recipe.named(quant, 32)
     write_weights(reading, recipe, path)
-    model = Oracle.open(reading.spec, path, Numerics(recipe.bits, recipe.group_size, 1))
+    model = Oracle.open(reading.program, path, Numerics(recipe.bits, recipe.group_size, 1))
     return (
         DepthLoop(model, model.new_cache(1, len(IDS)))
-        .forward(IDS % reading.spec.vocab_size, rows="all")
+        .forward(IDS % reading.program.vocab_size, rows="all")
         .copy()
     )
 
@@ -69,7 +74,7 @@ def test_each_depth_has_its_own_and_the_rest_is_shared(tiny_once: Callable[[str]
     folder = tiny_once("mor-own-attention")
     reading, state = read(folder), torch.load(folder / "pytorch_model.bin", weights_only=True)
     looped = Segment(2, 3, per_repeat_attention=True)
-    assert reading.spec.segments == (Segment(1), looped, Segment(1))
+    assert spec_of(reading.program).segments == (Segment(1), looped, Segment(1))
     for r in range(3):
         for j in range(2):
             for part in ATTENTION:
@@ -108,7 +113,7 @@ def test_engines_run_the_authors_forward(bundle: Path, tiny_once: Callable[[str]
     with Session.open(bundle, engine=engine, exit="chunk-topk") as session:
         found = session.logits(IDS.tolist())
     np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)
-    shared = replace(reading, tensors=_first_depth(reading), spec=_tied(reading))
+    shared = replace(reading, tensors=_first_depth(reading), program=_tied(reading))
     other, _ = routed_logits(shared, torch.from_numpy(IDS))
     assert np.abs(other.numpy() - found).max() > 1e-2
 
@@ -124,8 +129,10 @@ def _first_depth(reading: Reading) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def _tied(reading: Reading) -> object:
-    segments = tuple(structs.replace(s, per_repeat_attention=False) for s in reading.spec.segments)
-    return structs.replace(reading.spec, segments=segments)
+    segments = tuple(
+        structs.replace(s, per_repeat_attention=False) for s in spec_of(reading.program).segments
+    )
+    return altered(reading.program, segments=segments)
 
 
 @pytest.mark.parametrize(
@@ -174,21 +181,19 @@ def test_targets_that_cannot_say_so(
     # Without the router, for which some are refused already:
     from edgeloop.export.targets import open_target
 
-    spec = structs.replace(read(tiny_once("mor-own-attention")).spec, routing=None)
+    program = structs.replace(read(tiny_once("mor-own-attention")).program, routing=None)
     with pytest.raises(
         ExportError, match=f"attention has matrices of its own .* target {target} does not take"
     ):
-        open_target(target, layout).check(spec, Recipe.named("int4", 32))
+        open_target(target, layout).check(program, Recipe.named("int4", 32))
 
 
 def test_depths_cannot_share_k_and_v(tiny_once: Callable[[str], Path]) -> None:
     reading = read(tiny_once("mor-own-attention"))
-    spec = structs.replace(reading.spec, routing=None)
+    program = structs.replace(reading.program, routing=None)
     with pytest.raises(UsageError, match="attention has matrices for each depth"):
-        overridden(replace(reading, spec=spec), kv="shared")
-    assert any("kv is shared" in line for line in spec_problems(structs.replace(spec, kv="shared")))
-    once = structs.replace(spec, segments=(Segment(1, per_repeat_attention=True),))
-    assert any("applied once" in line for line in spec_problems(once))
+        overridden(replace(reading, program=program), kv="shared")
+    assert any("makes K and V that depths share" in line for line in problems(sharing_kv(program, True)))
 
 
 def test_show_says_what_differs(tiny_once: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +218,9 @@ def test_a_lora_on_top(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     reading = read(folder)
-    assert reading.spec.segments[1] == Segment(2, 3, lora={"q_proj": 4}, per_repeat_attention=True)
+    assert spec_of(reading.program).segments[1] == Segment(
+        2, 3, lora={"q_proj": 4}, per_repeat_attention=True
+    )
     assert (routed_logits(reading, torch.from_numpy(IDS))[0] - wanted).abs().max() < 2e-5
     merged_reading = full_depth(_merged(reading), tmp_path / "merged")
     np.testing.assert_allclose(full_depth(reading, tmp_path / "delta"), merged_reading, atol=2e-5)
@@ -227,8 +234,8 @@ def _merged(reading: Reading) -> Reading:
     for j in range(2):
         stem = f"segments.1.layers.{j}.q_proj"
         tensors[f"{stem}.weight"] = partial(add, tensors[f"{stem}.weight"], stem)
-    segments = tuple(structs.replace(s, lora={}) for s in reading.spec.segments)
-    return replace(reading, spec=structs.replace(reading.spec, segments=segments), tensors=tensors)
+    segments = tuple(structs.replace(s, lora={}) for s in spec_of(reading.program).segments)
+    return replace(reading, program=altered(reading.program, segments=segments), tensors=tensors)
 
 
 def test_a_training_config_with_more_in_it(
@@ -236,7 +243,7 @@ def test_a_training_config_with_more_in_it(
 ) -> None:
     """conf.yaml as people write it: paths, tracking, data; the model is the same."""
     folder = tiny("mor-own-attention")
-    plain = read(folder).spec
+    plain = read(folder).program
     more = {
         "name": None, "wandb": True, "wandb_mode": "online", "wandb_project": "mor", "resume_from_checkpoint": False,
         "resume_step": None, "dataset": "fineweb_edu", "weights": None, "total_batch_size": 1024,
@@ -246,10 +253,10 @@ def test_a_training_config_with_more_in_it(
     }  # fmt: skip
     conf = yaml.safe_load((folder / "conf.yaml").read_text())
     (folder / "conf.yaml").write_text(yaml.safe_dump(conf | more))
-    assert read(folder).spec == plain
+    assert read(folder).program == plain
     assert not caplog.messages
     edit(folder / "conf.yaml", note="mine", lucky_number=7, off=None)
-    assert read(folder).spec == plain
+    assert read(folder).program == plain
     assert caplog.messages[0].endswith("does not know and takes no notice of: 'lucky_number', 'note'")
     edit(
         folder / "conf.yaml", relaxation={"enable": True, "method": None, "lora": {"r": None, "alpha": None}}

@@ -35,18 +35,18 @@ def altered(oracle: Oracle, path: Path, change: Callable[[dict[str, torch.Tensor
         weights |= {name: tensor.clone() for name, tensor in stage.state_dict().items()}
     change(weights)
     save_file(weights, path)
-    return Oracle.open(oracle.spec, path, FLOAT)
+    return Oracle.open(oracle.program, path, FLOAT)
 
 
 @pytest.mark.parametrize("kind", ["mor-lora", "mobilellm", "ouro"])
 def test_an_oracle_agrees_with_itself(oracle: Oracles, kind: str) -> None:
     model = oracle(kind)
     first = trace(model)
-    assert len(first.per_depth) == model.spec.depths
-    assert first.logits.shape == (sum(CHUNKS), model.spec.vocab_size)
-    assert first.mixed.shape == (model.spec.depths, 1, model.spec.hidden_size)
+    assert len(first.per_depth) == model.program.depths
+    assert first.logits.shape == (sum(CHUNKS), model.program.vocab_size)
+    assert first.mixed.shape == (model.program.depths, 1, model.program.width)
     per_depth, logits = compare(first, trace(model), "torch", 0.0)
-    assert per_depth == (0.0,) * model.spec.depths
+    assert per_depth == (0.0,) * model.program.depths
     assert logits == 0.0
 
 
@@ -54,7 +54,7 @@ def test_an_oracle_agrees_with_itself(oracle: Oracles, kind: str) -> None:
 def test_any_context(oracle: Oracles, context: int) -> None:
     """Short ones have room for fewer tokens; long ones must not cost memory."""
     model = oracle("mor-middle-cycle")
-    model.spec = msgspec.structs.replace(model.spec, context_length=context)
+    model.program = msgspec.structs.replace(model.program, context_length=context)
     found = trace(model)
     assert len(found.logits) == max(1, min(sum(CHUNKS), context - 1))
     compare(found, trace(model), "torch", 0.0)

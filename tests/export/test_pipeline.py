@@ -23,10 +23,11 @@ from tiny import VOCAB
 from tokenizers import Tokenizer
 
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.export.stored import count_parameters
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, CheckpointError, EdgeloopError, ExportError, UsageError
 from edgeloop.runtime.heads import head_shapes, read_heads
+from edgeloop.runtime.llama_like import spec_of
+from edgeloop.runtime.model.facts import count_parameters
 from edgeloop.runtime.session import Session
 
 Tiny = Callable[[str], Path]
@@ -56,9 +57,9 @@ def test_what_is_in_a_bundle(exported: Callable[..., Path], checkpoint: Tiny) ->
         assert file.bytes == len(found[name])
         assert file.sha256 == hashlib.sha256(found[name]).hexdigest()
     assert found["tokenizer.json"] == (checkpoint("mor-lora") / "tokenizer.json").read_bytes()
-    assert manifest.spec.segments[1].repeats == 3
+    assert spec_of(manifest.program).segments[1].repeats == 3
     assert (manifest.quantization.bits, manifest.quantization.group_size) == (4, 32)
-    assert (manifest.parameters, manifest.unrolled_parameters) == count_parameters(manifest.spec)
+    assert (manifest.parameters, manifest.unrolled_parameters) == count_parameters(manifest.program)
 
 
 def test_every_changed_file_is_refused(
@@ -337,7 +338,7 @@ def test_a_full_disk(
     refused(tiny("mor-lora"), tmp_path / "b", "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["graphs.ir.save", "targets.onnx._with_float_activations"])
+@pytest.mark.parametrize("where", ["lower.onnx.ir.save", "targets.onnx.with_float_activations"])
 def test_a_full_disk_in_the_target(
     checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -384,7 +385,7 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
 
 def test_killed_exports(checkpoint: Tiny, tmp_path: Path) -> None:
     """Side by side, each at another moment; what they leave is hidden, and gone with the next export."""
-    moments = ("quantizing", "onnx: block graph", "hashing")
+    moments = ("quantizing", "onnx: graphs", "hashing")
     command = [sys.executable, "-c", KILLED, str(checkpoint("mor-cycle")), str(tmp_path), *moments]
     done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
     assert done.stdout.split() == [str(-signal.SIGKILL)] * len(moments)
@@ -401,7 +402,7 @@ def test_a_long_context_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
     folder = tiny("mor-cycle")
     edit(folder / "config.json", max_position_embeddings=131072)
     report = export_bundle(folder, tmp_path / "long")
-    assert report.manifest.spec.context_length == 131072
+    assert report.manifest.program.context_length == 131072
     short = export_bundle(folder, tmp_path / "short", context=64)
     changed = {name for name, file in short.manifest.files.items() if report.manifest.files[name] != file}
     assert changed == set()
@@ -424,8 +425,8 @@ def test_weights_that_nobody_reads_are_reported(tiny: Tiny, tmp_path: Path, quic
 
 
 def test_a_shorter_context(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    spec = export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "short", context=16).manifest.spec
-    assert spec.context_length == 16
+    program = export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "short", context=16).manifest.program
+    assert program.context_length == 16
     with pytest.raises(UsageError, match="context is 100000, wanted 1 to"):
         export_bundle(checkpoint("mor-middle-cycle"), tmp_path / "long", context=100_000)
 
@@ -438,12 +439,12 @@ def test_heads_are_beside_the_graphs(tiny: Tiny, tmp_path: Path, quick_target: N
     assert "heads.safetensors" in manifest.files
     bundle = Bundle.open(report.bundle)
     heads = read_heads(bundle)
-    assert heads.keys() == head_shapes(manifest.spec).keys()
+    assert heads.keys() == head_shapes(manifest.program).keys()
     stored = load_file(report.bundle / "onnx" / "weights.safetensors")
     assert not [name for name in stored if name.split(".")[0] in ("gate", "router", "auxiliary")]
     sizes = sum(head.size for head in heads.values())
-    assert manifest.parameters - count_parameters(manifest.spec)[0] == sizes > 0
-    assert manifest.unrolled_parameters - count_parameters(manifest.spec)[1] == sizes
+    assert manifest.parameters - count_parameters(manifest.program)[0] == sizes > 0
+    assert manifest.unrolled_parameters - count_parameters(manifest.program)[1] == sizes
 
 
 def test_a_model_without_heads(tiny: Tiny, tmp_path: Path, quick_target: None) -> None:
@@ -479,8 +480,8 @@ def test_graphs_know_nothing_of_routing(checkpoint: Tiny, tmp_path: Path, kind: 
 def test_other_kv_than_the_family_declares(
     tiny: Tiny, tmp_path: Path, quick_target: None, kind: str, options: dict[str, Any], found: tuple[str, int]
 ) -> None:
-    spec = export_bundle(tiny(kind), tmp_path / "b", **options).manifest.spec
-    assert (spec.kv, spec.sliding_window) == found
+    program = export_bundle(tiny(kind), tmp_path / "b", **options).manifest.program
+    assert ("shared" if program.shares_kv else "per-depth", program.window) == found
 
 
 @pytest.mark.parametrize(

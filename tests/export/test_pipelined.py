@@ -72,7 +72,7 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
         def draft(logits: F32, history: I64, position: int) -> int:
             return int((logits.argmax() + random.integers(2)) % len(logits))  # some right, some wrong
 
-        pipeline = Pipelined(loops[1], draft, Fixed(bundle.spec.depths, plan))
+        pipeline = Pipelined(loops[1], draft, Fixed(bundle.program.depths, plan))
         wanted = loops[0].forward(np.array(PROMPT)).copy()
         loops[1].forward(np.array(PROMPT))
         pipeline.begin(np.array(PROMPT))

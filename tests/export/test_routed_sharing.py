@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 import routed_forward
 import torch
-from msgspec import structs
 
 from edgeloop.export.family import Reading
 from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.model.transform import sharing_kv
 from edgeloop.runtime.routed import RoutedLoop
 from edgeloop.runtime.routing import RoutingRule, parse_routing, shared_calls
 from edgeloop.runtime.session import Session
@@ -48,7 +48,7 @@ def opened(exported: Callable[..., Path]) -> Iterator[Callable[[str, str], Sessi
 
 
 def routed(session: Session, rule: str) -> RoutedLoop:
-    return RoutedLoop(session._start(len(IDS)), parse_routing(rule, session.spec), session.heads)
+    return RoutedLoop(session._start(len(IDS)), parse_routing(rule, session.program), session.heads)
 
 
 def run(walk: RoutedLoop, pieces: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -83,7 +83,7 @@ def test_it_is_the_authors_forward(
 def test_sharing_matters(reading: Callable[[str], Reading]) -> None:
     """The forward that these tests believe is not that of K and V for each depth."""
     for kind in ("mor-expert-shared", "mor-token-shared"):
-        own = replace(reading(kind), spec=structs.replace(reading(kind).spec, kv="per-depth"))
+        own = replace(reading(kind), program=sharing_kv(reading(kind).program, False))
         one, other = (routed_forward.logits(r, torch.from_numpy(IDS))[0] for r in (reading(kind), own))
         assert (one - other).abs().max() > 0.01
 

@@ -75,8 +75,8 @@ def test_the_float_form_is_the_module(product: onnx.ModelProto, tmp_path: Path) 
 def test_a_token_does_not_depend_on_the_others_of_its_call(exported: Bundles, kind: str) -> None:
     bundle = Bundle.open(exported(kind, "int8-channel"))
     plain, packed = (open_backend("onnx", bundle, None, packed=packed) for packed in (False, True))
-    spec, n = plain.spec, plain.spec.depths
-    state = np.random.default_rng(4).standard_normal((n, 1, spec.hidden_size)).astype(np.float32)
+    program, n = plain.program, plain.program.depths
+    state = np.random.default_rng(4).standard_normal((n, 1, program.width)).astype(np.float32)
 
     def lanes(first: int, count: int) -> tuple[np.ndarray, ...]:
         depth = np.arange(first, first + count)

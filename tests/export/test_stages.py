@@ -16,11 +16,10 @@ from tiny import KINDS
 
 from edgeloop.export.family import Reading
 from edgeloop.export.oracle import Oracle
-from edgeloop.export.stored import stored_tensors
 from edgeloop.runtime.backend import F32, Lanes
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.spec import stage_layers
+from edgeloop.runtime.model.weights import tensors
 
 Oracles = Callable[..., Oracle]
 IDS = np.random.default_rng(3).integers(0, 320, 19)
@@ -91,7 +90,7 @@ def test_lanes_are_independent(oracle: Oracles, kind: str) -> None:
     depth, cached = np.array([2, 0, 1, 2]), np.array([5, 0, 3, 9], np.int32)
     tokens = np.array([3, 1, 0, 2], np.int32)
     positions = cached[:, None] + np.arange(3)
-    state = random.standard_normal((4, 3, model.spec.hidden_size)).astype(np.float32)
+    state = random.standard_normal((4, 3, model.program.width)).astype(np.float32)
     found = model.block(state, Lanes(depth, cached, tokens, positions, first_slot=1), together)
     for b, n in enumerate(tokens):
         if not n:
@@ -118,10 +117,10 @@ def test_names_and_weights_of_the_stages(oracle: Oracles, kind: str) -> None:
         if name == "fill":
             assert ("depth" in stage.input_names) == (kind in DELTAS)
             continue  # its weights are rows of the block's
-        caches = 2 * stage_layers(model.spec, name)
+        caches = 2 * len(model.program.caches(name))
         assert sum(n.startswith("past.") for n in stage.input_names) == caches
         assert sum(n.startswith("present.") for n in stage.output_names) == caches
         assert ("depth" in stage.input_names) == (name == "block" and kind in DELTAS)
         # Where depths share K and V, the rows of qkv_proj are two matrices.
         weights |= {re.sub(r"\.(q|kv)_proj\.weight$", ".qkv_proj.weight", key) for key in stage.state_dict()}
-    assert weights == {t.name for t in stored_tensors(model.spec)}
+    assert weights == {name for name, _ in tensors(model.program.weights)}

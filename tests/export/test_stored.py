@@ -14,11 +14,14 @@ from safetensors.numpy import load_file
 from tiny import KINDS
 
 from edgeloop.export.family import Reading
-from edgeloop.export.stored import count_parameters, stored_tensors, write_weights
+from edgeloop.export.stored import write_weights
 from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.weights import MATRICES, Weights, matrix_shapes, small_shapes
+from edgeloop.runtime.llama_like import spec_of
+from edgeloop.runtime.model.facts import count_parameters
+from edgeloop.runtime.model.weights import tensors
+from edgeloop.runtime.weights import Weights
 
 Readings = Callable[..., Reading]
 QUANTS = [("none", 32), ("int8", 64), ("int8-channel", 32), ("int4", 32), ("int4", 128)]
@@ -26,24 +29,23 @@ QUANTS = [("none", 32), ("int8", 64), ("int8-channel", 32), ("int4", 32), ("int4
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_canonical_tensor_is_stored_once(reading: Readings, kind: str) -> None:
-    spec = reading(kind).spec
-    stored = stored_tensors(spec)
-    assert sorted(part for t in stored for part in t.parts) == sorted(reading(kind).tensors)
-    assert {t.name for t in stored} == {f"{n}.weight" for n in matrix_shapes(spec)} | set(small_shapes(spec))
+    program = reading(kind).program
+    stored = [part for _, tensor in tensors(program.weights) for part in tensor.parts]
+    assert sorted(stored) == sorted(reading(kind).tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_counted(reading: Readings, kind: str) -> None:
-    spec, tensors = reading(kind).spec, reading(kind).tensors
-    unique, unrolled = count_parameters(spec)
-    assert unique == sum(load().numel() for load in tensors.values())
+    program, loaders = reading(kind).program, reading(kind).tensors
+    unique, unrolled = count_parameters(program)
+    assert unique == sum(load().numel() for load in loaders.values())
     layers = outside = 0
-    for name, load in tensors.items():
+    for name, load in loaders.items():
         shape = load().shape
         if not name.startswith("segments."):
             outside += math.prod(shape)
             continue
-        segment = spec.segments[int(name.split(".")[1])]
+        segment = spec_of(program).segments[int(name.split(".")[1])]
         stacked = "lora" in name or ("norm" in name and segment.per_repeat_norms)
         stacked |= segment.per_repeat_attention and name.split(".")[4] in (
             "q_proj",
@@ -63,23 +65,20 @@ def test_the_runtime_reads_what_the_recipe_keeps(
     path = tmp_path / "weights.safetensors"
     recipe = Recipe.named(quant, group_size)
     write_weights(reading(kind), recipe, path)
-    spec, tensors = reading(kind).spec, load_file(path)
-    weights = Weights(spec, tensors, recipe.group_size)
+    program, found = reading(kind).program, load_file(path)
+    weights = Weights(spec_of(program), found, recipe.group_size)
     kept = stored_reading(kind, quant, group_size).tensors
-    for name in small_shapes(spec):
-        np.testing.assert_array_equal(weights.small(name), kept[name]().numpy())
-    for name in matrix_shapes(spec):
-        prefix, _, matrix = name.rpartition(".")
-        parts = [f"{prefix}.{p}.weight" for p in MATRICES[matrix]] if prefix else [f"{name}.weight"]
-        np.testing.assert_array_equal(
-            weights.matrix(name), np.concatenate([kept[p]().numpy() for p in parts])
-        )
-    matrices = {
-        f"{name}.{side}"
-        for name in matrix_shapes(spec)
-        for side in (("weight",) if quant == "none" else ("codes", "scales"))
-    }
-    assert set(tensors) == matrices | set(small_shapes(spec))
+    wanted = set()
+    for name, tensor in tensors(program.weights):
+        whole = np.concatenate([kept[part]().numpy() for part in tensor.parts])
+        stem = name.removesuffix(".weight")
+        if tensor.kind != "matrix":
+            np.testing.assert_array_equal(weights.small(name), whole)
+            wanted.add(name)
+            continue
+        np.testing.assert_array_equal(weights.matrix(stem), whole)
+        wanted |= {name} if quant == "none" else {f"{stem}.codes", f"{stem}.scales"}
+    assert set(found) == wanted
 
 
 @pytest.mark.parametrize(("quant", "group_size"), QUANTS)

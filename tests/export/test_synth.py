@@ -18,6 +18,7 @@ from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.synth import SHAPES, synthesize, synthesize_shape
 from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.spec import Segment
 
 
@@ -39,7 +40,11 @@ def test_ties_are_aliased_not_copied(tmp_path: Path) -> None:
     size = {f: (f / "pytorch_model.bin").stat().st_size for f in (small, large)}
     assert size[small] < size[large]
     checkpoint = Checkpoint.open(small)
-    assert find_family(checkpoint).read(checkpoint).spec.segments == (Segment(1), Segment(2, 3), Segment(1))
+    assert spec_of(find_family(checkpoint).read(checkpoint).program).segments == (
+        Segment(1),
+        Segment(2, 3),
+        Segment(1),
+    )
 
 
 def test_activations_stay_sane_in_depth(tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_sharded_when_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = synthesize_shape(shape, tmp_path / "ouro")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     checkpoint = Checkpoint.open(folder)
-    assert find_family(checkpoint).read(checkpoint).spec.segments == (Segment(2, 3),)
+    assert spec_of(find_family(checkpoint).read(checkpoint).program).segments == (Segment(2, 3),)
 
 
 def test_tokenizer_decodes_every_id(tmp_path: Path) -> None:

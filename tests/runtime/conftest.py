@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.llama_like import program_of
 from edgeloop.runtime.manifest import (
     FORMAT,
     File,
@@ -24,8 +26,9 @@ from edgeloop.runtime.manifest import (
     Text,
     write_manifest,
 )
+from edgeloop.runtime.model import weights
+from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.spec import Segment, Spec
-from edgeloop.runtime.weights import matrix_shapes, small_shapes
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 GROUP = 8
@@ -37,7 +40,7 @@ RELAXED = (
 )
 
 
-def make_spec(segments: tuple[Segment, ...] = RELAXED, **changes: object) -> Spec:
+def make_program(segments: tuple[Segment, ...] = RELAXED, **changes: object) -> Program:
     values: dict[str, object] = {
         "family": "test",
         "segments": segments,
@@ -52,18 +55,30 @@ def make_spec(segments: tuple[Segment, ...] = RELAXED, **changes: object) -> Spe
         "context_length": 64,
         "tied_embedding": True,
     }
-    return Spec(**{**values, **changes})  # type: ignore[arg-type]
+    return program_of(Spec(**{**values, **changes}))  # type: ignore[arg-type]
 
 
-def make_tensors(spec: Spec, bits: int = 32, seed: int = 0) -> Tensors:
-    """Random stored tensors of ``spec``; matrices as float32, or as codes of ``bits`` bits."""
+def make_tensors(program: Program, bits: int = 32, seed: int = 0) -> Tensors:
+    """Random stored tensors of ``program``; matrices as float32, or as codes of ``bits`` bits."""
     random = np.random.default_rng(seed)
     tensors: Tensors = {}
-    for name, shape in small_shapes(spec).items():
-        noise = random.standard_normal(shape)
-        is_norm = name.endswith("norm.weight")
-        tensors[name] = (1 + 0.1 * noise).astype(np.float32) if is_norm else (0.3 * noise).astype(np.float16)
-    for name, (n, k) in matrix_shapes(spec).items():
+    # The same numbers for the same shapes, in whatever order a program names its weights.
+    layer = re.compile(r"segments\.\d+\.layers\.\d+")
+    order = {"vector": 0, "delta": 1, "matrix": 2}
+    stored = dict(
+        sorted(
+            weights.tensors(program.weights),
+            key=lambda t: (found.group() if (found := layer.match(t[0])) else "", order[t[1].kind]),
+        )
+    )
+    for name, tensor in stored.items():
+        if tensor.kind != "matrix":
+            noise, is_norm = random.standard_normal(tensor.shape), tensor.kind == "vector"
+            tensors[name] = (1 + 0.1 * noise if is_norm else 0.3 * noise).astype(
+                np.float32 if is_norm else np.float16
+            )
+    matrices = {n.removesuffix(".weight"): t.shape for n, t in stored.items() if t.kind == "matrix"}
+    for name, (n, k) in matrices.items():
         if bits == 32:
             tensors[f"{name}.weight"] = (random.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
             continue
@@ -79,13 +94,13 @@ def make_quantization(bits: int = 32) -> Quantization:
     return Quantization(scheme=scheme, bits=bits, group_size=0 if bits == 32 else GROUP)
 
 
-def make_backend(spec: Spec, bits: int = 32, seed: int = 0) -> ReferenceBackend:
-    return ReferenceBackend(spec, make_tensors(spec, bits, seed), make_quantization(bits))
+def make_backend(program: Program, bits: int = 32, seed: int = 0) -> ReferenceBackend:
+    return ReferenceBackend(program, make_tensors(program, bits, seed), make_quantization(bits))
 
 
 def make_bundle(
     folder: Path,
-    spec: Spec,
+    program: Program,
     *,
     bits: int = 32,
     tokenizer: Engine | None = None,
@@ -94,7 +109,7 @@ def make_bundle(
 ) -> Path:
     """A bundle that the reference engine can run; its graphs are empty files."""
     (folder / "onnx").mkdir(parents=True)
-    save_file(make_tensors(spec, bits), folder / "onnx" / "weights.safetensors")
+    save_file(make_tensors(program, bits), folder / "onnx" / "weights.safetensors")
     graphs = {stage: f"onnx/{stage}.onnx" for stage in ("prologue", "block", "epilogue")}
     for name in graphs.values():
         (folder / name).write_bytes(b"")
@@ -110,9 +125,11 @@ def make_bundle(
     manifest = Manifest(
         format=FORMAT,
         edgeloop="0.1.0",
-        spec=spec,
+        program=program,
         quantization=make_quantization(bits),
-        targets={"onnx": Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * spec.depths, 0.0, 0.0))},
+        targets={
+            "onnx": Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * program.depths, 0.0, 0.0))
+        },
         text=Text(
             tokenizer="tokenizer.json" if tokenizer is not None else None,
             special_tokens=special_tokens or {},
@@ -131,7 +148,7 @@ def make_bundle(
 class Maker:
     """The helpers above, for tests to use through the fixture ``maker``."""
 
-    spec = staticmethod(make_spec)
+    program = staticmethod(make_program)
     tensors = staticmethod(make_tensors)
     quantization = staticmethod(make_quantization)
     backend = staticmethod(make_backend)
@@ -177,17 +194,17 @@ def byte_fallback() -> Engine:
 
 @pytest.fixture
 def text_bundle(tmp_path: Path, byte_level: Engine) -> Callable[..., Path]:
-    """Makes a bundle with the byte-level tokenizer: ``text_bundle(chat_template=…, **spec changes)``."""
+    """Makes a bundle with the byte-level tokenizer: ``text_bundle(chat_template=…, **program changes)``."""
 
     def make(
         chat_template: str | dict[str, str] | None = None,
         special_tokens: dict[str, str] | None = None,
         **changes: object,
     ) -> Path:
-        spec = make_spec(vocab_size=byte_level.get_vocab_size(), **changes)
+        program = make_program(vocab_size=byte_level.get_vocab_size(), **changes)
         return make_bundle(
             tmp_path / "text_bundle",
-            spec,
+            program,
             tokenizer=byte_level,
             chat_template=chat_template,
             special_tokens=special_tokens,

@@ -26,18 +26,18 @@ class Clocked:
 
     name = "clocked"
 
-    def __init__(self, spec, block):
-        self.spec, self.now, self._block = spec, 0, block
+    def __init__(self, program, block):
+        self.program, self.now, self._block = program, 0, block
         self._lanes = None
 
     def new_cache(self, sequences, capacity, slots=None):
         return KVCache(
-            {"prologue": [], "block": [], "epilogue": []}, capacity, capacity, self.spec.depths, None
+            {"prologue": [], "block": [], "epilogue": []}, capacity, capacity, self.program.depths, None
         )
 
     def prologue(self, ids, lanes, cache):
         self.now += ENTER
-        return np.zeros((1, ids.shape[1], self.spec.hidden_size), np.float32)
+        return np.zeros((1, ids.shape[1], self.program.width), np.float32)
 
     def block(self, state, lanes, cache):
         self.now += self._block[len(lanes.depth) - 1]
@@ -50,8 +50,8 @@ class Clocked:
 
 def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]]):
     """(nanoseconds pipelined ÷ sequential, the pace) for TOKENS tokens; ``right``: position → acceptance by depth."""
-    spec = maker.spec((Segment(layers=1, repeats=3),), context_length=TOKENS + 8)
-    engine = Clocked(spec, block)
+    program = maker.program((Segment(layers=1, repeats=3),), context_length=TOKENS + 8)
+    engine = Clocked(program, block)
     clock = SimpleNamespace(perf_counter_ns=lambda: engine.now)
     monkeypatch.setattr(pipelined, "perf_counter_ns", clock.perf_counter_ns)
     luck = np.random.default_rng(1).random(TOKENS + 16)

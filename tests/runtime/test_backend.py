@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeloop.runtime.backend import Lanes, can_fill, fresh_tokens, shares_kv
+from edgeloop.runtime.backend import Lanes, can_fill, fresh_tokens
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.spec import Routing, Segment
+from edgeloop.runtime.model.program import Routing
+from edgeloop.runtime.spec import Segment
 
 
 def lanes(depth: list[int], tokens: list[int], width: int) -> Lanes:
@@ -39,21 +40,21 @@ def test_lanes_that_cannot_share(depth, tokens, width, message):
 def test_who_shares_and_who_can_be_filled(maker):
     flat = (Segment(layers=2),)
     routing = Routing(kind="expert", squash="sigmoid", alpha=0.1)
-    assert can_fill(maker.spec())
-    assert can_fill(maker.spec(sliding_window=64))
-    for spec in (
-        maker.spec(flat),
-        maker.spec(kv="shared"),
-        maker.spec(routing=routing),
-        maker.spec(sliding_window=8),
+    assert can_fill(maker.program())
+    assert can_fill(maker.program(sliding_window=64))
+    for program in (
+        maker.program(flat),
+        maker.program(kv="shared"),
+        maker.program(routing=routing),
+        maker.program(sliding_window=8),
     ):
-        assert not can_fill(spec)
-    assert shares_kv(maker.spec(kv="shared"))
-    assert not shares_kv(maker.spec(flat, kv="shared"))
+        assert not can_fill(program)
+    assert maker.program(kv="shared").shares_kv
+    assert not maker.program(flat, kv="shared").shares_kv
 
 
 def test_nothing_to_fill_is_refused(maker):
-    spec = maker.spec(kv="shared")
-    backend = maker.backend(spec)
+    program = maker.program(kv="shared")
+    backend = maker.backend(program)
     with pytest.raises(UsageError, match="this model needs another policy"):
         backend.fill(np.zeros((1, 1, 32), np.float32), lanes([1], [1], 1), backend.new_cache(1, 8))

@@ -18,7 +18,7 @@ WEIGHTS = "onnx/weights.safetensors"
 
 @pytest.fixture
 def folder(maker, tmp_path):
-    return maker.bundle(tmp_path / "bundle", maker.spec())
+    return maker.bundle(tmp_path / "bundle", maker.program())
 
 
 def list_file(folder, name, file):
@@ -28,7 +28,7 @@ def list_file(folder, name, file):
 
 def test_it_opens(folder, maker):
     bundle = Bundle.open(folder)
-    assert bundle.spec == maker.spec()
+    assert bundle.program == maker.program()
     assert bundle.path(WEIGHTS) == folder.resolve() / WEIGHTS
 
 

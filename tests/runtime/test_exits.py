@@ -80,19 +80,19 @@ def test_a_rule_leaves_on_its_side_of_the_threshold(name: str, up: bool) -> None
 
 
 def test_fixed_depths(maker) -> None:
-    spec = maker.spec()
-    rule = parse_rule("depth:2", spec, {}, {})
+    program = maker.program()
+    rule = parse_rule("depth:2", program, {}, {})
     assert [rule.leaves(one(d), {}) for d in (0, 1)] == [False, True]
-    assert parse_rule("never", spec, {}, {}).never
+    assert parse_rule("never", program, {}, {}).never
 
 
 def test_calibrated_thresholds_are_the_default(maker) -> None:
-    spec = maker.spec()
+    program = maker.program()
     kept = Exit(
         thresholds=(0.5, NEVER), missing="skip", goal="agree 0.9", tokens=9, perplexity=2, full_perplexity=2,
         agreement=1, mean_depth=2,
     )  # fmt: skip
-    assert parse_rule("confidence", spec, {}, {"confidence": kept}).thresholds == (0.5, NEVER)
-    assert parse_rule("confidence:0.7", spec, {}, {"confidence": kept}).thresholds == (0.7, 0.7)
+    assert parse_rule("confidence", program, {}, {"confidence": kept}).thresholds == (0.5, NEVER)
+    assert parse_rule("confidence:0.7", program, {}, {"confidence": kept}).thresholds == (0.7, 0.7)
     with pytest.raises(UsageError, match="3 thresholds, wanted 1 or 2"):
-        parse_rule("confidence:0.1,0.2,0.3", spec, {}, {})
+        parse_rule("confidence:0.1,0.2,0.3", program, {}, {})

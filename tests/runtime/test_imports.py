@@ -29,7 +29,7 @@ print(*[m for m in ("torch", "numpy") if m in sys.modules])
 
 
 def test_a_session_loads_its_engine_only(maker, tmp_path):
-    folder = maker.bundle(tmp_path / "bundle", maker.spec())
+    folder = maker.bundle(tmp_path / "bundle", maker.program())
     code = f"""
 import sys
 from edgeloop.runtime import Bundle, SamplingOptions, Session, Step

@@ -17,7 +17,7 @@ HEADLESS = (Segment(layers=2, repeats=3),)  # nothing after the loop but norm an
 
 @pytest.fixture(scope="module", params=[None, HEADLESS], ids=["coda", "no coda"])
 def backend(request, maker):
-    return maker.backend(maker.spec() if request.param is None else maker.spec(request.param))
+    return maker.backend(maker.program() if request.param is None else maker.program(request.param))
 
 
 def make_loop(backend, **options):

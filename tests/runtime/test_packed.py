@@ -41,7 +41,7 @@ def test_an_idle_lane_of_shared_slots_points_behind_its_tokens():
 
 
 def test_the_reference_computes_what_it_computes_unpacked(maker):
-    backend = maker.backend(maker.spec())
+    backend = maker.backend(maker.program())
     state = np.random.default_rng(1).standard_normal((4, 3, 32)).astype(np.float32)
     caches = [backend.new_cache(2, 16) for _ in range(2)]
     packed = PackedLanes(DEPTH, CACHED, TOKENS, POSITIONS, first_slot=1)

@@ -29,7 +29,7 @@ DRAFTS = {
 def follow(backend, plan, draft, capacity=24):
     """Sequential greedy logits, and the pipeline's for the same tokens, to the end of the context."""
     loops = [DepthLoop(backend, backend.new_cache(1, capacity)) for _ in range(2)]
-    pipeline = Pipelined(loops[1], draft, Fixed(backend.spec.depths, plan))
+    pipeline = Pipelined(loops[1], draft, Fixed(backend.program.depths, plan))
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -44,24 +44,24 @@ def follow(backend, plan, draft, capacity=24):
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
 def test_logits_are_sequential(maker, segments, plan, draft):
-    spec = maker.spec() if segments is None else maker.spec(segments)
-    loop = follow(maker.backend(spec), plan, draft)
+    program = maker.program() if segments is None else maker.program(segments)
+    loop = follow(maker.backend(program), plan, draft)
     assert loop.cached == loop.capacity
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 def test_a_sliding_window_is_not_moved_by_drafts(maker, monkeypatch, draft):
     monkeypatch.setattr("edgeloop.runtime.kv.SLACK", 3)
-    follow(maker.backend(maker.spec(sliding_window=5)), Plan(0, judge=True), draft)
+    follow(maker.backend(maker.program(sliding_window=5)), Plan(0, judge=True), draft)
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 def test_depths_that_share_keys_and_values(maker, draft):
-    follow(maker.backend(maker.spec(FOUR, kv="shared")), Plan(0), draft)
+    follow(maker.backend(maker.program(FOUR, kv="shared")), Plan(0), draft)
 
 
 def test_right_drafts_cost_less_than_all_depths(maker):
-    backend = maker.backend(maker.spec(HEADLESS))
+    backend = maker.backend(maker.program(HEADLESS))
     loop = DepthLoop(backend, backend.new_cache(1, 64))
     logits = loop.forward(PROMPT)
     text = list(PROMPT)
@@ -80,7 +80,7 @@ def test_right_drafts_cost_less_than_all_depths(maker):
 
 
 def test_a_truncated_loop_goes_on(maker):
-    backend = maker.backend(maker.spec())
+    backend = maker.backend(maker.program())
     loop, other = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
     pipeline = Pipelined(loop, DRAFTS["own"], Fixed(3, Plan(0)))
     loop.forward(PROMPT)
@@ -115,16 +115,16 @@ def test_sessions_write_the_same(text_bundle, sampling):
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "message"),
+    ("program", "options", "message"),
     [
         ({"segments": (Segment(layers=2),)}, {}, "one depth"),
         ({}, {"kv": "last"}, "one KV slot"),
         ({"kv": "shared"}, {}, "without own norms or deltas"),
     ],
 )
-def test_who_is_refused(text_bundle, spec, options, message):
+def test_who_is_refused(text_bundle, program, options, message):
     with pytest.raises(UsageError, match=message):
-        Session.open(text_bundle(**spec), engine="reference", decode="pipelined", **options)
+        Session.open(text_bundle(**program), engine="reference", decode="pipelined", **options)
 
 
 def test_an_unknown_way_is_refused(text_bundle):
@@ -201,8 +201,10 @@ def critical(freedom):
 def test_samples_have_the_distribution_of_full_depth(maker):
     """Three tokens of a vocabulary of four, for a thousand seeds, against the product of the softmaxes."""
     vocab, temperature, seeds = 4, 0.8, 1000
-    spec = maker.spec((Segment(layers=1, repeats=3),), vocab_size=vocab, hidden_size=16, context_length=16)
-    backend = maker.backend(spec)
+    program = maker.program(
+        (Segment(layers=1, repeats=3),), vocab_size=vocab, hidden_size=16, context_length=16
+    )
+    backend = maker.backend(program)
     loop = DepthLoop(backend, backend.new_cache(1, 16))
     prompt = np.array([1, 2])
 

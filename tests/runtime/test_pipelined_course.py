@@ -35,7 +35,7 @@ def typical(backend, name):
     )
     loop.forward_exits(np.arange(3, 23), lambda d, at, found: logits.update({d: found.copy()}))
     outcome, found = Outcome(-1, loop.entered[0].copy()), []
-    for depth in range(backend.spec.depths - 1):
+    for depth in range(backend.program.depths - 1):
         outcome = Outcome(depth, states[depth], logits[depth], outcome)
         scores = MEASURES[name].score(outcome, {})
         found.append(float(np.median(scores)) if np.isfinite(scores).all() else 0.0)
@@ -43,10 +43,10 @@ def typical(backend, name):
 
 
 def follow(backend, text, missing, draft):
-    policy = choose_policy(backend.spec, {}, {}, text, missing)
+    policy = choose_policy(backend.program, {}, {}, text, missing)
     loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
     early = EarlyExit(loops[0], policy.rule, {}, missing)
-    pipeline = PipelinedCourse(loops[1], policy, {}, draft, Fixed(backend.spec.depths, Plan(0)))
+    pipeline = PipelinedCourse(loops[1], policy, {}, draft, Fixed(backend.program.depths, Plan(0)))
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -69,7 +69,7 @@ def follow(backend, text, missing, draft):
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
 def test_logits_are_those_of_early_exit(maker, segments, missing, draft):
-    backend = maker.backend(maker.spec() if segments is None else maker.spec(segments))
+    backend = maker.backend(maker.program() if segments is None else maker.program(segments))
     measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)
     ran = set()
     for name in measures:
@@ -79,13 +79,13 @@ def test_logits_are_those_of_early_exit(maker, segments, missing, draft):
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "message"),
+    ("program", "options", "message"),
     [
         ({}, {"exit": "confidence:0.5", "missing": "skip"}, "reads logits"),
         ({"sliding_window": 5}, {"exit": "depth:2", "missing": "skip"}, "sliding window"),
         ({"kv": "shared"}, {"exit": "depth:2"}, "leaves holes"),
     ],
 )
-def test_who_is_refused(text_bundle, spec, options, message):
+def test_who_is_refused(text_bundle, program, options, message):
     with pytest.raises(UsageError, match=message):
-        Session.open(text_bundle(**spec), engine="reference", decode="pipelined", **options)
+        Session.open(text_bundle(**program), engine="reference", decode="pipelined", **options)

@@ -13,7 +13,7 @@ from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.model.codec import pack
 from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.pte.calls import batches, valid_runs
-from edgeloop.runtime.pte.layout import Layout, Shapes, Table, checksum, read_layout
+from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes, Table, checksum, read_layout
 from edgeloop.runtime.pte.table import Embedding
 
 
@@ -49,7 +49,7 @@ def test_long_lanes_run_in_chunks():
 def test_methods_of_a_model(maker):
     names = [
         name
-        for kind in Shapes.of(maker.spec()).kinds(maker.spec())
+        for kind in Shapes.of(maker.program()).kinds(maker.program())
         for name, *_ in Shapes(3, 64).methods(kind)
     ]
     assert names == [
@@ -102,10 +102,16 @@ def test_embedding_rows(tmp_path, kind):
     ],
 )
 def test_a_layout_that_cannot_be_meant(maker, tmp_path, place, value, told):
-    layout = Layout("1", "model.pte", Shapes(3, 8), Table("model.pte", "int4", 0, 0, 64, "bfloat16", 4))
+    layout = Layout(
+        "1",
+        "model.pte",
+        Sizes.of(maker.program()),
+        Shapes(3, 8),
+        Table("model.pte", "int4", 0, 0, 64, "bfloat16", 4),
+    )
     path = tmp_path / "layout.json"
     path.write_bytes(msgspec.json.encode(layout))
-    assert read_layout(path, maker.spec()) == layout
+    assert read_layout(path, maker.program()) == layout
     written = json.loads(path.read_text())
     *way, last = place.split("/")
     inner = written
@@ -114,5 +120,5 @@ def test_a_layout_that_cannot_be_meant(maker, tmp_path, place, value, told):
     inner[last] = value
     path.write_text(json.dumps(written))
     with pytest.raises(BundleError, match=r"layout\.json: ") as caught:
-        read_layout(path, maker.spec())
+        read_layout(path, maker.program())
     assert told in str(caught.value)

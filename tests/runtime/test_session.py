@@ -42,7 +42,7 @@ def test_sampling_is_reproducible(session):
 def test_logits_are_all_rows_and_fresh(session):
     first = session.logits([1, 2, 3])
     kept = first.copy()
-    assert first.shape == (3, session.spec.vocab_size)
+    assert first.shape == (3, session.program.vocab_size)
     assert first.dtype == np.float32
     session.logits([3, 2, 1])
     np.testing.assert_array_equal(first, kept)
@@ -136,12 +136,12 @@ def test_advice_can_be_followed(text_bundle):
 
 
 def test_an_end_of_text_token_ends(maker, tmp_path, byte_level):
-    spec = maker.spec(vocab_size=byte_level.get_vocab_size())
+    program = maker.program(vocab_size=byte_level.get_vocab_size())
     with Session.open(
-        maker.bundle(tmp_path / "a", spec, tokenizer=byte_level), engine="reference"
+        maker.bundle(tmp_path / "a", program, tokenizer=byte_level), engine="reference"
     ) as session:
         free = [s.token for s in session.generate([5, 6, 7], max_tokens=8)]
-    ending = maker.spec(vocab_size=spec.vocab_size, eos_token_ids=(free[3],))
+    ending = maker.program(vocab_size=program.vocab_size, eos_token_ids=(free[3],))
     with Session.open(
         maker.bundle(tmp_path / "b", ending, tokenizer=byte_level), engine="reference"
     ) as session:
@@ -270,7 +270,7 @@ def test_the_bundles_special_tokens_are_what_a_template_sees(text_bundle):
 
 
 def test_a_bundle_without_a_tokenizer(maker, tmp_path):
-    with Session.open(maker.bundle(tmp_path / "b", maker.spec(), bits=4), engine="reference") as session:
+    with Session.open(maker.bundle(tmp_path / "b", maker.program(), bits=4), engine="reference") as session:
         assert {s.text for s in session.generate([1, 2], max_tokens=3)} == {""}
         with pytest.raises(
             UsageError, match="takes no text: give token ids .*tokenizer.json in the checkpoint"
@@ -282,7 +282,7 @@ def test_a_bundle_without_a_tokenizer(maker, tmp_path):
 
 def test_perplexity_in_windows_and_per_depth(text_bundle):
     with Session.open(text_bundle(), engine="reference", context=10) as session:
-        ids = np.random.default_rng(4).integers(0, session.spec.vocab_size, 26)
+        ids = np.random.default_rng(4).integers(0, session.program.vocab_size, 26)
         found = session.perplexity(ids)
         losses = []
         for start in (0, 10, 20):

@@ -9,6 +9,7 @@ import pytest
 
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.heads import check_heads
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.weights import Weights, read_tensors
 
 
@@ -51,21 +52,21 @@ def test_what_is_no_safetensors_file(tmp_path, data):
     ],
 )
 def test_other_types_than_the_format_has(maker, name, kind):
-    spec = maker.spec()
-    tensors = maker.tensors(spec, 4)
+    program = maker.program()
+    tensors = maker.tensors(program, 4)
     tensors[name] = tensors[name].astype(kind)
     with pytest.raises(BundleError, match=rf"{name} is {np.dtype(kind).name}, wanted"):
-        Weights(spec, tensors, 8)
+        Weights(spec_of(program), tensors, 8)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E8M0"])
 def test_types_that_numpy_has_only_with_other_packages(maker, tmp_path, dtype):
-    spec = maker.spec()
-    size = {"BF16": 2}.get(dtype, 1) * spec.hidden_size
-    entry = {"dtype": dtype, "shape": [spec.hidden_size], "data_offsets": [0, size]}
+    program = maker.program()
+    size = {"BF16": 2}.get(dtype, 1) * program.width
+    entry = {"dtype": dtype, "shape": [program.width], "data_offsets": [0, size]}
     path = write(tmp_path / "x.safetensors", {"norm.weight": entry}, bytes(size))
     with pytest.raises(BundleError, match="norm.weight is |x.safetensors: "):
-        Weights(spec, {**maker.tensors(spec), **read_tensors(path)}, 8)
+        Weights(spec_of(program), {**maker.tensors(program), **read_tensors(path)}, 8)
 
 
 def test_heads_are_finite_floats():

@@ -29,7 +29,7 @@ int edgeloop_run(void*, int, const int32_t*, char*, int);
 
 namespace {
 
-constexpr int kFormat = 3;  // of manifest.json, as runtime/manifest.py has it
+constexpr int kFormat = 4;  // of manifest.json, as runtime/manifest.py has it
 constexpr size_t kEnds = 4096;  // as runtime/pte/layout.py has it
 char message[512];
 
@@ -59,38 +59,32 @@ std::vector<std::string> values(const std::string& json, const std::string& key)
   return found;
 }
 
+// Sizes of the model, as layout.json has them.
 struct Model {
-  int width, vocabulary, kv_heads, head_dim, context, depths = 1;
+  int width, vocabulary, kv_heads, head_dim, context, depths;
   double theta;
-  explicit Model(const std::string& manifest) {
-    auto number = [&](const char* key) { return std::atoi(value(manifest, key).c_str()); };
-    width = number("hidden_size");
+  explicit Model(const std::string& layout) {
+    auto number = [&](const char* key) { return std::atoi(value(layout, key).c_str()); };
+    width = number("width");
     vocabulary = number("vocab_size");
     kv_heads = number("kv_heads");
     head_dim = number("head_dim");
     context = number("context_length");
-    theta = std::atof(value(manifest, "rope_theta").c_str());
-    int looped = 0;
-    for (size_t at = manifest.find("\"repeats\""); at != std::string::npos; at = manifest.find("\"repeats\"", at + 1)) {
-      int repeats = std::atoi(value(manifest, "repeats", at).c_str());
-      if (repeats > 1 && ++looped == 1) depths = repeats;
-    }
-    if (looped != 1) depths = 1;  // several loops are unrolled inside the block
+    depths = number("depths");
+    theta = std::atof(value(layout, "rope_theta").c_str());
   }
 };
 
 // An exception that names what this loop would run wrongly.
-void check(const std::string& manifest) {
+void check(const std::string& manifest, const std::string& layout) {
   const std::string format = value(manifest, "format");
   if (format != std::to_string(kFormat))
     throw std::runtime_error("bundle format " + format + ", this runner reads format " + std::to_string(kFormat) +
                              "; export the checkpoint again");
-  const Model model(manifest);
-  const std::string window = value(manifest, "sliding_window");
   const struct { bool there; const char* what; } rules[] = {
-      {value(manifest, "routing") != "null", "a router, which decides how deep each token goes"},
-      {model.depths > 1 && value(manifest, "kv") != "per-depth", "K and V that all depths share"},
-      {window != "null" && std::atoi(window.c_str()) < model.context, "a sliding window"},
+      {value(layout, "routed") != "false", "a router, which decides how deep each token goes"},
+      {value(layout, "shared_kv") != "false", "K and V that all depths share"},
+      {value(layout, "window") != "null", "a sliding window"},
   };
   for (const auto& rule : rules)
     if (rule.there)
@@ -215,10 +209,10 @@ bool has(void* program, const char* name) {
 }
 
 int generate(const std::string& bundle, int count, const std::vector<int>& prompt) {
-  const std::string manifest = read(bundle + "/manifest.json");
-  check(manifest);
-  const std::string folder = bundle + "/executorch", layout = read(folder + "/layout.json");
-  const Model m(manifest);
+  const std::string folder = bundle + "/executorch";
+  const std::string manifest = read(bundle + "/manifest.json"), layout = read(folder + "/layout.json");
+  check(manifest, layout);
+  const Model m(layout);
   const Embedding embedding(folder, layout, m.vocabulary, m.width);
   const int total = int(prompt.size()) + count;
   if (prompt.empty() || count < 1 || total > m.context) throw std::runtime_error("too few or too many tokens");

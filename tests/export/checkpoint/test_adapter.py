@@ -20,6 +20,7 @@ from edgeloop.export.families import read_checkpoint, unused
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.errors import CheckpointError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.session import Session
 
 IDS = torch.tensor([5, 260, 3, 3, 99, 0, 41, 7])
@@ -103,7 +104,9 @@ def test_logits_are_those_of_the_merged_model(tiny: Callable[[str], Path], tmp_p
     assert (wanted - plain).abs().max() > 0.1
     reading = with_adapter(folder, tmp_path / "adapter")
     assert (logits(reading, IDS) - wanted).abs().max() < 2e-5
-    assert [bool(s.lora) for s in reading.spec.segments] == [s.repeats > 1 for s in reading.spec.segments]
+    assert [bool(s.lora) for s in spec_of(reading.program).segments] == [
+        s.repeats > 1 for s in spec_of(reading.program).segments
+    ]
 
 
 def test_an_export_with_an_adapter(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_a_layer_that_is_stored_once_has_the_adapter_merged(
             tensors[PAIR.format(layer, "self_attn.v_proj", "B")] = torch.randn(64, 4) * 0.1
         save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
     reading = with_adapter(folder, tmp_path / "adapter")
-    assert reading.spec == plain.spec
+    assert reading.program == plain.program
     edit_weights(folder, lambda state: merge(state, tensors, lambda layer, rank: 2.0))
     wanted = logits(read_checkpoint(Checkpoint.open(folder)), IDS)
     assert (logits(reading, IDS) - wanted).abs().max() < 2e-5

@@ -242,7 +242,7 @@ def test_names_of_wrappers_are_names_only(tiny: Callable[[str], Path], how: str)
     plain = read(folder)
     edit_weights(folder, lambda t: [t.update({WRAPPED[how](n): t.pop(n)}) for n in list(t)])
     wrapped = read(folder)
-    assert wrapped.spec == plain.spec
+    assert wrapped.program == plain.program
     assert wrapped.used == plain.used
     assert all(torch.equal(wrapped.tensors[n](), plain.tensors[n]()) for n in plain.tensors)
 
@@ -335,7 +335,7 @@ def test_a_model_of_the_cache_by_its_name(
     snapshot = cached(tiny("llama"), tmp_path / "hub", "me/tiny-llama_1.0")
     assert find_model("me/tiny-llama_1.0") == snapshot
     report = export_bundle("me/tiny-llama_1.0", tmp_path / "bundle")
-    assert report.manifest.spec == read(tmp_path / "llama").spec
+    assert report.manifest.program == read(tmp_path / "llama").program
     assert report.manifest.text.tokenizer
     assert main(["show", "me/tiny-llama_1.0"]) == 0
     assert str(snapshot) in capsys.readouterr().out

@@ -86,7 +86,7 @@ def test_lanes_of_mixed_depth_and_length(exported: Bundles, kind: str) -> None:
     tokens = np.array([3, 1, 0, 2], np.int32)
     positions = cached[:, None] + np.arange(3)
     lanes = Lanes(depth, cached, tokens, positions, first_slot=1)
-    state = np.random.default_rng(2).standard_normal((4, 3, bundle.spec.hidden_size)).astype(np.float32)
+    state = np.random.default_rng(2).standard_normal((4, 3, bundle.program.width)).astype(np.float32)
     states, caches = [], []
     for engine in engines:
         random = np.random.default_rng(1)
@@ -106,7 +106,7 @@ def test_lanes_of_mixed_depth_and_length(exported: Bundles, kind: str) -> None:
 def test_parity_is_in_the_manifest(bundle: Path) -> None:
     manifest: Manifest = read_manifest(bundle)
     parity = manifest.targets["onnx"].parity
-    assert len(parity.per_depth) == manifest.spec.depths
+    assert len(parity.per_depth) == manifest.program.depths
     assert max(*parity.per_depth, parity.logits) < 1e-4
     assert 1e-4 < parity.shipped < 0.2
 
@@ -124,7 +124,7 @@ def test_ids_out_of_range_are_refused(exported: Bundles) -> None:
 def test_the_whole_context(exported: Bundles) -> None:
     """Positions up to the last one, in every chunk size that the loop makes."""
     with Session.open(exported("mor-lora", "int4")) as session:
-        ids = np.random.default_rng(0).integers(0, 320, session.spec.context_length)
+        ids = np.random.default_rng(0).integers(0, 320, session.program.context_length)
         assert np.isfinite(session.logits(ids)).all()
 
 
@@ -136,7 +136,7 @@ def test_a_longer_context_costs_nothing(checkpoint: Bundles, tmp_path: Path) -> 
         shutil.copytree(checkpoint("rec_middle_cycle"), folder)
         edit(folder / "config.json", max_position_embeddings=context)
         report = export_bundle(folder, tmp_path / str(context), quant="none")
-        assert report.manifest.spec.context_length == context
+        assert report.manifest.program.context_length == context
         files = report.manifest.files
         found.append({name: file for name, file in files.items() if name.startswith("onnx/")})
     assert found[0] == found[1]

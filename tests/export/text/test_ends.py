@@ -45,14 +45,14 @@ def test_as_generate_prepares_them(
 ) -> None:
     folder = tiny("llama")
     say(folder, *SAID[name])
-    spec = read_manifest(export_bundle(folder, tmp_path / "b", quant="none").bundle).spec
+    program = read_manifest(export_bundle(folder, tmp_path / "b", quant="none").bundle).program
     model = LlamaForCausalLM.from_pretrained(folder)
     config, _ = model._prepare_generation_config(None)
     model._prepare_special_tokens(config, True, device="cpu")
     wanted = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
-    assert sorted(spec.eos_token_ids) == sorted(set(wanted))
+    assert sorted(program.eos_token_ids) == sorted(set(wanted))
     if (SAID[name][1] or {}).get("bos_token_id"):
-        assert spec.bos_token_id == config.bos_token_id
+        assert program.bos_token_id == config.bos_token_id
 
 
 def test_generation_stops_where_generate_does(
@@ -84,8 +84,8 @@ def test_a_generation_config_that_names_no_end_leaves_the_models(
     """Here ``generate`` never stops, which nobody means."""
     folder = tiny("llama")
     say(folder, {"eos_token_id": [7, 8], "bos_token_id": 2}, {"temperature": 0.6, "eos_token_id": None})
-    spec = read_manifest(export_bundle(folder, tmp_path / "b", quant="none").bundle).spec
-    assert (spec.bos_token_id, spec.eos_token_ids) == (2, (7, 8))
+    program = read_manifest(export_bundle(folder, tmp_path / "b", quant="none").bundle).program
+    assert (program.bos_token_id, program.eos_token_ids) == (2, (7, 8))
 
 
 @pytest.mark.parametrize("value", [-1, 320, "2", True, [7, None], 1.0])

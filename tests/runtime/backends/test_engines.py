@@ -14,13 +14,13 @@ from edgeloop.runtime.errors import BundleError, EngineError, UsageError
 
 
 def test_reference_opens(maker, tmp_path):
-    backend = backends.open_backend("reference", Bundle.open(maker.bundle(tmp_path / "b", maker.spec())))
+    backend = backends.open_backend("reference", Bundle.open(maker.bundle(tmp_path / "b", maker.program())))
     assert backend.name == "reference"
-    assert backend.spec == maker.spec()
+    assert backend.program == maker.program()
 
 
 def test_every_reason_not_to_open(maker, tmp_path, monkeypatch):
-    bundle = Bundle.open(maker.bundle(tmp_path / "b", maker.spec()))
+    bundle = Bundle.open(maker.bundle(tmp_path / "b", maker.program()))
     with pytest.raises(UsageError, match="unknown engine 'vulkan'; known: reference, onnx"):
         backends.open_backend("vulkan", bundle)
     with pytest.raises(UsageError, match="threads is 0"):

@@ -9,19 +9,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.spec import PROJECTIONS, Segment, Spec
+from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.spec import PROJECTIONS, Segment
 from edgeloop.runtime.weights import MATRICES, Weights, projection_shapes
 
 IDS = np.random.default_rng(7).integers(0, 60, 23)
 SEQUENCE = (Segment(layers=1, repeats=2), Segment(layers=1, repeats=2))  # MobileLLM-LS: a block of depth 1
 
 
-def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM | MistralForCausalLM:
+def unrolled_llama(program: Program, weights: Weights) -> LlamaForCausalLM | MistralForCausalLM:
     """The same model as a plain Llama: every application a layer of its own, with the deltas added in.
 
     With a sliding window it is a plain Mistral.
     """
+    spec = spec_of(program)
     kind, window = LlamaForCausalLM, {}
     if spec.sliding_window is not None:
         kind, window = MistralForCausalLM, {"sliding_window": spec.sliding_window}
@@ -76,10 +79,10 @@ def unrolled_llama(spec: Spec, weights: Weights) -> LlamaForCausalLM | MistralFo
 @pytest.mark.parametrize("segments", [None, SEQUENCE, (Segment(layers=2, repeats=3),)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied):
-    spec = maker.spec(tied_embedding=tied, **({} if segments is None else {"segments": segments}))
-    tensors = maker.tensors(spec, bits)
-    backend = maker.backend(spec, bits)
-    model = unrolled_llama(spec, Weights(spec, tensors, maker.quantization(bits).group_size))
+    program = maker.program(tied_embedding=tied, **({} if segments is None else {"segments": segments}))
+    tensors = maker.tensors(program, bits)
+    backend = maker.backend(program, bits)
+    model = unrolled_llama(program, Weights(spec_of(program), tensors, maker.quantization(bits).group_size))
     with torch.no_grad():
         wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
     loop = DepthLoop(backend, backend.new_cache(1, 64), chunk=7)
@@ -95,12 +98,12 @@ def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied
 @pytest.mark.parametrize("chunk", [1, 7, 23])
 def test_a_sliding_window_is_that_of_a_mistral(maker, monkeypatch, slack, chunk):
     monkeypatch.setattr("edgeloop.runtime.kv.SLACK", slack)
-    spec = maker.spec(sliding_window=5)
-    backend = maker.backend(spec)
-    model = unrolled_llama(spec, Weights(spec, maker.tensors(spec), 0))
+    program = maker.program(sliding_window=5)
+    backend = maker.backend(program)
+    model = unrolled_llama(program, Weights(spec_of(program), maker.tensors(program), 0))
     with torch.no_grad():
         wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
-        full = unrolled_llama(maker.spec(), Weights(spec, maker.tensors(spec), 0))
+        full = unrolled_llama(maker.program(), Weights(spec_of(program), maker.tensors(program), 0))
         assert np.abs(full(torch.from_numpy(IDS)[None]).logits[0].numpy() - wanted).max() > 0.1
     cache = backend.new_cache(1, 23)
     assert cache.rows == min(23, 5 + slack)
@@ -109,8 +112,8 @@ def test_a_sliding_window_is_that_of_a_mistral(maker, monkeypatch, slack, chunk)
 
 
 def test_lanes_of_different_depth_and_length_are_separate_calls(maker):
-    spec = maker.spec()
-    backend = maker.backend(spec)
+    program = maker.program()
+    backend = maker.backend(program)
     random = np.random.default_rng(1)
     ours, theirs = backend.new_cache(2, 16), backend.new_cache(2, 16)
     for pairs, others in zip(ours.stages.values(), theirs.stages.values(), strict=True):
@@ -121,7 +124,7 @@ def test_lanes_of_different_depth_and_length_are_separate_calls(maker):
     cached, tokens = np.array([5, 0, 3, 9], np.int32), np.array([3, 1, 0, 2], np.int32)
     depth = np.array([2, 0, 1, 2])
     positions = cached[:, None] + np.arange(3) + np.array([0, 0, 0, 4])[:, None]  # lane 3 has skipped tokens
-    state = random.standard_normal((4, 3, spec.hidden_size)).astype(np.float32)
+    state = random.standard_normal((4, 3, program.width)).astype(np.float32)
     together = backend.block(state, Lanes(depth, cached, tokens, positions, first_slot=1), ours)
     for b in range(4):
         one = slice(b, b + 1)
@@ -136,29 +139,29 @@ def test_lanes_of_different_depth_and_length_are_separate_calls(maker):
 
 def test_norms_after_every_depth_and_on_outputs(maker):
     """With zero output norms a layer changes nothing, so only embedding, norms and head are left."""
-    spec = maker.spec((Segment(layers=2, repeats=3),), sandwich_norms=True, loop_norm=True)
-    tensors = maker.tensors(spec)
+    program = maker.program((Segment(layers=2, repeats=3),), sandwich_norms=True, loop_norm=True)
+    tensors = maker.tensors(program)
     for name in tensors:
         if name.endswith("out_norm.weight"):
             tensors[name] = np.zeros_like(tensors[name])
-    backend = type(maker.backend(spec))(spec, tensors, maker.quantization())
+    backend = type(maker.backend(program))(program, tensors, maker.quantization())
     states = {}
     loop = DepthLoop(backend, backend.new_cache(1, 64), observe=lambda d, x: states.update({d: x[0].copy()}))
     logits = loop.forward(IDS, rows="all")
     x = tensors["embed.weight"][IDS]
     for depth in range(3):
-        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + spec.norm_eps) * tensors["norm.weight"]
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * tensors["norm.weight"]
         np.testing.assert_allclose(states[depth], x, atol=1e-5)
     np.testing.assert_allclose(logits, x @ tensors["embed.weight"].T, atol=1e-5)
 
 
 def test_missing_and_misshapen_tensors_are_named(maker):
-    spec = maker.spec()
-    tensors = maker.tensors(spec)
-    backend = type(maker.backend(spec))
+    program = maker.program()
+    tensors = maker.tensors(program)
+    backend = type(maker.backend(program))
     del tensors["segments.1.layers.0.q_proj.lora_a"]
     with pytest.raises(BundleError, match=r"no segments\.1\.layers\.0\.q_proj\.lora_a \[3, 2, 32\]"):
-        backend(spec, tensors, maker.quantization())
-    tensors = maker.tensors(spec) | {"embed.weight": np.zeros((59, 32), np.float32)}
+        backend(program, tensors, maker.quantization())
+    tensors = maker.tensors(program) | {"embed.weight": np.zeros((59, 32), np.float32)}
     with pytest.raises(BundleError, match=r"embed\.weight has shape \[59, 32\], wanted \[60, 32\]"):
-        backend(spec, tensors, maker.quantization())
+        backend(program, tensors, maker.quantization())

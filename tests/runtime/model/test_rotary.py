@@ -47,7 +47,7 @@ RULES = [
 
 def test_values():
     """Rounded once: far positions are as exact as near ones."""
-    cos, sin = RotaryTables(16, 5e5).rows(1 << 17)
+    cos, sin = RotaryTables(Rotation(16, 5e5)).rows(1 << 17)
     assert cos.shape == sin.shape == (1 << 17, 8)
     assert cos.dtype == sin.dtype == np.float32
     for position in (0, 1, 4095, 4096, (1 << 17) - 1):
@@ -93,7 +93,7 @@ def test_scaled_frequencies_are_those_of_transformers(scaling, name, parameters,
     # It has powers in float32.
     np.testing.assert_allclose(frequencies(by), wanted.numpy(), rtol=4e-6)
     assert not np.allclose(frequencies(by), frequencies(Rotation(by.dims, theta)), rtol=0.01)
-    cos, sin = RotaryTables(by.dims, theta, scaling).rows(20)
+    cos, sin = RotaryTables(Rotation(by.dims, theta, scaling)).rows(20)
     np.testing.assert_allclose(cos[0], amplitude, rtol=1e-6)
     np.testing.assert_allclose(cos**2 + sin**2, amplitude**2, rtol=1e-6)
     np.testing.assert_allclose(cos[19], np.cos(19 * wanted.double().numpy()) * amplitude, atol=2e-4)
@@ -110,7 +110,7 @@ def test_rules_are_told_apart_by_name():
 
 
 def test_no_more_is_made_than_caches_want():
-    tables = RotaryTables(8, 1e4)
+    tables = RotaryTables(Rotation(8, 1e4))
     assert len(tables.rows(0)[0]) == 0
     first = tables.rows(10)
     assert len(first[0]) == STEP
@@ -124,7 +124,10 @@ def test_no_more_is_made_than_caches_want():
 
 def test_an_engines_own_type():
     """Values that float16 holds, as float32."""
-    exact, halved = RotaryTables(8, 1e4).rows(50), RotaryTables(8, 1e4, kept_as=np.float16).rows(50)
+    exact, halved = (
+        RotaryTables(Rotation(8, 1e4)).rows(50),
+        RotaryTables(Rotation(8, 1e4), np.float16).rows(50),
+    )
     for wanted, found in zip(exact, halved, strict=True):
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, wanted.astype(np.float16).astype(np.float32))

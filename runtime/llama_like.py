@@ -1,0 +1,165 @@
+"""Models of Llama's layers, described in a few numbers (``Spec``), as programs; and the way back.
+
+The families of such models make a spec, because ties and deltas are the same search in all of them.
+"""
+
+from __future__ import annotations
+
+from .errors import ExportError
+from .model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama
+from .model.facts import attention, mlp_size
+from .model.ops import Embed, Norm, kind, writes
+from .model.program import Carry, Loop, Program, Stage
+from .model.rotary import Rotation
+from .model.weights import Delta, Matrix, Vector, Weight
+from .spec import PROJECTIONS, Segment, Spec
+
+
+def program_of(spec: Spec) -> Program:
+    """The program of a model of Llama layers."""
+    weights: dict[str, Weight] = {}
+    stages, table = spec.stages, Matrix({"embed": spec.vocab_size}, spec.hidden_size)
+    w = Writer(weights, "ids")
+    w.add(Embed("ids", "embedded", w.weight("embed", table)))
+    prologue = w.stage(_segments(w, spec, stages.prologue, "embedded", None))
+    w = Writer(weights, "state")
+    at = None if stages.depths > 1 else 0
+    out = _segments(w, spec, stages.block, "state", at)
+    if spec.loop_norm:
+        out = w.norm(out, "next", "norm", spec.hidden_size, NormKind(spec.norm_eps))
+    block = w.stage(out)
+    w = Writer(weights, "state")
+    epilogue = w.stage(_segments(w, spec, stages.epilogue, "state", None))
+    w, x = Writer(weights, "state"), "state"
+    if not spec.loop_norm:
+        x = w.norm(x, "normed", "norm", spec.hidden_size, NormKind(spec.norm_eps))
+    head = table if spec.tied_embedding else Matrix({"head": spec.vocab_size}, spec.hidden_size)
+    w.linear(x, ("logits",), "embed" if spec.tied_embedding else "head", head)
+    return Program(
+        family=spec.family,
+        vocab_size=spec.vocab_size,
+        context_length=spec.context_length,
+        prologue=prologue,
+        loop=Loop((Carry("state", spec.hidden_size),), (block,), (0,) * stages.depths),
+        epilogue=epilogue,
+        head=w.stage("logits"),
+        weights=weights,
+        exit_gate=spec.exit_gate,
+        routing=spec.routing,
+        bos_token_id=spec.bos_token_id,
+        eos_token_ids=spec.eos_token_ids,
+    )
+
+
+def _segments(w: Writer, spec: Spec, numbers: tuple[int, ...], x: str, at: int | None) -> str:
+    """The layers of a stage, ``x`` → what they give. ``at`` None: each segment is applied once, at the lane's depth."""
+    for s in numbers:
+        segment = spec.segments[s]
+        layer = _layer(spec, segment)
+        for repeat in range(segment.repeats) if at is not None else (None,):
+            own = repeat if repeat is not None or segment.repeats > 1 else 0
+            for j in range(segment.layers):
+                x = llama(w, x, f"segments.{s}.layers.{j}", layer, own, spec.sandwich_norms)
+    return x
+
+
+def _layer(spec: Spec, segment: Segment) -> Layer:
+    shared = spec.kv == "shared" and spec.depths > 1 and segment.repeats > 1
+    return Layer(
+        spec.hidden_size,
+        Attention(
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            Rotation(spec.head_dim, spec.rope_theta),
+            window=spec.sliding_window,
+            slot="first" if shared else "own",
+        ),
+        Mlp(spec.intermediate_size),
+        NormKind(spec.norm_eps),
+        depths=segment.repeats,
+        norm_rows=segment.per_repeat_norms,
+        own_attention=segment.per_repeat_attention,
+        deltas={name: Delta(rank) for name, rank in segment.lora.items()},
+    )
+
+
+def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
+    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take."""
+    found = attention(program)
+    turns = program.rotations
+    if found is None or len(turns) != 1 or len(program.loop.carries) != 1:
+        raise ExportError(_other(who, "no attention with one kind of rotation over one state"))
+    norms = [op for op in program.head.ops if isinstance(op, Norm)]
+    spec = Spec(
+        family=program.family,
+        segments=_segments_of(program),
+        vocab_size=program.vocab_size,
+        hidden_size=program.width,
+        intermediate_size=mlp_size(program),
+        heads=found.heads,
+        kv_heads=found.kv_heads,
+        head_dim=found.head_dim,
+        norm_eps=next((op.eps for s in program.stages for op in s.ops if isinstance(op, Norm)), 0.0),
+        rope_theta=turns[0].theta,
+        context_length=program.context_length,
+        tied_embedding=program.tied_embedding,
+        sandwich_norms=any(name.endswith(".attention_out_norm") for name in program.weights),
+        loop_norm=not norms,
+        kv="shared" if program.shares_kv else "per-depth",
+        sliding_window=found.window,
+        exit_gate=program.exit_gate,
+        routing=program.routing,
+        bos_token_id=program.bos_token_id,
+        eos_token_ids=program.eos_token_ids,
+    )
+    rebuilt = program_of(spec)
+    for name, ours, theirs in zip(
+        ("prologue", "block", "epilogue", "head"), _four(program), _four(rebuilt), strict=True
+    ):
+        for op, wanted in zip(ours.ops, theirs.ops, strict=False):
+            if op != wanted:
+                raise ExportError(_other(who, f"{name} has {kind(op)} for {', '.join(writes(op))}"))
+    if rebuilt != program:
+        raise ExportError(_other(who, "weights or a loop of another kind"))
+    return spec
+
+
+def _segments_of(program: Program) -> tuple[Segment, ...]:
+    """What the names and kinds of the weights say; whether the ops are those is compared afterwards."""
+    layers = [name.split(".") for name in program.weights if name.startswith("segments.")]
+    counts: dict[int, int] = {}
+    for name in layers:
+        if len(name) == 5 and name[1].isdigit() and name[3].isdigit():
+            counts[int(name[1])] = max(counts.get(int(name[1]), 0), int(name[3]) + 1)
+    return tuple(_segment(program, s, counts[s]) for s in sorted(counts))
+
+
+def _segment(program: Program, number: int, layers: int) -> Segment:
+    prefix = f"segments.{number}.layers.0."
+    entered = [
+        (stage is program.loop.blocks[0], op)
+        for stage in program.stages
+        for op in stage.ops
+        if isinstance(op, Norm) and op.weight == f"{prefix}attention_norm"
+    ]
+    in_block = any(block for block, _ in entered)
+    repeats = program.depths if in_block and program.depths > 1 else len(entered)
+    norm = program.weights.get(f"{prefix}attention_norm")
+    matrices = [w for n, w in program.weights.items() if n.startswith(prefix) and isinstance(w, Matrix)]
+    lora = {part: delta.rank for w in matrices for part, delta in w.deltas.items()}
+    return Segment(
+        layers,
+        repeats,
+        isinstance(norm, Vector) and norm.rows is not None,
+        {name: lora[name] for name in PROJECTIONS if name in lora},
+        any(w.copies > 1 for w in matrices),
+    )
+
+
+def _four(program: Program) -> tuple[Stage, Stage, Stage, Stage]:
+    return program.prologue, program.loop.blocks[0], program.epilogue, program.head
+
+
+def _other(who: str, what: str) -> str:
+    return f"{who} takes Llama's layers only, and the model has {what}; export to onnx"

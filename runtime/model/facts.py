@@ -1,0 +1,133 @@
+"""What a program amounts to, in numbers that people compare: its layers, what its depths add, parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .ops import Act, Attend, Linear, Op, reads, weight_fields
+from .program import Program, Stage
+from .weights import Delta, Matrix, tensors
+
+_LONGEST = 256
+"""Layers that repeat together are looked for up to this many."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """``layers`` stored layers, applied ``repeats`` times in a row."""
+
+    layers: int
+    repeats: int
+
+
+def layer_weights(stage: Stage) -> list[frozenset[str]]:
+    """The weights of each layer that ``stage`` applies, in order; ops behind the last layer are that one's."""
+    found: list[set[str]] = []
+    for op, number in numbered(stage):
+        while len(found) <= number:
+            found.append(set())
+        if number >= 0:
+            found[number].update(name for _, name in weight_fields(op))
+    return [frozenset(names) for names in found]
+
+
+def numbered(stage: Stage) -> list[tuple[Op, int]]:
+    """Each op with the number of its layer; −1 is before the first."""
+    number, found = -1, list[tuple[Op, int]]()
+    for op in stage.ops:
+        if number + 1 < len(stage.layers) and stage.layers[number + 1] in reads(op):
+            number += 1
+        found.append((op, number))
+    return found
+
+
+def runs(program: Program) -> list[Run]:
+    """The layers of a model, as they are stored and repeated."""
+    found = _runs(layer_weights(program.prologue))
+    if len(program.loop.blocks) == 1:
+        block = _runs(layer_weights(program.loop.blocks[0]))
+        once = len(block) == 1 and block[0].repeats == 1
+        found += [Run(block[0].layers, program.depths)] if once else block * program.depths
+    else:
+        every = [name for d in range(program.depths) for name in layer_weights(program.stage("block", d))]
+        found += _runs(every)
+    return found + _runs(layer_weights(program.epilogue))
+
+
+def _runs(layers: list[frozenset[str]]) -> list[Run]:
+    found, i = list[Run](), 0
+    while i < len(layers):
+        for length in range(1, min(_LONGEST, (len(layers) - i) // 2) + 1):
+            unit, times = layers[i : i + length], 1
+            while layers[i + times * length : i + (times + 1) * length] == unit:
+                times += 1
+            if times > 1:
+                found.append(Run(length, times))
+                i += length * times
+                break
+        else:
+            single = Run(1, 1)
+            if found and found[-1].repeats == 1:
+                single = Run(found.pop().layers + 1, 1)
+            found.append(single)
+            i += 1
+    return found
+
+
+def stored_layers(program: Program) -> int:
+    """Layers with weights of their own."""
+    return len({names for stage in program.stages for names in layer_weights(stage)})
+
+
+def attention(program: Program) -> Attend | None:
+    """The first attention, whose sizes most models have everywhere; None where there is none."""
+    ops = (op for stage in program.stages for op in stage.ops if isinstance(op, Attend))
+    return next(ops, None)
+
+
+def mlp_size(program: Program) -> int:
+    """The widest output of a matrix that an activation reads; 0 where there is none."""
+    widest = 0
+    for stage in program.stages:
+        active = {op.x for op in stage.ops if isinstance(op, Act)}
+        for op in stage.ops:
+            if isinstance(op, Linear):
+                sizes = tuple(program.matrix(op.weight).parts.values())[op.first :]
+                widest = max([widest, *(n for y, n in zip(op.y, sizes, strict=False) if y in active)])
+    return widest
+
+
+def deltas(program: Program) -> dict[str, Delta]:
+    """The deltas of every part of a matrix, by its canonical name."""
+    matrices = ((name, w) for name, w in program.weights.items() if isinstance(w, Matrix))
+    return {
+        f"{name.rpartition('.')[0]}.{part}": delta for name, w in matrices for part, delta in w.deltas.items()
+    }
+
+
+def delta_parameters(program: Program) -> int:
+    """Numbers in the deltas of all depths."""
+    return sum(t.numbers for _, t in tensors(program.weights) if t.kind == "delta")
+
+
+def count_parameters(program: Program, heads: int = 0) -> tuple[int, int]:
+    """(parameters of the model, parameters of the same model with every applied layer stored).
+
+    ``heads`` are the parameters of the heads that the host computes, which no target stores.
+    """
+    applied: dict[str, int] = {}
+    for stage in [
+        program.prologue,
+        *(program.stage("block", d) for d in range(program.depths)),
+        program.epilogue,
+    ]:
+        for names in layer_weights(stage):
+            applied |= {name: applied.get(name, 0) + 1 for name in names}
+    unique = unrolled = heads
+    for name, weight in program.weights.items():
+        several = weight.copies > 1 if isinstance(weight, Matrix) else weight.per_depth
+        for _, tensor in tensors({name: weight}):
+            once = several or tensor.kind == "delta"
+            unique += tensor.numbers
+            unrolled += tensor.numbers * (1 if once else applied.get(name, 1))
+    return unique, unrolled
