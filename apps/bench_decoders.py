@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 from ..export.family import Reading
 from ..export.pipeline import export_bundle
@@ -60,9 +59,9 @@ def unrolled_decoder(
 ) -> Decoder:
     """One graph of the same weights with every applied layer stored, on the same onnxruntime and thread pool."""
     folder.mkdir()
-    program, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder, load_file)
+    program, graph = write_unrolled_graph(reading, Recipe.named("int4", group_size), folder)
     use_threads(threads)
-    session = GraphSession("block", "logits", graph, program)
+    session = GraphSession("prologue", "logits", graph, program)
     cache = KVCache.allocate(program, 1, CACHE_STEP)
 
     def step(ids: I64, lanes: Lanes) -> int:

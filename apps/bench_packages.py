@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import structs
+
 from ..export.coreml.constants import Store
 from ..export.coreml.package import write_package
 from ..export.coreml.plan import Plan
@@ -13,7 +15,8 @@ from ..export.stored import write_weights
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
 from ..runtime.coreml.interpreter import MODEL, WEIGHTS
-from ..runtime.llama_like import spec_of
+from ..runtime.llama_like import program_of, spec_of
+from ..runtime.spec import Segment
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .quantities import byte_count
@@ -40,7 +43,7 @@ def measure_packages(
 ) -> list[PackageSize]:
     """The packages of a recursive model and of the same model unrolled, in blocks of each size and in tables."""
     recipes = [Recipe.named("int4", group) for group in group_sizes] + [Recipe.palettes()]
-    models = [("recursive", reading), ("unrolled", unroll(reading))]
+    models = [("recursive", reading), ("unrolled", _unrolled(reading))]
     found = []
     for i, recipe in enumerate(recipes):
         quant = "tables" if recipe.palettized else f"groups of {recipe.group_size}"
@@ -48,6 +51,14 @@ def measure_packages(
             progress(f"{name}, {quant}", (i + j / 2) / len(recipes))
             found.append(_measure(name, quant, model, recipe, work / f"{name}{i}"))
     return found
+
+
+def _unrolled(reading: Reading) -> Reading:
+    """The model with every applied layer stored, as packages take it: one segment of layers."""
+    spec, twin = spec_of(reading.program), unroll(reading)
+    program = program_of(structs.replace(spec, segments=(Segment(spec.applied_layers),)))
+    names = {n: f"segments.0.{n}" if n.startswith("layers.") else n for n in twin.tensors}
+    return Reading(program, {names[n]: load for n, load in twin.tensors.items()}, twin.used)
 
 
 def _measure(name: str, quant: str, reading: Reading, recipe: Recipe, folder: Path) -> PackageSize:

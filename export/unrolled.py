@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
+import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import ExportError
-from ..runtime.llama_like import program_of, spec_of
+from ..runtime.llama_like import spec_of
 from ..runtime.model.program import Program
-from ..runtime.spec import Segment, Spec
+from ..runtime.model.transform import Source, unrolled
+from ..runtime.model.weights import Vector
+from ..runtime.spec import Spec
 from .family import Loader, Reading
-from .fused import Numerics
-from .graphs import write_graph
-from .modules import Depth, Matrix, Norm, Table, Weights
-from .stages import LANE_COUNT, LANE_INPUTS, Stage, flat, pairs
+from .lower.graph import Stored
+from .lower.onnx import whole_graph
 from .stored import write_weights
-from .weights import places
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, GRAPH = "weights.safetensors", "model.onnx"
 SHARD_LAYERS = 8
 
 _LLAMA = {
@@ -33,96 +30,56 @@ _LLAMA = {
     **{f"{p}_proj": f"self_attn.{p}_proj" for p in "qkvo"},
     **{f"{p}_proj": f"mlp.{p}_proj" for p in ("gate", "up", "down")},
 }
-_ATTENTION = tuple(part for part, name in _LLAMA.items() if name.startswith("self_attn."))
 
 
 def unroll(reading: Reading) -> Reading:
-    """``reading`` as one segment of distinct layers in order of application, deltas added to their matrices.
+    """``reading`` with its layers in order of application, as ``layers.N``, deltas added to their matrices.
 
     ExportError for models that are not plain Llama layers when unrolled: norms between passes, shared K and V, windows,
     routers.
     """
-    spec = spec_of(reading.program)
-    differs = spec.kv == "shared" or spec.window is not None or spec.routing is not None
+    program = reading.program
+    spec = spec_of(program)
+    differs = program.shares_kv or program.window is not None or program.routing is not None
     if differs or spec.loop_norm or spec.sandwich_norms:
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
-    tensors = {n: t for n, t in reading.tensors.items() if not n.startswith("segments.")}
-    count = 0
-    for s, segment in enumerate(spec.segments):
-        for repeat in range(segment.repeats):
-            for j in range(segment.layers):
-                for part in _LLAMA:
-                    name = f"segments.{s}.layers.{j}.{part}"
-                    tensors[f"segments.0.layers.{count}.{part}.weight"] = _row(
-                        reading, name, segment, part, repeat
-                    )
-                count += 1
-    return Reading(
-        program_of(msgspec.structs.replace(spec, segments=(Segment(count),))), tensors, reading.used
-    )
+    twin, sources = unrolled(program)
+    return Reading(twin, {name: _loader(reading, source) for name, source in sources.items()}, reading.used)
 
 
-def _row(reading: Reading, name: str, segment: Segment, part: str, repeat: int) -> Loader:
-    load = reading.tensors[f"{name}.weight"]
-    if segment.per_repeat_norms and part.endswith("norm"):
-        return lambda: load()[repeat].clone()
-    own = segment.per_repeat_attention and part in _ATTENTION
-    weight: Loader = (lambda: load()[repeat].clone()) if own else load
-    if part in segment.lora:
-        a, b = reading.tensors[f"{name}.lora_a"], reading.tensors[f"{name}.lora_b"]
-        return lambda: weight() + b()[repeat] @ a()[repeat]
-    return weight
+def _loader(reading: Reading, source: Source) -> Loader:
+    """The tensor of ``source``, as it is at its depth."""
+    load, at, weight = reading.tensors[source.tensor], source.at, reading.program.weights[source.weight]
+    if at is None:
+        return load
+    own = weight.rows is not None if isinstance(weight, Vector) else weight.copies > 1
+    alone: Loader = (lambda: load()[at].clone()) if own else load
+    stem, _, side = source.tensor.rpartition(".")
+    if side != "weight" or f"{stem}.lora_a" not in reading.tensors:
+        return alone
+    a, b = (reading.tensors[f"{stem}.lora_{part}"] for part in "ab")
+    scale = reading.tensors.get(f"{stem}.lora_scale")
+
+    def merged() -> torch.Tensor:
+        value = alone() + b()[at] @ a()[at]
+        return value if scale is None else value * scale()[at][:, None]
+
+    return merged
 
 
-class Whole(Stage):
-    """ids [B, S], rows [N] of the flattened B·S → logits [N, V]: a model of one segment as one graph."""
-
-    name = "block"
-
-    def build(self, weights: Weights, numerics: Numerics) -> None:
-        self.embed = Table(weights, "embed", numerics, self.spec.hidden_size)
-        self.norm = Norm(weights["norm.weight"], self.spec.norm_eps)
-        self.head = Matrix(weights, "embed" if self.spec.tied_embedding else "head", numerics)
-
-    @property
-    def input_names(self) -> list[str]:
-        return ["ids", "rows", *LANE_INPUTS, *(f"past.{n}" for n in self.cache_names)]
-
-    @property
-    def output_names(self) -> list[str]:
-        return ["logits", *(f"present.{n}" for n in self.cache_names)]
-
-    def forward(self, ids: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        rows, *rest = inputs
-        x = self.embed(ids)
-        x, caches = self.run(x, None, self.lanes(tuple(rest[:LANE_COUNT])), pairs(tuple(rest[LANE_COUNT:])))
-        x = self.norm(x.reshape(-1, self.spec.hidden_size).index_select(0, rows), Depth(0))
-        return (self.head(x), *flat(caches))
-
-
-def write_unrolled_graph(
-    reading: Reading, recipe: Recipe, folder: Path, load: Callable[[Path], dict[str, Tensor]]
-) -> tuple[Program, Path]:
+def write_unrolled_graph(reading: Reading, recipe: Recipe, folder: Path) -> tuple[Program, Path]:
     """One ONNX graph of the unrolled model in ``folder`` → its program and the graph's path."""
-    unrolled = unroll(reading)
-    write_weights(unrolled, recipe, folder / WEIGHTS)
-    stage = Whole(
-        spec_of(unrolled.program), load(folder / WEIGHTS), Numerics(recipe.bits, recipe.group_size, 4)
-    )
-    placed = places(folder / WEIGHTS)
-    if unrolled.program.tied_embedding:  # a table and a matrix of other shapes over the same bytes
-        placed |= {
-            n.replace("embed.", "head."): place for n, place in placed.items() if n.startswith("embed.")
-        }
-    return unrolled.program, write_graph(stage, folder, WEIGHTS, placed)
+    twin = unroll(reading)
+    write_weights(twin, recipe, folder / WEIGHTS)
+    ir.save(whole_graph(twin.program, Stored.open(folder / WEIGHTS, recipe.group_size)), folder / GRAPH)
+    return twin.program, folder / GRAPH
 
 
 def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
     """The unrolled model as a float16 LlamaForCausalLM folder, sharded by layers; tokenizer files are the caller's."""
-    unrolled = unroll(reading)
-    spec, index = spec_of(unrolled.program), {}
+    index = dict[str, str]()
     shards: dict[int, dict[str, Loader]] = {}
-    for name, load in unrolled.tensors.items():
+    for name, load in unroll(reading).tensors.items():
         key, shard = _llama_name(name)
         shards.setdefault(shard, {})[key] = load
     for number, loaders in sorted(shards.items()):
@@ -133,15 +90,16 @@ def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
     )
-    (folder / "config.json").write_text(json.dumps(_llama_config(spec), indent=1), encoding="utf-8")
+    config = _llama_config(spec_of(reading.program))
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def _llama_name(name: str) -> tuple[str, int]:
     """The name in a Llama checkpoint of a canonical tensor, and its shard."""
     outer = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-    if not name.startswith("segments."):
+    if not name.startswith("layers."):
         return outer.get(name, "lm_head.weight"), 0
-    _, _, _, layer, part, _ = name.split(".")
+    _, layer, part, _ = name.split(".")
     return f"model.layers.{layer}.{_LLAMA[part]}.weight", 1 + int(layer) // SHARD_LAYERS
 
 

@@ -34,21 +34,20 @@ _LAYER = {
 
 def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
     """consolidated.pth and params.json of the unrolled model, as the exporter reads them."""
-    unrolled = unroll(reading)
-    tensors = {llama_name(name): load().float() for name, load in unrolled.tensors.items()}
+    tensors = {llama_name(name): load().float() for name, load in unroll(reading).tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     torch.save(tensors, folder / CHECKPOINT)
     (folder / PARAMS).write_text(
-        json.dumps(llama_params(spec_of(unrolled.program)), indent=1), encoding="utf-8"
+        json.dumps(llama_params(spec_of(reading.program)), indent=1), encoding="utf-8"
     )
 
 
 def llama_name(name: str) -> str:
     """The exporter's name of a canonical tensor of an unrolled model."""
-    if not name.startswith("segments."):
+    if not name.startswith("layers."):
         stem, _, side = name.partition(".")
         return f"{_OUTER[stem]}.{side}"
-    _, _, _, layer, part, side = name.split(".")
+    _, layer, part, side = name.split(".")
     return f"layers.{layer}.{_LAYER[part]}.{side}"
 
 
