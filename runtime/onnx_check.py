@@ -69,7 +69,8 @@ def check_signature(session: Any, path: Path, stage: str, output: str, program: 
         makes[output] = ["*", program.vocab_size] if output == "logits" else ["*", "*", program.width]
     if "state" in given:
         takes["state"] = ["*", "*", program.width]
-    for found, wanted, others in ((given, takes, _GIVEN), (made, makes, frozenset[str]())):
+    host = _GIVEN | {f"{side}.{i}" for i in range(1, len(program.rotations)) for side in ("cos", "sin")}
+    for found, wanted, others in ((given, takes, host), (made, makes, frozenset[str]())):
         strange = min(set(found) - set(wanted) - others, default=None)
         differs = next((n for n, shape in wanted.items() if not _fits(found.get(n), shape)), strange)
         if differs is not None:

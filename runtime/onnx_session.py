@@ -3,13 +3,14 @@
 A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
 are written in place. K and V are bound as input and output at the same address, and the attention operator
 writes the new rows there: nothing is copied per token. Only ``fill``, which has no attention operator, hands its rows
-over in arrays of its own. The rotary tables are inputs too, one pair of arrays for all graphs, as long as a cache is.
+over in arrays of its own. The rotary tables are inputs too, a pair of arrays for each rotation, as long as a cache is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Container
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -77,6 +78,21 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path.name}: {reason}") from error
 
 
+class Turns:
+    """The rotary tables of a model as its graphs name them: ``cos`` and ``sin``, ``cos.1`` of its second rotation …"""
+
+    def __init__(self, program: Program) -> None:
+        self._tables = [RotaryTables(by) for by in program.rotations]
+
+    def rows(self, capacity: int) -> dict[str, F32]:
+        """Those of at least the first ``capacity`` positions; the same arrays until more are wanted."""
+        found = dict[str, F32]()
+        for i, table in enumerate(self._tables):
+            tail = f".{i}" if i else ""
+            found[f"cos{tail}"], found[f"sin{tail}"] = table.rows(capacity)
+        return found
+
+
 class Plan:
     """One binding of a graph: to one Lanes and its slots of one cache, and to buffers of its own.
 
@@ -96,9 +112,9 @@ class Plan:
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
         self.fresh = np.zeros(1, np.int64)
-        cos, sin = self._turns = graph.rotary.rows(cache.capacity)
+        self._turns = graph.turns.rows(cache.capacity)
         own: dict[str, npt.NDArray[Any]]
-        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh, "cos": cos, "sin": sin}
+        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh, **self._turns}
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
                 self._bind_input(name, own[name] if name in own else getattr(lanes, name))
@@ -125,11 +141,11 @@ class GraphSession:
     """One graph, its session and its plans."""
 
     def __init__(
-        self, name: str, output: str, path: Path, program: Program, rotary: RotaryTables | None = None
+        self, name: str, output: str, path: Path, program: Program, turns: Turns | None = None
     ) -> None:
-        """``rotary``: tables that several graphs share."""
+        """``turns``: tables that several graphs share."""
         self.name, self.output, self.program = name, output, program
-        self.rotary = rotary or RotaryTables(program.rotations[0])
+        self.turns = turns or Turns(program)
         self.session = open_session(path)
         check_signature(self.session, path, name, output, program)
         self.inputs = [i.name for i in self.session.get_inputs()]
@@ -165,19 +181,23 @@ class FillPlan:
     """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
 
     def __init__(
-        self, session: ort.InferenceSession, lanes: Lanes, program: Program, turns: tuple[F32, F32]
+        self,
+        session: ort.InferenceSession,
+        lanes: Lanes,
+        program: Program,
+        turns: dict[str, F32],
+        capacity: int,
     ) -> None:
         shape = lanes.state_shape
-        self.turns = len(turns[0])
-        """Positions that it can turn to."""
+        self.capacity = capacity
+        """Of the caches for whose positions there are ``turns``."""
         self.binding = session.io_binding()
         self.state: F32 = np.zeros((*shape, program.width), np.float32)
         given: dict[str, npt.NDArray[Any]] = {
             "state": self.state,
             "depth": lanes.depth,
             "positions": lanes.positions,
-            "cos": turns[0],
-            "sin": turns[1],
+            **turns,
         }
         if isinstance(lanes, PackedLanes):  # rows of a token each, as far as this graph is concerned
             given |= {"depth": lanes.row_depth, "positions": np.zeros(shape, np.int64)}
@@ -198,19 +218,19 @@ class FillPlan:
 class FillSession:
     """The graph that only projects K and V."""
 
-    def __init__(self, path: Path, program: Program, rotary: RotaryTables) -> None:
+    def __init__(self, path: Path, program: Program, turns: Turns) -> None:
         self.session = open_session(path)
         check_signature(self.session, path, "fill", "", program)
-        self.program, self.rotary = program, rotary
+        self.program, self.turns = program, turns
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
 
-    def run(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write the K and V of ``state`` [B, S, D] into the lanes' slots of every layer of the block."""
+    def run(self, state: F32, lanes: Lanes, cache: KVCache, depths: Container[int]) -> None:
+        """Write K and V of ``state`` [B, S, D] into the slots of lanes at ``depths``, in every layer of the block."""
         plan = self._plans.get(lanes)
-        if plan is None or plan.turns < cache.capacity:
-            turns = self.rotary.rows(cache.capacity)
-            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.program, turns)
+        if plan is None or plan.capacity < cache.capacity:
+            turns = self.turns.rows(cache.capacity)
+            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.program, turns, cache.capacity)
         packed = lanes if isinstance(lanes, PackedLanes) else None
         if packed:
             plan.positions[:, 0] = lanes.positions.reshape(-1)[packed.kept]
@@ -223,8 +243,9 @@ class FillSession:
         self.engine_ns += perf_counter_ns() - start
         arrays = [array for pair in cache.stages["block"] for array in pair]
         row = 0
-        for b, (cached, n) in enumerate(zip(lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)):
-            for array, rows in zip(arrays, plan.rows, strict=True) if n else ():
+        numbers = zip(lanes.depth.tolist(), lanes.cached.tolist(), lanes.tokens.tolist(), strict=True)
+        for b, (depth, cached, n) in enumerate(numbers):
+            for array, rows in zip(arrays, plan.rows, strict=True) if n and depth in depths else ():
                 new = rows[row : row + n, :, 0].transpose(1, 0, 2) if packed else rows[b, :, :n]
                 array[lanes.first_slot + b, :, cached : cached + n] = new
             row += n

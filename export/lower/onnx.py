@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...runtime.backends.onnx import PACKED
+from ...runtime.backends.onnx import graph_name
 from ...runtime.errors import ExportError
 from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage
@@ -57,31 +57,33 @@ def check(program: Program) -> None:
                 raise ExportError(reason)
 
 
-def write_graphs(program: Program, stored: Stored, names: Iterable[str]) -> dict[str, Path]:
-    """The graphs of stages, and of each but ``fill`` its packed form: files by name, beside the weights.
-
-    A stage is ``prologue``, ``block`` (``block.1`` is a loop's second), ``fill`` or ``epilogue``.
-    """
+def write_graphs(program: Program, stored: Stored, fill: bool) -> dict[str, Path]:
+    """The graphs of all stages, and of each but ``fill`` its packed form: files by name, beside the weights."""
+    numbers = range(len(program.loop.blocks))
+    stages = [("prologue", 0), *(("block", n) for n in numbers), ("epilogue", 0)]
+    wanted = [(stage, number, packed) for stage, number in stages for packed in (False, True)]
+    wanted += [("fill", number, False) for number in numbers if fill]
     graphs = {}
-    for name in names:
-        for packed in (False, True)[: 1 if name == "fill" else 2]:
-            full = name + PACKED * packed
-            graphs[full] = stored.file.parent / f"{full}.onnx"
-            ir.save(stage_graph(program, stored, name, packed), graphs[full])
+    for stage, number, packed in wanted:
+        name = graph_name(stage, number, packed)
+        graphs[name] = stored.file.parent / f"{name}.onnx"
+        ir.save(stage_graph(program, stored, stage, number, packed), graphs[name])
     return graphs
 
 
-def stage_graph(program: Program, stored: Stored, name: str, packed: bool = False) -> ir.Model:
-    """The graph of one stage; see ``write_graphs``."""
+def stage_graph(
+    program: Program, stored: Stored, stage: str, number: int = 0, packed: bool = False
+) -> ir.Model:
+    """The graph of ``prologue``, ``block``, ``fill`` (of the loop's block with that number) or ``epilogue``."""
     graph = Graph(program, stored, packed)
-    if name == "prologue":
+    if stage == "prologue":
         return _with_outputs(graph, program.prologue, "state")
-    if name == "epilogue":
+    if stage == "epilogue":
         return _with_logits(graph, program.epilogue)
-    number = int(name.partition(".")[2] or 0)
-    if name == "fill":
-        return _with_keys_values(graph, keys_values(program.loop.blocks[number]))
-    return _with_outputs(graph, program.loop.blocks[number], "next")
+    block = program.loop.blocks[number]
+    if stage == "fill":
+        return _with_keys_values(graph, keys_values(block))
+    return _with_outputs(graph, block, "next")
 
 
 def whole_graph(program: Program, stored: Stored) -> ir.Model:

@@ -37,9 +37,8 @@ class OnnxTarget:
         folder.mkdir()
         link(job.weights, folder / WEIGHTS)
         program, stored = job.program, Stored.open(folder / WEIGHTS, job.recipe.group_size)
-        names = ["prologue", "block", *["fill"] * can_fill(job.program), "epilogue"]
         job.progress("onnx: graphs", 0.0)
-        graphs = write_graphs(program, stored, names)
+        graphs = write_graphs(program, stored, can_fill(program))
         job.progress("onnx: parity after every depth", 0.2)
         oracle = Oracle.open(
             job.program, folder / WEIGHTS, Numerics(job.recipe.bits, job.recipe.group_size, 4)

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
-from ..errors import EngineError
+from ..errors import EngineError, UsageError
 from ..kv import KVCache
 from ..model.program import Program
-from ..model.rotary import RotaryTables
 from ..onnx_check import check_graph
-from ..onnx_session import FillSession, GraphSession, use_threads
+from ..onnx_session import FillSession, GraphSession, Turns, use_threads
 from ..packed import PackedLanes
 
 PACKED = ".packed"
 """Ends the names of the graphs that take packed lanes."""
+
+
+def graph_name(stage: str, number: int = 0, packed: bool = False) -> str:
+    """The name of a graph in a manifest; ``number`` is that of a loop's block."""
+    return (f"{stage}.{number}" if number else stage) + (PACKED if packed else "")
 
 
 class OnnxBackend:
@@ -42,27 +46,32 @@ class OnnxBackend:
         """
         use_threads(threads)
         self.program = program
-        suffix = PACKED if packed else ""
-        if f"block{suffix}" not in graphs:
+        if graph_name("block", packed=packed) not in graphs:
             raise EngineError(
                 "the bundle has no packed graphs, which serving many users needs; export it again"
             )
-        self.rotary = RotaryTables(program.rotations[0])
+        self.turns = Turns(program)
         """cos and sin of the positions that the largest cache so far has room for."""
-        self._prologue, self._block, self._epilogue = (
-            GraphSession(stage, output, graphs[f"{stage}{suffix}"], program, self.rotary)
-            for stage, output in (("prologue", "state"), ("block", "next"), ("epilogue", "logits"))
-        )
+
+        def session(stage: str, output: str, number: int = 0) -> GraphSession:
+            name = graph_name(stage, number, packed)
+            if name not in graphs:
+                raise EngineError(f"the bundle has no graph {name}; export it again")
+            return GraphSession(stage, output, graphs[name], program, self.turns)
+
+        self._prologue, self._epilogue = session("prologue", "state"), session("epilogue", "logits")
+        self._blocks = [session("block", "next", number) for number in range(len(program.loop.blocks))]
         self._shared = program.shares_kv
-        self._fill_path = graphs.get("fill")
-        self._fill: FillSession | None = None
+        names = [graph_name("fill", number) for number in range(len(self._blocks))]
+        self._fill_paths = [graphs[name] for name in names if name in graphs]
+        self._fills: list[FillSession] = []
 
     @staticmethod
     def open(bundle: Bundle, threads: int | None = None, packed: bool = False) -> OnnxBackend:
         """The graphs of ``bundle``; BundleError when one of them reads a file that is not the bundle's weights."""
         target = bundle.manifest.targets["onnx"]
         for stage, name in target.graphs.items():
-            if stage == "fill" or stage.endswith(PACKED) == packed:
+            if stage.partition(".")[0] == "fill" or stage.endswith(PACKED) == packed:
                 check_graph(bundle, name, target.weights)
         graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
         return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed)
@@ -70,8 +79,8 @@ class OnnxBackend:
     @property
     def engine_ns(self) -> int:
         """Nanoseconds spent inside onnxruntime so far; all else of a token's time is the host's."""
-        filling = self._fill.engine_ns if self._fill else 0
-        return filling + sum(graph.engine_ns for graph in (self._prologue, self._block, self._epilogue))
+        stages = sum(graph.engine_ns for graph in (self._prologue, *self._blocks, self._epilogue))
+        return stages + sum(graph.engine_ns for graph in self._fills)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
@@ -85,11 +94,20 @@ class OnnxBackend:
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
-        plan = self._block.plan(lanes, 0, cache)
+        block = self._blocks[0 if len(self._blocks) == 1 else self._block_of(lanes)]
+        plan = block.plan(lanes, 0, cache)
         if self._shared:
             plan.fresh[0] = int(lanes.fresh) if isinstance(lanes, PackedLanes) else fresh_tokens(lanes)
         plan.set_state(state)
-        return self._block.run(plan)
+        return block.run(plan)
+
+    def _block_of(self, lanes: Lanes) -> int:
+        """The block of the lanes' depths; UsageError where they are not of one."""
+        schedule = self.program.loop.schedule
+        found = {schedule[depth] for depth in lanes.depth[lanes.tokens > 0].tolist()}
+        if len(found) > 1:
+            raise UsageError(f"a call with lanes of blocks {sorted(found)}; call those of each by themselves")
+        return found.pop() if found else 0
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
@@ -104,8 +122,10 @@ class OnnxBackend:
         UsageError for a model that has nothing to fill, EngineError for a bundle without the graph.
         """
         check_fill(self.program)
-        if self._fill is None:
-            if self._fill_path is None:
+        if not self._fills:
+            if len(self._fill_paths) < len(self._blocks):
                 raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
-            self._fill = FillSession(self._fill_path, self.program, self.rotary)
-        self._fill.run(state, lanes, cache)
+            self._fills = [FillSession(path, self.program, self.turns) for path in self._fill_paths]
+        schedule = self.program.loop.schedule
+        for number, graph in enumerate(self._fills):
+            graph.run(state, lanes, cache, [d for d, block in enumerate(schedule) if block == number])

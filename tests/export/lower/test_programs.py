@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lowered import call, write
-from model_run import Model, random_tensors
+from model_run import Model, random_tensors, values
 from programs import PROGRAMS
 
 from edgeloop.export.lower.graph import Stored
 from edgeloop.export.lower.onnx import check, write_graphs
 from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.errors import ExportError
+from edgeloop.runtime.backends.onnx import OnnxBackend, graph_name
+from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.transform import keys_values
 from edgeloop.runtime.packed import PackedLanes
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -32,9 +36,8 @@ class Graphs:
     def __init__(self, model: Model, folder: Path, packed: bool) -> None:
         program, self.packed = model.program, packed
         check(program)
-        blocks = [f"block.{i}" if i else "block" for i in range(len(program.loop.blocks))]
         stored = Stored.open(write(model.stored, folder), 0)
-        self.program, self.paths = program, write_graphs(program, stored, ["prologue", *blocks, "epilogue"])
+        self.program, self.paths = program, write_graphs(program, stored, fill=False)
         self.caches: dict[tuple[str, int], list[list[np.ndarray]]] = {}
         self.cached = 0
 
@@ -42,11 +45,13 @@ class Graphs:
         """Logits [n, V] of new tokens."""
         n, program = len(ids), self.program
         given = {"ids": np.array(ids).reshape(self._rows(n)), "rows": np.arange(n)}
-        state = self._call("prologue", "prologue", 0, given, n)["state"]
+        state = self._call(graph_name("prologue", packed=self.packed), "prologue", 0, given, n)["state"]
         for depth, block in enumerate(program.loop.schedule):
-            name = f"block.{block}" if block else "block"
-            state = self._call(name, "block", depth, {"state": state}, n)["next"]
-        logits = self._call("epilogue", "epilogue", 0, {"state": state, "rows": np.arange(n)}, n)["logits"]
+            state = self._call(graph_name("block", block, self.packed), "block", depth, {"state": state}, n)[
+                "next"
+            ]
+        name = graph_name("epilogue", packed=self.packed)
+        logits = self._call(name, "epilogue", 0, {"state": state, "rows": np.arange(n)}, n)["logits"]
         self.cached += n
         return logits
 
@@ -68,8 +73,7 @@ class Graphs:
                 for shape in self.program.caches(stage)
             ],
         )
-        path = self.paths[f"{name}.packed" if self.packed else name]
-        return call(self.program, path, given, lanes, caches)
+        return call(self.program, self.paths[name], given, lanes, caches)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -82,6 +86,48 @@ def test_in_chunks_and_token_by_token(tmp_path: Path, name: str, packed: bool) -
         found, wanted = graphs.run(part), model.run(part)
         assert np.abs(wanted).max() > 0.01
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in TAKEN if name not in ("encoder", "routed")])
+def test_the_engine_runs_them(tmp_path: Path, name: str) -> None:
+    """With a graph for each block of the loop and tables for each rotation; K and V of skipped depths are filled in."""
+    model = made(PROGRAMS[name])
+    stored = Stored.open(write(model.stored, tmp_path), 0)
+    backend = OnnxBackend(model.program, write_graphs(model.program, stored, fill=True))
+    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    for part in (IDS[:3], IDS[3:7], IDS[7:]):
+        found = loop.forward(np.array(part), rows="all")
+        np.testing.assert_allclose(found, model.run(part), rtol=1e-4, atol=1e-4)
+    if model.program.depths == 1:
+        return
+    depths = model.program.depths
+    state = np.random.default_rng(0).standard_normal((depths, 2, model.program.width)).astype(np.float32)
+    lanes = Lanes(
+        np.arange(depths), *np.repeat([[8], [2]], depths, 1).astype(np.int32), np.tile([8, 9], (depths, 1))
+    )
+    backend.fill(state, lanes, loop.cache)
+    for depth in range(depths):
+        block, width = model.program.stage("block", depth), model.program.loop.carries[0].width
+        slots = keys_values(block)
+        lane = model.lane("fill", slots, depth, 2)
+        carries = np.split(state[depth], model.program.width // width, axis=1)
+        wanted = values(slots, replace(lane, positions=np.array([8, 9])), *carries)
+        for pair, names in zip(
+            loop.cache.stages["block"], zip(slots.outputs[::2], slots.outputs[1::2], strict=True), strict=True
+        ):
+            for array, value in zip(pair, names, strict=True):
+                rows = array[depth, :, 8:10].transpose(1, 0, 2).reshape(2, -1)
+                np.testing.assert_allclose(rows, wanted[value], rtol=1e-4, atol=1e-4)
+
+
+def test_lanes_of_two_blocks_are_not_of_one_call(tmp_path: Path) -> None:
+    model = made(PROGRAMS["hierarchical"])
+    stored = Stored.open(write(model.stored, tmp_path), 0)
+    backend = OnnxBackend(model.program, write_graphs(model.program, stored, fill=False))
+    zeros = np.zeros(2, np.int32)
+    lanes = Lanes(np.array([0, 3]), zeros, zeros + 1, np.zeros((2, 1), np.int64))
+    with pytest.raises(UsageError, match=r"lanes of blocks \[0, 1\]"):
+        backend.block(np.zeros((2, 1, model.program.width), np.float32), lanes, backend.new_cache(2, 4))
 
 
 @pytest.mark.parametrize("name", REFUSED)

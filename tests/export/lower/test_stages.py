@@ -139,7 +139,7 @@ class Case:
         flat = np.flatnonzero((np.arange(3) < self.arrays[2][:, None]).ravel())
         if found_name == "logits":
             inputs["rows"] = np.arange(len(flat))[::-1].copy() if packed else flat[::-1].copy()
-        path = self.graph(stage_graph(self.program, self.stored, name, packed))
+        path = self.graph(stage_graph(self.program, self.stored, name, packed=packed))
         found = call(self.program, path, inputs, lanes, caches)[found_name]
         wanted = np.concatenate([np.concatenate(self.wanted(stages, given, copies, b), -1) for b in range(3)])
         if found_name != "logits":
@@ -197,10 +197,9 @@ def test_what_a_depth_keeps_of_tokens_that_skip_it(case: Case) -> None:
 
 
 def test_graphs_are_files_beside_the_weights(case: Case) -> None:
-    names = ["prologue", "block", "fill", "epilogue"]
-    graphs = write_graphs(case.program, case.stored, names)
+    graphs = write_graphs(case.program, case.stored, fill=True)
     assert list(graphs) == [
-        "prologue", "prologue.packed", "block", "block.packed", "fill", "epilogue", "epilogue.packed"
+        "prologue", "prologue.packed", "block", "block.packed", "epilogue", "epilogue.packed", "fill"
     ]  # fmt: skip
     assert {path.parent for path in graphs.values()} == {case.folder}
     shapes = {
