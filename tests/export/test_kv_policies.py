@@ -326,7 +326,7 @@ def test_shared_behind_a_window_is_refused(models: Models) -> None:
 def test_the_oldest_plan_goes_first(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = models("mor-lora").engines["onnx"]
     assert isinstance(backend, OnnxBackend)
-    cache, graph = backend.new_cache(1, 8), backend._block
+    cache, graph = backend.new_cache(1, 8), backend._blocks[0]
     calls = [Lanes.single(0, 0, 1, 0) for _ in range(_PLANS + 1)]
     first, second, *_ = (graph.plan(lanes, 0, cache) for lanes in calls[:_PLANS])
     assert graph.plan(calls[0], 0, cache) is first  # used again: the second is now the oldest

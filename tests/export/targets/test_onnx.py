@@ -20,6 +20,7 @@ from edgeloop.runtime.backends.onnx import OnnxBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.manifest import Manifest, read_manifest
+from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.session import Session
 
 Bundles = Callable[..., Path]
@@ -101,6 +102,26 @@ def test_lanes_of_mixed_depth_and_length(exported: Bundles, kind: str) -> None:
         for ours, theirs in zip(*caches, strict=True):
             end = cached[b] + n
             np.testing.assert_allclose(ours[b + 1, :, :end], theirs[b + 1, :, :end], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mor-lora", "ouro"])
+def test_a_token_does_not_depend_on_the_others_of_its_call(exported: Bundles, kind: str) -> None:
+    bundle = Bundle.open(exported(kind, "int8-channel"))
+    plain, packed = (open_backend("onnx", bundle, None, packed=packed) for packed in (False, True))
+    program, n = plain.program, plain.program.depths
+    state = np.random.default_rng(4).standard_normal((n, 1, program.width)).astype(np.float32)
+
+    def lanes(first: int, count: int) -> tuple[np.ndarray, ...]:
+        depth = np.arange(first, first + count)
+        return depth, np.zeros(count, np.int32), np.ones(count, np.int32), np.zeros((count, 1), np.int64)
+
+    cache = plain.new_cache(1, 4)
+    together = plain.block(state, Lanes(*lanes(0, n)), cache).copy()
+    among = packed.block(state, PackedLanes(*lanes(0, n)), packed.new_cache(1, 4))
+    np.testing.assert_array_equal(among, together)
+    for depth in range(n):
+        alone = plain.block(state[depth : depth + 1], Lanes(*lanes(depth, 1), first_slot=depth), cache)
+        np.testing.assert_array_equal(alone[0], together[depth])
 
 
 def test_parity_is_in_the_manifest(bundle: Path) -> None:
