@@ -57,7 +57,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "torch": "export",
     "onnx": "export",
-    "onnxscript": "export",
+    "onnx_ir": "export",
     "matplotlib": "calibrate",
     "sklearn": "calibrate",
 }

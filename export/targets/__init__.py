@@ -53,7 +53,7 @@ class Entry:
 
 
 TARGETS: dict[str, Entry] = {
-    "onnx": Entry(("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export", _onnx),
+    "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx),
     "executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch),
     "coreml": Entry(("torch", "coremltools"), "export,coreml", _coreml),
 }
