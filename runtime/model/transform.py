@@ -8,6 +8,7 @@ from itertools import chain, count
 
 from msgspec import structs
 
+from .facts import numbered
 from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, weight_fields, with_names, writes
 from .program import Carry, Loop, Program, Stage
 from .sizes import head_sizes
@@ -122,10 +123,8 @@ def unrolled(program: Program) -> tuple[Program, dict[str, Source]]:
     Deltas are to be merged into the matrices that they change. ValueError as ``whole``.
     """
     stage, stored = _written_out(program), _Stored(program)
-    ops, number = list[Op](), -1
-    for op in stage.ops:
-        if number + 1 < len(stage.layers) and stage.layers[number + 1] in reads(op):
-            number += 1
+    ops = list[Op]()
+    for op, number in numbered(stage):
         names = {field: stored.name(op, weight, number) for field, weight in weight_fields(op)}
         if getattr(op, "at", None) is not None:
             op = structs.replace(op, at=None)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
+from edgeloop.runtime.backends import open_backend
+from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.manifest import FORMAT, read_manifest
 
@@ -50,6 +53,8 @@ def test_the_rule_itself_is_right(changed):
     [
         ("program/context_length", 10**12, "context_length is 1000000000000, wanted 1 to"),
         ("program/eos_token_ids", [-1], "eos_token_ids is -1"),
+        ("program/loop/blocks/0/ops/4/heads", 3, "block op 4 (attend, 0.mixed): heads are 3, no multiple"),
+        ("program/loop/schedule", [], "the number of depths in loop.schedule is 0"),
         (
             "program/routing",
             {"kind": "expert", "squash": "sigmoid", "alpha": 0.1, "capacity": [1.0]},
@@ -107,3 +112,16 @@ def test_what_is_no_manifest_is_one_line(tmp_path, text):
         read_manifest(tmp_path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_sizes_that_the_weights_do_not_have(maker, tmp_path):
+    """A program in which all fits, for weights of a terabyte: refused before anything is made of that size."""
+    folder = maker.bundle(tmp_path / "bundle", maker.program())
+    path = folder / "manifest.json"
+    huge = maker.program(
+        hidden_size=1 << 18, heads=1 << 14, kv_heads=1 << 14, head_dim=16, vocab_size=1 << 20
+    )
+    manifest = json.loads(path.read_text()) | {"program": msgspec.to_builtins(huge)}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="has shape .*, wanted .*262144.*; export the checkpoint again"):
+        open_backend("reference", Bundle.open(folder))
