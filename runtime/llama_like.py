@@ -10,7 +10,7 @@ from .model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama
 from .model.facts import attention, mlp_size
 from .model.ops import Embed, Norm, kind, writes
 from .model.program import Carry, Loop, Program, Stage
-from .model.rotary import Rotation
+from .model.rotation import Rotation
 from .model.weights import Delta, Matrix, Vector, Weight
 from .spec import PROJECTIONS, Segment, Spec
 

@@ -32,7 +32,7 @@ from edgeloop.runtime.model.ops import (
     Softcap,
 )
 from edgeloop.runtime.model.program import Carry, Loop, Program, Routing
-from edgeloop.runtime.model.rotary import Interpolated, Llama3, Rotation, Yarn
+from edgeloop.runtime.model.rotation import Interpolated, Llama3, Rotation, Yarn
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight
 
 VOCAB, WIDTH, DEPTHS = 20, 8, 3

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.model.program import STAGES
-from ...runtime.model.rotary import RotaryTables, Rotation
+from ...runtime.model.rotary import RotaryTables
+from ...runtime.model.rotation import Rotation
 from ...runtime.spec import Spec, stage_layers
 
 F16 = npt.NDArray[np.float16]

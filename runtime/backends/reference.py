@@ -16,7 +16,8 @@ from ..kv import KVCache, resident
 from ..llama_like import spec_of
 from ..manifest import Quantization
 from ..model.program import Program
-from ..model.rotary import Rotation, turns
+from ..model.rotary import turns
+from ..model.rotation import Rotation
 from ..packed import PackedLanes
 from ..weights import MATRICES, Array, Weights, copies, projection_shapes, read_tensors
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..model.rotary import Rotation, turns
+from ..model.rotary import turns
+from ..model.rotation import Rotation
 from ..model.stored import StoredWeights
 
 F32 = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .ops import Act, Add, Attend, Function, Linear, Mul, Norm, Op, Rotate
 from .program import Stage
-from .rotary import Rotation
+from .rotation import Rotation
 from .weights import Delta, Matrix, Vector, Weight
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

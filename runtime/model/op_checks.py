@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .limits import FINITE, MAX_LAYERS, MAX_SIZE, nameable, within
 from .ops import Attend, AttendLearned, AttendTwice, Embed, Experts, Op, Rotate, Shift, weight_fields, writes
 from .program import Program
-from .rotary import Llama3, Rotation, Yarn
+from .rotation import Llama3, Rotation, Yarn
 from .sizes import Known, MisfitError
 from .weights import Vector, Weight
 

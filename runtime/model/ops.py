@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from .rotary import Rotation
+from .rotation import Rotation
 
 Function = Literal["silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp"]
 

@@ -14,7 +14,7 @@ from typing import Literal
 from msgspec import Struct
 
 from .ops import Attend, AttendTwice, Embed, Linear, Op, Rotate, Shift, weight_fields
-from .rotary import Rotation
+from .rotation import Rotation
 from .weights import Matrix, Weight
 
 STAGES = ("prologue", "block", "epilogue")

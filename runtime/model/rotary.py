@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+
+from .rotation import Interpolated, Llama3, Rotation, Yarn
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -16,42 +17,6 @@ I64 = npt.NDArray[np.int64]
 STEP = 256
 """Tables grow by a multiple of this many positions, so that most caches of a session find theirs made."""
 _PIECE = 4096  # positions at a time: float64 angles of a long context would be larger than its tables
-
-
-class Interpolated(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="linear"):
-    """Every frequency divided by ``factor`` (position interpolation, arXiv 2306.15595)."""
-
-    factor: float
-
-
-class Llama3(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="llama3"):
-    """Long waves slowed by ``factor``, short ones kept, those between blended (Llama 3.1)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-
-class Yarn(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="yarn"):
-    """As ``Llama3`` by the number of turns, and cos and sin times ``amplitude`` (YaRN, arXiv 2309.00071)."""
-
-    factor: float
-    original_context: int
-    amplitude: float
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-
-Scaling = Interpolated | Llama3 | Yarn
-
-
-class Rotation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Pair i of the first ``dims`` dims of a head turns by position · theta^(−2i/dims), changed by ``scaling``."""
-
-    dims: int
-    theta: float
-    scaling: Scaling | None = None
 
 
 def turns(by: Rotation, positions: I64) -> tuple[F32, F32]:

@@ -114,7 +114,7 @@ def test_names_from_a_checkpoint(checkpoint: Path, tmp_path: Path, command: Comm
 def test_names_from_a_manifest(bundle: Path, tmp_path: Path, command: Command) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["program"]["family"] = manifest["edgeloop"] = manifest["quantization"]["scheme"] = EVIL
+    manifest["edgeloop"] = manifest["quantization"]["scheme"] = EVIL
     manifest["targets"][EVIL] = manifest["targets"]["onnx"]
     rule = {"missing": EVIL, "goal": EVIL, "tokens": 1, "perplexity": 1.0, "full_perplexity": 1.0}
     manifest["exits"] = {EVIL: {**rule, "thresholds": [0.5, 0.5], "agreement": 1.0, "mean_depth": 1.0}}
@@ -128,11 +128,13 @@ def test_names_from_a_manifest(bundle: Path, tmp_path: Path, command: Command) -
     assert STEERS.isdisjoint(out + err)
     assert "owned" in out
     manifest["files"][EVIL] = {"bytes": 1, "sha256": "0" * 64}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    code, out, err = command("run", folder, "-p", "x")
-    assert code == 1
-    assert STEERS.isdisjoint(out + err)
-    assert err.count("\n") == 1
+    family = {**manifest["program"], "family": EVIL}
+    for changed in (manifest, {**manifest, "program": family}):
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        code, out, err = command("run", folder, "-p", "x")
+        assert code == 1
+        assert STEERS.isdisjoint(out + err)
+        assert err.count("\n") == 1
 
 
 def test_what_the_engine_itself_would_write(bundle: Path, tmp_path: Path) -> None:

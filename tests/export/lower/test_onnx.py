@@ -37,7 +37,7 @@ from edgeloop.runtime.model.ops import (
     Slice,
     Softcap,
 )  # fmt: skip
-from edgeloop.runtime.model.rotary import Interpolated, Rotation
+from edgeloop.runtime.model.rotation import Interpolated, Rotation
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector
 from edgeloop.runtime.onnx_operators import MICROSOFT, OPERATORS
 

@@ -23,7 +23,7 @@ from edgeloop.runtime.model.blocks import Attention, Layer, Mlp, NormKind, Write
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.ops import Act, Add, Attend, Concat, Embed, Linear, Norm, Rotate, Softcap
 from edgeloop.runtime.model.program import Carry, Loop, Program, Stage
-from edgeloop.runtime.model.rotary import Rotation
+from edgeloop.runtime.model.rotation import Rotation
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.transform import keys_values, unrolled
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight

@@ -41,7 +41,7 @@ from edgeloop.runtime.model.ops import (
     reads,
     writes,
 )
-from edgeloop.runtime.model.rotary import Interpolated, Llama3, Rotation, Yarn
+from edgeloop.runtime.model.rotation import Interpolated, Llama3, Rotation, Yarn
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector, tensors
 

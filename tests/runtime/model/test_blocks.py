@@ -23,7 +23,7 @@ from edgeloop.runtime.model.blocks import (
     parallel,
     post_norm,
 )
-from edgeloop.runtime.model.rotary import Rotation
+from edgeloop.runtime.model.rotation import Rotation
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight
 

@@ -12,16 +12,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from edgeloop.runtime.model.rotary import (
-    STEP,
-    Interpolated,
-    Llama3,
-    RotaryTables,
-    Rotation,
-    Yarn,
-    frequencies,
-    turns,
-)
+from edgeloop.runtime.model.rotary import STEP, RotaryTables, frequencies, turns
+from edgeloop.runtime.model.rotation import Interpolated, Llama3, Rotation, Yarn
 
 ULP = 2.0**-24  # of numbers just below 1, in float32
 LLAMA3 = {
