@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, by_chance
 from edgeloop.runtime.model.codec import Grouped
+from edgeloop.runtime.onnx_session import open_session, use_threads
 
 F32 = npt.NDArray[np.float32]
 ROWS = 24
@@ -52,8 +53,11 @@ def run(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], x: F32) -
     graph = helper.make_graph(nodes, "one", shapes[:1], shapes[1:], held)
     sets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=sets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: F32 = session.run(["y"], {"x": x})[0]
+    use_threads(None)  # as every session of a process
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "one.onnx"
+        onnx.save(model, path)
+        found: F32 = open_session(path).run(["y"], {"x": x})[0]
     return found
 
 
