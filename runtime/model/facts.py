@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from .ops import Act, Attend, Linear, Op, reads, weight_fields
@@ -115,19 +116,18 @@ def count_parameters(program: Program, heads: int = 0) -> tuple[int, int]:
 
     ``heads`` are the parameters of the heads that the host computes, which no target stores.
     """
-    applied: dict[str, int] = {}
-    for stage in [
-        program.prologue,
-        *(program.stage("block", d) for d in range(program.depths)),
-        program.epilogue,
-    ]:
-        for names in layer_weights(stage):
-            applied |= {name: applied.get(name, 0) + 1 for name in names}
+    blocks = [program.stage("block", depth) for depth in range(program.depths)]
+    applied, entire = Counter[str](), set[str]()
+    for stage in [program.prologue, *blocks, program.epilogue]:
+        applied.update(
+            name for _, name in {(n, w) for op, n in numbered(stage) for _, w in weight_fields(op)}
+        )
+        entire.update(w for op in stage.ops if not hasattr(op, "at") for _, w in weight_fields(op))
     unique = unrolled = heads
     for name, weight in program.weights.items():
         several = weight.copies > 1 if isinstance(weight, Matrix) else weight.per_depth
         for _, tensor in tensors({name: weight}):
-            once = several or tensor.kind == "delta"
+            once = (several and name not in entire) or tensor.kind == "delta"
             unique += tensor.numbers
-            unrolled += tensor.numbers * (1 if once else applied.get(name, 1))
+            unrolled += tensor.numbers * (1 if once else applied[name] or 1)
     return unique, unrolled

@@ -162,18 +162,15 @@ class _Stored:
             weight = _alone(weight)
         elif name in self._kept:
             return name
-        elif number < 0:
-            self._kept.add(name)
-            self._add(name, name, weight, None)
-            return name
         if (key := (name, at, number)) not in self._named:
-            self._named[key] = self._add(name, self._free(name, weight, number), weight, at)
+            self._named[key] = self._add(name, self._free(name, weight, at, number), weight, at)
         return self._named[key]
 
-    def _free(self, name: str, weight: Weight, number: int) -> str:
+    def _free(self, name: str, weight: Weight, at: int | None, number: int) -> str:
         """A name that no tensor has: that of the layer, and another number where two weights would have one."""
         stem, base = f"layers.{number}" if number >= 0 else "before", name.rpartition(".")[2]
-        tries = chain([f"{stem}.{base}"], (f"{stem}.{i}.{base}" for i in count(1)))
+        plain = [name] if number < 0 and at is None else []
+        tries = chain(plain, [f"{stem}.{base}"], (f"{stem}.{i}.{base}" for i in count(1)))
         return next(t for t in tries if self.sources.keys().isdisjoint(_canonical(t, weight)))
 
     def _add(self, theirs: str, ours: str, weight: Weight, at: int | None) -> str:
