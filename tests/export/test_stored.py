@@ -43,7 +43,8 @@ def test_parameters_are_counted(reading: Readings, kind: str) -> None:
     for name, load in loaders.items():
         shape = load().shape
         if not name.startswith("segments."):
-            outside += math.prod(shape)
+            looped = name == "norm.weight" and spec_of(program).loop_norm  # behind the layers of each depth
+            outside += math.prod(shape) * (program.depths if looped else 1)
             continue
         segment = spec_of(program).segments[int(name.split(".")[1])]
         stacked = "lora" in name or ("norm" in name and segment.per_repeat_norms)
