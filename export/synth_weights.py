@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from .families.llama_ties import ATTENTION, MLP
+from .families.llama_names import ATTENTION, MLP
 from .synth_shapes import Shape
 
 SHARD_BYTES = 256 << 20  # one shard is in memory at a time

@@ -50,7 +50,7 @@ READ = _words("""
     num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps rope_parameters rope_scaling rope_theta
     tie_word_embeddings vocab_size
 """).union(WINDOW)
-"""Keys that ``llama_config`` reads, for every family."""
+"""Keys that ``llama_config`` reads, for every family of Llama's layers."""
 
 HARMLESS = _words("""
     _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config _name_or_path attn_implementation
@@ -103,13 +103,18 @@ CHANGES = re.compile(
 """An unknown key with one of these in its name says something of the computation: refused."""
 
 
-def check_keys(config: Mapping[str, Any], understood: Collection[str], where: str) -> None:
+def check_keys(
+    config: Mapping[str, Any], understood: Collection[str], where: str, read: Collection[str] = READ
+) -> None:
     """CheckpointError for a key that may change the computation and is not read; a warning lists others not known.
 
-    ``understood`` are keys that the family itself reads. A key that is null or false changes nothing.
+    ``understood`` are keys that the family itself reads, ``read`` those that its sizes come from. A key that is null or
+    false changes nothing.
     """
     strange = []
     for key, value in config.items():
+        if key in understood or key in read:
+            continue
         if key in ONLY:
             if value not in ONLY[key]:
                 wanted = [json.dumps(known) for known in ONLY[key]]
@@ -117,7 +122,7 @@ def check_keys(config: Mapping[str, Any], understood: Collection[str], where: st
                     f"{where}: {key} is {shown(value)}, which is not supported; wanted {' or '.join(wanted)}, or no "
                     "such key"
                 )
-        elif key in understood or key in READ or key in HARMLESS or value is None or value is False:
+        elif key in HARMLESS or value is None or value is False:
             continue
         elif CHANGES.search(key.lower()):
             raise CheckpointError(

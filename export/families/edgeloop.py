@@ -15,9 +15,10 @@ from ...runtime.spec import Segment, Spec
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
-from .llama_config import MAX_SIZE, flag, number, size
-from .llama_ties import ATTENTION, MAX_LAYERS, NORMS
+from .config_values import MAX_SIZE, flag, number, size
+from .llama_names import ATTENTION, NORMS
 from .mor_routing import check_capacity
+from .ties import MAX_LAYERS
 
 KEYS = frozenset(
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,9 @@ from ...runtime.errors import CheckpointError
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from .config_keys import WINDOW, check_keys
+from .config_values import flag, number, rope, size, token_ids
 
 logger = logging.getLogger(__name__)
-
-MAX_SIZE = 1 << 24  # of any one dimension; far above real models, far below what overflows a product
 
 MISTRAL_WINDOW = 4096
 """transformers' sliding_window of a Mistral whose config.json has no such key."""
@@ -74,45 +72,13 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
         kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", where, 1e-6),
-        rope_theta=_rope_theta(config, where),
+        rope_theta=rope(config, where, {"rope_theta": ("rope_theta",)}).get("rope_theta", 10000.0),
         context_length=size(config, "max_position_embeddings", where, 2048),
         sliding_window=_sliding_window(config, where),
         tie_word_embeddings=flag(config, "tie_word_embeddings", where, False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=token_ids(config, "eos_token_id", vocab, where),
     )
-
-
-def size(table: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """A positive integer; ``default`` where the key is absent or null."""
-    value = table.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise CheckpointError(f"{where} has no {key}; wanted a positive integer")
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
-        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive integer up to {MAX_SIZE}")
-    return value
-
-
-def number(table: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A positive finite number; ``default`` where the key is absent or null."""
-    value = table.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive number")
-    return float(value)
-
-
-def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
-    """true or false; ``default`` where the key is absent or null."""
-    value = table.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted true or false")
-    return value
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
@@ -179,44 +145,3 @@ def _uniform(config: Mapping[str, Any], kinds: set[str], where: str) -> None:
         raise CheckpointError(
             f"{where}: layer_types is {shown(config['layer_types'])}; wanted the same for all layers"
         )
-
-
-def _rope_theta(config: Mapping[str, Any], where: str) -> float:
-    """rope_theta, from the key of that name or from transformers 5's rope_parameters."""
-    found = {}
-    if config.get("rope_theta") is not None:
-        found["rope_theta"] = number(config, "rope_theta", where)
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key)
-        if rope is None:
-            continue
-        if not isinstance(rope, dict):
-            raise CheckpointError(f"{where}: {key} is {shown(rope)}; wanted an object or null")
-        for name, value in rope.items():
-            if name in ("rope_type", "type"):
-                supported = value in (None, "default")
-            elif name == "partial_rotary_factor":
-                supported = value in (None, 1.0)
-            else:
-                supported = name == "rope_theta" or value is None
-            if not supported:
-                raise CheckpointError(
-                    f"{where}: {key}.{name} is {shown(value)}; wanted plain rotary embeddings (rope_type default)"
-                )
-        if rope.get("rope_theta") is not None:
-            found[f"{key}.rope_theta"] = number(rope, "rope_theta", f"{where}: {key}")
-    if len(set(found.values())) > 1:
-        raise CheckpointError(f"{where}: {' and '.join(found)} differ: {sorted(set(found.values()))}")
-    return next(iter(found.values()), 10000.0)
-
-
-def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
-    """The ids of bos or eos: absent, one, or a list."""
-    value = config.get(key)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
-            raise CheckpointError(
-                f"{where}: {key} is {shown(value)}; wanted token ids below vocab_size {vocab}"
-            )
-    return tuple(ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -12,12 +11,11 @@ from ...runtime.errors import CheckpointError
 from ...runtime.llama_like import program_of
 from ...runtime.spec import Segment, Spec
 from ..checkpoint import Checkpoint
-from ..family import Loader, Reading
-from . import is_buffer
+from ..family import Reading
 from .llama_config import LlamaConfig
-from .llama_ties import ATTENTION, SANDWICH_NORMS, LlamaNames, Run
-
-logger = logging.getLogger(__name__)
+from .llama_names import ATTENTION, SANDWICH_NORMS, LlamaNames
+from .reader import Reader
+from .ties import Run
 
 Scale = Callable[[str, int], float]
 """(module name without PEFT's prefix, rank) → LoRA scale."""
@@ -40,18 +38,16 @@ def read_layers(
     inside a layer that nothing reads (it would change what is computed), and a LoRA without a known scale.
     ``read`` are names that the family has read itself.
     """
-    checkpoint, c = names.checkpoint, config
-    reader = _Reader(names, config, scale)
+    c = config
+    reader = _LlamaReader(names, config, scale)
     reader.used.update(read)
     segments = tuple(reader.segment(i, run) for i, run in enumerate(plan))
     reader.plain("embed.weight", names.embed, (c.vocab_size, c.hidden_size))
     reader.plain("norm.weight", names.norm, (c.hidden_size,))
-    tied = _is_tied(names, config, share_embedding)
-    if names.head in checkpoint.names:
-        reader.used.add(names.head)
+    tied = reader.head_is_embedding(names.head, c.tie_word_embeddings, share_embedding)
     if not tied:
         reader.plain("head.weight", names.head, (c.vocab_size, c.hidden_size))
-    reader.refuse_leftovers()
+    reader.refuse_leftovers("plain Llama layers (linears without bias, RMSNorms, LoRA)")
     spec = Spec(
         family=family,
         segments=segments,
@@ -74,23 +70,19 @@ def read_layers(
     return Reading(program_of(spec), reader.tensors, frozenset(reader.used))
 
 
-class _Reader:
-    """Collects loaders and used names, segment by segment."""
+class _LlamaReader(Reader):
+    """Reads segment by segment."""
+
+    names: LlamaNames
 
     def __init__(self, names: LlamaNames, config: LlamaConfig, scale: Scale | None) -> None:
-        self.names, self.checkpoint, self.scale = names, names.checkpoint, scale
-        self.tensors: dict[str, Loader] = {}
-        self.used: set[str] = set()
+        super().__init__(names)
+        self.scale = scale
         d, q, kv = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
         f = config.intermediate_size
         self.width = d
         self.shapes = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         self.shapes |= {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
-
-    def plain(self, canonical: str, name: str, shape: tuple[int, ...]) -> None:
-        self.checkpoint.require(name, shape)
-        self.tensors[canonical] = partial(self.checkpoint.tensor, name, shape)
-        self.used.add(name)
 
     def segment(self, number: int, run: Run) -> Segment:
         prefix = f"segments.{number}.layers"
@@ -101,7 +93,7 @@ class _Reader:
                 linears = [self.names.linear(layer, projection) for layer in applied]
                 canonical = f"{prefix}.{j}.{projection}.weight"
                 if own_attention and projection in ATTENTION:
-                    self.tensors[canonical] = partial(_stack, self.checkpoint, linears, shape)
+                    self.stacked(canonical, linears, shape)
                 else:
                     self.tied(linears, shape)
                     self.plain(canonical, linears[0], shape)
@@ -118,45 +110,29 @@ class _Reader:
                 rows = [self.names.norm_of(layer, norm) for layer in applied]
                 canonical = f"{prefix}.{j}.{norm}.weight"
                 if per_repeat:
-                    self.tensors[canonical] = partial(_stack, self.checkpoint, rows, (self.width,))
+                    self.stacked(canonical, rows, (self.width,))
                 else:
                     self.plain(canonical, rows[0], (self.width,))
         return Segment(len(run.applied), repeats, per_repeat, lora, own_attention)
 
-    def tied(self, group: Sequence[str], shape: tuple[int, ...]) -> None:
-        """Mark a group as used and insist that it is one tensor."""
-        for name in group:
-            self.checkpoint.require(name, shape)
-            if not self.checkpoint.same(group[0], name):
-                raise CheckpointError(
-                    f"{self.checkpoint.folder}: {group[0]} and {name} ought to be shared, and differ; "
-                    "the config is not this checkpoint's, or the weights were changed after training"
-                )
-        self.used.update(group)
-
     def attention_differs(self, run: Run) -> bool:
-        """Has any layer of the run another q, k, v or o at another depth? All are checked and marked as used."""
-        differ = False
-        for applied in run.applied:
-            for projection in ATTENTION:
-                names = [self.names.linear(layer, projection) for layer in applied]
-                for name in names:
-                    self.checkpoint.require(name, self.shapes[projection])
-                self.used.update(names)
-                differ = differ or not all(self.checkpoint.same(names[0], name) for name in names)
-        return differ
+        """Has any layer of the run another q, k, v or o at another depth?"""
+        return self.differ(
+            ([self.names.linear(layer, projection) for layer in applied], self.shapes[projection])
+            for applied in run.applied
+            for projection in ATTENTION
+        )
 
     def norms_differ(self, run: Run) -> bool:
-        differ = False
-        for applied in run.applied:
-            for norm in self.names.norms:
-                rows = [self.names.norm_of(layer, norm) for layer in applied]
-                if run.per_repeat_norms is False:
-                    self.tied(rows, (self.width,))
-                for name in rows:
-                    self.checkpoint.require(name, (self.width,))
-                self.used.update(rows)
-                differ = differ or not all(self.checkpoint.same(rows[0], name) for name in rows)
+        groups = [
+            [self.names.norm_of(layer, norm) for layer in applied]
+            for applied in run.applied
+            for norm in self.names.norms
+        ]
+        if run.per_repeat_norms is False:
+            for group in groups:
+                self.tied(group, (self.width,))
+        differ = self.differ((group, (self.width,)) for group in groups)
         return len(run.applied[0]) > 1 and (differ or bool(run.per_repeat_norms))
 
     def merged(self, prefix: str, run: Run, projection: str, pairs: Sequence[tuple[str, str] | None]) -> None:
@@ -208,48 +184,11 @@ class _Reader:
         for j, row in enumerate(pairs):
             sides = [[pair[side] if pair else None for pair in row] for side in (0, 1)]
             stem = f"{prefix}.{j}.{projection}"
-            self.tensors[f"{stem}.lora_a"] = partial(_stack, self.checkpoint, sides[0], (rank, d_in))
+            self.tensors[f"{stem}.lora_a"] = partial(_padded, self.checkpoint, sides[0], (rank, d_in))
             self.tensors[f"{stem}.lora_b"] = partial(
-                _stack, self.checkpoint, sides[1], (d_out, rank), [scale for _, scale in known[j]]
+                _padded, self.checkpoint, sides[1], (d_out, rank), [scale for _, scale in known[j]]
             )
         return rank
-
-    def refuse_leftovers(self) -> None:
-        """A bias, a gate, a magnitude: unread inside a layer, it would change what the layer computes."""
-        inside = f"{self.names.prefix}model.layers."
-        own = (
-            self.checkpoint.names - self.checkpoint.adapter_names
-        )  # of an adapter's, read_checkpoint takes care
-        unread = (n for n in own - self.used if not is_buffer(n))
-        left = (n for n in unread if n.startswith(inside) or ".lora_" in n)
-        if name := min(left, default=None):
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: {name} is part of a layer and not understood; wanted plain Llama "
-                "layers (linears without bias, RMSNorms, LoRA)"
-            )
-
-
-def _is_tied(names: LlamaNames, config: LlamaConfig, share_embedding: bool) -> bool:
-    """Does the head read out with the embedding? By content where both are stored."""
-    if names.head not in names.checkpoint.names:
-        if config.tie_word_embeddings or share_embedding:
-            return True
-        raise CheckpointError(
-            f"{names.checkpoint.folder} has no tensor {names.head}, and config.json says tie_word_embeddings false"
-        )
-    if names.checkpoint.same(names.embed, names.head):
-        return True
-    if share_embedding:
-        raise CheckpointError(
-            f"{names.checkpoint.folder}: share_embedding is true, but {names.head} and {names.embed} differ"
-        )
-    if config.tie_word_embeddings:
-        logger.warning(
-            "config.json says tie_word_embeddings, but %s differs from %s: read as an untied head",
-            names.head,
-            names.embed,
-        )
-    return False
 
 
 def _merge(
@@ -259,7 +198,7 @@ def _merge(
     return checkpoint.tensor(name, shape) + scale * (b @ a)
 
 
-def _stack(
+def _padded(
     checkpoint: Checkpoint,
     names: Sequence[str | None],
     shape: tuple[int, ...],

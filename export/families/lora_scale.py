@@ -11,7 +11,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..checkpoint.situations import ADAPTER_WEIGHTS
-from .llama_config import flag, number, size
+from .config_values import flag, number, size
 from .llama_layers import Scale
 
 KNOWN = frozenset(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .llama_config import flag, read_llama_config
+from .config_values import flag
+from .llama_config import read_llama_config
 from .llama_layers import read_layers
-from .llama_ties import LlamaNames, Run
+from .llama_names import LlamaNames
 from .lora_scale import adapter_scale
+from .ties import Run
 
 REPEATS = 2  # fixed in the authors' forward, in no config
 

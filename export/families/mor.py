@@ -20,11 +20,13 @@ from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Reading
 from .config_keys import TRAINING, warn_of
-from .llama_config import LlamaConfig, flag, read_llama_config, size
+from .config_values import flag, size
+from .llama_config import LlamaConfig, read_llama_config
 from .llama_layers import Scale, read_layers
-from .llama_ties import MAX_LAYERS, LlamaNames, Run, plain
+from .llama_names import LlamaNames
 from .lora_scale import adapter_scale, training_scale
 from .mor_routing import RoutedNames, read_routing, router_heads
+from .ties import MAX_LAYERS, Run, plain
 
 SECTIONS = ("recursive", "kv_sharing", "relaxation", "mor")
 KEYS = {

@@ -21,8 +21,9 @@ from ...runtime.model.program import Routing
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader
-from .llama_config import flag, number
-from .llama_ties import MAX_LAYERS, LlamaNames
+from .config_values import flag, number
+from .llama_names import LlamaNames
+from .ties import MAX_LAYERS
 
 T = TypeVar("T")
 Squash = Literal["sigmoid", "tanh", "softmax", "none"]

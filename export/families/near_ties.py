@@ -1,15 +1,45 @@
-"""Why nothing repeats, or less than it might: a block that is broken by a few tensors, or an ordinary model."""
+"""What repeats in an ordinary folder; and why nothing does, or less than it might.
+
+A block may be broken by a few tensors, or the model be an ordinary one.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 
-from .llama_ties import ATTENTION, MLP, LlamaNames, find_loop, first_same
+from ...runtime.errors import CheckpointError
+from .ties import LayerNames, Run, find_loop, first_same, plan_from_ties
 
-PROJECTIONS = (*ATTENTION, *MLP)
-NEAR = 4  # of a layer's 7 matrices: layers that share as many were meant to be one
+logger = logging.getLogger(__name__)
+
 NAMED = 3
+
+
+def found_plan(names: LayerNames, declared: int) -> list[Run]:
+    """What repeats; CheckpointError, or a warning where some does, says what keeps more from repeating.
+
+    ``declared``: the layers that config.json says there are.
+    """
+    folder = names.checkpoint.folder
+    if names.layers != declared:
+        raise CheckpointError(
+            f"{folder}: config.json says num_hidden_layers {declared}, the weights have {names.layers} layers; they "
+            "do not belong together"
+        )
+    plan = plan_from_ties(names)
+    covered = sum(len(run.applied) * len(run.applied[0]) for run in plan if len(run.applied[0]) > 1)
+    broken = broken_loop(names, covered)
+    if broken and plan:
+        logger.warning("%s: %s; they are stored one by one", folder, broken)
+    elif broken:
+        raise CheckpointError(
+            f"{folder}: {broken}; a block is shared as a whole: take the weights from before these were changed"
+        )
+    elif not plan:
+        raise CheckpointError(f"{folder}: {ordinary(names)}")
+    return plan
 
 
 @dataclass(frozen=True)
@@ -23,6 +53,8 @@ class Broken:
     width: int
     repeats: int
     pairs: tuple[tuple[str, str], ...]
+    tensors: int
+    """Of a layer, those that its repetitions share."""
 
     def __str__(self) -> str:
         last = self.start + self.width * self.repeats - 1
@@ -30,41 +62,40 @@ class Broken:
         more = f" (and {len(self.pairs) - NAMED} more)" if len(self.pairs) > NAMED else ""
         return (
             f"layers {self.start} to {last} repeat, {self.width} at a time and {self.repeats} times, but for "
-            f"{len(self.pairs)} of their {len(PROJECTIONS) * self.width * self.repeats} matrices: {differ}{more}"
+            f"{len(self.pairs)} of their {self.tensors * self.width * self.repeats} tensors: {differ}{more}"
         )
 
 
-def broken_loop(names: LlamaNames, covered: int) -> Broken | None:
+def broken_loop(names: LayerNames, covered: int) -> Broken | None:
     """The loop that would cover more than ``covered`` layers if a few tensors were equal; None if there is none."""
     layers = first_same(names)
+    shared = [names.shared(layer) for layer in range(names.layers)]
+    # Biases are no sign that layers were meant to be one: those that were never trained are all zero.
+    matrices = [place for place, name in enumerate(shared[0]) if name.endswith(".weight")]
     near: list[int] = []
     for layer, tensors in enumerate(layers):
-        alike = [c for c in dict.fromkeys(near) if _in_common(layers[c], tensors) >= NEAR]
-        near.append(alike[0] if alike else layer)
+        alike = (
+            c
+            for c in dict.fromkeys(near)
+            if 2 * sum(layers[c][p] == tensors[p] for p in matrices) > len(matrices)
+        )
+        near.append(next(alike, layer))
     start, width, repeats = find_loop(near)
     if repeats < 2 or width * repeats <= covered:
         return None
     pairs = []
     for j in range(width):
         depths = range(start + j, start + width * repeats, width)
-        for p, projection in enumerate(PROJECTIONS):
+        for p in range(len(shared[0])):
             usual, _ = Counter(layers[layer][p] for layer in depths).most_common(1)[0]
-            pairs += [
-                (names.linear(layer, projection), names.linear(usual, projection))
-                for layer in depths
-                if layers[layer][p] != usual
-            ]
-    return Broken(start, width, repeats, tuple(pairs))
+            pairs += [(shared[layer][p], shared[usual][p]) for layer in depths if layers[layer][p] != usual]
+    return Broken(start, width, repeats, tuple(pairs), len(shared[0]))
 
 
-def ordinary(names: LlamaNames) -> str:
+def ordinary(names: LayerNames) -> str:
     """What to say of a model in which no layer repeats another."""
     return (
         f"this is an ordinary model: none of its {names.layers} layers repeats another's weights, so there is no "
         "loop to export; a recursive checkpoint has a block of layers that is applied several times, tied or stored as "
         "equal copies (`edgeloop synth` writes one to try)"
     )
-
-
-def _in_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return sum(x == y for x, y in zip(a, b, strict=True))

@@ -11,10 +11,12 @@ from msgspec import structs
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..family import Reading
-from .llama_config import number, read_llama_config, size
+from .config_values import number, size
+from .llama_config import read_llama_config
 from .llama_layers import read_layers
-from .llama_ties import MAX_LAYERS, SANDWICH_NORMS, LlamaNames, Run
+from .llama_names import SANDWICH_NORMS, LlamaNames
 from .lora_scale import adapter_scale
+from .ties import MAX_LAYERS, Run
 
 logger = logging.getLogger(__name__)
 

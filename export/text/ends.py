@@ -9,7 +9,7 @@ from msgspec import structs
 
 from ...runtime.model.program import Program
 from ..checkpoint.weight_files import read_json
-from ..families.llama_config import token_ids
+from ..families.config_values import token_ids
 from .vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

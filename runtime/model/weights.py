@@ -110,3 +110,24 @@ def tensors(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
                 sides["lora_scale"] = (depths, rows)
             for side, size in sides.items():
                 yield f"{stem}.{side}", Tensor(size, (f"{stem}.{side}",), "delta")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One canonical tensor: its shape, of which there is one for each depth where it differs between them."""
+
+    name: str
+    shape: tuple[int, ...]
+    per_depth: bool
+
+
+def canonical(weights: Mapping[str, Weight]) -> Iterator[Part]:
+    """Every tensor that a checkpoint's family supplies, in the order of ``tensors``."""
+    for name, weight in weights.items():
+        for _, tensor in tensors({name: weight}):
+            if isinstance(weight, Vector) or tensor.kind == "delta":
+                own = tensor.kind == "delta" or weight.per_depth
+                yield Part(tensor.parts[0], tensor.shape[1:] if own else tensor.shape, own)
+                continue
+            for part, rows in zip(tensor.parts, weight.parts.values(), strict=True):
+                yield Part(part, (rows, *tensor.shape[1:]), weight.copies > 1)

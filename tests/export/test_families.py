@@ -23,7 +23,8 @@ from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import FAMILIES, find_family, unused
 from edgeloop.export.families.llama_config import read_llama_config
 from edgeloop.export.families.llama_layers import read_layers
-from edgeloop.export.families.llama_ties import LlamaNames, find_loop, find_runs, plain
+from edgeloop.export.families.llama_names import LlamaNames
+from edgeloop.export.families.ties import find_loop, find_runs, plain
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.heads import head_shapes
 from edgeloop.runtime.llama_like import spec_of

@@ -16,6 +16,7 @@ from tiny import KINDS
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, unused
 from edgeloop.runtime.errors import CheckpointError
+from edgeloop.runtime.model.facts import Run, runs
 
 FIXTURES = (*AUTHORS, "mor_expert_middle_cycle_eager", "mor_token_middle_cycle")
 
@@ -349,7 +350,7 @@ def test_a_block_that_few_tensors_break(
         CheckpointError, match="layers 1 to 4 repeat, 2 at a time and 2 times, but for"
     ) as caught:
         read(folder)
-    assert f"but for {len(names)} of their 28 matrices" in str(caught.value)
+    assert f"but for {len(names)} of their 28 tensors" in str(caught.value)
     other = changed + 2 if changed < 3 else changed - 2
     for name, plain in zip(names, tensors, strict=True):
         pair = f"{name} differs from {plain.format(other)}", f"{plain.format(other)} differs from {name}"
@@ -372,8 +373,8 @@ def test_a_loop_that_would_be_longer_but_for_a_tensor(
 
     edit_weights(folder, same)
     program = read(folder).program
-    assert [(s.layers, s.repeats) for s in program.segments] == [(1, 5), (1, 1)]
-    assert "layers 0 to 5 repeat, 1 at a time and 6 times, but for 1 of their 42 matrices" in caplog.text
+    assert runs(program) == [Run(1, 5), Run(1, 1)]
+    assert "layers 0 to 5 repeat, 1 at a time and 6 times, but for 1 of their 42 tensors" in caplog.text
     assert f"{UP.format(5)} differs from {UP.format(0)}" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The names of Llama's layers, and what repeats among them.
+"""The layers of a checkpoint by their numbers, and what repeats among them.
 
 The layers of a looped checkpoint are often written out one by one, as if unrolled. What repeats is found in
 the weights themselves, tensor by tensor, never in a flag: ``plan_from_ties``. A family that knows what
@@ -8,22 +8,13 @@ repeats writes the plan, a list of ``Run``, itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..checkpoint.situations import what_names
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-SANDWICH_NORMS = {
-    "attention_norm": "input_layernorm",
-    "attention_out_norm": "input_layernorm_2",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp_out_norm": "post_attention_layernorm_2",
-}
 MAX_LAYERS = 1024
 
 
@@ -38,25 +29,30 @@ class Run:
     """May q, k, v and o differ between depths? Then as the weights say; else that they are tied is checked."""
 
 
-class LlamaNames:
-    """The names of a checkpoint with Llama's keys, under any wrapper's prefix (PEFT, DDP, torch.compile)."""
+class LayerNames:
+    """The names of a checkpoint's tensors, under any wrapper's prefix (PEFT, DDP, torch.compile).
 
-    def __init__(self, checkpoint: Checkpoint, norms: Mapping[str, str] = NORMS) -> None:
+    A family says where the embedding and the layers are, and which tensors of a layer one that repeats it has too.
+    """
+
+    whose: str
+    embedding: str
+    stack: str
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.norms = norms
-        found = sorted(n for n in checkpoint.names if n.endswith("model.embed_tokens.weight"))
+        found = sorted(n for n in checkpoint.names if n.endswith(self.embedding))
         if len(found) != 1:
             if not found and (line := what_names(checkpoint.names)):
                 raise CheckpointError(f"{checkpoint.folder} {line}")
             what = f"{len(found)} tensors" if found else "no tensor"
             raise CheckpointError(
-                f"{checkpoint.folder} has {what} named model.embed_tokens.weight; wanted one, as Llama models have"
+                f"{checkpoint.folder} has {what} named {self.embedding}; wanted one, as {self.whose} models have"
             )
-        self.prefix = found[0].removesuffix("model.embed_tokens.weight")
         self.embed = found[0]
-        self.norm = f"{self.prefix}model.norm.weight"
-        self.head = f"{self.prefix}lm_head.weight"
-        pattern = re.compile(re.escape(self.prefix) + r"model\.layers\.(\d{1,6})\.")
+        self.prefix = found[0].removesuffix(self.embedding)
+        self.inside = f"{self.prefix}{self.stack}."
+        pattern = re.compile(re.escape(self.inside) + r"(\d{1,6})\.")
         matches = (pattern.match(n) for n in checkpoint.names - checkpoint.adapter_names)
         numbers = {int(m[1]) for m in matches if m}
         self.layers = len(numbers)
@@ -66,38 +62,19 @@ class LlamaNames:
                 f"{MAX_LAYERS} at most"
             )
 
-    def place(self, layer: int) -> str:
-        """Where a layer is, below ``model.layers.``."""
-        return str(layer)
-
-    def module(self, layer: int, projection: str) -> str:
-        part = "self_attn" if projection in ATTENTION else "mlp"
-        return f"model.layers.{self.place(layer)}.{part}.{projection}"
-
-    def linear(self, layer: int, projection: str) -> str:
-        """The shared matrix; under LoRA it is PEFT's base layer."""
-        plain = f"{self.prefix}{self.module(layer, projection)}"
-        base = f"{plain}.base_layer.weight"
-        return base if base in self.checkpoint.names else f"{plain}.weight"
-
-    def lora(self, layer: int, projection: str) -> tuple[str, str] | None:
-        """Names of A [r, in] and B [out, r], or None."""
-        stem = f"{self.prefix}{self.module(layer, projection)}"
-        a, b = (f"{stem}.lora_{x}.default.weight" for x in "AB")
-        return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
-
-    def norm_of(self, layer: int, norm: str) -> str:
-        return f"{self.prefix}model.layers.{self.place(layer)}.{self.norms[norm]}.weight"
+    def shared(self, layer: int) -> list[str]:
+        """The tensors of a layer that are the same ones in every layer that repeats it."""
+        raise NotImplementedError
 
 
-def plan_from_ties(names: LlamaNames) -> list[Run]:
+def plan_from_ties(names: LayerNames) -> list[Run]:
     """What repeats, found in the weights; empty if nothing does.
 
     One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
     as much, the one with the smallest K.
     """
     first: dict[tuple[int, ...], int] = {}
-    classes = [first.setdefault(matrices, layer) for layer, matrices in enumerate(first_same(names))]
+    classes = [first.setdefault(tensors, layer) for layer, tensors in enumerate(first_same(names))]
     start, k, repeats = find_loop(classes)
     runs = find_runs(classes)
     in_runs = sum(length for _, length in runs if length > 1)
@@ -110,11 +87,12 @@ def plan_from_ties(names: LlamaNames) -> list[Run]:
     return [r for r in (plain(range(start)), block, plain(range(end, names.layers))) if r.applied]
 
 
-def first_same(names: LlamaNames) -> list[tuple[int, ...]]:
-    """Of each layer, for each of its matrices the first layer that has the same one."""
-    layers = range(names.layers)
-    same = names.checkpoint.first_same
-    return list(zip(*(same([names.linear(i, p) for i in layers]) for p in (*ATTENTION, *MLP)), strict=True))
+def first_same(names: LayerNames) -> list[tuple[int, ...]]:
+    """Of each layer, for each of its shared tensors the first layer that has the same one."""
+    layers = [names.shared(layer) for layer in range(names.layers)]
+    return list(
+        zip(*(names.checkpoint.first_same(group) for group in zip(*layers, strict=True)), strict=True)
+    )
 
 
 def plain(layers: Sequence[int]) -> Run:

@@ -1,0 +1,91 @@
+"""Values of a config.json, each checked where it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...runtime.errors import CheckpointError
+from ...runtime.wording import shown
+
+MAX_SIZE = 1 << 24  # of any one dimension; far above real models, far below what overflows a product
+
+
+def size(table: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """A positive integer; ``default`` where the key is absent or null."""
+    value = table.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise CheckpointError(f"{where} has no {key}; wanted a positive integer")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive integer up to {MAX_SIZE}")
+    return value
+
+
+def number(table: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    """A positive finite number; ``default`` where the key is absent or null."""
+    value = table.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive number")
+    return float(value)
+
+
+def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+    """true or false; ``default`` where the key is absent or null."""
+    value = table.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted true or false")
+    return value
+
+
+def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
+    """The ids of bos or eos: absent, one, or a list."""
+    value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+            raise CheckpointError(
+                f"{where}: {key} is {shown(value)}; wanted token ids below vocab_size {vocab}"
+            )
+    return tuple(ids)
+
+
+def rope(config: Mapping[str, Any], where: str, own: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """What is said of plain rotary embeddings: in transformers 5's rope_parameters, or by keys of their own.
+
+    ``own``: by the name that a number has in rope_parameters, the keys that say the same. CheckpointError where two
+    places differ, and for another kind of rotary embeddings.
+    """
+    found: dict[str, dict[str, float]] = {
+        name: {key: number(config, key, where) for key in keys if config.get(key) is not None}
+        for name, keys in own.items()
+    }
+    for key in ("rope_parameters", "rope_scaling"):
+        table = config.get(key)
+        if table is None:
+            continue
+        if not isinstance(table, dict):
+            raise CheckpointError(f"{where}: {key} is {shown(table)}; wanted an object or null")
+        for name, value in table.items():
+            if name in ("rope_type", "type"):
+                supported = value in (None, "default")
+            elif name == "partial_rotary_factor" and name not in own:
+                supported = value in (None, 1.0)
+            else:
+                supported = name in own or value is None
+            if not supported:
+                raise CheckpointError(
+                    f"{where}: {key}.{name} is {shown(value)}; wanted plain rotary embeddings (rope_type default)"
+                )
+            if name in own and value is not None:
+                found[name][f"{key}.{name}"] = number(table, name, f"{where}: {key}")
+    for places in found.values():
+        if len(set(places.values())) > 1:
+            raise CheckpointError(f"{where}: {' and '.join(places)} differ: {sorted(set(places.values()))}")
+    return {name: next(iter(places.values())) for name, places in found.items() if places}

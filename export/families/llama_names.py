@@ -1,0 +1,56 @@
+"""The names of Llama's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..checkpoint import Checkpoint
+from .ties import LayerNames
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+SANDWICH_NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_out_norm": "input_layernorm_2",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp_out_norm": "post_attention_layernorm_2",
+}
+
+
+class LlamaNames(LayerNames):
+    """The names of a checkpoint with Llama's keys."""
+
+    whose, embedding, stack = "Llama", "model.embed_tokens.weight", "model.layers"
+
+    def __init__(self, checkpoint: Checkpoint, norms: Mapping[str, str] = NORMS) -> None:
+        super().__init__(checkpoint)
+        self.norms = norms
+        self.norm = f"{self.prefix}model.norm.weight"
+        self.head = f"{self.prefix}lm_head.weight"
+
+    def shared(self, layer: int) -> list[str]:
+        return [self.linear(layer, projection) for projection in (*ATTENTION, *MLP)]
+
+    def place(self, layer: int) -> str:
+        """Where a layer is, below ``model.layers.``."""
+        return str(layer)
+
+    def module(self, layer: int, projection: str) -> str:
+        part = "self_attn" if projection in ATTENTION else "mlp"
+        return f"model.layers.{self.place(layer)}.{part}.{projection}"
+
+    def linear(self, layer: int, projection: str) -> str:
+        """The shared matrix; under LoRA it is PEFT's base layer."""
+        plain = f"{self.prefix}{self.module(layer, projection)}"
+        base = f"{plain}.base_layer.weight"
+        return base if base in self.checkpoint.names else f"{plain}.weight"
+
+    def lora(self, layer: int, projection: str) -> tuple[str, str] | None:
+        """Names of A [r, in] and B [out, r], or None."""
+        stem = f"{self.prefix}{self.module(layer, projection)}"
+        a, b = (f"{stem}.lora_{x}.default.weight" for x in "AB")
+        return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
+
+    def norm_of(self, layer: int, norm: str) -> str:
+        return f"{self.prefix}model.layers.{self.place(layer)}.{self.norms[norm]}.weight"

@@ -1,0 +1,162 @@
+"""Canonical tensors out of a checkpoint: what is shared is checked, loaders are made, nothing is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ...runtime.errors import CheckpointError
+from ...runtime.model.weights import Weight, canonical
+from ..family import Loader
+from . import is_buffer
+from .ties import LayerNames, Run
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Part ``number`` of ``parts`` equal ones in a fused tensor, whose rows are ``groups`` times these parts in turn.
+
+    Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``Rows(0, 3, heads)``.
+    """
+
+    number: int
+    parts: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of a checkpoint, and which of its rows; None: all."""
+
+    name: str
+    rows: Rows | None = None
+
+
+class Reader:
+    """Collects loaders of canonical tensors, and the names that were used."""
+
+    def __init__(self, names: LayerNames) -> None:
+        self.names, self.checkpoint = names, names.checkpoint
+        self.tensors: dict[str, Loader] = {}
+        self.used: set[str] = set()
+
+    def plain(self, name: str, stored: str, shape: Shape) -> None:
+        """The canonical tensor ``name`` is the stored one."""
+        self.tensors[name] = self._loader(Source(stored), shape)
+
+    def stacked(self, name: str, stored: Sequence[str], shape: Shape) -> None:
+        """The canonical tensor ``name`` is one stored tensor of ``shape`` for each depth."""
+        self.tensors[name] = partial(_stack, [self._loader(Source(each), shape) for each in stored], shape)
+
+    def tied(self, group: Sequence[str], shape: Shape) -> None:
+        """Mark a group as used and insist that it is one tensor."""
+        for name in group:
+            self.checkpoint.require(name, shape)
+            if not self.checkpoint.same(group[0], name):
+                raise CheckpointError(
+                    f"{self.checkpoint.folder}: {group[0]} and {name} ought to be shared, and differ; "
+                    "the config is not this checkpoint's, or the weights were changed after training"
+                )
+        self.used.update(group)
+
+    def differ(self, groups: Iterable[tuple[Sequence[str], Shape]]) -> bool:
+        """Has any group, each with the shape of its tensors, two that differ? All are checked and marked as used."""
+        differ = False
+        for group, shape in groups:
+            for name in group:
+                self.checkpoint.require(name, shape)
+            self.used.update(group)
+            differ = differ or not all(self.checkpoint.same(group[0], name) for name in group)
+        return differ
+
+    def layers(
+        self, weights: Mapping[str, Weight], plan: Sequence[Run], sources: Mapping[str, Source]
+    ) -> None:
+        """Supply all that ``weights`` say of the layers of ``plan``.
+
+        ``sources``: by the canonical name of a tensor within its layer, where the checkpoint's layer has it.
+        """
+        for tensor in canonical(weights):
+            if not tensor.name.startswith("segments."):
+                continue
+            _, segment, _, layer, part = tensor.name.split(".", 4)
+            source, applied = sources[part], plan[int(segment)].applied[int(layer)]
+            stored = [f"{self.names.inside}{number}.{source.name}" for number in applied]
+            loaders = [self._loader(Source(name, source.rows), tensor.shape) for name in stored]
+            if tensor.per_depth:
+                self.tensors[tensor.name] = partial(_stack, loaders, tensor.shape)
+            else:
+                self.tied(stored, _whole(tensor.shape, source.rows))
+                self.tensors[tensor.name] = loaders[0]
+
+    def head_is_embedding(self, head: str, declared: bool, insisted: bool = False) -> bool:
+        """Does ``head`` read out with the embedding? By content where both are stored.
+
+        ``declared``: tie_word_embeddings. ``insisted``: that they differ is an error, not a warning.
+        """
+        folder, embed = self.checkpoint.folder, self.names.embed
+        if head not in self.checkpoint.names:
+            if declared or insisted:
+                return True
+            raise CheckpointError(
+                f"{folder} has no tensor {head}, and config.json says tie_word_embeddings false"
+            )
+        self.used.add(head)
+        if self.checkpoint.same(embed, head):
+            return True
+        if insisted:
+            raise CheckpointError(f"{folder}: share_embedding is true, but {head} and {embed} differ")
+        if declared:
+            logger.warning(
+                "config.json says tie_word_embeddings, but %s differs from %s: read as an untied head",
+                head,
+                embed,
+            )
+        return False
+
+    def refuse_leftovers(self, wanted: str, known: Collection[str] = ()) -> None:
+        """A bias, a gate, a magnitude: unread inside a layer, it would change what the layer computes."""
+        own = (
+            self.checkpoint.names - self.checkpoint.adapter_names
+        )  # of an adapter's, read_checkpoint takes care
+        unread = (n for n in own - self.used - set(known) if not is_buffer(n))
+        left = (n for n in unread if n.startswith(self.names.inside) or ".lora_" in n)
+        if name := min(left, default=None):
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: {name} is part of a layer and not understood; wanted {wanted}"
+            )
+
+    def _loader(self, source: Source, shape: Shape) -> Loader:
+        """Of ``shape``, checked by the header alone."""
+        whole = _whole(shape, source.rows)
+        self.checkpoint.require(source.name, whole)
+        self.used.add(source.name)
+        load = partial(self.checkpoint.tensor, source.name, whole)
+        return load if source.rows is None else partial(_rows, load, source.rows)
+
+
+def _whole(shape: Shape, rows: Rows | None) -> Shape:
+    """The shape of the tensor that has ``shape`` in some of its rows."""
+    return shape if rows is None else (rows.parts * shape[0], *shape[1:])
+
+
+def _rows(load: Loader, rows: Rows) -> torch.Tensor:
+    whole = load()
+    split: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))[:, rows.number]
+    return split.flatten(0, 1).contiguous()
+
+
+def _stack(loaders: Sequence[Loader], shape: Shape) -> torch.Tensor:
+    """[len(loaders), *shape]."""
+    stack = torch.empty(len(loaders), *shape)
+    for place, load in zip(stack, loaders, strict=True):
+        place.copy_(load())
+    return stack
