@@ -1,4 +1,4 @@
-"""Parity: an engine over the exported artifact against the torch modules, after every depth.
+"""Parity: an engine over the exported artifact against the reference engine, after every depth.
 
 Both run the same tokens the way the runtime does: a prompt in two chunks, then a single token; then one
 call of several lanes, each at another depth where the model allows it; then the K and V that are filled in for
@@ -8,26 +8,21 @@ skipped depths. Differences are relative to the largest absolute value.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..runtime.backend import F32, Backend, Lanes, can_fill
+from ..runtime.backends.reference import ReferenceBackend
 from ..runtime.errors import ParityError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
+from ..runtime.model.activations import Activations
 from ..runtime.model.program import Program
 from ..runtime.packed import PackedLanes
+from .bounds import REPORT, bounds, difference
 
 CHUNKS = (7, 4, 1)
-EXACT = 1e-4
-"""Bound for float arithmetic on both sides: rounding order is all that may differ."""
-SHIPPED = 0.2
-"""Bound with int8 activations in the engine: far above what rounding gives, far below a wrong graph."""
-REPORT = "please report the checkpoint's config"
-Bounds = float | Sequence[float]
-"""The largest difference allowed: one for all, or one for each thing that is compared."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     """Run the schedule on ``backend``."""
     program = backend.program
     random = np.random.default_rng(seed)
-    # A short cache: the modules copy it in each layer, which a context of 100,000 tokens would not survive.
+    # A short cache: some engines copy it in each layer, which a context of 100,000 tokens would not survive.
     capacity = min(sum(CHUNKS) + 1, program.context_length)
     ids = random.integers(0, program.vocab_size, max(capacity - 1, 1), dtype=np.int64)
     cache = backend.new_cache(1, capacity)
@@ -123,13 +118,6 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     return found
 
 
-def compare_packed(
-    found: list[F32], wanted: list[F32], engine: str, bound: Bounds, advice: str = REPORT
-) -> None:
-    """ParityError when packed lanes differ beyond ``bound``."""
-    _check(["packed lanes"] * len(found), list(map(difference, found, wanted)), engine, bound, advice)
-
-
 def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
     """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind.
 
@@ -164,31 +152,46 @@ def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
     return np.stack([array for pair in cache.stages["block"] for array in pair])
 
 
-def difference(found: F32, wanted: F32) -> float:
-    """Largest absolute difference over the largest absolute value; infinite when anything is not finite."""
-    if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
-        return float("inf")
-    return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+@dataclass(frozen=True)
+class Expected:
+    """What an engine has to give, of single and of packed lanes, and how near each of it must be."""
 
+    trace: Trace
+    packed: list[F32]
+    bounds: list[float]
 
-def compare(
-    found: Trace, wanted: Trace, engine: str, bound: Bounds, advice: str = REPORT
-) -> tuple[tuple[float, ...], float]:
-    """(difference after each depth, difference of the logits); ParityError names the first beyond ``bound``.
+    @staticmethod
+    def of(reference: ReferenceBackend, activations: Activations | None = None) -> Expected:
+        """What ``reference`` gives with ``activations``, or with floats."""
+        reference = reference.with_activations(activations)
 
-    ``advice``: what a person is told to do about it.
-    """
-    errors = [difference(f, w) for f, w in zip(found.arrays, wanted.arrays, strict=True)]
-    _check(found.names, errors, engine, bound, advice)
-    depths = len(found.per_depth)
-    return tuple(errors[:depths]), errors[depths]
+        def run(model: ReferenceBackend) -> list[F32]:
+            return [*trace(model).arrays, *trace_packed(model)]
 
+        wanted, packed = trace(reference), trace_packed(reference)
+        return Expected(wanted, packed, bounds(reference, activations, run, [*wanted.arrays, *packed]))
 
-def _check(names: list[str], errors: list[float], engine: str, bound: Bounds, advice: str) -> None:
-    bounds = bound if isinstance(bound, Sequence) else [bound] * len(errors)
-    for what, error, most in zip(names, errors, bounds, strict=True):
-        if not error <= most:
-            raise ParityError(
-                f"{engine} disagrees with the torch modules in {what}: {error:.2g} relative, at most {most:.0e} "
-                f"wanted; the bundle was not written, {advice}"
-            )
+    @property
+    def logits(self) -> float:
+        """The bound of the logits."""
+        return self.bounds[len(self.trace.per_depth)]
+
+    def check(
+        self, engine: str, backend: Backend, packed: Backend | None = None, advice: str = REPORT
+    ) -> tuple[tuple[float, ...], float]:
+        """(difference after each depth, of the logits) of ``backend``, and of ``packed`` where that is another one.
+
+        ParityError names the first thing beyond its bound. ``advice``: what a person is told to do about it.
+        """
+        found = trace(backend)
+        arrays = [*found.arrays, *trace_packed(packed or backend)]
+        names = [*found.names, *["packed lanes"] * len(self.packed)]
+        errors = list(map(difference, arrays, [*self.trace.arrays, *self.packed]))
+        for what, error, most in zip(names, errors, self.bounds, strict=True):
+            if not error <= most:
+                raise ParityError(
+                    f"{engine} disagrees with the reference engine in {what}: {error:.2g} relative, at most {most:.0e} "
+                    f"wanted; the bundle was not written, {advice}"
+                )
+        depths = len(found.per_depth)
+        return tuple(errors[:depths]), errors[depths]

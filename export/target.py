@@ -53,8 +53,8 @@ class Target(Protocol):
         ...
 
     def export(self, job: Job) -> manifest.Target:
-        """Write artifacts below ``job.folder``/<name>, compare them with the modules, and describe them.
+        """Write artifacts below ``job.folder``/<name>, compare them with the reference engine, and describe them.
 
-        ParityError when an artifact does not compute what the modules compute.
+        ParityError when an artifact does not compute what that computes.
         """
         ...

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .bundle import Bundle
 from .errors import BundleError
 from .model.program import Program
-from .weights import read_tensors
+from .model.stored import read_tensors
 
 F32 = npt.NDArray[np.float32]
 HEADS = "heads.safetensors"

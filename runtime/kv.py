@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -41,6 +41,8 @@ class KVCache:
     rows: int
     slots: int
     window: int | None
+    last_rows: dict[tuple[str, int], tuple[int, dict[int, F32]]] = field(default_factory=dict)
+    """By stage and slot: after how many tokens, and the last row of each Shift by its number."""
 
     @staticmethod
     def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:

@@ -41,12 +41,12 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the export's parity step measured against the torch modules.
+    """What the export's parity step measured against the reference engine.
 
     ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, of the same
     graphs and weights with float arithmetic; a flat program has logits only. ``shipped`` is what the engine differs
-    by as shipped, int8 activations or float16 included, from modules that compute so too where there are some; it
-    was held to ``bound``.
+    by as shipped, int8 activations or float16 included, from a reference with the same activations; it was held to
+    ``bound``.
     """
 
     per_depth: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Parity: every function of the saved package against the torch modules, after every depth.
+"""Parity: every function of the saved package against the reference engine, after every depth.
 
 The prompt goes in by ``prefill`` (a whole chunk, then a padded one), then several tokens come by
 ``embed``, ``decode_d*`` and ``head``, and again, from the same states, by ``decode_all``; then each ``kvfill_d*``.
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.backend import F32, I64, Lanes
+from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.coreml.interpreter import Interpreter
 from ...runtime.errors import ParityError
 from ...runtime.kv import KVCache
@@ -24,8 +25,7 @@ from ...runtime.loop import DepthLoop
 from ...runtime.manifest import Parity
 from ...runtime.model.program import STAGES
 from ...runtime.spec import stage_layers
-from ..oracle import Oracle
-from ..parity import difference
+from ..bounds import difference
 from .plan import Plan
 
 EXACT = 1e-5
@@ -39,7 +39,7 @@ _DECODES = 3
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the modules give: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
+    """What the reference engine gives: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
 
     ids: I64
     prompt: int
@@ -60,33 +60,33 @@ class Errors:
         error = difference(np.asarray(found), np.asarray(wanted))
         if not error <= bound:
             raise ParityError(
-                f"coreml disagrees with the torch modules in {what}, computed in {self._mode}: {error:.2g} relative, "
-                f"at most {bound:.0e} wanted; the bundle was not written, please report the checkpoint's config"
+                f"coreml disagrees with the reference engine in {what}, computed in {self._mode}: {error:.2g} "
+                f"relative, at most {bound:.0e} wanted; the bundle was not written, please report the checkpoint"
             )
         self.found[what] = max(self.found[what], error)
 
 
 def check_parity(
-    oracle: Oracle,
+    reference: ReferenceBackend,
     plan: Plan,
     package: Path,
     progress: Callable[[str], None] = lambda step: None,
-    filler: Oracle | None = None,
+    filler: ReferenceBackend | None = None,
 ) -> Parity:
-    """Compare the package with the modules, whose weights must be float16 numbers; ParityError where it differs.
+    """Compare the package with an engine whose weights are float16 numbers; ParityError where it differs.
 
-    ``filler``: the modules that say what K and V are filled in, where ``oracle`` cannot: its caches move the rows of a
+    ``filler``: says what K and V are filled in, where ``reference`` cannot: its caches move the rows of a
     sliding window.
     """
-    progress("the modules")
-    wanted = trace_oracle(oracle, plan)
+    progress("the reference")
+    wanted = trace_reference(reference, plan)
     found: dict[bool, dict[str, float]] = {}
     for rounding, bound, mode in ((False, EXACT, "float32"), (True, SHIPPED, "float16")):
         progress(mode)
         errors = Errors(bound, mode)
         interpreter = Interpreter(package, rounding)
         check_interface(interpreter, plan)
-        Comparison(interpreter, plan, wanted, errors).run(filler or oracle)
+        Comparison(interpreter, plan, wanted, errors).run(filler or reference)
         found[rounding] = errors.found
     exact = found[False]
     return Parity(
@@ -111,16 +111,16 @@ def check_interface(interpreter: Interpreter, plan: Plan) -> None:
             )
 
 
-def trace_oracle(oracle: Oracle, plan: Plan, seed: int = 0) -> Wanted:
-    """Run a prompt of a chunk and a piece, and some more tokens, through the modules."""
+def trace_reference(reference: ReferenceBackend, plan: Plan, seed: int = 0) -> Wanted:
+    """Run a prompt of a chunk and a piece, and some more tokens, through the reference engine."""
     spec = plan.spec
     total = min(plan.chunk + 5 + _DECODES, spec.context_length)
     prompt = max(total - _DECODES, 1)
     ids = np.random.default_rng(seed).integers(0, spec.vocab_size, total, dtype=np.int64)
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
-    cache = oracle.new_cache(1, total + 1)
-    loop = DepthLoop(oracle, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    cache = reference.new_cache(1, total + 1)
+    loop = DepthLoop(reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
     logits = loop.forward(ids, rows="all")
     return Wanted(ids, prompt, [np.concatenate(states[d]) for d in range(spec.depths)], logits.copy(), cache)
 
@@ -136,7 +136,7 @@ class Comparison:
         self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
         self._states = interpreter.new_states()
 
-    def run(self, filler: Oracle) -> None:
+    def run(self, filler: ReferenceBackend) -> None:
         """Everything, in the order in which a host would call it."""
         self._prefill()
         for position in range(self._wanted.prompt, len(self._wanted.ids)):
@@ -185,7 +185,7 @@ class Comparison:
             self._errors.compare(f"{name} of decode_all", again[name][:, :, rows], value[:, :, rows], SAME)
         self._compare_caches(position + 1)
 
-    def _fill(self, filler: Oracle) -> None:
+    def _fill(self, filler: ReferenceBackend) -> None:
         """Each kvfill behind the last token, with a state of its own."""
         cache = filler.new_cache(1, len(self._wanted.ids) + 1)
         spec, position = self._plan.spec, len(self._wanted.ids)

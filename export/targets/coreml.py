@@ -8,23 +8,20 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ...quant.recipe import Recipe
 from ...runtime import manifest
+from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
 from ...runtime.heads import HEADS
 from ...runtime.llama_like import spec_of
-from ...runtime.model.codec import Palette
 from ...runtime.model.program import Program
+from ...runtime.model.stored import Array
 from ...runtime.model.transform import windowed
 from ...runtime.version import VERSION
-from ..fused import Numerics
-from ..oracle import Oracle
+from ..reference import mapped
 from ..target import Job, check_shared
 
 # It warns of every version that it has not been tried with, and of what only a Mac has.
@@ -41,7 +38,6 @@ from ..coreml.plan import Plan  # noqa: E402
 FOLDER = "coreml"
 PACKAGE = f"{FOLDER}/model.mlpackage"
 MAX_STATE_BYTES = 4 << 30
-FLOAT = 1  # MatMulNBits accuracy level; the modules take no notice
 
 
 class CoremlTarget:
@@ -65,7 +61,7 @@ class CoremlTarget:
             )
 
     def export(self, job: Job) -> manifest.Target:
-        """The package under coreml/, every function of what was saved checked against the modules."""
+        """The package under coreml/, every function of what was saved checked against the reference engine."""
         path = job.folder / PACKAGE
         path.parent.mkdir()
         plan = Plan(spec_of(job.program, "target coreml"))
@@ -77,15 +73,13 @@ class CoremlTarget:
             metadata(job, described),
             lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
         )
-        bits = 32 if job.recipe.palettized else job.recipe.bits
-        numerics = Numerics(bits, job.recipe.group_size, FLOAT)
-        weights = halved(job.weights)
-        oracle = Oracle(job.program, weights, numerics, np.float16)
+        weights, group_size = halved(job.weights), job.recipe.group_size
+        reference = ReferenceBackend(job.program, weights, group_size, tables_as=np.float16)
         endless = windowed(job.program, None)
-        filler = Oracle(endless, weights, numerics, np.float16) if plan.fills else None
-        steps = {"the modules": 0.6, "float32": 0.7, "float16": 0.85}
+        filler = ReferenceBackend(endless, weights, group_size, tables_as=np.float16) if plan.fills else None
+        steps = {"the reference": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
-            oracle, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler
+            reference, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler
         )
         job.progress("coreml: done", 1.0)
         return manifest.Target(
@@ -140,18 +134,9 @@ def state_bytes(plan: Plan) -> int:
     return sum(2 * prod(shape) for shape in plan.states.values())
 
 
-def halved(weights: Path) -> dict[str, Tensor]:
-    """The stored tensors as the package has them: codes as they are, floats as float16 numbers.
-
-    Palettized matrices are the floats of their tables, which the modules know how to use.
-    """
-    stored = load_file(weights)
-    found = {
-        name: tensor.half().float() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in stored.items()
-        if not name.endswith((".indices", ".tables"))
+def halved(weights: Path) -> dict[str, Array]:
+    """The stored tensors as the package has them: codes and tables as they are, floats as float16 numbers."""
+    return {
+        name: tensor.astype(np.float16).astype(np.float32) if tensor.dtype == np.float32 else tensor
+        for name, tensor in mapped(weights).items()
     }
-    for base in (name.removesuffix(".indices") for name in stored if name.endswith(".indices")):
-        palette = Palette(stored[f"{base}.indices"].numpy(), stored[f"{base}.tables"].numpy())
-        found[f"{base}.weight"] = torch.from_numpy(palette.values())
-    return found

@@ -17,20 +17,21 @@ from torch import Tensor
 from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.backends.executorch import ExecutorchBackend
+from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.errors import ExportError
 from ...runtime.llama_like import spec_of
+from ...runtime.model.activations import Activations
 from ...runtime.model.codec import around_zero
 from ...runtime.model.program import Program
 from ...runtime.model.weights import Matrix
 from ...runtime.pte.layout import Layout, Shapes, Sizes, Table, checksum
-from ..fused import Numerics
-from ..oracle import Oracle
-from ..parity import EXACT, REPORT, compare, compare_packed, trace, trace_packed
+from ..bounds import EXACT, KERNELS, REPORT, activations_of
+from ..parity import Expected
 from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.lower import lower, serialize
 from ..pte.methods import build_methods
-from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
 from ..pte.split import delta_keys, split_weights, write_data
+from ..reference import reference_engine
 from ..target import Job, check_shared
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
@@ -78,9 +79,9 @@ class ExecutorchTarget:
         version = importlib.metadata.version("executorch")
         layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data)
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
-        numerics = Numerics(bits, job.recipe.group_size, 1)
         job.progress("executorch: parity after every depth", 0.9)
-        parity = check_parity(Oracle(job.program, weights, numerics), edge, folder, layout)
+        reference = reference_engine(job.program, job.weights, job.recipe)
+        parity = check_parity(reference, edge, folder, layout, activations_of(job.recipe, self.name))
         job.progress("executorch: done", 1.0)
         files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
         files |= {name.removesuffix(".ptd"): name for name in data}
@@ -105,44 +106,39 @@ def check_recipe(program: Program, recipe: Recipe) -> None:
             )
 
 
-def check_parity(oracle: Oracle, edge: EdgeProgramManager, folder: Path, layout: Layout) -> manifest.Parity:
-    """The program against the modules: with float activations to ``EXACT``, and as it is to ``parity_bounds``.
+def check_parity(
+    reference: ReferenceBackend,
+    edge: EdgeProgramManager,
+    folder: Path,
+    layout: Layout,
+    activations: Activations | None,
+) -> manifest.Parity:
+    """With float activations the program must equal the reference engine, and as it is that with ``activations``.
 
     ``edge``, of which the program was made, is used up. ParityError where they differ.
     """
-    if oracle.numerics.bits == 32:
-        per_depth, logits, _ = compare_program(oracle, folder, layout, "executorch")
+
+    def check(found: Layout, wanted: Expected, what: str, advice: str) -> tuple[tuple[float, ...], float]:
+        backend = ExecutorchBackend(reference.program, folder, found, threads=1)
+        try:
+            return wanted.check(what, backend, advice=advice)
+        finally:
+            backend.close()
+
+    wanted = Expected.of(reference)
+    if activations is None:
+        per_depth, logits = check(layout, wanted, "executorch", REPORT)
         return manifest.Parity(per_depth, logits, logits, EXACT)
     path = folder / EXACT_PROGRAM
     try:
         path.write_bytes(serialize(exact_activations(edge)).buffer)
         exact = structs.replace(layout, program=path.name, data=())
-        per_depth, logits, _ = compare_program(oracle, folder, exact, "executorch with float activations")
+        per_depth, logits = check(exact, wanted, "executorch with float activations", REPORT)
     finally:
         path.unlink(missing_ok=True)
-    whole = oracle.with_activations(RowsAsInt8())
-    _, shipped, bound = compare_program(whole, folder, layout, "executorch with int8 activations", KERNELS)
-    return manifest.Parity(per_depth, logits, shipped, bound)
-
-
-def compare_program(
-    oracle: Oracle, folder: Path, layout: Layout, what: str, advice: str = REPORT
-) -> tuple[tuple[float, ...], float, float]:
-    """(difference after each depth, of the logits, the bound of those) of the program that ``layout`` names."""
-    wanted, packed = trace(oracle), trace_packed(oracle)
-    bounds = parity_bounds(
-        oracle.numerics,
-        lambda: [*trace(oracle).arrays, *trace_packed(oracle)],
-        [*wanted.arrays, *packed],
-    )
-    own = len(wanted.arrays)
-    backend = ExecutorchBackend(oracle.program, folder, layout, threads=1)
-    try:
-        per_depth, logits = compare(trace(backend), wanted, what, bounds[:own], advice)
-        compare_packed(trace_packed(backend), packed, what, bounds[own:], advice)
-    finally:
-        backend.close()
-    return per_depth, logits, bounds[oracle.program.depths]
+    wanted = Expected.of(reference, activations)
+    _, shipped = check(layout, wanted, "executorch with int8 activations", KERNELS)
+    return manifest.Parity(per_depth, logits, shipped, wanted.logits)
 
 
 def place_embedding(

@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.backend import F32
+from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.errors import ExportError, ParityError
 from ...runtime.llama_like import spec_of
 from ...runtime.loop import DepthLoop
+from ...runtime.model.activations import Activations
 from ...runtime.model.program import Program
-from ..fused import Numerics
-from ..oracle import Oracle
-from ..parity import CHUNKS, EXACT, REPORT, difference
+from ..bounds import EXACT, KERNELS, REPORT, activations_of, bounds, difference
+from ..parity import CHUNKS
 from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.flat import Flat, Unsaved
 from ..pte.flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of, serialize_flat
-from ..pte.oracle import KERNELS, RowsAsInt8, parity_bounds
+from ..reference import reference_engine
 from ..target import Job, check_shared
 from .executorch import check_recipe
 
@@ -59,17 +60,17 @@ class ExecutorchFlatTarget:
         rows = rows_of(spec, chunk)
         named = constants(spec, chunk)
         model = Flat(spec, weights, bits, rows, chunk)
-        oracle = Oracle(job.program, weights, Numerics(bits, job.recipe.group_size, 1))
+        reference = reference_engine(job.program, job.weights, job.recipe)
         job.progress("executorch: the unrolled model", 0.0)
         unsaved = Unsaved(model)
-        check_parity(unsaved, oracle, chunk, "the unrolled model")  # seconds; lowering takes minutes
+        check_parity(unsaved, reference, chunk, "the unrolled model")  # seconds; lowering takes minutes
         unsaved.close()
         job.progress("executorch: the unrolled graph", 0.1)
         edge = lower_flat(model, named)
         spare = copy.deepcopy(edge)  # writing caches in place is written into the graph
         path.write_bytes(serialize_flat(edge))
         job.progress("executorch: parity of the logits", 0.9)
-        parity = check_program(path, spare, oracle, chunk)
+        parity = check_program(path, spare, reference, chunk, activations_of(job.recipe, "executorch"))
         job.progress("executorch: done", 1.0)
         flat = manifest.Flat(constants=named, rows=rows)
         return manifest.Target({}, f"{FOLDER}/{PROGRAM}", parity, flat=flat)
@@ -83,53 +84,66 @@ class Forward(Protocol):
         ...
 
 
-def check_program(path: Path, edge: EdgeProgramManager, oracle: Oracle, chunk: int) -> manifest.Parity:
-    """The program against the modules: with float activations to ``EXACT``, and as it is to ``parity_bounds``.
+def check_program(
+    path: Path,
+    edge: EdgeProgramManager,
+    reference: ReferenceBackend,
+    chunk: int,
+    activations: Activations | None,
+) -> manifest.Parity:
+    """With float activations the program must equal the reference engine, and as it is that with ``activations``.
 
     ``edge`` is what the program was made of, before that; it is used up. ParityError where they differ.
     """
-    if oracle.numerics.bits == 32:
-        logits, _ = check_parity(FlatProgram(path), oracle, chunk)
+    if activations is None:
+        logits, _ = check_parity(FlatProgram(path), reference, chunk)
         return manifest.Parity((), logits, logits, EXACT)
     exact = path.with_name(EXACT_PROGRAM)
     try:
         exact.write_bytes(serialize_flat(exact_activations(edge)))
-        logits, _ = check_parity(FlatProgram(exact), oracle, chunk, "the flat program with float activations")
+        logits, _ = check_parity(
+            FlatProgram(exact), reference, chunk, "the flat program with float activations"
+        )
     finally:
         exact.unlink(missing_ok=True)
-    whole = oracle.with_activations(RowsAsInt8())
     what = "the flat program with int8 activations"
-    shipped, bound = check_parity(FlatProgram(path), whole, chunk, what, KERNELS)
+    shipped, bound = check_parity(FlatProgram(path), reference, chunk, what, KERNELS, activations)
     return manifest.Parity((), logits, shipped, bound)
 
 
 def check_parity(
-    program: Forward, oracle: Oracle, chunk: int, what: str = "the flat program", advice: str = REPORT
+    program: Forward,
+    reference: ReferenceBackend,
+    chunk: int,
+    what: str = "the flat program",
+    advice: str = REPORT,
+    activations: Activations | None = None,
 ) -> tuple[float, float]:
     """(largest relative difference of the logits, its bound), of a prompt in pieces and of tokens one by one.
 
-    ParityError where one is beyond its bound of ``parity_bounds``.
+    ParityError where one is beyond its bound.
     """
-    model = oracle.program
+    model = reference.program
     capacity = min(model.context_length, sum(CHUNKS) + STEPS)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, capacity, dtype=np.int64)
     ends = np.minimum(np.cumsum([min(size, chunk) for size in (*CHUNKS, *[1] * STEPS)]), capacity)
     parts = [part for part in np.split(ids, ends) if len(part)]
 
-    def run() -> list[F32]:
-        loop = DepthLoop(oracle, oracle.new_cache(1, capacity))
+    def run(engine: ReferenceBackend) -> list[F32]:
+        loop = DepthLoop(engine, engine.new_cache(1, capacity))
         return [loop.forward(part)[0].copy() for part in parts]
 
-    wanted = run()
+    reference = reference.with_activations(activations)
+    wanted = run(reference)
     # One bound for all of them: how far chance moves the logits of one token says little of another's.
-    bound = max(parity_bounds(oracle.numerics, run, wanted))
+    bound = max(bounds(reference, activations, run, wanted))
     worst, start = 0.0, 0
     for part, logits in zip(parts, wanted, strict=True):
         error = difference(program.logits(part.tolist(), start), logits)
         worst, start = max(worst, error), start + len(part)
         if not error <= bound:
             raise ParityError(
-                f"{what} disagrees with the torch modules in the logits of token {start}: {error:.2g} relative, at "
+                f"{what} disagrees with the reference engine in the logits of token {start}: {error:.2g} relative, at "
                 f"most {bound:.0e} wanted; the bundle was not written, {advice}"
             )
     return worst, bound

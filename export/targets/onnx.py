@@ -8,14 +8,16 @@ from ...quant.recipe import Recipe
 from ...runtime import manifest
 from ...runtime.backend import can_fill
 from ...runtime.backends.onnx import OnnxBackend
+from ...runtime.backends.reference import ReferenceBackend
+from ...runtime.model.activations import Activations
 from ...runtime.model.program import Program
+from ..bounds import EXACT, KERNELS, REPORT, activations_of
 from ..bundle.writer import link
-from ..fused import Numerics
 from ..lower.exact import with_float_activations
 from ..lower.graph import Stored
 from ..lower.onnx import check, write_graphs
-from ..oracle import Oracle
-from ..parity import EXACT, SHIPPED, compare, compare_packed, trace, trace_packed
+from ..parity import Expected
+from ..reference import reference_engine
 from ..target import Job
 
 FOLDER = "onnx"
@@ -40,10 +42,8 @@ class OnnxTarget:
         job.progress("onnx: graphs", 0.0)
         graphs = write_graphs(program, stored, can_fill(program))
         job.progress("onnx: parity after every depth", 0.2)
-        oracle = Oracle.open(
-            job.program, folder / WEIGHTS, Numerics(job.recipe.bits, job.recipe.group_size, 4)
-        )
-        parity = check_parity(oracle, graphs)
+        reference = reference_engine(program, folder / WEIGHTS, job.recipe)
+        parity = check_parity(reference, graphs, activations_of(job.recipe, "onnx"))
         job.progress("onnx: done", 1.0)
         return manifest.Target(
             graphs={name: f"{FOLDER}/{path.name}" for name, path in graphs.items()},
@@ -52,16 +52,29 @@ class OnnxTarget:
         )
 
 
-def check_parity(oracle: Oracle, graphs: dict[str, Path]) -> manifest.Parity:
-    """With float activations the graphs must equal the oracle; as shipped, they must stay near it."""
-    wanted, packed = trace(oracle), trace_packed(oracle)
+def check_parity(
+    reference: ReferenceBackend, graphs: dict[str, Path], activations: Activations | None
+) -> manifest.Parity:
+    """With float activations the graphs must equal the reference engine, and as shipped that with ``activations``."""
+    program = reference.program
+
+    def check(
+        paths: dict[str, Path], wanted: Expected, what: str, advice: str
+    ) -> tuple[tuple[float, ...], float]:
+        return wanted.check(
+            what, OnnxBackend(program, paths), OnnxBackend(program, paths, packed=True), advice
+        )
+
+    wanted = Expected.of(reference)
+    if activations is None:
+        per_depth, logits = check(graphs, wanted, "onnx", REPORT)
+        return manifest.Parity(per_depth, logits, logits, EXACT)
     exact = {name: with_float_activations(path) for name, path in graphs.items()}
     try:
-        per_depth, logits = compare(trace(OnnxBackend(oracle.program, exact)), wanted, "onnx", EXACT)
-        compare_packed(trace_packed(OnnxBackend(oracle.program, exact, packed=True)), packed, "onnx", EXACT)
+        per_depth, logits = check(exact, wanted, "onnx with float activations", REPORT)
     finally:
         for path in exact.values():
             path.unlink()
-    _, shipped = compare(trace(OnnxBackend(oracle.program, graphs)), wanted, "onnx", SHIPPED)
-    compare_packed(trace_packed(OnnxBackend(oracle.program, graphs, packed=True)), packed, "onnx", SHIPPED)
-    return manifest.Parity(per_depth=per_depth, logits=logits, shipped=shipped, bound=SHIPPED)
+    wanted = Expected.of(reference, activations)
+    _, shipped = check(graphs, wanted, "onnx with int8 activations", KERNELS)
+    return manifest.Parity(per_depth, logits, shipped, wanted.logits)

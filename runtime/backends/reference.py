@@ -1,50 +1,31 @@
-"""The oracle: a recursive model in plain numpy, one lane after the other, in the words of ``Spec``.
+"""The reference engine: a program interpreted in plain numpy, one lane after the other, op by op.
 
 Nothing here is clever, so that it can be read against a paper. Every other engine is compared with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
+from ..backend import F32, I64, Lanes, can_fill, check_fill, fresh_tokens
 from ..bundle import Bundle
-from ..kv import KVCache, resident
-from ..llama_like import spec_of
-from ..manifest import Quantization
+from ..errors import UsageError
+from ..kv import KVCache
 from ..model.program import Program
-from ..model.rotary import turns
-from ..model.rotation import Rotation
+from ..model.sizes import head_sizes
+from ..model.stored import Array, StoredWeights, read_tensors
+from ..model.transform import at_depth, keys_values
 from ..packed import PackedLanes
-from ..weights import MATRICES, Array, Weights, copies, projection_shapes, read_tensors
+from .reference_lane import Activations, Lane, Slot
+from .reference_ops import compute
 
 WEIGHTS_TARGET = "onnx"
 """The target whose weights file this engine reads."""
-
-
-@dataclass(frozen=True)
-class Application:
-    """One application of a physical layer: which weights, which row of its deltas, which KV pair and slot.
-
-    ``reads``: it makes no K and V, the slot holds those of another depth.
-    """
-
-    prefix: str
-    repeat: int
-    cache: int
-    slot: int
-    reads: bool = False
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One lane of a call: T ``cached`` tokens, and the positions [n] of its n valid new ones."""
-
-    cached: int
-    positions: I64
 
 
 class ReferenceBackend:
@@ -52,18 +33,39 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, program: Program, tensors: Mapping[str, Array], quantization: Quantization) -> None:
-        """``tensors``: the stored tensors by name (see ``weights.py``). BundleError when one is missing."""
+    def __init__(
+        self,
+        program: Program,
+        stored: Mapping[str, Array],
+        group_size: int,
+        *,
+        activations: Activations | None = None,
+        tables_as: npt.DTypeLike = np.float32,
+    ) -> None:
+        """``stored``: the tensors by name (``model/stored.py``). BundleError when one is missing.
+
+        To compute what another engine does: ``activations`` are what it makes of the inputs of quantized matrices,
+        ``tables_as`` is the type of its rotary tables.
+        """
         self.program = program
-        spec = self.spec = spec_of(program)
-        self._weights = Weights(spec, tensors, quantization.group_size)
-        self._projections = projection_shapes(spec)
+        self._weights = StoredWeights(program.weights, stored, group_size)
+        self._activations, self._tables_as = activations, tables_as
+        self._carries = tuple(carry.width for carry in program.loop.carries)
+        self._head = head_sizes(program)
+        self._blocks = [at_depth(program, depth) for depth in range(program.depths)]
+        self._fills = [keys_values(block) for block in self._blocks] if can_fill(program) else []
 
     @staticmethod
     def open(bundle: Bundle) -> ReferenceBackend:
         """The model of ``bundle``; BundleError when its weights cannot be read."""
-        tensors = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
-        return ReferenceBackend(bundle.program, tensors, bundle.manifest.quantization)
+        stored = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
+        return ReferenceBackend(bundle.program, stored, bundle.manifest.quantization.group_size)
+
+    def with_activations(self, activations: Activations | None) -> ReferenceBackend:
+        """The same model with the same weights, as an engine computes it that makes ``activations`` of inputs."""
+        other = copy(self)
+        other._activations = activations
+        return other
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
@@ -71,165 +73,81 @@ class ReferenceBackend:
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
-        batch, width = ids.shape  # of packed lanes, as in every stage, [N, 1]
-        state = self._weights.rows("embed", ids.reshape(-1)).reshape(batch, width, -1)
-        return self._stage("prologue", state, lanes, cache)
+        return self._run("prologue", ids[..., None], lanes, cache)
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D], each lane at its own depth."""
         if self.program.shares_kv and not isinstance(lanes, PackedLanes):
             fresh_tokens(lanes)  # what it cannot take, no engine can
-        state = self._stage("block", state, lanes, cache)
-        return self._norm(state, "norm", 0) if self.spec.loop_norm else state
+        return self._run("block", state, lanes, cache)
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
-        state = self._stage("epilogue", state, lanes, cache)
-        picked = state.reshape(-1, self.spec.hidden_size)[rows]
-        if not self.spec.loop_norm:  # else the block has applied it already
-            picked = self._norm(picked, "norm", 0)
-        return picked @ self._weights.matrix("embed" if self.spec.tied_embedding else "head").T
+        state = self._run("epilogue", state, lanes, cache)
+        values = split(state.reshape(-1, state.shape[-1])[rows], self._head)
+        (logits,) = compute(self.program.head, self._lane(rows), *values)
+        return logits
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
         check_fill(self.program)
         state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
         for b in np.flatnonzero(lanes.tokens).tolist():
-            n = int(lanes.tokens[b])
-            lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
-            for layer in self._applications("block", int(lanes.depth[b]), lanes.first_slot + b):
-                x = self._norm(state[b, :n], f"{layer.prefix}.attention_norm", layer.repeat)
-                _, *new = self._queries_keys_values(x, lane, layer)
-                for buffer, rows in zip(cache.stages["block"][layer.cache], new, strict=True):
-                    buffer[layer.slot, :, lane.cached : lane.cached + n] = rows
+            lane = self._of(lanes, b, "block", cache)
+            n, rows = len(lane.positions), slice(lane.cached, lane.cached + len(lane.positions))
+            made = iter(compute(self._fills[lane.depth], lane, *split(state[b, :n], self._carries)))
+            for slot in lane.own:
+                for kept in (slot.keys, slot.values):
+                    kept[:, rows] = next(made).reshape(n, len(kept), -1).transpose(1, 0, 2)
 
-    def _stage(self, stage: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """The layers of ``stage`` on the valid tokens of each lane; padded rows come out as zeros."""
+    def _run(self, name: str, given: npt.NDArray[Any], lanes: Lanes, cache: KVCache) -> F32:
+        """The stage ``name`` on the valid tokens of each lane; padded rows come out as zeros."""
         packed = lanes if isinstance(lanes, PackedLanes) else None
-        state = packed.pad(state) if packed else state
-        out = np.zeros_like(state)
-        for b in range(len(lanes.tokens)):
-            n = int(lanes.tokens[b])
-            if n == 0:
-                continue
-            lane = Lane(int(lanes.cached[b]), lanes.positions[b, :n])
-            x = state[b, :n]
-            for layer in self._applications(stage, int(lanes.depth[b]), lanes.first_slot + b):
-                x = self._layer(x, lane, layer, cache.stages[stage][layer.cache])
-            out[b, :n] = x
+        given = packed.pad(given) if packed else given
+        width = sum(self._head if name == "epilogue" else self._carries)
+        out = np.zeros((*given.shape[:2], width), np.float32)
+        for b in np.flatnonzero(lanes.tokens).tolist():
+            lane, n = self._of(lanes, b, name, cache), int(lanes.tokens[b])
+            if name == "prologue":
+                hosts = {"ids": given[b, :n, 0], "positions": lane.positions}
+                values: list[Any] = [hosts[value] for value in self.program.prologue.inputs]
+            else:
+                values = list(split(given[b, :n], self._carries))
+            stage = self._blocks[lane.depth] if name == "block" else self.program.stage(name)
+            out[b, :n] = np.concatenate(compute(stage, lane, *values), axis=1)
+            if lane.last_rows:
+                cache.last_rows[name, lanes.first_slot + b] = lane.cached + n, lane.last_rows
         return packed.pack(out) if packed else out
 
-    def _applications(self, stage: str, depth: int, slot: int) -> Iterator[Application]:
-        """The layers that one call of ``stage`` applies, in order."""
-        stages = self.spec.stages
-        numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
-        looped = stage == "block" and stages.depths > 1
-        cache = 0
-        for s in numbers:
-            segment = self.spec.segments[s]
-            for repeat in [depth] if looped else range(segment.repeats):
-                for j in range(segment.layers):
-                    reads = looped and depth > 0 and self.spec.kv == "shared"
-                    yield Application(f"segments.{s}.layers.{j}", repeat, cache, slot, reads)
-                    cache += 1
-
-    def _layer(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
-        """One layer on n tokens: x [n, D] → [n, D]."""
-        prefix, repeat = layer.prefix, layer.repeat
-        a = self._attention(self._norm(x, f"{prefix}.attention_norm", repeat), lane, layer, pair)
-        if self.spec.sandwich_norms:
-            a = self._norm(a, f"{prefix}.attention_out_norm", repeat)
-        x = x + a
-        h = self._norm(x, f"{prefix}.mlp_norm", repeat)
-        gate, up = self._linear(h, layer, "gate_up_proj")
-        (m,) = self._linear(silu(gate) * up, layer, "down_proj")
-        if self.spec.sandwich_norms:
-            m = self._norm(m, f"{prefix}.mlp_out_norm", repeat)
-        return x + m
-
-    def _attention(self, x: F32, lane: Lane, layer: Application, pair: tuple[F32, F32]) -> F32:
-        """Causal grouped-query attention of n new tokens over T cached and themselves: x [n, D] → [n, D]."""
-        spec, n, window = self.spec, len(x), self.program.window
-        q, k, v = self._queries_keys_values(x, lane, layer)
-        slots = (buffer[layer.slot] for buffer in pair)  # [K, rows, head_dim]
-        if layer.reads:
-            keys, values = (slot[:, : lane.cached + n] for slot in slots)
-        else:
-            keys, values = (append(s, y, lane.cached, window) for s, y in zip(slots, (k, v), strict=True))
-        total = keys.shape[1]  # tokens that can be seen; without a window, all of them
-        q = q.reshape(spec.kv_heads, -1, spec.head_dim)  # a KV head's query heads share it
-        scores = (q @ keys.transpose(0, 2, 1)).reshape(spec.heads, n, total)
-        scores = scores * np.float32(spec.head_dim**-0.5)
-        age = total - n + np.arange(n)[:, None] - np.arange(total)  # [n, total]
-        seen = (age >= 0) & (age < (window or total))
-        weights = softmax(np.where(seen, scores, np.float32(-np.inf)))
-        mixed = weights.reshape(spec.kv_heads, -1, total) @ values
-        rows = mixed.reshape(spec.heads, n, -1).transpose(1, 0, 2).reshape(n, -1)
-        (out,) = self._linear(rows, layer, "o_proj")
-        return out
-
-    def _queries_keys_values(self, x: F32, lane: Lane, layer: Application) -> tuple[F32, F32, F32]:
-        """x [n, D] → q [H, n, head_dim], k and v [K, n, head_dim], q and k at their positions."""
-        q, k, v = (
-            y.reshape(len(x), -1, self.spec.head_dim).transpose(1, 0, 2)
-            for y in self._linear(x, layer, "qkv_proj")
+    def _of(self, lanes: Lanes, b: int, stage: str, cache: KVCache) -> Lane:
+        """Lane ``b`` of ``lanes`` with its slots of ``stage``."""
+        depth, cached, n = int(lanes.depth[b]), int(lanes.cached[b]), int(lanes.tokens[b])
+        own = lanes.first_slot + b
+        tokens, last_rows = cache.last_rows.get((stage, own), (cached, {})) if cached else (0, {})
+        if tokens != cached:
+            raise UsageError(
+                f"{cached} tokens before the next one, but the row that is kept for it is that of token {tokens}; "
+                "this model's shift takes tokens in order, start again"
+            )
+        first = own - min(depth, cache.slots - 1) if stage == "block" else own
+        slots = ([Slot(k[at], v[at], cache.window) for k, v in cache.stages[stage]] for at in (own, first))
+        return self._lane(
+            lanes.positions[b, :n],
+            depth=depth,
+            cached=cached,
+            own=next(slots),
+            first=next(slots),
+            last_rows=last_rows,
+            block=0 if cached else n,
         )
-        cos, sin = turns(Rotation(self.spec.head_dim, self.spec.rope_theta), lane.positions)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def _linear(self, x: F32, layer: Application, matrix: str) -> list[F32]:
-        """x [n, in] times a stored matrix (of this repeat) plus the repeat's LoRA: [n, out] of each projection."""
-        parts, segment = MATRICES[matrix], self.spec.segments[int(layer.prefix.split(".")[1])]
-        weight = self._weights.matrix(f"{layer.prefix}.{matrix}")
-        if (count := copies(segment, matrix)) > 1:
-            weight = np.split(weight, count)[layer.repeat]
-        y = x @ weight.T
-        ends = np.cumsum([self._projections[p][0] for p in parts])[:-1]
-        outputs: list[F32] = np.split(y, ends, axis=-1)
-        lora = segment.lora
-        for i, projection in enumerate(parts):
-            if projection in lora:
-                a = self._weights.small(f"{layer.prefix}.{projection}.lora_a")[layer.repeat]
-                b = self._weights.small(f"{layer.prefix}.{projection}.lora_b")[layer.repeat]
-                outputs[i] = outputs[i] + (x @ a.T) @ b.T
-        return outputs
-
-    def _norm(self, x: F32, name: str, repeat: int) -> F32:
-        """RMSNorm over the last axis, with the repeat's row of the weight where it has rows."""
-        weight = self._weights.small(f"{name}.weight")
-        weight = weight[repeat] if weight.ndim == 2 else weight
-        mean = np.mean(x * x, axis=-1, keepdims=True)
-        normed: F32 = x / np.sqrt(mean + np.float32(self.spec.norm_eps)) * weight
-        return normed
+    def _lane(self, positions: I64, **seen: Any) -> Lane:
+        """A lane of this model; ``seen``: what else ops read."""
+        return Lane(
+            self._weights, positions, activations=self._activations, tables_as=self._tables_as, **seen
+        )
 
 
-def append(slot: F32, new: F32, cached: int, window: int | None) -> F32:
-    """Write ``new`` [K, n, head_dim] after ``cached`` tokens into slot [K, rows, head_dim] → all that can be seen."""
-    rows, total = slot.shape[1], cached + new.shape[1]
-    if window is None or total <= rows:
-        slot[:, cached:total] = new
-        return slot[:, :total]
-    seen = np.concatenate((slot[:, : resident(cached, rows, window)], new), axis=1)
-    kept = resident(total, rows, window)
-    slot[:, :kept] = seen[:, seen.shape[1] - kept :]
-    return seen
-
-
-def silu(x: F32) -> F32:
-    """x·sigmoid(x); tanh keeps it from overflowing."""
-    sigmoid: F32 = np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
-    return x * sigmoid
-
-
-def softmax(x: F32) -> F32:
-    """Softmax over the last axis."""
-    e: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
-    e /= e.sum(axis=-1, keepdims=True)
-    return e
-
-
-def rotate(x: F32, cos: F32, sin: F32) -> F32:
-    """RoPE on x [heads, n, head_dim], halves rotated against each other."""
-    first, second = np.split(x, 2, axis=-1)
-    rotated: F32 = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return rotated
+def split(state: F32, widths: Sequence[int]) -> list[F32]:
+    """A state [n, D] → the values that lie side by side in it."""
+    return np.split(state, np.cumsum(widths)[:-1], axis=1)

@@ -15,12 +15,25 @@ import numpy.typing as npt
 
 from ..model import ops
 from ..model.ops import Op, kind
+from ..model.program import Stage
 from ..model.weights import sibling
 from .reference_attention import attend, attend_learned, attend_twice, capped, softmax
 from .reference_lane import Lane, times
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+
+
+def compute(stage: Stage, lane: Lane, *given: F32 | I64) -> list[F32]:
+    """What ``stage`` makes of its inputs: its outputs. Values are let go of after their last use."""
+    values: dict[str, Any] = dict(zip(stage.inputs, given, strict=True))
+    last = {name: op for op in stage.ops for name in ops.reads(op)}
+    for op in stage.ops:
+        run(op, lane, values)
+        for name in set(ops.reads(op)).difference(stage.outputs):
+            if last[name] is op:
+                del values[name]
+    return [values[name] for name in stage.outputs]
 
 
 def run(op: Op, lane: Lane, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ means that a row is one group. Or by tables: ``name.indices`` [N, K] uint8 and `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,18 @@ I64 = npt.NDArray[np.int64]
 _FLOATS = ("float32", "float16")
 _PIECE = 8192
 """Rows of a matrix that are float32 at a time, so that a large head is never held whole."""
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file; BundleError when it is damaged or has types that numpy has not."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    # The library looks for numpy's type by its name, and numpy has no bfloat16 and no float8.
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
 
 
 class StoredWeights:

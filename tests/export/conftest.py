@@ -14,14 +14,14 @@ from editing import read
 from tiny import KINDS, ROUTERS
 
 from edgeloop.export.family import Reading
-from edgeloop.export.fused import Numerics
-from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
@@ -50,16 +50,16 @@ def reading(checkpoint: Callable[[str], Path]) -> Callable[[str], Reading]:
 @pytest.fixture(scope="session")
 def oracle(
     reading: Callable[[str], Reading], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Oracle]:
-    """``oracle("mor-lora", "int4", 64)``: the torch modules over stored weights."""
+) -> Callable[..., ReferenceBackend]:
+    """``oracle("mor-lora", "int4", 64)``: the reference engine over stored weights."""
     root = tmp_path_factory.mktemp("stored")
 
-    def get(kind: str, quant: str = "none", group_size: int = 32) -> Oracle:
+    def get(kind: str, quant: str = "none", group_size: int = 32) -> ReferenceBackend:
         recipe = Recipe.named(quant, group_size)
         path = root / f"{kind}-{quant}-{group_size}.safetensors"
         if not path.exists():
             write_weights(reading(kind), recipe, path)
-        return Oracle.open(reading(kind).program, path, Numerics(recipe.bits, recipe.group_size, FLOAT))
+        return reference_engine(reading(kind).program, path, recipe)
 
     return get
 

@@ -15,10 +15,10 @@ from coreml_packages import KINDS, package_of
 from edgeloop.export.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.family import Reading
-from edgeloop.export.oracle import Oracle
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets.coreml import CoremlTarget
 from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
 from edgeloop.runtime.errors import ExportError, ParityError
@@ -31,7 +31,7 @@ def test_every_family_passes_parity(kind: str, packaged: Callable[..., Bundle]) 
     target = packaged(kind).manifest.targets["coreml"]
     program = packaged(kind).program
     assert len(target.parity.per_depth) == program.depths
-    # Nothing is bit for bit the modules', so a zero would mean that nothing was compared.
+    # Nothing is bit for bit the reference's, so a zero would mean that nothing was compared.
     assert all(0 < error <= EXACT for error in (*target.parity.per_depth, target.parity.logits))
     assert EXACT < target.parity.shipped <= SHIPPED
 
@@ -146,7 +146,7 @@ def test_rms_norm_is_safe_where_float16_is_not(packaged: Callable[..., Bundle]) 
 
 
 def test_parity_refuses_other_weights_and_other_functions(
-    packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]
+    packaged: Callable[..., Bundle], oracle: Callable[..., ReferenceBackend]
 ) -> None:
     package, program = package_of(packaged("edgeloop")), packaged("edgeloop").program
     with pytest.raises(

@@ -11,11 +11,12 @@ import pytest
 from msgspec import structs
 from tiny import altered
 
-from edgeloop.export.oracle import Oracle
-from edgeloop.export.parity import difference, trace
+from edgeloop.export.bounds import difference
+from edgeloop.export.parity import trace
 from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import Interpreter
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
@@ -38,7 +39,9 @@ def backend(bundle: Bundle) -> CoremlBackend:
     return CoremlBackend(bundle.program, package, Interpreter(bundle.folder / package.path, rounding=False))
 
 
-def test_it_computes_what_the_modules_compute(backend: CoremlBackend, oracle: Callable[..., Oracle]) -> None:
+def test_it_computes_what_the_modules_compute(
+    backend: CoremlBackend, oracle: Callable[..., ReferenceBackend]
+) -> None:
     ids = np.arange(9, dtype=np.int64) * 7
     found, wanted = (
         DepthLoop(engine, engine.new_cache(1, 10)).forward(ids, rows="all")
@@ -91,7 +94,7 @@ def test_whoever_looks_between_the_stages_gets_them_one_by_one(backend: CoremlBa
     assert difference(DepthLoop(backend, backend.new_cache(1, 10)).forward(ids), staged) < 1e-5
 
 
-def test_left_tokens_are_filled_in(backend: CoremlBackend, oracle: Callable[..., Oracle]) -> None:
+def test_left_tokens_are_filled_in(backend: CoremlBackend, oracle: Callable[..., ReferenceBackend]) -> None:
     # Token 1 leaves after depth 0; token 2 goes to the end and sees what was filled in for it.
     results = []
     for engine in (backend, oracle("mor-middle-cycle", "int4")):
@@ -122,7 +125,9 @@ def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
         backend.new_cache(1, 97)
 
 
-def test_the_interpreter_is_an_engine(packaged: Callable[..., Bundle], oracle: Callable[..., Oracle]) -> None:
+def test_the_interpreter_is_an_engine(
+    packaged: Callable[..., Bundle], oracle: Callable[..., ReferenceBackend]
+) -> None:
     ids = np.arange(1, 20)
     with Session.open(packaged("mor-middle-cycle").folder, engine="coreml-reference") as session:
         found = session.logits(ids)

@@ -35,8 +35,7 @@ from edgeloop.runtime.backend import Lanes
 from edgeloop.runtime.errors import BundleError, EdgeloopError, EngineError, ExportError
 
 pytest.importorskip("executorch")
-from edgeloop.export.oracle import Oracle
-from edgeloop.export.parity import EXACT, difference
+from edgeloop.export.bounds import EXACT, difference
 from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_methods
 from edgeloop.export.pte.split import delta_keys, split_weights, write_data
@@ -44,6 +43,7 @@ from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch import ExecutorchTarget
 from edgeloop.export.targets.onnx import OnnxTarget
 from edgeloop.runtime.backends.executorch import ExecutorchBackend
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.manifest import read_manifest
 from edgeloop.runtime.pte.bridge import Bridge
@@ -489,8 +489,8 @@ def test_a_program_of_another_version(bundle: Bundles, tmp_path: Path) -> None:
         Session.open(path, engine="executorch", verify=False)
 
 
-def test_oracle_takes_activations(bundle: Bundles, oracle: Callable[..., Oracle]) -> None:
-    """Int8 activations are not nothing: without them the modules differ from the program."""
+def test_int8_activations_are_not_nothing(bundle: Bundles, oracle: Callable[..., ReferenceBackend]) -> None:
+    """Without them the reference engine differs from the program."""
     from edgeloop.export.parity import trace
 
     opened = Bundle.open(bundle("lora"))

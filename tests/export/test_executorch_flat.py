@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from tiny import KINDS, VOCAB, looped_layer
 
+from edgeloop.export.bounds import EXACT
 from edgeloop.export.family import Reading
-from edgeloop.export.oracle import Oracle
-from edgeloop.export.parity import EXACT
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
 from edgeloop.runtime.backend import F32
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, ExportError, ParityError, UsageError
 from edgeloop.runtime.llama_like import spec_of
@@ -87,7 +87,7 @@ def program(bundle: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama-sharded"])
 def test_every_family(
-    reading: Callable[[str], Reading], oracle: Callable[..., Oracle], tmp_path: Path, kind: str
+    reading: Callable[[str], Reading], oracle: Callable[..., ReferenceBackend], tmp_path: Path, kind: str
 ) -> None:
     program = reading(kind).program
     if program.routing is not None:
@@ -101,7 +101,7 @@ def test_every_family(
     model = Flat(spec_of(program), load_file(tmp_path / "w"), 32, rows_of(spec_of(program), chunk), chunk)
     assert check_parity(Eager(model), oracle(kind), chunk)[0] < 1e-5
     model.head.weight.data[5] += 1
-    with pytest.raises(ParityError, match="disagrees with the torch modules in the logits of token 4"):
+    with pytest.raises(ParityError, match="disagrees with the reference engine in the logits of token 4"):
         check_parity(Eager(model), oracle(kind), chunk)
 
 
@@ -135,7 +135,7 @@ def test_the_model_is_checked_before_it_is_lowered(
     assert weight.activation_quantization is not None
     (tmp_path / "executorch-flat").rmdir()
     monkeypatch.setattr(f"{named}Flat", wrong)
-    with pytest.raises(ParityError, match="the unrolled model disagrees with the torch modules"):
+    with pytest.raises(ParityError, match="the unrolled model disagrees with the reference engine"):
         ExecutorchFlatTarget().export(job)
     assert len(lowered) == 1
 

@@ -21,13 +21,16 @@ from tiny import VOCAB, demo_model
 from torch import Tensor
 
 from edgeloop.apps.demo.model import DemoConfig
-from edgeloop.export.fused import Numerics
-from edgeloop.export.oracle import Oracle
-from edgeloop.export.parity import EXACT, compare, difference, trace, trace_packed
+from edgeloop.export.bounds import EXACT, difference
+from edgeloop.export.parity import Expected
+from edgeloop.export.reference import mapped, reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.backend import F32
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.errors import ParityError
 from edgeloop.runtime.manifest import Parity
+from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, Rounding, by_range
 
 pytest.importorskip("executorch")
 from executorch.exir import EdgeProgramManager
@@ -37,11 +40,12 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule, get_low
 from edgeloop.export.pte.exact import EXACT_PROGRAM
 from edgeloop.export.pte.lower import lower, serialize
 from edgeloop.export.pte.methods import build_methods
-from edgeloop.export.pte.oracle import RowsAsInt8, parity_bounds
-from edgeloop.export.targets.executorch import check_parity, compare_program, place_embedding
+from edgeloop.export.targets.executorch import check_parity, place_embedding
+from edgeloop.runtime.backends.executorch import ExecutorchBackend
 from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes
 
 SHAPES = Shapes(1, 8)
+RANGES = ACTIVATIONS["XNNPACK"]
 
 
 @dataclass
@@ -51,13 +55,13 @@ class Made:
     folder: Path
     layout: Layout
     edge: EdgeProgramManager
-    oracle: Oracle
+    oracle: ReferenceBackend
     serialized: list[tuple[LoweredBackendModule, bytes, NamedDataStoreOutput]]
 
     def check(self) -> Parity:
         """The parity step; ``edge`` is as it was afterwards."""
         try:
-            return check_parity(self.oracle, self.edge, self.folder, self.layout)
+            return check_parity(self.oracle, self.edge, self.folder, self.layout, RANGES)
         finally:
             for delegate, processed, stored in self.serialized:
                 delegate._processed_bytes, delegate._named_data_store_output = processed, stored
@@ -115,13 +119,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (folder / "model.pte").write_bytes(serialize(edge).buffer)
     table = place_embedding(reading.program, weights, 4, folder, "model.pte")
     layout = Layout("1", "model.pte", Sizes.of(reading.program), SHAPES, table)
-    return Made(folder, layout, edge, Oracle(reading.program, weights, Numerics(4, 32, 1)), kept)
-
-
-@pytest.fixture(scope="module")
-def rounded(made: Made) -> Oracle:
-    """The modules with int8 activations."""
-    return made.oracle.with_activations(RowsAsInt8())
+    oracle = reference_engine(reading.program, folder / "w.safetensors", Recipe.named("int4", 32))
+    return Made(folder, layout, edge, oracle, kept)
 
 
 def test_a_right_program(made: Made) -> None:
@@ -174,67 +173,62 @@ def test_faults_are_found(made: Made, name: str, change: Callable[[bytes], bytes
     """Faults in what was serialized, smaller than int8 activations would show."""
     made.plant(name, change)
     with pytest.raises(
-        ParityError, match="executorch with float activations disagrees with the torch modules"
+        ParityError, match="executorch with float activations disagrees with the reference engine"
     ):
         made.check()
     assert not (made.folder / EXACT_PROGRAM).exists()
 
 
-def test_another_program_is_found(made: Made, rounded: Oracle) -> None:
+def test_another_program_is_found(made: Made) -> None:
     """One whose kernels, in the end, compute something else: here, a program of other weights."""
-    weights = {n: t.clone() for n, t in made.weights.items()}
-    weights[f"{LAYER}o_proj.scales"] *= 2
-    other = Oracle(made.oracle.program, weights, rounded.numerics)
+    weights = mapped(made.folder / "w.safetensors")
+    weights[f"{LAYER}o_proj.scales"] = weights[f"{LAYER}o_proj.scales"] * 2
+    wanted = Expected.of(ReferenceBackend(made.oracle.program, weights, 32), RANGES)
+    backend = ExecutorchBackend(made.oracle.program, made.folder, made.layout, threads=1)
     with pytest.raises(
         ParityError, match="kernels disagrees .*; the bundle was not written, export on another"
     ):
-        compare_program(other, made.folder, made.layout, "kernels", "export on another")
+        wanted.check("kernels", backend, advice="export on another")
+    backend.close()
 
 
-def four_bits(x: Tensor) -> Tensor:
-    step = x.abs().amax(-1, keepdim=True) / 7
-    return (x / step).round() * step
+@pytest.fixture(scope="module")
+def wanted(made: Made) -> Expected:
+    """What XNNPACK's activations give, with what chance may do to them."""
+    return Expected.of(made.oracle, RANGES)
 
 
-def no_zero_point(x: Tensor) -> Tensor:
+def four_bits(x: F32, group_size: int, whole: Rounding) -> F32:
+    step = np.abs(x).max(-1, keepdims=True) / 7
+    return whole(x / step) * step
+
+
+def no_zero_point(x: F32, group_size: int, whole: Rounding) -> F32:
     """As if every row's values were as far above zero as below."""
-    return RowsAsInt8()(x - (x.amax(-1, keepdim=True) + x.amin(-1, keepdim=True)) / 2)
+    return by_range(x - (x.max(-1, keepdims=True) + x.min(-1, keepdims=True)) / 2, 0, whole)
 
 
 @pytest.mark.parametrize("kernels", [four_bits, no_zero_point])
 def test_kernels_that_round_in_another_way_are_found(
-    rounded: Oracle, kernels: Callable[[Tensor], Tensor]
+    made: Made, wanted: Expected, kernels: Callable[[F32, int, Rounding], F32]
 ) -> None:
     """What chance may do is not what other kernels may do."""
-    wanted = trace(rounded)
-    bounds = bounds_of(rounded)[: len(wanted.arrays)]
     with pytest.raises(ParityError, match="kernels disagrees"):
-        compare(trace(rounded.with_activations(kernels)), wanted, "kernels", bounds)
+        wanted.check("kernels", made.oracle.with_activations(Activations(kernels)))
 
 
 @pytest.mark.parametrize("size", [2.0**-23, 2.0**-20, 2.0**-16])
-def test_any_order_of_adding_is_right(rounded: Oracle, size: float) -> None:
+def test_any_order_of_adding_is_right(made: Made, wanted: Expected, size: float) -> None:
     """Differences of ``size`` of a row's largest value are what other kernels make before they round."""
-    bounds = bounds_of(rounded)
-    wanted = [*trace(rounded).arrays, *trace_packed(rounded)]
     for seed in range(4):
-        random = torch.Generator().manual_seed(seed)
+        random = np.random.default_rng(seed)
 
-        def other(x: Tensor, random: torch.Generator = random) -> Tensor:
-            noise = 2 * torch.rand(x.shape, generator=random) - 1
-            return RowsAsInt8()(x + size * x.abs().amax(-1, keepdim=True) * noise)
+        def other(x: F32, group_size: int, whole: Rounding, random: np.random.Generator = random) -> F32:
+            noise = (2 * random.random(x.shape) - 1).astype(np.float32)
+            return by_range(x + np.float32(size) * np.abs(x).max(-1, keepdims=True) * noise, 0, whole)
 
-        model = rounded.with_activations(other)
-        found = [*trace(model).arrays, *trace_packed(model)]
-        errors = list(map(difference, found, wanted))
-        assert all(error < bound / 1.5 for error, bound in zip(errors, bounds, strict=True))
-
-
-def bounds_of(oracle: Oracle) -> list[float]:
-    def run() -> list[Any]:
-        return [*trace(oracle).arrays, *trace_packed(oracle)]
-
-    return parity_bounds(oracle.numerics, run, run())
+        model = made.oracle.with_activations(Activations(other))
+        replace(wanted, bounds=[bound / 1.5 for bound in wanted.bounds]).check("others", model)
 
 
 # Kernel families of XNNPACK on x86-64, by what a processor does not have. Later ones have less and less.
@@ -320,11 +314,9 @@ def traces(made: Made, processors: dict[str, list[int]]) -> dict[str, list[Any]]
     return found
 
 
-def test_a_right_program_passes_on_every_processor(rounded: Oracle, traces: dict[str, list[Any]]) -> None:
-    bounds = bounds_of(rounded)
-    wanted = [*trace(rounded).arrays, *trace_packed(rounded)]
+def test_a_right_program_passes_on_every_processor(wanted: Expected, traces: dict[str, list[Any]]) -> None:
     for name, found in traces.items():
-        errors = list(map(difference, found, wanted))
-        assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), name
+        errors = list(map(difference, found, [*wanted.trace.arrays, *wanted.packed]))
+        assert all(error < bound for error, bound in zip(errors, wanted.bounds, strict=True)), name
     first, *others = traces.values()
     assert any(not np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))

@@ -1,4 +1,4 @@
-"""KV that depths share, sliding windows, and K and V filled in: torch modules, reference and onnx agree."""
+"""KV that depths share, sliding windows, and K and V filled in: the reference engine and onnx agree."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from tiny import altered
 
 from edgeloop.export.family import Reading
-from edgeloop.export.fused import Numerics
-from edgeloop.export.oracle import Oracle
+from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
 from edgeloop.export.targets.onnx import OnnxTarget
 from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime import manifest
 from edgeloop.runtime.backend import F32, Backend, Lanes
 from edgeloop.runtime.backends.onnx import OnnxBackend
-from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.errors import EngineError, ExportError, UsageError
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
@@ -34,7 +30,7 @@ from edgeloop.runtime.onnx_session import _PLANS
 from edgeloop.runtime.spec import Spec
 
 IDS = np.random.default_rng(5).integers(0, 97, 31)
-ENGINES = ("torch", "reference", "onnx")
+ENGINES = ("reference", "onnx")
 WINDOW = {"sliding_window": 5}
 SHARED = {"kv": "shared"}
 
@@ -51,10 +47,8 @@ class Model:
         target.check(self.program, recipe)
         self.target = target.export(Job(self.program, recipe, weights, folder, lambda step, part: None))
         self.graphs = {stage: folder / name for stage, name in self.target.graphs.items()}
-        quantization = manifest.Quantization(recipe.name, recipe.bits, recipe.group_size)
         self.engines: dict[str, Backend] = {
-            "torch": Oracle.open(self.program, weights, Numerics(recipe.bits, 32, 1)),
-            "reference": ReferenceBackend(self.program, load_file(weights), quantization),
+            "reference": reference_engine(self.program, weights, recipe),
             "onnx": OnnxBackend(self.program, self.graphs),
         }
 
@@ -116,7 +110,7 @@ def test_engines_agree_after_every_depth(
     models: Models, kind: str, changes: dict[str, object], pieces: list[int]
 ) -> None:
     model = models(kind, **changes)
-    states, logits, caches = run(model.engines["torch"], [31])
+    states, logits, caches = run(model.engines["reference"], [31])
     for engine in model.engines.values():
         found, rows, cache = run(engine, pieces)
         assert all(near(f, w) for f, w in zip(found, states, strict=True)), engine.name
@@ -190,7 +184,7 @@ def test_windows_of_several_lanes(models: Models) -> None:
         found = {n: model.engines[n].block(state, lanes, caches[n]).copy() for n in ENGINES}
         for b in np.flatnonzero(valid):
             for name in ENGINES:
-                assert near(found[name][b, : valid[b]], found["torch"][b, : valid[b]]), name
+                assert near(found[name][b, : valid[b]], found["reference"][b, : valid[b]]), name
         cached = cached + valid
 
 
@@ -283,7 +277,7 @@ def test_filling_several_depths_at_once(models: Models) -> None:
     caches = {name: model.engines[name].new_cache(1, 12) for name in ENGINES}
     for name in ENGINES:
         model.engines[name].fill(state, lanes, caches[name])
-    for layer, pair in enumerate(caches["torch"].stages["block"]):
+    for layer, pair in enumerate(caches["reference"].stages["block"]):
         for side, array in enumerate(pair):
             written = array.any(axis=(1, 3))
             assert [np.flatnonzero(w).tolist() for w in written] == [[], [4, 5, 6], [7, 8]]
@@ -308,7 +302,7 @@ def test_one_slot_for_all_depths(models: Models, kind: str) -> None:
     """A token sees itself at its own depth, and the tokens before it at the last one, whose rows stay."""
     model = models(kind)
     wanted = run(model.engines["reference"], [1] * 31, slots=1)
-    for name in ("torch", "onnx"):
+    for name in ENGINES:
         states, logits, cache = run(model.engines[name], [1] * 31, slots=1)
         assert cache.stages["block"][0][0].shape[0] == 1
         assert all(near(f, w) for f, w in zip(states, wanted[0], strict=True))

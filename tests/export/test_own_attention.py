@@ -20,10 +20,9 @@ from tiny import altered
 
 from edgeloop.apps.cli import main
 from edgeloop.export.family import Reading
-from edgeloop.export.fused import Numerics
-from edgeloop.export.oracle import Oracle
 from edgeloop.export.overrides import overridden
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
@@ -59,10 +58,10 @@ def _copies(load: Callable[[], torch.Tensor], count: int) -> torch.Tensor:
 
 
 def full_depth(reading: Reading, path: Path, quant: str = "none") -> np.ndarray:
-    """Logits [S, V] of the torch modules over stored weights, every token at every depth."""
+    """Logits [S, V] of the reference engine over stored weights, every token at every depth."""
     recipe = Recipe.named(quant, 32)
     write_weights(reading, recipe, path)
-    model = Oracle.open(reading.program, path, Numerics(recipe.bits, recipe.group_size, 1))
+    model = reference_engine(reading.program, path, recipe)
     return (
         DepthLoop(model, model.new_cache(1, len(IDS)))
         .forward(IDS % reading.program.vocab_size, rows="all")
@@ -97,7 +96,7 @@ def test_a_copy_for_each_depth_computes_the_authors_logits(parity_folder: Path, 
 
 @pytest.fixture(scope="module")
 def bundle(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported with float weights, each stage held against the torch modules after every depth."""
+    """Exported with float weights, each stage held against the reference engine after every depth."""
     out = tmp_path_factory.mktemp("own") / "bundle"
     report = export_bundle(tiny_once("mor-own-attention"), out, quant="none")
     assert report.unused == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeloop.export.parity import difference
+from edgeloop.export.bounds import difference
 from edgeloop.runtime.acceptance import Fixed, Plan
 from edgeloop.runtime.backend import F32, I64
 from edgeloop.runtime.backends import open_backend

@@ -95,7 +95,7 @@ def make_quantization(bits: int = 32) -> Quantization:
 
 
 def make_backend(program: Program, bits: int = 32, seed: int = 0) -> ReferenceBackend:
-    return ReferenceBackend(program, make_tensors(program, bits, seed), make_quantization(bits))
+    return ReferenceBackend(program, make_tensors(program, bits, seed), make_quantization(bits).group_size)
 
 
 def make_bundle(

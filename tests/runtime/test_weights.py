@@ -9,8 +9,7 @@ import pytest
 
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.heads import check_heads
-from edgeloop.runtime.llama_like import spec_of
-from edgeloop.runtime.weights import Weights, read_tensors
+from edgeloop.runtime.model.stored import StoredWeights, read_tensors
 
 
 def write(path, header, data=bytes(8)):
@@ -56,7 +55,7 @@ def test_other_types_than_the_format_has(maker, name, kind):
     tensors = maker.tensors(program, 4)
     tensors[name] = tensors[name].astype(kind)
     with pytest.raises(BundleError, match=rf"{name} is {np.dtype(kind).name}, wanted"):
-        Weights(spec_of(program), tensors, 8)
+        StoredWeights(program.weights, tensors, 8)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E8M0"])
@@ -66,7 +65,7 @@ def test_types_that_numpy_has_only_with_other_packages(maker, tmp_path, dtype):
     entry = {"dtype": dtype, "shape": [program.width], "data_offsets": [0, size]}
     path = write(tmp_path / "x.safetensors", {"norm.weight": entry}, bytes(size))
     with pytest.raises(BundleError, match="norm.weight is |x.safetensors: "):
-        Weights(spec_of(program), {**maker.tensors(program), **read_tensors(path)}, 8)
+        StoredWeights(program.weights, {**maker.tensors(program), **read_tensors(path)}, 8)
 
 
 def test_heads_are_finite_floats():

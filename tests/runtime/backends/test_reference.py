@@ -12,14 +12,15 @@ from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.spec import PROJECTIONS, Segment
-from edgeloop.runtime.weights import MATRICES, Weights, projection_shapes
+from edgeloop.runtime.weights import MATRICES, projection_shapes
 
 IDS = np.random.default_rng(7).integers(0, 60, 23)
 SEQUENCE = (Segment(layers=1, repeats=2), Segment(layers=1, repeats=2))  # MobileLLM-LS: a block of depth 1
 
 
-def unrolled_llama(program: Program, weights: Weights) -> LlamaForCausalLM | MistralForCausalLM:
+def unrolled_llama(program: Program, weights: StoredWeights) -> LlamaForCausalLM | MistralForCausalLM:
     """The same model as a plain Llama: every application a layer of its own, with the deltas added in.
 
     With a sliding window it is a plain Mistral.
@@ -43,10 +44,14 @@ def unrolled_llama(program: Program, weights: Weights) -> LlamaForCausalLM | Mis
         attn_implementation="eager",
         **window,
     )
+
+    def matrix(name: str) -> np.ndarray:
+        return weights.rows(name, np.arange(weights.matrix(name).rows))
+
     state = {
-        "model.embed_tokens.weight": weights.matrix("embed"),
+        "model.embed_tokens.weight": matrix("embed"),
         "model.norm.weight": weights.small("norm.weight"),
-        "lm_head.weight": weights.matrix("embed" if spec.tied_embedding else "head"),
+        "lm_head.weight": matrix("embed" if spec.tied_embedding else "head"),
     }
     applied = 0
     for s, segment in enumerate(spec.segments):
@@ -59,11 +64,9 @@ def unrolled_llama(program: Program, weights: Weights) -> LlamaForCausalLM | Mis
                 ):
                     weight = weights.small(f"{ours}.{name}.weight")
                     state[f"{prefix}.{norm}.weight"] = weight[e] if weight.ndim == 2 else weight
-                for matrix, parts in MATRICES.items():
+                for name, parts in MATRICES.items():
                     ends = np.cumsum([projection_shapes(spec)[p][0] for p in parts])[:-1]
-                    for part, weight in zip(
-                        parts, np.split(weights.matrix(f"{ours}.{matrix}"), ends), strict=True
-                    ):
+                    for part, weight in zip(parts, np.split(matrix(f"{ours}.{name}"), ends), strict=True):
                         if part in segment.lora:
                             a, b = (weights.small(f"{ours}.{part}.lora_{x}")[e] for x in "ab")
                             weight = weight + b @ a
@@ -82,7 +85,9 @@ def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied
     program = maker.program(tied_embedding=tied, **({} if segments is None else {"segments": segments}))
     tensors = maker.tensors(program, bits)
     backend = maker.backend(program, bits)
-    model = unrolled_llama(program, Weights(spec_of(program), tensors, maker.quantization(bits).group_size))
+    model = unrolled_llama(
+        program, StoredWeights(program.weights, tensors, maker.quantization(bits).group_size)
+    )
     with torch.no_grad():
         wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
     loop = DepthLoop(backend, backend.new_cache(1, 64), chunk=7)
@@ -100,10 +105,10 @@ def test_a_sliding_window_is_that_of_a_mistral(maker, monkeypatch, slack, chunk)
     monkeypatch.setattr("edgeloop.runtime.kv.SLACK", slack)
     program = maker.program(sliding_window=5)
     backend = maker.backend(program)
-    model = unrolled_llama(program, Weights(spec_of(program), maker.tensors(program), 0))
+    model = unrolled_llama(program, StoredWeights(program.weights, maker.tensors(program), 0))
     with torch.no_grad():
         wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
-        full = unrolled_llama(maker.program(), Weights(spec_of(program), maker.tensors(program), 0))
+        full = unrolled_llama(maker.program(), StoredWeights(program.weights, maker.tensors(program), 0))
         assert np.abs(full(torch.from_numpy(IDS)[None]).logits[0].numpy() - wanted).max() > 0.1
     cache = backend.new_cache(1, 23)
     assert cache.rows == min(23, 5 + slack)
@@ -144,7 +149,7 @@ def test_norms_after_every_depth_and_on_outputs(maker):
     for name in tensors:
         if name.endswith("out_norm.weight"):
             tensors[name] = np.zeros_like(tensors[name])
-    backend = type(maker.backend(program))(program, tensors, maker.quantization())
+    backend = type(maker.backend(program))(program, tensors, 0)
     states = {}
     loop = DepthLoop(backend, backend.new_cache(1, 64), observe=lambda d, x: states.update({d: x[0].copy()}))
     logits = loop.forward(IDS, rows="all")
@@ -161,7 +166,7 @@ def test_missing_and_misshapen_tensors_are_named(maker):
     backend = type(maker.backend(program))
     del tensors["segments.1.layers.0.q_proj.lora_a"]
     with pytest.raises(BundleError, match=r"no segments\.1\.layers\.0\.q_proj\.lora_a \[3, 2, 32\]"):
-        backend(program, tensors, maker.quantization())
+        backend(program, tensors, 0)
     tensors = maker.tensors(program) | {"embed.weight": np.zeros((59, 32), np.float32)}
     with pytest.raises(BundleError, match=r"embed\.weight has shape \[59, 32\], wanted \[60, 32\]"):
-        backend(program, tensors, maker.quantization())
+        backend(program, tensors, 0)

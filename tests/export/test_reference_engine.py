@@ -1,8 +1,7 @@
-"""The torch modules, driven as an engine is, compute what the model computes."""
+"""The reference engine computes what the model computes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,24 +14,16 @@ from safetensors.torch import load_file
 from tiny import KINDS
 
 from edgeloop.export.family import Reading
-from edgeloop.export.oracle import Oracle
 from edgeloop.runtime.backend import F32, Lanes
+from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.model.weights import tensors
 
-Oracles = Callable[..., Oracle]
+Oracles = Callable[..., ReferenceBackend]
 IDS = np.random.default_rng(3).integers(0, 320, 19)
-# Norms or LoRA differ between depths.
-DELTAS = (
-    *(kind for kind in KINDS if kind.startswith("edgeloop")),
-    "mor-lora",
-    "mor-norms",
-    "mor-own-attention",
-)
 
 
-def run(oracle: Oracle, ids: np.ndarray, chunk: int = 128) -> F32:
+def run(oracle: ReferenceBackend, ids: np.ndarray, chunk: int = 128) -> F32:
     loop = DepthLoop(oracle, oracle.new_cache(1, len(ids)), chunk=chunk)
     return loop.forward(ids, rows="all").copy()
 
@@ -106,21 +97,3 @@ def test_lanes_are_independent(oracle: Oracles, kind: str) -> None:
 
 def _arrays(cache: KVCache) -> list[F32]:
     return [array for pair in cache.stages["block"] for array in pair]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_names_and_weights_of_the_stages(oracle: Oracles, kind: str) -> None:
-    model = oracle(kind)
-    weights = set()
-    for name, stage in model.stages.items():
-        assert stage.name == name
-        if name == "fill":
-            assert ("depth" in stage.input_names) == (kind in DELTAS)
-            continue  # its weights are rows of the block's
-        caches = 2 * len(model.program.caches(name))
-        assert sum(n.startswith("past.") for n in stage.input_names) == caches
-        assert sum(n.startswith("present.") for n in stage.output_names) == caches
-        assert ("depth" in stage.input_names) == (name == "block" and kind in DELTAS)
-        # Where depths share K and V, the rows of qkv_proj are two matrices.
-        weights |= {re.sub(r"\.(q|kv)_proj\.weight$", ".qkv_proj.weight", key) for key in stage.state_dict()}
-    assert weights == {name for name, _ in tensors(model.program.weights)}

@@ -1,0 +1,22 @@
+"""The reference engine over an export's stored weights: what every artifact is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from ..quant.recipe import Recipe
+from ..runtime.backends.reference import ReferenceBackend
+from ..runtime.model.program import Program
+from ..runtime.model.stored import Array
+
+
+def reference_engine(program: Program, weights: Path, recipe: Recipe) -> ReferenceBackend:
+    """The model of ``program`` with the weights that ``recipe`` made."""
+    return ReferenceBackend(program, mapped(weights), recipe.group_size)
+
+
+def mapped(weights: Path) -> dict[str, Array]:
+    """The tensors of a weights file, mapped rather than read."""
+    return {name: tensor.numpy() for name, tensor in load_file(weights).items()}
