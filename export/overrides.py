@@ -7,8 +7,9 @@ from dataclasses import replace
 from msgspec import structs
 
 from ..runtime.errors import UsageError
+from ..runtime.model.facts import attentions
 from ..runtime.model.program import Program
-from ..runtime.model.transform import sharing_kv, windowed
+from ..runtime.model.transform import fitted, sharing_kv, windowed
 from .family import Reading
 
 KV = ("per-depth", "shared")
@@ -32,9 +33,11 @@ def overridden(
     if window is not None:
         if not 1 <= window <= program.context_length:
             raise UsageError(f"window is {window}, wanted 1 to {program.context_length}, the context")
+        if len(own := {op.window for op in attentions(program)}) > 1:
+            found = ", ".join(sorted(str(each or "none") for each in own))
+            raise UsageError(f"layers of this model have windows of their own ({found}); leave --window out")
         program = windowed(program, window)
-    if program.window is None:
-        program = windowed(program, None)
+    program = fitted(program)
     if kv is not None:
         program = _with_kv(program, kv)
     return replace(reading, program=program)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .ops import Act, Attend, Linear, Op, reads, weight_fields
@@ -80,10 +81,14 @@ def stored_layers(program: Program) -> int:
     return len({names for stage in program.stages for names in layer_weights(stage)})
 
 
+def attentions(program: Program) -> Iterator[Attend]:
+    """Every attention, stage by stage."""
+    return (op for stage in program.stages for op in stage.ops if isinstance(op, Attend))
+
+
 def attention(program: Program) -> Attend | None:
     """The first attention, whose sizes most models have everywhere; None where there is none."""
-    ops = (op for stage in program.stages for op in stage.ops if isinstance(op, Attend))
-    return next(ops, None)
+    return next(attentions(program), None)
 
 
 def mlp_size(program: Program) -> int:

@@ -88,7 +88,7 @@ class CacheShape:
 class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The architecture of a model, complete: two models with equal programs and weights compute the same.
 
-    Heads that the host computes itself, float32 (R the depths, D the width of the first carry, M a router's hidden
+    Heads that the host computes itself, float32 (R the depths, D the width of a state, M a router's hidden
     size): ``gate.weight`` [D] and ``gate.bias`` [1] with ``exit_gate``, the probability to stop after each depth
     (Ouro); with ``routing`` ``router.weight`` [R, D], or [R, M] behind ``router.hidden`` [R or 1, M, D] (1: one hidden
     layer for all depths), the same under ``auxiliary.``, and ``router.bias`` [R] for token choice.

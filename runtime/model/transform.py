@@ -79,6 +79,16 @@ def windowed(program: Program, window: int | None) -> Program:
     return _attending(program, program.stages, lambda op: structs.replace(op, window=window))
 
 
+def fitted(program: Program) -> Program:
+    """The same model without windows of the whole context, which are none."""
+
+    def fit(op: Attend) -> Attend:
+        seen = op.window or 0
+        return structs.replace(op, window=None) if seen >= program.context_length else op
+
+    return _attending(program, program.stages, fit)
+
+
 def sharing_kv(program: Program, shared: bool) -> Program:
     """The same model, whose depths read the K and V of depth 0, or have their own."""
     return _attending(

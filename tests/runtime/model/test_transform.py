@@ -13,10 +13,20 @@ from programs import PROGRAMS
 from edgeloop.runtime.backends.reference_attention import by_head
 from edgeloop.runtime.backends.reference_lane import Lane
 from edgeloop.runtime.model.checks import problems
+from edgeloop.runtime.model.facts import attentions
 from edgeloop.runtime.model.ops import Attend, AttendTwice, Linear, reads, weight_fields, with_names, writes
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.stored import StoredWeights
-from edgeloop.runtime.model.transform import at_depth, keys_values, reading, unrolled, whole
+from edgeloop.runtime.model.transform import (
+    at_depth,
+    fitted,
+    keys_values,
+    reading,
+    sharing_kv,
+    unrolled,
+    whole,
+    windowed,
+)
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 EACH = pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)
@@ -145,3 +155,22 @@ def test_two_weights_of_one_name_in_a_layer_stay_two() -> None:
     assert close(
         Model(twin, twin_tensors(twin, sources, program.weights, model.stored)).run(IDS), model.run(IDS)
     )
+
+
+def test_a_window_of_the_whole_context_is_none() -> None:
+    gemma = PROGRAMS["gemma"]()
+    assert [op.window for op in attentions(fitted(gemma))] == [4, None, None]
+    short = structs.replace(gemma, context_length=4)
+    assert [op.window for op in attentions(fitted(short))] == [None] * 3
+    assert [op.window for op in attentions(windowed(gemma, 3))] == [3] * 3
+    assert [op.window for op in attentions(windowed(gemma, None))] == [None] * 3
+    assert windowed(gemma, 3).loop.blocks[0].ops[0] == gemma.loop.blocks[0].ops[0]
+
+
+def test_depths_share_and_do_not() -> None:
+    shared = PROGRAMS["shared"]()
+    own = sharing_kv(shared, False)
+    assert not own.shares_kv
+    assert own.kv_slots == 3
+    assert sharing_kv(own, True) == shared
+    assert not list(problems(own))
