@@ -30,12 +30,13 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
     """
     # float32 first, then float16, then codes in multiples of 16 bytes: without gaps, which the format forbids,
     # each stays aligned.
-    stored = sorted(
-        tensors(reading.program.weights), key=lambda t: recipe.storage(t[1].parts[0]).bits, reverse=True
-    )
+    each = [
+        (name, tensor, recipe.storage(tensor.parts[0], tensor.kind))
+        for name, tensor in tensors(reading.program.weights)
+    ]
+    stored = sorted(each, key=lambda e: e[2].bits, reverse=True)
     with WeightsWriter(path, 2 * len(stored)) as writer:
-        for name, tensor in stored:
-            storage = recipe.storage(tensor.parts[0])
+        for name, tensor, storage in stored:
             loaded = [reading.tensors[part]() for part in tensor.parts]
             matrix = tensor.kind == "matrix"
             value = torch.cat(loaded, dim=-2 if matrix else -1) if len(loaded) > 1 else loaded[0]

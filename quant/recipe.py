@@ -35,8 +35,8 @@ class Rule:
 
 FLOAT32, FLOAT16 = Storage(32), Storage(16)
 
-# Norms scale every activation and deltas are a thousandth of the bytes: neither is worth quantizing.
-_SMALL = (Rule("*norm.weight", FLOAT32), Rule("*.lora_?", FLOAT16))
+# Deltas are a thousandth of the bytes: not worth quantizing.
+_SMALL = (Rule("*.lora_scale", FLOAT32), Rule("*.lora_?", FLOAT16))
 
 RECIPES: dict[str, tuple[Rule, ...]] = {
     "none": (Rule("*", FLOAT32),),
@@ -84,8 +84,13 @@ class Recipe:
         """Are the large matrices indices into tables?"""
         return self._rest.palette
 
-    def storage(self, name: str) -> Storage:
-        """How the tensor ``name`` is stored."""
+    def storage(self, name: str, kind: str = "matrix") -> Storage:
+        """How the tensor ``name`` is stored, whose kind is as in ``runtime.model.weights``.
+
+        Vectors are floats, whatever they are called: norms and biases act on every number of a state.
+        """
+        if kind == "vector":
+            return FLOAT32
         return next(r.storage for r in _RULES[self.name] if fnmatchcase(name, r.pattern))
 
     @property

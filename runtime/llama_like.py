@@ -5,62 +5,43 @@ The families of such models make a spec, because ties and deltas are the same se
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from .errors import ExportError
 from .model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama
+from .model.decoder import decoder
 from .model.facts import attention, mlp_size
-from .model.ops import Embed, Norm, kind, writes
-from .model.program import Carry, Loop, Program, Stage
+from .model.ops import Norm, kind, writes
+from .model.program import Program, Stage
 from .model.rotation import Rotation
-from .model.weights import Delta, Matrix, Vector, Weight
+from .model.weights import Delta, Matrix, Vector
 from .spec import PROJECTIONS, Segment, Spec
 
 
 def program_of(spec: Spec) -> Program:
     """The program of a model of Llama layers."""
-    weights: dict[str, Weight] = {}
-    stages, table = spec.stages, Matrix({"embed": spec.vocab_size}, spec.hidden_size)
-    w = Writer(weights, "ids")
-    w.add(Embed("ids", "embedded", w.weight("embed", table)))
-    prologue = w.stage(_segments(w, spec, stages.prologue, "embedded", None))
-    w = Writer(weights, "state")
-    at = None if stages.depths > 1 else 0
-    out = _segments(w, spec, stages.block, "state", at)
-    if spec.loop_norm:
-        out = w.norm(out, "next", "norm", spec.hidden_size, NormKind(spec.norm_eps))
-    block = w.stage(out)
-    w = Writer(weights, "state")
-    epilogue = w.stage(_segments(w, spec, stages.epilogue, "state", None))
-    w, x = Writer(weights, "state"), "state"
-    if not spec.loop_norm:
-        x = w.norm(x, "normed", "norm", spec.hidden_size, NormKind(spec.norm_eps))
-    head = table if spec.tied_embedding else Matrix({"head": spec.vocab_size}, spec.hidden_size)
-    w.linear(x, ("logits",), "embed" if spec.tied_embedding else "head", head)
-    return Program(
-        family=spec.family,
+
+    def block(w: Writer, x: str, prefix: str, layer: Layer, at: int | None) -> str:
+        return llama(w, x, prefix, layer, at, spec.sandwich_norms)
+
+    program = decoder(
+        spec.family,
+        block,
+        [(segment.layers, _layer(spec, segment)) for segment in spec.segments],
+        NormKind(spec.norm_eps),
+        width=spec.hidden_size,
         vocab_size=spec.vocab_size,
         context_length=spec.context_length,
-        prologue=prologue,
-        loop=Loop((Carry("state", spec.hidden_size),), (block,), (0,) * stages.depths),
-        epilogue=epilogue,
-        head=w.stage("logits"),
-        weights=weights,
+        tied_embedding=spec.tied_embedding,
+        norm_each_depth=spec.loop_norm,
+    )
+    return structs.replace(
+        program,
         exit_gate=spec.exit_gate,
         routing=spec.routing,
         bos_token_id=spec.bos_token_id,
         eos_token_ids=spec.eos_token_ids,
     )
-
-
-def _segments(w: Writer, spec: Spec, numbers: tuple[int, ...], x: str, at: int | None) -> str:
-    """The layers of a stage, ``x`` → what they give. ``at`` None: each segment is applied once, at the lane's depth."""
-    for s in numbers:
-        segment = spec.segments[s]
-        layer = _layer(spec, segment)
-        for repeat in range(segment.repeats) if at is not None else (None,):
-            own = repeat if repeat is not None or segment.repeats > 1 else 0
-            for j in range(segment.layers):
-                x = llama(w, x, f"segments.{s}.layers.{j}", layer, own, spec.sandwich_norms)
-    return x
 
 
 def _layer(spec: Spec, segment: Segment) -> Layer:

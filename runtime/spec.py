@@ -6,11 +6,11 @@ V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from msgspec import Struct
 
+from .model.decoder import Stages, stages_of
 from .model.program import Routing
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -75,17 +75,8 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def stages(self) -> Stages:
-        """How the segments are split between the host's depth loop and the graphs around it.
-
-        One segment with repeats > 1 is the loop. Where several repeat (MobileLLM-LS: every layer twice) or
-        none does, all of them are one block of depth 1, whose graph unrolls them with shared weights.
-        """
-        looped = [i for i, s in enumerate(self.segments) if s.repeats > 1]
-        everything = tuple(range(len(self.segments)))
-        if len(looped) != 1:
-            return Stages((), everything, (), 1)
-        (loop,) = looped
-        return Stages(everything[:loop], (loop,), everything[loop + 1 :], self.segments[loop].repeats)
+        """How the segments are split between the host's depth loop and the graphs around it."""
+        return stages_of([segment.repeats for segment in self.segments])
 
     @property
     def depths(self) -> int:
@@ -119,16 +110,6 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         outside = stage_layers(self, "prologue") + stage_layers(self, "epilogue")
         pairs = outside + stage_layers(self, "block") * self.kv_slots
         return pairs * 2 * self.kv_heads * self.head_dim * 4
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Segment numbers of each stage, and how often the block is applied."""
-
-    prologue: tuple[int, ...]
-    block: tuple[int, ...]
-    epilogue: tuple[int, ...]
-    depths: int
 
 
 def stage_layers(spec: Spec, stage: str) -> int:

@@ -23,6 +23,7 @@ from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
 from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.model.weights import tensors
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 FLOAT = 1  # MatMulNBits accuracy level; the oracle takes no notice
@@ -105,9 +106,11 @@ def stored_reading(reading: Callable[[str], Reading]) -> Callable[..., Reading]:
 
     def get(kind: str, quant: str, group_size: int = 32) -> Reading:
         original, recipe = reading(kind), Recipe.named(quant, group_size)
+        stored = [tensor for _, tensor in tensors(original.program.weights)]
+        kinds = {part: tensor.kind for tensor in stored for part in tensor.parts}
 
         def kept(name: str) -> torch.Tensor:
-            tensor, storage = original.tensors[name](), recipe.storage(name)
+            tensor, storage = original.tensors[name](), recipe.storage(name, kinds[name])
             if storage.is_float:
                 return tensor if storage.bits == 32 else tensor.half().float()
             return torch.from_numpy(quantize(tensor, storage.bits, recipe.group_size).values().copy())

@@ -8,20 +8,26 @@ from edgeloop.quant.recipe import GROUP_SIZES, RECIPES, Recipe
 from edgeloop.runtime.errors import UsageError
 
 LAYER = "segments.1.layers.0"
-NORMS = ["norm.weight", f"{LAYER}.attention_norm.weight", f"{LAYER}.mlp_out_norm.weight"]
+VECTORS = [
+    "norm.weight",
+    "norm_bias.weight",
+    f"{LAYER}.attention_norm.weight",
+    f"{LAYER}.q_proj.bias",
+    "injection.weight",
+]
 DELTAS = [f"{LAYER}.q_proj.lora_a", f"{LAYER}.down_proj.lora_b"]
 MATRICES = ["embed.weight", "head.weight", f"{LAYER}.q_proj.weight", f"{LAYER}.down_proj.weight"]
 
 
 @pytest.mark.parametrize(
-    ("name", "matrix", "norm", "delta"),
+    ("name", "matrix", "vector", "delta"),
     [("none", 32, 32, 32), ("int8", 8, 32, 16), ("int8-channel", 8, 32, 16), ("int4", 4, 32, 16)],
 )
-def test_bits_of_every_kind_of_tensor(name: str, matrix: int, norm: int, delta: int) -> None:
+def test_bits_of_every_kind_of_tensor(name: str, matrix: int, vector: int, delta: int) -> None:
     recipe = Recipe.named(name, 32)
     assert recipe.bits == matrix
     assert {recipe.storage(n).bits for n in MATRICES} == {matrix}
-    assert {recipe.storage(n).bits for n in NORMS} == {norm}
+    assert {recipe.storage(n, "vector").bits for n in VECTORS} == {vector}
     assert {recipe.storage(n).bits for n in DELTAS} == {delta}
     assert recipe.storage("embed.weight").is_float == (name == "none")
 
