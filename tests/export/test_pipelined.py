@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeloop.export.bounds import difference
+from edgeloop.export.bounds import MARGIN, difference
 from edgeloop.runtime.acceptance import Fixed, Plan
 from edgeloop.runtime.backend import F32, I64
 from edgeloop.runtime.backends import open_backend
@@ -61,10 +61,11 @@ def test_float(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str) -
 def test_quantized(exported: Exported, kind: str, quant: str) -> None:
     """A call with more rows may take another kernel, which rounds otherwise: no more than int8 activations do anyway.
 
-    Measured: 2e-4 of the largest logit at most, where quantized activations make 5e-3 of float ones.
+    Measured: 2e-4 of the largest logit at most, where activations that round either way make 3e-2.
     """
     bundle = Bundle.open(exported(kind, quant))
-    backend, bound = open_backend("onnx", bundle), bundle.manifest.targets["onnx"].parity.shipped
+    backend, parity = open_backend("onnx", bundle), bundle.manifest.targets["onnx"].parity
+    assert parity.bound is not None
     random = np.random.default_rng(0)
     for plan in PLANS:
         loops = [DepthLoop(backend, backend.new_cache(1, 40)) for _ in range(2)]
@@ -79,7 +80,7 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
         while loops[0].cached < loops[0].capacity:
             token = np.array([int(wanted[-1].argmax())])
             wanted = loops[0].forward(token).copy()
-            assert difference(pipeline.step(int(token[0])), wanted) <= bound
+            assert difference(pipeline.step(int(token[0])), wanted) <= parity.bound / MARGIN
         assert loops[1].clock.acceptance not in (None, 0, 1)
 
 
