@@ -30,6 +30,7 @@ FAMILIES = (
     Entry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
     Entry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
     Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
+    Entry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"),
 )
 

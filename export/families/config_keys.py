@@ -104,20 +104,24 @@ CHANGES = re.compile(
 
 
 def check_keys(
-    config: Mapping[str, Any], understood: Collection[str], where: str, read: Collection[str] = READ
+    config: Mapping[str, Any],
+    understood: Collection[str],
+    where: str,
+    read: Collection[str] = READ,
+    only: Mapping[str, tuple[Any, ...]] = ONLY,
 ) -> None:
     """CheckpointError for a key that may change the computation and is not read; a warning lists others not known.
 
-    ``understood`` are keys that the family itself reads, ``read`` those that its sizes come from. A key that is null or
-    false changes nothing.
+    ``understood`` are keys that the family itself reads, ``read`` those that its sizes come from, ``only`` those that
+    may have some values. A key that is null or false changes nothing.
     """
     strange = []
     for key, value in config.items():
         if key in understood or key in read:
             continue
-        if key in ONLY:
-            if value not in ONLY[key]:
-                wanted = [json.dumps(known) for known in ONLY[key]]
+        if key in only:
+            if value not in only[key]:
+                wanted = [json.dumps(known) for known in only[key]]
                 raise CheckpointError(
                     f"{where}: {key} is {shown(value)}, which is not supported; wanted {' or '.join(wanted)}, or no "
                     "such key"

@@ -48,9 +48,9 @@ class Reader:
         self.tensors: dict[str, Loader] = {}
         self.used: set[str] = set()
 
-    def plain(self, name: str, stored: str, shape: Shape) -> None:
-        """The canonical tensor ``name`` is the stored one."""
-        self.tensors[name] = self._loader(Source(stored), shape)
+    def plain(self, name: str, stored: str | Source, shape: Shape) -> None:
+        """The canonical tensor ``name`` is the stored one, or some of its rows."""
+        self.tensors[name] = self._loader(Source(stored) if isinstance(stored, str) else stored, shape)
 
     def stacked(self, name: str, stored: Sequence[str], shape: Shape) -> None:
         """The canonical tensor ``name`` is one stored tensor of ``shape`` for each depth."""
