@@ -18,16 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import ExportError
-from ..runtime.spec import Spec
-from ..runtime.weights import layers, projection_shapes
 
 _DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
 _ENTRY = 224  # bytes of JSON that one tensor needs at most: names here are under 80 characters
 _PAGE = 4096
-
-
-SPLIT = {"q_proj": ("q_proj",), "kv_proj": ("k_proj", "v_proj")}
-"""What some graphs use of the stored qkv_proj by itself, and the projections of each."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +93,4 @@ def places(path: Path) -> dict[str, Place]:
             tuple(entry["shape"]),
         )
         for name, entry in header.items()
-    }
-
-
-def split_rows(spec: Spec) -> dict[str, tuple[int, int]]:
-    """First row, and the one behind the last, of each part of qkv_proj in ``SPLIT``."""
-    shapes = projection_shapes(spec)
-    queries, keys, values = (shapes[p][0] for p in ("q_proj", "k_proj", "v_proj"))
-    return {"q_proj": (0, queries), "kv_proj": (queries, queries + keys + values)}
-
-
-def split_places(placed: dict[str, Place], spec: Spec) -> dict[str, Place]:
-    """Places of the parts in ``SPLIT`` of every layer: inside those of qkv_proj, so that nothing is stored twice."""
-    ranges = split_rows(spec)
-    return {
-        f"{prefix}.{part}.{side}": placed[f"{prefix}.qkv_proj.{side}"].rows(start, stop)
-        for prefix, segment in layers(spec)
-        if not segment.per_repeat_attention  # then no graph has a part of it by itself
-        for part, (start, stop) in ranges.items()
-        for side in ("weight", "codes", "scales")
-        if f"{prefix}.qkv_proj.{side}" in placed
     }

@@ -14,6 +14,9 @@ MATRICES: dict[str, tuple[str, ...]] = {
 }
 """The stored matrices of a layer, and the projections whose rows each one concatenates."""
 
+SPLIT = {"q_proj": ("q_proj",), "kv_proj": ("k_proj", "v_proj")}
+"""What some programs use of the stored qkv_proj by itself, and the projections of each."""
+
 ATTENTION = ("qkv_proj", "o_proj")
 """Those of attention, which a segment may have for each repeat: the rows of repeat 0, then those of repeat 1 …"""
 
@@ -24,6 +27,13 @@ def projection_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes = ((q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f))
     return dict(zip(PROJECTIONS, shapes, strict=True))
+
+
+def split_rows(spec: Spec) -> dict[str, tuple[int, int]]:
+    """First row, and the one behind the last, of each part of qkv_proj in ``SPLIT``."""
+    shapes = projection_shapes(spec)
+    queries, keys, values = (shapes[p][0] for p in ("q_proj", "k_proj", "v_proj"))
+    return {"q_proj": (0, queries), "kv_proj": (queries, queries + keys + values)}
 
 
 def copies(segment: Segment, matrix: str) -> int:

@@ -12,8 +12,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
 from ...runtime.spec import Spec
-from ...runtime.weights import projection_shapes
-from ..weights import split_rows
+from ...runtime.weights import projection_shapes, split_rows
 from .constants import Constants, Var
 from .plan import Application, Plan
 

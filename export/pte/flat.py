@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from ...runtime.backend import F32
 from ...runtime.spec import Segment, Spec
 from ...runtime.weights import MATRICES, projection_shapes
-from ..modules import Weights
-from .matrix import Matrix, Norm, float_activations
+from .matrix import Matrix, Norm, Weights, float_activations
 
 HIDDEN = -1e30
 """Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runtime.spec import Segment, Spec
-from ...runtime.weights import MATRICES, projection_shapes
-from ..modules import Weights
-from ..weights import SPLIT, split_rows
-from .matrix import Delta, Matrix, Norm
+from ...runtime.weights import MATRICES, SPLIT, projection_shapes, split_rows
+from .matrix import Delta, Matrix, Norm, Weights
 
 Pair = tuple[Tensor, Tensor]
 

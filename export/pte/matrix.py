@@ -8,7 +8,7 @@ M rows (tokens) of a call, D width, N outputs, K inputs, G group size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,9 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from ...runtime.model.codec import around_zero
-from ..modules import Weights
+
+Weights = Mapping[str, Tensor]
+"""The stored tensors of a model, by name."""
 
 _ROWS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 

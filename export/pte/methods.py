@@ -25,9 +25,8 @@ from ...runtime.model.program import Program
 from ...runtime.pte.binding import STAGES, depth_matters
 from ...runtime.pte.layout import Shapes
 from ...runtime.spec import Spec
-from ..modules import Weights
 from .layer import Call, KeysValues, Layer, Pair
-from .matrix import Matrix, Norm
+from .matrix import Matrix, Norm, Weights
 
 Inputs = tuple[Tensor, ...]
 

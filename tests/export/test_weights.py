@@ -11,9 +11,8 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from edgeloop.export.weights import WeightsWriter, places, split_places
+from edgeloop.export.weights import WeightsWriter, places
 from edgeloop.runtime.errors import ExportError
-from edgeloop.runtime.spec import Segment, Spec
 
 
 def tensors() -> dict[str, npt.NDArray[np.generic]]:
@@ -103,30 +102,17 @@ def test_a_full_disk_is_not_passed_over(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_parts_of_a_matrix_are_rows_of_its_bytes(tmp_path: Path) -> None:
-    spec = Spec(
-        family="test",
-        segments=(Segment(layers=1),),
-        vocab_size=10,
-        hidden_size=32,
-        intermediate_size=32,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        context_length=8,
-        tied_embedding=True,
-    )
+def test_rows_of_a_matrix_are_rows_of_its_bytes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    path, prefix = tmp_path / "w.safetensors", "segments.0.layers.0"
+    path = tmp_path / "w.safetensors"
     scales, codes = random.random((64, 2)).astype(np.float16), random.integers(0, 256, (64, 2, 8), np.uint8)
     with WeightsWriter(path, 2) as writer:
-        writer.add(f"{prefix}.qkv_proj.scales", scales)
-        writer.add(f"{prefix}.qkv_proj.codes", codes)
-    data, found = path.read_bytes(), split_places(places(path), spec)
-    assert len(found) == 4
-    for side, whole in (("scales", scales), ("codes", codes)):
-        for part, rows in (("q_proj", whole[:32]), ("kv_proj", whole[32:])):
-            place = found[f"{prefix}.{part}.{side}"]
-            assert data[place.offset : place.offset + place.length] == rows.tobytes()
+        writer.add("m.scales", scales)
+        writer.add("m.codes", codes)
+    data, found = path.read_bytes(), places(path)
+    for side, whole, dtype in (("scales", scales, "F16"), ("codes", codes, "U8")):
+        assert (found[f"m.{side}"].dtype, found[f"m.{side}"].shape) == (dtype, whole.shape)
+        for start, stop in ((0, 32), (32, 64), (5, 6)):
+            place = found[f"m.{side}"].rows(start, stop)
+            assert place.shape == (stop - start, *whole.shape[1:])
+            assert data[place.offset : place.offset + place.length] == whole[start:stop].tobytes()

@@ -1,0 +1,50 @@
+"""A bundle that was exported once opens for as long as its format is read, and computes what it did."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from stored_bundle import FOLDER, logits
+
+from edgeloop.runtime.backends import open_backend
+from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.manifest import FORMAT, MANIFEST
+
+STORED = sorted(FOLDER.glob("format-*/"))
+
+
+def test_there_is_one_of_this_format() -> None:
+    assert FOLDER / f"format-{FORMAT}" in STORED
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("engine", ["reference", "onnx"])
+def test_it_gives_the_logits_that_it_gave(folder: Path, engine: str) -> None:
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    bundle = Bundle.open(folder)
+    found, wanted = (
+        logits(open_backend(engine, bundle)),
+        load_file(folder.with_suffix(".safetensors"))[engine],
+    )
+    # The graphs round the inputs of matrices to int8, now and then the other way than the model of them does.
+    bound = 1e-5 if engine == "reference" else bundle.manifest.targets["onnx"].parity.bound
+    assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("version", [3, FORMAT + 1])
+def test_another_format_is_refused(version: int, tmp_path: Path) -> None:
+    folder = shutil.copytree(STORED[-1], tmp_path / "bundle")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format": version}))
+    with pytest.raises(
+        BundleError,
+        match=f"bundle format {version}, this edgeloop reads format {FORMAT}; export the checkpoint again",
+    ):
+        Bundle.open(folder)
