@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutants import mutants, transplants
 from safetensors.numpy import load_file
 from stored_bundle import FOLDER, logits
 
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.errors import BundleError
+from edgeloop.runtime.errors import BundleError, EdgeloopError
 from edgeloop.runtime.manifest import FORMAT, MANIFEST
 
 STORED = sorted(FOLDER.glob("format-*/"))
@@ -48,3 +49,27 @@ def test_another_format_is_refused(version: int, tmp_path: Path) -> None:
         match=f"bundle format {version}, this edgeloop reads format {FORMAT}; export the checkpoint again",
     ):
         Bundle.open(folder)
+
+
+@pytest.mark.parametrize("engine", ["reference", "onnx"])
+def test_a_bundle_whose_program_says_something_else(engine: str, tmp_path: Path) -> None:
+    """Refused in a line, by its manifest, its weights or its graphs, or run: nothing else happens."""
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    folder = shutil.copytree(STORED[-1], tmp_path / "bundle")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    changes = list(mutants(manifest["program"]))[::3]
+    ran, told = 0, list[str]()
+    for holder, key, value in [*changes, *transplants(changes, 100)]:
+        usual, holder[key] = holder[key], value
+        (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        holder[key] = usual
+        try:
+            bundle = Bundle.open(folder, verify=False)
+            with np.errstate(all="ignore"):
+                logits(open_backend(engine, bundle))
+            ran += 1
+        except EdgeloopError as error:
+            told.append(str(error))
+    assert len(told) > ran > 0
+    assert not any("\n" in line for line in told)
