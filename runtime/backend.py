@@ -154,10 +154,13 @@ class Closes(Protocol):
 def can_fill(program: Program) -> bool:
     """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?
 
-    Made with shared matrices: the fill stage has those of K and V alone.
+    Made with shared matrices: the fill stage has those of K and V alone; and of a token by itself: a depth that keeps
+    the row of the token before has none of a token that skipped it.
     """
     return (
-        not program.own_matrices
+        bool(program.caches("block"))
+        and not program.kept_rows
+        and not program.own_matrices
         and not program.shares_kv
         and program.depths > 1
         and program.routing is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from programs import PROGRAMS
 
 from edgeloop.runtime.backend import Lanes, can_fill, fresh_tokens
 from edgeloop.runtime.errors import UsageError
@@ -58,3 +59,9 @@ def test_nothing_to_fill_is_refused(maker):
     backend = maker.backend(program)
     with pytest.raises(UsageError, match="this model needs another policy"):
         backend.fill(np.zeros((1, 1, 32), np.float32), lanes([1], [1], 1), backend.new_cache(1, 8))
+
+
+def test_what_has_nothing_to_fill():
+    """No cache, as many as depths share, one of the tokens before: and what has them all to itself."""
+    fills = {name for name, make in PROGRAMS.items() if can_fill(make())}
+    assert fills == PROGRAMS.keys() - {"encoder", "shared", "routed", "parallel_loop", "twice"}
