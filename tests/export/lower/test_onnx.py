@@ -255,12 +255,16 @@ def test_rotations(tmp_path: Path, by: Rotation, pairs: bool) -> None:
     assert (("com.microsoft", "RotaryEmbedding") in written) == (("", "Split") in written) == (by == PARTIAL)
 
 
-@pytest.mark.parametrize("head_dim", [4, 8, 12, 20, 24, 80])
-def test_sizes_of_heads(tmp_path: Path, head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("head_dim", "dims"), [(4, 4), (8, 8), (12, 12), (20, 20), (24, 24), (80, 80), (64, 16), (80, 32)]
+)
+def test_sizes_of_heads(tmp_path: Path, head_dim: int, dims: int) -> None:
     sizes = {"q": 4 * head_dim, "k": 2 * head_dim, "v": 2 * head_dim}
     attend = structs.replace(ATTEND, q="q'", k="k'", head_dim=head_dim, scale=head_dim**-0.5)
-    ops = [Linear("x", ("q", "k", "v"), "qkv"), *turned(Rotation(head_dim, 1e4)), attend]
-    hold(Model.of(ops, {"x": 24}, ["y"], qkv=Matrix(sizes, 24)), tmp_path)
+    ops = [Linear("x", ("q", "k", "v"), "qkv"), *turned(Rotation(dims, 1e4)), attend]
+    written = hold(Model.of(ops, {"x": 24}, ["y"], qkv=Matrix(sizes, 24)), tmp_path)
+    assert (("com.microsoft", "GroupQueryAttention") in written) == (head_dim % 8 == 0)
+    assert (("com.microsoft", "RotaryEmbedding") in written) == (dims % 16 != 0 or head_dim % 8 != 0)
 
 
 @pytest.mark.parametrize(
