@@ -171,6 +171,15 @@ class Expected:
         wanted, packed = trace(reference), trace_packed(reference)
         return Expected(wanted, packed, bounds(reference, activations, run, [*wanted.arrays, *packed]))
 
+    @staticmethod
+    def both(
+        reference: ReferenceBackend, activations: Activations | None
+    ) -> tuple[Expected, Expected | None]:
+        """With floats, and with ``activations`` if there are any. Of ``reference`` nothing is kept in memory then."""
+        found = Expected.of(reference), Expected.of(reference, activations) if activations else None
+        reference.forget()
+        return found
+
     @property
     def logits(self) -> float:
         """The bound of the logits."""

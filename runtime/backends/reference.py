@@ -67,6 +67,10 @@ class ReferenceBackend:
         other._activations = activations
         return other
 
+    def forget(self) -> None:
+        """Let go of dequantized matrices, which are made again when they are wanted."""
+        self._weights.forget()
+
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
         return KVCache.allocate(self.program, sequences, capacity, slots)

@@ -52,7 +52,7 @@ class StoredWeights:
     ) -> None:
         """BundleError when a tensor is missing, or not of the kind and shape that ``weights`` want."""
         self.weights, self.group_size = weights, group_size
-        self._stored, self._room = stored, kept_bytes
+        self._stored, self._most = stored, kept_bytes
         self._kept: dict[tuple[str, int, int], F32] = {}
         self._coded: dict[str, Grouped | Palette] = {}
         for full, tensor in tensors(weights):
@@ -97,6 +97,10 @@ class StoredWeights:
             shapes = " or ".join(str(list(w)) for w in wanted)
             raise BundleError(f"{name} has shape {list(found)}, wanted {shapes}; export the checkpoint again")
 
+    def forget(self) -> None:
+        """Let go of what is kept; it is made again when it is wanted."""
+        self._kept.clear()
+
     def matrix(self, name: str) -> Matrix:
         """What the matrix ``name`` consists of."""
         weight = self.weights[name]
@@ -133,8 +137,7 @@ class StoredWeights:
                     return found
             else:
                 found = self._coded[name].values(pick)
-            if found.nbytes > self._room:
+            if sum(kept.nbytes for kept in self._kept.values()) + found.nbytes > self._most:
                 return found
-            self._room -= found.nbytes
             self._kept[key] = found
         return self._kept[key]
