@@ -39,7 +39,7 @@ def unroll(reading: Reading) -> Reading:
     routers.
     """
     program = reading.program
-    spec = spec_of(program)
+    spec = spec_of(program, "compare")
     differs = program.shares_kv or program.window is not None or program.routing is not None
     if differs or spec.loop_norm or spec.sandwich_norms:
         raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")

@@ -11,7 +11,7 @@ from .errors import ExportError
 from .model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama
 from .model.decoder import decoder
 from .model.facts import attention, mlp_size
-from .model.ops import Norm, kind, writes
+from .model.ops import Norm, Op, kind, writes
 from .model.program import Program, Stage
 from .model.rotation import Rotation
 from .model.weights import Delta, Matrix, Vector
@@ -100,7 +100,9 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
     ):
         for op, wanted in zip(ours.ops, theirs.ops, strict=False):
             if op != wanted:
-                raise ExportError(_other(who, f"{name} has {kind(op)} for {', '.join(writes(op))}"))
+                raise ExportError(
+                    _other(who, f"{_differing(op, wanted)} ({', '.join(writes(op))} in {name})")
+                )
     if rebuilt != program:
         raise ExportError(_other(who, "weights or a loop of another kind"))
     return spec
@@ -140,6 +142,14 @@ def _segment(program: Program, number: int, layers: int) -> Segment:
 
 def _four(program: Program) -> tuple[Stage, Stage, Stage, Stage]:
     return program.prologue, program.loop.blocks[0], program.epilogue, program.head
+
+
+def _differing(op: Op, wanted: Op) -> str:
+    """What ``op`` is where Llama has ``wanted``."""
+    if type(op) is not type(wanted):
+        return f"an op {kind(op)}"
+    fields = (field for field in op.__struct_fields__ if getattr(op, field) != getattr(wanted, field))
+    return " and ".join(f"{kind(op)} of {field} {getattr(op, field)}" for field in list(fields)[:1])
 
 
 def _other(who: str, what: str) -> str:
