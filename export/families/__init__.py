@@ -31,6 +31,7 @@ FAMILIES = (
     Entry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
     Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
     Entry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
+    Entry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
     Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"),
 )
 

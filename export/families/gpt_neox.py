@@ -1,0 +1,179 @@
+"""GPT-NeoX (Pythia) folders whose layers repeat: a recursive model saved as if unrolled.
+
+Attention and MLP read the same state, each through a LayerNorm of its own, or one after the other where
+use_parallel_residual is false; every matrix of a layer has a bias.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import structs
+
+from ...runtime.errors import CheckpointError
+from ...runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama, parallel
+from ...runtime.model.decoder import decoder
+from ...runtime.model.ops import Function
+from ...runtime.model.rotation import Rotation
+from ...runtime.wording import shown
+from ..checkpoint import Checkpoint
+from ..family import Reading
+from .config_keys import check_keys
+from .config_values import flag, number, rope, size, token_ids
+from .near_ties import found_plan
+from .reader import Reader, Rows, Source
+from .ties import LayerNames, Run
+
+CLASS = "GPTNeoXForCausalLM"
+ROPE = {
+    "rope_theta": ("rotary_emb_base", "rope_theta"),
+    "partial_rotary_factor": ("rotary_pct", "partial_rotary_factor"),
+}
+"""What transformers 5 keeps in rope_parameters → the keys of those before."""
+
+FUNCTIONS: dict[str, Function] = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+"""hidden_act → the op."""
+
+READ = frozenset(
+    """
+    architectures attention_bias bos_token_id eos_token_id hidden_act hidden_size intermediate_size layer_norm_eps
+    max_position_embeddings model_type num_attention_heads num_hidden_layers partial_rotary_factor rope_parameters
+    rope_scaling rope_theta rotary_emb_base rotary_pct tie_word_embeddings use_parallel_residual vocab_size
+    """.split()  # noqa: SIM905
+)
+MATRICES = {
+    "o_proj": "attention.dense",
+    "up_proj": "mlp.dense_h_to_4h",
+    "down_proj": "mlp.dense_4h_to_h",
+}
+NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+FUSED = "attention.query_key_value"
+MASKS = re.compile(r"\d+\.attention\.(bias|masked_bias)")
+"""Causal masks, which old checkpoints store in each layer."""
+
+
+class NeoxNames(LayerNames):
+    """The names of a checkpoint with GPT-NeoX's keys."""
+
+    whose, embedding, stack = "GPT-NeoX", "gpt_neox.embed_in.weight", "gpt_neox.layers"
+
+    def __init__(self, checkpoint: Checkpoint, attention_bias: bool) -> None:
+        super().__init__(checkpoint)
+        self.attention_bias = attention_bias
+
+    def shared(self, layer: int) -> list[str]:
+        matrices = (FUSED, *MATRICES.values())
+        biased = [part for part in matrices if self.attention_bias or not part.startswith("attention.")]
+        names = [f"{part}.weight" for part in matrices] + [f"{part}.bias" for part in biased]
+        return [f"{self.inside}{layer}.{name}" for name in names]
+
+
+class GptNeoxFamily:
+    """model_type "gpt_neox"; what repeats is found in the weights."""
+
+    name = "gpt_neox"
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
+        return kind == "gpt_neox" and architectures in (None, [CLASS])
+
+    def read(self, checkpoint: Checkpoint) -> Reading:
+        config, where = checkpoint.config, str(checkpoint.folder / "config.json")
+        check_keys(config, (), where, READ)
+        bias = flag(config, "attention_bias", where, True)
+        names = NeoxNames(checkpoint, bias)
+        if lora := min((name for name in checkpoint.names if ".lora_" in name), default=None):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {lora} is a LoRA, which is not read on GPT-NeoX's fused matrices; merge it into "
+                "the model (PEFT's merge_and_unload)"
+            )
+        plan = found_plan(names, size(config, "num_hidden_layers", where))
+        width, vocab = size(config, "hidden_size", where), size(config, "vocab_size", where)
+        reader = Reader(names)
+        segments = [(len(run.applied), _layer(reader, run, width, bias, where)) for run in plan]
+        attention, norm, parts = segments[0][1].attention, segments[0][1].norm, f"{names.prefix}gpt_neox."
+        tied = reader.head_is_embedding(
+            f"{names.prefix}embed_out.weight", flag(config, "tie_word_embeddings", where, False)
+        )
+        program = decoder(
+            self.name,
+            parallel if flag(config, "use_parallel_residual", where, True) else llama,
+            segments,
+            norm,
+            width=width,
+            vocab_size=vocab,
+            context_length=size(config, "max_position_embeddings", where, 2048),
+            tied_embedding=tied,
+        )
+        reader.layers(program.weights, plan, _sources(attention.heads))
+        reader.plain("embed.weight", names.embed, (vocab, width))
+        reader.plain("norm.weight", f"{parts}final_layer_norm.weight", (width,))
+        reader.plain("norm_bias.weight", f"{parts}final_layer_norm.bias", (width,))
+        if not tied:
+            reader.plain("head.weight", f"{names.prefix}embed_out.weight", (vocab, width))
+        masks = {n for n in checkpoint.names if MASKS.fullmatch(n.removeprefix(names.inside))}
+        reader.refuse_leftovers("GPT-NeoX's layers (LayerNorms, and matrices with their biases)", masks)
+        bos = token_ids(config, "bos_token_id", vocab, where)
+        program = structs.replace(
+            program,
+            bos_token_id=bos[0] if bos else None,
+            eos_token_ids=token_ids(config, "eos_token_id", vocab, where),
+        )
+        return Reading(program, reader.tensors, frozenset(reader.used | masks))
+
+
+def _layer(reader: Reader, run: Run, width: int, bias: bool, where: str) -> Layer:
+    """What the layers of ``run`` are: sizes of config.json, and whether their norms differ between depths."""
+    config = reader.checkpoint.config
+    heads = size(config, "num_attention_heads", where)
+    if width % heads:
+        raise CheckpointError(f"{where}: hidden_size {width} is no multiple of num_attention_heads {heads}")
+    said = "gelu" if config.get("hidden_act") is None else config["hidden_act"]
+    if (function := FUNCTIONS.get(str(said))) is None:
+        raise CheckpointError(f"{where}: hidden_act is {shown(said)}; wanted one of {', '.join(FUNCTIONS)}")
+    norms = [
+        [f"{reader.names.inside}{layer}.{norm}.{kind}" for layer in applied]
+        for applied in run.applied
+        for norm in NORMS.values()
+        for kind in ("weight", "bias")
+    ]
+    return Layer(
+        width,
+        Attention(
+            heads, heads, width // heads, _rotation(reader, width // heads, where), bias=bias, out_bias=bias
+        ),
+        Mlp(size(config, "intermediate_size", where), function, gated=False, bias=True),
+        NormKind(number(config, "layer_norm_eps", where, 1e-5), "layer", bias=True),
+        depths=len(run.applied[0]),
+        norm_rows=reader.differ((group, (width,)) for group in norms),
+    )
+
+
+def _rotation(reader: Reader, head_dim: int, where: str) -> Rotation:
+    said = rope(reader.checkpoint.config, where, ROPE)
+    part = said.get("partial_rotary_factor", 0.25)
+    dims = int(head_dim * part)
+    if not 0 < dims <= head_dim or dims % 2:
+        raise CheckpointError(
+            f"{where}: a share of {part} of heads of {head_dim} turns {dims} dims; wanted an even number, at most "
+            f"{head_dim}"
+        )
+    return Rotation(dims, said.get("rope_theta", 10000.0))
+
+
+def _sources(heads: int) -> dict[str, Source]:
+    """Where a layer of the checkpoint has what. Of the fused matrix the rows are q, k and v of head 0, of head 1 …"""
+    found = {}
+    for kind in ("weight", "bias"):
+        for place, part in enumerate(("q_proj", "k_proj", "v_proj")):
+            found[f"{part}.{kind}"] = Source(f"{FUSED}.{kind}", Rows(place, 3, heads))
+        found |= {f"{ours}.{kind}": Source(f"{theirs}.{kind}") for ours, theirs in MATRICES.items()}
+    for ours, theirs in NORMS.items():
+        found |= {
+            f"{ours}.weight": Source(f"{theirs}.weight"),
+            f"{ours}_bias.weight": Source(f"{theirs}.bias"),
+        }
+    return found
