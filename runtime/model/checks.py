@@ -148,7 +148,7 @@ def _stages_problems(program: Program) -> Iterator[str]:
     for name, stage in zip(("prologue", *names, "epilogue", "head"), program.stages, strict=True):
         yield from idle_problems(name, stage)
     for name, weight in program.weights.items():
-        yield from _use_problems(name, weight, found.uses.get(name), program.depths)
+        yield from _use_problems(name, weight, found.uses.get(name), program)
 
 
 def _widths(sizes: Sequence[int]) -> str:
@@ -168,7 +168,7 @@ def _cache_problems(names: Sequence[str], found: Found) -> Iterator[str]:
         yield f"{first} has caches of slot {' and '.join(sorted(slots))}, wanted the same for all"
 
 
-def _use_problems(name: str, weight: Weight, uses: Uses | None, depths: int) -> Iterator[str]:
+def _use_problems(name: str, weight: Weight, uses: Uses | None, program: Program) -> Iterator[str]:
     """Of the depths of a weight: as many as the loop has, or as ops name."""
     if uses is None:
         yield f"weight {name} is used by no op"
@@ -176,7 +176,9 @@ def _use_problems(name: str, weight: Weight, uses: Uses | None, depths: int) -> 
     own = depths_of(weight)
     if own is None or uses.whole:
         return
-    if uses.looped and own != depths:
-        yield f"weight {name} is of {own} depths, wanted {depths}, those of the loop"
+    if uses.looped and own != program.depths:
+        yield f"weight {name} is of {own} depths, wanted {program.depths}, those of the loop"
+    if uses.looped and program.loop.open_ended:
+        yield f"weight {name} is of {own} depths, and loop.open_ended says that there may be more"
     if not uses.looped and len(uses.at) < own:
         yield f"weight {name} is of {own} depths, and ops use {len(uses.at)} of them"

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 from model_run import Model, random_tensors
+from msgspec import structs
 from mutants import Json, mutants, transplants
-from programs import PROGRAMS
+from programs import PROGRAMS, program
 
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.limits import MAX_NAME
@@ -89,6 +90,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("relaxed", "weights/b.0.down_proj", HUGE, "a tensor b.0.down_proj.weight of 16777216 × 131072, more than"),
         ("relaxed", "weights/b.0.o_proj/parts", {"q_proj": 8}, "two tensors with the name b.0.q_proj"),
         ("routed", "weights/b.0.qkv_proj/copies", 2, "has 2 copies and deltas of 3 depths"),
+        ("relaxed", "loop/open_ended", True, "weight b.0.attention_norm is of 3 depths, and loop.open_ended says"),
         ("relaxed", "loop/carries", [], "the number of loop.carries is 0"),
         ("relaxed", "loop/carries/0/width", 16, "block op 0 (norm, 0.h): weight b.0.attention_norm is [8]"),
         ("adapted", "loop/carries/1/name", "state", "loop.carries have two of one name"),
@@ -161,6 +163,19 @@ def test_what_cannot_be_meant_is_refused(kind: str, path: str, value: object, wa
     assert wanted in found
     assert "\n" not in found
     assert len(found) < 400
+
+
+def test_a_model_has_a_layer() -> None:
+    empty = program({}, lambda w: "embedded", [lambda w: ("state",)])
+    assert list(problems(empty)) == ["the number of layers that are applied is 0, wanted 1 to 16384"]
+
+
+def test_a_router_is_for_several_depths_of_one_state() -> None:
+    routing = PROGRAMS["routed"]().routing
+    once, two = (structs.replace(PROGRAMS[name](), routing=routing) for name in ("twice", "adapted"))
+    once = structs.replace(once, routing=structs.replace(once.routing, capacity=()))
+    assert list(problems(once)) == ["routing is for models of several depths, this one has 1"]
+    assert list(problems(two)) == ["routing is for loops of one carry, this one has 2"]
 
 
 @pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)
