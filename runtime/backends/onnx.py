@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
-from ..errors import EngineError, UsageError
+from ..errors import EngineError
 from ..kv import KVCache
 from ..model.program import Program
 from ..onnx_check import check_graph
@@ -94,20 +96,33 @@ class OnnxBackend:
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
-        block = self._blocks[0 if len(self._blocks) == 1 else self._block_of(lanes)]
+        block = self._blocks[0]
+        if len(self._blocks) > 1:
+            schedule = self.program.loop.schedule
+            found = {schedule[depth] for depth in lanes.depth[lanes.tokens > 0].tolist()}
+            if len(found) > 1:
+                return self._lane_by_lane(state, lanes, cache)
+            block = self._blocks[found.pop() if found else 0]
         plan = block.plan(lanes, 0, cache)
         if self._shared:
             plan.fresh[0] = int(lanes.fresh) if isinstance(lanes, PackedLanes) else fresh_tokens(lanes)
         plan.set_state(state)
         return block.run(plan)
 
-    def _block_of(self, lanes: Lanes) -> int:
-        """The block of the lanes' depths; UsageError where they are not of one."""
-        schedule = self.program.loop.schedule
-        found = {schedule[depth] for depth in lanes.depth[lanes.tokens > 0].tolist()}
-        if len(found) > 1:
-            raise UsageError(f"a call with lanes of blocks {sorted(found)}; call those of each by themselves")
-        return found.pop() if found else 0
+    def _lane_by_lane(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """As ``block``, for lanes at depths of different blocks, which no graph takes in one call."""
+        found, start = np.zeros_like(state), 0
+        for b, n in enumerate(lanes.tokens.tolist()):
+            if n:
+                one, slot = slice(b, b + 1), lanes.first_slot + b
+                arrays = lanes.depth[one], lanes.cached[one], lanes.tokens[one], lanes.positions[one]
+                if isinstance(lanes, PackedLanes):
+                    one, start = slice(start, start + n), start + n
+                    alone: Lanes = PackedLanes(*arrays, slot, shared=lanes.shared, fresh=lanes.fresh)
+                else:
+                    alone = Lanes(*arrays, slot)
+                found[one] = self.block(state[one], alone, cache)
+        return found
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""

@@ -14,9 +14,12 @@ from programs import PROGRAMS
 
 from edgeloop.export.lower.graph import Stored
 from edgeloop.export.lower.onnx import check, write_graphs
-from edgeloop.runtime.backend import Lanes
+from edgeloop.export.reference import reference_engine
+from edgeloop.export.targets.onnx import check_parity
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.backend import Lanes, can_fill
 from edgeloop.runtime.backends.onnx import OnnxBackend, graph_name
-from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.transform import keys_values
@@ -120,14 +123,39 @@ def test_the_engine_runs_them(tmp_path: Path, name: str) -> None:
                 np.testing.assert_allclose(rows, wanted[value], rtol=1e-4, atol=1e-4)
 
 
-def test_lanes_of_two_blocks_are_not_of_one_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt", "adapted", "hierarchical", "positioned"])
+def test_parity_at_export(tmp_path: Path, name: str) -> None:
+    """Depths of a call mixed, packed lanes, K and V filled in: what an export compares."""
+    model = made(PROGRAMS[name])
+    file = write(model.stored, tmp_path)
+    graphs = write_graphs(model.program, Stored.open(file, 0), can_fill(model.program))
+    parity = check_parity(reference_engine(model.program, file, Recipe.named("none", 32)), graphs, None)
+    assert len(parity.per_depth) == model.program.depths
+    assert max(*parity.per_depth, parity.logits) < 1e-4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lanes_of_two_blocks_in_one_call(tmp_path: Path, packed: bool) -> None:
+    """A lane a depth, as pipelined decoding has them, beside an idle one; padded where they are not packed."""
     model = made(PROGRAMS["hierarchical"])
     stored = Stored.open(write(model.stored, tmp_path), 0)
-    backend = OnnxBackend(model.program, write_graphs(model.program, stored, fill=False))
-    zeros = np.zeros(2, np.int32)
-    lanes = Lanes(np.array([0, 3]), zeros, zeros + 1, np.zeros((2, 1), np.int64))
-    with pytest.raises(UsageError, match=r"lanes of blocks \[0, 1\]"):
-        backend.block(np.zeros((2, 1, model.program.width), np.float32), lanes, backend.new_cache(2, 4))
+    graphs = write_graphs(model.program, stored, fill=False)
+    backend = OnnxBackend(model.program, graphs, packed=packed)
+    depth, cached, tokens = np.array([0, 3, 1, 3]), np.zeros(4, np.int32), np.array([2, 1, 0, 2], np.int32)
+    arrays = depth, cached, tokens, np.tile([0, 1], (4, 1))
+    state = np.random.default_rng(0).standard_normal((4, 2, model.program.width)).astype(np.float32)
+    lanes = PackedLanes(*arrays) if packed else Lanes(*arrays)
+    given = lanes.pack(state) if isinstance(lanes, PackedLanes) else state
+    found = backend.block(given, lanes, backend.new_cache(1, 4)).copy()
+    found = lanes.pad(found) if isinstance(lanes, PackedLanes) else found
+    for b in np.flatnonzero(tokens):
+        n = tokens[b]
+        block = model.program.stage("block", int(depth[b]))
+        model.kept.clear()
+        lane = model.lane("block", block, int(depth[b]), int(n))
+        wanted = values(block, lane, *np.split(state[b, :n], 2, axis=1))
+        rows = np.concatenate([wanted[name] for name in block.outputs], 1)
+        np.testing.assert_allclose(found[b, :n], rows, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)
