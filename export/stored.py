@@ -40,8 +40,9 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
             loaded = [reading.tensors[part]() for part in tensor.parts]
             matrix = tensor.kind == "matrix"
             value = torch.cat(loaded, dim=-2 if matrix else -1) if len(loaded) > 1 else loaded[0]
-            if matrix:
-                value = value.flatten(0, -2)  # one matrix a depth: one under the other
+            value = value.reshape(
+                tensor.shape
+            )  # one matrix a depth: one under the other, and so their biases
             if storage.is_float:
                 writer.add(name, (value if storage.bits == 32 else _half(value, name)).numpy())
                 continue

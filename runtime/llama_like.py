@@ -104,7 +104,11 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
                     _other(who, f"{_differing(op, wanted)} ({', '.join(writes(op))} in {name})")
                 )
     if rebuilt != program:
-        raise ExportError(_other(who, "weights or a loop of another kind"))
+        others = (n for n, weight in program.weights.items() if rebuilt.weights.get(n) != weight)
+        what = next(
+            (f"a weight {name} of another kind (as with a bias)" for name in others), "a loop of another kind"
+        )
+        raise ExportError(_other(who, what))
     return spec
 
 
@@ -145,11 +149,11 @@ def _four(program: Program) -> tuple[Stage, Stage, Stage, Stage]:
 
 
 def _differing(op: Op, wanted: Op) -> str:
-    """What ``op`` is where Llama has ``wanted``."""
+    """What ``op`` is where Llama has ``wanted``, which is another one."""
     if type(op) is not type(wanted):
-        return f"an op {kind(op)}"
-    fields = (field for field in op.__struct_fields__ if getattr(op, field) != getattr(wanted, field))
-    return " and ".join(f"{kind(op)} of {field} {getattr(op, field)}" for field in list(fields)[:1])
+        return f"{kind(op)} where Llama has {kind(wanted)}"
+    field = next(name for name in op.__struct_fields__ if getattr(op, name) != getattr(wanted, name))
+    return f"{kind(op)} of {field} {getattr(op, field)}"
 
 
 def _other(who: str, what: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from safetensors.numpy import load_file
 from tiny import KINDS
 
@@ -21,7 +23,7 @@ from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.facts import count_parameters
 from edgeloop.runtime.model.stored import StoredWeights
-from edgeloop.runtime.model.weights import tensors
+from edgeloop.runtime.model.weights import Matrix, tensors
 
 Readings = Callable[..., Reading]
 QUANTS = [("none", 32), ("int8", 64), ("int8-channel", 32), ("int4", 32), ("int4", 128)]
@@ -117,3 +119,20 @@ def test_one_tensor_at_a_time(reading: Readings, tmp_path: Path) -> None:
     write_weights(spied, Recipe.named("int4", 32), path)
     assert sorted(name for name, _ in calls) == sorted(original.tensors)
     assert calls[-1][1] > path.stat().st_size // 2
+
+
+def test_matrices_and_biases_of_each_depth_are_under_each_other(reading: Readings, tmp_path: Path) -> None:
+    original = reading("llama")
+    weights = {"qv": Matrix({"q": 3, "v": 2}, 4, bias=True, copies=2)}
+    q, v = torch.arange(24.0).reshape(2, 3, 4), torch.arange(16.0).reshape(2, 2, 4)
+    given = {"q.weight": q, "v.weight": v, "q.bias": q[..., 0], "v.bias": v[..., 0]}
+    made = replace(
+        original,
+        program=structs.replace(original.program, weights=weights),
+        tensors={name: partial(torch.clone, tensor) for name, tensor in given.items()},
+    )
+    write_weights(made, Recipe.named("none", 32), tmp_path / "w.safetensors")
+    stored = load_file(tmp_path / "w.safetensors")
+    wanted = torch.cat([q[0], v[0], q[1], v[1]]).numpy()
+    assert np.array_equal(stored["qv.weight"], wanted)
+    assert np.array_equal(stored["qv.bias"], wanted[:, 0])

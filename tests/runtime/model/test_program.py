@@ -11,7 +11,7 @@ from programs import PROGRAMS, VOCAB
 
 from edgeloop.runtime.model.ops import Attend, Linear, Op, kind, reads, weight_fields, with_names, writes
 from edgeloop.runtime.model.program import CacheShape, Program
-from edgeloop.runtime.model.weights import Delta, Matrix, Tensor, Vector, tensors
+from edgeloop.runtime.model.weights import Delta, Matrix, Part, Tensor, Vector, canonical, tensors
 
 
 def test_every_op_is_in_some_program() -> None:
@@ -99,3 +99,27 @@ def test_tensors_of_weights() -> None:
     assert dict(tensors({"embed": Matrix({"embed": VOCAB}, 8)})) == {
         "embed.weight": Tensor((VOCAB, 8), ("embed.weight",), "matrix")
     }
+
+
+def test_canonical_tensors_of_weights() -> None:
+    deltas = {"v": Delta(5)}
+    matrix = Matrix({"q": 6, "v": 3}, 8, bias=True, copies=2, deltas=deltas, depths=2)
+    weights = {
+        "norm": Vector(8),
+        "a.rows": Vector(8, 3),
+        "a.qv": matrix,
+        "a.o": Matrix({"o": 8}, 6, bias=True),
+    }
+    assert list(canonical(weights)) == [
+        Part("norm.weight", (8,), per_depth=False),
+        Part("a.rows.weight", (8,), per_depth=True),
+        Part("a.q.weight", (6, 8), per_depth=True),
+        Part("a.v.weight", (3, 8), per_depth=True),
+        Part("a.q.bias", (6,), per_depth=True),
+        Part("a.v.bias", (3,), per_depth=True),
+        Part("a.v.lora_a", (5, 8), per_depth=True),
+        Part("a.v.lora_b", (3, 5), per_depth=True),
+        Part("a.o.weight", (8, 6), per_depth=False),
+        Part("a.o.bias", (8,), per_depth=False),
+    ]
+    assert [part.name for part in canonical(weights)] == [n for _, t in tensors(weights) for n in t.parts]
