@@ -93,7 +93,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
     if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(args.bundle).at_depth(args.depth)
     program, wanted = bundle.program, args.prompt_tokens + args.tokens
     capacity = args.context or program.context_length
     if not wanted <= capacity <= program.context_length:
@@ -122,7 +122,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             runs += [run] if i else []
 
         progress("starting fresh processes", args.runs / (args.runs + 1))
-        started = fresh_process(args.bundle, args.engine)
+        started = fresh_process(args.bundle, args.engine, args.depth)
 
     prefill = [1000 * args.prompt_tokens / run.prefill for run in runs]
     decode = [1000 * args.tokens / sum(run.tokens) for run in runs]
@@ -168,13 +168,15 @@ def main(args: argparse.Namespace, console: Console) -> None:
     )
 
 
-def fresh_process(bundle: Path, engine: str, runs: int = 3) -> tuple[float, int] | None:
+def fresh_process(
+    bundle: Path, engine: str, depth: int | None = None, runs: int = 3
+) -> tuple[float, int] | None:
     """(milliseconds from starting ``edgeloop run`` to its first token, its peak memory in bytes) of fresh processes.
 
     None where the bundle has no tokenizer to run with. The time is the median, and includes the end of the process.
     """
     command = [sys.executable, "-m", "edgeloop.apps.cli", "run", str(bundle), "-p", "Once upon a time"]
-    command += ["--engine", engine, "--json", "-n"]
+    command += ["--engine", engine, *(["--depth", str(depth)] if depth else []), "--json", "-n"]
     times, peak = [], 0
     for tokens in ["1"] * runs + ["64"]:
         start = time.perf_counter()

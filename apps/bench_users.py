@@ -169,6 +169,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Engin
         sequences=sequences,
         waiting=waiting,
         context=args.context,
+        depth=args.depth,
         verify=False,  # the session has looked at the same files
         exit=args.exit,
         missing=args.missing,

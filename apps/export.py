@@ -89,6 +89,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="attention sees the last N tokens only (default: as the model was trained)",
     )
     parser.add_argument(
+        "--depth",
+        type=at_least(1),
+        metavar="N",
+        help="the block runs N times unless run says otherwise, of a model made for any number (default: as trained)",
+    )
+    parser.add_argument(
         "--split-weights",
         action="store_true",
         help="target executorch: base.ptd and deltas.ptd beside the .pte, so that an app can update deltas alone",
@@ -120,6 +126,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             context=args.context,
             kv=args.kv,
             window=args.window,
+            depth=args.depth,
             split_weights=args.split_weights,
             coreml_ane=args.coreml_ane,
             force=args.force,

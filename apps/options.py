@@ -56,6 +56,12 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
     ``several``: rules and policies for missing K and V are lists.
     """
     group = parser.add_argument_group("depth")
+    group.add_argument(
+        "--depth",
+        type=at_least(1),
+        metavar="N",
+        help="run the block N times, of a model made for any number (default: as trained)",
+    )
     action, again = ("append", "; may be repeated") if several else ("store", "")
     group.add_argument(
         "--exit",
@@ -120,6 +126,7 @@ def open_session(args: argparse.Namespace) -> Session:
         engine=args.engine,
         threads=args.threads,
         context=args.context,
+        depth=getattr(args, "depth", None),
         exit=getattr(args, "exit", None),
         missing=getattr(args, "missing", None),
         kv=getattr(args, "kv", None),

@@ -9,7 +9,7 @@ from msgspec import structs
 from ..runtime.errors import UsageError
 from ..runtime.model.facts import attentions
 from ..runtime.model.program import Program
-from ..runtime.model.transform import fitted, sharing_kv, windowed
+from ..runtime.model.transform import fitted, sharing_kv, windowed, with_depths
 from .family import Reading
 
 KV = ("per-depth", "shared")
@@ -17,12 +17,17 @@ KV = ("per-depth", "shared")
 
 
 def overridden(
-    reading: Reading, context: int | None = None, kv: str | None = None, window: int | None = None
+    reading: Reading,
+    context: int | None = None,
+    kv: str | None = None,
+    window: int | None = None,
+    depth: int | None = None,
 ) -> Reading:
     """``reading`` with what is not None in place of what its family declares.
 
     ``context``: tokens of context, at most the model's own. ``kv``: one of ``KV``. ``window``: tokens that
-    attention sees, the newest included, at most the context; a window of the whole context is none.
+    attention sees, the newest included, at most the context; a window of the whole context is none. ``depth``: how
+    often the loop runs, where nothing else is said when the bundle is run.
     UsageError for what the model cannot do.
     """
     program = reading.program
@@ -38,6 +43,8 @@ def overridden(
             raise UsageError(f"layers of this model have windows of their own ({found}); leave --window out")
         program = windowed(program, window)
     program = fitted(program)
+    if depth is not None:
+        program = with_depths(program, depth)
     if kv is not None:
         program = _with_kv(program, kv)
     return replace(reading, program=program)

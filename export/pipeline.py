@@ -51,6 +51,7 @@ def export_bundle(
     context: int | None = None,
     kv: str | None = None,
     window: int | None = None,
+    depth: int | None = None,
     split_weights: bool = False,
     coreml_ane: bool = False,
     force: bool = False,
@@ -61,7 +62,8 @@ def export_bundle(
     ``adapter`` is the folder of a PEFT LoRA on it: what differs between depths stays a delta, the rest is merged.
     ``layouts``: staged, for engines that run the depth loop; flat, one graph for hosts that know no loop.
     ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
-    (per-depth or shared) and ``window`` (tokens) replace the KV policy and sliding window of its family.
+    (per-depth or shared), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window of its family, and
+    how often its loop runs where it may run any number of times.
     ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
     ``coreml_ane``: the Core ML package gets palettized weights, the Neural Engine's format, made from the checkpoint's.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
@@ -89,7 +91,7 @@ def export_bundle(
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
-    reading = overridden(read_checkpoint(source), context, kv, window)
+    reading = overridden(read_checkpoint(source), context, kv, window, depth)
     reading = replace(reading, program=with_ends(reading.program, source.folder))
     if problem := next(problems(reading.program), None):
         raise CheckpointError(f"{source.folder}: {problem}")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from .errors import BundleError
 from .manifest import Manifest, read_manifest
 from .model.program import Program
+from .model.transform import with_depths
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: ``folder`` (resolved) and its manifest."""
+    """An opened bundle: ``folder`` (resolved) and its manifest. ``deeper``: its model at another number of depths."""
 
     folder: Path
     manifest: Manifest
+    deeper: Program | None = None
 
     @staticmethod
     def open(folder: str | Path, verify: bool = True) -> Bundle:
@@ -51,8 +53,22 @@ class Bundle:
 
     @property
     def program(self) -> Program:
-        """The model's architecture."""
-        return self.manifest.program
+        """The model's architecture, as it is run."""
+        return self.deeper or self.manifest.program
+
+    def at_depth(self, depths: int | None) -> Bundle:
+        """This bundle, whose loop runs ``depths`` times; None: as often as it was exported for.
+
+        UsageError where the model has no other number of depths.
+        """
+        if depths is None:
+            return self
+        return replace(self, deeper=with_depths(self.manifest.program, depths))
+
+    @property
+    def own_depth(self) -> bool:
+        """Does the loop run as often as the bundle was exported for?"""
+        return self.program.depths == self.manifest.program.depths
 
     def path(self, name: str) -> Path:
         """The path of the file that the manifest lists as ``name``: every file of a bundle is found here.

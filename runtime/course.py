@@ -128,7 +128,8 @@ class Course:
 
     def _early(self, rule: ExitRule, state: F32, here: I64) -> Wishes:
         """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
-        outcome = Outcome(-1, state)
+        seen = self.program.loop.carries[0].width
+        outcome = Outcome(-1, state[:, :seen])
         logits: F32 | None = None
         final = self._depths - 1
         for depth in range(final):
@@ -138,7 +139,7 @@ class Course:
             last = state[-1:]
             if rule.reads_logits:
                 logits = yield Ask("epilogue", final, here.item(), last, here)
-            outcome = Outcome(depth, last, logits, outcome)
+            outcome = Outcome(depth, last[:, :seen], logits, outcome)
             if rule.leaves(outcome, self.heads):
                 if logits is None:
                     logits = yield Ask("epilogue", final, here.item(), last, here)

@@ -52,6 +52,7 @@ class EarlyExit:
     def __init__(self, loop: DepthLoop, rule: ExitRule, heads: Mapping[str, F32], missing: str) -> None:
         self.loop, self.rule, self.heads, self.missing = loop, rule, heads, missing
         self._depths = loop.backend.program.depths
+        self._seen = loop.backend.program.loop.carries[0].width
         self._exact = missing == "exact"
         self._waiting = [Waiting(loop.backend.program.width, d) for d in range(self._depths - 1)]
 
@@ -65,7 +66,7 @@ class EarlyExit:
         begin = perf_counter_ns()
         loop, rule, position = self.loop, self.rule, self.loop.cached
         state = loop.enter(np.array([token], np.int64))
-        outcome = Outcome(-1, state[0].copy())
+        outcome = Outcome(-1, state[0, :, : self._seen].copy())
         logits: F32 | None = None
         for depth in range(self._depths):
             state = self._run(depth, state, position)
@@ -79,7 +80,7 @@ class EarlyExit:
             deciding = perf_counter_ns()
             if rule.reads_logits:
                 logits = loop.read_out(last, position).copy()
-            outcome = Outcome(depth, last[0].copy(), logits, outcome)
+            outcome = Outcome(depth, last[0, :, : self._seen].copy(), logits, outcome)
             leaves = rule.leaves(outcome, self.heads)
             loop.clock.decided(deciding)
             if leaves:

@@ -24,7 +24,7 @@ EPSILON = np.float32(1e-6)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a depth made of N tokens: state [N, D] and, for measures that read them, logits [N, V].
+    """What a depth made of N tokens: the state's first carry [N, D] and, for measures that read them, logits [N, V].
 
     ``before`` is the outcome of the depth before; that of depth 0 is the loop's input, at depth −1, without logits.
     """
@@ -164,6 +164,11 @@ def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[st
     if name not in MEASURES:
         raise UsageError(f"unknown exit rule {text!r}; known: {', '.join(known)}")
     measure = MEASURES[name]
+    if not rest and name in calibrated and (own := len(calibrated[name].thresholds) + 1) != depths:
+        raise UsageError(
+            f"exit rule {name!r}: its thresholds were found for {own} depths, and the model is run at {depths}; give "
+            f"others ({name}:θ), or export the model with --depth {depths} and calibrate that"
+        )
     if measure.head is not None and f"{measure.head}.weight" not in heads:
         what = {"gate": "has no exit gate", "probe": "has no probes: fit them with `edgeloop calibrate`"}
         raise UsageError(f"exit rule {text!r}: the model {what[measure.head]}")

@@ -23,7 +23,7 @@ HEADS = "heads.safetensors"
 
 def head_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
     """Shapes of the heads that a model with ``program`` has; None is a size that the file may choose."""
-    d, r = program.width, program.depths
+    d, r = program.loop.carries[0].width, program.depths
     shapes: dict[str, tuple[int | None, ...]] = {}
     if program.exit_gate:
         shapes |= {"gate.weight": (d,), "gate.bias": (1,)}
@@ -39,17 +39,24 @@ def head_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
 
 def probe_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
     """Shapes of the fitted probes."""
-    return {"probe.weight": (program.depths - 1, program.width), "probe.bias": (program.depths - 1,)}
+    return {
+        "probe.weight": (program.depths - 1, program.loop.carries[0].width),
+        "probe.bias": (program.depths - 1,),
+    }
 
 
 def read_heads(bundle: Bundle) -> dict[str, F32]:
-    """Every head of ``bundle``, float32; BundleError when one is missing or of another shape."""
+    """Every head of ``bundle``, float32; BundleError when one is missing or of another shape.
+
+    At another number of depths than those that probes were fitted to there are none.
+    """
     name = bundle.manifest.heads
     tensors = {} if name is None else read_tensors(bundle.path(name))
-    wanted = head_shapes(bundle.program)
+    wanted = head_shapes(bundle.manifest.program)
     if any(key.startswith("probe.") for key in tensors):
-        wanted |= probe_shapes(bundle.program)
-    return check_heads(tensors, wanted, str(bundle.folder))
+        wanted |= probe_shapes(bundle.manifest.program)
+    heads = check_heads(tensors, wanted, str(bundle.folder))
+    return {key: head for key, head in heads.items() if bundle.own_depth or not key.startswith("probe.")}
 
 
 def check_heads(

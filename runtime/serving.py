@@ -73,6 +73,7 @@ class Engine:
         sequences: int = 4,
         waiting: int = 64,
         context: int | None = None,
+        depth: int | None = None,
         verify: bool = True,
         exit: str | None = None,  # noqa: A002 - the word of the command line
         missing: str | None = None,
@@ -83,7 +84,7 @@ class Engine:
         ``context``: tokens that prompt and answer may have together; K and V of ``sequences`` times as many are
         reserved. The rest is as in ``Session.open``, and so are the errors.
         """
-        bundle = Bundle.open(path, verify=verify)
+        bundle = Bundle.open(path, verify=verify).at_depth(depth)
         backend = open_backend(engine, bundle, threads, packed=True)
         return Engine(
             bundle,

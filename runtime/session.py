@@ -85,6 +85,7 @@ class Session:
         engine: str = "onnx",
         threads: int | None = None,
         context: int | None = None,
+        depth: int | None = None,
         verify: bool = True,
         exit: str | None = None,  # noqa: A002 - the word of the command line
         missing: str | None = None,
@@ -93,13 +94,13 @@ class Session:
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
-        ``threads``: of the engine; None leaves the choice to it. ``verify``: check the files' hashes; without, a
-        damaged file may be other weights, or end the process. ``exit``: an exit
-        rule (``exits.py``; of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``);
-        None is what the model was trained for. ``decode``: ``pipelined`` runs several depths in one call
-        (``pipelined.py``).
+        ``threads``: of the engine; None leaves the choice to it. ``depth``: how often the loop runs, of a model that
+        can be run at any number of depths; None: as often as the bundle was exported for. ``verify``: check the files'
+        hashes; without, a damaged file may be other weights, or end the process. ``exit``: an exit rule (``exits.py``;
+        of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``); None is what the model was
+        trained for. ``decode``: ``pipelined`` runs several depths in one call (``pipelined.py``).
         """
-        bundle = Bundle.open(path, verify=verify)
+        bundle = Bundle.open(path, verify=verify).at_depth(depth)
         backend = open_backend(engine, bundle, threads)
         return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv, decode=decode)
 

@@ -18,7 +18,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Collected:
-    """``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the states [R−1, N, D] and
+    """``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the first carry [R−1, N, D] and
     ``kept`` [R−1, N], exp(−KL) from full depth's prediction to each depth's.
     """
 
@@ -34,17 +34,19 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
     UsageError for a text of fewer than 2 tokens.
     """
     program, n = session.program, len(ids) - 1
+    seen = program.loop.carries[0].width
     if n < 1:
         raise UsageError(f"the text has {len(ids)} tokens; calibration needs some hundreds")
     depths = program.depths
     targets = np.asarray(ids[1:])
     loss, likeliest = np.empty((depths, n), np.float32), np.empty((depths, n), np.int64)
     scores = {rule: np.empty((depths - 1, n), np.float32) for rule in rules}
-    states = np.empty((depths - 1, n, program.width), np.float32)
+    states = np.empty((depths - 1, n, seen), np.float32)
     kept = np.empty((depths - 1, n), np.float32)
     chain: list[Outcome] = []
 
     def visit(depth: int, start: int, before: F32, state: F32, logits: F32) -> None:
+        before, state = before[:, :seen], state[:, :seen]
         keep = min(len(state), n - start)
         if keep <= 0:
             return

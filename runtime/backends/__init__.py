@@ -81,7 +81,8 @@ def _coreml_unfit() -> str:
 class Engine:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
 
-    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
+    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can. ``any_depth``:
+    what was exported does not say how often the loop runs.
     """
 
     module: str
@@ -90,11 +91,14 @@ class Engine:
     load: Callable[[Bundle, int | None, bool], Backend]
     install: str
     unfit: Callable[[], str] = str  # str() is empty
+    any_depth: bool = False
 
 
 ENGINES: dict[str, Engine] = {
-    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop"),
-    "onnx": Engine("onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"'),
+    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop", any_depth=True),
+    "onnx": Engine(
+        "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', any_depth=True
+    ),
     "executorch": Engine(
         "executorch",
         "executorch",
@@ -156,6 +160,11 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise BundleError(
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"export with --target {engine.target}"
+        )
+    if not (engine.any_depth or bundle.own_depth):
+        raise UsageError(
+            f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
+            f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
         )
     return engine.load(bundle, threads, packed)
 

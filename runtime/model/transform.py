@@ -8,7 +8,9 @@ from itertools import chain, count
 
 from msgspec import structs
 
+from ..errors import UsageError
 from .facts import numbered
+from .limits import MAX_LAYERS, within
 from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, weight_fields, with_names, writes
 from .program import Carry, Loop, Program, Stage
 from .sizes import head_sizes
@@ -72,6 +74,27 @@ def live(ops: Iterable[Op], outputs: Iterable[str]) -> list[Op]:
             needed.update(reads(op))
             kept.append(op)
     return kept[::-1]
+
+
+def with_depths(program: Program, depths: int) -> Program:
+    """The same model at another number of depths: the first of its schedule, or its last block again and again.
+
+    UsageError, one line, where nothing says what other depths would be.
+    """
+    own, last = program.loop.schedule, program.loop.blocks[program.loop.schedule[-1]]
+    if depths == len(own):
+        return program
+    if not isinstance(depths, int):
+        raise UsageError(f"depth is {depths!r:.40}, wanted a whole number")
+    if not program.loop.open_ended or program.routing or any(map(program.differs, program.loop.blocks)):
+        raise UsageError(
+            f"this model's loop runs {len(own)} times, and depth asks for another number; leave it out "
+            "(the exit rule depth:N stops earlier)"
+        )
+    if problem := next(within("depth", depths, 1, MAX_LAYERS // max(len(last.layers), 1)), None):
+        raise UsageError(problem)
+    schedule = own[:depths] + own[-1:] * (depths - len(own))
+    return structs.replace(program, loop=structs.replace(program.loop, schedule=schedule))
 
 
 def windowed(program: Program, window: int | None) -> Program:

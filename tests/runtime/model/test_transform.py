@@ -12,6 +12,7 @@ from programs import PROGRAMS
 
 from edgeloop.runtime.backends.reference_attention import by_head
 from edgeloop.runtime.backends.reference_lane import Lane
+from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import attentions
 from edgeloop.runtime.model.ops import Attend, AttendTwice, Linear, reads, weight_fields, with_names, writes
@@ -26,6 +27,7 @@ from edgeloop.runtime.model.transform import (
     unrolled,
     whole,
     windowed,
+    with_depths,
 )
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -174,3 +176,41 @@ def test_depths_share_and_do_not() -> None:
     assert own.kv_slots == 3
     assert sharing_kv(own, True) == shared
     assert not list(problems(own))
+
+
+def open_ended(name: str) -> Program:
+    program = PROGRAMS[name]()
+    return structs.replace(program, loop=structs.replace(program.loop, open_ended=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "schedule"),
+    [
+        ("adapted", 1, (0,)),
+        ("adapted", 5, (0,) * 5),
+        ("positioned", 2, (0, 0)),
+        ("gemma", 7, (0,) * 7),
+    ],
+)
+def test_another_number_of_depths(name: str, depths: int, schedule: tuple[int, ...]) -> None:
+    program = open_ended(name)
+    other = with_depths(program, depths)
+    assert not list(problems(other))
+    assert other.loop.schedule == schedule
+    assert (other.kv_slots, other.weights, other.head) == (depths, program.weights, program.head)
+    assert with_depths(other, program.depths) == program
+
+
+def test_the_last_block_goes_on() -> None:
+    """And what the last block does first is not done again."""
+    program = PROGRAMS["encoder"]()
+    loop = structs.replace(program.loop, schedule=(1, 0), open_ended=True)
+    assert with_depths(structs.replace(program, loop=loop), 4).loop.schedule == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["relaxed", "hierarchical", "routed"])
+def test_depths_that_differ_are_as_many_as_there_are(name: str) -> None:
+    program = open_ended(name)
+    assert with_depths(program, program.depths) == program
+    with pytest.raises(UsageError, match=f"loop runs {program.depths} times, and depth asks for another"):
+        with_depths(program, program.depths + 1)
