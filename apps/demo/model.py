@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .objective import Objective
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -21,12 +23,12 @@ class DemoConfig:
 
     vocab_size: int = 4096
     hidden_size: int = 256
-    intermediate_size: int = 640
+    intermediate_size: int = 1152
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
     prelude_layers: int = 1
-    block_layers: int = 3
+    block_layers: int = 2
     num_recursions: int = 3
     coda_layers: int = 1
     lora_rank: int = 16
@@ -73,10 +75,12 @@ class RelaxedLinear(nn.Module):
         return y
 
 
-def rotary(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary(
+    length: int, head_dim: int, theta: float, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """cos, sin [S, head_dim/2] of positions 0 … S−1, rotate-half convention."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
-    angle = torch.outer(torch.arange(length).float(), frequency)
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)
+    angle = torch.outer(torch.arange(length, device=device).float(), frequency)
     return angle.cos(), angle.sin()
 
 
@@ -122,9 +126,11 @@ class Layer(nn.Module):
 class DemoModel(nn.Module):
     """forward(ids [B, S]) → logits of every depth, [R] × [B, S, V]."""
 
-    def __init__(self, c: DemoConfig, dropout: float = 0.0) -> None:
+    def __init__(self, c: DemoConfig, dropout: float = 0.0, objective: Objective | None = None) -> None:
+        """``objective``: what ``losses`` minimizes; without one, the sum of every depth's cross-entropy."""
         super().__init__()
         self.config, self.dropout = c, dropout
+        self.objective = objective or Objective((1.0,) * c.num_recursions, 0.0)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self.prelude = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.prelude_layers))
@@ -136,7 +142,7 @@ class DemoModel(nn.Module):
 
     def states(self, ids: Tensor) -> list[Tensor]:
         """The loop's state after every depth, [R] × [B, S, D]."""
-        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
         x = F.dropout(self.embed_tokens(ids), self.dropout, self.training)
         for layer in self.prelude:
             x = layer(x, 0, cos, sin)
@@ -147,16 +153,17 @@ class DemoModel(nn.Module):
             out.append(x)
         return out
 
-    def forward(self, ids: Tensor) -> list[Tensor]:
-        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta)
+    def forward(self, ids: Tensor, last: int = 0) -> list[Tensor]:
+        """``last``: read out only so many tokens, the last ones; 0 for all."""
+        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
         # All depths go through the coda as one batch: R small calls would cost more than one large one.
         x = torch.cat(self.states(ids))
         for layer in self.coda:
             x = layer(x, 0, cos, sin)
-        logits = F.linear(self.norm(x), self.embed_tokens.weight)
+        logits = F.linear(self.norm(x[:, -last:]), self.embed_tokens.weight)
         return list(logits.chunk(self.config.num_recursions))
 
-    def losses(self, ids: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
-        """ids, targets [B, S] → cross-entropy (nats a token) of each read-out, and what training minimizes."""
-        each = [F.cross_entropy(o.flatten(0, 1).float(), targets.flatten()) for o in self(ids)]
-        return each, torch.stack(each).mean()
+    def losses(self, ids: Tensor, targets: Tensor, progress: float = 0.0) -> tuple[list[Tensor], Tensor]:
+        """ids, targets [B, S] → cross-entropy (nats a token) of each read-out, and what training minimizes when the
+        share ``progress`` of it is done."""
+        return self.objective([o.flatten(0, 1) for o in self(ids)], targets.flatten(), progress)

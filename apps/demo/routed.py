@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .model import DemoConfig, DemoModel, rotary
+from .objective import Objective
 
 AUXILIARY_COEFFICIENT = 0.01
 
@@ -30,8 +31,9 @@ class RoutedConfig(DemoConfig):
 class RoutedModel(DemoModel):
     """The twin for training: every token is read out once, after the last depth that it ran."""
 
-    def __init__(self, c: RoutedConfig, dropout: float = 0.0) -> None:
-        super().__init__(c, dropout)
+    def __init__(self, c: RoutedConfig, dropout: float = 0.0, objective: Objective | None = None) -> None:
+        """``objective`` is that of an unrouted model, and not asked here."""
+        super().__init__(c, dropout, objective)
         self.alpha, self.capacity = c.router_alpha, c.router_capacity
         self.router = nn.Linear(c.hidden_size, c.num_recursions, bias=False)
         nn.init.normal_(self.router.weight, std=0.02)
@@ -39,7 +41,7 @@ class RoutedModel(DemoModel):
     def routed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids [B, S] → state [B, S, D] after the loop, auxiliary loss."""
         batch, length = ids.shape
-        cos, sin = rotary(length, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary(length, self.config.head_dim, self.config.rope_theta, ids.device)
         x = F.dropout(self.embed_tokens(ids), self.dropout, self.training)
         for layer in self.prelude:
             x = layer(x, 0, cos, sin)
@@ -60,9 +62,9 @@ class RoutedModel(DemoModel):
             x = x.scatter_add(1, rows, (gate[..., None] * h.float()).to(x.dtype))
         return x, torch.stack(losses).mean()
 
-    def losses(self, ids: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
+    def losses(self, ids: Tensor, targets: Tensor, progress: float = 0.0) -> tuple[list[Tensor], Tensor]:
         x, auxiliary = self.routed(ids)
-        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
         for layer in self.coda:
             x = layer(x, 0, cos, sin)
         logits = F.linear(self.norm(x), self.embed_tokens.weight)

@@ -1,4 +1,4 @@
-"""The tales: read, split into training and validation text, and tokenized.
+"""The tales and the dialogues: read, split into training and validation text, and tokenized.
 
 Hard line breaks inside a paragraph are joined, so that the model spends nothing on learning where a
 page was 70 characters wide. The last 5% of each file is validation text that training never sees.
@@ -10,17 +10,25 @@ page was 70 characters wide. The last 5% of each file is validation text that tr
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from .dialogues import END_OF_TEXT, split_dialogues
 
 TEXTS = Path(__file__).parent / "texts"
+MORE = TEXTS / "more"
+"""Books that are no tales: more English of the time, for training."""
+TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 VALIDATION_SHARE = 0.05
-END_OF_TEXT = "<|endoftext|>"
 
 
 def tidy(text: str) -> str:
@@ -75,6 +83,44 @@ def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
 def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
     """Token ids [N] of ``text``; END_OF_TEXT becomes token 0."""
     return np.array(tokenizer.encode(text).ids, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the recipe trains and validates on: token streams [N], and the tokenizer that made them."""
+
+    tokenizer: Tokenizer
+    training: Tensor
+    """Tales, other books, dialogues."""
+    validation: Tensor
+    """The tales' own."""
+    validation_bytes: int
+    dialogues: Tensor
+    """Those held out."""
+
+    def save(self, folder: Path) -> None:
+        """The tokenizer and the chat template, beside a checkpoint."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
+
+
+def read_tokens(vocab_size: int) -> Tokens:
+    """The tales, the other books and the dialogues as tokens. The tokenizer is trained on the tales alone."""
+    training, validation = split_texts()
+    tokenizer = train_tokenizer(training, vocab_size)
+    spoken, held = split_dialogues(training)
+    more, _ = split_texts(MORE)
+
+    def ids(text: str) -> Tensor:
+        return torch.from_numpy(encode(tokenizer, text))
+
+    return Tokens(
+        tokenizer=tokenizer,
+        training=ids(training + END_OF_TEXT + more + "".join(spoken)),
+        validation=ids(validation),
+        validation_bytes=len(validation),
+        dialogues=ids("".join(held)),
+    )
 
 
 if __name__ == "__main__":

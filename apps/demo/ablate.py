@@ -1,0 +1,119 @@
+"""Each choice of the recipe against its alternatives, at a tenth of the length: the table on the demo's page.
+
+    python -m edgeloop.apps.demo.ablate -o ablations --jobs 8
+    python -m edgeloop.apps.demo.ablate -o ablations --only "recipe,rank 0"
+
+Variants that are in the folder already are not run again. They run side by side, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .model import DemoConfig
+from .objective import Objective
+from .report import measure
+from .texts import read_tokens
+from .train import Recipe, train
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "equal weights, no distillation": {"objective": {"weights": (1 / 3, 1 / 3, 1 / 3), "distillation": 0.0}},
+    "no distillation": {"objective": {"distillation": 0.0}},
+    "weights 0 0 1, no distillation": {"objective": {"weights": (0.0, 0.0, 1.0), "distillation": 0.0}},
+    "weights 0 0 1": {"objective": {"weights": (0.0, 0.0, 1.0)}},
+    "weights 0.3 0.5 1": {"objective": {"weights": (0.3, 0.5, 1.0)}},
+    "distilled by KL": {"objective": {"distance": "kl"}},
+    "distillation 0.3": {"objective": {"distillation": 0.3}},
+    "distillation 3": {"objective": {"distillation": 3.0}},
+    "rank 0": {"config": {"lora_rank": 0}},
+    "rank 8": {"config": {"lora_rank": 8}},
+    "rank 32": {"config": {"lora_rank": 32}},
+    "MLP 640": {"config": {"intermediate_size": 640}},
+    "block of 2, MLP 1152": {"config": {"block_layers": 2, "intermediate_size": 1152}},
+    "block of 4, MLP 640": {"config": {"block_layers": 4, "intermediate_size": 640}},
+    "dropout 0.1": {"recipe": {"dropout": 0.1}},
+    "dropout 0.3": {"recipe": {"dropout": 0.3}},
+    "batch 8": {"recipe": {"batch": 8}},
+}
+"""Name -> what differs from the recipe."""
+
+
+def run(name: str, steps: int, device: str, out: Path) -> None:
+    """Train one variant and write ``out``/NAME.json."""
+    changes = VARIANTS[name]
+    config = replace(DemoConfig(), **changes.get("config", {}))
+    objective = replace(Objective(), **changes.get("objective", {}))
+    recipe = replace(Recipe(steps=steps, objective=objective, every=steps), **changes.get("recipe", {}))
+    text = read_tokens(config.vocab_size)
+    folder = out / "unfinished" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    model, log = train(config, recipe, text, folder, device, lambda step, row: None)
+    found = {"minutes": log[-1]["minutes"], **measure(model, text, recipe.length)}
+    (out / f"{name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
+def table(out: Path) -> str:
+    """The variants that were run, as Markdown."""
+    lines = [
+        "| | parameters | perplexity after depth 0, 1, 2 | depth 0 ÷ last | drafts, greedy | at 0.8 | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in VARIANTS:
+        path = out / f"{name}.json"
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        depths = found["validation_perplexity"]
+        cells = (
+            name,
+            f"{found['parameters'] / 1e6:.2f} M",
+            " ".join(f"{p:.1f}" for p in depths),
+            f"{depths[0] / depths[-1]:.3f}",
+            f"{found['drafts_greedy'][0]:.2f}",
+            f"{found['drafts_sampled'][0]:.2f}",
+            f"{found['minutes']:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--steps", type=int, default=Recipe.steps // 10)
+    parser.add_argument("--jobs", type=int, default=1, help="variants at a time")
+    parser.add_argument("--only", help="names, with commas between them")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--one", choices=VARIANTS, help=argparse.SUPPRESS
+    )  # what the processes are started with
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    if a.one:
+        run(a.one, a.steps, a.device, a.out)
+        return
+    names = a.only.split(",") if a.only else list(VARIANTS)
+    waiting = [name for name in names if not (a.out / f"{name}.json").is_file()]
+    running: list[subprocess.Popen[bytes]] = []
+    shared = ["--out", str(a.out), "--steps", str(a.steps), "--device", a.device]
+    failed = 0
+    while waiting or running:
+        while waiting and len(running) < a.jobs:
+            command = [sys.executable, "-m", __spec__.name, *shared, "--one", waiting.pop(0)]
+            running.append(subprocess.Popen(command))
+        failed += running.pop(0).wait() != 0
+    print(table(a.out), end="", flush=True)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
