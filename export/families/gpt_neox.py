@@ -50,6 +50,9 @@ MATRICES = {
     "down_proj": "mlp.dense_4h_to_h",
 }
 NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+HEADS = ("embed_out", "lm_head")
+"""In files of save_pretrained, and in a state_dict of transformers 5."""
+
 FUSED = "attention.query_key_value"
 MASKS = re.compile(r"\d+\.attention\.(bias|masked_bias)")
 """Causal masks, which old checkpoints store in each layer."""
@@ -63,6 +66,8 @@ class NeoxNames(LayerNames):
     def __init__(self, checkpoint: Checkpoint, attention_bias: bool) -> None:
         super().__init__(checkpoint)
         self.attention_bias = attention_bias
+        heads = [f"{self.prefix}{name}.weight" for name in HEADS]
+        self.head = next((name for name in heads if name in checkpoint.names), heads[0])
 
     def shared(self, layer: int) -> list[str]:
         matrices = (FUSED, *MATRICES.values())
@@ -95,9 +100,7 @@ class GptNeoxFamily:
         reader = Reader(names)
         segments = [(len(run.applied), _layer(reader, run, width, bias, where)) for run in plan]
         attention, norm, parts = segments[0][1].attention, segments[0][1].norm, f"{names.prefix}gpt_neox."
-        tied = reader.head_is_embedding(
-            f"{names.prefix}embed_out.weight", flag(config, "tie_word_embeddings", where, False)
-        )
+        tied = reader.head_is_embedding(names.head, flag(config, "tie_word_embeddings", where, False))
         program = decoder(
             self.name,
             parallel if flag(config, "use_parallel_residual", where, True) else llama,
@@ -113,7 +116,7 @@ class GptNeoxFamily:
         reader.plain("norm.weight", f"{parts}final_layer_norm.weight", (width,))
         reader.plain("norm_bias.weight", f"{parts}final_layer_norm.bias", (width,))
         if not tied:
-            reader.plain("head.weight", f"{names.prefix}embed_out.weight", (vocab, width))
+            reader.plain("head.weight", names.head, (vocab, width))
         masks = {n for n in checkpoint.names if MASKS.fullmatch(n.removeprefix(names.inside))}
         reader.refuse_leftovers("GPT-NeoX's layers (LayerNorms, and matrices with their biases)", masks)
         bos = token_ids(config, "bos_token_id", vocab, where)

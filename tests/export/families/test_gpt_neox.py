@@ -205,6 +205,13 @@ def test_keys_of_older_transformers(parity_folder: Path, tmp_path: Path) -> None
     assert {(by.dims, by.theta) for by in rotations} == {(8, 500.0)}
 
 
+def test_the_head_of_a_state_dict(parity_folder: Path, tmp_path: Path) -> None:
+    folder = copied(parity_folder, tmp_path)
+    wanted = read(folder).tensors["head.weight"]()
+    edit_weights(folder, lambda t: t.update({"lm_head.weight": t.pop("embed_out.weight")}))
+    assert torch.equal(read(folder).tensors["head.weight"](), wanted)
+
+
 def test_buffers_of_older_transformers(parity_folder: Path, tmp_path: Path) -> None:
     folder = copied(parity_folder, tmp_path)
 
