@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import structs
-
 from ..export.coreml.constants import Store
 from ..export.coreml.package import write_package
 from ..export.coreml.plan import Plan
@@ -15,8 +13,6 @@ from ..export.stored import write_weights
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
 from ..runtime.coreml.interpreter import MODEL, WEIGHTS
-from ..runtime.llama_like import program_of, spec_of
-from ..runtime.spec import Segment
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .quantities import byte_count
@@ -43,7 +39,7 @@ def measure_packages(
 ) -> list[PackageSize]:
     """The packages of a recursive model and of the same model unrolled, in blocks of each size and in tables."""
     recipes = [Recipe.named("int4", group) for group in group_sizes] + [Recipe.palettes()]
-    models = [("recursive", reading), ("unrolled", _unrolled(reading))]
+    models = [("recursive", reading), ("unrolled", unroll(reading))]
     found = []
     for i, recipe in enumerate(recipes):
         quant = "tables" if recipe.palettized else f"groups of {recipe.group_size}"
@@ -53,19 +49,11 @@ def measure_packages(
     return found
 
 
-def _unrolled(reading: Reading) -> Reading:
-    """The model with every applied layer stored, as packages take it: one segment of layers."""
-    spec, twin = spec_of(reading.program), unroll(reading)
-    program = program_of(structs.replace(spec, segments=(Segment(spec.applied_layers),)))
-    names = {n: f"segments.0.{n}" if n.startswith("layers.") else n for n in twin.tensors}
-    return Reading(program, {names[n]: load for n, load in twin.tensors.items()}, twin.used)
-
-
 def _measure(name: str, quant: str, reading: Reading, recipe: Recipe, folder: Path) -> PackageSize:
     folder.mkdir()
     watch, stored, package = Stopwatch(), folder / "stored", folder / "model.mlpackage"
     write_weights(reading, recipe, stored)
-    plan = Plan(spec_of(reading.program))
+    plan = Plan(reading.program)
     write_package(plan, Store(stored, recipe), package, {}, lambda step, part: None)
     seconds = watch.ms / 1000
     weights, program = ((package / file).stat().st_size for file in (WEIGHTS, MODEL))

@@ -117,12 +117,10 @@ class Constants:
         made.op.indices.op.weight_id, made.op.lut.op.weight_id = index_id, table_id
         return made
 
-    def linear(self, x: Var, name: str, columns: int, rows: Rows = None) -> Var:
-        """x [..., K = ``columns``] times a matrix → [..., N]."""
-        return self.linear_by(self.padded(x, name, columns), self.matrix(name, rows))
-
-    def linear_by(self, x: Var, weight: Var) -> Var:
-        """x [..., K] times weight [N, K] → [..., N]."""
+    def linear_by(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
+        """x [..., K] times weight [N, K], plus ``bias`` [N] where there is one → [..., N]."""
+        if bias is not None:
+            return mb.linear(x=x, weight=weight, bias=bias)
         out = mb.linear(x=x, weight=weight)
         # The builder adds a bias of zeros to every linear; they are stored once for each length.
         out.op.bias.op.weight_id = f"zeros.{weight.shape[0]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...quant.recipe import Recipe
+from ...runtime.model.facts import stored_layers
 from ...runtime.version import VERSION
 from .plan import Plan
 
@@ -62,23 +63,25 @@ def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
 
 
 def _model(plan: Plan, recipe: Recipe) -> str:
-    spec = plan.spec
+    program = plan.program
     groups = f" in groups of {recipe.group_size}" if recipe.group_size and recipe.bits < 32 else ""
     return (
-        f"Recursive transformer ({spec.family}): {sum(s.layers for s in spec.segments)} layers stored, "
-        f"{spec.applied_layers} applied, {spec.depths} depths, width {spec.hidden_size}, a context of "
-        f"{spec.context_length} tokens; weights {recipe.name}{groups}"
+        f"Recursive transformer ({program.family}): {stored_layers(program)} layers stored, "
+        f"{program.applied_layers} applied, {program.depths} depths, width {program.width}, a context of "
+        f"{program.context_length} tokens; weights {recipe.name}{groups}"
     )
 
 
 def _state(plan: Plan, name: str) -> str:
-    stage, side = name.split("_")
+    program, (stage, side, *number) = plan.program, name.split("_")
     layers = {"prologue": "before the loop", "block": "of the loop", "epilogue": "after the loop"}[stage]
+    _, heads, _, width = plan.states[name]
+    kind = f" with {heads} K heads of {width}" if number or f"{name}_1" in plan.states else ""
     rows = (
         "a row for each layer and depth"
-        if stage == "block" and plan.spec.depths > 1
+        if stage == "block" and program.depths > 1
         else "a row for each layer"
     )
-    if stage == "block" and plan.spec.kv_slots < plan.spec.depths:
+    if stage == "block" and program.kv_slots < program.depths:
         rows = "a row for each layer, which all depths read"
-    return f"{side} of the layers {layers}: {rows}, of {plan.capacity} tokens"
+    return f"{side} of the layers {layers}{kind}: {rows}, of {plan.capacity} tokens"

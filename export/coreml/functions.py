@@ -2,7 +2,7 @@
 
 | function | inputs | outputs |
 |---|---|---|
-| ``embed`` | ids [1, 1], position | hidden [1, 1, D] |
+| ``embed`` | ids [1, 1], position | hidden [1, 1, D]: the loop's carries side by side |
 | ``decode_d{r}`` | hidden, position | next [1, 1, D]: one pass of the block at depth r |
 | ``kvfill_d{e}`` | hidden, position | next = hidden: K and V of the depths behind e, of a token that left there |
 | ``head`` | hidden, position | logits [1, V] |
@@ -18,110 +18,101 @@ are the head's, and only the last chunk has a use for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from coremltools import target
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, types
 
-from .constants import Constants, Store, Var
-from .layers import Layers, Tokens
+from ...runtime.model.ops import Attend, Embed, Rotate
+from ...runtime.model.program import Stage
+from ..lower import mil
+from ..lower.mil_matrices import split
+from ..lower.mil_scope import Scope
+from .constants import Store, Var
 from .plan import Plan
 
 Outputs = dict[str, Var]
+Carries = list[Var]
+"""What goes from stage to stage, [1, T, width] each."""
 
 
 class Body:
     """What a function's builder works with: its inputs, and the stages over them."""
 
     def __init__(self, plan: Plan, store: Store, inputs: dict[str, Var], count: int) -> None:
-        self.plan, self.inputs, self.count = plan, inputs, count
-        self.constants = Constants(store)
-        self._layers = Layers(plan, self.constants, {name: inputs[name] for name in plan.states})
-        self._tokens: Tokens | None = None
+        self.plan, self._inputs = plan, inputs
+        self._scope = Scope(plan, store, inputs, count)
 
     @property
-    def tokens(self) -> Tokens:
-        """The call's tokens; made when the first layer wants them."""
-        if self._tokens is None:
-            self._tokens = self._layers.tokens(self.inputs["position"], self.count)
-        return self._tokens
+    def hidden(self) -> Carries:
+        """Those that the host gives side by side, [1, 1, D]."""
+        return split(self._inputs["hidden"], [carry.width for carry in self.plan.program.loop.carries])
 
-    def embed(self) -> Var:
-        """The ids' rows through the layers before the loop, [1, T, D]."""
-        x = mb.gather(x=self.constants.matrix("embed"), indices=self.inputs["ids"], axis=0)
-        width = self.plan.spec.hidden_size
-        if x.shape[-1] > width:  # its last group was padded
-            x = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[1, self.count, width])
-        return self.run("prologue", x)
+    def embed(self) -> Carries:
+        """The ids' rows through the layers before the loop."""
+        prologue = self.plan.program.prologue
+        hosts = {"ids": lambda: self._inputs["ids"], "positions": lambda: self._scope.tokens.places}
+        return mil.run(self._scope, "prologue", prologue, 0, [hosts[name]() for name in prologue.inputs])
 
-    def run(self, stage: str, x: Var, depth: int = 0) -> Var:
-        """x [1, T, D] through the layers of ``stage``."""
-        for layer in self.plan.applications(stage, depth):
-            x = self._layers.apply(x, layer, self.tokens)
-        return x
+    def block(self, carries: Carries, depth: int) -> Carries:
+        """Through one depth."""
+        return mil.run(self._scope, "block", self.plan.blocks[depth], depth, carries)
 
-    def block(self, x: Var, depth: int) -> Var:
-        """x [1, T, D] through one depth."""
-        x = self.run("block", x, depth)
-        return self._layers.norm(x, "norm") if self.plan.spec.loop_norm else x
+    def loop(self, carries: Carries) -> Carries:
+        """Through every depth."""
+        for depth in range(self.plan.program.depths):
+            carries = self.block(carries, depth)
+        return carries
 
-    def loop(self, x: Var) -> Var:
-        """x [1, T, D] through every depth."""
-        for depth in range(self.plan.spec.depths):
-            x = self.block(x, depth)
-        return x
+    def fill(self, carries: Carries, left: int) -> None:
+        """K and V of every depth behind ``left``, of tokens that left with ``carries``."""
+        for depth in range(left + 1, self.plan.program.depths):
+            mil.fill(self._scope, "block", self.plan.fillers[depth], depth, carries)
 
-    def fill(self, x: Var, left: int) -> None:
-        """K and V of every depth behind ``left``, of tokens that left with x [1, T, D]."""
-        for depth in range(left + 1, self.plan.spec.depths):
-            for layer in self.plan.applications("block", depth):
-                self._layers.fill(x, layer, self.tokens)
+    def behind(self, carries: Carries) -> None:
+        """K and V in the layers after the loop."""
+        mil.fill(self._scope, "epilogue", self.plan.behind, 0, carries)
 
-    def behind(self, x: Var) -> None:
-        """K and V of x [1, T, D] in the layers after the loop."""
-        layers = self.plan.applications("epilogue")
-        for layer in layers[:-1]:
-            x = self._layers.apply(x, layer, self.tokens)
-        for layer in layers[-1:]:
-            self._layers.fill(x, layer, self.tokens)
+    def logits(self, carries: Carries) -> Var:
+        """One token's through the layers after the loop and the head → [1, V]."""
+        program = self.plan.program
+        given = mil.run(self._scope, "epilogue", program.epilogue, 0, carries)
+        (logits,) = mil.run(self._scope, "head", program.head, 0, given)
+        return mb.reshape(x=logits, shape=[1, program.vocab_size])
 
-    def logits(self, x: Var) -> Var:
-        """x [1, 1, D] through the layers after the loop, norm and head → [1, V]."""
-        spec = self.plan.spec
-        x = self.run("epilogue", x)
-        if not spec.loop_norm:
-            x = self._layers.norm(x, "norm")
-        x = mb.reshape(x=x, shape=[1, spec.hidden_size])
-        return self.constants.linear(x, "embed" if spec.tied_embedding else "head", spec.hidden_size)
+    def state(self, carries: Carries) -> Var:
+        """As the host gets them, side by side."""
+        return mb.concat(values=carries, axis=-1) if len(carries) > 1 else carries[0]
 
 
 def _embed(body: Body, depth: int) -> Outputs:
-    return {"hidden": body.embed()}
+    return {"hidden": body.state(body.embed())}
 
 
 def _decode(body: Body, depth: int) -> Outputs:
-    return {"next": body.block(body.inputs["hidden"], depth)}
+    return {"next": body.state(body.block(body.hidden, depth))}
 
 
 def _kvfill(body: Body, depth: int) -> Outputs:
-    body.fill(body.inputs["hidden"], depth)
-    return {"next": body.inputs["hidden"]}
+    carries = body.hidden
+    body.fill(carries, depth)
+    return {"next": body.state(carries)}
 
 
 def _head(body: Body, depth: int) -> Outputs:
-    return {"logits": body.logits(body.inputs["hidden"])}
+    return {"logits": body.logits(body.hidden)}
 
 
 def _whole(body: Body, depth: int) -> Outputs:
-    x = body.loop(body.embed())
-    return {"next": x, "logits": body.logits(x)}
+    carries = body.loop(body.embed())
+    return {"next": body.state(carries), "logits": body.logits(carries)}
 
 
 def _prefill(body: Body, depth: int) -> Outputs:
-    x = body.loop(body.embed())
-    body.behind(x)
-    return {"next": x}
+    carries = body.loop(body.embed())
+    body.behind(carries)
+    return {"next": body.state(carries)}
 
 
 _BUILDERS: dict[str, Callable[[Body, int], Outputs]] = {
@@ -155,8 +146,26 @@ def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...
     """Shape and type of the inputs that a function has."""
     first: dict[str, tuple[tuple[int, ...], type]] = {"ids": ((1, count), types.int32)}
     if stem in ("decode", "kvfill", "head"):
-        first = {"hidden": ((1, 1, plan.spec.hidden_size), types.fp16)}
-    stage = {"embed": "prologue", "head": "epilogue"}.get(stem, "block")
-    if plan.applications(stage):
+        first = {"hidden": ((1, 1, plan.program.width), types.fp16)}
+    if any(_placed(stage) for stage in _stages(plan, stem)):
         first["position"] = ((1,), types.int32)
     return first
+
+
+def _stages(plan: Plan, stem: str) -> Iterator[Stage]:
+    """Those that the functions of ``stem`` run, or more of them: what is left out of one needs no other inputs."""
+    program = plan.program
+    if stem in ("embed", "prefill", "decode_all"):
+        yield program.prologue
+    if stem in ("decode", "kvfill", "prefill", "decode_all"):
+        yield from plan.blocks
+    if stem in ("head", "prefill", "decode_all"):
+        yield program.epilogue
+
+
+def _placed(stage: Stage) -> bool:
+    """Is it of interest to ``stage`` where its tokens are?"""
+    return any(
+        isinstance(op, Rotate | Attend) or (isinstance(op, Embed) and op.ids == "positions")
+        for op in stage.ops
+    )

@@ -9,7 +9,7 @@ operator, which is what a device computes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from ...runtime.kv import KVCache
 from ...runtime.loop import DepthLoop
 from ...runtime.manifest import Parity
 from ...runtime.model.program import STAGES
-from ...runtime.spec import stage_layers
 from ..bounds import difference
 from .plan import Plan
 
@@ -90,7 +89,7 @@ def check_parity(
         found[rounding] = errors.found
     exact = found[False]
     return Parity(
-        per_depth=tuple(exact[_state(d)] for d in range(plan.spec.depths)),
+        per_depth=tuple(exact[_state(d)] for d in range(plan.program.depths)),
         logits=exact["the logits"],
         shipped=max(found[True].values()),
         bound=SHIPPED,
@@ -113,16 +112,18 @@ def check_interface(interpreter: Interpreter, plan: Plan) -> None:
 
 def trace_reference(reference: ReferenceBackend, plan: Plan, seed: int = 0) -> Wanted:
     """Run a prompt of a chunk and a piece, and some more tokens, through the reference engine."""
-    spec = plan.spec
-    total = min(plan.chunk + 5 + _DECODES, spec.context_length)
+    program = plan.program
+    total = min(plan.chunk + 5 + _DECODES, program.context_length)
     prompt = max(total - _DECODES, 1)
-    ids = np.random.default_rng(seed).integers(0, spec.vocab_size, total, dtype=np.int64)
+    ids = np.random.default_rng(seed).integers(0, program.vocab_size, total, dtype=np.int64)
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
     cache = reference.new_cache(1, total + 1)
     loop = DepthLoop(reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
     logits = loop.forward(ids, rows="all")
-    return Wanted(ids, prompt, [np.concatenate(states[d]) for d in range(spec.depths)], logits.copy(), cache)
+    return Wanted(
+        ids, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
+    )
 
 
 def _state(depth: int) -> str:
@@ -156,7 +157,7 @@ class Comparison:
             last = start + len(part) - 1
             out = self._call("prefill", self._states, start, ids=ids)["next"]
             self._errors.compare(
-                _state(self._plan.spec.depths - 1),
+                _state(self._plan.program.depths - 1),
                 out[0, : len(part)],
                 wanted.per_depth[-1][start : last + 1],
             )
@@ -172,7 +173,7 @@ class Comparison:
         for name, value in self._states.items():
             again[name][:, :, :position] = value[:, :, :position]
         hidden = self._call("embed", self._states, position, ids=ids)["hidden"]
-        for depth in range(self._plan.spec.depths):
+        for depth in range(self._plan.program.depths):
             hidden = self._call(f"decode_d{depth}", self._states, position, hidden=hidden)["next"]
             self._errors.compare(_state(depth), hidden[0, 0], wanted.per_depth[depth][position])
         logits = self._call("head", self._states, position, hidden=hidden)["logits"]
@@ -188,30 +189,34 @@ class Comparison:
     def _fill(self, filler: ReferenceBackend) -> None:
         """Each kvfill behind the last token, with a state of its own."""
         cache = filler.new_cache(1, len(self._wanted.ids) + 1)
-        spec, position = self._plan.spec, len(self._wanted.ids)
-        if position >= spec.context_length:
+        program, position = self._plan.program, len(self._wanted.ids)
+        if position >= program.context_length:
             position -= 1
         random = np.random.default_rng(1)
-        for left in range(spec.depths - 1):
-            state = random.standard_normal((1, 1, spec.hidden_size)).astype(np.float16).astype(np.float32)
-            for depth in range(left + 1, spec.depths):
+        for left in range(program.depths - 1):
+            state = random.standard_normal((1, 1, program.width)).astype(np.float16).astype(np.float32)
+            for depth in range(left + 1, program.depths):
                 filler.fill(state, Lanes.single(depth, position, 1, depth), cache)
             self._call(f"kvfill_d{left}", self._states, position, hidden=state)
-            count = stage_layers(spec, "block")
-            for side, name in enumerate(("keys", "values")):
-                rows = self._states[f"block_{name}"][(left + 1) * count :, :, position]
-                filled = [
-                    cache.stages["block"][j][side][d, :, position]
-                    for d in range(left + 1, spec.depths)
-                    for j in range(count)
-                ]
-                self._errors.compare("filled-in K and V", rows, np.stack(filled))
+            for depth in range(left + 1, program.depths):
+                for layer, pair in enumerate(cache.stages["block"]):
+                    for name, row, array in self._kept("block", layer, depth, pair):
+                        filled = self._states[name][row, :, position]
+                        self._errors.compare("filled-in K and V", filled, array[depth, :, position])
 
     def _compare_caches(self, tokens: int) -> None:
         """K and V of every layer at every depth."""
         for stage in STAGES:
             for layer, pair in enumerate(self._wanted.cache.stages[stage]):
-                count = stage_layers(self._plan.spec, stage)
-                for side, array in zip(("keys", "values"), pair, strict=True):
-                    rows = self._states[f"{stage}_{side}"][layer::count, :, :tokens]
-                    self._errors.compare(f"{side} of the {stage}", rows, array[:, :, :tokens])
+                for slot in range(len(pair[0])):
+                    for state, row, array in self._kept(stage, layer, slot, pair):
+                        rows = self._states[state][row, :, :tokens]
+                        self._errors.compare(state, rows, array[slot, :, :tokens])
+
+    def _kept(
+        self, stage: str, layer: int, depth: int, pair: tuple[F32, F32]
+    ) -> Iterator[tuple[str, int, F32]]:
+        """The states and the row of a cache at a depth, with what the reference has in it: K, then V."""
+        place = self._plan.layout.place(stage, layer, depth)
+        for state, array in zip((place.keys, place.values), pair, strict=True):
+            yield state, place.row, array

@@ -1,25 +1,26 @@
-"""What the package of a model holds: functions, states, and the row of each layer in them.
+"""What the package of a program holds: its functions, its states, and the stages that the functions are made of.
 
-K and V are Core ML states [rows, K heads, C, head_dim] float16, one pair a stage that has layers. A row belongs to one
-application of a layer: in the block's it is depth · layers + layer (layer, where the depths share K and V), in the
-prologue's and epilogue's the layers in order. ``embed`` runs the layers before the loop and ``head`` those after it.
-
-C is the context and one chunk more, so that the padding of a chunk never runs over the end; padded tokens leave rows
-behind the last valid one, which nobody sees before they are overwritten.
+``embed`` runs the layers before the loop and ``head`` those after it. States hold C tokens: the context and one chunk
+more, so that the padding of a chunk never runs over the end; padded tokens leave rows behind the last valid one, which
+nobody sees before they are overwritten.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.model.program import STAGES
+from ...runtime.coreml.layout import Layout
+from ...runtime.model.ops import Linear
+from ...runtime.model.program import Program, Stage
 from ...runtime.model.rotary import RotaryTables
 from ...runtime.model.rotation import Rotation
-from ...runtime.spec import Spec, stage_layers
+from ...runtime.model.transform import at_depth, caching, keys_values
 
 F16 = npt.NDArray[np.float16]
 
@@ -30,78 +31,91 @@ _ALIGN = 32  # sizes of states that Core ML's units like
 
 @dataclass(frozen=True)
 class Plan:
-    """The package of ``spec``."""
+    """The package of ``program``."""
 
-    spec: Spec
+    program: Program
     chunk: int = CHUNK
 
     @property
     def capacity(self) -> int:
         """C: tokens of a state."""
-        return -(-(self.spec.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
+        return -(-(self.program.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
 
     @cached_property
-    def turns(self) -> tuple[F16, F16]:
-        """cos and sin [context, head_dim/2] of every position: the ANE has no arithmetic to make them from."""
-        spec = self.spec
-        turns = Rotation(spec.head_dim, spec.rope_theta)
-        cos, sin = RotaryTables(turns, np.float16).rows(spec.context_length)
-        return cos[: spec.context_length].astype(np.float16), sin[: spec.context_length].astype(np.float16)
+    def turns(self) -> dict[Rotation, tuple[F16, F16]]:
+        """cos and sin [context, dims/2] of every position: the ANE has no arithmetic to make them from."""
+        return {by: self._tables(by) for by in self.program.rotations}
 
     @property
     def fills(self) -> bool:
         """Can a token that left early be missing K and V? With a sliding window too: a token keeps its row here."""
-        return self.spec.depths > 1 and not self.spec.shares_kv
+        program = self.program
+        return (
+            program.depths > 1
+            and not program.shares_kv
+            and not program.own_matrices
+            and bool(program.caches("block"))
+        )
 
     @property
     def functions(self) -> tuple[str, ...]:
         """Names of the functions, the default one first."""
-        depths = range(self.spec.depths)
+        depths = range(self.program.depths)
         fills = [f"kvfill_d{d}" for d in depths[:-1]] if self.fills else []
         return ("decode_all", "prefill", "embed", *(f"decode_d{d}" for d in depths), *fills, "head")
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The row of each cache in the states."""
+        return Layout(self.program)
 
     @property
     def states(self) -> dict[str, tuple[int, ...]]:
         """Shape of every state, by name; the same in all functions."""
-        counts = {stage: stage_layers(self.spec, stage) for stage in STAGES}
-        counts["block"] *= self.spec.kv_slots if self.spec.depths > 1 else 1
-        return {
-            f"{stage}_{side}": (count, self.spec.kv_heads, self.capacity, self.spec.head_dim)
-            for stage, count in counts.items()
-            for side in ("keys", "values")
-            if count
-        }
+        return self.layout.shapes(self.capacity)
 
-    def applications(self, stage: str, depth: int = 0) -> list[Application]:
-        """What one pass of ``stage`` applies, in order; ``depth`` is the block's."""
-        spec, stages = self.spec, self.spec.stages
-        numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
-        looped = stage == "block" and stages.depths > 1
-        count = stage_layers(spec, stage)
-        found: list[Application] = []
-        for s in numbers:
-            segment = spec.segments[s]
-            for repeat in [depth] if looped else range(segment.repeats):
-                for j in range(segment.layers):
-                    row = len(found) + (0 if spec.shares_kv or not looped else depth * count)
-                    reads = looped and depth > 0 and spec.shares_kv
-                    norm = repeat if segment.per_repeat_norms else None
-                    found.append(Application(stage, s, f"segments.{s}.layers.{j}", repeat, norm, row, reads))
-        return found
+    @cached_property
+    def blocks(self) -> tuple[Stage, ...]:
+        """The block of each depth as it is run there."""
+        return tuple(at_depth(self.program, depth) for depth in range(self.program.depths))
 
+    @cached_property
+    def fillers(self) -> tuple[Stage, ...]:
+        """What of each depth makes K and V of a token that left before it."""
+        return tuple(keys_values(block) for block in self.blocks) if self.fills else ()
 
-@dataclass(frozen=True)
-class Application:
-    """One application of a physical layer: its weights, the repeat of its deltas, its row in the stage's states.
+    @cached_property
+    def behind(self) -> Stage:
+        """What of the layers after the loop makes K and V."""
+        return caching(self.program.epilogue)
 
-    ``norm``: the row of its norms' weights, where they have rows. ``reads``: it makes no K and V, its row of the states
-    holds those of depth 0.
-    """
+    @cached_property
+    def _cuts(self) -> dict[str, set[int]]:
+        program, cuts = self.program, dict[str, set[int]]()
+        for stage in (
+            program.prologue,
+            *self.blocks,
+            *self.fillers,
+            self.behind,
+            program.epilogue,
+            program.head,
+        ):
+            for op in stage.ops:
+                if isinstance(op, Linear):
+                    cuts.setdefault(op.weight, set()).update((op.first, op.first + len(op.y)))
+        return cuts
 
-    stage: str
-    segment: int
-    prefix: str
-    repeat: int
-    norm: int | None
-    row: int
-    reads: bool
+    def pieces(self, op: Linear) -> Iterator[tuple[int, int]]:
+        """The parts of its matrix that ``op`` makes, first and the one behind the last, in pieces.
+
+        Each piece is an array of its own. No function makes a part of one, so arrays serve every function that they
+        are wanted in, and are stored once.
+        """
+        first, last = op.first, op.first + len(op.y)
+        bounds = sorted(cut for cut in self._cuts[op.weight] if first <= cut <= last)
+        yield from pairwise(bounds)
+
+    def _tables(self, by: Rotation) -> tuple[F16, F16]:
+        context = self.program.context_length
+        cos, sin = RotaryTables(by, np.float16).rows(context)
+        return cos[:context].astype(np.float16), sin[:context].astype(np.float16)

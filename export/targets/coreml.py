@@ -16,13 +16,12 @@ from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.bundle import sha256_of
 from ...runtime.errors import ExportError
 from ...runtime.heads import HEADS
-from ...runtime.llama_like import spec_of
 from ...runtime.model.program import Program
 from ...runtime.model.stored import Array
 from ...runtime.model.transform import windowed
 from ...runtime.version import VERSION
 from ..reference import mapped
-from ..target import Job, check_shared
+from ..target import Job
 
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -34,6 +33,8 @@ from ..coreml.constants import Store  # noqa: E402
 from ..coreml.package import write_package  # noqa: E402
 from ..coreml.parity import check_parity  # noqa: E402
 from ..coreml.plan import Plan  # noqa: E402
+from ..lower.mil import check as check_lowered  # noqa: E402
+from ..lower.mil import halved as halved_numbers  # noqa: E402
 
 FOLDER = "coreml"
 PACKAGE = f"{FOLDER}/model.mlpackage"
@@ -52,8 +53,8 @@ class CoremlTarget:
                 f"a router chooses which tokens run a depth ({program.routing.kind} choice), and a function of Core ML "
                 "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
             )
-        check_shared(program, "coreml")
-        size = state_bytes(Plan(spec_of(program, "target coreml")))
+        check_lowered(program)
+        size = state_bytes(Plan(program))
         if size > MAX_STATE_BYTES:
             raise ExportError(
                 f"K and V of {program.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
@@ -64,7 +65,7 @@ class CoremlTarget:
         """The package under coreml/, every function of what was saved checked against the reference engine."""
         path = job.folder / PACKAGE
         path.parent.mkdir()
-        plan = Plan(spec_of(job.program, "target coreml"))
+        plan = Plan(job.program)
         described = describe(plan, job.recipe)
         write_package(
             plan,
@@ -74,11 +75,11 @@ class CoremlTarget:
             lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
         )
         weights, group_size = halved(job.weights), job.recipe.group_size
-        reference = ReferenceBackend(job.program, weights, group_size, tables_as=np.float16)
+        program = halved_numbers(job.program)
+        reference = ReferenceBackend(program, weights, group_size, tables_as=np.float16)
         filler = None
-        if plan.fills and job.program.window is not None:
-            endless = windowed(job.program, None)
-            filler = ReferenceBackend(endless, weights, group_size, tables_as=np.float16)
+        if plan.fills and program.window is not None:
+            filler = ReferenceBackend(windowed(program, None), weights, group_size, tables_as=np.float16)
         steps = {"the reference": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
             reference, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler

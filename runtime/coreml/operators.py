@@ -6,6 +6,7 @@ Floats are float32 here; the interpreter rounds what an operator returns where i
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,23 @@ def linear(i: Inputs) -> Array:
 
 
 def attention(i: Inputs) -> Array:
-    """scaled_dot_product_attention with an added mask."""
+    """scaled_dot_product_attention, with a mask that is added or without one."""
     q, k, v = i["query"], i["key"], i["value"]
-    scores = q @ np.swapaxes(k, -1, -2) * np.float32(q.shape[-1] ** -0.5) + i["attn_mask"]
-    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    out: Array = (e / e.sum(axis=-1, keepdims=True)) @ v
+    scores = q @ np.swapaxes(k, -1, -2) * np.float32(q.shape[-1] ** -0.5)
+    out: Array = softmax({"x": scores + i["attn_mask"] if "attn_mask" in i else scores, "axis": -1}) @ v
+    return out
+
+
+def softmax(i: Inputs) -> Array:
+    x, axis = i["x"], int(i["axis"])
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    out: Array = e / e.sum(axis=axis, keepdims=True)
+    return out
+
+
+def matmul(i: Inputs) -> Array:
+    x, y = (np.swapaxes(i[side], -1, -2) if i[f"transpose_{side}"] else i[side] for side in "xy")
+    out: Array = x @ y
     return out
 
 
@@ -79,12 +92,27 @@ def gather(i: Inputs) -> Array:
 
 
 def split(i: Inputs) -> tuple[Array, ...]:
-    return tuple(np.split(i["x"], int(i["num_splits"]), axis=int(i["axis"])))
+    sizes = i.get("split_sizes")
+    parts = int(i["num_splits"]) if sizes is None else np.cumsum(sizes)[:-1]
+    return tuple(np.split(i["x"], parts, axis=int(i["axis"])))
 
 
-def silu(i: Inputs) -> Array:
+def sigmoid(i: Inputs) -> Array:
+    """By a tanh, which does not overflow."""
+    out: Array = np.tanh(i["x"] * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+    return out
+
+
+def gelu(i: Inputs) -> Array:
+    """x · Φ(x), with the normal distribution or with what tanh makes of it."""
     x = i["x"]
-    out: Array = x * (np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5))
+    if i["mode"] == "EXACT":
+        below = np.vectorize(erf, otypes=[np.float32])(x * np.float32(0.5**0.5))
+    elif i["mode"] == "TANH_APPROXIMATION":
+        below = np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))
+    else:
+        raise ValueError(f"gelu of mode {i['mode']}")
+    out: Array = x * (below + 1) * np.float32(0.5)
     return out
 
 
@@ -109,28 +137,37 @@ OPERATORS: dict[str, Operator] = {
     "concat": lambda i: np.concatenate([np.atleast_1d(v) for v in i["values"]], axis=int(i["axis"])),
     "constexpr_blockwise_shift_scale": blockwise,
     "constexpr_lut_to_dense": lookup,
+    "exp": lambda i: np.exp(i["x"]),
     "expand_dims": lambda i: np.expand_dims(i["x"], tuple(int(a) for a in i["axes"])),
     "gather": gather,
+    "gelu": gelu,
     "greater_equal": _both(np.greater_equal),
     "identity": lambda i: i["x"],
     "inverse": lambda i: 1 / (i["x"] + i["epsilon"]),
     "less": _both(np.less),
     "linear": linear,
     "logical_or": _both(np.logical_or),
+    "matmul": matmul,
     "maximum": _both(np.maximum),
     "minimum": _both(np.minimum),
     "mul": _both(np.multiply),
+    "real_div": _both(np.divide),
     "reduce_max": _over(np.max),
     "reduce_mean": _over(np.mean),
+    "relu": lambda i: np.maximum(i["x"], 0),
     "reshape": lambda i: i["x"].reshape([int(n) for n in i["shape"]]),
     "rsqrt": lambda i: 1 / np.sqrt(i["x"] + i["epsilon"]),
     "scaled_dot_product_attention": attention,
-    "silu": silu,
+    "sigmoid": sigmoid,
+    "silu": lambda i: i["x"] * sigmoid(i),
     "slice_by_index": slice_by_index,
     "slice_update": slice_update,
+    "softmax": softmax,
+    "softplus": lambda i: np.logaddexp(i["x"], np.float32(0)),
     "split": split,
     "square": lambda i: np.square(i["x"]),
     "sub": _both(np.subtract),
+    "tanh": lambda i: np.tanh(i["x"]),
     "tile": lambda i: np.tile(i["x"], [int(n) for n in i["reps"]]),
     "transpose": lambda i: i["x"].transpose([int(n) for n in i["perm"]]),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import BundleError
 from ..manifest import Package
 from ..model.program import Program
+from .layout import Layout
 
 if TYPE_CHECKING:
     from .interpreter import Function
@@ -17,13 +18,10 @@ def check_described(package: Package, program: Program) -> None:
     """BundleError unless the manifest's own description of the package goes with ``program``."""
     if missing := next((name for name in _made(program) if name not in package.functions), None):
         raise _other(package, f"it has no function {missing}")
-    for stage in ("prologue", "block", "epilogue"):
-        shapes = program.caches(stage)
-        count = len(shapes) * (program.kv_slots if stage == "block" and program.depths > 1 else 1)
-        wanted = (count, shapes[0].kv_heads, package.capacity, shapes[0].head_dim) if count else ()
-        for state in (f"{stage}_keys", f"{stage}_values") if count else ():
-            if (found := package.states.get(state)) != wanted:
-                raise _other(package, f"its state {state} is {found}, wanted {wanted}")
+    wanted = Layout(program).shapes(package.capacity)
+    for state in {**wanted, **package.states}:
+        if (found := package.states.get(state)) != (shape := wanted.get(state, ())):
+            raise _other(package, f"its state {state} is {found}, wanted {shape}")
 
 
 def check_functions(functions: Mapping[str, Function], package: Package, program: Program) -> None:

@@ -33,13 +33,23 @@ def keys_values(stage: Stage) -> Stage:
     of an early exit to the layers that it skips is CALM's (arXiv 2207.07061, section 3.1.1).
     """
     entered = dict.fromkeys(stage.layers, stage.inputs[0])
-    attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
-    made = [value for op in attends for value in (op.k, op.v) if value is not None]
-    outputs = tuple(entered.get(value, value) for value in made)
+    outputs = tuple(entered.get(value, value) for value in _made(stage))
     ops = [
         with_names(op, {value: entered[value] for value in reads(op) if value in entered}) for op in stage.ops
     ]
     return Stage(stage.inputs, tuple(live(ops, outputs)), outputs)
+
+
+def caching(stage: Stage) -> Stage:
+    """What of a stage makes K and V, for tokens of which nothing else is wanted; outputs are those of its caches."""
+    made = _made(stage)
+    return Stage(stage.inputs, tuple(live(stage.ops, made)), made)
+
+
+def _made(stage: Stage) -> tuple[str, ...]:
+    """K and V of each cache, as an attention takes them, in the order of the caches."""
+    attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
+    return tuple(value for op in attends for value in (op.k, op.v) if value is not None)
 
 
 def reading(stage: Stage) -> Stage:

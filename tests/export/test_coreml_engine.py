@@ -20,7 +20,6 @@ from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import Interpreter
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.session import Session
 from edgeloop.runtime.spec import Segment
@@ -81,7 +80,7 @@ def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> 
     assert runner.calls["prefill"] == 4
     for f, w in zip(found, wanted, strict=True):
         assert difference(f, w) < 1e-5
-    chunked.truncate(20) if spec_of(bundle.program).sliding_window is None else chunked.reset()
+    chunked.truncate(20) if bundle.program.window is None else chunked.reset()
     chunked.forward(ids[chunked.cached :], None)
     assert difference(chunked.forward(ids[:1]), wanted[1]) < 1e-5
 

@@ -14,6 +14,15 @@ from edgeloop.runtime.coreml.operators import OPERATORS
 from edgeloop.runtime.coreml.states import check_states
 from edgeloop.runtime.errors import ExportError
 
+UNARY = {
+    "exp": torch.exp,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+
 
 @dataclass
 class Step:
@@ -77,7 +86,23 @@ def test_operators_are_those_of_torch() -> None:
     for found, wanted in (
         (OPERATORS["scaled_dot_product_attention"](given), F.scaled_dot_product_attention(q, k, v, mask)),
         (OPERATORS["linear"]({"x": x.numpy(), "weight": w.numpy(), "bias": b.numpy()}), F.linear(x, w, b)),
-        (OPERATORS["silu"]({"x": x.numpy()}), F.silu(x)),
+        (
+            OPERATORS["scaled_dot_product_attention"](
+                {name: x for name, x in given.items() if name != "attn_mask"}
+            ),
+            F.scaled_dot_product_attention(q, k, v),
+        ),
+        (
+            OPERATORS["matmul"](
+                {"x": q.numpy(), "y": k.numpy(), "transpose_x": np.False_, "transpose_y": np.True_}
+            ),
+            q @ k.mT,
+        ),
+        (OPERATORS["softmax"]({"x": mask.numpy(), "axis": np.int32(-1)}), mask.softmax(-1)),
+        (OPERATORS["gelu"]({"x": x.numpy(), "mode": "EXACT"}), F.gelu(x)),
+        (OPERATORS["gelu"]({"x": x.numpy(), "mode": "TANH_APPROXIMATION"}), F.gelu(x, approximate="tanh")),
+        (OPERATORS["real_div"]({"x": x.numpy(), "y": np.float32(3)}), x / 3),
+        *((OPERATORS[name]({"x": x.numpy()}), function(x)) for name, function in UNARY.items()),
     ):
         np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
 
@@ -98,3 +123,12 @@ def test_rows_outside_a_tensor_are_refused() -> None:
         OPERATORS["slice_update"]({"x": x, "update": np.ones((1, 2)), "begin": [0, 3], "end": [1, 5]})
     with pytest.raises(ValueError, match="gather of"):
         OPERATORS["gather"]({"x": x, "indices": np.array([-1]), "axis": 1})
+
+
+def test_a_split_into_unequal_parts() -> None:
+    sizes = np.array([1, 3], np.int32)
+    first, second = OPERATORS["split"](
+        {"x": np.arange(8).reshape(2, 4), "split_sizes": sizes, "axis": np.int32(-1)}
+    )
+    np.testing.assert_array_equal(first, [[0], [4]])
+    np.testing.assert_array_equal(second, [[1, 2, 3], [5, 6, 7]])

@@ -23,8 +23,9 @@ from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.blobs import Blobs
 from edgeloop.runtime.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.codec import around_zero
+from edgeloop.runtime.model.facts import deltas
+from edgeloop.runtime.model.ops import Linear
 
 DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
 
@@ -45,7 +46,13 @@ def weight_bytes(file: bytes, plan: Plan) -> int:
 
 def table_bytes(plan: Plan) -> int:
     """cos and sin of every position."""
-    return 2 * plan.spec.context_length * plan.spec.head_dim // 2 * 2
+    return sum(2 * plan.program.context_length * by.dims // 2 * 2 for by in plan.program.rotations)
+
+
+def stem_of_layer(bundle: Bundle) -> str:
+    """The prefix of the weights of the loop's first layer."""
+    first = next(op for op in bundle.program.loop.blocks[0].ops if isinstance(op, Linear))
+    return first.weight.rpartition(".")[0]
 
 
 def unique_bytes(stored: Path) -> float:
@@ -94,8 +101,9 @@ def test_weights_are_stored_once(packaged: Callable[..., Bundle]) -> None:
         for op in function.block_specializations["CoreML8"].operations:
             if op.type == "constexpr_blockwise_shift_scale":
                 offsets.setdefault(op.inputs["data"].arguments[0].value.blobFileValue.offset, set()).add(name)
-    # The matrices of 4 stored layers, in 5 pieces each, and the embedding, which is the head's too.
-    assert len(offsets) == 4 * 5 + 1
+    # The matrices of 4 stored layers, in 4 pieces each, another one where K and V are wanted by themselves (in all
+    # layers but the first), and the embedding, which is the head's too.
+    assert len(offsets) == 4 * 4 + 3 + 1
     assert {"prefill", "decode_all", "embed", "head"} in offsets.values()
     looped = {"prefill", "decode_all", "decode_d0", "decode_d1", "decode_d2"}
     assert looped in offsets.values()
@@ -111,12 +119,12 @@ def test_weight_bin_is_the_unique_weights(
         reading(kind), Recipe.palettes() if ane else Recipe.named(KINDS[kind], 32), tmp_path / "stored"
     )
     bundle = packaged(kind, ane=bool(ane))
-    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), Plan(spec_of(bundle.program)))
+    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), Plan(bundle.program))
     left_out = 0
     if bundle.program.shares_kv:  # the deltas of the deeper depths' keys and values, float16
-        for segment in spec_of(bundle.program).segments:
-            ranks = segment.lora.get("k_proj", 0) + segment.lora.get("v_proj", 0)
-            left_out += 2 * segment.layers * (segment.repeats - 1) * ranks * (64 + 32)
+        for name, delta in deltas(bundle.program).items():
+            if name.endswith(("k_proj", "v_proj")):
+                left_out += 2 * (bundle.program.depths - 1) * delta.rank * (64 + 32)
     assert found == unique_bytes(tmp_path / "stored") - left_out
 
 
@@ -125,7 +133,7 @@ def test_weight_bin_of_the_demo_model(recipe: Recipe, tmp_path: Path) -> None:
     reading = read(DEMO)
     write_weights(reading, recipe, tmp_path / "stored")
     package = tmp_path / "model.mlpackage"
-    plan = Plan(spec_of(reading.program))
+    plan = Plan(reading.program)
     write_package(plan, Store(tmp_path / "stored", recipe), package, {}, lambda name, part: None)
     # The whole file, whatever is in it.
     wanted = unique_bytes(tmp_path / "stored") + table_bytes(plan)
@@ -153,9 +161,8 @@ def test_palettized_weights(
     assert "constexpr_blockwise_shift_scale" not in kinds
     write_weights(reading(kind), Recipe.palettes(), tmp_path / "stored")
     stored, blobs = load_file(tmp_path / "stored"), Blobs(package_of(bundle) / WEIGHTS)
-    segment = 1 if len(spec_of(bundle.program).segments) > 1 else 0
-    wanted = stored[f"segments.{segment}.layers.0.down_proj.indices"]
-    tables = stored[f"segments.{segment}.layers.0.down_proj.tables"]
+    name = f"{stem_of_layer(bundle)}.down_proj"
+    wanted, tables = (stored[f"{name}.{side}"] for side in ("indices", "tables"))
     pairs = [
         [blob(blobs, op.inputs[side].arguments[0].value) for side in ("indices", "lut")]
         for op in operations

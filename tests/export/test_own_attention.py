@@ -168,9 +168,7 @@ def test_quantized_exports_pass_parity(tiny_once: Callable[[str], Path], tmp_pat
     assert report.manifest.targets["onnx"].parity.logits < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("target", "layout"), [("executorch", "staged"), ("executorch", "flat"), ("coreml", "staged")]
-)
+@pytest.mark.parametrize(("target", "layout"), [("executorch", "staged"), ("executorch", "flat")])
 def test_targets_that_cannot_say_so(
     tiny_once: Callable[[str], Path], tmp_path: Path, target: str, layout: str
 ) -> None:

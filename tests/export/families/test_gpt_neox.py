@@ -313,13 +313,11 @@ def test_other_classes_are_not_taken(parity_folder: Path, tmp_path: Path, change
         find_family(Checkpoint.open(folder))
 
 
-@pytest.mark.parametrize(
-    ("target", "layout"), [("executorch", "staged"), ("executorch", "flat"), ("coreml", "staged")]
-)
+@pytest.mark.parametrize(("target", "layout"), [("executorch", "staged"), ("executorch", "flat")])
 def test_targets_of_llama_layers_refuse_it(
     parity_folder: Path, tmp_path: Path, target: str, layout: str
 ) -> None:
-    pytest.importorskip("executorch" if target == "executorch" else "coremltools")
+    pytest.importorskip("executorch")
     message = (
         f"target {target} takes Llama's layers only, and the model has norm of kind layer .*; export to onnx"
     )

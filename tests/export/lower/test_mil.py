@@ -1,0 +1,134 @@
+"""Whole programs of many kinds of models as Core ML packages: what was saved computes what the reference does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from lowered import random_weights, write
+from msgspec import structs
+from programs import PLAIN, PROGRAMS, RMS, WIDTH, program
+
+pytest.importorskip("coremltools")
+
+from edgeloop.export.coreml.constants import Store
+from edgeloop.export.coreml.package import write_package
+from edgeloop.export.coreml.parity import EXACT, check_parity
+from edgeloop.export.coreml.plan import Plan
+from edgeloop.export.lower.mil import LOWERINGS, REFUSED, check, halved
+from edgeloop.export.targets.coreml import CoremlTarget
+from edgeloop.export.targets.coreml import halved as halved_weights
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime import manifest
+from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.coreml.interpreter import read_model
+from edgeloop.runtime.errors import ExportError
+from edgeloop.runtime.model import ops
+from edgeloop.runtime.model.blocks import Attention, Writer, llama
+from edgeloop.runtime.model.ops import Act, Add, Scale
+from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.rotation import Rotation
+from edgeloop.runtime.model.transform import windowed
+from edgeloop.runtime.model.weights import tensors
+
+REFUSALS = {
+    "experts": "does not take experts: which of them",
+    "parallel_loop": "does not take shift: it keeps a row",
+    "encoder": "does not take attend without a cache",
+}
+PACKAGE = "model.mlpackage"
+FLOAT = Recipe.named("none", 32)
+TAKEN = [name for name in PROGRAMS if name not in REFUSALS]
+
+
+def packaged(model: Program, folder: Path, recipe: Recipe = FLOAT) -> manifest.Parity:
+    """Write the package of ``model`` with random weights, and run all of it beside the reference engine."""
+    check(model)
+    stored = write(_tame(model, random_weights(model.weights, recipe.bits, recipe.group_size)), folder)
+    plan, package = Plan(model), folder / PACKAGE
+    write_package(plan, Store(stored, recipe), package, {}, lambda name, part: None)
+    engine, endless = (
+        ReferenceBackend(p, halved_weights(stored), recipe.group_size, tables_as=np.float16)
+        for p in (halved(model), halved(windowed(model, None)))
+    )
+    return check_parity(engine, plan, package, filler=endless if plan.fills else None)
+
+
+def _tame(model: Program, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Random weights of the size of a model's: norms near 1, matrices that keep the size of what they multiply."""
+    factor = {"matrix": 0.35, "vector": 0.1, "delta": 0.35}
+    for name, tensor in tensors(model.weights):
+        if name not in found:
+            name = name.replace(".weight", ".scales")
+            found[name] = found[name] * np.float16(factor["matrix"])
+        else:
+            middle = 1 if tensor.kind == "vector" else 0
+            found[name] = (middle + factor[tensor.kind] * found[name]).astype(found[name].dtype)
+    return found
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_every_function_computes_what_the_reference_does(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "gemma":  # norms of vectors of 4 numbers, which may be small, magnify what rounding leaves
+        monkeypatch.setattr("edgeloop.export.coreml.parity.SHIPPED", 3e-2)
+    parity = packaged(structs.replace(PROGRAMS[name](), routing=None), tmp_path)
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped > EXACT
+
+
+@pytest.mark.parametrize("name", ["relaxed", "gpt", "shared"])
+@pytest.mark.parametrize("quant", ["int4", "int8-channel"])
+def test_matrices_of_codes(tmp_path: Path, name: str, quant: str) -> None:
+    packaged(PROGRAMS[name](), tmp_path, Recipe.named(quant, 32))
+
+
+def test_every_activation_and_attentions_of_other_heads(tmp_path: Path) -> None:
+    def block(w: Writer) -> tuple[str, ...]:
+        x = llama(w, "state", "b.0", PLAIN)
+        wide = Attention(heads=4, kv_heads=2, head_dim=6, turns=Rotation(4, 100.0), pairs=True, mask="causal")
+        x = llama(w, x, "b.1", replace(PLAIN, attention=wide))
+        x = llama(w, x, "b.2", PLAIN)
+        normed = w.norm(x, "normed", "b.norm", WIDTH, RMS)
+        for function in get_args(ops.Function):
+            w.add(Act(normed, f"of {function}", function))
+            w.add(Scale(f"of {function}", f"less of {function}", 0.1))
+            w.add(Add(x, f"less of {function}", f"with {function}"))
+            x = f"with {function}"
+        return (x,)
+
+    made = program({}, lambda w: "embedded", [block], schedule=(0, 0))
+    shapes = {name: shape[:2] + shape[3:] for name, shape in Plan(made).states.items()}
+    assert shapes == {
+        **dict.fromkeys(("block_keys", "block_values"), (4, 1, 4)),
+        **dict.fromkeys(("block_keys_1", "block_values_1"), (2, 2, 6)),
+    }
+    packaged(made, tmp_path)
+    described = {
+        s.name: s.shortDescription for s in read_model(tmp_path / PACKAGE).description.functions[0].state
+    }
+    assert len(set(described.values())) == 4
+
+
+def test_numbers_that_float16_rounds_are_the_references_too() -> None:
+    found = halved(PROGRAMS["gemma"]())
+    attends = [op for op in found.loop.blocks[0].ops if isinstance(op, ops.Attend)]
+    assert attends[0].scale == float(np.float16(0.3))
+    assert attends[2].scale == 0.5
+    assert found.prologue.ops[0].scale == 2.5
+    assert halved(found) == found
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused(name: str) -> None:
+    with pytest.raises(ExportError, match=f"target coreml {REFUSALS[name]}.*; export to another target"):
+        CoremlTarget().check(PROGRAMS[name](), FLOAT)
+
+
+def test_every_op_is_taken_or_refused() -> None:
+    assert LOWERINGS.keys() | REFUSED.keys() == set(get_args(ops.Op))
+    assert not LOWERINGS.keys() & REFUSED.keys()

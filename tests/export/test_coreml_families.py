@@ -1,0 +1,31 @@
+"""Families whose layers are not Llama's, as Core ML packages: nothing in the target knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from edgeloop.export.bounds import difference
+from edgeloop.export.coreml.parity import EXACT, SHIPPED
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.runtime.session import Session
+
+
+@pytest.mark.parametrize(("quant", "ane"), [("none", False), ("int4", False), ("int4", True)])
+def test_gpt_neox(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
+    source, out = checkpoint("fold_pythia"), tmp_path / "bundle"
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    parity = report.manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= SHIPPED
+    if quant != "none":
+        return
+    theirs = load_file(source / "reference.safetensors")
+    with Session.open(out, engine="coreml-reference") as session:
+        found = session.logits(theirs["input_ids"][0].tolist())
+    wanted = theirs["logits_use_cache_False"][0]
+    assert difference(found, wanted) < 5e-3  # all of it float16
+    assert (found.argmax(-1) == wanted.argmax(-1)).all()
