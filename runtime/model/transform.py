@@ -194,7 +194,7 @@ class _Stored:
         self.sources: dict[str, Source] = {}
         self._theirs = program.weights
         self._named: dict[tuple[str, int | None, int], str] = {}
-        self._kept = {name for op in program.head.ops for _, name in weight_fields(op)}
+        self._kept = dict.fromkeys(name for op in program.head.ops for _, name in weight_fields(op))
         for name in self._kept:
             self._add(name, name, program.weights[name], None)
 

@@ -67,6 +67,8 @@ def test_an_unrolled_twin_is_the_same_model(make: Callable[[], Program]) -> None
     twin, sources = unrolled(model.program)
     assert twin.depths == 1
     assert twin.applied_layers == model.program.applied_layers
+    head = [name for op in twin.head.ops for _, name in weight_fields(op)]
+    assert list(twin.weights)[: len(head)] == head  # in the same order each time: files follow from it
     assert not any(weight.per_depth for weight in twin.weights.values() if not _experts(weight))
     assert model.program.shares_kv or not list(problems(twin))
     stored = twin_tensors(twin, sources, model.program.weights, model.stored)
