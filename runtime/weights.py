@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from .spec import PROJECTIONS, Segment, Spec
+from .spec import PROJECTIONS, Spec
 
 MATRICES: dict[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -16,9 +14,6 @@ MATRICES: dict[str, tuple[str, ...]] = {
 
 SPLIT = {"q_proj": ("q_proj",), "kv_proj": ("k_proj", "v_proj")}
 """What some programs use of the stored qkv_proj by itself, and the projections of each."""
-
-ATTENTION = ("qkv_proj", "o_proj")
-"""Those of attention, which a segment may have for each repeat: the rows of repeat 0, then those of repeat 1 …"""
 
 
 def projection_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
@@ -34,15 +29,3 @@ def split_rows(spec: Spec) -> dict[str, tuple[int, int]]:
     shapes = projection_shapes(spec)
     queries, keys, values = (shapes[p][0] for p in ("q_proj", "k_proj", "v_proj"))
     return {"q_proj": (0, queries), "kv_proj": (queries, queries + keys + values)}
-
-
-def copies(segment: Segment, matrix: str) -> int:
-    """How many matrices, one a repeat, are stored one under the other as ``matrix``."""
-    return segment.repeats if segment.per_repeat_attention and matrix in ATTENTION else 1
-
-
-def layers(spec: Spec) -> Iterator[tuple[str, Segment]]:
-    """Prefix and segment of every physical layer, in order."""
-    for s, segment in enumerate(spec.segments):
-        for j in range(segment.layers):
-            yield f"segments.{s}.layers.{j}", segment

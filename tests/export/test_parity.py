@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeloop.export.bounds import EXACT, difference
+from edgeloop.export.bounds import EXACT, activations_of, difference
 from edgeloop.export.family import Reading
 from edgeloop.export.lower.onnx import write_graphs
 from edgeloop.export.parity import CHUNKS, Expected, trace
@@ -161,16 +162,23 @@ def test_whole_graphs_pass(oracle: Oracles, graphs: dict[str, Path]) -> None:
     assert {p.name for p in graphs["block"].parent.glob("*.onnx")} == {f"{s}.onnx" for s in STAGES}
 
 
-def test_int8_activations_are_those_of_the_kernels(oracle: Oracles, graphs: dict[str, Path]) -> None:
-    """Within the bound, which is that of the other kind of rounding, and half of it nearer than floats are."""
-    model = oracle("mor-lora", "int4")
-    shipped = trace(OnnxBackend(model.program, graphs))
+@pytest.mark.parametrize("quant", ["int4", "int8", "int8-channel"])
+def test_int8_activations_are_those_of_the_kernels(
+    oracle: Oracles, exported: Callable[..., Path], quant: str
+) -> None:
+    """K and V that are filled in are behind one rounding only: much nearer to the reference that rounds."""
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or (flags.exists() and "avx2" not in flags.read_text().split()):
+        pytest.skip("ONNX Runtime rounds activations in these ways on x86-64 with AVX2")
+    model, recipe = oracle("mor-lora", quant), Recipe.named(quant, 32)
+    folder = exported("mor-lora", quant) / "onnx"
+    shipped = trace(OnnxBackend(model.program, {stage: folder / f"{stage}.onnx" for stage in STAGES}))
     near, far = (
-        [difference(*pair) for pair in zip(shipped.arrays, trace(other).arrays, strict=True)]
-        for other in (model.with_activations(BLOCKS), model)
+        difference(shipped.filled, trace(other).filled)
+        for other in (model.with_activations(activations_of(recipe, "onnx")), model)
     )
-    assert min(far) > 1e-3
-    assert sum(near) < sum(far) / 2
+    assert far > 1e-3
+    assert near < far / 2
 
 
 def test_kernels_that_compute_something_else_are_found(oracle: Oracles, graphs: dict[str, Path]) -> None:
