@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a rule; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, skip"
+        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, latest, skip"
     )
     parser.add_argument(
         "--max-tokens", type=at_least(SMALLEST), default=8192, metavar="N", help="tokens of the text (8192)"

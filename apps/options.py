@@ -74,7 +74,7 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         "--missing",
         action=action,
         metavar="POLICY",
-        help="K and V of tokens that left: exact, propagate, shared, skip" + again,
+        help="K and V of tokens that left: exact, propagate, latest, shared, skip" + again,
     )
     group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
 

@@ -248,6 +248,7 @@ def model_facts(program: Program, parameters: int, unrolled: int) -> dict[str, A
         "layout": layout(program),
         "segments": facts.runs(program),
         "depths": program.depths,
+        "open_ended": program.loop.open_ended,
         "layers": facts.stored_layers(program),
         "applied_layers": program.applied_layers,
         "parameters": parameters,
@@ -267,11 +268,17 @@ def model_rows(program: Program, parameters: int, unrolled: int) -> list[tuple[s
     """The architecture's numbers, for people."""
     layers = facts.stored_layers(program)
     loop = f"{program.depths} depths" if program.depths > 1 else "no depth loop on the host"
+    if program.loop.open_ended:
+        loop += " or any other number (--depth)"
+    carries = program.loop.carries
+    width = " + ".join(str(carry.width) for carry in carries)
+    if len(carries) > 1:
+        width += f" ({', '.join(carry.name for carry in carries)})"
     head = "the head is the embedding" if program.tied_embedding else "the head has weights of its own"
     return [
         ("family", program.family),
         ("layers", f"{layout(program)}: {layers} stored, {program.applied_layers} applied, {loop}"),
-        ("width", f"{program.width}, MLP {facts.mlp_size(program)}"),
+        ("width", f"{width}, MLP {facts.mlp_size(program)}"),
         ("attention", attention_of(program)),
         ("vocabulary", f"{program.vocab_size} tokens; {head}"),
         (

@@ -253,6 +253,11 @@ def check_course(program: Program, policy: Policy) -> None:
         raise UsageError(
             "KV policy last runs a prompt in caches of its own; many users at once take per-depth"
         )
+    if policy.missing == "latest":
+        raise UsageError(
+            "policy latest for missing K and V copies rows of one sequence's slots; many users at once take exact, "
+            "propagate or skip"
+        )
     if isinstance(policy.rule, RoutingRule) and policy.rule.topk:
         raise UsageError(
             "exit rule chunk-topk takes its share of a whole prompt; many users at once take router"

@@ -46,6 +46,10 @@ def _exit_reasons(program: Program, policy: Policy) -> tuple[tuple[bool, str], .
         return ()
     named = f"exit rule {policy.exit!r}"
     return (
+        (
+            policy.missing == "latest",
+            "policy latest copies the K and V of a token that left, which a wrong draft would need back",
+        ),
         (isinstance(rule, RoutingRule) and rule.topk, f"{named} has to see a whole text at once"),
         (program.shares_kv, f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
         (program.window is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),

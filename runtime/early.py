@@ -6,6 +6,7 @@ What becomes of the deeper depths' K and V of a token that left:
                exits (FREE, arXiv 2310.05424, section 3.2)
 ``propagate``  K and V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1), for all that
                left since a token last went that deep in one call
+``latest``     they are those of the last depth that it ran (Huginn's lookup ``latest-m4``, arXiv 2502.05171)
 ``skip``       deeper depths do not see it: a slot holds who was there, at their true positions
 ``shared``     nothing is missing, because depths share a slot
 """
@@ -18,6 +19,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from .backend import F32
+from .errors import UsageError
 from .exits import ExitRule, Outcome
 from .loop import DepthLoop
 
@@ -54,6 +56,11 @@ class EarlyExit:
         self._depths = loop.backend.program.depths
         self._seen = loop.backend.program.loop.carries[0].width
         self._exact = missing == "exact"
+        if missing == "latest" and not loop.cache.on_host:
+            raise UsageError(
+                f"policy 'latest' for missing K and V copies rows, and engine {loop.backend.name} has them to itself; "
+                "choose another policy or engine"
+            )
         self._waiting = [Waiting(loop.backend.program.width, d) for d in range(self._depths - 1)]
 
     def reset(self) -> None:
@@ -89,6 +96,8 @@ class EarlyExit:
                 if self.missing == "propagate":
                     for waiting in self._waiting[depth:]:
                         waiting.push(last)
+                elif self.missing == "latest":
+                    loop.repeat(depth, position)
                 break
         assert logits is not None
         loop.cached += 1

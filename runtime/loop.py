@@ -271,6 +271,14 @@ class DepthLoop:
         self.clock.engine_ns += perf_counter_ns() - start
         self.filled[depth] += n
 
+    def repeat(self, depth: int, position: int) -> None:
+        """K and V that ``depth`` made of the token at ``position``, into the slots of all deeper depths."""
+        own, *deeper = (self.cache.slot("block", self.sequence, d) for d in range(depth, self._depths))
+        for pair in self.cache.stages["block"]:
+            for array in pair:
+                array[deeper, :, position] = array[own, :, position]
+        self.filled[depth + 1 :] = [position + 1] * len(deeper)
+
     def read_out(self, state: F32, first: int, rows: Rows = "last") -> F32:
         """state [1, n, D] of the tokens at positions ``first`` … through the epilogue → logits [N, V]."""
         n = state.shape[1]

@@ -13,7 +13,7 @@ from .model.program import Program
 from .routing import RoutingRule, parse_routing
 
 KV = ("per-depth", "shared", "last")
-MISSING = ("exact", "propagate", "shared", "skip")
+MISSING = ("exact", "propagate", "latest", "shared", "skip")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def _missing(program: Program, kv: str, missing: str | None) -> str:
     elif program.routing:
         allowed = ["skip"]
     else:
-        allowed = ["exact", *(["propagate"] if can_fill(program) else []), "skip"]
+        latest = program.depths > 1 and program.window is None  # rows stay where they are
+        allowed = ["exact", *["propagate"] * can_fill(program), *["latest"] * latest, "skip"]
     if missing is None:
         return allowed[0]
     if missing not in MISSING:

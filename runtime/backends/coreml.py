@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -61,7 +62,7 @@ class CoremlBackend:
                 f"{capacity} tokens, but the states of the package hold {self._package.capacity}; "
                 "export with a longer --context"
             )
-        return KVCache.allocate(self.program, sequences, capacity)
+        return replace(KVCache.allocate(self.program, sequences, capacity), on_host=False)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""

@@ -54,6 +54,12 @@ def test_every_verb_that_runs_a_model(open_ended: Path, tmp_path: Path, command_
     assert command_json("bench", open_ended, *flags)["users"][0]["users"] == 2
 
 
+def test_show_says_that_it_may_be_another_number(open_ended: Path, command: Command) -> None:
+    shown = command("show", open_ended)[1]
+    assert "6 depths or any other number (--depth)" in shown
+    assert "64 + 64 (state, entered), MLP 96" in shown
+
+
 def test_what_cannot_be_is_said_in_a_line(
     open_ended: Path, bundle: Path, checkpoint: Path, tmp_path: Path, command: Command
 ) -> None:

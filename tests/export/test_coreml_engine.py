@@ -19,7 +19,9 @@ from edgeloop.runtime.backends.coreml import CoremlBackend, why_not
 from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.coreml.interpreter import Interpreter
+from edgeloop.runtime.early import EarlyExit
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
+from edgeloop.runtime.exits import ExitRule
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.session import Session
 from edgeloop.runtime.spec import Segment
@@ -118,6 +120,8 @@ def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
         backend.block(state, elsewhere, cache)
     with pytest.raises(UsageError, match="no token leaves before depth 0"):
         backend.fill(state, Lanes.single(0, 0, 1, 0), cache)
+    with pytest.raises(UsageError, match="latest.* copies rows, and engine coreml has them to itself"):
+        EarlyExit(DepthLoop(backend, cache), ExitRule("depth", 1), {}, "latest")
     with pytest.raises(UsageError, match="1 KV slots a sequence"):
         backend.new_cache(1, 8, slots=1)
     with pytest.raises(UsageError, match="hold 96"):

@@ -99,7 +99,7 @@ def test_kv_sharing_is_the_authors(opened: Callable[..., Session], checkpoint: C
 
 
 @pytest.mark.parametrize("kind", ["edgeloop", "mor-norms"])
-@pytest.mark.parametrize("missing", ["exact", "propagate", "skip"])
+@pytest.mark.parametrize("missing", ["exact", "propagate", "latest", "skip"])
 def test_engines_agree_where_tokens_leave(opened: Callable[..., Session], kind: str, missing: str) -> None:
     for rule in ("depth:2", "latent:0.9", "entropy:4.4"):
         found, wanted = (
@@ -201,7 +201,7 @@ def test_the_last_depths_slot_serves_all(opened: Callable[..., Session]) -> None
 
 def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session]) -> None:
     plain = [s.token for s in opened("edgeloop").generate(IDS[:5], 20)]
-    for missing in ("exact", "propagate", "skip"):
+    for missing in ("exact", "propagate", "latest", "skip"):
         session = opened("edgeloop", exit="never", missing=missing)
         assert [s.token for s in session.generate(IDS[:5], 20)] == plain
         np.testing.assert_array_equal(session.logits(IDS), opened("edgeloop").logits(IDS))
@@ -218,11 +218,13 @@ def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session])
         ("edgeloop", {"exit": "depth:9"}, "wanted depth:1 to depth:"),
         ("edgeloop", {"exit": "router"}, "unknown exit rule"),
         ("edgeloop", {"kv": "shared"}, "export it with --kv shared"),
-        ("edgeloop", {"missing": "shared"}, "there is exact, propagate, skip"),
+        ("edgeloop", {"missing": "shared"}, "there is exact, propagate, latest, skip"),
         ("mor_expert_middle_cycle_eager", {"exit": "confidence:0.5"}, "a router decides in this model"),
         ("mor_expert_middle_cycle_eager", {"missing": "exact"}, "there is skip"),
         ("mor_token_middle_cycle", {"exit": "chunk-topk"}, "token choice"),
         ("rec_cycle_kvshare", {"kv": "per-depth"}, "have shared K and V"),
+        ("edgeloop-window", {"missing": "latest"}, "a sliding window of .* there is exact, skip"),
+        ("edgeloop", {"exit": "depth:2", "missing": "latest", "decode": "pipelined"}, "policy latest copies"),
     ],
 )
 def test_what_a_model_has_not_is_refused(

@@ -115,6 +115,7 @@ def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
         ("float", {"decode": "pipelined"}),
         ("float", {"exit": "confidence:0.004", "missing": "exact"}),
         ("float", {"exit": "confidence:0.004", "missing": "propagate"}),
+        ("float", {"exit": "confidence:0.004", "missing": "latest"}),
         ("float", {"exit": "depth:2", "missing": "skip"}),
         ("float", {"kv": "last"}),
         ("shared", {}),

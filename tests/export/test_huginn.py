@@ -16,7 +16,9 @@ from editing import edit, edit_weights, read
 from safetensors.numpy import load_file
 
 from edgeloop.export.family import Reading
+from edgeloop.runtime.early import EarlyExit
 from edgeloop.runtime.errors import CheckpointError
+from edgeloop.runtime.exits import ExitRule
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import Run, runs
 from edgeloop.runtime.session import Session
@@ -75,6 +77,24 @@ def test_the_authors_cached_decode(
     """With K and V of every depth, which is the full forward again, and with one slot that every depth writes."""
     found = decoded(Session.open(exported(NAME), engine=engine, kv=kv), authors["input_ids"])
     np.testing.assert_allclose(found, authors[f"logits_incr_{name}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["latest-m4", "available-m4"])
+def test_the_authors_decode_with_a_depth_for_each_token(
+    exported: Callable[..., Path], authors: dict[str, npt.NDArray[Any]], engine: str, name: str
+) -> None:
+    """What a token sees of one that stopped earlier is of the last depth that it ran."""
+    ids, depths = authors["input_ids"], (5, 2, 3, 1, 5)
+    with Session.open(exported(NAME), engine=engine) as session:
+        loop = session._start(len(ids))
+        parts, ran = [loop.forward(ids[:9], "all").copy()], []
+        for token, depth in zip(ids[9:], depths, strict=True):
+            step = EarlyExit(loop, ExitRule("depth", depth), {}, "latest").step(int(token))
+            parts.append(step[0].copy())
+            ran.append(step[1])
+    assert tuple(ran) == depths
+    np.testing.assert_allclose(np.concatenate(parts), authors[f"logits_vardepth_5-2-3-1-5_{name}"], atol=2e-5)
 
 
 def test_without_biases_and_with_a_head_of_its_own(

@@ -260,6 +260,8 @@ def test_sizes_are_checked(bundle: Path):
 def test_what_only_one_sequence_can_have_is_refused(bundle: Path):
     with pytest.raises(UsageError, match="KV policy last runs a prompt in caches of its own"):
         Engine.open(bundle, engine="reference", kv="last")
+    with pytest.raises(UsageError, match="policy latest for missing K and V copies rows of one sequence"):
+        Engine.open(bundle, engine="reference", exit="depth:1", missing="latest")
 
 
 def test_cancelling_before_it_started(engine: Engine, gate: threading.Semaphore):
