@@ -1,4 +1,4 @@
-"""Each choice of the recipe against its alternatives, at a tenth of the length: the table on the demo's page.
+"""Each choice of the recipe against its alternatives, at a tenth of the length, as a table.
 
     python -m edgeloop.apps.demo.ablate -o ablations --jobs 8
     python -m edgeloop.apps.demo.ablate -o ablations --only "recipe,rank 0"
@@ -26,22 +26,25 @@ from .train import Recipe, train
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "equal weights, no distillation": {"objective": {"weights": (1 / 3, 1 / 3, 1 / 3), "distillation": 0.0}},
+    "weights 1 1 1, no distillation": {"objective": {"weights": (1.0, 1.0, 1.0), "distillation": 0.0}},
     "no distillation": {"objective": {"distillation": 0.0}},
     "weights 0 0 1, no distillation": {"objective": {"weights": (0.0, 0.0, 1.0), "distillation": 0.0}},
-    "weights 0 0 1": {"objective": {"weights": (0.0, 0.0, 1.0)}},
+    "weights 0 0.2 1": {"objective": {"weights": (0.0, 0.2, 1.0)}},
     "weights 0.3 0.5 1": {"objective": {"weights": (0.3, 0.5, 1.0)}},
-    "distilled by KL": {"objective": {"distance": "kl"}},
-    "distillation 0.3": {"objective": {"distillation": 0.3}},
-    "distillation 3": {"objective": {"distillation": 3.0}},
+    "total variation 0.1": {"objective": {"distillation": 0.1}},
+    "total variation 1": {"objective": {"distillation": 1.0}},
+    "total variation at temperature 0.5": {"objective": {"temperature": 0.5}},
+    "total variation from the start": {"objective": {"turn": (-1.0, 0.0)}},
+    "KL": {"objective": {"distance": "kl"}},
     "rank 0": {"config": {"lora_rank": 0}},
     "rank 8": {"config": {"lora_rank": 8}},
     "rank 32": {"config": {"lora_rank": 32}},
-    "MLP 640": {"config": {"intermediate_size": 640}},
-    "block of 2, MLP 1152": {"config": {"block_layers": 2, "intermediate_size": 1152}},
-    "block of 4, MLP 640": {"config": {"block_layers": 4, "intermediate_size": 640}},
+    "block of 1, MLP 1664": {"config": {"block_layers": 1, "intermediate_size": 1664}},
+    "block of 3, MLP 832": {"config": {"block_layers": 3, "intermediate_size": 832}},
+    "learning rate 0.003": {"recipe": {"rate": 3e-3}},
+    "learning rate 0.006": {"recipe": {"rate": 6e-3}},
     "dropout 0.1": {"recipe": {"dropout": 0.1}},
-    "dropout 0.3": {"recipe": {"dropout": 0.3}},
+    "dropout 0.2": {"recipe": {"dropout": 0.2}},
     "batch 8": {"recipe": {"batch": 8}},
 }
 """Name -> what differs from the recipe."""

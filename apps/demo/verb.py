@@ -26,7 +26,7 @@ examples:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Export the story model that ships with edgeloop, a block of 3 layers run 3 times, quantized to int4; then\n"
+        "Export the story model that ships with edgeloop, a block of 2 layers run 3 times, quantized to int4; then\n"
         "let it tell a tale and say what that took."
     )
     parser.usage = "edgeloop demo [options]"
