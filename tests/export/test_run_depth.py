@@ -19,6 +19,7 @@ from edgeloop.runtime import backends
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.manifest import Exit
+from edgeloop.runtime.onnx_session import open_session
 from edgeloop.runtime.serving import Engine
 from edgeloop.runtime.session import Session
 
@@ -90,6 +91,17 @@ def test_more_depths_are_those_of_a_model_that_was_exported_with_them(
     assert np.abs(run(bundle, None)[0] - wanted[0]).max() > 0.1
     back = run(deep, 5)
     np.testing.assert_array_equal(back[0], run(bundle, None)[0])
+
+
+def test_graphs_are_the_same_whatever_the_depth(bundle: Path, deep: Path) -> None:
+    """They take no depth where nothing differs between depths."""
+    graphs = sorted((bundle / "onnx").glob("*.onnx"))
+    assert len(graphs) == 7
+    for graph in graphs:
+        assert graph.read_bytes() == (deep / "onnx" / graph.name).read_bytes()
+    inputs = {value.name for value in open_session(bundle / "onnx" / "block.onnx").get_inputs()}
+    assert "state" in inputs
+    assert "depth" not in inputs
 
 
 @pytest.mark.parametrize("depth", [2, 9])
