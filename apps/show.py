@@ -254,6 +254,7 @@ def model_facts(program: Program, parameters: int, unrolled: int) -> dict[str, A
         "parameters": parameters,
         "unrolled_parameters": unrolled,
         "delta_parameters": facts.delta_parameters(program),
+        "ops": facts.op_kinds(program),
         "tied_embedding": program.tied_embedding,
         "kv_bytes_per_token": program.kv_bytes_per_token,
         "kv": "shared" if program.shares_kv else "per-depth",
@@ -280,6 +281,7 @@ def model_rows(program: Program, parameters: int, unrolled: int) -> list[tuple[s
         ("layers", f"{layout(program)}: {layers} stored, {program.applied_layers} applied, {loop}"),
         ("width", f"{width}, MLP {facts.mlp_size(program)}"),
         ("attention", attention_of(program)),
+        ("ops", ", ".join(facts.op_kinds(program))),
         ("vocabulary", f"{program.vocab_size} tokens; {head}"),
         (
             "parameters",

@@ -1,8 +1,8 @@
-"""From canonical tensors to stored ones: what is fused, in which order, and how it is quantized.
+"""From canonical tensors to stored ones: stacked as the program's weights say, and quantized.
 
-q, k and v become one matrix, gate and up another (one engine call each, and codes do not change by
-stacking rows). Everything else keeps its canonical name. ``write_weights`` streams them into one
-safetensors file, one tensor in memory at a time; every target takes its numbers from that file.
+Parts of a matrix are one under the other (one engine call for q, k and v), and codes do not change by that.
+``write_weights`` streams them into one safetensors file, one tensor in memory at a time; every target takes its
+numbers from that file.
 """
 
 from __future__ import annotations

@@ -70,7 +70,18 @@ def check_heads(
         sized = found is not None and len(found) == len(shape)
         if not sized or any(w not in (None, f) for f, w in zip(found or (), shape, strict=True)):
             size = "×".join("?" if n is None else str(n) for n in shape)
-            raise BundleError(f"{where}: head {key} is {found}, wanted {size}; export the checkpoint again")
+            raise BundleError(
+                f"{where}: {_described(key, found)}, wanted {size}; export the checkpoint again"
+            )
         if tensors[key].dtype.kind != "f" or not np.isfinite(tensors[key]).all():
             raise BundleError(f"{where}: head {key} is not finite floats; export the checkpoint again")
     return {key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}
+
+
+def _described(key: str, shape: tuple[int, ...] | None) -> str:
+    """A head as it was found."""
+    return (
+        f"there is no head {key}"
+        if shape is None
+        else f"head {key} is {'×'.join(map(str, shape)) or 'a number'}"
+    )

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .ops import Act, Attend, Linear, Op, reads, weight_fields
+from .ops import Act, Attend, Linear, Op, kind, reads, weight_fields
 from .program import Program, Stage
 from .weights import Delta, Matrix, tensors
 
 _LONGEST = 256
-"""Layers that repeat together are looked for up to this many."""
+"""Layers that repeat together are looked for up to this many: the search takes the square of it."""
+
+_TELLING = ("kind", "function", "mask")
+"""Fields of ops that say which one of several it is."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,18 @@ def attentions(program: Program) -> Iterator[Attend]:
 def attention(program: Program) -> Attend | None:
     """The first attention, whose sizes most models have everywhere; None where there is none."""
     return next(attentions(program), None)
+
+
+def op_kinds(program: Program) -> tuple[str, ...]:
+    """The ops of a program, each with what tells it from others of its name, by name."""
+    return tuple(sorted({_described(op) for stage in program.stages for op in stage.ops}))
+
+
+def _described(op: Op) -> str:
+    said = [value for field in _TELLING if isinstance(value := getattr(op, field, None), str)]
+    if isinstance(op, Attend) and op.window is not None:
+        said.append("window")
+    return kind(op) + (f" ({', '.join(said)})" if said else "")
 
 
 def mlp_size(program: Program) -> int:

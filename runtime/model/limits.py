@@ -24,7 +24,7 @@ FINITE = 1e30
 def within(name: str, value: float, low: float, high: float) -> Iterator[str]:
     """A problem unless ``value`` is ``low`` to ``high``, which no NaN is."""
     if not low <= value <= high:
-        yield f"{name} is {_written(value)}, wanted {low:g} to {high:g}"
+        yield f"{name} is {_written(value)}, wanted {_bound(low)} to {_bound(high)}"
 
 
 def nameable(what: str, name: str) -> Iterator[str]:
@@ -32,6 +32,11 @@ def nameable(what: str, name: str) -> Iterator[str]:
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         cut = f"{name[:20]!r}{'…' if len(name) > 20 else ''}"
         yield f"{what} is {cut}, wanted 1 to {MAX_NAME} printable characters"
+
+
+def _bound(value: float) -> str:
+    """Sizes to the last digit, factors in short."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _written(value: float) -> str:

@@ -26,6 +26,7 @@ def test_a_checkpoint(checkpoint: Path, command: Command, command_json: CommandJ
     assert (code, err) == (0, "")
     assert "1 + 2×3 + 1: 4 stored, 8 applied, 3 depths" in out
     assert "LoRA of rank 4 on q, k, v, o; own norms" in out
+    assert "act (silu), add, attend (causal), embed, linear, mul, norm (rms), rotate" in out
 
 
 def test_unused_tensors_are_named(checkpoint: Path, tmp_path: Path, command: Command) -> None:

@@ -68,6 +68,22 @@ def test_types_that_numpy_has_only_with_other_packages(maker, tmp_path, dtype):
         StoredWeights(program.weights, {**maker.tensors(program), **read_tensors(path)}, 8)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "bundle: there is no head gate.weight, wanted 2; export the checkpoint again"),
+        (
+            {"gate.weight": np.zeros((3, 2))},
+            "bundle: head gate.weight is 3×2, wanted 2; export the checkpoint again",
+        ),
+    ],
+)
+def test_a_head_that_is_missing_or_of_another_shape(given, said):
+    with pytest.raises(BundleError) as told:
+        check_heads(given, {"gate.weight": (2,)}, "bundle")
+    assert str(told.value) == said
+
+
 def test_heads_are_finite_floats():
     wanted = {"gate.weight": (2,)}
     for value in (np.array([1, 2]), np.array([1.0, np.nan]), np.array([np.inf, 0.0])):

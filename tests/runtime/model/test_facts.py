@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from programs import DEPTHS, PROGRAMS
 
-from edgeloop.runtime.model.facts import count_parameters
+from edgeloop.runtime.model.facts import count_parameters, op_kinds
 from edgeloop.runtime.model.transform import unrolled
 from edgeloop.runtime.model.weights import tensors
 
@@ -30,3 +30,11 @@ def test_experts_are_stored_once_for_each_depth() -> None:
     stored, unrolled = count_parameters(PROGRAMS["experts"]())
     outside = 20 * 8 + 8  # the embedding, which is the head too, and the last norm
     assert unrolled - outside == DEPTHS * (stored - outside)
+
+
+def test_ops_are_named_with_what_tells_them_apart() -> None:
+    found = op_kinds(PROGRAMS["gemma"]())
+    assert {"act (gelu_tanh)", "attend (causal)", "attend (causal, window)", "norm (rms)", "softcap"} <= {
+        *found
+    }
+    assert len(set(found)) == len(found)
