@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgeloop.apps.demo import ablate, state
+from edgeloop.apps.demo import ablate, report, state
 from edgeloop.apps.demo.dialogues import split_dialogues, text_of
 from edgeloop.apps.demo.drafts import acceptance, agreement, prompts
 from edgeloop.apps.demo.model import DemoConfig, DemoModel
 from edgeloop.apps.demo.objective import Objective
-from edgeloop.apps.demo.report import measure
 from edgeloop.apps.demo.texts import END_OF_TEXT, Tokens, split_texts
 from edgeloop.apps.demo.train import Recipe, train
 from edgeloop.apps.demo.verb import CHECKPOINT
@@ -41,6 +41,12 @@ def tokens() -> Tokens:
 
 def weights(model: DemoModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are counted over four tokens a text."""
+    monkeypatch.setattr(report, "acceptance", partial(acceptance, tokens=4))
 
 
 def ignore(step: int, row: dict[str, Any] | None) -> None:
@@ -160,8 +166,8 @@ def test_agreement_is_that_of_whole_windows() -> None:
     assert agreement(model, ids, 16) == pytest.approx(wanted)
 
 
-def test_bits_a_byte() -> None:
-    found = measure(DemoModel(TINY), tokens(), 16)
+def test_bits_a_byte(short_texts: None) -> None:
+    found = report.measure(DemoModel(TINY), tokens(), 16)
     nats = found["validation_loss"][-1]
     assert found["bits_per_byte"][-1] == pytest.approx(nats * 200 / 500 / np.log(2), abs=2e-4)
 
@@ -194,7 +200,7 @@ def test_the_template_writes_what_was_trained() -> None:
     assert found == text_of(turns).removesuffix(" ")
 
 
-def test_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_texts: None) -> None:
     """Every variant is a recipe that exists, and the table has those that were run."""
     for changes in ablate.VARIANTS.values():
         config = replace(DemoConfig(), **changes.get("config", {}))
