@@ -46,6 +46,26 @@ _TEXTS: dict[str, dict[str, str]] = {
     },
 }
 """Of each function, without the number of its depth: its features."""
+_TEXT = {"ids": "the tokens of a text, padded with any at the end", "tokens": "how many tokens the text has"}
+_AT_ONCE: dict[str, dict[str, str]] = {
+    "decode_all": {
+        **_TEXT,
+        "next": "their states after the last depth",
+        "logits": "for each token a score for each of the vocabulary",
+    },
+    "embed": {**_TEXT, "hidden": "the states that enter depth 0"},
+    "decode": {
+        **_TEXT,
+        "hidden": "the states that enter depth {depth}",
+        "next": "the states after depth {depth}",
+    },
+    "head": {
+        **_TEXT,
+        "hidden": "the states after the depth that is read out",
+        "logits": "for each token a score for each of the vocabulary",
+    },
+}
+"""The same of models that read a text at once."""
 
 
 def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
@@ -55,7 +75,7 @@ def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
     metadata.author, metadata.license, metadata.versionString = AUTHOR, LICENSE, VERSION
     for function in model.description.functions:
         stem, _, depth = function.name.rpartition("_d")
-        texts = _TEXTS[stem if depth.isdigit() else function.name]
+        texts = (_AT_ONCE if plan.at_once else _TEXTS)[stem if depth.isdigit() else function.name]
         for feature in (*function.input, *function.output):
             feature.shortDescription = texts[feature.name].format(depth=depth)
         for state in function.state:

@@ -12,6 +12,9 @@
 ``position`` [1] int32 is that of the first token: how many tokens the states hold. Inputs that a function has no use
 for are left out of it. All functions have the same states.
 
+A model whose attention has no caches reads a text at once: T is the context in all functions, there are no states, no
+``prefill`` and no ``position``, but ``tokens`` [1] int32, how many of the T are the text; logits are [1, T, V].
+
 A prompt's logits are ``head`` of its last token's next: an eighth of the weights that a chunk of mor-360m-r3 would read
 are the head's, and only the last chunk has a use for it.
 """
@@ -46,7 +49,7 @@ class Body:
 
     @property
     def hidden(self) -> Carries:
-        """Those that the host gives side by side, [1, 1, D]."""
+        """Those that the host gives side by side, [1, T, D]."""
         return split(self._inputs["hidden"], [carry.width for carry in self.plan.program.loop.carries])
 
     def embed(self) -> Carries:
@@ -75,11 +78,11 @@ class Body:
         mil.fill(self._scope, "epilogue", self.plan.behind, 0, carries)
 
     def logits(self, carries: Carries) -> Var:
-        """One token's through the layers after the loop and the head → [1, V]."""
+        """Through the layers after the loop and the head → [1, V] of one token, or of each [1, T, V]."""
         program = self.plan.program
         given = mil.run(self._scope, "epilogue", program.epilogue, 0, carries)
         (logits,) = mil.run(self._scope, "head", program.head, 0, given)
-        return mb.reshape(x=logits, shape=[1, program.vocab_size])
+        return logits if self.plan.at_once else mb.reshape(x=logits, shape=[1, program.vocab_size])
 
     def state(self, carries: Carries) -> Var:
         """As the host gets them, side by side."""
@@ -128,7 +131,7 @@ _BUILDERS: dict[str, Callable[[Body, int], Outputs]] = {
 def build(plan: Plan, store: Store, name: str) -> Function:
     """The function ``name`` of the package."""
     stem, _, depth = name.rpartition("_d") if name.rpartition("_d")[2].isdigit() else (name, "", "0")
-    count = plan.chunk if stem == "prefill" else 1
+    count = plan.most if stem == "prefill" or plan.at_once else 1
     inputs = {
         name: mb.placeholder(shape, dtype=dtype)
         for name, (shape, dtype) in _inputs(plan, stem, count).items()
@@ -146,9 +149,9 @@ def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...
     """Shape and type of the inputs that a function has."""
     first: dict[str, tuple[tuple[int, ...], type]] = {"ids": ((1, count), types.int32)}
     if stem in ("decode", "kvfill", "head"):
-        first = {"hidden": ((1, 1, plan.program.width), types.fp16)}
-    if any(_placed(stage) for stage in _stages(plan, stem)):
-        first["position"] = ((1,), types.int32)
+        first = {"hidden": ((1, count, plan.program.width), types.fp16)}
+    if any((_reads if plan.at_once else _placed)(stage) for stage in _stages(plan, stem)):
+        first["tokens" if plan.at_once else "position"] = ((1,), types.int32)
     return first
 
 
@@ -161,6 +164,11 @@ def _stages(plan: Plan, stem: str) -> Iterator[Stage]:
         yield from plan.blocks
     if stem in ("head", "prefill", "decode_all"):
         yield program.epilogue
+
+
+def _reads(stage: Stage) -> bool:
+    """Do the tokens of ``stage`` see each other?"""
+    return any(isinstance(op, Attend) for op in stage.ops)
 
 
 def _placed(stage: Stage) -> bool:

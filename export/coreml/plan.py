@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.coreml.layout import Layout
+from ...runtime.coreml.layout import Layout, reads_at_once
 from ...runtime.model.ops import Linear
 from ...runtime.model.program import Program, Stage
 from ...runtime.model.rotary import RotaryTables
@@ -36,9 +36,21 @@ class Plan:
     program: Program
     chunk: int = CHUNK
 
+    @cached_property
+    def at_once(self) -> bool:
+        """Does the model read a text at once? Then every function takes as many tokens as the context has."""
+        return reads_at_once(self.program)
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest call."""
+        return self.program.context_length if self.at_once else self.chunk
+
     @property
     def capacity(self) -> int:
         """C: tokens of a state."""
+        if self.at_once:
+            return self.most
         return -(-(self.program.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
 
     @cached_property
@@ -61,6 +73,8 @@ class Plan:
     def functions(self) -> tuple[str, ...]:
         """Names of the functions, the default one first."""
         depths = range(self.program.depths)
+        if self.at_once:
+            return ("decode_all", "embed", *(f"decode_d{d}" for d in depths), "head")
         fills = [f"kvfill_d{d}" for d in depths[:-1]] if self.fills else []
         return ("decode_all", "prefill", "embed", *(f"decode_d{d}" for d in depths), *fills, "head")
 

@@ -31,13 +31,10 @@ def rotate(scope: Scope, values: Values, op: Rotate) -> None:
 
 
 def attend(scope: Scope, values: Values, op: Attend) -> None:
-    """Attention over a state's rows; new K and V are written first."""
-    assert op.cache is not None
-    if op.k is not None and op.v is not None:
-        keep(scope, values, op.cache, op.k, op.v)
-    place = scope.place(op.cache)
-    keys, held = (scope.states.row(state, place.row) for state in (place.keys, place.values))
-    mask = scope.tokens.unseen(op.heads // op.kv_heads, window(scope, op))
+    """Attention over a state's rows, into which new K and V are written first; without a cache over those alone."""
+    causal = op.cache is not None or op.mask == "causal"
+    mask = scope.tokens.unseen(op.heads // op.kv_heads, window(scope, op), causal)
+    keys, held = _keys_values(scope, values, op)
     q = _queries(scope, values, op)
     if op.cap is None:
         y = mb.scaled_dot_product_attention(
@@ -61,13 +58,27 @@ def keep(scope: Scope, values: Values, cache: int, k: str, v: str) -> None:
     """Write the tokens' K and V into their rows of ``cache``."""
     place = scope.place(cache)
     for state, name in ((place.keys, k), (place.values, v)):
-        _, heads, _, width = scope.plan.states[state]
-        if scope.count == 1:  # of one token a reshape does, which states like better
-            new = mb.reshape(x=values[name], shape=[1, heads, 1, width])
-        else:
-            new = mb.transpose(x=values.heads(name, heads), perm=[0, 2, 1, 3])
+        new = _heads_first(scope, values, name, scope.plan.states[state][1])
         scope.states.write(state, place.row, new, scope.tokens.start, scope.tokens.stop)
     scope.written.add(cache)
+
+
+def _keys_values(scope: Scope, values: Values, op: Attend) -> list[Var]:
+    """What is attended to, [1, K, C, d] each."""
+    if op.k is not None and op.v is not None:
+        if op.cache is None:
+            return [_heads_first(scope, values, name, op.kv_heads) for name in (op.k, op.v)]
+        keep(scope, values, op.cache, op.k, op.v)
+    assert op.cache is not None
+    place = scope.place(op.cache)
+    return [scope.states.row(state, place.row) for state in (place.keys, place.values)]
+
+
+def _heads_first(scope: Scope, values: Values, name: str, heads: int) -> Var:
+    """A value as [1, heads, T, d]; of one token a reshape does, which states like better."""
+    if scope.count == 1:
+        return mb.reshape(x=values[name], shape=[1, heads, 1, values.size(name) // heads])
+    return mb.transpose(x=values.heads(name, heads), perm=[0, 2, 1, 3])
 
 
 def sharpness(op: Attend | AttendLearned) -> np.float16:
@@ -91,7 +102,7 @@ def _queries(scope: Scope, values: Values, op: Attend | AttendLearned) -> Var:
     shape = [1, op.kv_heads, op.heads // op.kv_heads * scope.count, op.head_dim]
     if scope.count == 1:
         return mb.reshape(x=values[op.q], shape=shape)
-    return mb.reshape(x=mb.transpose(x=values.heads(op.q, op.heads), perm=[0, 2, 1, 3]), shape=shape)
+    return mb.reshape(x=_heads_first(scope, values, op.q, op.heads), shape=shape)
 
 
 def _tokens_first(scope: Scope, y: Var, op: Attend | AttendLearned) -> Var:

@@ -52,17 +52,27 @@ class States:
 class Tokens:
     """The T tokens of a function: their places, what they see, and how far they turn; each made when it is wanted."""
 
-    def __init__(self, plan: Plan, constants: Constants, position: Var, count: int) -> None:
-        """``position`` [1] int32 of the first of ``count`` tokens."""
-        self.count, self.start = count, position
+    def __init__(self, plan: Plan, constants: Constants, inputs: dict[str, Var], count: int) -> None:
+        """``inputs`` of the function: the ``position`` [1] int32 of the first of ``count`` tokens, or for a text that
+        is read at once, how many ``tokens`` of them it has.
+        """
+        self.count, self._inputs = count, inputs
         self._plan, self._constants = plan, constants
         steps = constants.array(f"steps.{count}", np.arange(count, dtype=np.int32))
-        self._positions = mb.add(x=position, y=steps)
-        # The padding of the last chunk has positions behind the end of the tables.
-        self.inside = mb.minimum(x=self._positions, y=np.int32(plan.program.context_length - 1))
+        if plan.at_once:
+            self._positions = self.inside = steps
+        else:
+            self._positions = mb.add(x=self.start, y=steps)
+            # The padding of the last chunk has positions behind the end of the tables.
+            self.inside = mb.minimum(x=self._positions, y=np.int32(plan.program.context_length - 1))
         self._stop: Var | None = None
         self._turns: dict[tuple[Rotation, int, bool], tuple[Var, Var]] = {}
-        self._masks: dict[tuple[int, int | None], Var] = {}
+        self._masks: dict[tuple[int, int | None, bool], Var] = {}
+
+    @property
+    def start(self) -> Var:
+        """[1]: the row of the first token."""
+        return self._inputs["position"]
 
     @property
     def places(self) -> Var:
@@ -76,17 +86,25 @@ class Tokens:
             self._stop = mb.add(x=self.start, y=np.array([self.count], np.int32))
         return self._stop
 
-    def unseen(self, groups: int, window: int | None) -> Var:
-        """[1, 1, G·T, C]: what is added to the scores, of a sliding ``window`` of tokens or of all that came before."""
-        key = groups, window
+    def unseen(self, groups: int, window: int | None, causal: bool = True) -> Var:
+        """[1, 1, G·T, C]: what is added to the scores, of a sliding ``window`` of tokens or of all that came before.
+
+        Of a text that is read at once the columns are its T tokens; ``causal``: what comes after a token is not seen.
+        """
+        key = groups, window, causal
         if key not in self._masks:
             capacity = self._plan.capacity
             rows = self._constants.array("rows", np.arange(capacity, dtype=np.int32)[None])
             column = mb.expand_dims(x=self._positions, axes=[1])
-            unseen = mb.less(x=column, y=rows)
+            hidden = [mb.less(x=column, y=rows)] if causal else []
+            if self._plan.at_once:
+                ends = mb.tile(x=mb.expand_dims(x=self._inputs["tokens"], axes=[1]), reps=[self.count, 1])
+                hidden.append(mb.greater_equal(x=rows, y=ends))
             if window is not None:
-                old = mb.greater_equal(x=mb.sub(x=column, y=rows), y=np.int32(window))
-                unseen = mb.logical_or(x=unseen, y=old)
+                hidden.append(mb.greater_equal(x=mb.sub(x=column, y=rows), y=np.int32(window)))
+            unseen, *others = hidden
+            for other in others:
+                unseen = mb.logical_or(x=unseen, y=other)
             mask = mb.mul(x=mb.cast(x=unseen, dtype="fp16"), y=HIDDEN)
             self._masks[key] = mb.expand_dims(x=mb.tile(x=mask, reps=[groups, 1]), axes=[0, 1])
         return self._masks[key]
@@ -146,7 +164,7 @@ class Scope:
     def tokens(self) -> Tokens:
         """Made when the first op wants them: functions that need no position have none."""
         if self._tokens is None:
-            self._tokens = Tokens(self.plan, self.constants, self.inputs["position"], self.count)
+            self._tokens = Tokens(self.plan, self.constants, self.inputs, self.count)
         return self._tokens
 
     def enter(self, stage: str, depth: int) -> None:

@@ -99,7 +99,7 @@ def describe(plan: Plan, recipe: Recipe) -> manifest.Package:
         path=PACKAGE,
         functions={name: unit(name, recipe.palettized) for name in plan.functions},
         states=plan.states,
-        chunk=plan.chunk,
+        chunk=plan.most,
         capacity=plan.capacity,
         palettized=recipe.palettized,
     )

@@ -2,7 +2,8 @@
 
 K and V are in Core ML's states, one set a sequence of a cache; the cache's own arrays stay empty. The functions have
 fixed rows, so a token's row is its position, which is what sequential decoding, exits and filling in need; calls that
-place tokens elsewhere are refused. A prompt whose states nobody looks at goes in by chunks.
+place tokens elsewhere are refused. A prompt whose states nobody looks at goes in by chunks. A model whose attention has
+no caches reads a text in one call, and there are no tokens before it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend import F32, I64, Lanes, check_fill
+from ..coreml.layout import reads_at_once
 from ..coreml.signature import check_functions
 from ..errors import EngineError, UsageError
 from ..kv import KVCache
@@ -48,6 +50,7 @@ class CoremlBackend:
     def __init__(self, program: Program, package: Package, runner: Runner, name: str = "coreml") -> None:
         self.program, self.name = program, name
         self._package, self._runner = package, runner
+        self._at_once = reads_at_once(program)
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
@@ -69,11 +72,13 @@ class CoremlBackend:
         given = ids.astype(np.int32)
         out = np.zeros((*ids.shape, self.program.width), np.float32)
         return self._each(
-            "prologue", lanes, cache, out, lambda b, t: ("embed", {"ids": given[b : b + 1, t : t + 1]})
+            "prologue", lanes, cache, out, lambda b, rows: ("embed", {"ids": given[b : b + 1, rows]})
         )
 
     def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
         """ids [1, S] at full depth, chunk by chunk → logits [1, V] of the last token, or [0, V] unless ``read``."""
+        if self._at_once:
+            return self._text(ids, read, lanes, cache)
         count, first, chunk = ids.shape[1], int(lanes.cached[0]), self._package.chunk
         states = self._states_of("prologue", lanes, 0, count, cache)
         for start in range(0, count, chunk):
@@ -85,7 +90,10 @@ class CoremlBackend:
             (state,) = self._runner.run("prefill", given, states).values()
         if not read:
             return np.empty((0, self.program.vocab_size), np.float32)
-        last = {**_one(state, 0, part.shape[1] - 1), "position": np.array([first + count - 1], np.int32)}
+        last = {
+            **_some(state, 0, slice(part.shape[1] - 1, part.shape[1])),
+            "position": np.array([first + count - 1], np.int32),
+        }
         (logits,) = self._runner.run("head", last, states).values()
         return logits
 
@@ -96,7 +104,7 @@ class CoremlBackend:
             lanes,
             cache,
             np.zeros_like(state),
-            lambda b, t: (f"decode_d{lanes.depth[b]}", _one(state, b, t)),
+            lambda b, rows: (f"decode_d{lanes.depth[b]}", _some(state, b, rows)),
         )
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
@@ -114,7 +122,7 @@ class CoremlBackend:
             lanes,
             cache,
             np.zeros_like(state),
-            lambda b, t: (f"kvfill_d{lanes.depth[b] - 1}", _one(state, b, t)),
+            lambda b, rows: (f"kvfill_d{lanes.depth[b] - 1}", _some(state, b, rows)),
         )
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
@@ -122,7 +130,7 @@ class CoremlBackend:
         batch, width, _ = state.shape
         out = np.zeros((batch, width, self.program.vocab_size), np.float32)
         wanted = None if len(self.program.caches("epilogue")) else frozenset(rows.tolist())
-        self._each("epilogue", lanes, cache, out, lambda b, t: ("head", _one(state, b, t)), wanted)
+        self._each("epilogue", lanes, cache, out, lambda b, rows: ("head", _some(state, b, rows)), wanted)
         return out.reshape(batch * width, -1)[rows]
 
     def _each(
@@ -131,24 +139,56 @@ class CoremlBackend:
         lanes: Lanes,
         cache: KVCache,
         out: F32,
-        call: Callable[[int, int], tuple[str, dict[str, Array]]],
+        call: Callable[[int, slice], tuple[str, dict[str, Array]]],
         rows: frozenset[int] | None = None,
     ) -> F32:
-        """``call`` for every valid token of every lane, or for the flat rows ``rows``; results go to out [B, S, …]."""
+        """``call`` for every valid token of every lane, or for the flat rows ``rows``; results go to out [B, S, …].
+
+        Where a text is read at once, for all tokens of a lane together.
+        """
         width = out.shape[1]
         for b, n in enumerate(lanes.tokens.tolist()):
             states = self._states_of(stage, lanes, b, n, cache)
+            if self._at_once:
+                name, inputs = call(b, slice(n))
+                out[b, :n] = self._whole(name, inputs, n)[0, :n]
+                continue
             for t in range(n):
                 if rows is not None and b * width + t not in rows:
                     continue
-                name, inputs = call(b, t)
+                name, inputs = call(b, slice(t, t + 1))
                 position = np.array([lanes.cached[b] + t], np.int32)
                 (result,) = self._runner.run(name, {**inputs, "position": position}, states).values()
                 out[b, t] = result.reshape(out.shape[2:])
         return out
 
+    def _text(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S], all of a text → logits [1, V] of its last token, or [0, V]."""
+        self._states_of("prologue", lanes, 0, ids.shape[1], cache)
+        if not read:
+            return np.empty((0, self.program.vocab_size), np.float32)
+        return self._whole("decode_all", {"ids": ids.astype(np.int32)}, ids.shape[1])[0, -1:]
+
+    def _whole(self, name: str, inputs: dict[str, Array], count: int) -> F32:
+        """The logits, or else the states, that the function ``name`` makes of ``count`` tokens: [1, count, …]."""
+        padded = {
+            key: np.pad(value, [(0, 0), (0, self._package.chunk - count)] + [(0, 0)] * (value.ndim - 2))
+            for key, value in inputs.items()
+        }
+        tokens = np.array([count], np.int32)
+        found = self._runner.run(name, {**padded, "tokens": tokens}, None)
+        made: F32 = found["logits"] if "logits" in found else next(iter(found.values()))
+        return made[:, :count]
+
     def _states_of(self, stage: str, lanes: Lanes, b: int, n: int, cache: KVCache) -> Any:
         """The states of lane ``b``'s sequence; UsageError where its rows are not those of the functions."""
+        if self._at_once:
+            if lanes.cached[b] or n > self._package.chunk:
+                raise UsageError(
+                    f"{n} tokens behind {lanes.cached[b]}, but this model reads a text at once, of "
+                    f"{self._package.chunk} tokens at most; give it whole, or shorten it"
+                )
+            return None
         slot, depth, first = lanes.first_slot + b, int(lanes.depth[b]), int(lanes.cached[b])
         slots = cache.slots if stage == "block" else 1
         sequence, own = divmod(slot, slots)
@@ -229,6 +269,6 @@ def why_not() -> str:
     )
 
 
-def _one(state: F32, b: int, t: int) -> dict[str, Array]:
-    """One token's state as a function's input, [1, 1, D]."""
-    return {"hidden": state[b : b + 1, t : t + 1]}
+def _some(state: F32, b: int, rows: slice) -> dict[str, Array]:
+    """The states of some tokens of a lane as a function's input, [1, n, D]."""
+    return {"hidden": state[b : b + 1, rows]}

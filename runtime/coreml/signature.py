@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import BundleError
 from ..manifest import Package
 from ..model.program import Program
-from .layout import Layout
+from .layout import Layout, reads_at_once
 
 if TYPE_CHECKING:
     from .interpreter import Function
@@ -40,14 +40,17 @@ def check_functions(functions: Mapping[str, Function], package: Package, program
         states = {state: t.shape for state, t in function.states.items()}
         if states != package.states:
             raise _other(package, f"{name} has states {states}")
-    chunk = functions["prefill"].inputs["ids"].shape if "ids" in functions["prefill"].inputs else ()
+    longest = "embed" if reads_at_once(program) else "prefill"
+    given = functions[longest].inputs
+    chunk = given["ids"].shape if "ids" in given else ()
     if chunk != (1, package.chunk):
-        raise _other(package, f"prefill takes {chunk}, wanted {package.chunk} tokens")
+        raise _other(package, f"{longest} takes {chunk}, wanted {package.chunk} tokens")
 
 
 def _made(program: Program) -> dict[str, int]:
     """The functions that the host calls, and the width of what each makes last."""
-    steps = ("embed", "prefill", *(f"decode_d{depth}" for depth in range(program.depths)))
+    prefill = () if reads_at_once(program) else ("prefill",)
+    steps = ("embed", *prefill, *(f"decode_d{depth}" for depth in range(program.depths)))
     return {**dict.fromkeys(steps, program.width), "head": program.vocab_size}
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from edgeloop.export.bounds import difference
-from edgeloop.export.coreml.parity import EXACT, SHIPPED
+from edgeloop.export.coreml.parity import EXACT, SHIPPED, shipped
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.session import Session
 
@@ -29,3 +29,14 @@ def test_gpt_neox(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str,
     wanted = theirs["logits_use_cache_False"][0]
     assert difference(found, wanted) < 5e-3  # all of it float16
     assert (found.argmax(-1) == wanted.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("quant", ["none", "int4"])
+def test_huginn(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str) -> None:
+    """Two carries, a matrix of both, and 24 layers, of which float16 is less sure than of a few."""
+    out = tmp_path / "bundle"
+    manifest = export_bundle(checkpoint("huginn_tiny"), out, targets=["coreml"], quant=quant).manifest
+    parity = manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= parity.bound == shipped(manifest.program)
+    assert 1 < parity.bound / SHIPPED < 1.25

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from lowered import random_weights, write
 from msgspec import structs
-from programs import PLAIN, PROGRAMS, RMS, WIDTH, program
+from programs import HEADS, PLAIN, PROGRAMS, RMS, WIDTH, program
 
 pytest.importorskip("coremltools")
 
@@ -19,13 +19,17 @@ from edgeloop.export.coreml.package import write_package
 from edgeloop.export.coreml.parity import EXACT, check_parity
 from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.lower.mil import LOWERINGS, REFUSED, check, halved
-from edgeloop.export.targets.coreml import CoremlTarget
+from edgeloop.export.targets.coreml import CoremlTarget, describe
 from edgeloop.export.targets.coreml import halved as halved_weights
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
+from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.backends.coreml import CoremlBackend
 from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.coreml.interpreter import read_model
-from edgeloop.runtime.errors import ExportError
+from edgeloop.runtime.coreml.interpreter import Interpreter, read_model
+from edgeloop.runtime.coreml.signature import check_described, check_functions
+from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model import ops
 from edgeloop.runtime.model.blocks import Attention, Writer, llama
 from edgeloop.runtime.model.ops import Act, Add, Scale
@@ -37,7 +41,6 @@ from edgeloop.runtime.model.weights import tensors
 REFUSALS = {
     "experts": "does not take experts: which of them",
     "parallel_loop": "does not take shift: it keeps a row",
-    "encoder": "does not take attend without a cache",
 }
 PACKAGE = "model.mlpackage"
 FLOAT = Recipe.named("none", 32)
@@ -132,3 +135,53 @@ def test_what_is_refused(name: str) -> None:
 def test_every_op_is_taken_or_refused() -> None:
     assert LOWERINGS.keys() | REFUSED.keys() == set(get_args(ops.Op))
     assert not LOWERINGS.keys() & REFUSED.keys()
+
+
+def test_a_text_that_is_read_at_once(tmp_path: Path) -> None:
+    """Both ways, with padding; through the engine too, which takes lanes of several lengths."""
+    model = PROGRAMS["encoder"]()
+    plan = Plan(model)
+    assert plan.functions == ("decode_all", "embed", "decode_d0", "decode_d1", "decode_d2", "head")
+    packaged(model, tmp_path)
+    described = describe(plan, FLOAT)
+    check_described(described, model)
+    runner = Interpreter(tmp_path / PACKAGE, rounding=False)
+    check_functions(runner.functions, described, model)
+    assert [s.name for s in read_model(tmp_path / PACKAGE).description.functions[0].input] == [
+        "ids",
+        "tokens",
+    ]
+    reference = ReferenceBackend(halved(model), halved_weights(tmp_path / "w.safetensors"), 0)
+    engines = [CoremlBackend(model, described, runner), reference]
+    lanes = Lanes(np.zeros(2), np.zeros(2), np.array([5, 3]), np.tile(np.arange(5), (2, 1)))
+    ids, found = np.random.default_rng(0).integers(0, 20, (2, 5)), []
+    for engine in engines:
+        cache = engine.new_cache(2, 5)
+        state = engine.prologue(ids, lanes, cache)
+        for depth in range(3):
+            state = engine.block(state, lanes.at(depth, 0), cache)
+        found.append(engine.epilogue(state, np.array([0, 4, 5, 7]), lanes, cache))
+        loop = DepthLoop(engine, engine.new_cache(1, 8))
+        np.testing.assert_allclose(loop.forward(ids[0]), found[-1][1:2], atol=1e-5)
+    np.testing.assert_allclose(*found, atol=1e-5)
+    behind = Lanes(np.zeros(1), np.ones(1), np.ones(1), np.ones((1, 1)))
+    with pytest.raises(
+        UsageError, match="1 tokens behind 1, but this model reads a text at once, of 32 tokens"
+    ):
+        engines[0].prologue(ids[:1, :1], behind, cache)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"cached": False, "mask": "both"}, {}, "attend with a cache beside one without"),
+        ({"mask": "prefix"}, {}, "attend with mask prefix: a prompt goes in by chunks"),
+    ],
+)
+def test_what_some_attentions_cannot(first: dict[str, Any], second: dict[str, Any], told: str) -> None:
+    def block(w: Writer) -> tuple[str, ...]:
+        x = llama(w, "state", "b.0", replace(PLAIN, attention=replace(HEADS, **first)))
+        return (llama(w, x, "b.1", replace(PLAIN, attention=replace(HEADS, **second))),)
+
+    with pytest.raises(ExportError, match=f"target coreml does not take {told}"):
+        check(program({}, lambda w: "embedded", [block]))
