@@ -10,12 +10,12 @@ import numpy as np
 
 from ..export.family import Reading
 from ..export.pipeline import export_bundle
-from ..export.unrolled import WEIGHTS, write_unrolled_checkpoint, write_unrolled_graph
+from ..export.unrolled import WEIGHTS, plain_llama, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.backend import I64, Lanes
 from ..runtime.backends.onnx import OnnxBackend
 from ..runtime.bundle import Bundle
-from ..runtime.errors import EngineError
+from ..runtime.errors import EngineError, ExportError
 from ..runtime.kv import KVCache
 from ..runtime.loop import DepthLoop
 from ..runtime.onnx_session import GraphSession, default_threads, use_threads
@@ -98,6 +98,7 @@ def genai_decoder(
     """onnxruntime-genai on its builder's model of the same unrolled checkpoint; (None, why) where it cannot run."""
     checkpoint = work / "llama"
     try:
+        plain_llama(reading.program, "its builder")
         if not checkpoint.exists():
             checkpoint.mkdir()
             write_unrolled_checkpoint(reading, checkpoint)
@@ -105,6 +106,6 @@ def genai_decoder(
             (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
         folder = GenaiDecoder.prepare(checkpoint, work / f"genai{group_size}", group_size)
         peer = GenaiDecoder(folder, prompt, tokens, threads or default_threads())
-    except EngineError as error:
+    except (EngineError, ExportError) as error:
         return None, f"onnxruntime-genai left out: {error}"
     return Decoder("onnxruntime-genai", group_size, peer.model_bytes, peer.decode_ms), ""

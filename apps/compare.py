@@ -40,9 +40,9 @@ REST = 0.1  # seconds before a turn, so that they do not
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
-        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed). --target\n"
-        "executorch: in both layouts, and unrolled by ExecuTorch's own LLM exporter. --target coreml: the bytes of\n"
-        "packages of both."
+        "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed, and takes the\n"
+        "model's layers). --target executorch: in both layouts, and unrolled by ExecuTorch's own LLM exporter.\n"
+        "--target coreml: the bytes of packages of both."
     )
     parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"
     parser.epilog = EXAMPLES

@@ -35,16 +35,35 @@ _LLAMA = {
 def unroll(reading: Reading) -> Reading:
     """``reading`` with its layers in order of application, as ``layers.N``, deltas added to their matrices.
 
-    ExportError for models that are not plain Llama layers when unrolled: norms between passes, shared K and V, windows,
-    routers.
+    ExportError for models that compute something else then: those with a router, or whose depths share K and V.
     """
     program = reading.program
-    spec = spec_of(program, "compare")
-    differs = program.shares_kv or program.window is not None or program.routing is not None
-    if differs or spec.loop_norm or spec.sandwich_norms:
-        raise ExportError("only models whose unrolled layers are plain Llama layers can be compared unrolled")
-    twin, sources = unrolled(program)
+    if program.routing is not None:
+        raise ExportError(
+            "a router leaves out depths, and unrolled every token runs all of them; give a model without one"
+        )
+    if program.shares_kv:
+        raise ExportError(
+            "the depths share K and V, and unrolled layers have their own; give a model with K and V for each depth"
+        )
+    try:
+        twin, sources = unrolled(program)
+    except ValueError as error:
+        raise ExportError(f"{error}; give a model that can be unrolled") from error
     return Reading(twin, {name: _loader(reading, source) for name, source in sources.items()}, reading.used)
+
+
+def plain_llama(program: Program, who: str) -> Spec:
+    """The numbers of a model whose unrolled layers are Llama's, which is all that ``who`` takes; else ExportError."""
+    spec = spec_of(program, who, advice="")
+    others = {
+        "norms of what layers add": spec.sandwich_norms,
+        "a norm after each depth": spec.loop_norm,
+        "a sliding window": spec.window is not None,
+    }
+    if found := next((name for name, has in others.items() if has), None):
+        raise ExportError(f"{who} takes plain Llama layers only, and the model has {found}")
+    return spec
 
 
 def _loader(reading: Reading, source: Source) -> Loader:
@@ -76,7 +95,11 @@ def write_unrolled_graph(reading: Reading, recipe: Recipe, folder: Path) -> tupl
 
 
 def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
-    """The unrolled model as a float16 LlamaForCausalLM folder, sharded by layers; tokenizer files are the caller's."""
+    """The unrolled model as a float16 LlamaForCausalLM folder, sharded by layers; tokenizer files are the caller's.
+
+    ExportError for models that are none when unrolled.
+    """
+    config = _llama_config(plain_llama(reading.program, "its builder"))
     index = dict[str, str]()
     shards: dict[int, dict[str, Loader]] = {}
     for name, load in unroll(reading).tensors.items():
@@ -90,7 +113,6 @@ def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
     )
-    config = _llama_config(spec_of(reading.program))
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

@@ -65,12 +65,19 @@ def _layer(spec: Spec, segment: Segment) -> Layer:
     )
 
 
-def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
-    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take."""
+def spec_of(program: Program, who: str = "this edgeloop", advice: str = "; export to onnx") -> Spec:
+    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take.
+
+    ``advice``: what its line ends with.
+    """
+
+    def other(what: str) -> ExportError:
+        return ExportError(f"{who} takes Llama's layers only, and the model has {what}{advice}")
+
     found = attention(program)
     turns = program.rotations
     if found is None or len(turns) != 1 or len(program.loop.carries) != 1:
-        raise ExportError(_other(who, "no attention with one kind of rotation over one state"))
+        raise other("no attention with one kind of rotation over one state")
     norms = [op for op in program.head.ops if isinstance(op, Norm)]
     spec = Spec(
         family=program.family,
@@ -100,15 +107,13 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
     ):
         for op, wanted in zip(ours.ops, theirs.ops, strict=False):
             if op != wanted:
-                raise ExportError(
-                    _other(who, f"{_differing(op, wanted)} ({', '.join(writes(op))} in {name})")
-                )
+                raise other(f"{_differing(op, wanted)} ({', '.join(writes(op))} in {name})")
     if rebuilt != program:
         others = (n for n, weight in program.weights.items() if rebuilt.weights.get(n) != weight)
         what = next(
             (f"a weight {name} of another kind (as with a bias)" for name in others), "a loop of another kind"
         )
-        raise ExportError(_other(who, what))
+        raise other(what)
     return spec
 
 
@@ -154,7 +159,3 @@ def _differing(op: Op, wanted: Op) -> str:
         return f"{kind(op)} where Llama has {kind(wanted)}"
     field = next(name for name in op.__struct_fields__ if getattr(op, name) != getattr(wanted, name))
     return f"{kind(op)} of {field} {getattr(op, field)}"
-
-
-def _other(who: str, what: str) -> str:
-    return f"{who} takes Llama's layers only, and the model has {what}; export to onnx"

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from ...runtime.errors import ExportError
-from ...runtime.llama_like import spec_of
 from ...runtime.spec import Spec
 from ..family import Reading
-from ..unrolled import unroll
+from ..unrolled import plain_llama, unroll
 
+EXPORTER = "executorch's own exporter"
 MODULE = "executorch.extension.llm.export.export_llm"
 CHECKPOINT, PARAMS, CONFIG, PROGRAM = "consolidated.pth", "params.json", "export.yaml", "llama.pte"
 
@@ -34,12 +34,11 @@ _LAYER = {
 
 def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
     """consolidated.pth and params.json of the unrolled model, as the exporter reads them."""
+    spec = plain_llama(reading.program, EXPORTER)
     tensors = {llama_name(name): load().float() for name, load in unroll(reading).tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
     torch.save(tensors, folder / CHECKPOINT)
-    (folder / PARAMS).write_text(
-        json.dumps(llama_params(spec_of(reading.program)), indent=1), encoding="utf-8"
-    )
+    (folder / PARAMS).write_text(json.dumps(llama_params(spec), indent=1), encoding="utf-8")
 
 
 def llama_name(name: str) -> str:
@@ -98,7 +97,7 @@ def export_llama(reading: Reading, folder: Path, group_size: int, context: int) 
     """The exporter's .pte in ``folder``; ExportError with its last words when it fails."""
     folder = folder.resolve()  # it runs there, and its options are paths
     write_llama_checkpoint(reading, folder)
-    config = llama_config(folder, spec_of(reading.program), group_size, context)
+    config = llama_config(folder, plain_llama(reading.program, EXPORTER), group_size, context)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML too
     command = [sys.executable, "-m", MODULE, "--config", str(folder / CONFIG)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeloop.apps.bench_decoders import genai_decoder
 from edgeloop.apps.cli import main
 from edgeloop.apps.compare import summarize
 from edgeloop.apps.contender import Decoder
@@ -34,14 +35,18 @@ def reading(tiny_once: Callable[[str], Path]) -> Any:
     return find_family(source).read(source)
 
 
-@pytest.mark.parametrize("kind", [KIND, "mor-lora", "mor-norms", "mobilellm"])
+@pytest.mark.parametrize(
+    "kind", [KIND, "mor-lora", "mor-norms", "mobilellm", "ouro", "fold_pythia", "huginn_tiny"]
+)
 def test_the_unrolled_graph_is_the_same_model(
-    kind: str, tiny_once: Callable[[str], Path], tmp_path: Path
+    kind: str, tiny_once: Callable[[str], Path], parity_folder: Path, tmp_path: Path
 ) -> None:
-    """Deltas and norms of each depth included."""
-    source = Checkpoint.open(tiny_once(kind))
+    """Deltas and norms of each depth included, and blocks that are no Llama's."""
+    folder = parity_folder / kind
+    folder = folder if folder.is_dir() else tiny_once(kind)
+    source = Checkpoint.open(folder)
     reading = find_family(source).read(source)
-    export_bundle(tiny_once(kind), tmp_path / "bundle", quant="none")
+    export_bundle(folder, tmp_path / "bundle", quant="none")
     ids = np.arange(1, 12)
     wanted = Session.open(tmp_path / "bundle").logits(ids)
     program, graph = write_unrolled_graph(reading, Recipe.named("none", 32), tmp_path)
@@ -61,17 +66,32 @@ def test_the_unrolled_checkpoint_is_the_same_model(reading: Any, tmp_path: Path)
     assert spec_of(again.program).segments == spec_of(reading.program).segments
 
 
-def test_what_cannot_be_unrolled(tiny_once: Callable[[str], Path]) -> None:
-    source = Checkpoint.open(tiny_once("ouro"))
-    with pytest.raises(ExportError, match="plain Llama layers"):
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("mor-expert", "a router leaves out depths"), ("mor-shared", "the depths share K and V")],
+)
+def test_what_cannot_be_unrolled(kind: str, what: str, tiny_once: Callable[[str], Path]) -> None:
+    source = Checkpoint.open(tiny_once(kind))
+    with pytest.raises(ExportError, match=what):
         unroll(find_family(source).read(source))
+
+
+def test_genai_is_left_out_where_the_model_is_no_llama(parity_folder: Path, tmp_path: Path) -> None:
+    source = Checkpoint.open(parity_folder / "fold_pythia")
+    reading = find_family(source).read(source)
+    peer, why = genai_decoder(reading, source.folder, tmp_path, 32, [1, 2], 3, None)
+    assert peer is None
+    assert why.startswith(
+        "onnxruntime-genai left out: its builder takes Llama's layers only, and the model has norm"
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_that_it_cannot_is_said_before_the_first_export(
     tiny_once: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", str(tiny_once("ouro"))]) == 1
-    assert "plain Llama layers" in (said := capsys.readouterr().err)
+    assert main(["compare", str(tiny_once("mor-expert"))]) == 1
+    assert "a router leaves out depths" in (said := capsys.readouterr().err)
     assert "staged bundle" not in said
 
 

@@ -17,7 +17,6 @@ from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.export.unrolled import unroll
 from edgeloop.runtime import Session
 from edgeloop.runtime.errors import EngineError, ExportError
 
@@ -58,10 +57,21 @@ def test_the_exporter_is_given_the_same_model(
     np.testing.assert_allclose(found[0].numpy(), wanted, atol=1e-4)
 
 
-def test_models_that_are_no_llama_are_refused(tiny_once: Callable[[str], Path]) -> None:
-    for kind in ("ouro", "mor-shared", "llama-window", "mor-expert"):
-        with pytest.raises(ExportError, match="plain Llama layers"):
-            unroll(read(tiny_once(kind)))
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("ouro", "plain Llama layers only, and the model has norms of what layers add"),
+        ("llama-window", "plain Llama layers only, and the model has a sliding window"),
+        ("mor-shared", "the depths share K and V"),
+        ("mor-expert", "a router leaves out depths"),
+    ],
+)
+def test_models_that_are_no_llama_are_refused(
+    kind: str, what: str, tiny_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=what):
+        llama.export_llama(read(tiny_once(kind)), tmp_path, 32, 64)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_exporters_last_words(
