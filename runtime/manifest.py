@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from .errors import BundleError
+from .json_text import json_text
 from .model.checks import problems
 from .model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from .model.program import Program
@@ -157,7 +158,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``folder``/manifest.json, as a new file: the one that is there may have a second name elsewhere."""
     fresh = folder / f"{MANIFEST}.new"
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    fresh.write_bytes(json_text(manifest))
     fresh.replace(folder / MANIFEST)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import msgspec
 
 from ..bundle import Bundle
 from ..errors import BundleError, EdgeloopError
+from ..json_text import json_text
 from ..manifest import Manifest
 from ..pte.layout import Layout
 from .ledger import Ledger
@@ -28,23 +29,30 @@ _OLD_KEYS = frozenset({"add_prefix_space", "str_rep"})
 
 def manifest(ledger: Ledger) -> None:
     """manifest.json."""
-    _as_written(ledger, Manifest, "manifest")
+    _as_written(ledger, Manifest, "manifest", json_text, _indented)
 
 
 def layout(bundle: Bundle, ledger: Ledger) -> None:
     """layout.json of an ExecuTorch program."""
-    _as_written(ledger, Layout, "layout")
+    _as_written(ledger, Layout, "layout", _indented)
 
 
-def _as_written(ledger: Ledger, kind: Any, name: str) -> None:
+def _indented(value: object) -> bytes:
+    """A value a line, as manifests of format 4 had them first."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1)
+
+
+def _as_written(ledger: Ledger, kind: Any, name: str, *ways: Callable[[object], bytes]) -> None:
+    """A file of ``kind`` as edgeloop writes it, in one of some ways."""
     data = bytes(ledger.data)
     try:
         msgspec.json.decode(data, type=kind)  # closed: it has no other keys
-        wanted = msgspec.json.format(msgspec.json.encode(msgspec.json.decode(data)), indent=1)
+        found = msgspec.json.decode(data)
+        texts = [way(found) for way in ways]
     except (ValueError, RecursionError) as error:
         ledger.refuse(0, len(data), f"no {name}: {str(error)[:200]}")
         return
-    _compare(ledger, data, wanted, name)
+    _compare(ledger, data, data if data in texts else texts[0], name)
 
 
 def _compare(ledger: Ledger, data: bytes, wanted: bytes, name: str) -> None:

@@ -12,6 +12,7 @@ from mutants import mutants, transplants
 from safetensors.numpy import load_file
 from stored_bundle import FOLDER, logits
 
+from edgeloop.runtime.audit import audit
 from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, EdgeloopError
@@ -37,6 +38,11 @@ def test_it_gives_the_logits_that_it_gave(folder: Path, engine: str) -> None:
     # The graphs round the inputs of matrices to int8, now and then the other way than the model of them does.
     bound = 1e-5 if engine == "reference" else bundle.manifest.targets["onnx"].parity.bound
     assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
+def test_every_byte_of_it_is_known(folder: Path) -> None:
+    assert audit(folder).findings == ()
 
 
 @pytest.mark.parametrize("version", [3, FORMAT + 1])
