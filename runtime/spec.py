@@ -1,7 +1,6 @@
-"""What a recursive model is: embed → segments → norm → head, with what differs between depths.
+"""A model of Llama's layers in a few numbers, of which ``llama_like.py`` makes its program.
 
-Shape letters: D hidden size, M a router's hidden size, F intermediate size, H heads, K KV heads, R depths,
-V vocabulary.
+Shape letters: D hidden size, V vocabulary, r rank of a delta.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The architecture of a model, complete: two models with equal specs and weights compute the same.
+    """Embedding, segments of Llama layers of which one may be the loop, norm, head; and what differs between depths.
 
-    Canonical tensor names of a model with this spec (all ``weight`` matrices are [out, in]):
+    Canonical names of its tensors, as they follow from the program (all ``weight`` matrices are [out, in]):
 
     ``embed.weight`` [V, D], ``norm.weight`` [D], ``head.weight`` [V, D] unless ``tied_embedding``, and for
     segment s, physical layer j, prefix ``segments.{s}.layers.{j}.``:
@@ -43,9 +42,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     [D] or, with ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
     ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``.
 
-    Heads that the host computes itself, float32 (R the depths): ``gate.weight`` [D] and ``gate.bias`` [1] with
-    ``exit_gate``; with ``routing`` ``router.weight`` [R, D], or [R, M] behind ``router.hidden`` [R or 1, M, D]
-    (1: one hidden layer for all depths), the same under ``auxiliary.``, and ``router.bias`` [R] for token choice.
+    Those of the heads that the host computes are in ``Program``.
     """
 
     family: str
@@ -98,27 +95,3 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The sliding window in tokens; None where a token sees the whole context."""
         window = self.sliding_window
         return None if window is None or window >= self.context_length else window
-
-    @property
-    def kv_slots(self) -> int:
-        """KV slots of a sequence in the block's caches: one a depth, or one for all where depths share."""
-        return 1 if self.kv == "shared" else self.depths
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """float32 K and V of every (slot, layer) pair, in bytes; routed models fill only part of it."""
-        outside = stage_layers(self, "prologue") + stage_layers(self, "epilogue")
-        pairs = outside + stage_layers(self, "block") * self.kv_slots
-        return pairs * 2 * self.kv_heads * self.head_dim * 4
-
-
-def stage_layers(spec: Spec, stage: str) -> int:
-    """KV caches that one call of ``stage`` (prologue, block or epilogue) reads and writes.
-
-    A layer that is unrolled inside a graph has a cache for each of its applications; the looped segment's
-    layers have one, of which each depth owns a slot.
-    """
-    stages = spec.stages
-    numbers = {"prologue": stages.prologue, "block": stages.block, "epilogue": stages.epilogue}[stage]
-    looped = stage == "block" and stages.depths > 1
-    return sum(spec.segments[i].layers * (1 if looped else spec.segments[i].repeats) for i in numbers)
