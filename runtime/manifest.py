@@ -19,6 +19,8 @@ FORMAT = 4
 MANIFEST = "manifest.json"
 MOST_BYTES = 64 << 20
 """Of a manifest; a real one has some thousands, and whatever the chat templates take."""
+BITS = (4, 8, 32)
+"""Of a stored number of a matrix: codes, or float32."""
 NEVER = 1e30
 """The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
 
@@ -201,7 +203,9 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     """What is wrong with the numbers of ``manifest``, and with what has to go together, one after the other."""
     program, stored = manifest.program, manifest.quantization
     yield from problems(program)
-    yield from within("quantization.bits", stored.bits, 2, 32)
+    yield from within("quantization.bits", stored.bits, 4, 32)
+    if stored.bits not in BITS:
+        yield f"quantization.bits is {stored.bits}, wanted one of {', '.join(map(str, BITS))}"
     yield from within("quantization.group_size", stored.group_size, 0, MAX_SIZE)
     yield from within("parameters", manifest.parameters, 1, MAX_NUMBERS)
     yield from within("unrolled_parameters", manifest.unrolled_parameters, 1, MAX_NUMBERS * MAX_LAYERS)

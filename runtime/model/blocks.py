@@ -20,8 +20,11 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True)
 class Attention:
-    """Sizes and rules of an attention. ``turns``: None is no position embedding. ``qk_norm``: a norm of q and k before
-    they are turned, of each head by itself or over the full width.
+    """Sizes and rules of an attention, as ``ops.Attend`` has them.
+
+    ``turns``, and ``pairs`` as in ``ops.Rotate``: None is no position embedding. ``scale``: None is 1/√head_dim.
+    ``cached``: are K and V kept for the tokens that follow? ``qk_norm``: a norm of q and k before they are turned, of
+    each head by itself or over the full width. ``bias``: of q, k and v.
     """
 
     heads: int
