@@ -89,11 +89,13 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
     from ..runtime.backends import open_backend
     from ..runtime.bundle import Bundle
+    from ..runtime.encoding import check_encoder
     from ..runtime.loop import DepthLoop
 
     if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")
     bundle = Bundle.open(args.bundle).at_depth(args.depth)
+    check_encoder(bundle.program, args.bundle, False)
     program, wanted = bundle.program, args.prompt_tokens + args.tokens
     capacity = args.context or program.context_length
     if not wanted <= capacity <= program.context_length:

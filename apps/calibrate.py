@@ -65,11 +65,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.bundle.writer import edited
     from ..export.calibration.search import Goal
+    from ..runtime.bundle import Bundle
+    from ..runtime.encoding import check_encoder
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
     goal = Goal.agree(args.agree) if args.agree else Goal.perplexity(args.perplexity or "+1%")
     text = read_text(args.text)
+    check_encoder(Bundle.open(args.bundle, verify=False).program, args.bundle, False)
     with edited(args.bundle) as folder:  # measured there too: an interrupted calibration changes nothing
         inside = argparse.Namespace(**{**vars(args), "bundle": folder})
         with open_with(inside, "never") as session:

@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "audit": Verb(".audit", "is every byte of a bundle accounted for?"),
     "run": Verb(".run", "continue a prompt, token by token", huge_pages=True),
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
+    "encode": Verb(".encode", "vectors of texts, from an encoder", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),
     "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),

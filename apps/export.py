@@ -211,6 +211,12 @@ def describe(report: Report, console: Console) -> None:
         )
     if "onnx" not in manifest.targets:
         console.write(f"next: edgeloop show {report.bundle}\n")
+    elif manifest.program.encoder and manifest.text.tokenizer:
+        console.write(f"next: edgeloop encode {report.bundle} -p 'Once upon a time'\n")
+    elif manifest.program.encoder:
+        console.write(
+            "no tokenizer.json: text needs one beside the checkpoint; token ids go to Session.encode\n"
+        )
     elif manifest.text.tokenizer:
         console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time' --temperature 0.8\n")
     else:

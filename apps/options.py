@@ -117,11 +117,15 @@ def template_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def open_session(args: argparse.Namespace) -> Session:
-    """The session that ``session_arguments``, and the other two above if the verb has them, describe."""
+def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
+    """The session that ``session_arguments``, and the other two above if the verb has them, describe.
+
+    UsageError where it is of an encoder, or of none if the verb is for an ``encoder``.
+    """
+    from ..runtime.encoding import check_encoder
     from ..runtime.session import Session
 
-    return Session.open(
+    session = Session.open(
         args.bundle,
         engine=args.engine,
         threads=args.threads,
@@ -132,6 +136,8 @@ def open_session(args: argparse.Namespace) -> Session:
         kv=getattr(args, "kv", None),
         decode=getattr(args, "decode", "sequential"),
     )
+    check_encoder(session.program, args.bundle, encoder)
+    return session
 
 
 def sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -276,6 +276,7 @@ def model_rows(program: Program, parameters: int, unrolled: int) -> list[tuple[s
     if len(carries) > 1:
         width += f" ({', '.join(carry.name for carry in carries)})"
     head = "the head is the embedding" if program.tied_embedding else "the head has weights of its own"
+    head = head if program.head.ops else "no head"
     return [
         ("family", program.family),
         ("layers", f"{layout(program)}: {layers} stored, {program.applied_layers} applied, {loop}"),
@@ -305,6 +306,8 @@ def attention_of(program: Program) -> str:
 def depth_rules(program: Program) -> str:
     """KV slots, window, gate and router, in words."""
     parts = ["the depths share K and V" if program.shares_kv else "K and V for each depth"]
+    if program.encoder:
+        parts = ["an encoder: tokens see the whole text, and nothing is kept"]
     if program.window is not None:
         parts.append(f"a window of {program.window} tokens")
     if program.exit_gate:

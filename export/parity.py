@@ -2,7 +2,8 @@
 
 Both run the same tokens the way the runtime does: a prompt in two chunks, then a single token; then one
 call of several lanes, each at another depth where the model allows it; then the K and V that are filled in for
-skipped depths. Differences are relative to the largest absolute value.
+skipped depths. An encoder runs whole texts (``whole_texts.py``). Differences are relative to the largest absolute
+value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..runtime.model.activations import Activations
 from ..runtime.model.program import Program
 from ..runtime.packed import PackedLanes
 from .bounds import REPORT, bounds, difference
+from .whole_texts import whole_texts
 
 CHUNKS = (7, 4, 1)
 
@@ -52,6 +54,8 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     """Run the schedule on ``backend``."""
     program = backend.program
     random = np.random.default_rng(seed)
+    if program.encoder:
+        return Trace(*whole_texts(backend, random))
     # A short cache: some engines copy it in each layer, which a context of 100,000 tokens would not survive.
     capacity = min(sum(CHUNKS) + 1, program.context_length)
     ids = random.integers(0, program.vocab_size, max(capacity - 1, 1), dtype=np.int64)
@@ -79,9 +83,11 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
 def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     """What each stage gives for packed lanes of three sequences, and the block's caches after it.
 
-    Some lanes are idle, and where the operator allows it one has two tokens.
+    Some lanes are idle, and where the operator allows it one has two tokens. Nothing of an encoder, which has none.
     """
     program, random = backend.program, np.random.default_rng(seed)
+    if program.encoder:
+        return []
     shared = program.shares_kv
     cache = backend.new_cache(3, max(min(8, program.context_length), 2))
     for pairs in cache.stages.values():

@@ -37,7 +37,8 @@ class Lanes:
     depth [B] int64: which deltas apply. cached [B] int32: tokens already valid in the lane's slot (T).
     tokens [B] int32: how many of the S new tokens are valid (the rest is right padding; 0 = idle lane).
     positions [B, S] int64: true positions, for RoPE. last [B] and longest [1] int32 follow from them: the index of
-    each lane's last token after the call, and the largest number of tokens of a lane.
+    each lane's last token after the call, and the largest number of tokens of a lane. types [B, S] int64, for prologues
+    that ask for them; None: all are 0.
 
     A caller may keep a Lanes and write its arrays in place, followed by ``refresh``: engines keep what they prepared
     for it. ``at`` makes the lanes of another stage or depth that share those arrays.
@@ -50,6 +51,7 @@ class Lanes:
     first_slot: int = 0
     last: I32 = field(default_factory=lambda: np.empty(0, np.int32))
     longest: I32 = field(default_factory=lambda: np.zeros(1, np.int32))
+    types: I64 | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (

@@ -28,26 +28,34 @@ def real_number(value: object, name: str) -> float:
     return float(value)
 
 
-def token_ids(ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.int64]:
-    """``ids`` as an array [S], S ≥ 1; UsageError when they are something else, or not of the vocabulary."""
+def token_ids(
+    ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int, what: str = "token ids"
+) -> npt.NDArray[np.int64]:
+    """``ids`` as an array [S], S ≥ 1; UsageError when they are something else, or not of the vocabulary.
+
+    ``what`` they are, of which there are ``vocab_size``.
+    """
     try:
         array = np.asarray(ids)
     except (ValueError, OverflowError) as error:  # lists in lists of several lengths
-        raise UsageError("these are no token ids, wanted whole numbers in one row") from error
+        raise UsageError(f"these are no {what}, wanted whole numbers in one row") from error
     if array.ndim == 0:
         raise UsageError(
-            f"found a value of type {type(ids).__name__}, wanted token ids: whole numbers in one row"
+            f"found a value of type {type(ids).__name__}, wanted {what}: whole numbers in one row"
         )
     if array.ndim != 1 or not array.size:
-        raise UsageError(f"token ids of shape {list(array.shape)}, wanted a list of at least one")
+        raise UsageError(f"{what} of shape {list(array.shape)}, wanted a list of at least one")
     # Among others, numpy takes booleans as 0 and 1.
     is_bool = isinstance(ids, Sequence) and any(isinstance(i, bool) for i in ids)
     if is_bool or array.dtype.kind not in "iu":
-        raise UsageError(f"token ids of type {'bool' if is_bool else array.dtype}, wanted integers")
+        raise UsageError(f"{what} of type {'bool' if is_bool else array.dtype}, wanted integers")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
-        raise UsageError(f"token id {wrong} is not in the vocabulary, wanted 0 to {vocab_size - 1}")
+        found = (
+            f"token id {wrong} is not in the vocabulary" if what == "token ids" else f"{what} have {wrong}"
+        )
+        raise UsageError(f"{found}, wanted 0 to {vocab_size - 1}")
     return array.astype(np.int64, copy=False)
 
 

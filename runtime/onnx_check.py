@@ -8,13 +8,14 @@ from typing import Any
 from .bundle import Bundle
 from .errors import BundleError
 from .model.program import Program
+from .model.sizes import output_size
 from .onnx_graph import external_data, operators
 from .onnx_operators import OPERATORS
 
 _GIVEN = frozenset(
     {
         "ids", "rows", "state", "depth", "positions", "last", "longest", "tokens", "fresh", "cos", "sin", "row_depth",
-        "spread", "spread_new", "kept",
+        "spread", "spread_new", "kept", "types",
     }
 )  # fmt: skip
 """What the host gives a graph beside its caches."""
@@ -66,7 +67,7 @@ def check_signature(session: Any, path: Path, stage: str, output: str, program: 
     else:
         takes = {f"past.{name}": ["*", shape.kv_heads, "*", shape.head_dim] for name, shape in sides}
         makes = {f"present.{name}": wanted for (name, _), wanted in zip(sides, takes.values(), strict=True)}
-        makes[output] = ["*", program.vocab_size] if output == "logits" else ["*", "*", program.width]
+        makes[output] = ["*", output_size(program)] if output == "logits" else ["*", "*", program.width]
     if "state" in given:
         takes["state"] = ["*", "*", program.width]
     host = _GIVEN | {f"{side}.{i}" for i in range(1, len(program.rotations)) for side in ("cos", "sin")}

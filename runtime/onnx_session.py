@@ -25,6 +25,7 @@ from .errors import EngineError
 from .kv import KVCache
 from .model.program import Program
 from .model.rotary import RotaryTables
+from .model.sizes import output_size
 from .onnx_check import check_signature
 from .packed import PackedLanes
 
@@ -108,13 +109,20 @@ class Plan:
         self.ids = np.zeros((batch, length), np.int64)
         self.rows = np.zeros(rows, np.int64)
         self._state: F32 | None = None
-        shape = (rows, program.vocab_size) if graph.output == "logits" else (batch, length, program.width)
+        shape = (rows, output_size(program)) if graph.output == "logits" else (batch, length, program.width)
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
         self.fresh = np.zeros(1, np.int64)
         self._turns = graph.turns.rows(cache.capacity)
         own: dict[str, npt.NDArray[Any]]
-        own = {"ids": self.ids, "rows": self.rows, "fresh": self.fresh, **self._turns}
+        self._types = np.zeros_like(lanes.positions) if lanes.types is None else lanes.types
+        own = {
+            "ids": self.ids,
+            "rows": self.rows,
+            "fresh": self.fresh,
+            "types": self._types,
+            **self._turns,
+        }
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
                 self._bind_input(name, own[name] if name in own else getattr(lanes, name))

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from .backend import I64
 from .bundle import Bundle
 from .checks import longer, token_ids, whole_number
+from .encoding import Text
 from .errors import ContextError, UsageError
 from .requests import Request
 from .sampling import SamplingOptions
 from .text.stops import check_stops
 from .text.template import ChatTemplates, Objects
 from .text.tokenizer import Tokenizer
+
+Row = Sequence[int] | I64
+Texts = str | Row | Sequence[str | tuple[str, str] | Row]
+"""One text or several: each text, a pair of texts, or token ids."""
+Types = Row | Sequence[Row]
 
 
 class Prompts:
@@ -93,6 +102,38 @@ class Prompts:
             raise UsageError(f"sampling is of type {type(sampling).__name__}, wanted SamplingOptions")
         return Request(ids, max_tokens, sampling or SamplingOptions(), self.stops(stop))
 
+    def texts(self, texts: Texts, types: Types | None = None) -> list[Text]:
+        """Ids and types of each text that ``Session.encode`` is given, with the errors that it describes."""
+        given = _rows(texts)
+        if types is not None:
+            kinds = _rows(types)
+            if len(kinds) != len(given) or any(_is_text(text) for text in given):
+                raise UsageError(
+                    "types= are for texts of token ids, a row for each of them; a text has those of its tokenizer"
+                )
+        if not given:
+            raise UsageError("no text to encode; give one at least")
+        found = [self._text(text, kinds[i] if types is not None else None) for i, text in enumerate(given)]
+        if (longest := max(len(text.ids) for text in found)) > self._context:
+            raise ContextError(f"a text has {longest} tokens, the model reads {self._context}; shorten it")
+        return found
+
+    def _text(self, text: Any, types: Any) -> Text:
+        kinds = self._bundle.program.token_types
+        if _is_text(text):
+            parts = (text,) if isinstance(text, str) else text
+            if not 1 <= len(parts) <= 2:
+                raise UsageError(f"a tuple of {len(parts)} texts, wanted one text or a pair")
+            text, types = self.need_tokenizer().encode_typed(*parts)
+            types = types if kinds else None
+        ids = self.ids(text)
+        if types is None:
+            return Text(ids, np.zeros_like(ids))
+        row = token_ids(types, max(kinds, 1), "types")
+        if len(row) != len(ids):
+            raise UsageError(f"{len(row)} types of {len(ids)} tokens, wanted one for each")
+        return Text(ids, row)
+
     def stops(self, stop: Sequence[str]) -> tuple[str, ...]:
         """The stop strings; UsageError for one that this bundle's tokens can never write."""
         return check_stops(stop, self.tokenizer.pieces if self.tokenizer else None)
@@ -104,3 +145,15 @@ class Prompts:
     def close(self) -> None:
         """End the process of the chat templates. Closing twice is fine."""
         self.chat_templates.close()
+
+
+def _rows(given: Any) -> list[Any]:
+    """One text or several as several; row by row what was given for them."""
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        return [given]
+    return [given] if len(given) and isinstance(given[0], int | np.integer) else list(given)
+
+
+def _is_text(text: Any) -> bool:
+    """Is it text or a pair of texts, and no token ids?"""
+    return isinstance(text, str) or (isinstance(text, tuple) and all(isinstance(part, str) for part in text))

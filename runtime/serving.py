@@ -16,6 +16,7 @@ from .backends import open_backend
 from .bundle import Bundle
 from .checks import whole_number
 from .course import check_course
+from .encoding import check_encoder
 from .exits import ExitRule
 from .handle import Handle
 from .model.program import Program
@@ -85,6 +86,7 @@ class Engine:
         reserved. The rest is as in ``Session.open``, and so are the errors.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
+        check_encoder(bundle.program, bundle.folder, False)
         backend = open_backend(engine, bundle, threads, packed=True)
         return Engine(
             bundle,

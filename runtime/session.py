@@ -14,6 +14,7 @@ from .backends import open_backend
 from .bundle import Bundle
 from .checks import whole_number
 from .decoding import check_decode, decides
+from .encoding import Encoded, check_encoder, encode
 from .errors import UsageError
 from .evaluation import Evaluation, evaluate
 from .heads import read_heads
@@ -22,7 +23,7 @@ from .model.program import Program
 from .pipelined import Pipelined
 from .pipelined_course import PipelinedCourse
 from .policy import Policy, choose_policy
-from .prompts import Prompts
+from .prompts import Prompts, Texts, Types
 from .requests import Answer, Request, Step
 from .sampling import Choose, Sampler, SamplingOptions
 from .text.template import ChatTemplates, Objects
@@ -139,6 +140,20 @@ class Session:
             return walk.prompt(checked, "all").copy()
         return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
 
+    def encode(
+        self, texts: Texts, types: Types | None = None, *, depth: int | None = None, logits: bool = False
+    ) -> Encoded:
+        """Encode texts with an encoder: their last states, each token's from all tokens of its text.
+
+        ``texts``: one or several, each a text, a pair of texts as a tuple, or token ids; ``types``: of ids, 0 without.
+        ``depth``: stop after so many. ``logits``: of the head, too. UsageError for a decoder, ContextError for a text
+        that is too long.
+        """
+        check_encoder(self.program, self.bundle.folder, True)
+        if self.backend is None:
+            raise UsageError("the session is closed; open it again")
+        return encode(self.backend, self.prompts.texts(texts, types), depth, logits)
+
     def encode_chat(
         self,
         messages: Objects,
@@ -176,6 +191,7 @@ class Session:
         The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
+        check_encoder(self.program, self.bundle.folder, False)
         request = self.prompts.request(
             prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
         )
@@ -267,6 +283,7 @@ class Session:
         """An empty loop with room for ``tokens`` tokens or the whole context; an open generation ends."""
         if self.backend is None:
             raise UsageError("the session is closed; open it again")
+        check_encoder(self.program, self.bundle.folder, False)
         self._generation += 1
         room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
         if self._loop is None or self._loop.capacity < room:

@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = str(home if variable == "HOME" else home / variable.lower())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def parity_folder() -> Path:
     """Tiny checkpoints with their authors' logits; see the README there."""
     return Path(__file__).parent / "fixtures" / "parity"

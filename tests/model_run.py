@@ -76,7 +76,11 @@ class Model:
     def run(self, ids: list[int]) -> F32:
         """Logits [n, V] of new tokens, depth by depth."""
         n, program = len(ids), self.program
-        hosts = {"ids": np.array(ids), "positions": np.arange(self.cached, self.cached + n)}
+        hosts = {
+            "ids": np.array(ids),
+            "positions": np.arange(self.cached, self.cached + n),
+            "types": types_of(n),
+        }
         state = self._outputs("prologue", program.prologue, 0, [hosts[i] for i in program.prologue.inputs])
         for depth in range(program.depths):
             state = self._outputs("block", at_depth(program, depth), depth, state)
@@ -87,7 +91,7 @@ class Model:
 
     def run_stage(self, stage: Stage, ids: list[int]) -> F32:
         """Logits [n, V] of ``stage``, which is the whole model."""
-        hosts = {"ids": np.array(ids), "positions": np.arange(len(ids))}
+        hosts = {"ids": np.array(ids), "positions": np.arange(len(ids)), "types": types_of(len(ids))}
         (logits,) = self._outputs("whole", stage, 0, [hosts[i] for i in stage.inputs])
         return np.asarray(logits, np.float32)
 
@@ -96,6 +100,11 @@ class Model:
         lane = replace(lane, first=lane.own) if name == "whole" else lane
         found = values(stage, lane, *given)
         return [found[value] for value in stage.outputs]
+
+
+def types_of(n: int) -> npt.NDArray[np.int64]:
+    """Types of n tokens, of two."""
+    return np.arange(n) % 2
 
 
 def canonical(weights: Mapping[str, Weight], stored: Tensors) -> Tensors:

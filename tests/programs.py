@@ -52,13 +52,15 @@ def program(
     carries: tuple[str, ...] = ("state",),
     tied: bool = True,
     cap: float | None = None,
+    bias: bool = False,
     routing: Routing | None = None,
     gate: bool = False,
-    places: bool = False,
+    given: tuple[str, ...] = ("ids",),
 ) -> Program:
     """A model with an embedding and a head; what is given writes into the stages."""
-    w = Writer(weights, "ids", "positions") if places else Writer(weights, "ids")
-    w.add(Embed("ids", "embedded", w.weight("embed", Matrix({"embed": VOCAB}, WIDTH)), 2.5))
+    w = Writer(weights, *given)
+    table = Matrix({"embed": VOCAB}, WIDTH, bias)
+    w.add(Embed("ids", "embedded", w.weight("embed", table), 2.5))
     before = w.stage(prologue(w), *("embedded" for _ in carries[1:]))
     loop = []
     for block in blocks:
@@ -69,7 +71,7 @@ def program(
     w = Writer(weights, "state")
     x = w.norm("state", "normed", "norm", WIDTH, RMS)
     if tied:
-        w.linear(x, ("logits",), "embed", Matrix({"embed": VOCAB}, WIDTH))
+        w.linear(x, ("logits",), "embed", table)
     else:
         w.linear(x, ("logits",), "head", Matrix({"head": VOCAB}, WIDTH, bias=True))
     if cap is not None:
@@ -246,18 +248,24 @@ def positioned() -> Program:
         w.add(Add("embedded", "placed", "both"))
         return "both"
 
-    return program({}, prologue, [lambda w: (llama(w, "state", "b.0", layer),)], places=True)
+    return program({}, prologue, [lambda w: (llama(w, "state", "b.0", layer),)], given=("ids", "positions"))
 
 
 def encoder() -> Program:
-    """ALBERT: attention both ways without a cache, groups in turn."""
+    """ALBERT: attention both ways without a cache, groups in turn; the head's bias lies beside the embedding."""
     attention = replace(HEADS, turns=None, mask="both", cached=False, bias=True)
     layer = Layer(WIDTH, attention, Mlp(12, "gelu_tanh", gated=False, bias=True), LAYER)
 
     def group(name: str) -> Callable[[Writer], tuple[str, ...]]:
         return lambda w: (post_norm(w, "state", name, layer),)
 
-    return program({}, lambda w: "embedded", [group("b"), group("c")], schedule=(0, 0, 1))
+    def prologue(w: Writer) -> str:
+        w.add(Embed("types", "typed", w.weight("types", Matrix({"types": 2}, WIDTH))))
+        w.add(Add("embedded", "typed", "both"))
+        return "both"
+
+    blocks = [group("b"), group("c")]
+    return program({}, prologue, blocks, schedule=(0, 0, 1), given=("ids", "types"), bias=True)
 
 
 PROGRAMS: dict[str, Callable[[], Program]] = {

@@ -16,7 +16,8 @@ from .plan import Plan
 AUTHOR = f"edgeloop {VERSION}"
 LICENSE = "That of the checkpoint whose weights it holds; edgeloop itself is Apache-2.0."
 _POSITION = "position of the first token: how many tokens the states hold"
-_TOKEN = {"ids": "the token", "position": _POSITION}
+_TYPES = {"types": "the type of each token"}
+_TOKEN = {"ids": "the token", **_TYPES, "position": _POSITION}
 _TEXTS: dict[str, dict[str, str]] = {
     "decode_all": {
         **_TOKEN,
@@ -25,6 +26,7 @@ _TEXTS: dict[str, dict[str, str]] = {
     },
     "prefill": {
         "ids": "the next tokens of a prompt, padded with any at the end",
+        **_TYPES,
         "position": _POSITION,
         "next": "their states after the last depth, for head",
     },
@@ -46,7 +48,11 @@ _TEXTS: dict[str, dict[str, str]] = {
     },
 }
 """Of each function, without the number of its depth: its features."""
-_TEXT = {"ids": "the tokens of a text, padded with any at the end", "tokens": "how many tokens the text has"}
+_TEXT = {
+    "ids": "the tokens of a text, padded with any at the end",
+    **_TYPES,
+    "tokens": "how many tokens the text has",
+}
 _AT_ONCE: dict[str, dict[str, str]] = {
     "decode_all": {
         **_TEXT,

@@ -10,7 +10,7 @@
 | ``prefill`` | ids [1, T], position | next [1, T, D]: embed and every depth, and K and V of the layers behind |
 
 ``position`` [1] int32 is that of the first token: how many tokens the states hold. Inputs that a function has no use
-for are left out of it. All functions have the same states.
+for are left out of it; where tokens have types, ``types`` [1, T] int32 go with ids. All functions have the same states.
 
 A model whose attention has no caches reads a text at once: T is the context in all functions, there are no states, no
 ``prefill`` and no ``position``, but ``tokens`` [1] int32, how many of the T are the text; logits are [1, T, V].
@@ -55,7 +55,11 @@ class Body:
     def embed(self) -> Carries:
         """The ids' rows through the layers before the loop."""
         prologue = self.plan.program.prologue
-        hosts = {"ids": lambda: self._inputs["ids"], "positions": lambda: self._scope.tokens.places}
+        hosts = {
+            "ids": lambda: self._inputs["ids"],
+            "types": lambda: self._inputs["types"],
+            "positions": lambda: self._scope.tokens.places,
+        }
         return mil.run(self._scope, "prologue", prologue, 0, [hosts[name]() for name in prologue.inputs])
 
     def block(self, carries: Carries, depth: int) -> Carries:
@@ -150,6 +154,8 @@ def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...
     first: dict[str, tuple[tuple[int, ...], type]] = {"ids": ((1, count), types.int32)}
     if stem in ("decode", "kvfill", "head"):
         first = {"hidden": ((1, count, plan.program.width), types.fp16)}
+    elif plan.program.token_types:
+        first["types"] = first["ids"]
     if any((_reads if plan.at_once else _placed)(stage) for stage in _stages(plan, stem)):
         first["tokens" if plan.at_once else "position"] = ((1,), types.int32)
     return first

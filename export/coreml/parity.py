@@ -27,6 +27,7 @@ from ...runtime.loop import DepthLoop
 from ...runtime.manifest import Parity
 from ...runtime.model.program import STAGES, Program
 from ..bounds import difference
+from ..whole_texts import some_tokens, through
 from .plan import Plan
 
 EXACT = 1e-5
@@ -44,6 +45,7 @@ class Wanted:
     """What the reference engine gives: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
 
     ids: I64
+    types: I64
     prompt: int
     per_depth: list[F32]
     logits: F32
@@ -124,14 +126,18 @@ def trace_reference(reference: ReferenceBackend, plan: Plan, seed: int = 0) -> W
     program = plan.program
     total = min(plan.chunk + 5 + _DECODES, program.context_length)
     prompt = max(total - _DECODES, 1)
-    ids = np.random.default_rng(seed).integers(0, program.vocab_size, total, dtype=np.int64)
+    (ids,), (types,) = some_tokens(program, np.random.default_rng(seed), (1, total))
+    if plan.at_once:
+        per_depth, given = through(reference, ids[None], types[None], np.array([total], np.int32))
+        return Wanted(ids, types, total, per_depth, given, reference.new_cache(1, 1))
+    types = np.zeros_like(types)  # which a loop gives
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
     cache = reference.new_cache(1, total + 1)
     loop = DepthLoop(reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
     logits = loop.forward(ids, rows="all")
     return Wanted(
-        ids, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
+        ids, types, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
     )
 
 
@@ -158,21 +164,22 @@ class Comparison:
             self._fill(filler)
 
     def _call(self, name: str, states: dict[str, Any], position: int, **inputs: Any) -> dict[str, Any]:
-        return self._interpreter.run(name, {"position": np.array([position]), **inputs}, states)
+        types = {"types": np.zeros_like(inputs["ids"])} if "ids" in inputs else {}
+        return self._interpreter.run(name, {"position": np.array([position]), **types, **inputs}, states)
 
     def _text(self) -> None:
         """A text in steps, then at once."""
         wanted, n = self._wanted, len(self._wanted.ids)
-        tokens, ids = np.array([n]), np.zeros((1, self._plan.most), np.int32)
-        ids[0, :n] = wanted.ids
-        call = self._interpreter.run
-        hidden = call("embed", {"ids": ids, "tokens": tokens}, {})["hidden"]
+        tokens, (ids, types) = np.array([n]), np.zeros((2, 1, self._plan.most), np.int32)
+        ids[0, :n], types[0, :n] = wanted.ids, wanted.types
+        call, given = self._interpreter.run, {"ids": ids, "types": types, "tokens": tokens}
+        hidden = call("embed", given, {})["hidden"]
         for depth in range(self._plan.program.depths):
             hidden = call(f"decode_d{depth}", {"hidden": hidden, "tokens": tokens}, {})["next"]
             self._errors.compare(_state(depth), hidden[0, :n], wanted.per_depth[depth])
         logits = call("head", {"hidden": hidden, "tokens": tokens}, {})["logits"]
         self._errors.compare("the logits", logits[0, :n], wanted.logits)
-        whole = call("decode_all", {"ids": ids, "tokens": tokens}, {})
+        whole = call("decode_all", given, {})
         self._errors.compare("decode_all against the chain", whole["next"][:, :n], hidden[:, :n], SAME)
         self._errors.compare("decode_all's logits against the chain's", whole["logits"], logits, SAME)
 

@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.model.ops import Function
 from ...runtime.wording import shown
 
 MAX_SIZE = 1 << 24  # of any one dimension; far above real models, far below what overflows a product
+FUNCTIONS: dict[str, Function] = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+"""transformers' name of an activation → the op."""
 
 
 def size(table: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
@@ -42,6 +48,14 @@ def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted true or false")
     return value
+
+
+def activation(table: Mapping[str, Any], key: str, where: str) -> Function:
+    """The activation by the name that transformers has for it; gelu where the key is absent or null."""
+    said = "gelu" if table.get(key) is None else table[key]
+    if (function := FUNCTIONS.get(str(said))) is None:
+        raise CheckpointError(f"{where}: {key} is {shown(said)}; wanted one of {', '.join(FUNCTIONS)}")
+    return function
 
 
 def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:

@@ -13,13 +13,11 @@ from msgspec import structs
 from ...runtime.errors import CheckpointError
 from ...runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama, parallel
 from ...runtime.model.decoder import decoder
-from ...runtime.model.ops import Function
 from ...runtime.model.rotation import Rotation
-from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Reading
 from .config_keys import check_keys
-from .config_values import flag, number, rope, size, token_ids
+from .config_values import activation, flag, number, rope, size, token_ids
 from .near_ties import found_plan
 from .reader import Reader, Rows, Source
 from .ties import LayerNames, Run
@@ -30,12 +28,6 @@ ROPE = {
     "partial_rotary_factor": ("rotary_pct", "partial_rotary_factor"),
 }
 """What transformers 5 keeps in rope_parameters → the keys of those before."""
-
-FUNCTIONS: dict[str, Function] = {
-    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
-}  # fmt: skip
-"""hidden_act → the op."""
 
 READ = frozenset(
     """
@@ -134,9 +126,6 @@ def _layer(reader: Reader, run: Run, width: int, bias: bool, where: str) -> Laye
     heads = size(config, "num_attention_heads", where)
     if width % heads:
         raise CheckpointError(f"{where}: hidden_size {width} is no multiple of num_attention_heads {heads}")
-    said = "gelu" if config.get("hidden_act") is None else config["hidden_act"]
-    if (function := FUNCTIONS.get(str(said))) is None:
-        raise CheckpointError(f"{where}: hidden_act is {shown(said)}; wanted one of {', '.join(FUNCTIONS)}")
     norms = [
         [f"{reader.names.inside}{layer}.{norm}.{kind}" for layer in applied]
         for applied in run.applied
@@ -148,7 +137,12 @@ def _layer(reader: Reader, run: Run, width: int, bias: bool, where: str) -> Laye
         Attention(
             heads, heads, width // heads, _rotation(reader, width // heads, where), bias=bias, out_bias=bias
         ),
-        Mlp(size(config, "intermediate_size", where), function, gated=False, bias=True),
+        Mlp(
+            size(config, "intermediate_size", where),
+            activation(config, "hidden_act", where),
+            gated=False,
+            bias=True,
+        ),
         NormKind(number(config, "layer_norm_eps", where, 1e-5), "layer", bias=True),
         depths=len(run.applied[0]),
         norm_rows=reader.differ((group, (width,)) for group in norms),

@@ -28,6 +28,7 @@ _GIVEN: dict[str, tuple[ir.DataType, tuple[str | int, ...]]] = {
     "depth": (ir.DataType.INT64, ("B",)),
     "row_depth": (ir.DataType.INT64, ("N",)),
     "positions": (ir.DataType.INT64, ("B", "S")),
+    "types": (ir.DataType.INT64, ("B", "S")),
     "last": (ir.DataType.INT32, ("B",)),
     "longest": (ir.DataType.INT32, (1,)),
     "tokens": (ir.DataType.INT32, ("B",)),
@@ -37,7 +38,19 @@ _GIVEN: dict[str, tuple[ir.DataType, tuple[str | int, ...]]] = {
     "kept": (ir.DataType.INT64, ("N",)),
 }
 """What the host gives beside states, rotations and caches; see ``runtime/packed.py`` for the last three."""
-_ORDER = ("ids", "state", "rows", "depth", "row_depth", "positions", "last", "longest", "tokens", "fresh")
+_ORDER = (
+    "ids",
+    "state",
+    "rows",
+    "depth",
+    "row_depth",
+    "positions",
+    "types",
+    "last",
+    "longest",
+    "tokens",
+    "fresh",
+)
 _PACKED = ("spread", "spread_new", "kept")
 
 

@@ -17,6 +17,7 @@ from ...runtime.backends.onnx import graph_name
 from ...runtime.errors import ExportError
 from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage
+from ...runtime.model.sizes import output_size
 from ...runtime.model.transform import keys_values
 from . import attention, elementwise, matrices
 from .fresh import Fresh, with_fresh
@@ -57,17 +58,17 @@ def check(program: Program) -> None:
                 raise ExportError(reason)
 
 
-def write_graphs(program: Program, stored: Stored, fill: bool) -> dict[str, Path]:
-    """The graphs of all stages, and of each but ``fill`` its packed form: files by name, beside the weights."""
-    numbers = range(len(program.loop.blocks))
+def write_graphs(program: Program, stored: Stored, fill: bool, packed: bool = True) -> dict[str, Path]:
+    """The graphs of all stages, and of each but ``fill`` its ``packed`` form: files by name, beside the weights."""
+    numbers, forms = range(len(program.loop.blocks)), (False, True) if packed else (False,)
     stages = [("prologue", 0), *(("block", n) for n in numbers), ("epilogue", 0)]
-    wanted = [(stage, number, packed) for stage, number in stages for packed in (False, True)]
+    wanted = [(stage, number, form) for stage, number in stages for form in forms]
     wanted += [("fill", number, False) for number in numbers if fill]
     graphs = {}
-    for stage, number, packed in wanted:
-        name = graph_name(stage, number, packed)
+    for stage, number, form in wanted:
+        name = graph_name(stage, number, form)
         graphs[name] = stored.file.parent / f"{name}.onnx"
-        ir.save(stage_graph(program, stored, stage, number, packed), graphs[name])
+        ir.save(stage_graph(program, stored, stage, number, form), graphs[name])
     return graphs
 
 
@@ -109,7 +110,7 @@ def _with_logits(graph: Graph, stage: Stage) -> ir.Model:
     graph.lanes = False
     _write(graph, chosen, head.ops)
     (logits,) = head.outputs
-    return graph.model({"logits": (chosen[logits].value, ("N", graph.program.vocab_size))})
+    return graph.model({"logits": (chosen[logits].value, ("N", output_size(graph.program)))})
 
 
 def _with_keys_values(graph: Graph, stage: Stage) -> ir.Model:

@@ -26,6 +26,7 @@ from ..errors import EngineError, UsageError
 from ..kv import KVCache
 from ..manifest import Package
 from ..model.program import Program
+from ..model.sizes import output_size
 
 Array = npt.NDArray[Any]
 MACOS = 15
@@ -69,11 +70,21 @@ class CoremlBackend:
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
-        given = ids.astype(np.int32)
-        out = np.zeros((*ids.shape, self.program.width), np.float32)
+        given, out = self._given(ids, lanes.types), np.zeros((*ids.shape, self.program.width), np.float32)
         return self._each(
-            "prologue", lanes, cache, out, lambda b, rows: ("embed", {"ids": given[b : b + 1, rows]})
+            "prologue",
+            lanes,
+            cache,
+            out,
+            lambda b, rows: ("embed", {name: of[b : b + 1, rows] for name, of in given.items()}),
         )
+
+    def _given(self, ids: I64, types: I64 | None = None) -> dict[str, Array]:
+        """What functions take of tokens, [B, S] int32: ids, and their types where the model has any."""
+        found: dict[str, Array] = {"ids": ids.astype(np.int32)}
+        if self.program.token_types:
+            found["types"] = np.zeros_like(found["ids"]) if types is None else types.astype(np.int32)
+        return found
 
     def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
         """ids [1, S] at full depth, chunk by chunk → logits [1, V] of the last token, or [0, V] unless ``read``."""
@@ -84,9 +95,9 @@ class CoremlBackend:
         for start in range(0, count, chunk):
             part = ids[:, start : start + chunk]
             # The padding leaves rows behind the last valid one, which are written again before they are seen.
-            padded = np.zeros((1, chunk), np.int32)
+            padded = np.zeros((1, chunk), np.int64)
             padded[:, : part.shape[1]] = part
-            given = {"ids": padded, "position": np.array([first + start], np.int32)}
+            given = {**self._given(padded), "position": np.array([first + start], np.int32)}
             (state,) = self._runner.run("prefill", given, states).values()
         if not read:
             return np.empty((0, self.program.vocab_size), np.float32)
@@ -128,7 +139,7 @@ class CoremlBackend:
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
         batch, width, _ = state.shape
-        out = np.zeros((batch, width, self.program.vocab_size), np.float32)
+        out = np.zeros((batch, width, output_size(self.program)), np.float32)
         wanted = None if len(self.program.caches("epilogue")) else frozenset(rows.tolist())
         self._each("epilogue", lanes, cache, out, lambda b, rows: ("head", _some(state, b, rows)), wanted)
         return out.reshape(batch * width, -1)[rows]
@@ -167,7 +178,7 @@ class CoremlBackend:
         self._states_of("prologue", lanes, 0, ids.shape[1], cache)
         if not read:
             return np.empty((0, self.program.vocab_size), np.float32)
-        return self._whole("decode_all", {"ids": ids.astype(np.int32)}, ids.shape[1])[0, -1:]
+        return self._whole("decode_all", self._given(ids), ids.shape[1])[0, -1:]
 
     def _whole(self, name: str, inputs: dict[str, Array], count: int) -> F32:
         """The logits, or else the states, that the function ``name`` makes of ``count`` tokens: [1, count, …]."""

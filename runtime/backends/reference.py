@@ -113,7 +113,8 @@ class ReferenceBackend:
         for b in np.flatnonzero(lanes.tokens).tolist():
             lane, n = self._of(lanes, b, name, cache), int(lanes.tokens[b])
             if name == "prologue":
-                hosts = {"ids": given[b, :n, 0], "positions": lane.positions}
+                types = np.zeros(n, np.int64) if lanes.types is None else lanes.types[b, :n]
+                hosts = {"ids": given[b, :n, 0], "positions": lane.positions, "types": types}
                 values: list[Any] = [hosts[value] for value in self.program.prologue.inputs]
             else:
                 values = list(split(given[b, :n], self._carries))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import BundleError
 from ..manifest import Package
 from ..model.program import Program
+from ..model.sizes import output_size
 from .layout import Layout, reads_at_once
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _made(program: Program) -> dict[str, int]:
     """The functions that the host calls, and the width of what each makes last."""
     prefill = () if reads_at_once(program) else ("prefill",)
     steps = ("embed", *prefill, *(f"decode_d{depth}" for depth in range(program.depths)))
-    return {**dict.fromkeys(steps, program.width), "head": program.vocab_size}
+    return {**dict.fromkeys(steps, program.width), "head": output_size(program)}
 
 
 def _other(package: Package, what: str) -> BundleError:

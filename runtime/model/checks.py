@@ -128,7 +128,7 @@ def _stages_problems(program: Program) -> Iterator[str]:
     for value in program.prologue.inputs:
         if value not in HOST_SIZES:
             yield from nameable("an input of prologue", value)
-            yield f"prologue has the input {value}, wanted {' and '.join(HOST_SIZES)} at most"
+            yield f"prologue has the input {value}, wanted {', '.join(HOST_SIZES)} at most"
             return
     yield from stage_problems("prologue", program.prologue, (IDS,) * len(program.prologue.inputs), found)
     for name, block in zip(names, blocks, strict=True):
@@ -142,7 +142,8 @@ def _stages_problems(program: Program) -> Iterator[str]:
     yield from stage_problems("head", program.head, found.gives["epilogue"], found)
     if "head" not in found.gives:
         return
-    if (gives := found.gives["head"]) != (program.vocab_size,):
+    wanted = (program.vocab_size,) if program.head.ops or not program.encoder else found.gives["epilogue"][:1]
+    if (gives := found.gives["head"]) != wanted:
         yield f"head gives {_widths(gives)}, wanted logits, [N, {program.vocab_size}]"
     yield from _cache_problems(names, found)
     for name, stage in zip(("prologue", *names, "epilogue", "head"), program.stages, strict=True):

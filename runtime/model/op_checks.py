@@ -45,7 +45,7 @@ _SCALING: dict[str, tuple[float, float]] = {
     "beta_slow": _SCALE,
 }
 _OTHERS = "the head has some tokens only: none of its ops knows their positions, or reads other tokens"
-HOST_SIZES = {"ids": "vocab_size", "positions": "context_length"}
+HOST_SIZES = {"ids": "vocab_size", "positions": "context_length", "types": "token_types"}
 """What the host gives the prologue, whole numbers [N], and how many there are of each."""
 
 

@@ -1,8 +1,8 @@
 """A model as data: what each stage computes, op by op, and the loop between them.
 
 ``prologue`` makes the carries of the tokens' ids, the ``loop`` changes them once a depth, ``epilogue`` (the layers
-after the loop) and ``head`` make logits of them. Between stages the carries of a row lie side by side, as its *state*
-[N, width].
+after the loop) and ``head`` make logits of them; an encoder may have a head without ops, which gives what it reads.
+Between stages the carries of a row lie side by side, as its *state* [N, width].
 """
 
 from __future__ import annotations
@@ -194,6 +194,18 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         yield from self.loop.blocks
         yield self.epilogue
         yield self.head
+
+    @property
+    def encoder(self) -> bool:
+        """Has no attention a cache, and is there any? Then calls are of whole texts, and there is no next token."""
+        attends = any(isinstance(op, Attend | AttendTwice) for stage in self.stages for op in stage.ops)
+        return attends and not any(self.caches(name) for name in STAGES)
+
+    @property
+    def token_types(self) -> int:
+        """How many types there are that a token may be given; 0 where the prologue asks for none."""
+        tables = (op.table for op in self.prologue.ops if isinstance(op, Embed) and op.ids == "types")
+        return min((self.matrix(table).rows for table in tables), default=0)
 
     @property
     def kept_rows(self) -> int:

@@ -111,6 +111,11 @@ def head_sizes(program: Program) -> tuple[int, ...]:
     return tuple(known[value] for value in program.epilogue.outputs)
 
 
+def output_size(program: Program) -> int:
+    """The size of what the head gives: logits, or what it reads where it has no ops."""
+    return program.vocab_size if program.head.ops else sum(head_sizes(program))
+
+
 def written(op: Op, known: Known) -> tuple[int, ...]:
     """The sizes of what ``op`` writes. MisfitError when it does not fit what it reads or its weights."""
     return _RULES[type(op)](op, known)
@@ -119,7 +124,7 @@ def written(op: Op, known: Known) -> tuple[int, ...]:
 def _embed(op: Embed, known: Known) -> tuple[int, ...]:
     known.ids(op.ids)
     table = known.matrix(op.table)
-    if table.bias or table.deltas or table.copies > 1 or len(table.parts) > 1:
+    if table.deltas or table.copies > 1 or len(table.parts) > 1:
         raise MisfitError(
             f"weight {op.table} is no plain matrix of one part, wanted one: its rows are looked up"
         )

@@ -48,9 +48,21 @@ class Tokenizer:
 
         UsageError for what is not Unicode text, and for text that the tokenizer has no tokens for.
         """
-        self._check(text)
+        return self._encoded(text, None, special)[0]
+
+    def encode_typed(self, text: str, second: str | None = None) -> tuple[list[int], list[int]]:
+        """Token ids of ``text``, or of a pair of texts, with what the tokenizer puts around them; and their types.
+
+        As transformers calls a tokenizer: input_ids and token_type_ids. UsageError as in ``encode``.
+        """
+        return self._encoded(text, second, True)
+
+    def _encoded(self, text: str, second: str | None, special: bool) -> tuple[list[int], list[int]]:
+        for each in (text,) if second is None else (text, second):
+            self._check(each)
         try:
-            return self._engine.encode(text, add_special_tokens=special).ids
+            found = self._engine.encode(text, second, add_special_tokens=special)
+            return found.ids, found.type_ids
         except BaseException as error:
             message = (
                 "the tokenizer cannot encode this text ({reason}); use characters that its vocabulary has"

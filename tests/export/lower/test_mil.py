@@ -149,11 +149,13 @@ def test_a_text_that_is_read_at_once(tmp_path: Path) -> None:
     check_functions(runner.functions, described, model)
     assert [s.name for s in read_model(tmp_path / PACKAGE).description.functions[0].input] == [
         "ids",
+        "types",
         "tokens",
     ]
     reference = ReferenceBackend(halved(model), halved_weights(tmp_path / "w.safetensors"), 0)
     engines = [CoremlBackend(model, described, runner), reference]
-    lanes = Lanes(np.zeros(2), np.zeros(2), np.array([5, 3]), np.tile(np.arange(5), (2, 1)))
+    types = np.array([[0] * 5, [0, 1, 1, 0, 0]])  # a loop gives none
+    lanes = Lanes(np.zeros(2), np.zeros(2), np.array([5, 3]), np.tile(np.arange(5), (2, 1)), types=types)
     ids, found = np.random.default_rng(0).integers(0, 20, (2, 5)), []
     for engine in engines:
         cache = engine.new_cache(2, 5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lowered import call, write
-from model_run import Model, random_tensors, values
+from model_run import Model, random_tensors, types_of, values
 from programs import PROGRAMS
 
 from edgeloop.export.lower.graph import Stored
@@ -68,7 +68,7 @@ class Graphs:
             np.array([depth]), np.array([self.cached], np.int32), np.array([n], np.int32),
             self.cached + np.arange(n)[None],
         )  # fmt: skip
-        lanes = PackedLanes(*arrays) if self.packed else Lanes(*arrays)
+        lanes = (PackedLanes if self.packed else Lanes)(*arrays, types=types_of(n)[None])
         caches = self.caches.setdefault(
             (stage, depth),
             [

@@ -16,11 +16,14 @@ from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.limits import MAX_NAME
 from edgeloop.runtime.model.ops import AttendTwice
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.model.sizes import IDS, head_sizes, sizes
+from edgeloop.runtime.model.sizes import IDS, head_sizes, output_size, sizes
 from edgeloop.runtime.model.transform import keys_values, reading, unrolled, whole
 from edgeloop.runtime.model.weights import tensors
 
 HUGE = {"type": "matrix", "parts": {"down_proj": 1 << 24}, "columns": 1 << 17}
+
+STATES = {"inputs": ["state"], "ops": [], "outputs": ["state"]}
+"""A head that gives what it reads."""
 
 
 def json_of(program: Program) -> Json:
@@ -101,7 +104,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("hierarchical", "loop/schedule", [0, 0, 0, 0], "loop.schedule never runs block 1 of 2"),
         ("relaxed", "loop/schedule", [0] * 10000, "the number of layers that are applied is 20002"),
         ("encoder", "loop/schedule/2", 0, "loop.schedule never runs block 1 of 2"),
-        ("relaxed", "prologue/inputs", ["ids", "more"], "prologue has the input more, wanted ids and positions"),
+        ("relaxed", "prologue/inputs", ["ids", "more"], "prologue has the input more, wanted ids, positions, types"),
         ("relaxed", "prologue/outputs", ["ids"], "prologue gives ids, wanted the loop's carries, [N, 8]"),
         ("relaxed", "loop/blocks/0/outputs", [], "block gives nothing, wanted the loop's carries, [N, 8]"),
         ("relaxed", "loop/blocks/0/outputs", ["1.gate"], "block gives [N, 12], wanted the loop's carries, [N, 8]"),
@@ -110,6 +113,8 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("positioned", "context_length", 33, "table places has 32 rows, wanted one for each of 33 positions"),
         ("positioned", "prologue/ops/2/a", "positions", "reads positions, whole numbers, as vectors"),
         ("relaxed", "head/inputs", ["state", "more"], "head has 2 inputs, wanted 1"),
+        ("relaxed", "head", STATES, "head gives [N, 8], wanted logits, [N, 20]"),
+        ("encoder", "prologue/inputs", ["ids"], "prologue op 1 (embed, typed): reads types, which nothing"),
         ("relaxed", "head/outputs", ["normed"], "head gives [N, 8], wanted logits, [N, 20]"),
         ("relaxed", "loop/blocks/0/layers", ["state"], "block has 1 layers and 2 caches"),
         ("relaxed", "loop/blocks/0/layers", ["state", "state"], "the layers of block have a value twice"),
@@ -163,6 +168,18 @@ def test_what_cannot_be_meant_is_refused(kind: str, path: str, value: object, wa
     assert wanted in found
     assert "\n" not in found
     assert len(found) < 400
+
+
+def test_an_encoder_needs_no_head() -> None:
+    json = json_of(PROGRAMS["encoder"]())
+    json["head"] = STATES
+    del json["weights"]["norm"]
+    json["weights"]["embed"]["bias"] = False
+    program = read(json)
+    assert program.encoder
+    assert list(problems(program)) == []
+    assert output_size(program) == program.width
+    assert program.token_types == 2
 
 
 def test_a_model_has_a_layer() -> None:

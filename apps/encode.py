@@ -1,0 +1,106 @@
+"""``edgeloop encode``: texts through an encoder, to vectors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..runtime.errors import UsageError
+from .console import Console
+from .intake import prompt_text, read_text
+from .options import at_least, open_session, session_arguments
+
+if TYPE_CHECKING:
+    from ..runtime.backend import F32
+    from ..runtime.encoding import Encoded
+
+EXAMPLES = """\
+examples:
+  edgeloop encode bundle -p "The king said nothing." -p "Nobody spoke."
+  edgeloop encode bundle --text lines.txt --npy vectors.npy
+  edgeloop encode bundle -p "The king said nothing." --pool none --npy states.npy
+  edgeloop encode bundle -p "The king said nothing." --depth 6 --json
+"""
+POOLS = ("mean", "first", "none")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What an encoder makes of texts: the last state of each token, or one vector for each text. --npy writes them\n"
+        "to a file for numpy, float32; --json prints them. Special tokens are put around a text as the tokenizer says."
+    )
+    parser.usage = "edgeloop encode BUNDLE -p TEXT [options]"
+    parser.epilog = EXAMPLES
+    session_arguments(parser)
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text, - reads stdin; may be repeated",
+    )
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text, of which each line is one; - reads stdin")
+    parser.add_argument(
+        "--depth", dest="after", type=at_least(1), metavar="N", help="stop after N depths (default: all)"
+    )
+    parser.add_argument(
+        "--pool",
+        default="mean",
+        choices=POOLS,
+        help="a text's vector: the mean of its tokens' states, the first one, or none: all states",
+    )
+    parser.add_argument("--npy", type=Path, metavar="FILE", help="write the vectors to FILE")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    import numpy as np
+
+    from ..runtime.timing import Stopwatch
+
+    texts = [prompt_text(text) for text in args.prompt]
+    if args.text is not None:
+        texts += [line for line in read_text(args.text).splitlines() if line.strip()]
+    if not texts:
+        raise UsageError("no text to encode; give -p TEXT or --text FILE")
+    if args.npy is not None and not args.npy.parent.is_dir():
+        raise UsageError(f"--npy {args.npy}: there is no folder {args.npy.parent}; make it first")
+    with open_session(args, encoder=True) as session:
+        watch = Stopwatch()
+        found = session.encode(texts, depth=args.after)
+        spent, depth = watch.ms, args.after or session.program.depths
+    vectors = pooled(found, args.pool)
+    if args.npy is not None:
+        with args.npy.open("wb") as file:  # np.save would put another ending behind the name
+            np.save(file, vectors)
+    if console.json:
+        rows = [
+            vector[:count] if args.pool == "none" else vector
+            for vector, count in zip(vectors, found.tokens, strict=True)
+        ]
+        written = {} if args.npy is not None else {"vectors": [row.tolist() for row in rows]}
+        console.result(
+            {
+                "shape": list(vectors.shape),
+                "tokens": found.tokens.tolist(),
+                "pool": args.pool,
+                "depth": depth,
+                **written,
+            }
+        )
+        return
+    norms = np.linalg.norm(pooled(found, "first" if args.pool == "first" else "mean"), axis=1)
+    rows = [
+        (text[:60], str(count), f"{norm:.4f}")
+        for text, count, norm in zip(texts, found.tokens, norms, strict=True)
+    ]
+    console.table(("text", "#tokens", f"#length of the {'first' if args.pool == 'first' else 'mean'}"), rows)
+    place = f" in {args.npy}" if args.npy is not None else ""
+    shape = " × ".join(map(str, vectors.shape))
+    console.note(f"[{shape} float32{place}, after depth {depth}, {spent:.0f} ms]")
+
+
+def pooled(found: Encoded, pool: str) -> F32:
+    """A vector for each text, [B, D]; or all states, [B, S, D]."""
+    return {"mean": lambda: found.mean, "first": lambda: found.first, "none": lambda: found.states}[pool]()
