@@ -32,6 +32,7 @@ FAMILIES = (
     Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
     Entry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     Entry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
+    Entry("albert", "albert", "AlbertFamily", "model_type albert"),
     Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"),
 )
 
