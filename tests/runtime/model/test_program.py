@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
 from msgspec import structs
 from programs import PROGRAMS, VOCAB
 
-from edgeloop.runtime.model.ops import Attend, Linear, Op, kind, reads, weight_fields, with_names, writes
+from edgeloop.runtime.model.ops import (
+    _READ,
+    _WEIGHTS,
+    Attend,
+    Linear,
+    Op,
+    kind,
+    reads,
+    weight_fields,
+    with_names,
+    writes,
+)
 from edgeloop.runtime.model.program import CacheShape, Program
 from edgeloop.runtime.model.weights import Delta, Matrix, Part, Tensor, Vector, canonical, tensors
 
@@ -52,6 +63,17 @@ def test_what_an_op_reads_and_writes() -> None:
     assert weight_fields(linear) == (("weight", "w"),)
     named = with_names(linear, {"x": "a", "k": "b", "w": "c"})
     assert named == Linear("a", ("q", "b"), "w")
+
+
+def test_a_name_in_an_op_is_that_of_a_value_or_a_weight() -> None:
+    """A field of another name would be read by nobody, and checked by nobody."""
+    for op in get_args(Op):
+        named = {
+            field
+            for field, kind_of in get_type_hints(op).items()
+            if str in (kind_of, *get_args(kind_of)) and not field.startswith("_")
+        }
+        assert named <= {*_READ, *_WEIGHTS, "y"}, op
 
 
 def test_caches_and_what_they_take() -> None:
