@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from .json_text import json_text
 from .model.checks import problems
 from .model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from .model.program import Program
+from .version import VERSION
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -184,19 +185,30 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(
             f"{folder} is not a bundle: no readable {MANIFEST} ({error.strerror}); make one with `edgeloop export`"
         ) from error
+    keys: dict[str, msgspec.Raw] = {}
     try:
-        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        version = keys.get("format")
         if version is None or msgspec.json.decode(version) != FORMAT:
             found = None if version is None else bytes(version).decode()[:20]
             raise BundleError(
-                f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}; export the checkpoint again"
+                f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}{_other_maker(keys)}; "
+                "export the checkpoint again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path}: {error}; export the checkpoint again") from error
+        raise BundleError(f"{path}: {error}{_other_maker(keys)}; export the checkpoint again") from error
     if problem := next(manifest_problems(manifest), None):
         raise BundleError(f"{path}: {problem}; export the checkpoint again")
     return manifest
+
+
+def _other_maker(keys: Mapping[str, msgspec.Raw]) -> str:
+    """Which edgeloop wrote a manifest with ``keys``, where it was another one, which may know other ops."""
+    said = bytes(keys.get("edgeloop", b"")).decode(errors="replace").strip('"')
+    if not re.fullmatch(r"[0-9A-Za-z.+-]{1,20}", said) or said == VERSION:
+        return ""
+    return f" (made by edgeloop {said}, this is {VERSION})"
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:

@@ -11,6 +11,7 @@ from edgeloop.runtime.backends import open_backend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.manifest import FORMAT, read_manifest
+from edgeloop.runtime.version import VERSION
 
 RULE = {
     "thresholds": [0.5, 0.5],
@@ -91,6 +92,23 @@ def test_a_number_that_cannot_be_meant_is_named(changed, place, value, told):
         read_manifest(changed(place, value))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("9.1.0", f" (made by edgeloop 9.1.0, this is {VERSION}); export the checkpoint again"),
+        (VERSION, "`$.program.prologue.ops[0].op`; export the checkpoint again"),
+        ("9\n1", "`$.program.prologue.ops[0].op`; export the checkpoint again"),
+    ],
+)
+def test_an_op_of_another_version(changed, version, told):
+    folder = changed("program/prologue/ops/0/op", "invert")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"edgeloop": version}))
+    with pytest.raises(BundleError, match="Invalid value 'invert'") as caught:
+        read_manifest(folder)
+    assert str(caught.value).endswith(told)
 
 
 @pytest.mark.parametrize(
