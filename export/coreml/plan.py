@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.coreml.layout import Layout, reads_at_once
+from ...runtime.coreml.layout import Layout
 from ...runtime.model.ops import Linear
 from ...runtime.model.program import Program, Stage
 from ...runtime.model.rotary import RotaryTables
@@ -38,8 +38,8 @@ class Plan:
 
     @cached_property
     def at_once(self) -> bool:
-        """Does the model read a text at once? Then every function takes as many tokens as the context has."""
-        return reads_at_once(self.program)
+        """Does the model read a text at once, as encoders do? Then every function takes the context's tokens."""
+        return self.program.encoder
 
     @property
     def most(self) -> int:

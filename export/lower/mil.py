@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
-from ...runtime.coreml.layout import reads_at_once
 from ...runtime.errors import ExportError
 from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage
@@ -41,20 +40,19 @@ REFUSED: Mapping[type, str] = {
 
 def check(program: Program) -> None:
     """ExportError names the first op that no function of a package computes."""
-    at_once = reads_at_once(program)
     for stage in program.stages:
         for op in stage.ops:
-            if (reason := _problem(op, at_once)) is not None:
+            if (reason := _problem(op, program.encoder)) is not None:
                 raise ExportError(
                     f"target coreml does not take {ops.kind(op)}{reason}; export to another target"
                 )
 
 
-def _problem(op: ops.Op, at_once: bool) -> str | None:
+def _problem(op: ops.Op, encoder: bool) -> str | None:
     if type(op) in REFUSED:
         return f": {REFUSED[type(op)]}"
-    if isinstance(op, ops.Attend) and op.cache is not None and at_once:
-        return " with a cache beside one without: a text goes in at once, or token by token"
+    if isinstance(op, ops.Attend) and op.cache is None and not encoder:
+        return " without a cache beside one with it: a text goes in at once, or token by token"
     if isinstance(op, ops.Attend) and op.cache is not None and op.mask == "prefix":
         return " with mask prefix: a prompt goes in by chunks, and its first block may be longer than one"
     return None

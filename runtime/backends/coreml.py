@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backend import F32, I64, Lanes, check_fill
-from ..coreml.layout import reads_at_once
 from ..coreml.signature import check_functions
 from ..errors import EngineError, UsageError
 from ..kv import KVCache
@@ -51,7 +50,7 @@ class CoremlBackend:
     def __init__(self, program: Program, package: Package, runner: Runner, name: str = "coreml") -> None:
         self.program, self.name = program, name
         self._package, self._runner = package, runner
-        self._at_once = reads_at_once(program)
+        self._at_once = program.encoder
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model.ops import Attend
 from ..model.program import STAGES, Program
 
 SIDES = ("keys", "values")
@@ -53,12 +52,6 @@ class Layout:
         own = depth if self._slots.get(stage, 1) > 1 else 0
         row = own * kinds.count(kind) + kinds[:cache].count(kind)
         return Place(*_names(stage, list(dict.fromkeys(kinds)).index(kind)), row)
-
-
-def reads_at_once(program: Program) -> bool:
-    """Does a token see more of its text than what came before: is there attention without a cache?"""
-    ops = (op for stage in program.stages for op in stage.ops)
-    return any(isinstance(op, Attend) and op.cache is None for op in ops)
 
 
 def _names(stage: str, number: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from ..errors import BundleError
 from ..manifest import Package
 from ..model.program import Program
 from ..model.sizes import output_size
-from .layout import Layout, reads_at_once
+from .layout import Layout
 
 if TYPE_CHECKING:
     from .interpreter import Function
@@ -41,7 +41,7 @@ def check_functions(functions: Mapping[str, Function], package: Package, program
         states = {state: t.shape for state, t in function.states.items()}
         if states != package.states:
             raise _other(package, f"{name} has states {states}")
-    longest = "embed" if reads_at_once(program) else "prefill"
+    longest = "embed" if program.encoder else "prefill"
     given = functions[longest].inputs
     chunk = given["ids"].shape if "ids" in given else ()
     if chunk != (1, package.chunk):
@@ -50,7 +50,7 @@ def check_functions(functions: Mapping[str, Function], package: Package, program
 
 def _made(program: Program) -> dict[str, int]:
     """The functions that the host calls, and the width of what each makes last."""
-    prefill = () if reads_at_once(program) else ("prefill",)
+    prefill = () if program.encoder else ("prefill",)
     steps = ("embed", *prefill, *(f"decode_d{depth}" for depth in range(program.depths)))
     return {**dict.fromkeys(steps, program.width), "head": output_size(program)}
 

@@ -40,3 +40,25 @@ def test_huginn(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str) -
     assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
     assert parity.shipped <= parity.bound == shipped(manifest.program)
     assert 1 < parity.bound / SHIPPED < 1.25
+
+
+@pytest.mark.parametrize(("quant", "ane"), [("none", False), ("int4", True)])
+def test_albert(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
+    """Texts at once, of several lengths and with types of tokens."""
+    source, out = checkpoint("albert_g2_inner2_padded"), tmp_path / "bundle"
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    parity = report.manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= SHIPPED
+    if quant != "none":
+        return
+    theirs = load_file(source / "reference.safetensors")
+    mask = theirs["attention_mask"].astype(bool)
+    texts, types = (
+        [row[seen] for row, seen in zip(theirs[name], mask, strict=True)]
+        for name in ("input_ids", "token_type_ids")
+    )
+    with Session.open(out, engine="coreml-reference") as session:
+        found = session.encode(texts, types, logits=True).logits
+    assert found is not None
+    assert difference(found[mask], theirs["logits_token_types"][mask]) < 5e-3  # all of it float16

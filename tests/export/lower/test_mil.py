@@ -176,7 +176,7 @@ def test_a_text_that_is_read_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "told"),
     [
-        ({"cached": False, "mask": "both"}, {}, "attend with a cache beside one without"),
+        ({"cached": False, "mask": "both"}, {}, "attend without a cache beside one with it"),
         ({"mask": "prefix"}, {}, "attend with mask prefix: a prompt goes in by chunks"),
     ],
 )
