@@ -2,259 +2,133 @@
 
     forward(tokens [1, S] int64, input_pos [1] int64) → logits [1, V] of the last token
 
-A layer's matrices are one module however often it is applied; norms and deltas of each depth are its own. Caches are
-buffers that the method changes: rings of C rows, in which token p is in row p mod C. So a sliding window needs no more
-rows than it sees, and a sequence that outgrows the context forgets its oldest tokens instead of failing.
+A matrix is one module however often it is applied; vectors and deltas of each depth are their own. Caches are buffers
+that the method changes: rings of C rows, in which token p is in row p mod C. So a sliding window needs no more rows
+than it sees, and a sequence that outgrows the context forgets its oldest tokens instead of failing.
 
-S new tokens, C rows of a cache, D width, H heads, K KV heads, hd head_dim, R depths.
+S new tokens, C rows of a cache, K KV heads, d size of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runtime.backend import F32
-from ...runtime.spec import Segment, Spec
-from ...runtime.weights import MATRICES, projection_shapes
-from .matrix import Matrix, Norm, Weights, float_activations
+from ...runtime.errors import ExportError
+from ...runtime.model import ops
+from ...runtime.model.program import Program, Stage
+from ...runtime.model.rotary import frequencies
+from ...runtime.model.rotation import Yarn
+from ...runtime.model.sizes import IDS, sizes
+from ...runtime.model.transform import whole
+from ...runtime.pte.kinds import Mask, Turning, whole_lanes
+from ..lower.xnnpack import LOWERINGS, Lowering, Steps, check
+from ..lower.xnnpack_attend import Turn
+from ..lower.xnnpack_weights import Held, float_activations
+from .ring import Attend, Call, Lookup, Ring, Rings, Rotate, Width
 
 HIDDEN = -1e30
 """Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a call's layers share: rows [K·S] of a flattened cache for the new tokens, cos, sin [S, 1, hd] (the first
-    half of sin negative), mask [S, C]."""
+class Turns(nn.Module):
+    """The tables of one rotation of heads of ``width``: what is not turned has a cosine of 1 and a sine of 0."""
 
-    rows: Tensor
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor
-    swap: Tensor
-
-
-class Ring(nn.Module):
-    """K and V of one layer at one depth: each [K·C, hd], a KV head's rows together."""
-
-    def __init__(self, spec: Spec, rows: int) -> None:
+    def __init__(self, turning: Turning, width: int) -> None:
         super().__init__()
-        self.heads = spec.kv_heads
-        for side in ("key", "value"):
-            self.register_buffer(side, torch.zeros(spec.kv_heads * rows, spec.head_dim))
+        dims, by = turning.by.dims, turning.by
+        each = np.repeat(np.arange(dims // 2), 2) if turning.pairs else np.tile(np.arange(dims // 2), 2)
+        first = np.arange(dims) % 2 == 0 if turning.pairs else np.arange(dims) < dims // 2
+        found = {"frequency": frequencies(by)[each], "sign": np.where(first, -1, 1)}
+        for name, numbers in found.items():
+            padded = np.concatenate((numbers, np.zeros(width - dims)))
+            self.register_buffer(name, torch.from_numpy(padded.astype(np.float32)))
+        self.amplitude = by.scaling.amplitude if isinstance(by.scaling, Yarn) else 1.0
+        self.register_buffer("factor", torch.tensor([self.amplitude] * dims + [1.0] * (width - dims)))
 
-    def write(self, new: list[Tensor], rows: Tensor) -> None:
-        """new k and v [S, K, hd] into their rows."""
-        for side, x in zip(("key", "value"), new, strict=True):
-            flat = turned(x).view(-1, x.shape[-1])
-            self.get_buffer(side).index_put_((rows,), flat)
-
-    def read(self) -> list[Tensor]:
-        """K and V [K, C, hd]."""
-        return [
-            self.get_buffer(side).view(self.heads, -1, self.get_buffer(side).shape[-1])
-            for side in ("key", "value")
-        ]
-
-
-class FlatDelta(nn.Module):
-    """One projection's LoRA at one depth: x [S, in] → [S, out]."""
-
-    def __init__(self, weights: Weights, name: str, depth: int) -> None:
-        super().__init__()
-        for side in ("lora_a", "lora_b"):
-            # Cloned: a buffer that is a view of a larger one is lowered as the larger one's first values.
-            self.register_buffer(side, weights[f"{name}.{side}"][depth].float().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.get_buffer("lora_a")), self.get_buffer("lora_b"))
-
-
-class Applied(nn.Module):
-    """One application of a layer: ``matrices`` are those of all of its applications.
-
-    ``reads``: it has no K and V of its own, and reads the ``ring`` of another depth.
-    """
-
-    def __init__(
-        self,
-        spec: Spec,
-        segment: Segment,
-        weights: Weights,
-        prefix: str,
-        depth: int,
-        matrices: nn.ModuleDict,
-        ring: Ring,
-        reads: bool,
-    ) -> None:
-        super().__init__()
-        self.spec, self.matrices, self.ring, self.reads = spec, matrices, ring, reads
-        names = ["attention_norm", "mlp_norm"]
-        names += ["attention_out_norm", "mlp_out_norm"] if spec.sandwich_norms else []
-        self.norms = nn.ModuleDict()
-        for name in names:
-            weight = weights[f"{prefix}{name}.weight"]
-            self.norms[name] = Norm((weight[depth] if weight.ndim == 2 else weight).clone(), spec.norm_eps)
-        self.deltas = nn.ModuleDict({p: FlatDelta(weights, f"{prefix}{p}", depth) for p in segment.lora})
-
-    def project(self, name: str, x: Tensor) -> Tensor:
-        """x [S, in] → [S, out], delta included."""
-        y: Tensor = self.matrices[name](x)
-        delta: Tensor | None = self.deltas[name](x) if name in self.deltas else None
-        return y if delta is None else y + delta
-
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        normed: Tensor = self.norms[name](x, None)
-        return normed
-
-    def heads(self, name: str, h: Tensor) -> Tensor:
-        """h [S, D] → [S, heads, hd]."""
-        y = self.project(name, h)
-        return y.view(-1, y.shape[-1] // self.spec.head_dim, self.spec.head_dim)
-
-    def forward(self, x: Tensor, place: Place) -> Tensor:
-        """x [S, D] → [S, D]."""
-        h = self.norm("attention_norm", x)
-        q = rotate(self.heads("q_proj", h), place)
-        if not self.reads:
-            self.ring.write([rotate(self.heads("k_proj", h), place), self.heads("v_proj", h)], place.rows)
-        a = self.project("o_proj", attend(q * self.spec.head_dim**-0.5, self.ring.read(), place.mask))
-        x = x + (self.norm("attention_out_norm", a) if self.spec.sandwich_norms else a)
-        h = self.norm("mlp_norm", x)
-        m = self.project("down_proj", F.silu(self.project("gate_proj", h)) * self.project("up_proj", h))
-        return x + (self.norm("mlp_out_norm", m) if self.spec.sandwich_norms else m)
-
-
-def rotate(x: Tensor, place: Place) -> Tensor:
-    """x [S, heads, hd] → the same, each head turned to its token's position.
-
-    The halves are swapped by a matrix: XNNPACK takes no slice of a tensor whose S is free.
-    """
-    return x * place.cos + F.linear(x, place.swap) * place.sin
-
-
-def turned(x: Tensor) -> Tensor:
-    """x with its first two axes swapped, laid out anew: whether it must be would be a question to each S."""
-    return torch.clone(x.permute(1, 0, 2), memory_format=torch.contiguous_format)
-
-
-def attend(q: Tensor, cache: list[Tensor], mask: Tensor) -> Tensor:
-    """q [S, H, hd] over K and V [K, C, hd] → [S, H·hd]."""
-    _, heads, width = q.shape
-    key, value = cache
-    kv_heads = key.shape[0]
-    query = turned(q).view(kv_heads, -1, width)  # [K, G·S, hd]: a KV head's queries share it
-    scores = torch.bmm(query, key.transpose(1, 2))
-    scores = scores.view(kv_heads, heads // kv_heads, -1, key.shape[1]) + mask
-    weights = torch.softmax(scores, dim=-1).view(kv_heads, -1, key.shape[1])
-    mixed = torch.bmm(weights, value).view(heads, -1, width)
-    return turned(mixed).view(-1, heads * width)
-
-
-class Rows(nn.Module):
-    """The embedding [V, D], looked up in codes as quant/pack.py has them: operators that every host has."""
-
-    def __init__(self, weights: Weights, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        if bits == 32:
-            self.register_buffer("weight", weights["embed.weight"])
-        else:
-            self.register_buffer("codes", weights["embed.codes"].flatten(1))
-            self.register_buffer("scales", weights["embed.scales"])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [S] → [S, D] float32."""
-        if self.bits == 32:
-            return F.embedding(ids, self.get_buffer("weight"))
-        codes, scales = self.get_buffer("codes")[ids], self.get_buffer("scales")[ids]
-        if self.bits == 4:
-            high = codes // 16
-            codes = torch.stack((codes - high * 16, high), -1)
-        values = codes.float().reshape(*scales.shape, -1) - 2 ** (self.bits - 1)
-        rows: Tensor = (values * scales.float().unsqueeze(-1)).flatten(1)
-        return rows
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [S] → cos and sin [S, 1, width]."""
+        angle = positions.unsqueeze(1).float() * self.get_buffer("frequency")
+        cos, sin = torch.cos(angle), torch.sin(angle) * self.get_buffer("sign")
+        if self.amplitude != 1:
+            cos, sin = cos * self.get_buffer("factor"), sin * self.get_buffer("factor")
+        return cos.unsqueeze(1), sin.unsqueeze(1)
 
 
 class Flat(nn.Module):
     """The whole model. ``rows``: C. ``chunk``: S at most."""
 
-    def __init__(self, spec: Spec, weights: Weights, bits: int, rows: int, chunk: int) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Tensor], bits: int, rows: int, chunk: int
+    ) -> None:
         super().__init__()
-        self.spec, self.window, self.chunk = spec, spec.window, chunk
-        self.embed = Rows(weights, bits)
-        self.norm = Norm(weights["norm.weight"], spec.norm_eps)
-        self.head = Matrix(weights, "embed" if spec.tied_embedding else "head", bits)
-        self.order = nn.ModuleList()
-        self.passes: list[int] = []
-        """How many layers have been applied when a depth ends, for the norm between depths."""
-        for s, segment in enumerate(spec.segments):
-            self._add(s, segment, weights, bits, rows)
-        width = spec.head_dim
+        self.chunk, held, rings = chunk, Held(program, weights, bits, free=True), Rings(rows)
+        lowerings: dict[type, Lowering] = {
+            **LOWERINGS, ops.Embed: Lookup, ops.Rotate: Rotate, ops.Attend: rings.attend,
+        }  # fmt: skip
+        del lowerings[Turn]
+        body, head = _parted(program)
+        given = [IDS] * len(body.inputs)
+        known = sizes(body, given, program.weights)
+        self.body = Steps(body, given, held, lowerings)
+        self.head = Steps(head, [known[value] for value in head.inputs], held, lowerings)
+        attends = [module for module in self.modules() if isinstance(module, Attend)]
+        self.layers, self.masks = len(attends), dict.fromkeys(module.mask for module in attends)
+        turns = [module.turning for module in self.modules() if isinstance(module, Rotate)]
+        self.widths: list[Width] = list(dict.fromkeys(turns))
+        self.turns = nn.ModuleList(Turns(*each) for each in self.widths)
         self.register_buffer("steps", torch.arange(chunk))
         self.register_buffer("ring", torch.arange(rows))
-        self.register_buffer("starts", torch.arange(spec.kv_heads).unsqueeze(1) * rows)
-        frequency = spec.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        self.register_buffer("swap", torch.eye(width).roll(width // 2, 0))
-        self.register_buffer("frequency", frequency.float())
-
-    def _add(self, number: int, segment: Segment, weights: Weights, bits: int, rows: int) -> None:
-        spec = self.spec
-        looped = number in spec.stages.block and spec.depths > 1
-        shares = looped and spec.shares_kv
-        matrices = [
-            shared_matrices(spec, weights, f"segments.{number}.layers.{j}.", bits)
-            for j in range(segment.layers)
-        ]
-        rings: dict[int, Ring] = {}
-        for depth in range(segment.repeats):
-            for j in range(segment.layers):
-                reads = shares and depth > 0
-                ring = rings[j] if reads else Ring(spec, rows)
-                rings[j] = ring
-                prefix = f"segments.{number}.layers.{j}."
-                self.order.append(Applied(spec, segment, weights, prefix, depth, matrices[j], ring, reads))
-            if looped:
-                self.passes.append(len(self.order))
-
-    def place(self, start: Tensor, count: int) -> Place:
-        """``count`` tokens from position ``start`` [1] on."""
-        rows = len(self.get_buffer("ring"))
-        steps = self.get_buffer("steps")[:count]
-        positions = start + steps  # [S]
-        at = (self.get_buffer("starts") + positions % rows).flatten()
-        angle = positions.unsqueeze(1).float() * self.get_buffer("frequency")
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        # Row c holds the newest position up to the call's last that is c modulo C.
-        last = start + (count - 1)
-        held = last - (last - self.get_buffer("ring")) % rows  # [C]
-        seen = (held >= 0) & (held <= positions.unsqueeze(1))
-        if self.window is not None:
-            seen = seen & (held > positions.unsqueeze(1) - self.window)
-        mask = torch.where(seen, 0.0, HIDDEN)
-        return Place(
-            at,
-            torch.cat((cos, cos), 1).unsqueeze(1),
-            torch.cat((-sin, sin), 1).unsqueeze(1),
-            mask,
-            self.get_buffer("swap"),
-        )
+        heads = attends[0].op.kv_heads if attends else 1
+        self.register_buffer("starts", torch.arange(heads).unsqueeze(1) * rows)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        place = self.place(input_pos, tokens.shape[1])
-        x = self.embed(tokens.view(-1))
-        for i, layer in enumerate(self.order, start=1):
-            x = layer(x, place)
-            if self.spec.loop_norm and i in self.passes:
-                x = self.norm(x, None)
-        x = x[-1:]
-        logits: Tensor = self.head(x if self.spec.loop_norm else self.norm(x, None))
+        rows, count = len(self.get_buffer("ring")), tokens.shape[1]
+        positions = input_pos + self.get_buffer("steps")[:count]  # [S]
+        at = (self.get_buffer("starts") + positions % rows).flatten()
+        turns = {width: table(positions) for width, table in zip(self.widths, self.turns, strict=True)}
+        call = Call(at, turns, self._seen(input_pos, positions, count))
+        hosts = {"ids": tokens.view(-1), "positions": positions}
+        found = self.body(call, *(hosts[name] for name in self.body.inputs))
+        logits: Tensor = self.head(call, *(value[-1:] for value in found))[0]
         return logits
+
+    def _seen(self, start: Tensor, positions: Tensor, count: int) -> dict[Mask, Tensor]:
+        """The masks [S, C] of ``count`` tokens from position ``start`` [1] on."""
+        # Row c holds the newest position up to the call's last that is c modulo C.
+        ring = self.get_buffer("ring")
+        last = start + (count - 1)
+        held = last - (last - ring) % len(ring)  # [C]
+        causal, found = (held >= 0) & (held <= positions.unsqueeze(1)), {}
+        for mask in self.masks:
+            seen = causal
+            if mask.window is not None:
+                seen = seen & (held > positions.unsqueeze(1) - mask.window)
+            found[mask] = torch.where(seen, 0.0, HIDDEN)
+        return found
+
+
+def check_flat(program: Program) -> None:
+    """ExportError for what the whole model as one method does not compute."""
+    check(program)
+    if whole_lanes(program) or not any(program.caches(name) for name in ("prologue", "block", "epilogue")):
+        raise ExportError(
+            "the flat layout writes token by token, and the model keeps no K and V; export it with --layout staged"
+        )
+
+
+def _parted(program: Program) -> tuple[Stage, Stage]:
+    """The whole model: all but its head, and the head, which runs on the last token alone."""
+    stage, count = whole(program), len(program.head.ops)
+    ahead, head = stage.ops[: len(stage.ops) - count], stage.ops[len(stage.ops) - count :]
+    own = {value for op in head for value in ops.writes(op)}
+    needed = tuple(dict.fromkeys(value for op in head for value in ops.reads(op) if value not in own))
+    given = needed or stage.outputs
+    return Stage(stage.inputs, ahead, given), Stage(given, head, stage.outputs)
 
 
 class Unsaved:
@@ -275,15 +149,3 @@ class Unsaved:
             if isinstance(module, Ring):
                 for cache in module.buffers():
                     cache.zero_()
-
-
-def shared_matrices(spec: Spec, weights: Weights, prefix: str, bits: int) -> nn.ModuleDict:
-    """The projections of one physical layer, each by itself: XNNPACK takes no slice of a tensor whose S is free."""
-    sizes = {name: out for name, (out, _) in projection_shapes(spec).items()}
-    found = {}
-    for name, parts in MATRICES.items():
-        start = 0
-        for part in parts:
-            found[part] = Matrix(weights, f"{prefix}{name}", bits, slice(start, start + sizes[part]))
-            start += sizes[part]
-    return nn.ModuleDict(found)

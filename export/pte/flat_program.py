@@ -20,7 +20,7 @@ from executorch.runtime import Runtime
 from ...runtime.backend import F32
 from ...runtime.errors import ExportError
 from ...runtime.manifest import Constant
-from ...runtime.spec import Spec
+from ...runtime.model.program import Program
 from ..quiet import quiet
 from .flat import Flat
 from .lower import few_passes, undisturbed
@@ -30,35 +30,35 @@ CHUNK = 64
 """Tokens of a prompt in one call at most: XNNPACK reserves memory for as many."""
 
 
-def chunk_of(spec: Spec) -> int:
+def chunk_of(program: Program) -> int:
     """Tokens of a call at most."""
-    return min(CHUNK, spec.context_length)
+    return min(CHUNK, program.context_length)
 
 
-def rows_of(spec: Spec, chunk: int) -> int:
+def rows_of(program: Program, chunk: int) -> int:
     """Rows of a cache: the context, or what a chunk's first and last token see between them."""
-    window = spec.window
-    return spec.context_length if window is None else min(spec.context_length, window + chunk - 1)
+    window = program.window
+    return program.context_length if window is None else min(program.context_length, window + chunk - 1)
 
 
-def constants(spec: Spec, chunk: int) -> dict[str, Constant]:
+def constants(program: Program, chunk: int) -> dict[str, Constant]:
     """What extension/llm/runner/constants.h names, as methods without inputs; and get_n_layers, as its exporter has.
 
     A runner cuts prompts into pieces of get_max_seq_len, and with enable_dynamic_shape gives each in one call.
     """
     found: dict[str, Constant] = {
         "get_max_seq_len": chunk,
-        "get_max_context_len": spec.context_length,
-        "get_vocab_size": spec.vocab_size,
-        "get_n_layers": spec.applied_layers,
+        "get_max_context_len": program.context_length,
+        "get_vocab_size": program.vocab_size,
+        "get_n_layers": program.applied_layers,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": False,
         "enable_dynamic_shape": chunk > 1,
     }
-    if spec.bos_token_id is not None:
-        found["get_bos_id"] = spec.bos_token_id
-    if spec.eos_token_ids:
-        found["get_eos_ids"] = spec.eos_token_ids
+    if program.bos_token_id is not None:
+        found["get_bos_id"] = program.bos_token_id
+    if program.eos_token_ids:
+        found["get_eos_ids"] = program.eos_token_ids
     return found
 
 
@@ -86,9 +86,9 @@ def lower_flat(model: Flat, named: dict[str, Constant]) -> EdgeProgramManager:
         graph = edge.exported_program(METHOD).graph_module
         delegates, left = len(get_lowered_backend_modules(graph)), heavy(graph)
         # One between two layers' writes, one before the first, and some for rotations and masks.
-        if left or delegates > len(model.order) + EXTRA_DELEGATES:
+        if left or delegates > model.layers + EXTRA_DELEGATES:
             raise ExportError(
-                f"XNNPACK took the model in {delegates} pieces for {len(model.order)} layers and left "
+                f"XNNPACK took the model in {delegates} pieces for {model.layers} layers and left "
                 f"{', '.join(left) or 'nothing'}; please report the checkpoint's config"
             )
         return edge

@@ -22,7 +22,7 @@ from executorch.exir.passes import MemoryPlanningPass
 
 from ...runtime.errors import ExportError
 from ..quiet import quiet
-from .methods import Head, Rows
+from .methods import Methods
 
 # Of XNNPACK's 17 passes. The others look for convolutions, batch norms, channels-last tensors and the like, which
 # there are none of here, and each rewrites the whole graph: with them lowering takes twice as long.
@@ -31,7 +31,7 @@ DELEGATE = "executorch_call_delegate"
 Step = Callable[[str], None]
 
 
-def lower(methods: dict[str, Rows | Head], step: Step) -> EdgeProgramManager:
+def lower(methods: Methods, step: Step) -> EdgeProgramManager:
     """Every method, each as one XNNPACK delegate; ``step`` is told what goes on.
 
     ExportError when XNNPACK left an operator of a method out: it would run on slow portable kernels, if at all.

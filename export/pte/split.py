@@ -16,25 +16,20 @@ import torch
 from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
 
 from ...runtime.pte.layout import BASE, DELTAS
-from .matrix import Delta, Norm
-from .methods import Head, Rows
+from ..lower.xnnpack_weights import Delta, Numbers
+from .methods import Methods
 
 
-def delta_keys(methods: dict[str, Rows | Head]) -> set[str]:
-    """Under which keys XNNPACK's serializer stores LoRA matrices and norms that have a row for each depth."""
+def delta_keys(methods: Methods) -> set[str]:
+    """Under which keys XNNPACK's serializer stores deltas, and vectors that have a row for each depth."""
     keys = set()
     for method in methods.values():
         for module in method.modules():
-            if isinstance(module, Delta):
-                tensors = list(module.buffers())
-            elif isinstance(module, Norm) and module.per_depth:
-                tensors = [module.get_buffer("weight")]
-            else:
-                continue
-            keys |= {
-                hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-                for t in tensors
-            }
+            if isinstance(module, Delta) or (isinstance(module, Numbers) and module.differs):
+                keys |= {
+                    hashlib.sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+                    for t in module.buffers()
+                }
     return keys
 
 

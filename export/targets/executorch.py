@@ -19,13 +19,15 @@ from ...runtime import manifest
 from ...runtime.backends.executorch import ExecutorchBackend
 from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.errors import ExportError
-from ...runtime.llama_like import spec_of
 from ...runtime.model.activations import Activations
 from ...runtime.model.codec import around_zero
+from ...runtime.model.ops import Linear
 from ...runtime.model.program import Program
 from ...runtime.model.weights import Matrix
+from ...runtime.pte.kinds import lookups
 from ...runtime.pte.layout import Layout, Shapes, Sizes, Table, checksum
 from ..bounds import EXACT, KERNELS, REPORT, activations_of
+from ..lower import xnnpack
 from ..parity import Expected
 from ..pte.exact import EXACT_PROGRAM, exact_activations
 from ..pte.lower import lower, serialize
@@ -52,7 +54,7 @@ class ExecutorchTarget:
                 "target executorch takes one or the other, export with per-depth K and V"
             )
         check_shared(program, "executorch")
-        spec_of(program, "target executorch")
+        xnnpack.check(program)
         check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
@@ -61,7 +63,7 @@ class ExecutorchTarget:
         folder.mkdir()
         weights, bits = load_file(job.weights), job.recipe.bits
         shapes = self.shapes or Shapes.of(job.program)
-        methods = build_methods(job.program, weights, bits, shapes).methods
+        methods = build_methods(job.program, weights, bits, shapes)
         done = 0
 
         def step(name: str) -> None:
@@ -75,15 +77,16 @@ class ExecutorchTarget:
         program = serialize(edge)
         (folder / PROGRAM).write_bytes(program.buffer)
         data = write_data(program, folder)
-        table = place_embedding(job.program, weights, bits, folder, data[0] if data else PROGRAM)
+        table, *further = place_tables(job.program, weights, bits, folder, data[0] if data else PROGRAM)
         version = importlib.metadata.version("executorch")
-        layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data)
+        layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data, tuple(further))
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
         job.progress("executorch: parity after every depth", 0.9)
         reference = reference_engine(job.program, job.weights, job.recipe)
         parity = check_parity(reference, edge, folder, layout, activations_of(job.recipe, self.name))
         job.progress("executorch: done", 1.0)
         files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
+        files |= {f"table{number}": other.file for number, other in enumerate(further, start=1)}
         files |= {name.removesuffix(".ptd"): name for name in data}
         weights_in = data[0] if data else PROGRAM
         graphs = {key: f"{FOLDER}/{name}" for key, name in files.items() if name != weights_in}
@@ -140,29 +143,44 @@ def check_parity(
     return manifest.Parity(per_depth, logits, shipped, rounded.logits)
 
 
-def place_embedding(
+def place_tables(
     program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
+) -> list[Table]:
+    """Where the tables are that the host looks rows up in: one that is the head's matrix too in ``weights_in``."""
+    multiplied = {op.weight for op in program.head.ops if isinstance(op, Linear)}
+    found = dict.fromkeys(op.table for op in lookups(program))
+    names = [EMBEDDING, *(f"table{number}.bin" for number in range(1, len(found)))]
+    files = {
+        table: place_table(
+            table, weights, bits, folder, weights_in if table in multiplied else name, table in multiplied
+        )
+        for table, name in zip(found, names, strict=True)
+    }
+    return [files[op.table] for op in lookups(program)]
+
+
+def place_table(
+    table: str, weights: dict[str, Tensor], bits: int, folder: Path, name: str, there: bool
 ) -> Table:
-    """Where the embedding is: a tied one in ``weights_in``, as the head's matrix; else in a file of its own."""
+    """Where ``table`` is in the file ``name``, to which it is written unless it is ``there``."""
     if bits == 32:
-        parts, kind, scales = [weights["embed.weight"]], "float32", "float32"
+        parts, kind, scales = [weights[f"{table}.weight"]], "float32", "float32"
     else:
-        codes, scale = weights["embed.codes"], weights["embed.scales"]
+        codes, scale = weights[f"{table}.codes"], weights[f"{table}.scales"]
         kind, scales = ("int4", "bfloat16") if bits == 4 else ("int8", "float32")
         values = codes if bits == 4 else torch.from_numpy(around_zero(codes.numpy(), bits))
         parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
     data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
-    name = weights_in if program.tied_embedding else EMBEDDING
-    if not program.tied_embedding:
+    if not there:
         (folder / name).write_bytes(b"".join(data))
     with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         offsets = [memory.find(part) for part in data]
     if min(offsets) < 0:
         raise ExportError(
-            f"the embedding's {kind} values are not in {name} as they were stored; this version of executorch packs "
+            f"{table}'s {kind} values are not in {name} as they were stored; this version of executorch packs "
             "them in another way"
         )
-    groups = 0 if bits == 32 else weights["embed.scales"].shape[1]
+    groups = 0 if bits == 32 else weights[f"{table}.scales"].shape[1]
     return msgspec.convert(
         {
             "file": name,

@@ -16,14 +16,13 @@ from ...runtime import manifest
 from ...runtime.backend import F32
 from ...runtime.backends.reference import ReferenceBackend
 from ...runtime.errors import ExportError, ParityError
-from ...runtime.llama_like import spec_of
 from ...runtime.loop import DepthLoop
 from ...runtime.model.activations import Activations
 from ...runtime.model.program import Program
 from ..bounds import EXACT, KERNELS, REPORT, activations_of, bounds, difference
 from ..parity import CHUNKS
 from ..pte.exact import EXACT_PROGRAM, exact_activations
-from ..pte.flat import Flat, Unsaved
+from ..pte.flat import Flat, Unsaved, check_flat
 from ..pte.flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of, serialize_flat
 from ..reference import reference_engine
 from ..target import Job, check_shared
@@ -47,7 +46,7 @@ class ExecutorchFlatTarget:
                 "token; export it with --layout staged"
             )
         check_shared(program, "executorch")
-        spec_of(program, "target executorch")
+        check_flat(program)
         check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
@@ -55,11 +54,10 @@ class ExecutorchFlatTarget:
         (job.folder / FOLDER).mkdir()
         path = job.folder / FOLDER / PROGRAM
         weights, bits = load_file(job.weights), job.recipe.bits
-        spec = spec_of(job.program, "target executorch")
-        chunk = chunk_of(spec)
-        rows = rows_of(spec, chunk)
-        named = constants(spec, chunk)
-        model = Flat(spec, weights, bits, rows, chunk)
+        chunk = chunk_of(job.program)
+        rows = rows_of(job.program, chunk)
+        named = constants(job.program, chunk)
+        model = Flat(job.program, weights, bits, rows, chunk)
         reference = reference_engine(job.program, job.weights, job.recipe)
         job.progress("executorch: the unrolled model", 0.0)
         unsaved = Unsaved(model)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from ..bundle import Bundle
+from ..pte.kinds import lookups
 from ..pte.layout import read_layout
 from .flatbuffers import Reader, Schema, Table
 from .ledger import Ledger
@@ -118,13 +119,18 @@ def embedding(bundle: Bundle, ledger: Ledger) -> None:
     target = bundle.manifest.targets.get("executorch")
     if target is None:
         return  # a flat program has its own
-    table = read_layout(bundle.path(target.graphs["layout"]), bundle.program).embedding
-    rows, width = bundle.program.vocab_size, bundle.program.width
-    size = {"float32": 4 * width, "int8": width, "int4": width // 2}[table.kind]
-    ledger.take(table.values, table.values + rows * size, "tensors")
-    if table.groups:
-        number = {"bfloat16": 2, "float32": 4}[table.scale_type]
-        ledger.take(table.scales, table.scales + rows * table.groups * number, "tensors")
+    layout = read_layout(bundle.path(target.graphs["layout"]), bundle.program)
+    for op, table in zip(lookups(bundle.program), layout.tables, strict=True):
+        if ledger.file.rpartition("/")[2] == table.file:
+            matrix = bundle.program.matrix(op.table)
+            size = {"float32": 4 * matrix.columns, "int8": matrix.columns, "int4": matrix.columns // 2}[
+                table.kind
+            ]
+            ledger.take(table.values, table.values + matrix.rows * size, "tensors")
+            if table.groups:
+                number = {"bfloat16": 2, "float32": 4}[table.scale_type]
+                ledger.take(table.scales, table.scales + matrix.rows * table.groups * number, "tensors")
+            return
 
 
 def _parts(ledger: Ledger, read: Callable[[Ledger, int], None]) -> None:

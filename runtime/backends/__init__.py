@@ -106,6 +106,7 @@ ENGINES: dict[str, Engine] = {
         _executorch,
         'pip install "edgeloop[executorch]"',
         _executorch_unfit,
+        any_depth=True,
     ),
     "coreml": Engine(
         "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit

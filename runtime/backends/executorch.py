@@ -19,14 +19,15 @@ from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..bundle import Bundle
 from ..errors import BundleError, EngineError
 from ..kv import GrowingPairs, KVCache
-from ..model.ops import weight_fields
+from ..model.ops import Embed, weight_fields
 from ..model.program import Program
 from ..model.weights import Matrix
 from ..packed import PackedLanes
-from ..pte.binding import STAGES, Binding, Rotary
+from ..pte.binding import Binding, Rotary, rows_of
 from ..pte.bridge import Bridge, Plan
-from ..pte.calls import Batch, batches, valid_runs
-from ..pte.layout import Layout, read_layout
+from ..pte.calls import Batch, batches, valid_runs, whole_runs
+from ..pte.kinds import given, kinds, lookups, numbered, whole_lanes
+from ..pte.layout import Layout, Table, read_layout
 from ..pte.table import Embedding
 
 _BINDINGS = 128
@@ -61,10 +62,12 @@ class ExecutorchBackend:
             threads or -default_threads(program),
             profiled,
         )
+        self._given = {kind: given(program, kind) for kind in kinds(program)}
+        self._whole, self._blocks = whole_lanes(program), len(program.loop.blocks)
         self._check(folder)
-        self._embedding = Embedding(
-            folder / layout.embedding.file, layout.embedding, program.vocab_size, program.width
-        )
+        self._tables = [
+            self._table(op, folder, table) for op, table in zip(lookups(program), layout.tables, strict=True)
+        ]
         self._rotary = Rotary(program)
         self._bindings: WeakKeyDictionary[KVCache, dict[tuple[str, tuple[int, ...]], Binding]]
         self._bindings = WeakKeyDictionary()
@@ -77,7 +80,7 @@ class ExecutorchBackend:
         """The model of ``bundle``; BundleError when its program is not the model's."""
         target = bundle.manifest.targets["executorch"]
         path = bundle.path(target.graphs["layout"])
-        layout = read_layout(path, bundle.program)
+        layout = read_layout(path, bundle.manifest.program)
         for name in (layout.program, layout.embedding.file, *layout.data):
             bundle.beside(target.graphs["layout"], name)
         try:
@@ -95,16 +98,24 @@ class ExecutorchBackend:
         self._bindings.clear()
         self._heads.clear()
         self.bridge.close()
-        self._embedding.close()
+        for *_, table in self._tables:
+            table.close()
+
+    def _table(self, op: Embed, folder: Path, table: Table) -> tuple[str, str, Embedding]:
+        """The value that ``op`` writes, what the host looks up for it, and the rows."""
+        matrix = self.program.matrix(op.table)
+        rows = Embedding(folder / table.file, table, matrix.rows, matrix.columns, op.scale)
+        return op.y, op.ids, rows
 
     def _check(self, folder: Path) -> None:
         """BundleError unless the program's head is that of the program."""
         program, name = self.program, "head_m1"
         found = [self.bridge.sizes(name, 0), self.bridge.sizes(name, 0, output=True)]
-        if found != [[1, program.width], [1, program.vocab_size]]:
+        wanted = self._given["head"].width, program.vocab_size
+        if found != [[1, wanted[0]], [1, wanted[1]]]:
             raise BundleError(
                 f"{folder / self.layout.program} has a head of {found[0][-1:]} → {found[1][-1:]}, wanted "
-                f"[{program.width}] → [{program.vocab_size}]; it is from another bundle, copy the bundle again"
+                f"[{wanted[0]}] → [{wanted[1]}]; it is from another bundle, copy the bundle again"
             )
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
@@ -118,44 +129,65 @@ class ExecutorchBackend:
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
-        state = self._embedding.rows(ids.reshape(-1)).reshape(*ids.shape, -1)
-        return self._run("prologue", state, lanes, cache) if len(self.program.caches("prologue")) else state
+        found = {
+            name: table.rows((ids if which == "ids" else _of_rows(lanes)).reshape(-1))
+            for name, which, table in self._tables
+        }
+        computes = "prologue" in self._given
+        parts = [*found.values()] if computes else [found[name] for name in self.program.prologue.outputs]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+        state = rows.reshape(*ids.shape, -1)
+        return self._run("prologue", state, lanes, cache) if computes else state
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
         reads = False
         if self._shared:
             reads = not (lanes.fresh if isinstance(lanes, PackedLanes) else fresh_tokens(lanes))
-        return self._run("read" if reads else "block", state, lanes, cache)
+        return self._looped("read" if reads else "block", state, lanes, cache)
+
+    def _looped(self, name: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] through the methods of the lanes' depths: one block's after the other's."""
+        if self._blocks == 1:
+            return self._run(name, state, lanes, cache)
+        schedule = self.program.loop.schedule
+        numbers = sorted({schedule[depth] for depth in lanes.depth[lanes.tokens > 0].tolist()})
+        found = [self._run(numbered(name, number), state, lanes, cache, number) for number in numbers]
+        return found[0] if len(found) == 1 else np.sum(found, 0)  # zeros where lanes are at another's depths
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
-        if len(self.program.caches("epilogue")):
+        if "coda" in self._given:
             state = self._run("coda", state, lanes, cache)
-        return self._head(state.reshape(-1, self.program.width)[rows])
+        return self._head(state.reshape(-1, state.shape[-1])[rows])
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
         check_fill(self.program)
-        self._run("fill", state, lanes, cache)
+        self._looped("fill", state, lanes, cache)
 
-    def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] through a kind of method, its valid rows only."""
-        rows = state.reshape(-1, self.program.width)
-        if len(rows) == 1 == len(lanes.tokens) == lanes.tokens[0]:
-            return self._single(kind, rows, lanes, cache).reshape(state.shape)
-        shapes = self.layout.shapes
-        calls = list(batches(valid_runs(lanes), shapes.counts(kind)[-1], shapes.chunk))
+    def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache, only: int | None = None) -> F32:
+        """state [B, S, D] through a kind of method, its valid rows only; ``only``: of lanes of that block's depths."""
+        rows, shape = state.reshape(-1, state.shape[-1]), (*state.shape[:-1], self._given[kind].gives)
+        if only is None and len(rows) == 1 == len(lanes.tokens) == lanes.tokens[0]:
+            return self._single(kind, rows, lanes, cache).reshape(shape)
+        shapes, runs, schedule = self.layout.shapes, valid_runs(lanes), self.program.loop.schedule
+        if only is not None:
+            runs = [run for run in runs if schedule[lanes.depth[run.lane]] == only]
+        if self._whole:
+            calls = list(whole_runs(runs, shapes.chunk))
+        else:
+            calls = list(batches(runs, shapes.counts(kind)[-1], shapes.chunk))
         if len(calls) == 1 and calls[0].rows == len(rows):
-            return self._call(kind, calls[0], rows, lanes, cache).reshape(state.shape)
-        out = np.zeros_like(rows)
+            return self._call(kind, calls[0], rows, lanes, cache).reshape(shape)
+        out = np.zeros((len(rows), shape[-1]), np.float32)
         for batch in calls:
             found = self._call(kind, batch, rows, lanes, cache)
             start = 0
             for run in batch.runs:
                 out[run.row : run.row + run.count] = found[start : start + run.count]
                 start += run.count
-        return out.reshape(state.shape)
+        return out.reshape(shape)
 
     def _single(self, kind: str, row: F32, lanes: Lanes, cache: KVCache) -> F32:
         """One token of one lane, which is what decoding runs: row [1, D] → [1, D]."""
@@ -192,9 +224,11 @@ class ExecutorchBackend:
     def _binding(self, kind: str, name: str, chunk: bool, slots: tuple[int, ...], cache: KVCache) -> Binding:
         bindings = self._bindings.setdefault(cache, {})
         binding = bindings.pop((name, slots), None)
-        if binding is None or binding.cache_rows != cache.stages[STAGES[kind]][0][0].shape[2]:
-            rows = self.layout.shapes.chunk if chunk else len(slots)
-            binding = Binding(self.bridge, self.program, kind, name, rows, cache, slots, chunk, self._rotary)
+        if binding is None or binding.cache_rows != rows_of(cache, kind):
+            rows, takes = self.layout.shapes.chunk if chunk else len(slots), self._given[kind]
+            binding = Binding(
+                self.bridge, self.program, takes, kind, name, rows, cache, slots, chunk, self._rotary
+            )
             while len(bindings) >= _BINDINGS:
                 bindings.pop(next(iter(bindings)))
         bindings[name, slots] = binding  # behind all others: the first was not used for longest
@@ -216,7 +250,7 @@ class ExecutorchBackend:
 
     def _head_call(self, name: str, rows: int, state: F32) -> F32:
         if name not in self._heads:
-            inputs = np.zeros((rows, self.program.width), np.float32)
+            inputs = np.zeros((rows, self._given["head"].width), np.float32)
             logits = np.zeros((rows, self.program.vocab_size), np.float32)
             self._heads[name] = self.bridge.plan(name, [inputs], [logits], [], 1, []), inputs, logits
         plan, inputs, logits = self._heads[name]
@@ -227,13 +261,20 @@ class ExecutorchBackend:
         return logits[: len(state)]
 
 
+def _of_rows(lanes: Lanes) -> I64:
+    """The position of each row of a state: [B, S], or of packed lanes [N, 1]."""
+    if isinstance(lanes, PackedLanes):
+        return lanes.positions.reshape(-1)[lanes.kept]
+    return lanes.positions
+
+
 def default_threads(program: Program) -> int:
     """The cores that this process may use; one where no matrix is worth the wait for a second one."""
     outside = {name for op in (*program.prologue.ops, *program.head.ops) for _, name in weight_fields(op)}
     sizes = [
         w.rows * w.columns for n, w in program.weights.items() if isinstance(w, Matrix) and n not in outside
     ]
-    if max(sizes) < WORTH_SHARING:
+    if max(sizes, default=0) < WORTH_SHARING:
         return 1
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -170,8 +170,12 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     @property
     def rotations(self) -> tuple[Rotation, ...]:
         """The different rotations of all stages, in the order of their first use."""
-        found = (op.by for stage in self.stages for op in stage.ops if isinstance(op, Rotate))
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(op.by for op in self.rotates))
+
+    @property
+    def rotates(self) -> Iterator[Rotate]:
+        """The rotating ops of all stages."""
+        return (op for stage in self.stages for op in stage.ops if isinstance(op, Rotate))
 
     def differs(self, stage: Stage) -> bool:
         """Is there anything in ``stage`` that differs between the depths of the rows of a call?"""

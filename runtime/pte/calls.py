@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..backend import Lanes
+from ..errors import UsageError
 from ..packed import PackedLanes
 
 GROUPS = 4
@@ -61,6 +62,14 @@ def batches(runs: list[Run], most: int, chunk: int) -> Iterator[Batch]:
             waiting += _parts(run, 1)
     for start in range(0, len(waiting), most):
         yield Batch(tuple(waiting[start : start + most]), False)
+
+
+def whole_runs(runs: list[Run], chunk: int) -> Iterator[Batch]:
+    """A call for each lane, whose tokens see each other and nothing else; UsageError for more than a call has."""
+    for run in runs:
+        if run.count > chunk:
+            raise UsageError(f"{run.count} tokens at once, and the model was exported for {chunk} at most")
+        yield Batch((run,), run.count > 1)
 
 
 def _parts(run: Run, size: int) -> Iterator[Run]:

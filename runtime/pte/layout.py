@@ -10,11 +10,10 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from ..backend import can_fill
 from ..errors import BundleError
-from ..model.facts import attention
 from ..model.limits import within
-from ..model.program import Program
+from ..model.program import STAGES, Program
+from .kinds import kinds, lookups, role, whole_lanes, widths
 
 BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
@@ -34,24 +33,18 @@ class Shapes(Struct, frozen=True, forbid_unknown_fields=True):
 
     @staticmethod
     def of(program: Program) -> Shapes:
-        """A row for each depth, within reason."""
+        """A row for each depth, within reason; a chunk of all that may have to be in one call."""
+        if whole_lanes(program):
+            return Shapes(1, min(program.context_length, MOST_TOKENS))
         return Shapes(min(program.depths, MOST_ROWS), CHUNK)
 
     def kinds(self, program: Program) -> list[str]:
         """The kinds of methods that a model has, in the order of a pass."""
-        wanted = {
-            "prologue": len(program.caches("prologue")) > 0,
-            "block": True,
-            "read": program.shares_kv,
-            "fill": can_fill(program),
-            "coda": len(program.caches("epilogue")) > 0,
-            "head": True,
-        }
-        return [kind for kind, there in wanted.items() if there]
+        return kinds(program)
 
     def counts(self, kind: str) -> list[int]:
         """Rows of the mN methods of a kind."""
-        if kind in ("block", "read"):
+        if role(kind) in ("block", "read"):
             return list(range(1, self.rows + 1))
         return sorted({1, self.rows}) if kind == "head" else [1]
 
@@ -89,7 +82,11 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host that reads no program must know of the model: a small C++ loop, an app."""
+    """What a host that reads no program must know of the model: a small C++ loop, an app.
+
+    ``rope_theta``: 0 where nothing turns. ``rope_dims``: of a head, the first ones; 0 for all of them. ``beyond``: what
+    a host must do besides, in words; one that does not know all of it cannot run the model.
+    """
 
     width: int
     vocab_size: int
@@ -101,28 +98,53 @@ class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
     window: int | None
     shared_kv: bool
     routed: bool
+    rope_dims: int = 0
+    rope_pairs: bool = False
+    embedding_scale: float = 1.0
+    beyond: tuple[str, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Sizes:
-        """Those of ``program``, whose attention is the same in all layers."""
-        found = attention(program)
-        assert found is not None
+        """Those of ``program``, whose caches have one shape."""
+        shapes = [shape for name in STAGES for shape in program.caches(name)]
+        heads, width = (shapes[0].kv_heads, shapes[0].head_dim) if shapes else (0, 0)
+        turns = list(dict.fromkeys((op.by, op.pairs) for op in program.rotates))
+        by, pairs = turns[0] if turns else (None, False)
+        first = lookups(program)[0]
+        beyond = {
+            "rotations of several kinds": len(turns) > 1,
+            "scaled rotations": any(by.scaling is not None for by, _ in turns),
+            "rows of several tables": len(lookups(program)) > 1,
+            "several blocks in its loop": len(program.loop.blocks) > 1,
+            "windows in some layers": program.window is None and any(s.window is not None for s in shapes),
+            "attention without K and V of earlier calls": whole_lanes(program),
+            "states of several widths": any(
+                widths(program, kind) != (program.width,) for kind in ("prologue", "head")
+            ),
+        }
         return Sizes(
             program.width,
             program.vocab_size,
             program.depths,
-            found.kv_heads,
-            found.head_dim,
+            heads,
+            width,
             program.context_length,
-            program.rotations[0].theta,
+            by.theta if by else 0.0,
             program.window,
             program.shares_kv,
             program.routing is not None,
+            by.dims if by and by.dims != width else 0,
+            pairs,
+            first.scale,
+            tuple(what for what, there in beyond.items() if there),
         )
 
 
 class Layout(Struct, frozen=True, forbid_unknown_fields=True):
-    """layout.json. ``version``: of the executorch that wrote the program. ``data``: .ptd files that it needs."""
+    """layout.json. ``version``: of the executorch that wrote the program. ``data``: .ptd files that it needs.
+
+    ``embedding``: the table of the program's first lookup; ``further``: those of the others.
+    """
 
     version: str
     program: str
@@ -130,6 +152,12 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
     shapes: Shapes
     embedding: Table
     data: tuple[str, ...] = ()
+    further: tuple[Table, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of all lookups, in order."""
+        return self.embedding, *self.further
 
 
 def read_layout(path: Path, program: Program) -> Layout:
@@ -148,13 +176,21 @@ def _problems(layout: Layout, program: Program) -> Iterator[str]:
         yield "sizes are not those of the manifest's program"
     yield from within("shapes.rows", layout.shapes.rows, 1, max(program.depths, MOST_ROWS))
     yield from within("shapes.chunk", layout.shapes.chunk, 1, MOST_TOKENS)
-    table = layout.embedding
-    yield from within("embedding.values", table.values, 0, 1 << 50)
-    yield from within("embedding.scales", table.scales, 0, 1 << 50)
+    found = lookups(program)
+    if len(layout.tables) != len(found):
+        yield f"{len(layout.tables)} tables, wanted {len(found)}"
+    for number, (op, table) in enumerate(zip(found, layout.tables, strict=False)):
+        name = f"further[{number - 1}]" if number else "embedding"
+        yield from _table_problems(name, table, program.matrix(op.table).columns)
+
+
+def _table_problems(name: str, table: Table, width: int) -> Iterator[str]:
+    yield from within(f"{name}.values", table.values, 0, 1 << 50)
+    yield from within(f"{name}.scales", table.scales, 0, 1 << 50)
     if table.kind == "float32":
-        yield from within("embedding.groups", table.groups, 0, 0)
+        yield from within(f"{name}.groups", table.groups, 0, 0)
         return
-    yield from within("embedding.groups", table.groups, 1, program.width)
+    yield from within(f"{name}.groups", table.groups, 1, width)
     per_byte = 2 if table.kind == "int4" else 1
-    if table.groups > 0 and program.width % (table.groups * per_byte):
-        yield f"embedding.groups is {table.groups}, which do not divide rows of {program.width}"
+    if table.groups > 0 and width % (table.groups * per_byte):
+        yield f"{name}.groups is {table.groups}, which do not divide rows of {width}"

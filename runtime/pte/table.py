@@ -15,20 +15,20 @@ from .layout import Table, checksum
 
 
 class Embedding:
-    """Rows of a [V, D] table."""
+    """Rows of a table, times ``scale``."""
 
-    def __init__(self, path: Path, table: Table, vocabulary: int, width: int) -> None:
-        """BundleError when the file ends before the table does, or has something else there."""
-        self._kind = table.kind
+    def __init__(self, path: Path, table: Table, count: int, width: int, scale: float = 1.0) -> None:
+        """``count`` rows of ``width``. BundleError when the file ends before they do, or has something else there."""
+        self._kind, self._scale = table.kind, np.float32(scale)
         self._scales: npt.NDArray[Any] | None = None
         groups = table.groups
         size = {"float32": width * 4, "int4": width // 2, "int8": width}[table.kind]
         dtype = {"float32": "<f4", "int4": "u1", "int8": "i1"}[table.kind]
         try:
-            self._values = _mapped(path, dtype, table.values, (vocabulary, size // np.dtype(dtype).itemsize))
+            self._values = _mapped(path, dtype, table.values, (count, size // np.dtype(dtype).itemsize))
             if table.kind != "float32":
                 kind = "<u2" if table.scale_type == "bfloat16" else "<f4"
-                self._scales = _mapped(path, kind, table.scales, (vocabulary, groups))
+                self._scales = _mapped(path, kind, table.scales, (count, groups))
         except (OSError, ValueError) as error:
             raise BundleError(f"{path}: no embedding in it ({error}); copy the bundle again") from error
         parts = [self._values] if self._scales is None else [self._values, self._scales]
@@ -43,6 +43,10 @@ class Embedding:
 
     def rows(self, ids: I64) -> F32:
         """ids [n] → [n, D] float32."""
+        rows = self._rows(ids)
+        return rows if self._scale == 1 else rows * self._scale
+
+    def _rows(self, ids: I64) -> F32:
         picked = self._values[ids]
         if self._scales is None:
             return np.asarray(picked, np.float32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +29,7 @@ from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.model.weights import tensors
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
+NATIVE = Path(__file__).parents[2] / "apps" / "board" / "native"
 FLOAT = 1  # MatMulNBits accuracy level; the oracle takes no notice
 
 
@@ -143,3 +147,14 @@ class QuickTarget:
 @pytest.fixture
 def quick_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: QuickTarget())
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native runner, built as the README has it."""
+    if shutil.which("g++") is None or shutil.which("make") is None:
+        pytest.skip("no make and g++ to build the native runner with")
+    runner = tmp_path_factory.mktemp("native") / "edgeloop-run"
+    make = ["make", "-s", "-C", str(NATIVE), f"PYTHON={sys.executable}", f"OUT={runner}"]
+    subprocess.run(make, check=True, capture_output=True)
+    return runner

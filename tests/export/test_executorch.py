@@ -63,6 +63,7 @@ MADE: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "ouro": ("ouro", "int8-channel", 1, {}),
     "demo": ("demo", "none", 1, {}),
 }
+NATIVE = Path(__file__).parents[2] / "apps" / "board" / "native"
 DEMO = Path(__file__).parents[2] / "apps" / "demo" / "checkpoint"
 
 
@@ -215,7 +216,7 @@ def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_p
     for factor in (1, 2):
         changed = {name: w * factor if name in loras else w for name, w in weights.items()}
         program = build_methods(reading("mor-lora").program, changed, 4, Shapes(1, 8))
-        methods = {"block_m1": program.methods["block_m1"]}
+        methods = {"block_m1": program["block_m1"]}
         edge = split_weights(lower(methods, lambda step: None), delta_keys(methods))
         write_data(serialize(edge), tmp_path)
         made.append([(tmp_path / name).read_bytes() for name in ("base.ptd", "deltas.ptd")])
@@ -294,8 +295,7 @@ def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_pat
     program = build_methods(
         reading("mor-cycle").program, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
     )
-    head = program.methods["head_m1"]
-    head.norm = None
+    head = program["head_m1"]
     forward = type(head).forward
 
     class Odd(type(head)):  # type: ignore[misc]
@@ -498,20 +498,6 @@ def test_int8_activations_are_not_nothing(bundle: Bundles, oracle: Callable[...,
     plain = trace(oracle("mor-lora", "int4"))
     found = trace(ExecutorchBackend.open(opened, 1))
     assert 1e-3 < difference(found.logits, plain.logits) < 0.2
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The native runner, built as the README has it."""
-    if shutil.which("g++") is None or shutil.which("make") is None:
-        pytest.skip("no make and g++ to build the native runner with")
-    runner = tmp_path_factory.mktemp("native") / "edgeloop-run"
-    make = ["make", "-s", "-C", str(NATIVE), f"PYTHON={sys.executable}", f"OUT={runner}"]
-    subprocess.run(make, check=True, capture_output=True)
-    return runner
-
-
-NATIVE = Path(__file__).parents[2] / "apps" / "board" / "native"
 
 
 def refusal(runner: Path, bundle: Path) -> str:

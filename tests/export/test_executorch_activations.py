@@ -13,8 +13,8 @@ pytest.importorskip("executorch")
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.runtime import Runtime
 
+from edgeloop.export.lower.xnnpack_weights import Matrix
 from edgeloop.export.pte.lower import XnnpackPartitioner
-from edgeloop.export.pte.matrix import Matrix
 from edgeloop.export.quiet import quiet
 
 

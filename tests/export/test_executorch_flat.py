@@ -23,11 +23,13 @@ from edgeloop.runtime.backend import F32
 from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.bundle import Bundle
 from edgeloop.runtime.errors import BundleError, ExportError, ParityError, UsageError
-from edgeloop.runtime.llama_like import spec_of
+from edgeloop.runtime.model.transform import windowed
 
 pytest.importorskip("executorch")
-from edgeloop.export.pte.flat import Flat, Ring
+from edgeloop.export.lower.xnnpack_weights import Matrix, Numbers
+from edgeloop.export.pte.flat import Flat
 from edgeloop.export.pte.flat_program import FlatProgram, chunk_of, rows_of
+from edgeloop.export.pte.ring import Ring
 from edgeloop.export.targets.executorch_flat import ExecutorchFlatTarget, check_parity
 
 PROMPT = "Once upon"
@@ -81,6 +83,11 @@ def codes(looped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def head(model: Flat) -> Matrix:
+    """The matrix of the logits."""
+    return next(module for module in model.head.modules() if isinstance(module, Matrix))
+
+
 def program(bundle: Path) -> Path:
     return bundle / "executorch-flat" / "model.pte"
 
@@ -98,9 +105,9 @@ def test_every_family(
         return
     write_weights(reading(kind), Recipe.named("none", 32), tmp_path / "w")
     chunk = 4  # smaller than the check's pieces: caches of windows are written over
-    model = Flat(spec_of(program), load_file(tmp_path / "w"), 32, rows_of(spec_of(program), chunk), chunk)
+    model = Flat(program, load_file(tmp_path / "w"), 32, rows_of(program, chunk), chunk)
     assert check_parity(Eager(model), oracle(kind), chunk)[0] < 1e-5
-    model.head.weight.data[5] += 1
+    head(model).weight.data[5] += 1
     with pytest.raises(ParityError, match="disagrees with the reference engine in the logits of token 4"):
         check_parity(Eager(model), oracle(kind), chunk)
 
@@ -121,7 +128,8 @@ def test_the_model_is_checked_before_it_is_lowered(
 
     def wrong(*args: Any) -> Flat:
         model = Flat(*args)
-        model.order[1].norms["mlp_norm"].get_buffer("weight")[3] *= 1.01
+        norm = [module for module in model.body.modules() if isinstance(module, Numbers)][3]
+        norm.get_buffer("numbers")[3] *= 1.01
         return model
 
     monkeypatch.setattr(f"{named}lower_flat", lower)
@@ -131,7 +139,7 @@ def test_the_model_is_checked_before_it_is_lowered(
     rings = [module for module in lowered[0].modules() if isinstance(module, Ring)]
     assert len(rings) > 3
     assert not any(cache.any() for ring in rings for cache in ring.buffers())
-    weight = lowered[0].head.weight
+    weight = head(lowered[0]).weight
     assert weight.activation_quantization is not None
     (tmp_path / "executorch-flat").rmdir()
     monkeypatch.setattr(f"{named}Flat", wrong)
@@ -145,8 +153,8 @@ def test_more_tokens_than_the_context(reading: Callable[[str], Reading], tmp_pat
     program = reading("mor-cycle").program
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w")
     weights, ids = load_file(tmp_path / "w"), np.random.default_rng(0).integers(0, VOCAB, 20)
-    short, long = (Eager(Flat(spec_of(program), weights, 32, rows, 1)) for rows in (8, 20))
-    long.model.window = 8
+    short = Eager(Flat(program, weights, 32, 8, 1))
+    long = Eager(Flat(windowed(program, 8), weights, 32, 20, 1))
     for i, token in enumerate(ids):
         np.testing.assert_allclose(short.logits([token], i), long.logits([token], i), atol=1e-5)
 

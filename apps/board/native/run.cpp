@@ -4,8 +4,8 @@
 //     EDGELOOP_DEPTHS=2 edgeloop-run …         the same with an exit after 2 depths
 //
 // It is what an Android app's JNI starts from: runtime/pte/bridge.cpp below, this loop above. Models with K and V for
-// each depth, without a sliding window and without a router: all others are refused by name, as is a layout.json whose
-// weights are of another export. A prompt is read token by token.
+// each depth, without a sliding window and without a router, that need nothing which layout.json has as "beyond": all
+// others are refused by name, as is a layout.json whose weights are of another export. A prompt is read token by token.
 
 #include <cmath>
 #include <cstdint>
@@ -61,8 +61,10 @@ std::vector<std::string> values(const std::string& json, const std::string& key)
 
 // Sizes of the model, as layout.json has them.
 struct Model {
-  int width, vocabulary, kv_heads, head_dim, context, depths;
+  int width, vocabulary, kv_heads, head_dim, context, depths, turned;
+  bool pairs;  // do neighbours turn against each other, or halves?
   double theta;
+  float scale;  // of the embedding
   explicit Model(const std::string& layout) {
     auto number = [&](const char* key) { return std::atoi(value(layout, key).c_str()); };
     width = number("width");
@@ -72,6 +74,9 @@ struct Model {
     context = number("context_length");
     depths = number("depths");
     theta = std::atof(value(layout, "rope_theta").c_str());
+    turned = number("rope_dims") ? number("rope_dims") : head_dim;
+    pairs = value(layout, "rope_pairs") == "true";
+    scale = float(std::atof(value(layout, "embedding_scale").c_str()));
   }
 };
 
@@ -86,6 +91,8 @@ void check(const std::string& manifest, const std::string& layout) {
       {value(layout, "shared_kv") != "false", "K and V that all depths share"},
       {value(layout, "window") != "null", "a sliding window"},
   };
+  for (const std::string& what : values(layout, "beyond"))
+    throw std::runtime_error("the model has " + what + ", and this runner knows none; use edgeloop run");
   for (const auto& rule : rules)
     if (rule.there)
       throw std::runtime_error(std::string("the model has ") + rule.what + ", and this runner knows none; use edgeloop run");
@@ -130,7 +137,11 @@ struct Embedding {
     const size_t part = size < kEnds ? size : kEnds;
     return crc32(data.data() + start + size - part, part, crc32(data.data() + start, part, crc));
   }
-  void row(int id, int width, float* out) const {
+  void row(int id, int width, float factor, float* out) const {
+    stored(id, width, out);
+    for (int i = 0; i < width; ++i) out[i] *= factor;
+  }
+  void stored(int id, int width, float* out) const {
     const char* base = data.data() + values;
     if (kind == "float32") {
       std::memcpy(out, base + size_t(id) * width * 4, size_t(width) * 4);
@@ -159,9 +170,11 @@ struct Step {
     int inputs, outputs;
     void* method = edgeloop_method(program, name.c_str(), &inputs, &outputs, message, sizeof message);
     if (!method) throw std::runtime_error(message);
-    int layers = (outputs - 1) / 2;
-    bool has_depth = inputs == 2 * layers + 5;
-    cos.resize(m.head_dim), sin.resize(m.head_dim), mask.resize(1 + capacity);
+    const int layers = (outputs - 1) / 2, masks = layers ? 1 : 0;
+    // What else it takes: one-hot depths, cos and sin, or all three.
+    const int more = inputs - 1 - masks - 2 * layers;
+    const bool has_depth = more == 1 || more == 3, turns = more > 1;
+    cos.resize(m.turned), sin.resize(m.turned), mask.resize(1 + capacity);
     depth.assign(m.depths, 0.f);
     depth[which] = 1.f;
     caches.assign(2 * layers, std::vector<float>(size_t(m.kv_heads) * capacity * m.head_dim));
@@ -177,8 +190,8 @@ struct Step {
     };
     add(state, {1, m.width});
     if (has_depth) add(depth.data(), {1, m.depths});
-    add(cos.data(), {1, 1, m.head_dim}), add(sin.data(), {1, 1, m.head_dim});
-    add(mask.data(), {1, 1, 1 + capacity});
+    if (turns) add(cos.data(), {1, 1, m.turned}), add(sin.data(), {1, 1, m.turned});
+    if (masks) add(mask.data(), {1, 1, 1 + capacity});
     for (int i = 0; i < 2 * layers; ++i) {
       add(caches[i].data(), {m.kv_heads, capacity, m.head_dim});
       slots.push_back(caches[i].data()), rows.push_back(fresh[i].data()), result.push_back(fresh[i].data());
@@ -190,12 +203,13 @@ struct Step {
                          m.head_dim);
   }
   void run(const Model& m, int position) {
-    int half = m.head_dim / 2;
+    const int half = m.turned / 2;
     for (int i = 0; i < half; ++i) {
-      double angle = position * std::pow(m.theta, -2.0 * i / m.head_dim);
-      cos[i] = cos[half + i] = float(std::cos(angle));
-      sin[half + i] = float(std::sin(angle));
-      sin[i] = -sin[half + i];
+      const double angle = position * std::pow(m.theta, -2.0 * i / m.turned);
+      const int one = m.pairs ? 2 * i : i, other = m.pairs ? one + 1 : half + i;
+      cos[one] = cos[other] = float(std::cos(angle));
+      sin[other] = float(std::sin(angle));
+      sin[one] = -sin[other];
     }
     for (size_t i = 0; i < mask.size(); ++i) mask[i] = int(i) <= position ? 0.f : -1e9f;  // the new row, then the cache
     int32_t at = position;
@@ -247,7 +261,7 @@ int generate(const std::string& bundle, int count, const std::vector<int>& promp
 
   int token = prompt[0];
   for (int position = 0; position < total - 1; ++position) {
-    embedding.row(token, m.width, x.data());
+    embedding.row(token, m.width, m.scale, x.data());
     for (Step& step : steps) {
       step.run(m, position);
       x = y;  // same size: the memory stays where it is

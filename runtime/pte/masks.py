@@ -1,0 +1,96 @@
+"""The masks of a method: what each of its rows sees of the new rows and of the caches, written in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backend import F32
+from .kinds import Mask
+
+HIDDEN = np.float32(-1e9)
+I32 = npt.NDArray[np.int32]
+
+
+class SeenRows:
+    """Of each lane a mask [1, 1 or rows, new + cache_rows], see ``export/lower/xnnpack_attend.py``.
+
+    ``most_rows``: of a cache, of which ``cache_rows`` are laid out. ``slots``: of each row, or the one of a chunk.
+    """
+
+    def __init__(
+        self, mask: Mask, rows: int, cache_rows: int, most_rows: int, slots: tuple[int, ...], chunk: bool
+    ) -> None:
+        self._mask, self._rows, self._slots, self._chunk = mask, rows, slots, chunk
+        self._most_rows = most_rows
+        self._cache_rows = cache_rows if mask.cached else 0
+        shape = (1, rows if chunk else 1, self._cache_rows + (rows if mask.fresh else 0))
+        self.arrays: list[F32] = [np.zeros(shape, np.float32) for _ in slots]
+        # What the mask of a single row says now: from one token to the next little of it changes.
+        self._shown = -1
+
+    def show(self, at: I32, n: int) -> None:
+        """``n`` new rows have rows ``at`` [n] of the caches."""
+        if not self._mask.cached:
+            self._show_new(n)
+        elif self._chunk:
+            self._show_chunk(at, n)
+        elif n > 1 or self._mask.window:
+            self._show_rows(at)
+        else:
+            self._show_row(int(at[0]))
+
+    def _show_row(self, at: int) -> None:
+        """A single row sees itself and the ``at`` rows before it: mostly one more than the last time."""
+        seen, before = self.arrays[0][0, 0], self._shown
+        first, end = (1, at + 1) if self._mask.fresh else (0, at + 1)
+        if before < 0:
+            seen[first:] = HIDDEN
+            before = first
+        if end < before:
+            seen[end:before] = HIDDEN
+        else:
+            seen[before:end] = 0
+        self._shown = end
+
+    def _show_rows(self, at: I32) -> None:
+        """Each row sees what its cache holds, and of the new rows of its own lane those up to itself."""
+        window, new = self._mask.window, len(self._slots)
+        for i, mask in enumerate(self.arrays):
+            slot, last, seen = self._slots[i], int(at[i]), mask[0, 0]
+            low = max(0, last + 1 - window) if window else 0
+            seen.fill(HIDDEN)
+            if not self._mask.fresh:
+                seen[low : last + 1] = 0
+                continue
+            own = [j for j in range(i + 1) if self._slots[j] == slot]
+            seen[new + low : new + int(at[own[0]])] = 0
+            seen[[j for j in own if at[j] >= low]] = 0
+
+    def _show_chunk(self, at: I32, n: int) -> None:
+        """The same for rows that are all of one lane."""
+        rows, fresh, window = self._rows, self._mask.fresh, self._mask.window
+        columns = np.arange(self._cache_rows)
+        if fresh:  # new rows come first, and padding is behind every other
+            columns = np.concatenate((np.append(at, np.full(rows - n, self._most_rows)), columns))
+        seen = columns <= at[:, None]
+        if fresh:
+            seen[:, rows:] &= columns[rows:] < at[0]
+        if window:
+            seen &= columns > at[:, None] - window
+        self._write(seen, n)
+
+    def _show_new(self, n: int) -> None:
+        """Rows of a lane of which nothing is kept see each other."""
+        if not self._chunk:
+            return  # a row that is alone sees itself
+        row, column = np.arange(n)[:, None], np.arange(self._rows)
+        seen = np.broadcast_to(column < n, (n, self._rows)) if self._mask.both else column <= row
+        if self._mask.window:
+            seen = seen & (column > row - self._mask.window)
+        self._write(seen, n)
+
+    def _write(self, seen: npt.NDArray[np.bool_], n: int) -> None:
+        mask = self.arrays[0][0]
+        mask.fill(HIDDEN)
+        mask[:n][seen] = 0

@@ -1,0 +1,257 @@
+"""Programs of many kinds as methods for XNNPACK: the modules behind the engine, against the reference engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_run import Tensors, random_tensors
+from msgspec import structs
+from programs import HEADS, PLAIN, PROGRAMS, WIDTH, program, stack
+
+from edgeloop.export.parity import Expected
+from edgeloop.export.target import Job
+from edgeloop.export.weights import WeightsWriter
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime import manifest
+from edgeloop.runtime.backend import F32, Lanes
+from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.model import ops
+from edgeloop.runtime.model.blocks import Attention, Writer
+from edgeloop.runtime.model.ops import Act, Attend, AttendLearned, Mul, Norm, Scale, Slice, Softcap
+from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.rotation import Rotation
+from edgeloop.runtime.model.weights import Matrix, Vector, Weight
+
+pytest.importorskip("executorch")
+from edgeloop.export.lower.xnnpack import LOWERINGS, REFUSED, check
+from edgeloop.export.lower.xnnpack_attend import Turn
+from edgeloop.export.pte.methods import Methods, build_methods
+from edgeloop.export.targets.executorch import ExecutorchTarget, place_tables
+from edgeloop.runtime.backends import executorch
+from edgeloop.runtime.pte.kinds import kinds
+from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes
+
+IDS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+
+
+class Plan:
+    def __init__(
+        self, name: str, inputs: list[F32], outputs: list[F32], caches: list[F32], lanes: int
+    ) -> None:
+        self.name, self.inputs, self.outputs, self.caches, self.lanes = name, inputs, outputs, caches, lanes
+        self.at = np.zeros(max(len(outputs[0]), 1), np.int32)
+
+
+class Modules:
+    """The modules themselves in place of a program: what a bridge does, on torch."""
+
+    def __init__(self, methods: Methods) -> None:
+        self.methods = methods
+
+    def sizes(self, name: str, index: int, output: bool = False) -> list[int]:
+        inputs, _ = self.methods[name].example()
+        return list((self.methods[name](*inputs) if output else inputs)[index].shape)
+
+    def plan(
+        self,
+        name: str,
+        inputs: list[F32],
+        outputs: list[F32],
+        caches: list[F32],
+        lanes: int,
+        fresh: list[F32],
+    ) -> Plan:
+        """As ``Bridge.plan``; the shapes have to be those of the method, but for the rows of caches."""
+        examples, free = self.methods[name].example()
+        for array, example, axes in zip(inputs, examples, free, strict=True):
+            fixed = [i for i in range(array.ndim) if i not in (axes or {})]
+            assert [array.shape[i] for i in fixed] == [example.shape[i] for i in fixed], name
+        return Plan(name, inputs, outputs, caches, lanes)
+
+    def run(self, plan: Plan, rows: int) -> None:
+        with torch.no_grad():
+            found = self.methods[plan.name](*map(torch.from_numpy, plan.inputs))
+        for array, value in zip(plan.outputs, found, strict=True):
+            array[:] = value.numpy()
+        fresh = plan.outputs[-len(plan.caches) // plan.lanes :] if plan.caches else []
+        fresh = [array for array in fresh if array.ndim == 3]
+        for i, new in enumerate(fresh):
+            for r in range(rows):
+                plan.caches[i * plan.lanes + r % plan.lanes][:, plan.at[r]] = new[r]
+
+    def close(self) -> None:
+        pass
+
+
+def opened(
+    made: Program, stored: Tensors, folder: Path, patch: pytest.MonkeyPatch, shapes: Shapes | None = None
+) -> executorch.ExecutorchBackend:
+    """The engine on the modules of ``made``."""
+    check(made)
+    weights = {name: torch.from_numpy(tensor) for name, tensor in stored.items()}
+    shapes = shapes or Shapes(Shapes.of(made).rows, min(Shapes.of(made).chunk, 8))
+    bridge = Modules(build_methods(made, weights, 32, shapes))
+    patch.setattr(executorch, "Bridge", lambda *given: bridge)
+    (folder / "model.pte").write_bytes(b"".join(tensor.tobytes() for tensor in stored.values()))
+    tables = place_tables(made, weights, 32, folder, "model.pte")
+    layout = Layout("1", "model.pte", Sizes.of(made), shapes, tables[0], (), tuple(tables[1:]))
+    return executorch.ExecutorchBackend(made, folder, layout, threads=1)
+
+
+def every() -> Program:
+    """All that is done to single values, some of it where nothing else would notice that an engine does it wrongly."""
+
+    def block(w: Writer) -> tuple[str, ...]:
+        x = stack(
+            w, "state", "b", [replace(PLAIN, attention=replace(HEADS, turns=Rotation(2, 50.0), pairs=True))]
+        )
+        for function in ("gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "silu"):
+            w.add(Act(x, function, function))
+            w.add(Norm(function, f"{function}_normed", "layer", 1e-5))
+            w.weight(function, Matrix({function: WIDTH}, WIDTH, bias=True))
+            w.linear(
+                f"{function}_normed",
+                (f"{function}_out",),
+                function,
+                Matrix({function: WIDTH}, WIDTH, bias=True),
+            )
+            x = f"{function}_out"
+        w.add(Norm(x, "parts", "layer", 1e-5, groups=2))
+        w.add(Slice("parts", "half", 2, 4))
+        w.add(Mul(x, "half", "gated"))
+        w.weight("injection", Vector(WIDTH, 3))
+        w.add(Scale("gated", "scaled", 0.5, 0.1, "injection"))
+        w.add(Softcap("scaled", "capped", 2.0))
+        for name in ("keys", "values"):
+            w.weight(name, Vector(8, 3))
+        w.add(AttendLearned("capped", "learned", "keys", "values", 4, 4, 2, 0.5))
+        return ("learned",)
+
+    return program({}, lambda w: "embedded", [block], cap=3.0)
+
+
+MADE: dict[str, Callable[[], Program]] = {**PROGRAMS, "every": every}
+NOT_TAKEN = {
+    "shared": "the depths share K and V and attention sees 5 tokens; target executorch takes one or the other",
+    "routed": "attention has matrices of its own for each depth, which target executorch does not take",
+    "experts": "target executorch does not take experts: it chooses matrices by the token",
+    "parallel_loop": "target executorch does not take shift: it keeps a row of each lane from call to call",
+}
+EACH = pytest.mark.parametrize("name", [name for name in MADE if name not in NOT_TAKEN])
+
+
+def changed_kv(made: Program, **fields: Any) -> Program:
+    """``made`` with other attention in its blocks."""
+    blocks = tuple(
+        structs.replace(
+            block,
+            ops=tuple(structs.replace(op, **fields) if isinstance(op, Attend) else op for op in block.ops),
+        )
+        for block in made.loop.blocks
+    )
+    return structs.replace(made, loop=structs.replace(made.loop, blocks=blocks))
+
+
+@EACH
+def test_it_is_the_reference_engine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an export compares: each depth, lanes of mixed depths, packed lanes, filled-in K and V."""
+    made = MADE[name]()
+    stored = random_tensors(made.weights)
+    wanted = Expected.of(ReferenceBackend(made, stored, 0))
+    backend = opened(made, stored, tmp_path, monkeypatch)
+    per_depth, logits = wanted.check("the modules", backend)
+    assert max(*per_depth, logits) < 1e-5
+
+
+@EACH
+def test_pieces_are_the_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached decode, in chunks and token by token, is the forward of everything at once."""
+    if name == "encoder":
+        pytest.skip("nothing is cached")
+    made = MADE[name]()
+    stored = random_tensors(made.weights)
+    whole = DepthLoop(ReferenceBackend(made, stored, 0), ReferenceBackend(made, stored, 0).new_cache(1, 16))
+    wanted = whole.forward(IDS, rows="all")
+    backend = opened(made, stored, tmp_path, monkeypatch)
+    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    found = [
+        loop.forward(part, rows="all").copy() for part in (IDS[:5], IDS[5:6], IDS[6:8], IDS[8:9], IDS[9:])
+    ]
+    np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)
+
+
+def test_depths_that_share_keys_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depths after the first have methods that make none, and queries are a matrix by themselves."""
+    made = changed_kv(PROGRAMS["shared"](), window=None)
+    stored = random_tensors(made.weights)
+    assert kinds(made) == ["block", "read", "head"]
+    backend = opened(made, stored, tmp_path, monkeypatch)
+    Expected.of(ReferenceBackend(made, stored, 0)).check("the modules", backend)
+
+
+def test_an_encoder_sees_a_text_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = MADE["encoder"]()
+    stored = random_tensors(made.weights)
+    assert kinds(made) == ["block", "block1", "head"]
+    backend = opened(made, stored, tmp_path, monkeypatch)
+    tokens = np.array([3, 8], np.int32)
+    lanes = Lanes(np.zeros(2), np.zeros(2), tokens, np.tile(np.arange(8), (2, 1)))
+    state = np.random.default_rng(0).standard_normal((2, 8, WIDTH)).astype(np.float32)
+    found = backend.block(state, lanes, backend.new_cache(2, 8))
+    wanted = ReferenceBackend(made, stored, 0).block(state, lanes, backend.new_cache(2, 8))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    long = Lanes.single(0, 0, 9, 0)
+    with pytest.raises(UsageError, match="9 tokens at once, and the model was exported for 8 at most"):
+        backend.block(np.zeros((1, 9, WIDTH), np.float32), long, backend.new_cache(1, 9))
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_what_is_refused(name: str) -> None:
+    with pytest.raises(ExportError, match=NOT_TAKEN[name]) as caught:
+        ExecutorchTarget().check(MADE[name](), Recipe.named("none", 32))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_else_is_refused() -> None:
+    check(MADE["gpt"]())
+    with pytest.raises(ExportError, match="does not take attend with mask prefix"):
+        check(changed_kv(MADE["gpt"](), mask="prefix"))
+    wide = replace(PLAIN, attention=Attention(2, 2, 4, None))
+    weights: dict[str, Weight] = {}
+    mixed = program(
+        weights, lambda w: stack(w, "embedded", "a", [wide]), [lambda w: (stack(w, "state", "b", [PLAIN]),)]
+    )
+    with pytest.raises(ExportError, match=r"of one shape, and the model has 2 heads of 4 and 1 of 4"):
+        check(mixed)
+
+
+def test_every_op_is_known() -> None:
+    """Lowered, looked up by the host, or refused."""
+    lowered = (
+        set(LOWERINGS) | set(REFUSED) | {ops.Embed, ops.Rotate}
+    )  # rotations are lowered together, see Turn
+    assert set(ops.Op.__args__) | {Turn} == lowered  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["gpt", "every"])
+def test_xnnpack_computes_it(name: str, tmp_path: Path) -> None:
+    """An export: each method in one delegate, compared by the target after every depth."""
+    made, recipe = MADE[name](), Recipe.named("none", 32)
+    stored = random_tensors(made.weights)
+    with WeightsWriter(tmp_path / "w", len(stored) + 1) as writer:
+        for key, tensor in stored.items():
+            writer.add(key, tensor)
+    target = ExecutorchTarget(Shapes(1, 4))
+    target.check(made, recipe)
+    found: manifest.Target = target.export(
+        Job(made, recipe, tmp_path / "w", tmp_path, lambda step, part: None)
+    )
+    assert max(*found.parity.per_depth, found.parity.logits) < 1e-4
