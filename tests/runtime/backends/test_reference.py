@@ -14,7 +14,6 @@ from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.spec import PROJECTIONS, Segment
-from edgeloop.runtime.weights import MATRICES, projection_shapes
 
 IDS = np.random.default_rng(7).integers(0, 60, 23)
 SEQUENCE = (Segment(layers=1, repeats=2), Segment(layers=1, repeats=2))  # MobileLLM-LS: a block of depth 1
@@ -64,8 +63,9 @@ def unrolled_llama(program: Program, weights: StoredWeights) -> LlamaForCausalLM
                 ):
                     weight = weights.small(f"{ours}.{name}.weight")
                     state[f"{prefix}.{norm}.weight"] = weight[e] if weight.ndim == 2 else weight
-                for name, parts in MATRICES.items():
-                    ends = np.cumsum([projection_shapes(spec)[p][0] for p in parts])[:-1]
+                for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+                    parts = program.matrix(f"{ours}.{name}").parts
+                    ends = np.cumsum(list(parts.values()))[:-1]
                     for part, weight in zip(parts, np.split(matrix(f"{ours}.{name}"), ends), strict=True):
                         if part in segment.lora:
                             a, b = (weights.small(f"{ours}.{part}.lora_{x}")[e] for x in "ab")
