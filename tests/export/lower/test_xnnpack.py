@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from model_run import Tensors, random_tensors
+from lowered import random_weights
+from model_run import random_tensors
 from msgspec import structs
 from programs import HEADS, PLAIN, PROGRAMS, WIDTH, program, stack
 
@@ -19,7 +20,7 @@ from edgeloop.export.target import Job
 from edgeloop.export.weights import WeightsWriter
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import manifest
-from edgeloop.runtime.backend import F32, Lanes
+from edgeloop.runtime.backend import Lanes, can_fill
 from edgeloop.runtime.backends.reference import ReferenceBackend
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.loop import DepthLoop
@@ -31,79 +32,16 @@ from edgeloop.runtime.model.rotation import Rotation
 from edgeloop.runtime.model.weights import Matrix, Vector, Weight
 
 pytest.importorskip("executorch")
+from mutant_runs import close, filled, logits, small, sound
+from xnnpack_modules import opened
+
 from edgeloop.export.lower.xnnpack import LOWERINGS, REFUSED, check
 from edgeloop.export.lower.xnnpack_attend import Turn
-from edgeloop.export.pte.methods import Methods, build_methods
-from edgeloop.export.targets.executorch import ExecutorchTarget, place_tables
-from edgeloop.runtime.backends import executorch
+from edgeloop.export.targets.executorch import ExecutorchTarget
 from edgeloop.runtime.pte.kinds import kinds
-from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes
+from edgeloop.runtime.pte.layout import Shapes
 
 IDS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
-
-
-class Plan:
-    def __init__(
-        self, name: str, inputs: list[F32], outputs: list[F32], caches: list[F32], lanes: int
-    ) -> None:
-        self.name, self.inputs, self.outputs, self.caches, self.lanes = name, inputs, outputs, caches, lanes
-        self.at = np.zeros(max(len(outputs[0]), 1), np.int32)
-
-
-class Modules:
-    """The modules themselves in place of a program: what a bridge does, on torch."""
-
-    def __init__(self, methods: Methods) -> None:
-        self.methods = methods
-
-    def sizes(self, name: str, index: int, output: bool = False) -> list[int]:
-        inputs, _ = self.methods[name].example()
-        return list((self.methods[name](*inputs) if output else inputs)[index].shape)
-
-    def plan(
-        self,
-        name: str,
-        inputs: list[F32],
-        outputs: list[F32],
-        caches: list[F32],
-        lanes: int,
-        fresh: list[F32],
-    ) -> Plan:
-        """As ``Bridge.plan``; the shapes have to be those of the method, but for the rows of caches."""
-        examples, free = self.methods[name].example()
-        for array, example, axes in zip(inputs, examples, free, strict=True):
-            fixed = [i for i in range(array.ndim) if i not in (axes or {})]
-            assert [array.shape[i] for i in fixed] == [example.shape[i] for i in fixed], name
-        return Plan(name, inputs, outputs, caches, lanes)
-
-    def run(self, plan: Plan, rows: int) -> None:
-        with torch.no_grad():
-            found = self.methods[plan.name](*map(torch.from_numpy, plan.inputs))
-        for array, value in zip(plan.outputs, found, strict=True):
-            array[:] = value.numpy()
-        fresh = plan.outputs[-len(plan.caches) // plan.lanes :] if plan.caches else []
-        fresh = [array for array in fresh if array.ndim == 3]
-        for i, new in enumerate(fresh):
-            for r in range(rows):
-                plan.caches[i * plan.lanes + r % plan.lanes][:, plan.at[r]] = new[r]
-
-    def close(self) -> None:
-        pass
-
-
-def opened(
-    made: Program, stored: Tensors, folder: Path, patch: pytest.MonkeyPatch, shapes: Shapes | None = None
-) -> executorch.ExecutorchBackend:
-    """The engine on the modules of ``made``."""
-    check(made)
-    weights = {name: torch.from_numpy(tensor) for name, tensor in stored.items()}
-    shapes = shapes or Shapes(Shapes.of(made).rows, min(Shapes.of(made).chunk, 8))
-    bridge = Modules(build_methods(made, weights, 32, shapes))
-    patch.setattr(executorch, "Bridge", lambda *given: bridge)
-    (folder / "model.pte").write_bytes(b"".join(tensor.tobytes() for tensor in stored.values()))
-    tables = place_tables(made, weights, 32, folder, "model.pte")
-    layout = Layout("1", "model.pte", Sizes.of(made), shapes, tables[0], (), tuple(tables[1:]))
-    return executorch.ExecutorchBackend(made, folder, layout, threads=1)
 
 
 def every() -> Program:
@@ -211,6 +149,30 @@ def test_an_encoder_sees_a_text_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     long = Lanes.single(0, 0, 9, 0)
     with pytest.raises(UsageError, match="9 tokens at once, and the model was exported for 8 at most"):
         backend.block(np.zeros((1, 9, WIDTH), np.float32), long, backend.new_cache(1, 9))
+
+
+EVERY_KIND = 3
+"""Changed programs of each kind that are run."""
+
+
+def taken(made: Program) -> bool:
+    """Does the target take it?"""
+    try:
+        ExecutorchTarget().check(made, Recipe.named("none", 32))
+    except ExportError:
+        return False
+    return True
+
+
+@EACH
+def test_programs_with_something_changed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for made in islice(sound(MADE[name](), taken), EVERY_KIND):
+        stored = {key: small(key, value) for key, value in random_weights(made.weights).items()}
+        engines = ReferenceBackend(made, stored, 0), opened(made, stored, tmp_path, monkeypatch)
+        with np.errstate(all="ignore"):  # an exp of an exp may be larger than a float32
+            assert close(*map(logits, engines)), made
+            if can_fill(made):
+                assert close(*map(filled, engines)), made
 
 
 @pytest.mark.parametrize("name", NOT_TAKEN)
