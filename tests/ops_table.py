@@ -22,17 +22,17 @@ from edgeloop.runtime.model.ops import Attend, Op
 from edgeloop.runtime.model.program import Program, Stage
 
 with quiet():  # coremltools looks for what only a Mac has
-    from edgeloop.export.lower import mil, onnx
+    from edgeloop.export.lower import mil, onnx, xnnpack
 
 PAGE = Path(__file__).parents[1] / "docs" / "ops.md"
 BEGIN, END = "<!-- made by tests/ops_table.py: begin -->", "<!-- made by tests/ops_table.py: end -->"
 COMMAND = ".venv/bin/python tests/ops_table.py"
-REFUSED: Mapping[str, Mapping[type, str] | None] = {
+REFUSED: Mapping[str, Mapping[type, str]] = {
     "onnx": onnx.REFUSED,
-    "executorch": None,
+    "executorch": xnnpack.REFUSED,
     "coreml": mil.REFUSED,
 }
-"""By target: its ops that it does not compute, and why. None: it compares whole models with Llama's."""
+"""By target: its ops that it does not compute, and why."""
 FLOAT = Recipe.named("none", 32)
 
 
@@ -72,10 +72,7 @@ def _ops() -> Iterator[tuple[str, ...]]:
     for op in get_args(Op):
         name = op.__struct_config__.tag
         first = op.__doc__.splitlines()[0].replace("``", "`").replace("|", "\\|")
-        cells = [
-            "Llama's layers only" if refused is None else _no(refused[op]) if op in refused else "yes"
-            for refused in REFUSED.values()
-        ]
+        cells = [_no(refused[op]) if op in refused else "yes" for refused in REFUSED.values()]
         yield f"`{name}`", first, "yes" if name in OPS else "no", *cells
 
 
@@ -87,7 +84,7 @@ def _variants() -> Iterator[tuple[str, ...]]:
                 open_target(target).check(program, FLOAT)
                 cells.append("yes")
             except ExportError as error:
-                cells.append("Llama's layers only" if REFUSED[target] is None else _no(str(error)))
+                cells.append(_no(str(error)))
         yield "`attend`", what, "yes", *cells
 
 

@@ -73,7 +73,7 @@ def opened(
     """The engine on the modules of ``made``."""
     check(made)
     weights = {name: torch.from_numpy(tensor) for name, tensor in stored.items()}
-    shapes = shapes or Shapes(Shapes.of(made).rows, min(Shapes.of(made).chunk, 8))
+    shapes = shapes or Shapes(Shapes.of(made).rows, min(Shapes.of(made).chunk, 16))
     bridge = Modules(build_methods(made, weights, 32, shapes))
     patch.setattr(executorch, "Bridge", lambda *given: bridge)
     (folder / "model.pte").write_bytes(b"".join(tensor.tobytes() for tensor in stored.values()))

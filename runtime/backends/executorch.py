@@ -26,7 +26,7 @@ from ..packed import PackedLanes
 from ..pte.binding import Binding, Rotary, rows_of
 from ..pte.bridge import Bridge, Plan
 from ..pte.calls import Batch, batches, valid_runs, whole_runs
-from ..pte.kinds import given, kinds, lookups, numbered, whole_lanes
+from ..pte.kinds import given, head_columns, kinds, lookups, numbered, whole_lanes
 from ..pte.layout import Layout, Table, read_layout
 from ..pte.table import Embedding
 
@@ -64,6 +64,7 @@ class ExecutorchBackend:
         )
         self._given = {kind: given(program, kind) for kind in kinds(program)}
         self._whole, self._blocks = whole_lanes(program), len(program.loop.blocks)
+        self._columns = head_columns(program)
         self._check(folder)
         self._tables = [
             self._table(op, folder, table) for op, table in zip(lookups(program), layout.tables, strict=True)
@@ -110,6 +111,8 @@ class ExecutorchBackend:
     def _check(self, folder: Path) -> None:
         """BundleError unless the program's head is that of the program."""
         program, name = self.program, "head_m1"
+        if "head" not in self._given:  # it gives states
+            return
         found = [self.bridge.sizes(name, 0), self.bridge.sizes(name, 0, output=True)]
         wanted = self._given["head"].width, program.vocab_size
         if found != [[1, wanted[0]], [1, wanted[1]]]:
@@ -130,7 +133,7 @@ class ExecutorchBackend:
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
         found = {
-            name: table.rows((ids if which == "ids" else _of_rows(lanes)).reshape(-1))
+            name: table.rows((ids if which == "ids" else _of_rows(lanes, which)).reshape(-1))
             for name, which, table in self._tables
         }
         computes = "prologue" in self._given
@@ -236,6 +239,8 @@ class ExecutorchBackend:
 
     def _head(self, state: F32) -> F32:
         """state [N, D] → logits [N, V]."""
+        if "head" not in self._given:
+            return state[:, self._columns]
         most, chunk = self.layout.shapes.counts("head")[-1], self.layout.shapes.chunk
         if len(state) in (1, most):
             return self._head_call(f"head_m{len(state)}", len(state), state)
@@ -261,11 +266,11 @@ class ExecutorchBackend:
         return logits[: len(state)]
 
 
-def _of_rows(lanes: Lanes) -> I64:
-    """The position of each row of a state: [B, S], or of packed lanes [N, 1]."""
-    if isinstance(lanes, PackedLanes):
-        return lanes.positions.reshape(-1)[lanes.kept]
-    return lanes.positions
+def _of_rows(lanes: Lanes, which: str) -> I64:
+    """``positions`` or ``types`` of the rows of a state: [B, S], or of packed lanes [N]."""
+    found = lanes.positions if which == "positions" else lanes.types
+    found = np.zeros_like(lanes.positions) if found is None else found
+    return found.reshape(-1)[lanes.kept] if isinstance(lanes, PackedLanes) else found
 
 
 def default_threads(program: Program) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..backend import can_fill
 from ..model.ops import Attend, AttendTwice, Embed, Rotate, Shift, with_names, writes
 from ..model.program import CacheShape, Program, Stage
@@ -69,7 +71,8 @@ def kinds(program: Program) -> list[str]:
     found += [numbered("read", n) for n in numbers if shared and n in schedule[1:]]
     if can_fill(program):
         found += [numbered("fill", n) for n in numbers if n in schedule]
-    return [*found, *(["coda"] if sees_rows(program.epilogue) else []), "head"]
+    found += ["coda"] if sees_rows(program.epilogue) else []
+    return [*found, *(["head"] if stage_of(program, "head").ops else [])]
 
 
 def numbered(role: str, block: int) -> str:
@@ -106,6 +109,16 @@ def widths(program: Program, kind: str) -> tuple[int, ...]:
     if kind == "head" and sees_rows(program.epilogue):
         return head_sizes(program)
     return tuple(carry.width for carry in program.loop.carries)
+
+
+def head_columns(program: Program) -> list[int]:
+    """Where in its state a head without ops finds what it gives."""
+    stage, wide = stage_of(program, "head"), widths(program, "head")
+    if stage.ops:
+        return []
+    ends = np.cumsum(wide).tolist()
+    spans = {name: range(end - size, end) for name, size, end in zip(stage.inputs, wide, ends, strict=True)}
+    return [column for name in stage.outputs for column in spans[name]]
 
 
 def lookups(program: Program) -> tuple[Embed, ...]:

@@ -138,7 +138,7 @@ def test_depths_that_share_keys_and_values(tmp_path: Path, monkeypatch: pytest.M
 def test_an_encoder_sees_a_text_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = MADE["encoder"]()
     stored = random_tensors(made.weights)
-    assert kinds(made) == ["block", "block1", "head"]
+    assert kinds(made) == ["prologue", "block", "block1", "head"]
     backend = opened(made, stored, tmp_path, monkeypatch)
     tokens = np.array([3, 8], np.int32)
     lanes = Lanes(np.zeros(2), np.zeros(2), tokens, np.tile(np.arange(8), (2, 1)))
@@ -146,9 +146,9 @@ def test_an_encoder_sees_a_text_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     found = backend.block(state, lanes, backend.new_cache(2, 8))
     wanted = ReferenceBackend(made, stored, 0).block(state, lanes, backend.new_cache(2, 8))
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    long = Lanes.single(0, 0, 9, 0)
-    with pytest.raises(UsageError, match="9 tokens at once, and the model was exported for 8 at most"):
-        backend.block(np.zeros((1, 9, WIDTH), np.float32), long, backend.new_cache(1, 9))
+    long = Lanes.single(0, 0, 17, 0)
+    with pytest.raises(UsageError, match="17 tokens at once, and the model was exported for 16 at most"):
+        backend.block(np.zeros((1, 17, WIDTH), np.float32), long, backend.new_cache(1, 17))
 
 
 EVERY_KIND = 3
