@@ -116,11 +116,13 @@ def open_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) ->
 def decoders(args: argparse.Namespace, console: Console) -> None:
     """Decoders of ONNX graphs, by turns."""
     from ..export.unrolled import unroll
+    from ..runtime.encoding import check_encoder
     from .bench_decoders import genai_decoder, staged_decoder, unrolled_decoder
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         work = Path(scratch)
         checkpoint, reading = open_checkpoint(args, work, progress)
+        check_encoder(reading.program, checkpoint, False)
         unroll(reading)  # what cannot be is refused before the first export
         prompt = list(range(1, args.prompt_tokens + 1))
         count = args.tokens + WARM

@@ -31,6 +31,10 @@ def overridden(
     UsageError for what the model cannot do.
     """
     program = reading.program
+    if program.encoder and (
+        given := [name for name, value in (("kv", kv), ("window", window)) if value is not None]
+    ):
+        raise UsageError(f"an encoder keeps no K and V, found {given[0]}; leave --{given[0]} out")
     if context is not None:
         if not 1 <= context <= program.context_length:
             raise UsageError(f"context is {context}, wanted 1 to {program.context_length}, the model's own")

@@ -222,15 +222,18 @@ def _seen(graph: Graph, op: Attend, columns: ir.Value) -> ir.Value:
     """[B, S, T]: does row s see key t? ``columns`` [1 or B, T] are the keys' places."""
     lanes = _LaneNumbers.of(graph)
     keys = graph.one("Unsqueeze", columns, graph.numbers(1))
+    seen = graph.one("Less", keys, graph.one("Unsqueeze", lanes.total, graph.numbers(2)))
+    tokens = window(graph.program, op)
+    if op.mask == "both" and tokens is None:
+        return seen
     rows = graph.one("Unsqueeze", graph.one("Add", lanes.cached, lanes.steps), graph.numbers(2))
-    total, cached = (graph.one("Unsqueeze", n, graph.numbers(2)) for n in (lanes.total, lanes.cached))
-    valid = graph.one("Less", keys, total)
-    before = graph.one("LessOrEqual", keys, rows)
-    if op.mask == "prefix":
-        first = graph.one("Less", cached, graph.numbers(1))
-        before = graph.one("Or", before, first)
-    seen = valid if op.mask == "both" else graph.one("And", valid, before)
-    if (tokens := window(graph.program, op)) is not None:
+    if op.mask != "both":
+        before = graph.one("LessOrEqual", keys, rows)
+        if op.mask == "prefix":
+            cached = graph.one("Unsqueeze", lanes.cached, graph.numbers(2))
+            before = graph.one("Or", before, graph.one("Less", cached, graph.numbers(1)))
+        seen = graph.one("And", seen, before)
+    if tokens is not None:
         oldest = graph.one("Sub", rows, graph.numbers(tokens))
         seen = graph.one("And", seen, graph.one("Less", oldest, keys))
     return seen

@@ -142,6 +142,24 @@ def test_other_verbs_refuse_an_encoder(model: tuple[Path, Any, Any], command: Co
     assert err.splitlines()[-1].endswith("bundle is an encoder, which continues no text: use edgeloop encode")
 
 
+def test_nor_is_it_compared_or_given_a_cache(
+    model: tuple[Path, Any, Any], command: Command, tmp_path: Path
+) -> None:
+    checkpoint = model[0].parent / "checkpoint"
+    code, _, err = command("compare", checkpoint)
+    assert code == 2
+    assert "is an encoder" in err.splitlines()[-1]
+    for name, value in (("window", 4), ("kv", "shared")):
+        code, _, err = command("export", checkpoint, "-o", tmp_path / "bundle", f"--{name}", value)
+        assert code == 2
+        assert f"an encoder keeps no K and V, found {name}; leave --{name} out" in err.splitlines()[-1]
+
+
+def test_every_byte_is_accounted_for(model: tuple[Path, Any, Any], command: Command) -> None:
+    code, out, err = command("audit", model[0])
+    assert code == 0, out + err
+
+
 def test_what_generates_refuses_an_encoder(model: tuple[Path, Any, Any]) -> None:
     with Session.open(model[0]) as session:
         calls: list[Callable[[], object]] = [
