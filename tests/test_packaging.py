@@ -78,3 +78,18 @@ def _depends_on_the_locale(call: ast.Call) -> bool:
         return len(call.args) < 2
     modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return name == "open" and any(set(mode) <= set("rwax+t") for mode in modes)
+
+
+def test_files_that_are_spoken_of_exist() -> None:
+    """By their whole path or the end of it, in what people read: documents and docstrings."""
+    folders = [ROOT / name for name in ("apps", "docs", "export", "quant", "runtime", "tests")]
+    tree = [*ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.*"))]
+    known = "\n".join(f"/{path.relative_to(ROOT).as_posix()}" for path in tree) + "\n"
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in tree
+        if path.suffix in (".md", ".py")
+        for name in re.findall(r"`([a-z_0-9/]+\.(?:py|cpp|md))`", path.read_text(encoding="utf-8"))
+        if name != "utils.py" and f"/{name}\n" not in known
+    }
+    assert not missing

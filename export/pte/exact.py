@@ -7,7 +7,7 @@ the floats that its codes and scales stand for. A wrong scale, swapped rows or a
 bytes and stay wrong. Nothing is lowered a second time, which is what takes the time of an export; memory and disk are
 those of an export with ``--quant none``.
 
-What is not checked this way is XNNPACK's int8 kernels themselves: that is left to the bound of oracle.py.
+What is not checked this way is XNNPACK's int8 kernels themselves: that is left to a bound (``export/bounds.py``).
 """
 
 from __future__ import annotations
