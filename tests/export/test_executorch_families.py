@@ -37,7 +37,8 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         path = root / f"{name}-{quant}"
         if not path.exists():
             with pytest.MonkeyPatch.context() as patch:
-                target = ExecutorchTarget(Shapes(1, 8))
+                # An encoder's texts are whole.
+                target = ExecutorchTarget(None if name.startswith("albert") else Shapes(1, 8))
                 patch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: target)
                 export_bundle(checkpoint(name), path, targets=["executorch"], quant=quant)
         return path
@@ -106,3 +107,17 @@ def test_huginn(bundle: Bundles, authors: Callable[[str], dict[str, npt.NDArray[
     with Session.open(bundle("huginn_tiny", "none"), engine="executorch", threads=1, depth=depth) as session:
         np.testing.assert_allclose(session.logits(ids), wanted[f"logits_full_r{depth}"], atol=BOUND)
         np.testing.assert_allclose(decoded(session, ids), wanted[f"logits_full_r{depth}"], atol=BOUND)
+
+
+def test_albert(bundle: Bundles, checkpoint: Callable[[str], Path]) -> None:
+    """Groups of layers, each a block; norms behind the sums; whole texts of several lengths, padded."""
+    name = "albert_g2_inner2_padded"
+    reference = load_file(checkpoint(name) / "reference.safetensors")
+    seen = reference["attention_mask"].astype(bool)
+    texts = [ids[own] for ids, own in zip(reference["input_ids"], seen, strict=True)]
+    with Session.open(bundle(name, "none"), engine="executorch", threads=1) as session:
+        for depth in (1, 5, 8):
+            found = session.encode(texts, depth=depth, logits=True)
+            assert found.logits is not None
+            assert np.abs(found.states - reference["hidden_states"][depth])[seen].max() <= BOUND
+            assert np.abs(found.logits - reference[f"logits_after_block_{depth}"])[seen].max() <= BOUND

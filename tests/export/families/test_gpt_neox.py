@@ -20,7 +20,7 @@ from edgeloop.export.families import find_family, read_checkpoint, unused
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
 from edgeloop.runtime.backend import F32
-from edgeloop.runtime.errors import CheckpointError, ExportError
+from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.facts import Run, runs
 from edgeloop.runtime.model.ops import Act, Attend, Norm, Rotate
@@ -311,19 +311,6 @@ def test_other_classes_are_not_taken(parity_folder: Path, tmp_path: Path, change
     edit(folder / "config.json", **change)
     with pytest.raises(CheckpointError, match=r"no family reads .*gpt_neox \(GPTNeoXForCausalLM"):
         find_family(Checkpoint.open(folder))
-
-
-@pytest.mark.parametrize(("target", "layout"), [("executorch", "staged"), ("executorch", "flat")])
-def test_targets_of_llama_layers_refuse_it(
-    parity_folder: Path, tmp_path: Path, target: str, layout: str
-) -> None:
-    pytest.importorskip("executorch")
-    message = (
-        f"target {target} takes Llama's layers only, and the model has norm of kind layer .*; export to onnx"
-    )
-    with pytest.raises(ExportError, match=message):
-        export_bundle(parity_folder / "fold_pythia", tmp_path / "out", targets=(target,), layouts=(layout,))
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("quant", ["int4", "int8", "int8-channel"])
