@@ -11,6 +11,7 @@ import pytest
 from lowered import random_weights, write
 from msgspec import structs
 from programs import HEADS, PLAIN, PROGRAMS, RMS, WIDTH, program
+from random_programs import random_program
 
 pytest.importorskip("coremltools")
 
@@ -32,6 +33,7 @@ from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model import ops
 from edgeloop.runtime.model.blocks import Attention, Writer, llama
+from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.ops import Act, Add, Scale
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.rotation import Rotation
@@ -187,3 +189,14 @@ def test_what_some_attentions_cannot(first: dict[str, Any], second: dict[str, An
 
     with pytest.raises(ExportError, match=f"target coreml does not take {told}"):
         check(program({}, lambda w: "embedded", [block]))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_programs_by_lot(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, with room for norms of small vectors: what float16 makes of those is anything."""
+    monkeypatch.setattr("edgeloop.export.coreml.parity.EXACT", 1e-4)
+    monkeypatch.setattr("edgeloop.export.coreml.parity.SHIPPED", np.inf)
+    model = random_program(seed)
+    assert not list(problems(model))
+    recipe = Recipe.named(("none", "int4", "int8", "int8-channel")[seed % 4], 32)
+    assert packaged(model, tmp_path, recipe).logits <= 1e-4
