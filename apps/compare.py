@@ -123,7 +123,8 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
         work = Path(scratch)
         checkpoint, reading = open_checkpoint(args, work, progress)
         check_encoder(reading.program, checkpoint, False)
-        unroll(reading)  # what cannot be is refused before the first export
+        check_encoder(reading.program, checkpoint, False)  # what cannot be is refused before the first export
+        unroll(reading)
         prompt = list(range(1, args.prompt_tokens + 1))
         count = args.tokens + WARM
         found: list[Decoder] = []
