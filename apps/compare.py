@@ -122,7 +122,6 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:
         work = Path(scratch)
         checkpoint, reading = open_checkpoint(args, work, progress)
-        check_encoder(reading.program, checkpoint, False)
         check_encoder(reading.program, checkpoint, False)  # what cannot be is refused before the first export
         unroll(reading)
         prompt = list(range(1, args.prompt_tokens + 1))
