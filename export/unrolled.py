@@ -55,7 +55,7 @@ def unroll(reading: Reading) -> Reading:
 
 def plain_llama(program: Program, who: str) -> Spec:
     """The numbers of a model whose unrolled layers are Llama's, which is all that ``who`` takes; else ExportError."""
-    spec = spec_of(program, who, advice="")
+    spec = spec_of(program, who)
     others = {
         "norms of what layers add": spec.sandwich_norms,
         "a norm after each depth": spec.loop_norm,

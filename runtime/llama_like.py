@@ -65,14 +65,11 @@ def _layer(spec: Spec, segment: Segment) -> Layer:
     )
 
 
-def spec_of(program: Program, who: str = "this edgeloop", advice: str = "; export to onnx") -> Spec:
-    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take.
-
-    ``advice``: what its line ends with.
-    """
+def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
+    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take."""
 
     def other(what: str) -> ExportError:
-        return ExportError(f"{who} takes Llama's layers only, and the model has {what}{advice}")
+        return ExportError(f"{who} takes Llama's layers only, and the model has {what}")
 
     found = attention(program)
     turns = program.rotations

@@ -86,11 +86,6 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return sum(s.layers * s.repeats for s in self.segments)
 
     @property
-    def shares_kv(self) -> bool:
-        """Do the depths of the block's loop read the K and V of depth 0?"""
-        return self.kv == "shared" and self.depths > 1
-
-    @property
     def window(self) -> int | None:
         """The sliding window in tokens; None where a token sees the whole context."""
         window = self.sliding_window

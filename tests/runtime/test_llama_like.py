@@ -74,7 +74,6 @@ def test_another_model_is_refused_by_its_first_op(make: Callable[[], Program], w
     with pytest.raises(ExportError) as caught:
         spec_of(make(), "target t")
     assert str(caught.value).startswith(f"target t takes Llama's layers only, and the model has {what}")
-    assert str(caught.value).endswith("; export to onnx")
 
 
 def test_any_block_makes_a_sound_program() -> None:
