@@ -67,35 +67,34 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.npy is not None and not args.npy.parent.is_dir():
         raise UsageError(f"--npy {args.npy}: there is no folder {args.npy.parent}; make it first")
     with open_session(args, encoder=True) as session:
-        watch = Stopwatch()
-        found = session.encode(texts, depth=args.after)
-        spent, depth = watch.ms, args.after or session.program.depths
-    vectors = pooled(found, args.pool)
+        watch, depth = Stopwatch(), args.after or session.program.depths
+        # States of many texts take memory, vectors do not.
+        step = len(texts) if args.pool == "none" else 64
+        parts = [
+            session.encode(texts[start : start + step], depth=args.after)
+            for start in range(0, len(texts), step)
+        ]
+        vectors = np.concatenate([pooled(part, args.pool) for part in parts])
+        means = np.concatenate([pooled(part, "first" if args.pool == "first" else "mean") for part in parts])
+        tokens = [count for part in parts for count in part.tokens.tolist()]
+        spent = watch.ms
     if args.npy is not None:
         with args.npy.open("wb") as file:  # np.save would put another ending behind the name
             np.save(file, vectors)
     if console.json:
         rows = [
             vector[:count] if args.pool == "none" else vector
-            for vector, count in zip(vectors, found.tokens, strict=True)
+            for vector, count in zip(vectors, tokens, strict=True)
         ]
         written = {} if args.npy is not None else {"vectors": [row.tolist() for row in rows]}
-        console.result(
-            {
-                "shape": list(vectors.shape),
-                "tokens": found.tokens.tolist(),
-                "pool": args.pool,
-                "depth": depth,
-                **written,
-            }
-        )
+        facts = {"shape": list(vectors.shape), "tokens": tokens, "pool": args.pool, "depth": depth}
+        console.result({**facts, **written})
         return
-    norms = np.linalg.norm(pooled(found, "first" if args.pool == "first" else "mean"), axis=1)
-    rows = [
-        (text[:60], str(count), f"{norm:.4f}")
-        for text, count, norm in zip(texts, found.tokens, norms, strict=True)
-    ]
-    console.table(("text", "#tokens", f"#length of the {'first' if args.pool == 'first' else 'mean'}"), rows)
+    found = zip(texts, tokens, np.linalg.norm(means, axis=1), strict=True)
+    console.table(
+        ("text", "#tokens", f"#length of the {'first' if args.pool == 'first' else 'mean'}"),
+        [(text[:60], str(count), f"{length:.4f}") for text, count, length in found],
+    )
     place = f" in {args.npy}" if args.npy is not None else ""
     shape = " × ".join(map(str, vectors.shape))
     console.note(f"[{shape} float32{place}, after depth {depth}, {spent:.0f} ms]")

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .encoding import Encoded
     from .requests import Step
     from .sampling import SamplingOptions
     from .serving import Engine, Handle
     from .session import Session
 
-__all__ = ["Bundle", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
+__all__ = ["Bundle", "Encoded", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
 
 _HOMES = {
     "Bundle": "bundle",
+    "Encoded": "encoding",
     "Engine": "serving",
     "Handle": "serving",
     "SamplingOptions": "sampling",

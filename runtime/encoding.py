@@ -9,6 +9,7 @@ import numpy as np
 
 from .backend import F32, I64, Backend, Lanes
 from .errors import UsageError
+from .kv import KVCache
 from .model.program import Program
 
 BATCH = 16
@@ -71,14 +72,23 @@ def encode(
     # The first carry is what layers work on, whatever else goes from depth to depth.
     found = np.zeros((len(texts), int(tokens.max()), program.loop.carries[0].width), np.float32)
     given = np.zeros((*found.shape[:2], program.vocab_size), np.float32) if logits else None
+    order = np.argsort(
+        tokens, kind="stable"
+    )  # texts of a call are about as long: padding takes time as tokens do
     for start in range(0, len(texts), BATCH):
-        part = slice(start, start + BATCH)
-        _call(backend, texts[part], depths, found[part], None if given is None else given[part])
+        part = order[start : start + BATCH]
+        state, lanes, cache = _call(backend, [texts[i] for i in part], depths)
+        valid = np.arange(found.shape[1]) < tokens[part, None]
+        rows, places = np.flatnonzero(valid[:, : state.shape[1]]), np.nonzero(valid)
+        at = part[places[0]], places[1]
+        found[at] = state.reshape(-1, state.shape[2])[rows, : found.shape[2]]
+        if given is not None:
+            given[at] = backend.epilogue(state, rows, lanes, cache)
     return Encoded(found, tokens, given)
 
 
-def _call(backend: Backend, texts: Sequence[Text], depths: int, found: F32, logits: F32 | None) -> None:
-    """Write what one call gives of ``texts`` into ``found`` [B, S, D] and ``logits`` [B, S, V]."""
+def _call(backend: Backend, texts: Sequence[Text], depths: int) -> tuple[F32, Lanes, KVCache]:
+    """One call: the state [B, S, D] of ``texts`` after ``depths``, and what reads it out."""
     tokens = np.array([len(text.ids) for text in texts], np.int32)
     batch, length = len(texts), int(tokens.max())
     ids, types = np.zeros((2, batch, length), np.int64)
@@ -90,8 +100,4 @@ def _call(backend: Backend, texts: Sequence[Text], depths: int, found: F32, logi
     state = backend.prologue(ids, lanes, cache)
     for depth in range(depths):
         state = backend.block(state, lanes.at(depth, 0), cache)
-    valid = np.arange(length) < tokens[:, None]
-    found[:, :length][valid] = state[valid][:, : found.shape[2]]
-    if logits is not None:
-        rows = np.flatnonzero(valid)
-        logits[:, :length][valid] = backend.epilogue(state, rows, lanes.at(depths - 1, 0), cache)
+    return state, lanes.at(depths - 1, 0), cache

@@ -102,6 +102,7 @@ def test_more_texts_than_a_call_takes(model: tuple[Path, Any, Any]) -> None:
         found = session.encode(texts)
     assert found.states.shape == wanted.shape
     assert np.abs(found.states - wanted)[mask].max() < 1e-5
+    assert not found.states[~mask].any()
 
 
 def test_the_verb(model: tuple[Path, Any, Any], command: Command, tmp_path: Path) -> None:
@@ -124,6 +125,16 @@ def test_the_verb(model: tuple[Path, Any, Any], command: Command, tmp_path: Path
     assert f"[3 × 6 × 24 float32 in {path}, after depth 2" in err
     length = np.linalg.norm(mean[1])
     assert f"{length:.4f}" in out
+
+
+def test_a_file_of_many_lines(model: tuple[Path, Any, Any], command: Command, tmp_path: Path) -> None:
+    texts = [" ".join(WORDS[: 1 + i % 5]) for i in range(140)]
+    (tmp_path / "lines.txt").write_text("\n".join(texts))
+    path = tmp_path / "v.npy"
+    code, _, err = command("encode", model[0], "--text", tmp_path / "lines.txt", "--npy", path)
+    assert code == 0, err
+    wanted, mask = hidden(model, texts)
+    assert np.abs(np.load(path) - (wanted * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]).max() < 1e-5
 
 
 def test_pools(model: tuple[Path, Any, Any], command: Command) -> None:
