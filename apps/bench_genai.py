@@ -100,13 +100,6 @@ class GenaiDecoder:
         """Size of the graph and its weights, without tokenizer and configuration."""
         return sum(path.stat().st_size for path in self.folder.glob("*.onnx*"))
 
-    def prefill_ms(self) -> float:
-        """Read the prompt again from an empty cache: milliseconds until its logits are there."""
-        self._generator.rewind_to(0)
-        watch = Stopwatch()
-        self._generator.append_tokens(self._prompt)
-        return watch.ms
-
     def decode_ms(self, count: int) -> list[float]:
         """Decode ``count`` tokens after the prompt: milliseconds of each, the choice of the token included."""
         if not 1 <= count <= self.tokens:

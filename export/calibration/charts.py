@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from .measured import Measured
 
 Measure = Callable[["Measured"], float | None]
-Colour = tuple[str, str]
-"""A name of a CSS variable of the page, and the stand-in that matplotlib draws with."""
 
 MARKERS = "osD^vPX"
 COLOURS = 7
 _INK, _MUTED, _GRID, _PAPER = "#010101", "#010102", "#010103", "#010104"
 _NAMES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _PAPER: "paper"}
+"""Colours that matplotlib draws with → the CSS variables of the page that take their place."""
 _SERIES = [f"#01020{i}" for i in range(COLOURS)]
 
 
