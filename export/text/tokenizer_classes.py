@@ -18,6 +18,7 @@ AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizer", "PythonBackend", "BloomT
 """Classes that take tokenizer.json as it is, under all names (``Fast`` at the end aside)."""
 
 OWN = {
+    "albert": "AlbertTokenizer",
     "mistral": "TokenizersBackend",
     "mixtral": "TokenizersBackend",
     "qwen2": "Qwen2Tokenizer",

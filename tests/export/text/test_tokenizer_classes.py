@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_folders import LLAMA, agree, byte_level, pieces, write
+from tokenizer_folders import LLAMA, MADE, agree, byte_level, pieces, write
 from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer
 from transformers.models.auto import tokenization_auto as auto
 
 from edgeloop.export.text.tokenizer_classes import AS_IT_IS, MISNAMED, OWN
 from edgeloop.export.text.vocabulary import read_vocabulary
+from edgeloop.runtime.text.tokenizer import Tokenizer
 
 CHOSEN: list[tuple[str, dict[str, Any], str | None, Callable[[], Engine]]] = [
     ("LlamaTokenizer", {"model_type": "llama"}, "LlamaTokenizer", pieces),
@@ -30,6 +31,8 @@ CHOSEN: list[tuple[str, dict[str, Any], str | None, Callable[[], Engine]]] = [
     ("LlamaTokenizer", {"model_type": "qwen3"}, "LlamaTokenizer", pieces),
     ("TokenizersBackend", {"model_type": "phi3"}, "LlamaTokenizer", pieces),
     ("TokenizersBackend", {"model_type": "llama"}, "BloomTokenizerFast", byte_level),
+    ("AlbertTokenizer", {"model_type": "albert"}, None, MADE["AlbertTokenizer"]),
+    ("AlbertTokenizer", {"model_type": "albert"}, "AlbertTokenizerFast", MADE["AlbertTokenizer"]),
 ]
 
 
@@ -87,3 +90,20 @@ def test_what_is_not_taken_over_is_said(
     assert caplog.text.count("WARNING") == 1
     assert found
     assert found.data == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("AlbertTokenizer", "albert"), ("BertTokenizer", "bert"), (None, "albert")]
+)
+def test_pairs_of_texts_have_types(tmp_path: Path, name: str | None, model_type: str) -> None:
+    """Of the classes that encoders' folders have."""
+    made, config = MADE[name or "AlbertTokenizer"](), {"tokenizer_class": name} if name else None
+    folder = write(tmp_path / "f", made, config, model={"model_type": model_type})
+    found = read_vocabulary(folder, {"model_type": model_type}, 1000)
+    assert found
+    found.write(tmp_path)
+    pair = "Once upon a time", "there was a king"
+    ids, types = Tokenizer.open(tmp_path / "tokenizer.json").encode_typed(*pair)
+    wanted = AutoTokenizer.from_pretrained(folder)(*pair, return_token_type_ids=True)
+    assert (ids, types) == (wanted["input_ids"], wanted["token_type_ids"])
+    assert set(types) == {0, 1}
