@@ -193,6 +193,10 @@ def test_a_router_is_for_several_depths_of_one_state() -> None:
     once = structs.replace(once, routing=structs.replace(once.routing, capacity=()))
     assert list(problems(once)) == ["routing is for models of several depths, this one has 1"]
     assert list(problems(two)) == ["routing is for loops of one carry, this one has 2"]
+    whole = structs.replace(PROGRAMS["encoder"](), routing=structs.replace(routing, capacity=()))
+    assert list(problems(whole)) == [
+        "routing is for models whose attention has caches, and this one's has none"
+    ]
 
 
 @pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS)
