@@ -87,10 +87,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
         return
     import numpy as np
 
-    from ..runtime.backends import open_backend
-    from ..runtime.bundle import Bundle
-    from ..runtime.encoding import check_encoder
-    from ..runtime.loop import DepthLoop
+    from ..runtime.bundle.folder import Bundle
+    from ..runtime.decode.encoding import check_encoder
+    from ..runtime.decode.loop import DepthLoop
+    from ..runtime.engines import open_backend
 
     if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..runtime.acceptance import Pace
-from ..runtime.backend import I64, Backend, Lanes
-from ..runtime.bundle import Bundle
-from ..runtime.decoding import check_decode
+from ..runtime.bundle.folder import Bundle
+from ..runtime.bundle.heads import read_heads
+from ..runtime.decode.acceptance import Pace
+from ..runtime.decode.decoding import check_decode
+from ..runtime.decode.loop import DepthLoop
+from ..runtime.decode.pipelined import Pipelined
+from ..runtime.decode.policy import choose_policy
+from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
+from ..runtime.engines.backend import I64, Backend, Lanes
+from ..runtime.engines.kv import KVCache
 from ..runtime.errors import UsageError
-from ..runtime.heads import read_heads
-from ..runtime.kv import KVCache
-from ..runtime.loop import DepthLoop
-from ..runtime.pipelined import Pipelined
-from ..runtime.policy import choose_policy
-from ..runtime.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .intake import read_text

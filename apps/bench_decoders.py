@@ -12,13 +12,13 @@ from ..export.family import Reading
 from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, plain_llama, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
-from ..runtime.backend import I64, Lanes
-from ..runtime.backends.onnx import OnnxBackend
-from ..runtime.bundle import Bundle
+from ..runtime.bundle.folder import Bundle
+from ..runtime.decode.loop import DepthLoop
+from ..runtime.engines.backend import I64, Lanes
+from ..runtime.engines.kv import KVCache
+from ..runtime.engines.onnx.engine import OnnxBackend
+from ..runtime.engines.onnx.session import GraphSession, default_threads, use_threads
 from ..runtime.errors import EngineError, ExportError
-from ..runtime.kv import KVCache
-from ..runtime.loop import DepthLoop
-from ..runtime.onnx_session import GraphSession, default_threads, use_threads
 from ..runtime.session import CACHE_STEP
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..export.coreml.constants import Store
-from ..export.coreml.package import write_package
-from ..export.coreml.plan import Plan
 from ..export.family import Reading
 from ..export.stored import write_weights
+from ..export.targets.coreml.constants import Store
+from ..export.targets.coreml.package import write_package
+from ..export.targets.coreml.plan import Plan
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
-from ..runtime.coreml.interpreter import MODEL, WEIGHTS
+from ..runtime.engines.coreml.interpreter import MODEL, WEIGHTS
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .quantities import byte_count

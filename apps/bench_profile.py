@@ -10,7 +10,7 @@ from ..runtime.errors import EngineError, UsageError
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..runtime.bundle import Bundle
+    from ..runtime.bundle.folder import Bundle
 
 TOKENS = 32
 """Written at most: every operator of every call is an entry of the dump."""
@@ -46,8 +46,8 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
         )
     import numpy as np
 
-    from ..runtime.backends.executorch import ExecutorchBackend
-    from ..runtime.loop import DepthLoop
+    from ..runtime.decode.loop import DepthLoop
+    from ..runtime.engines.executorch.engine import ExecutorchBackend
     from .bench_run import measure
 
     folder: Path = args.profile

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.backend import F32
+from ..runtime.engines.backend import F32
 from ..runtime.timing import Stopwatch
 from .console import Console
 
@@ -28,9 +28,9 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
     """A bundle on one of our engines, by the depth loop."""
 
     def open_bundle(path: Path) -> Callable[[], Next]:
-        from ..runtime.backends import open_backend
-        from ..runtime.bundle import Bundle
-        from ..runtime.loop import DepthLoop
+        from ..runtime.bundle.folder import Bundle
+        from ..runtime.decode.loop import DepthLoop
+        from ..runtime.engines import open_backend
 
         def load() -> Next:
             backend = open_backend(engine, Bundle.open(path, verify=False))
@@ -51,7 +51,7 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
 
 def _flat(path: Path) -> Callable[[], Next]:
     """A program with one forward, on the wheel's runtime."""
-    from ..export.pte.flat_program import FlatProgram
+    from ..export.targets.executorch.flat_program import FlatProgram
 
     return lambda: FlatProgram(path).logits
 
@@ -97,9 +97,9 @@ def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
 
     A row is a sequence of its own with 32 tokens behind it; numbers of rows take turns.
     """
-    from ..runtime.backend import Lanes
-    from ..runtime.backends.executorch import ExecutorchBackend
-    from ..runtime.bundle import Bundle
+    from ..runtime.bundle.folder import Bundle
+    from ..runtime.engines.backend import Lanes
+    from ..runtime.engines.executorch.engine import ExecutorchBackend
 
     before = resident_bytes()
     backend = ExecutorchBackend.open(Bundle.open(path, verify=False))

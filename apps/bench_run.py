@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..runtime.loop import DepthLoop
+    from ..runtime.decode.loop import DepthLoop
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from .options import open_session
 from .quantities import byte_count
 
 if TYPE_CHECKING:
-    from ..runtime.handle import Handle
-    from ..runtime.serving import Engine
+    from ..runtime.serve.handle import Handle
+    from ..runtime.serve.serving import Engine
 
 Tokens = tuple[int, ...]
 POOL, SEQUENCES, WAITING = 40, 4, 8
@@ -31,7 +31,7 @@ EQUAL = {"none", "int8-channel"}
 
 def soak(args: argparse.Namespace, console: Console) -> None:
     """Run for ``args.soak`` minutes and show it; EngineError for lost lanes, and answers that must not differ."""
-    from ..runtime.sampling import SamplingOptions
+    from ..runtime.decode.sampling import SamplingOptions
     from ..runtime.timing import rss_bytes
 
     with open_session(args) as session:

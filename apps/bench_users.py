@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..runtime.sampling import SamplingOptions
-    from ..runtime.serving import Engine
+    from ..runtime.decode.sampling import SamplingOptions
+    from ..runtime.serve.serving import Engine
     from ..runtime.session import Session
 
 
@@ -160,7 +160,7 @@ def _of(users: int) -> tuple[tuple[str, int], ...]:
 
 def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Engine:
     """The engine of ``args``' bundle for so many at a time."""
-    from ..runtime.serving import Engine
+    from ..runtime.serve.serving import Engine
 
     return Engine.open(
         args.bundle,

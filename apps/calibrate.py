@@ -17,8 +17,8 @@ from .quantities import thresholds
 if TYPE_CHECKING:
     from ..export.calibration.measured import Measured
     from ..export.calibration.search import Goal
-    from ..runtime.evaluation import Evaluation
-    from ..runtime.manifest import Exit
+    from ..runtime.bundle.manifest import Exit
+    from ..runtime.decode.evaluation import Evaluation
     from ..runtime.session import Session
 
 EXAMPLES = """\
@@ -65,8 +65,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.bundle.writer import edited
     from ..export.calibration.search import Goal
-    from ..runtime.bundle import Bundle
-    from ..runtime.encoding import check_encoder
+    from ..runtime.bundle.folder import Bundle
+    from ..runtime.decode.encoding import check_encoder
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 def result(found: Evaluation, values: tuple[float, ...], missing: str, goal: Goal) -> Exit:
     """What the bundle keeps of a calibrated rule."""
-    from ..runtime.manifest import Exit
+    from ..runtime.bundle.manifest import Exit
 
     return Exit(
         thresholds=values,
@@ -207,7 +207,7 @@ class Calibration:
     def fit(self, rule: str, goal: Goal) -> tuple[float, ...]:
         """Thresholds that keep the goal when they are measured; tightened where missing K and V cost more."""
         from ..export.calibration.search import search
-        from ..runtime.exits import MEASURES
+        from ..runtime.decode.exits import MEASURES
 
         aim = goal
         for _ in range(TRIES):
@@ -220,7 +220,7 @@ class Calibration:
     def frontier(self, rule: str, goal: Goal) -> list[tuple[float, ...]]:
         """Thresholds for goals around ``goal``."""
         from ..export.calibration.search import frontier
-        from ..runtime.exits import MEASURES
+        from ..runtime.decode.exits import MEASURES
 
         goals = [loosened(goal, factor) for factor in CURVE]
         return list(dict.fromkeys(frontier(self.table, self.scores[rule], MEASURES[rule].up, goals)))

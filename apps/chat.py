@@ -23,8 +23,8 @@ from .options import (
 from .run import generation, tell, tell_full
 
 if TYPE_CHECKING:
-    from ..runtime.requests import Step
-    from ..runtime.sampling import SamplingOptions
+    from ..runtime.decode.sampling import SamplingOptions
+    from ..runtime.serve.requests import Step
     from ..runtime.session import Session
 
 EXAMPLES = """\

@@ -116,7 +116,7 @@ def open_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) ->
 def decoders(args: argparse.Namespace, console: Console) -> None:
     """Decoders of ONNX graphs, by turns."""
     from ..export.unrolled import unroll
-    from ..runtime.encoding import check_encoder
+    from ..runtime.decode.encoding import check_encoder
     from .bench_decoders import genai_decoder, staged_decoder, unrolled_decoder
 
     with tempfile.TemporaryDirectory(prefix="edgeloop-compare-") as scratch, console.progress() as progress:

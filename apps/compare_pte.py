@@ -97,7 +97,7 @@ def prepare(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[d
 
 def exporter_program(reading: Reading, folder: Path, group: int, context: int) -> Path:
     """What ExecuTorch's exporter makes of the unrolled model, once."""
-    from ..export.pte.llama import PROGRAM, export_llama
+    from ..export.targets.executorch.llama import PROGRAM, export_llama
 
     folder.mkdir(exist_ok=True)
     path = folder / PROGRAM

@@ -12,8 +12,8 @@ from .intake import prompt_text, read_text
 from .options import at_least, open_session, session_arguments
 
 if TYPE_CHECKING:
-    from ..runtime.backend import F32
-    from ..runtime.encoding import Encoded
+    from ..runtime.decode.encoding import Encoded
+    from ..runtime.engines.backend import F32
 
 EXAMPLES = """\
 examples:

@@ -13,8 +13,8 @@ from .intake import read_text
 from .options import at_least, depth_arguments, open_session, session_arguments
 
 if TYPE_CHECKING:
-    from ..runtime.evaluation import Evaluation
-    from ..runtime.policy import Policy
+    from ..runtime.decode.evaluation import Evaluation
+    from ..runtime.decode.policy import Policy
 
 EXAMPLES = """\
 examples:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .intake import read_objects, word
 
 if TYPE_CHECKING:
-    from ..runtime.sampling import SamplingOptions
+    from ..runtime.decode.sampling import SamplingOptions
     from ..runtime.session import Session
 
 
@@ -122,7 +122,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
 
     UsageError where it is of an encoder, or of none if the verb is for an ``encoder``.
     """
-    from ..runtime.encoding import check_encoder
+    from ..runtime.decode.encoding import check_encoder
     from ..runtime.session import Session
 
     session = Session.open(
@@ -179,7 +179,7 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     """The options that ``sampling_arguments`` describe."""
-    from ..runtime.sampling import SamplingOptions
+    from ..runtime.decode.sampling import SamplingOptions
 
     return SamplingOptions(
         temperature=args.temperature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ..runtime.manifest import NEVER, Manifest
+from ..runtime.bundle.manifest import NEVER, Manifest
 from ..runtime.model import facts
 from ..runtime.model.facts import runs
 from ..runtime.model.program import Program

@@ -23,7 +23,7 @@ from .options import (
 from .quantities import byte_count
 
 if TYPE_CHECKING:
-    from ..runtime.requests import Finish, Step
+    from ..runtime.serve.requests import Finish, Step
     from ..runtime.session import Session
     from ..runtime.timing import GenerationStats
 

@@ -8,14 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.manifest import MANIFEST, Constant, Flat, Manifest, Package, Parity
+from ..runtime.bundle.manifest import MANIFEST, Constant, Flat, Manifest, Package, Parity
 from ..runtime.model.program import Program
 from .architecture import model_facts, model_rows
 from .console import Console
 from .quantities import bits_per_weight, bundle_bytes, byte_count, thresholds, unrolled_bytes
 
 if TYPE_CHECKING:
-    from ..runtime.bundle import Bundle
+    from ..runtime.bundle.folder import Bundle
 
 EXAMPLES = """\
 examples:
@@ -59,7 +59,7 @@ def is_bundle(path: Path) -> bool:
 
 def show_bundle(path: Path, console: Console) -> None:
     """A bundle, from its manifest and the names of its heads."""
-    from ..runtime.bundle import Bundle
+    from ..runtime.bundle.folder import Bundle
 
     bundle = Bundle.open(path, verify=False)
     manifest, probes = bundle.manifest, has_probes(bundle)
@@ -161,7 +161,7 @@ def has_probes(bundle: Bundle) -> bool:
     """Did `edgeloop calibrate` fit probes? BundleError when the file of the heads is damaged."""
     if bundle.manifest.heads is None:
         return False  # numpy is not imported for most bundles
-    from ..runtime.heads import read_heads
+    from ..runtime.bundle.heads import read_heads
 
     return "probe.weight" in read_heads(bundle)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..runtime import manifest
+from ..runtime.bundle import manifest
 from ..runtime.errors import ExportError, ParityError
 from .target import Job, Target
 

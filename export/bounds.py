@@ -21,8 +21,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ..quant.recipe import Recipe
-from ..runtime.backend import F32
-from ..runtime.backends.reference import ReferenceBackend
+from ..runtime.engines.backend import F32
+from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.model.activations import ACTIVATIONS, Activations
 
 EXACT = 1e-4

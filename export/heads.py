@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from ..runtime.bundle.heads import HEADS, head_shapes
 from ..runtime.errors import CheckpointError
-from ..runtime.heads import HEADS, head_shapes
 from .family import Reading
 
 

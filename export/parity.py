@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.backend import F32, Backend, Lanes, can_fill
-from ..runtime.backends.reference import ReferenceBackend
+from ..runtime.decode.loop import DepthLoop
+from ..runtime.engines.backend import F32, Backend, Lanes, can_fill
+from ..runtime.engines.kv import KVCache
+from ..runtime.engines.packed import PackedLanes
+from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.errors import ParityError
-from ..runtime.kv import KVCache
-from ..runtime.loop import DepthLoop
 from ..runtime.model.activations import Activations
 from ..runtime.model.program import Program
-from ..runtime.packed import PackedLanes
 from .bounds import REPORT, bounds, difference
 from .whole_texts import whole_texts
 

@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from ..quant.recipe import Recipe
+from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.errors import CheckpointError, UsageError
-from ..runtime.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
 from ..runtime.model.checks import problems
 from ..runtime.model.facts import count_parameters
 from ..runtime.version import VERSION

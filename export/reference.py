@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ..quant.recipe import Recipe
-from ..runtime.backends.reference import ReferenceBackend
+from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.model.program import Program
 from ..runtime.model.stored import Array
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..quant.recipe import Recipe
-from ..runtime import manifest
+from ..runtime.bundle import manifest
 from ..runtime.errors import ExportError
 from ..runtime.model.program import Program
 

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from ..quant.recipe import Recipe
 from ..runtime.errors import ExportError
-from ..runtime.llama_like import spec_of
 from ..runtime.model.program import Program
 from ..runtime.model.transform import Source, unrolled
 from ..runtime.model.weights import Vector
-from ..runtime.spec import Spec
+from .families.llama_program import spec_of
+from .families.llama_spec import Spec
 from .family import Loader, Reading
 from .lower.graph import Stored
 from .lower.onnx import whole_graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.backend import F32, I32, I64, Backend, Lanes
+from ..runtime.engines.backend import F32, I32, I64, Backend, Lanes
 from ..runtime.model.program import Program
 
 LENGTHS = (11, 7, 1)

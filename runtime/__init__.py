@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .encoding import Encoded
-    from .requests import Step
-    from .sampling import SamplingOptions
-    from .serving import Engine, Handle
+    from .bundle.folder import Bundle
+    from .decode.encoding import Encoded
+    from .decode.sampling import SamplingOptions
+    from .serve.requests import Step
+    from .serve.serving import Engine, Handle
     from .session import Session
 
 __all__ = ["Bundle", "Encoded", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
 
 _HOMES = {
-    "Bundle": "bundle",
-    "Encoded": "encoding",
-    "Engine": "serving",
-    "Handle": "serving",
-    "SamplingOptions": "sampling",
+    "Bundle": "bundle.folder",
+    "Encoded": "decode.encoding",
+    "Engine": "serve.serving",
+    "Handle": "serve.serving",
+    "SamplingOptions": "decode.sampling",
     "Session": "session",
-    "Step": "requests",
+    "Step": "serve.requests",
 }
 
 

@@ -8,29 +8,29 @@ from types import TracebackType
 
 import numpy as np
 
-from .acceptance import Pace, WholeTokens
-from .backend import F32, I64, Backend, Closes
-from .backends import open_backend
-from .bundle import Bundle
+from .bundle.folder import Bundle
+from .bundle.heads import read_heads
 from .checks import whole_number
-from .decoding import check_decode, decides
-from .encoding import Encoded, check_encoder, encode
+from .decode.acceptance import Pace, WholeTokens
+from .decode.decoding import check_decode, decides
+from .decode.encoding import Encoded, check_encoder, encode
+from .decode.evaluation import Evaluation, evaluate
+from .decode.loop import DepthLoop
+from .decode.pipelined import Pipelined
+from .decode.pipelined_course import PipelinedCourse
+from .decode.policy import Policy, choose_policy
+from .decode.sampling import Choose, Sampler, SamplingOptions
+from .decode.walk import Walk, make_pipeline
+from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
+from .engines import open_backend
+from .engines.backend import F32, I64, Backend, Closes
 from .errors import UsageError
-from .evaluation import Evaluation, evaluate
-from .heads import read_heads
-from .loop import DepthLoop
 from .model.program import Program
-from .pipelined import Pipelined
-from .pipelined_course import PipelinedCourse
-from .policy import Policy, choose_policy
-from .prompts import Prompts, Texts, Types
-from .requests import Answer, Request, Step
-from .sampling import Choose, Sampler, SamplingOptions
+from .serve.requests import Answer, Request, Step
+from .text.prompts import Prompts, Texts, Types
 from .text.template import ChatTemplates, Objects
 from .text.tokenizer import Tokenizer
 from .timing import GenerationClock, GenerationStats
-from .walk import Walk, make_pipeline
-from .windows import Perplexity, VisitDepths, perplexity, visit_depths
 
 __all__ = ["Session", "Step"]
 

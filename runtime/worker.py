@@ -15,13 +15,13 @@ import weakref
 from collections import deque
 from collections.abc import Generator
 
-from .backend import F32
-from .course import Ask, Course
+from .decode.course import Ask, Course
+from .decode.sampling import Sampler
+from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
-from .handle import Handle
-from .requests import Answer, Step
-from .sampling import Sampler
-from .scheduler import Scheduler, Task
+from .serve.handle import Handle
+from .serve.requests import Answer, Step
+from .serve.scheduler import Scheduler, Task
 from .session import Session
 from .timing import Stopwatch
 from .wording import reason

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.coreml.blobs import Blobs
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.engines.coreml.blobs import Blobs
 
 KINDS = {
     "edgeloop": "int4",  # deltas

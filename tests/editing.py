@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.family import Reading
-from edgeloop.runtime.bundle import sha256_of
-from edgeloop.runtime.manifest import File, read_manifest, write_manifest
+from edgeloop.runtime.bundle.folder import sha256_of
+from edgeloop.runtime.bundle.manifest import File, read_manifest, write_manifest
 
 
 def read(folder: Path) -> Reading:

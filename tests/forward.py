@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from edgeloop.export.families.llama_program import spec_of
+from edgeloop.export.families.llama_spec import Spec
 from edgeloop.export.family import Reading
-from edgeloop.runtime.llama_like import spec_of
-from edgeloop.runtime.spec import Spec
 
 Tensors = dict[str, torch.Tensor]
 Shared = dict[str, tuple[torch.Tensor, torch.Tensor]]

@@ -10,9 +10,10 @@ import numpy as np
 from edgeloop.export.bundle.leftovers import sweep
 from edgeloop.export.bundle.writer import check_free
 from edgeloop.export.calibration.write import write_exits, write_probes
-from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.llama_like import program_of
-from edgeloop.runtime.manifest import (
+from edgeloop.export.families.llama_program import program_of
+from edgeloop.export.families.llama_spec import Segment, Spec
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.manifest import (
     FORMAT,
     Exit,
     File,
@@ -25,7 +26,6 @@ from edgeloop.runtime.manifest import (
     write_manifest,
 )
 from edgeloop.runtime.protobuf import field
-from edgeloop.runtime.spec import Segment, Spec
 
 PACKAGE = "coreml/model.mlpackage"
 MODEL, WEIGHTS = f"{PACKAGE}/model.mlmodel", f"{PACKAGE}/weight.bin"

@@ -15,17 +15,17 @@ from edgeloop.export.lower.graph import Graph, Stored
 from edgeloop.export.lower.onnx import check, write_ops
 from edgeloop.export.weights import WeightsWriter
 from edgeloop.quant.pack import quantize
-from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.backends.reference_lane import Lane, Slot
-from edgeloop.runtime.backends.reference_ops import run
-from edgeloop.runtime.kv import resident
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.kv import resident
+from edgeloop.runtime.engines.onnx.session import open_session, use_threads
+from edgeloop.runtime.engines.packed import PackedLanes
+from edgeloop.runtime.engines.reference.lane import Lane, Slot
+from edgeloop.runtime.engines.reference.ops import run
 from edgeloop.runtime.model.ops import Attend, Op
 from edgeloop.runtime.model.program import Carry, Loop, Program, Stage
 from edgeloop.runtime.model.rotary import turns
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Weight, tensors
-from edgeloop.runtime.onnx_session import open_session, use_threads
-from edgeloop.runtime.packed import PackedLanes
 
 
 def random_weights(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeloop.runtime.backends.reference_lane import Lane, Slot
-from edgeloop.runtime.backends.reference_ops import run
+from edgeloop.runtime.engines.reference.lane import Lane, Slot
+from edgeloop.runtime.engines.reference.ops import run
 from edgeloop.runtime.model.ops import Attend, AttendTwice
 from edgeloop.runtime.model.program import Program, Stage
 from edgeloop.runtime.model.stored import StoredWeights

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from mutants import mutants, transplants
 
-from edgeloop.runtime.backend import Backend, Lanes
-from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Backend, Lanes
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.weights import tensors

@@ -16,7 +16,7 @@ from programs import PROGRAMS
 from edgeloop.export.quiet import quiet
 from edgeloop.export.targets import open_target
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.backends.reference_ops import OPS
+from edgeloop.runtime.engines.reference.ops import OPS
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.model.ops import Attend, Op
 from edgeloop.runtime.model.program import Program, Stage

@@ -15,8 +15,8 @@ import forward
 import torch
 import torch.nn.functional as F
 
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.family import Reading
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.program import Routing
 
 Heads = dict[str, torch.Tensor]

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file as save
 
-from edgeloop.runtime.backend import Backend
-from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.manifest import FORMAT
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.manifest import FORMAT
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Backend
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.model.activations import ACTIVATIONS
 
 FOLDER = Path(__file__).parent / "fixtures" / "bundles"

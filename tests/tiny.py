@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from edgeloop.apps.demo.model import DemoConfig, DemoModel
 from edgeloop.apps.demo.routed import RoutedConfig, RoutedModel
+from edgeloop.export.families.llama_program import program_of, spec_of
 from edgeloop.export.synth import Shape, synthesize_shape
 from edgeloop.export.synth_tokenizer import write_tokenizer
-from edgeloop.runtime.llama_like import program_of, spec_of
 from edgeloop.runtime.model.program import Program
 
 WINDOW = 6

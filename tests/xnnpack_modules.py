@@ -10,12 +10,12 @@ import torch
 from model_run import Tensors
 
 from edgeloop.export.lower.xnnpack import check
-from edgeloop.export.pte.methods import Methods, build_methods
-from edgeloop.export.targets.executorch import place_tables
-from edgeloop.runtime.backend import F32
-from edgeloop.runtime.backends import executorch
+from edgeloop.export.targets.executorch.methods import Methods, build_methods
+from edgeloop.export.targets.executorch.target import place_tables
+from edgeloop.runtime.engines.backend import F32
+from edgeloop.runtime.engines.executorch import engine as executorch
+from edgeloop.runtime.engines.executorch.layout import Layout, Shapes, Sizes
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.pte.layout import Layout, Shapes, Sizes
 
 
 class Plan:

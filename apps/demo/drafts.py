@@ -1,7 +1,8 @@
 """How often the shallow depths foresee the last one: on the model's own text, as pipelined decoding would use them.
 
 The text is what the last depth chooses, greedily or by Gumbel noise at a temperature, with the same dice for all
-depths of a position (``runtime/sampling.py``). A draft is right where a shallow depth would have chosen the same.
+depths of a position (``runtime/decode/sampling.py``). A draft is right where a shallow depth would have chosen the
+same.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ...runtime.manifest import Manifest
+from ...runtime.bundle.manifest import Manifest
 from ...runtime.model.facts import stored_layers
 from ...runtime.timing import GenerationStats
 from ..console import Console
@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    from ...runtime.sampling import SamplingOptions
+    from ...runtime.decode.sampling import SamplingOptions
     from ...runtime.session import Session
 
     export(args.out, console)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...runtime.bundle import Bundle, sha256_of
+from ...runtime.bundle.folder import Bundle, sha256_of
+from ...runtime.bundle.manifest import MANIFEST, File
 from ...runtime.errors import ExportError, UsageError
-from ...runtime.manifest import MANIFEST, File
 from .staging import staged
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.decode.exits import MEASURES, Outcome, kl
 from ...runtime.errors import UsageError
-from ...runtime.exits import MEASURES, Outcome, kl
 from ...runtime.session import Session
 from .search import Table
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...runtime.manifest import NEVER
+from ...runtime.bundle.manifest import NEVER
 from .charts import COLOURS, MARKERS, panel
 from .measured import Measured
 from .search import Goal

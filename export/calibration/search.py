@@ -27,8 +27,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.bundle.manifest import NEVER
 from ...runtime.errors import UsageError
-from ...runtime.manifest import NEVER
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from msgspec import structs
 from safetensors.numpy import save
 
-from ...runtime.bundle import Bundle, sha256_of
-from ...runtime.coreml.exits import exit_metadata
-from ...runtime.heads import HEADS, read_heads
-from ...runtime.manifest import Exit, File, Manifest, write_manifest
+from ...runtime.bundle.folder import Bundle, sha256_of
+from ...runtime.bundle.heads import HEADS, read_heads
+from ...runtime.bundle.manifest import Exit, File, Manifest, write_manifest
+from ...runtime.engines.coreml.exits import exit_metadata
 from ..bundle.writer import edited, put
-from ..coreml.metadata import with_metadata
+from ..targets.coreml.metadata import with_metadata
 
 F32 = npt.NDArray[np.float32]
 

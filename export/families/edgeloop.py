@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.llama_like import program_of
 from ...runtime.model.program import Routing
-from ...runtime.spec import Segment, Spec
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
 from .config_values import MAX_SIZE, flag, number, size
 from .llama_names import ATTENTION, NORMS
+from .llama_program import program_of
+from .llama_spec import Segment, Spec
 from .mor_routing import check_capacity
 from .ties import MAX_LAYERS
 

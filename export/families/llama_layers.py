@@ -8,12 +8,12 @@ from functools import partial
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.llama_like import program_of
-from ...runtime.spec import Segment, Spec
 from ..checkpoint import Checkpoint
 from ..family import Reading
 from .llama_config import LlamaConfig
 from .llama_names import ATTENTION, SANDWICH_NORMS, LlamaNames
+from .llama_program import program_of
+from .llama_spec import Segment, Spec
 from .reader import Reader
 from .ties import Run
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...runtime.engines.onnx.operators import MICROSOFT
 from ...runtime.errors import ExportError
 from ...runtime.model.ops import Attend, AttendLearned, Rotate
 from ...runtime.model.program import Program
-from ...runtime.onnx_operators import MICROSOFT
 from .depths import each_row
 from .elementwise import capped
 from .graph import Graph, Rows

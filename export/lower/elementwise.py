@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ...runtime.engines.onnx.operators import MICROSOFT
 from ...runtime.model.ops import Act, Add, Concat, Function, Mul, Norm, Scale, Slice, Softcap
-from ...runtime.onnx_operators import MICROSOFT
 from .depths import fresh_rows, vector
 from .fresh import Fresh
 from .graph import Graph, Rows

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ...runtime.engines.onnx.operators import MICROSOFT, OPERATORS
 from ...runtime.model.program import Program
-from ...runtime.onnx_operators import MICROSOFT, OPERATORS
 from ..weights import Place, places
 
 OPSET, MICROSOFT_OPSET = 21, 1
@@ -37,7 +37,7 @@ _GIVEN: dict[str, tuple[ir.DataType, tuple[str | int, ...]]] = {
     "spread_new": (ir.DataType.INT64, ("B", "S_new")),
     "kept": (ir.DataType.INT64, ("N",)),
 }
-"""What the host gives beside states, rotations and caches; see ``runtime/packed.py`` for the last three."""
+"""What the host gives beside states, rotations and caches; see ``runtime/engines/packed.py`` for the last three."""
 _ORDER = (
     "ids",
     "state",
@@ -78,7 +78,7 @@ class Stored:
 
 
 class Graph:
-    """The graph of one stage of ``program``; ``packed`` as in ``runtime/packed.py``."""
+    """The graph of one stage of ``program``; ``packed`` as in ``runtime/engines/packed.py``."""
 
     def __init__(self, program: Program, stored: Stored, packed: bool = False) -> None:
         self.program, self.stored, self.packed = program, stored, packed

@@ -11,7 +11,7 @@ from msgspec import structs
 from ...runtime.errors import ExportError
 from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage
-from ..coreml.constants import Var
+from ..targets.coreml.constants import Var
 from . import mil_attention, mil_elementwise, mil_matrices
 from .mil_scope import Scope, Values
 

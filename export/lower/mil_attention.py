@@ -6,7 +6,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
 from ...runtime.model.ops import Attend, AttendLearned, Rotate
-from ..coreml.constants import Var
+from ..targets.coreml.constants import Var
 from .mil_elementwise import capped
 from .mil_matrices import split
 from .mil_scope import Scope, Values

@@ -8,7 +8,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
 from ...runtime.model.ops import Act, Add, Concat, Function, Mul, Norm, Scale, Slice, Softcap
-from ..coreml.constants import Var
+from ..targets.coreml.constants import Var
 from .mil_scope import Scope, Values
 
 SMALLEST = np.float16(2.0**-4)

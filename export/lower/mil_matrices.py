@@ -7,7 +7,7 @@ from coremltools.converters.mil.mil import Builder as mb
 
 from ...runtime.model.ops import Embed, Linear
 from ...runtime.model.weights import Delta, Matrix, sibling
-from ..coreml.constants import Var
+from ..targets.coreml.constants import Var
 from .mil_scope import Scope, Values
 
 _NONE = Delta(0)

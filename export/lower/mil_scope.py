@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
-from ...runtime.coreml.layout import Place
+from ...runtime.engines.coreml.layout import Place
 from ...runtime.model.rotation import Rotation
 from ...runtime.model.weights import Vector
-from ..coreml.constants import Constants, Store, Var
-from ..coreml.plan import Plan
+from ..targets.coreml.constants import Constants, Store, Var
+from ..targets.coreml.plan import Plan
 
 HIDDEN = np.float16(-3e4)
 """Added to the scores of tokens that are not seen: its exponential is 0 in float16 and in float32."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...runtime.backends.onnx import graph_name
+from ...runtime.engines.onnx.engine import graph_name
 from ...runtime.errors import ExportError
 from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage

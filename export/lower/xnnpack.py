@@ -1,7 +1,7 @@
 """A program as torch modules, in the words that XNNPACK takes into one delegate: a module or function for each op.
 
-What the modules compute is traced and lowered method by method (``export/pte/``): a stage of the program for the depth
-loop on the host, or the whole program with the loop written out.
+What the modules compute is traced and lowered method by method (``export/targets/executorch/``): a stage of the
+program for the depth loop on the host, or the whole program with the loop written out.
 """
 
 from __future__ import annotations

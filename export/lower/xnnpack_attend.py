@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...runtime.engines.executorch.kinds import Turning, mask_of
 from ...runtime.model import ops
 from ...runtime.model.rotation import Rotation
-from ...runtime.pte.kinds import Turning, mask_of
 from .xnnpack_call import Call, Pair
 from .xnnpack_ops import Place, Slice, by_heads, capped, rows
 

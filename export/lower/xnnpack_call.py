@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...runtime.pte.kinds import Mask, Turning
+from ...runtime.engines.executorch.kinds import Mask, Turning
 
 Pair = tuple[Tensor, Tensor]
 

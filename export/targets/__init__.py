@@ -12,28 +12,28 @@ from ..target import Target
 
 
 def _onnx() -> Target:
-    from .onnx import OnnxTarget
+    from .onnx.target import OnnxTarget
 
     return OnnxTarget()
 
 
 def _executorch() -> Target:
     with quiet():  # torchao looks for CUDA
-        from .executorch import ExecutorchTarget
+        from .executorch.target import ExecutorchTarget
 
     return ExecutorchTarget()
 
 
 def _executorch_flat() -> Target:
     with quiet():
-        from .executorch_flat import ExecutorchFlatTarget
+        from .executorch.flat_target import ExecutorchFlatTarget
 
     return ExecutorchFlatTarget()
 
 
 def _coreml() -> Target:
     with quiet():  # coremltools looks for what only a Mac has
-        from .coreml import CoremlTarget
+        from .coreml.target import CoremlTarget
 
     return CoremlTarget()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle import Bundle
-from ..manifest import MANIFEST, Manifest
+from ..bundle.folder import Bundle
+from ..bundle.manifest import MANIFEST, Manifest
 from . import graphs, packages, programs, tensors, texts
 from .ledger import Account, Data, Finding, Ledger
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-from ..bundle import Bundle
-from ..onnx_graph import MESSAGES, REPEATED, External, external_data
+from ..bundle.folder import Bundle
+from ..engines.onnx.graph import MESSAGES, REPEATED, External, external_data
 from ..protobuf import TEXT, Field, varint
 from .ledger import Ledger
 from .messages import LONGEST, Message, read_message

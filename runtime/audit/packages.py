@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from ..bundle import Bundle
-from ..coreml.description import specification
-from ..coreml.exits import exit_metadata
-from ..heads import read_heads
+from ..bundle.folder import Bundle
+from ..bundle.heads import read_heads
+from ..engines.coreml.description import specification
+from ..engines.coreml.exits import exit_metadata
 from ..protobuf import Field, varint
 from .ledger import Ledger
 from .messages import Message, Messages, read_message
@@ -148,7 +148,7 @@ _SHORT = frozenset({"edgeloop.version", "edgeloop.quantization", "com.github.app
 """Metadata that the manifest does not say in the same words: a version, a scheme."""
 _SENTINEL, _ALIGNED = 0xDEADBEEF, 64
 _BITS = {1: 16, 2: 32, 3: 8, 4: 8, 8: 4, 11: 4, 14: 32}
-"""Of an array's number, by its type: see runtime/coreml/blobs.py."""
+"""Of an array's number, by its type: see runtime/engines/coreml/blobs.py."""
 
 
 def repeats(kind: str, name: str) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..bundle import Bundle
-from ..pte.kinds import lookups
-from ..pte.layout import read_layout
+from ..bundle.folder import Bundle
+from ..engines.executorch.kinds import lookups
+from ..engines.executorch.layout import read_layout
 from .flatbuffers import Reader, Schema, Table
 from .ledger import Ledger
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..heads import head_shapes, probe_shapes
+from ..bundle.folder import Bundle
+from ..bundle.heads import head_shapes, probe_shapes
 from ..model.codec import around_zero, code_shape
 from ..model.program import Program
 from ..model.weights import tensors

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from ..bundle import Bundle
+from ..bundle.folder import Bundle
+from ..bundle.json_text import json_text
+from ..bundle.manifest import Manifest
+from ..engines.executorch.layout import Layout
 from ..errors import BundleError, EdgeloopError
-from ..json_text import json_text
-from ..manifest import Manifest
-from ..pte.layout import Layout
 from .ledger import Ledger
 
 _BLANKS = re.compile(rb"[ \t\r\n]{129,}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeloop.apps.calibrate import measured, row
 from edgeloop.export.calibration.report import write_report
-from edgeloop.runtime.evaluation import Evaluation
+from edgeloop.runtime.decode.evaluation import Evaluation
 
 
 def evaluation(perplexity: float, depth: float, rate: float, speed: float) -> Evaluation:

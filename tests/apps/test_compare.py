@@ -16,15 +16,15 @@ from edgeloop.apps.compare import summarize
 from edgeloop.apps.contender import Decoder
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.unrolled import unroll, write_unrolled_checkpoint, write_unrolled_graph
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
-from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.onnx.session import GraphSession, use_threads
 from edgeloop.runtime.errors import ExportError
-from edgeloop.runtime.kv import KVCache
-from edgeloop.runtime.llama_like import spec_of
-from edgeloop.runtime.onnx_session import GraphSession, use_threads
 
 KIND = "mor-middle-cycle"
 

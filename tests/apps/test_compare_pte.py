@@ -21,7 +21,7 @@ from edgeloop.runtime import Session
 from edgeloop.runtime.errors import EngineError, ExportError
 
 pytest.importorskip("executorch")
-from edgeloop.export.pte import llama
+from edgeloop.export.targets.executorch import llama
 
 
 def read(folder: Path) -> Reading:

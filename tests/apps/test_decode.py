@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeloop.runtime.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.acceptance import Fixed, Plan
 
 Command = Callable[..., tuple[int, str, str]]
 Json = Callable[..., Any]

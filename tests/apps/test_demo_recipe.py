@@ -24,7 +24,7 @@ from edgeloop.apps.demo.objective import Objective
 from edgeloop.apps.demo.texts import END_OF_TEXT, Tokens, split_texts
 from edgeloop.apps.demo.train import Recipe, train
 from edgeloop.apps.demo.verb import CHECKPOINT
-from edgeloop.runtime.sampling import Sampler, SamplingOptions
+from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.text.template import DEFAULT
 
 TINY = DemoConfig(

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from edgeloop.export.calibration.collect import collect
 from edgeloop.export.calibration.write import write_probes
-from edgeloop.runtime.exits import MEASURES
+from edgeloop.runtime.decode.exits import MEASURES
 from edgeloop.runtime.session import Session
 
 Command = Callable[..., tuple[int, str, str]]

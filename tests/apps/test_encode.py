@@ -15,7 +15,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM, PreTrainedTokenizerFas
 
 from edgeloop.apps.cli import main
 from edgeloop.runtime import Engine, Session
-from edgeloop.runtime.encoding import BATCH
+from edgeloop.runtime.decode.encoding import BATCH
 from edgeloop.runtime.errors import ContextError, UsageError
 
 Command = Callable[..., tuple[int, str, str]]

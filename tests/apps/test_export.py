@@ -13,7 +13,7 @@ from editing import edit
 
 from edgeloop.apps.export import _interruptible
 from edgeloop.apps.quantities import byte_count, weight_bytes
-from edgeloop.runtime.manifest import read_manifest
+from edgeloop.runtime.bundle.manifest import read_manifest
 
 
 def swallowed() -> None:

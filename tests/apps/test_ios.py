@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.runtime.coreml.interpreter import read_model
-from edgeloop.runtime.exits import MEASURES
-from edgeloop.runtime.manifest import read_manifest
+from edgeloop.runtime.bundle.manifest import read_manifest
+from edgeloop.runtime.decode.exits import MEASURES
+from edgeloop.runtime.engines.coreml.interpreter import read_model
 
 SOURCES = Path(__file__).parents[2] / "apps" / "ios" / "Sources" / "Edgeloop"
 

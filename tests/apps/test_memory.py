@@ -13,8 +13,8 @@ import pytest
 
 from edgeloop.apps.cli import describe
 from edgeloop.apps.memory import memory_line
+from edgeloop.runtime.bundle.manifest import read_manifest, write_manifest
 from edgeloop.runtime.errors import BundleError, EngineError
-from edgeloop.runtime.manifest import read_manifest, write_manifest
 
 
 def raised(error: BaseException, behind: BaseException | None = None) -> BaseException:
@@ -94,7 +94,10 @@ def test_numpy_says_it_so() -> None:
 LIMITED = """
 import resource, sys
 from edgeloop.apps.cli import main
-code = "import edgeloop.runtime.session, edgeloop.runtime.backends.onnx, edgeloop.runtime.backends.reference"
+code = (
+    "import edgeloop.runtime.session, edgeloop.runtime.engines.onnx.engine, "
+    "edgeloop.runtime.engines.reference.engine"
+)
 exec(code)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))

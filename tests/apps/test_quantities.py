@@ -13,11 +13,20 @@ from edgeloop.apps.quantities import (
     table_bytes,
     unrolled_bytes,
 )
-from edgeloop.runtime.llama_like import program_of
-from edgeloop.runtime.manifest import FORMAT, File, Manifest, Package, Parity, Quantization, Target, Text
+from edgeloop.export.families.llama_program import program_of
+from edgeloop.export.families.llama_spec import Segment, Spec
+from edgeloop.runtime.bundle.manifest import (
+    FORMAT,
+    File,
+    Manifest,
+    Package,
+    Parity,
+    Quantization,
+    Target,
+    Text,
+)
 from edgeloop.runtime.model.facts import delta_parameters
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.spec import Segment, Spec
 
 
 def program(*segments: Segment) -> Program:

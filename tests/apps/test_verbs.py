@@ -14,8 +14,8 @@ import pytest
 
 from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
-from edgeloop.runtime.handle import Handle
-from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.serve.handle import Handle
+from edgeloop.runtime.serve.serving import Engine
 from edgeloop.runtime.session import Session
 
 Command = Callable[..., tuple[int, str, str]]

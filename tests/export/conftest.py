@@ -23,9 +23,9 @@ from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime import manifest
-from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.bundle import manifest
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.model.weights import tensors
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"

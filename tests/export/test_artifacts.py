@@ -8,7 +8,7 @@ import pytest
 
 from edgeloop.export.artifacts import make_artifacts
 from edgeloop.export.targets import LAYOUTS
-from edgeloop.runtime import manifest
+from edgeloop.runtime.bundle import manifest
 from edgeloop.runtime.errors import ExportError, ParityError
 
 WRITTEN = manifest.Target({}, "weights", manifest.Parity((), 0.0, 0.0))

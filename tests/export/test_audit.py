@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from edgeloop.apps.cli import main
 from edgeloop.runtime.audit import audit
+from edgeloop.runtime.bundle.manifest import read_manifest, write_manifest
 from edgeloop.runtime.errors import BundleError
-from edgeloop.runtime.manifest import read_manifest, write_manifest
 
 PAYLOAD = b"something that nobody asked for"
 BLOCK, WEIGHTS, TOKENIZER = "onnx/block.onnx", "onnx/weights.safetensors", "tokenizer.json"

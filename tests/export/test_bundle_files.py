@@ -16,13 +16,13 @@ from msgspec import structs
 from onnx.external_data_helper import set_external_data
 from tiny import altered
 
-from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.backends import open_backend
-from edgeloop.runtime.bundle import Bundle, sha256_of
+from edgeloop.export.families.llama_spec import Segment
+from edgeloop.runtime.bundle.folder import Bundle, sha256_of
+from edgeloop.runtime.bundle.manifest import read_manifest, write_manifest
+from edgeloop.runtime.engines import open_backend
+from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.errors import BundleError
-from edgeloop.runtime.manifest import read_manifest, write_manifest
 from edgeloop.runtime.session import Session
-from edgeloop.runtime.spec import Segment
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from editing import read
 from msgspec import json
 from safetensors.numpy import load_file
 
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -113,8 +113,8 @@ def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., S
     """Rules that let most tokens leave, and the last one not: it must not notice."""
     full = opened("edgeloop").logits(IDS)
     session = opened("edgeloop", exit="depth:1", missing="exact")
-    from edgeloop.runtime.early import EarlyExit
-    from edgeloop.runtime.exits import ExitRule
+    from edgeloop.runtime.decode.early import EarlyExit
+    from edgeloop.runtime.decode.exits import ExitRule
 
     loop = session._start(len(IDS))
     early = EarlyExit(loop, ExitRule("depth", 1), {}, "exact")
@@ -132,7 +132,7 @@ def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch:
     """Where nobody goes deep for long, those that wait run by themselves; nothing else changes."""
     session = opened("mor-norms", exit="depth:1", missing="exact")
     assert session.evaluate(IDS).block_share == pytest.approx(1 / 3)
-    monkeypatch.setattr("edgeloop.runtime.early.LIMIT", 5)
+    monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 5)
     bounded = opened("mor-norms", exit="depth:1", missing="exact").evaluate(IDS)
     assert bounded.block_share > 0.9
     assert bounded.mean_depth == 1
@@ -142,12 +142,12 @@ def test_those_that_wait_at_two_depths_go_deep_together(
     opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Almost as many as may wait at each of two depths, then a deep token: all of them run the last depth at once."""
-    monkeypatch.setattr("edgeloop.runtime.early.LIMIT", 16)
+    monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 16)
     ids = IDS[:31]
     full = opened("edgeloop").logits(ids)
     session = opened("edgeloop", exit="depth:1", missing="exact")
-    from edgeloop.runtime.early import EarlyExit
-    from edgeloop.runtime.exits import ExitRule
+    from edgeloop.runtime.decode.early import EarlyExit
+    from edgeloop.runtime.decode.exits import ExitRule
 
     loop = session._start(len(ids))
     depths = loop.backend.program.depths
@@ -168,12 +168,12 @@ def test_what_left_is_filled_in_when_a_deep_token_comes(
 ) -> None:
     """One call for all that left, and the K and V are those of one call for each of them."""
     session = opened("edgeloop", exit="depth:1", missing="propagate")
-    from edgeloop.runtime.early import EarlyExit
-    from edgeloop.runtime.exits import ExitRule
+    from edgeloop.runtime.decode.early import EarlyExit
+    from edgeloop.runtime.decode.exits import ExitRule
 
     found = []
     for limit in (64, 1):  # 1: nobody waits
-        monkeypatch.setattr("edgeloop.runtime.early.LIMIT", limit)
+        monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", limit)
         loop = session._start(len(IDS))
         early = EarlyExit(loop, ExitRule("depth", 1), {}, "propagate")
         for token in IDS[:-1]:

@@ -24,12 +24,12 @@ from edgeloop.export.families import FAMILIES, find_family, unused
 from edgeloop.export.families.llama_config import read_llama_config
 from edgeloop.export.families.llama_layers import read_layers
 from edgeloop.export.families.llama_names import LlamaNames
+from edgeloop.export.families.llama_program import spec_of
+from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.families.ties import find_loop, find_runs, plain
+from edgeloop.runtime.bundle.heads import head_shapes
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.heads import head_shapes
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.program import Routing
-from edgeloop.runtime.spec import Segment
 
 IDS = torch.tensor([5, 260, 3, 3, 99, 0, 41, 7])
 ROUTED = {"mor_expert_middle_cycle_eager": "expert", "mor_token_middle_cycle": "token"}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tiny import ROUTERS
 
 from edgeloop.export.heads import count_heads, write_heads
+from edgeloop.runtime.bundle.heads import HEADS, check_heads, head_shapes
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.heads import HEADS, check_heads, head_shapes
 
 SIZES = {
     "mor-middle-cycle": 0,

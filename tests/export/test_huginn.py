@@ -16,9 +16,9 @@ from editing import edit, edit_weights, read
 from safetensors.numpy import load_file
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.early import EarlyExit
+from edgeloop.runtime.decode.early import EarlyExit
+from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.exits import ExitRule
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import Run, runs
 from edgeloop.runtime.session import Session

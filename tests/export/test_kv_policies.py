@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file as load_torch
 from tiny import altered
 
+from edgeloop.export.families.llama_spec import Spec
 from edgeloop.export.family import Reading
 from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
-from edgeloop.export.targets.onnx import OnnxTarget
+from edgeloop.export.targets.onnx.target import OnnxTarget
 from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.backend import F32, Backend, Lanes
-from edgeloop.runtime.backends.onnx import OnnxBackend
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import F32, Backend, Lanes
+from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.onnx.engine import OnnxBackend
+from edgeloop.runtime.engines.onnx.session import _PLANS
 from edgeloop.runtime.errors import EngineError, ExportError, UsageError
-from edgeloop.runtime.kv import KVCache
-from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.onnx_session import _PLANS
-from edgeloop.runtime.spec import Spec
 
 IDS = np.random.default_rng(5).integers(0, 97, 31)
 ENGINES = ("reference", "onnx")
@@ -76,7 +76,7 @@ def models(reading: Callable[[str], Reading], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(autouse=True)
 def _little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that tokens leave a window within a few steps."""
-    monkeypatch.setattr("edgeloop.runtime.kv.SLACK", 3)
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)
 
 
 def run(backend: Backend, pieces: list[int], slots: int | None = None) -> tuple[list[F32], F32, KVCache]:
@@ -327,7 +327,7 @@ def test_the_oldest_plan_goes_first(models: Models, monkeypatch: pytest.MonkeyPa
     graph.plan(calls[-1], 0, cache)
     assert graph.plan(calls[0], 0, cache) is first
     assert graph.plan(calls[1], 0, cache) is not second
-    monkeypatch.setattr("edgeloop.runtime.onnx_session._PLAN_BYTES", 3 * first.output.nbytes)
+    monkeypatch.setattr("edgeloop.runtime.engines.onnx.session._PLAN_BYTES", 3 * first.output.nbytes)
     kept = graph.plan(calls[0], 0, cache)
     graph.plan(Lanes.single(0, 0, 1, 0), 0, cache)
     assert len(graph._plans[cache]) == 3

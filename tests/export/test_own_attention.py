@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from tiny import altered
 
 from edgeloop.apps.cli import main
+from edgeloop.export.families.llama_program import spec_of
+from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.family import Reading
 from edgeloop.export.overrides import overridden
 from edgeloop.export.pipeline import export_bundle
@@ -26,13 +28,11 @@ from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.llama_like import spec_of
-from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.transform import sharing_kv
 from edgeloop.runtime.session import Session
-from edgeloop.runtime.spec import Segment
 
 IDS = np.random.default_rng(5).integers(0, 320, 24)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

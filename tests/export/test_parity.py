@@ -22,10 +22,10 @@ from edgeloop.export.parity import CHUNKS, Expected, trace
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
-from edgeloop.export.targets.onnx import check_parity
+from edgeloop.export.targets.onnx.target import check_parity
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.backends.onnx import OnnxBackend
-from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.engines.onnx.engine import OnnxBackend
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ParityError
 from edgeloop.runtime.model.activations import ACTIVATIONS, Activations
 
@@ -247,7 +247,7 @@ def test_an_export_without_parity_writes_nothing(
         change_attribute(paths["block"], "GroupQueryAttention", "do_rotary", 0)
         return paths
 
-    monkeypatch.setattr("edgeloop.export.targets.onnx.write_graphs", wrong)
+    monkeypatch.setattr("edgeloop.export.targets.onnx.target.write_graphs", wrong)
     with pytest.raises(ParityError, match="the bundle was not written"):
         export_bundle(checkpoint("mor-lora"), tmp_path / "bundle", quant="int8")
     assert list(tmp_path.iterdir()) == []

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from tiny import VOCAB
 from tokenizers import Tokenizer
 
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.heads import head_shapes, read_heads
 from edgeloop.runtime.errors import BundleError, CheckpointError, EdgeloopError, ExportError, UsageError
-from edgeloop.runtime.heads import head_shapes, read_heads
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.facts import count_parameters
 from edgeloop.runtime.session import Session
 
@@ -364,7 +364,7 @@ def test_a_file_system_without_hard_links(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import edgeloop.export.targets.onnx
+import edgeloop.export.targets.onnx.target
 from edgeloop.export.pipeline import export_bundle
 
 checkpoint, root, *moments = sys.argv[1:]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from edgeloop.export.bounds import MARGIN, difference
-from edgeloop.runtime.acceptance import Fixed, Plan
-from edgeloop.runtime.backend import F32, I64
-from edgeloop.runtime.backends import open_backend
-from edgeloop.runtime.bundle import Bundle
-from edgeloop.runtime.loop import DepthLoop
-from edgeloop.runtime.pipelined import Pipelined
-from edgeloop.runtime.sampling import SamplingOptions
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.pipelined import Pipelined
+from edgeloop.runtime.decode.sampling import SamplingOptions
+from edgeloop.runtime.engines import open_backend
+from edgeloop.runtime.engines.backend import F32, I64
 from edgeloop.runtime.session import Session
 
 Exported = Callable[..., Path]
@@ -49,7 +49,7 @@ def write(
     ["edgeloop", "edgeloop-window", "mor-cycle", "mor-lora", "mor-norms", "mor-shared", "ouro"],
 )  # fmt: skip
 def test_float(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("edgeloop.runtime.kv.SLACK", 3)  # tokens leave a window within a few steps
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)  # tokens leave a window within a few steps
     folder = exported(kind)
     wanted = write(folder, monkeypatch, None)
     for plan in PLANS:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.runtime.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.sampling import SamplingOptions
 from edgeloop.runtime.session import Session
 
 Bundles = Callable[..., Path]

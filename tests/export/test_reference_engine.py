@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from tiny import KINDS
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.backend import F32, Lanes
-from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.kv import KVCache
-from edgeloop.runtime.loop import DepthLoop
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import F32, Lanes
+from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 
 Oracles = Callable[..., ReferenceBackend]
 IDS = np.random.default_rng(3).integers(0, 320, 19)

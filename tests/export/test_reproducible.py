@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 from edgeloop.export import pipeline
 from edgeloop.export.targets import open_target
-from edgeloop.runtime.pte.layout import Shapes
+from edgeloop.runtime.engines.executorch.layout import Shapes
 
 def small(name, layout="staged"):
     if (name, layout) != ("executorch", "staged"):
         return open_target(name, layout)
-    from edgeloop.export.targets.executorch import ExecutorchTarget
+    from edgeloop.export.targets.executorch.target import ExecutorchTarget
     return ExecutorchTarget(Shapes(1, 8))
 
 pipeline.open_target = small

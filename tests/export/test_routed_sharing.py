@@ -13,10 +13,10 @@ import routed_forward
 import torch
 
 from edgeloop.export.family import Reading
+from edgeloop.runtime.decode.routed import RoutedLoop
+from edgeloop.runtime.decode.routing import RoutingRule, parse_routing, shared_calls
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.transform import sharing_kv
-from edgeloop.runtime.routed import RoutedLoop
-from edgeloop.runtime.routing import RoutingRule, parse_routing, shared_calls
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -71,7 +71,7 @@ def test_it_is_the_authors_forward(
     riders: int,
     engine: str,
 ) -> None:
-    monkeypatch.setattr("edgeloop.runtime.routing.RIDERS", riders)
+    monkeypatch.setattr("edgeloop.runtime.decode.routing.RIDERS", riders)
     wanted, ran = routed_forward.logits(reading(kind), torch.from_numpy(IDS), RULES[kind, rule])
     depths = np.bincount(np.concatenate(ran), minlength=len(IDS))
     assert len(set(depths.tolist())) == (4 if "expert" in kind else 3)  # some go nowhere, some everywhere
@@ -118,7 +118,7 @@ def test_pipelined_decoding_is_refused(exported: Callable[..., Path], kind: str)
 
 
 def test_calls_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeloop.runtime.routing.RIDERS", 1)
+    monkeypatch.setattr("edgeloop.runtime.decode.routing.RIDERS", 1)
     rows = np.array([1, 2, 4, 7, 8, 12])
     calls = [(call.start, call.stop, rows[part].tolist()) for call, part in shared_calls(1, rows, 20)]
     assert calls == [(1, 5, [1, 2, 4]), (7, 9, [7, 8]), (12, 13, [12])]

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from edgeloop.export.calibration.collect import collect
 from edgeloop.export.calibration.write import write_exits, write_probes
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.runtime import backends
-from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime import engines as backends
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.manifest import Exit
+from edgeloop.runtime.engines.onnx.session import open_session
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.manifest import Exit
-from edgeloop.runtime.onnx_session import open_session
-from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.serve.serving import Engine
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")

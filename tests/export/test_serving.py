@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeloop.runtime.handle import Completion
-from edgeloop.runtime.sampling import SamplingOptions
-from edgeloop.runtime.scheduler import Scheduler
-from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.decode.sampling import SamplingOptions
+from edgeloop.runtime.serve.handle import Completion
+from edgeloop.runtime.serve.scheduler import Scheduler
+from edgeloop.runtime.serve.serving import Engine
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -87,7 +87,9 @@ def test_every_answer_is_its_lone_run(
     policy: dict[str, str],
     engine: str,
 ) -> None:
-    monkeypatch.setattr("edgeloop.runtime.kv.SLACK", 3)  # so that tokens leave a window within a few steps
+    monkeypatch.setattr(
+        "edgeloop.runtime.engines.kv.SLACK", 3
+    )  # so that tokens leave a window within a few steps
     bundle = exported(kind)
     with Session.open(bundle, engine=engine, **policy) as session:
         wanted = alone(session)

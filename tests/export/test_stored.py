@@ -15,12 +15,12 @@ from msgspec import structs
 from safetensors.numpy import load_file
 from tiny import KINDS
 
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.family import Reading
 from edgeloop.export.stored import write_weights
 from edgeloop.export.weights import places
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.model.facts import count_parameters
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Matrix, tensors

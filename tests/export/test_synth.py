@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
+from edgeloop.export.families.llama_program import spec_of
+from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.synth import SHAPES, synthesize, synthesize_shape
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.llama_like import spec_of
-from edgeloop.runtime.spec import Segment
 
 
 def test_shapes_are_the_real_ones() -> None:

@@ -12,10 +12,10 @@ from programs import PROGRAMS
 
 from edgeloop.export.parity import Expected
 from edgeloop.export.whole_texts import LENGTHS
-from edgeloop.runtime.backend import F32, I64, Lanes
-from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.engines.backend import F32, I64, Lanes
+from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ParityError
-from edgeloop.runtime.kv import KVCache
 from edgeloop.runtime.model.program import Program
 
 FIRST, LAST, LOGITS = "the state after depth 0", "the state after depth 2", "the logits"

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.llama_like import program_of
-from edgeloop.runtime.manifest import (
+from edgeloop.export.families.llama_program import program_of
+from edgeloop.export.families.llama_spec import Segment, Spec
+from edgeloop.runtime.bundle.manifest import (
     FORMAT,
     File,
     Manifest,
@@ -26,9 +26,9 @@ from edgeloop.runtime.manifest import (
     Text,
     write_manifest,
 )
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.model import weights
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.spec import Segment, Spec
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 GROUP = 8

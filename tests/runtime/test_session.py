@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.errors import ContextError, UsageError
-from edgeloop.runtime.sampling import SamplingOptions
 from edgeloop.runtime.session import Session, Step
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

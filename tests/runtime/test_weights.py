@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from edgeloop.runtime.bundle.heads import check_heads
 from edgeloop.runtime.errors import BundleError
-from edgeloop.runtime.heads import check_heads
 from edgeloop.runtime.model.stored import StoredWeights, read_tensors
 
 

@@ -3,7 +3,7 @@
 //     edgeloop-run BUNDLE COUNT ID…            the next COUNT tokens, each after all depths
 //     EDGELOOP_DEPTHS=2 edgeloop-run …         the same with an exit after 2 depths
 //
-// It is what an Android app's JNI starts from: runtime/pte/bridge.cpp below, this loop above. Models with K and V for
+// It is what an Android app's JNI starts from: runtime/engines/executorch/bridge.cpp below, this loop above. Models with K and V for
 // each depth, without a sliding window and without a router, that need nothing which layout.json has as "beyond": all
 // others are refused by name, as is a layout.json whose weights are of another export. A prompt is read token by token.
 
@@ -29,8 +29,8 @@ int edgeloop_run(void*, int, const int32_t*, char*, int);
 
 namespace {
 
-constexpr int kFormat = 4;  // of manifest.json, as runtime/manifest.py has it
-constexpr size_t kEnds = 4096;  // as runtime/pte/layout.py has it
+constexpr int kFormat = 4;  // of manifest.json, as runtime/bundle/manifest.py has it
+constexpr size_t kEnds = 4096;  // as runtime/engines/executorch/layout.py has it
 char message[512];
 
 std::string read(const std::string& path) {
@@ -161,7 +161,7 @@ struct Embedding {
   }
 };
 
-// One m1 method on the caches of one depth. Inputs as in export/pte/methods.py.
+// One m1 method on the caches of one depth. Inputs as in export/targets/executorch/methods.py.
 struct Step {
   std::vector<float> depth, cos, sin, mask;
   std::vector<std::vector<float>> caches, fresh;

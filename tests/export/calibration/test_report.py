@@ -11,7 +11,7 @@ import pytest
 from edgeloop.export.calibration.measured import Measured
 from edgeloop.export.calibration.report import write_report
 from edgeloop.export.calibration.search import Goal
-from edgeloop.runtime.manifest import NEVER
+from edgeloop.runtime.bundle.manifest import NEVER
 
 FULL = Measured("full depth", (), 3, 1, 12, 12, 40, 1)
 POINTS = [

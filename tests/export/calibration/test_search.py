@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgeloop.export.calibration.search import Goal, Table, frontier, outcome, search
+from edgeloop.runtime.bundle.manifest import NEVER
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.manifest import NEVER
 
 
 def text(depths: int, tokens: int, seed: int = 0, noise: float = 1.0) -> tuple[Table, np.ndarray]:

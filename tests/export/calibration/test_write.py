@@ -12,9 +12,9 @@ from killed_calibration import MODEL, RULE, WEIGHTS, prepare
 
 from edgeloop.export.bundle.writer import edited, put
 from edgeloop.export.calibration.write import write_exits
-from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.manifest import MANIFEST
 from edgeloop.runtime.errors import BundleError, ExportError, UsageError
-from edgeloop.runtime.manifest import MANIFEST
 
 
 @pytest.fixture

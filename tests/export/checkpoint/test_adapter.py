@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from edgeloop.apps.cli import main
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import read_checkpoint, unused
+from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.llama_like import spec_of
 from edgeloop.runtime.session import Session
 
 IDS = torch.tensor([5, 260, 3, 3, 99, 0, 41, 7])

@@ -19,13 +19,13 @@ from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, read_checkpoint, unused
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
-from edgeloop.runtime.backend import F32
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import F32
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.facts import Run, runs
 from edgeloop.runtime.model.ops import Act, Attend, Norm, Rotate
 from edgeloop.runtime.model.stored import StoredWeights, read_tensors
-from edgeloop.runtime.serving import Engine
+from edgeloop.runtime.serve.serving import Engine
 
 ENGINES = ("reference", "onnx")
 BOUND = 5e-5  # of logits up to 9: measured 2e-6 on the fixture, 2e-5 at most; GELU by tanh would be 7e-4 off there

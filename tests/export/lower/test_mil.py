@@ -15,22 +15,22 @@ from random_programs import random_program
 
 pytest.importorskip("coremltools")
 
-from edgeloop.export.coreml.constants import Store
-from edgeloop.export.coreml.package import write_package
-from edgeloop.export.coreml.parity import EXACT, check_parity
-from edgeloop.export.coreml.plan import Plan
 from edgeloop.export.lower.mil import LOWERINGS, REFUSED, check, halved
-from edgeloop.export.targets.coreml import CoremlTarget, describe
-from edgeloop.export.targets.coreml import halved as halved_weights
+from edgeloop.export.targets.coreml.constants import Store
+from edgeloop.export.targets.coreml.package import write_package
+from edgeloop.export.targets.coreml.parity import EXACT, check_parity
+from edgeloop.export.targets.coreml.plan import Plan
+from edgeloop.export.targets.coreml.target import CoremlTarget, describe
+from edgeloop.export.targets.coreml.target import halved as halved_weights
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime import manifest
-from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.backends.coreml import CoremlBackend
-from edgeloop.runtime.backends.reference import ReferenceBackend
-from edgeloop.runtime.coreml.interpreter import Interpreter, read_model
-from edgeloop.runtime.coreml.signature import check_described, check_functions
+from edgeloop.runtime.bundle import manifest
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.coreml.engine import CoremlBackend
+from edgeloop.runtime.engines.coreml.interpreter import Interpreter, read_model
+from edgeloop.runtime.engines.coreml.signature import check_described, check_functions
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model import ops
 from edgeloop.runtime.model.blocks import Attention, Writer, llama
 from edgeloop.runtime.model.checks import problems
@@ -80,7 +80,7 @@ def test_every_function_computes_what_the_reference_does(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "gemma":  # norms of vectors of 4 numbers, which may be small, magnify what rounding leaves
-        monkeypatch.setattr("edgeloop.export.coreml.parity.SHIPPED", 3e-2)
+        monkeypatch.setattr("edgeloop.export.targets.coreml.parity.SHIPPED", 3e-2)
     parity = packaged(structs.replace(PROGRAMS[name](), routing=None), tmp_path)
     assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
     assert parity.shipped > EXACT
@@ -194,8 +194,8 @@ def test_what_some_attentions_cannot(first: dict[str, Any], second: dict[str, An
 @pytest.mark.parametrize("seed", range(12))
 def test_programs_by_lot(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, with room for norms of small vectors: what float16 makes of those is anything."""
-    monkeypatch.setattr("edgeloop.export.coreml.parity.EXACT", 1e-4)
-    monkeypatch.setattr("edgeloop.export.coreml.parity.SHIPPED", np.inf)
+    monkeypatch.setattr("edgeloop.export.targets.coreml.parity.EXACT", 1e-4)
+    monkeypatch.setattr("edgeloop.export.targets.coreml.parity.SHIPPED", np.inf)
     model = random_program(seed)
     assert not list(problems(model))
     recipe = Recipe.named(("none", "int4", "int8", "int8-channel")[seed % 4], 32)

@@ -13,9 +13,9 @@ from programs import PROGRAMS
 
 from edgeloop.export.lower.graph import Stored
 from edgeloop.export.lower.onnx import check, write_graphs
-from edgeloop.runtime.backend import can_fill
-from edgeloop.runtime.backends.onnx import OnnxBackend
-from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.engines.backend import can_fill
+from edgeloop.runtime.engines.onnx.engine import OnnxBackend
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.model.program import Program
 

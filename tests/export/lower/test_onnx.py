@@ -16,9 +16,10 @@ from edgeloop.export import lower
 from edgeloop.export.lower.fresh import Fresh
 from edgeloop.export.lower.graph import Graph, Stored
 from edgeloop.export.lower.onnx import LOWERINGS, REFUSED
-from edgeloop.runtime.backend import Lanes
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.onnx.operators import MICROSOFT, OPERATORS
 from edgeloop.runtime.errors import ExportError
-from edgeloop.runtime.model.ops import (
+from edgeloop.runtime.model.ops import (  # fmt: skip
     Act,
     Add,
     Attend,
@@ -36,10 +37,9 @@ from edgeloop.runtime.model.ops import (
     Shift,
     Slice,
     Softcap,
-)  # fmt: skip
+)
 from edgeloop.runtime.model.rotation import Interpolated, Rotation
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector
-from edgeloop.runtime.onnx_operators import MICROSOFT, OPERATORS
 
 QKV = {"q": 64, "k": 32, "v": 32}
 TURNS = Rotation(16, 1e4)

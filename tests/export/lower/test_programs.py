@@ -15,15 +15,15 @@ from programs import PROGRAMS
 from edgeloop.export.lower.graph import Stored
 from edgeloop.export.lower.onnx import check, write_graphs
 from edgeloop.export.reference import reference_engine
-from edgeloop.export.targets.onnx import check_parity
+from edgeloop.export.targets.onnx.target import check_parity
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.backend import Lanes, can_fill
-from edgeloop.runtime.backends.onnx import OnnxBackend, graph_name
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Lanes, can_fill
+from edgeloop.runtime.engines.onnx.engine import OnnxBackend, graph_name
+from edgeloop.runtime.engines.packed import PackedLanes
 from edgeloop.runtime.errors import ExportError
-from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.transform import keys_values
-from edgeloop.runtime.packed import PackedLanes
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 REFUSED = {

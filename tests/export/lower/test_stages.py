@@ -15,9 +15,10 @@ from msgspec import structs
 from edgeloop.export.lower.exact import with_float_activations
 from edgeloop.export.lower.graph import Stored
 from edgeloop.export.lower.onnx import check, stage_graph, whole_graph, write_graphs
-from edgeloop.runtime.backend import Lanes
-from edgeloop.runtime.backends.reference_lane import Lane, Slot
-from edgeloop.runtime.backends.reference_ops import run
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.packed import PackedLanes
+from edgeloop.runtime.engines.reference.lane import Lane, Slot
+from edgeloop.runtime.engines.reference.ops import run
 from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama, parallel
 from edgeloop.runtime.model.checks import problems
@@ -27,7 +28,6 @@ from edgeloop.runtime.model.rotation import Rotation
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.transform import keys_values, unrolled
 from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight
-from edgeloop.runtime.packed import PackedLanes
 
 D, VOCAB, CAPACITY = 32, 40, 12
 TURNS = Rotation(16, 1e4)

@@ -19,11 +19,11 @@ from edgeloop.export.parity import Expected
 from edgeloop.export.target import Job
 from edgeloop.export.weights import WeightsWriter
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime import manifest
-from edgeloop.runtime.backend import Lanes, can_fill
-from edgeloop.runtime.backends.reference import ReferenceBackend
+from edgeloop.runtime.bundle import manifest
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Lanes, can_fill
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.loop import DepthLoop
 from edgeloop.runtime.model import ops
 from edgeloop.runtime.model.blocks import Attention, Writer
 from edgeloop.runtime.model.ops import Act, Attend, AttendLearned, Mul, Norm, Scale, Slice, Softcap
@@ -37,9 +37,9 @@ from xnnpack_modules import opened
 
 from edgeloop.export.lower.xnnpack import LOWERINGS, REFUSED, check
 from edgeloop.export.lower.xnnpack_attend import Turn
-from edgeloop.export.targets.executorch import ExecutorchTarget
-from edgeloop.runtime.pte.kinds import kinds
-from edgeloop.runtime.pte.layout import Shapes
+from edgeloop.export.targets.executorch.target import ExecutorchTarget
+from edgeloop.runtime.engines.executorch.kinds import kinds
+from edgeloop.runtime.engines.executorch.layout import Shapes
 
 IDS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
 

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file
 
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets import TARGETS, open_target
-from edgeloop.runtime.backend import F32, Lanes
-from edgeloop.runtime.backends import open_backend
-from edgeloop.runtime.backends.onnx import OnnxBackend
-from edgeloop.runtime.bundle import Bundle
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.bundle.manifest import Manifest, read_manifest
+from edgeloop.runtime.engines import open_backend
+from edgeloop.runtime.engines.backend import F32, Lanes
+from edgeloop.runtime.engines.onnx.engine import OnnxBackend
+from edgeloop.runtime.engines.packed import PackedLanes
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.manifest import Manifest, read_manifest
-from edgeloop.runtime.packed import PackedLanes
 from edgeloop.runtime.session import Session
 
 Bundles = Callable[..., Path]

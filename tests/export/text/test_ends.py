@@ -13,8 +13,8 @@ from transformers import LlamaForCausalLM
 
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
+from edgeloop.runtime.bundle.manifest import read_manifest
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.manifest import read_manifest
 
 PROMPT = [5, 9, 77, 30, 12, 200]
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {

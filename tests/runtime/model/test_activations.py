@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper
 
 from edgeloop.quant.pack import quantize
+from edgeloop.runtime.engines.onnx.session import open_session, use_threads
 from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, by_chance
 from edgeloop.runtime.model.codec import Grouped
-from edgeloop.runtime.onnx_session import open_session, use_threads
 
 F32 = npt.NDArray[np.float32]
 ROWS = 24

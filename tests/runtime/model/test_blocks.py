@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from model_run import Tensors, canonical, random_tensors, slots, values
 
-from edgeloop.runtime.backends.reference_lane import Lane
+from edgeloop.runtime.engines.reference.lane import Lane
 from edgeloop.runtime.model.blocks import (
     Attention,
     Layer,

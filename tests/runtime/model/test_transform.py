@@ -10,8 +10,8 @@ from model_run import Model, random_tensors, slots, twin_tensors, values
 from msgspec import structs
 from programs import PROGRAMS
 
-from edgeloop.runtime.backends.reference_attention import by_head
-from edgeloop.runtime.backends.reference_lane import Lane
+from edgeloop.runtime.engines.reference.attention import by_head
+from edgeloop.runtime.engines.reference.lane import Lane
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import attentions

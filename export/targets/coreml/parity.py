@@ -1,0 +1,257 @@
+"""Parity: every function of the saved package against the reference engine, after every depth.
+
+The prompt goes in by ``prefill`` (a whole chunk, then a padded one), then several tokens come by
+``embed``, ``decode_d*`` and ``head``, and again, from the same states, by ``decode_all``; then each ``kvfill_d*``.
+All of it once in float32, where a difference is an error of the program, and once rounded to float16 after each
+operator, which is what a device computes. A model that reads a text at once gets one, shorter than its context, in
+steps and by ``decode_all``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ....runtime.bundle.manifest import Parity
+from ....runtime.decode.loop import DepthLoop
+from ....runtime.engines.backend import F32, I64, Lanes
+from ....runtime.engines.coreml.interpreter import Interpreter
+from ....runtime.engines.kv import KVCache
+from ....runtime.engines.reference.engine import ReferenceBackend
+from ....runtime.errors import ParityError
+from ....runtime.model.program import STAGES, Program
+from ...bounds import difference
+from ...whole_texts import some_tokens, through
+from .plan import Plan
+
+EXACT = 1e-5
+"""Bound in float32: rounding order is all that may differ."""
+SHIPPED = 5e-3
+"""Bound with every result rounded to float16, for models of ``LAYERS`` applied layers or fewer."""
+LAYERS = 16
+SAME = 1e-6
+"""Bound between decode_all and the chain of decode_d*, which are the same operators."""
+_DECODES = 3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the reference engine gives: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
+
+    ids: I64
+    types: I64
+    prompt: int
+    per_depth: list[F32]
+    logits: F32
+    cache: KVCache
+
+
+class Errors:
+    """The largest difference of each thing that was compared; ParityError beyond the bound."""
+
+    def __init__(self, bound: float, mode: str) -> None:
+        self._bound, self._mode = bound, mode
+        self.found: dict[str, float] = defaultdict(float)
+
+    def compare(self, what: str, found: Any, wanted: Any, bound: float | None = None) -> None:
+        bound = self._bound if bound is None else bound
+        error = difference(np.asarray(found), np.asarray(wanted))
+        if not error <= bound:
+            raise ParityError(
+                f"coreml disagrees with the reference engine in {what}, computed in {self._mode}: {error:.2g} "
+                f"relative, at most {bound:.0e} wanted; the bundle was not written, please report the checkpoint"
+            )
+        self.found[what] = max(self.found[what], error)
+
+
+def check_parity(
+    reference: ReferenceBackend,
+    plan: Plan,
+    package: Path,
+    progress: Callable[[str], None] = lambda step: None,
+    filler: ReferenceBackend | None = None,
+) -> Parity:
+    """Compare the package with an engine whose weights are float16 numbers; ParityError where it differs.
+
+    ``filler``: says what K and V are filled in, where ``reference`` cannot: its caches move the rows of a
+    sliding window.
+    """
+    progress("the reference")
+    wanted = trace_reference(reference, plan)
+    found: dict[bool, dict[str, float]] = {}
+    most = shipped(plan.program)
+    for rounding, bound, mode in ((False, EXACT, "float32"), (True, most, "float16")):
+        progress(mode)
+        errors = Errors(bound, mode)
+        interpreter = Interpreter(package, rounding)
+        check_interface(interpreter, plan)
+        Comparison(interpreter, plan, wanted, errors).run(filler or reference)
+        found[rounding] = errors.found
+    exact = found[False]
+    return Parity(
+        per_depth=tuple(exact[_state(d)] for d in range(plan.program.depths)),
+        logits=exact["the logits"],
+        shipped=max(found[True].values()),
+        bound=most,
+    )
+
+
+def shipped(program: Program) -> float:
+    """The bound in float16: what layers round adds up as chance does, by the root of how many there are."""
+    return SHIPPED * math.sqrt(max(1.0, program.applied_layers / LAYERS))
+
+
+def check_interface(interpreter: Interpreter, plan: Plan) -> None:
+    """ParityError unless the package has the functions and states of ``plan``, the same states in each function."""
+    if missing := set(plan.functions) ^ interpreter.functions.keys():
+        raise ParityError(
+            f"the package and its plan disagree about the functions {', '.join(sorted(missing))}"
+        )
+    for name, function in interpreter.functions.items():
+        found = {state: declared.shape for state, declared in function.states.items()}
+        if found != plan.states:
+            raise ParityError(
+                f"{name} has the states {found}, wanted {plan.states}: one state serves all functions"
+            )
+
+
+def trace_reference(reference: ReferenceBackend, plan: Plan, seed: int = 0) -> Wanted:
+    """Run a prompt of a chunk and a piece, and some more tokens, through the reference engine."""
+    program = plan.program
+    total = min(plan.chunk + 5 + _DECODES, program.context_length)
+    prompt = max(total - _DECODES, 1)
+    (ids,), (types,) = some_tokens(program, np.random.default_rng(seed), (1, total))
+    if plan.at_once:
+        per_depth, given = through(reference, ids[None], types[None], np.array([total], np.int32))
+        return Wanted(ids, types, total, per_depth, given, reference.new_cache(1, 1))
+    types = np.zeros_like(types)  # which a loop gives
+    states: dict[int, list[F32]] = defaultdict(list)
+    # One row more, for what is filled in.
+    cache = reference.new_cache(1, total + 1)
+    loop = DepthLoop(reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    logits = loop.forward(ids, rows="all")
+    return Wanted(
+        ids, types, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
+    )
+
+
+def _state(depth: int) -> str:
+    return f"the state after depth {depth}"
+
+
+class Comparison:
+    """One run of every function, compared as it goes."""
+
+    def __init__(self, interpreter: Interpreter, plan: Plan, wanted: Wanted, errors: Errors) -> None:
+        self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
+        self._states = interpreter.new_states()
+
+    def run(self, filler: ReferenceBackend) -> None:
+        """Everything, in the order in which a host would call it."""
+        if self._plan.at_once:
+            self._text()
+            return
+        self._prefill()
+        for position in range(self._wanted.prompt, len(self._wanted.ids)):
+            self._decode(position)
+        if self._plan.fills:
+            self._fill(filler)
+
+    def _call(self, name: str, states: dict[str, Any], position: int, **inputs: Any) -> dict[str, Any]:
+        types = {"types": np.zeros_like(inputs["ids"])} if "ids" in inputs else {}
+        return self._interpreter.run(name, {"position": np.array([position]), **types, **inputs}, states)
+
+    def _text(self) -> None:
+        """A text in steps, then at once."""
+        wanted, n = self._wanted, len(self._wanted.ids)
+        tokens, (ids, types) = np.array([n]), np.zeros((2, 1, self._plan.most), np.int32)
+        ids[0, :n], types[0, :n] = wanted.ids, wanted.types
+        call, given = self._interpreter.run, {"ids": ids, "types": types, "tokens": tokens}
+        hidden = call("embed", given, {})["hidden"]
+        for depth in range(self._plan.program.depths):
+            hidden = call(f"decode_d{depth}", {"hidden": hidden, "tokens": tokens}, {})["next"]
+            self._errors.compare(_state(depth), hidden[0, :n], wanted.per_depth[depth])
+        logits = call("head", {"hidden": hidden, "tokens": tokens}, {})["logits"]
+        self._errors.compare("the logits", logits[0, :n], wanted.logits)
+        whole = call("decode_all", given, {})
+        self._errors.compare("decode_all against the chain", whole["next"][:, :n], hidden[:, :n], SAME)
+        self._errors.compare("decode_all's logits against the chain's", whole["logits"], logits, SAME)
+
+    def _prefill(self) -> None:
+        wanted, chunk = self._wanted, self._plan.chunk
+        for start in range(0, wanted.prompt, chunk):
+            part = wanted.ids[start : min(start + chunk, wanted.prompt)]
+            ids = np.zeros((1, chunk), np.int32)
+            ids[0, : len(part)] = part
+            last = start + len(part) - 1
+            out = self._call("prefill", self._states, start, ids=ids)["next"]
+            self._errors.compare(
+                _state(self._plan.program.depths - 1),
+                out[0, : len(part)],
+                wanted.per_depth[-1][start : last + 1],
+            )
+            hidden = out[:, len(part) - 1 : len(part)]
+            logits = self._call("head", self._states, last, hidden=hidden)["logits"]
+            self._errors.compare("the logits", logits[0], wanted.logits[last])
+        self._compare_caches(wanted.prompt)
+
+    def _decode(self, position: int) -> None:
+        wanted, ids = self._wanted, self._wanted.ids[position].reshape(1, 1)
+        # As a row behind the last is written before it is read, those before it are all that matter.
+        again = {name: np.zeros_like(value) for name, value in self._states.items()}
+        for name, value in self._states.items():
+            again[name][:, :, :position] = value[:, :, :position]
+        hidden = self._call("embed", self._states, position, ids=ids)["hidden"]
+        for depth in range(self._plan.program.depths):
+            hidden = self._call(f"decode_d{depth}", self._states, position, hidden=hidden)["next"]
+            self._errors.compare(_state(depth), hidden[0, 0], wanted.per_depth[depth][position])
+        logits = self._call("head", self._states, position, hidden=hidden)["logits"]
+        self._errors.compare("the logits", logits[0], wanted.logits[position])
+        whole = self._call("decode_all", again, position, ids=ids)
+        self._errors.compare("decode_all against the chain", whole["next"], hidden, SAME)
+        self._errors.compare("decode_all's logits against the chain's", whole["logits"], logits, SAME)
+        for name, value in self._states.items():
+            rows = slice(position + 1)
+            self._errors.compare(f"{name} of decode_all", again[name][:, :, rows], value[:, :, rows], SAME)
+        self._compare_caches(position + 1)
+
+    def _fill(self, filler: ReferenceBackend) -> None:
+        """Each kvfill behind the last token, with a state of its own."""
+        cache = filler.new_cache(1, len(self._wanted.ids) + 1)
+        program, position = self._plan.program, len(self._wanted.ids)
+        if position >= program.context_length:
+            position -= 1
+        random = np.random.default_rng(1)
+        for left in range(program.depths - 1):
+            state = random.standard_normal((1, 1, program.width)).astype(np.float16).astype(np.float32)
+            for depth in range(left + 1, program.depths):
+                filler.fill(state, Lanes.single(depth, position, 1, depth), cache)
+            self._call(f"kvfill_d{left}", self._states, position, hidden=state)
+            for depth in range(left + 1, program.depths):
+                for layer, pair in enumerate(cache.stages["block"]):
+                    for name, row, array in self._kept("block", layer, depth, pair):
+                        filled = self._states[name][row, :, position]
+                        self._errors.compare("filled-in K and V", filled, array[depth, :, position])
+
+    def _compare_caches(self, tokens: int) -> None:
+        """K and V of every layer at every depth."""
+        for stage in STAGES:
+            for layer, pair in enumerate(self._wanted.cache.stages[stage]):
+                for slot in range(len(pair[0])):
+                    for state, row, array in self._kept(stage, layer, slot, pair):
+                        rows = self._states[state][row, :, :tokens]
+                        self._errors.compare(state, rows, array[slot, :, :tokens])
+
+    def _kept(
+        self, stage: str, layer: int, depth: int, pair: tuple[F32, F32]
+    ) -> Iterator[tuple[str, int, F32]]:
+        """The states and the row of a cache at a depth, with what the reference has in it: K, then V."""
+        place = self._plan.layout.place(stage, layer, depth)
+        for state, array in zip((place.keys, place.values), pair, strict=True):
+            yield state, place.row, array

@@ -1,0 +1,195 @@
+"""ExecuTorch: one .pte of methods for XNNPACK, and layout.json, which says what is in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from executorch.exir import EdgeProgramManager
+from msgspec import structs
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ....quant.recipe import Recipe
+from ....runtime.bundle import manifest
+from ....runtime.engines.executorch.engine import ExecutorchBackend
+from ....runtime.engines.executorch.kinds import lookups
+from ....runtime.engines.executorch.layout import Layout, Shapes, Sizes, Table, checksum
+from ....runtime.engines.reference.engine import ReferenceBackend
+from ....runtime.errors import ExportError
+from ....runtime.model.activations import Activations
+from ....runtime.model.codec import around_zero
+from ....runtime.model.ops import Linear
+from ....runtime.model.program import Program
+from ....runtime.model.weights import Matrix
+from ...bounds import EXACT, KERNELS, REPORT, activations_of
+from ...lower import xnnpack
+from ...parity import Expected
+from ...reference import reference_engine
+from ...target import Job, check_shared
+from .exact import EXACT_PROGRAM, exact_activations
+from .lower import lower, serialize
+from .methods import build_methods
+from .split import delta_keys, split_weights, write_data
+
+FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
+
+
+@dataclass(frozen=True)
+class ExecutorchTarget:
+    """The staged layout for the executorch engine. ``shapes``: rows of the methods, by default those of the model."""
+
+    shapes: Shapes | None = None
+    name = "executorch"
+
+    def check(self, program: Program, recipe: Recipe) -> None:
+        """ExportError for what XNNPACK gets wrong or does not take."""
+        if program.shares_kv and program.window is not None:
+            raise ExportError(
+                f"the depths share K and V and attention sees {program.window} tokens; "
+                "target executorch takes one or the other, export with per-depth K and V"
+            )
+        check_shared(program, "executorch")
+        xnnpack.check(program)
+        check_recipe(program, recipe)
+
+    def export(self, job: Job) -> manifest.Target:
+        """executorch/model.pte, its weights if they are split from it, and layout.json, checked after every depth."""
+        folder = job.folder / FOLDER
+        folder.mkdir()
+        weights, bits = load_file(job.weights), job.recipe.bits
+        shapes = self.shapes or Shapes.of(job.program)
+        methods = build_methods(job.program, weights, bits, shapes)
+        done = 0
+
+        def step(name: str) -> None:
+            nonlocal done
+            job.progress(f"executorch: {name}", 0.9 * done / (2 * len(methods)))
+            done += 1
+
+        edge = lower(methods, step)
+        if job.split_weights:
+            edge = split_weights(edge, delta_keys(methods))
+        program = serialize(edge)
+        (folder / PROGRAM).write_bytes(program.buffer)
+        data = write_data(program, folder)
+        table, *further = place_tables(job.program, weights, bits, folder, data[0] if data else PROGRAM)
+        version = importlib.metadata.version("executorch")
+        layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data, tuple(further))
+        (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
+        job.progress("executorch: parity after every depth", 0.9)
+        reference = reference_engine(job.program, job.weights, job.recipe)
+        parity = check_parity(reference, edge, folder, layout, activations_of(job.recipe, self.name))
+        job.progress("executorch: done", 1.0)
+        files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
+        files |= {f"table{number}": other.file for number, other in enumerate(further, start=1)}
+        files |= {name.removesuffix(".ptd"): name for name in data}
+        weights_in = data[0] if data else PROGRAM
+        graphs = {key: f"{FOLDER}/{name}" for key, name in files.items() if name != weights_in}
+        return manifest.Target(graphs, f"{FOLDER}/{weights_in}", parity)
+
+
+def check_recipe(program: Program, recipe: Recipe) -> None:
+    """ExportError for quantized matrices that XNNPACK does not take."""
+    if recipe.bits == 8 and recipe.group_size:
+        raise ExportError(
+            "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
+        )
+    if recipe.bits != 4:
+        return
+    for name, matrix in program.weights.items():
+        if isinstance(matrix, Matrix) and matrix.columns % recipe.group_size:
+            raise ExportError(
+                f"{name} has {matrix.columns} columns, not a multiple of the group size {recipe.group_size}, which "
+                "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
+            )
+
+
+def check_parity(
+    reference: ReferenceBackend,
+    edge: EdgeProgramManager,
+    folder: Path,
+    layout: Layout,
+    activations: Activations | None,
+) -> manifest.Parity:
+    """With float activations the program must equal the reference engine, and as it is that with ``activations``.
+
+    ``edge``, of which the program was made, is used up. ParityError where they differ.
+    """
+
+    def check(found: Layout, wanted: Expected, what: str, advice: str) -> tuple[tuple[float, ...], float]:
+        backend = ExecutorchBackend(reference.program, folder, found, threads=1)
+        try:
+            return wanted.check(what, backend, advice=advice)
+        finally:
+            backend.close()
+
+    wanted, rounded = Expected.both(reference, activations)
+    if rounded is None:
+        per_depth, logits = check(layout, wanted, "executorch", REPORT)
+        return manifest.Parity(per_depth, logits, logits, EXACT)
+    path = folder / EXACT_PROGRAM
+    try:
+        path.write_bytes(serialize(exact_activations(edge)).buffer)
+        exact = structs.replace(layout, program=path.name, data=())
+        per_depth, logits = check(exact, wanted, "executorch with float activations", REPORT)
+    finally:
+        path.unlink(missing_ok=True)
+    _, shipped = check(layout, rounded, "executorch with int8 activations", KERNELS)
+    return manifest.Parity(per_depth, logits, shipped, rounded.logits)
+
+
+def place_tables(
+    program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
+) -> list[Table]:
+    """Where the tables are that the host looks rows up in: one that is the head's matrix too in ``weights_in``."""
+    multiplied = {op.weight for op in program.head.ops if isinstance(op, Linear)}
+    found = dict.fromkeys(op.table for op in lookups(program))
+    names = [EMBEDDING, *(f"table{number}.bin" for number in range(1, len(found)))]
+    files = {
+        table: place_table(
+            table, weights, bits, folder, weights_in if table in multiplied else name, table in multiplied
+        )
+        for table, name in zip(found, names, strict=True)
+    }
+    return [files[op.table] for op in lookups(program)]
+
+
+def place_table(
+    table: str, weights: dict[str, Tensor], bits: int, folder: Path, name: str, there: bool
+) -> Table:
+    """Where ``table`` is in the file ``name``, to which it is written unless it is ``there``."""
+    if bits == 32:
+        parts, kind, scales = [weights[f"{table}.weight"]], "float32", "float32"
+    else:
+        codes, scale = weights[f"{table}.codes"], weights[f"{table}.scales"]
+        kind, scales = ("int4", "bfloat16") if bits == 4 else ("int8", "float32")
+        values = codes if bits == 4 else torch.from_numpy(around_zero(codes.numpy(), bits))
+        parts = [values, scale.bfloat16() if bits == 4 else scale.float()]
+    data = [bytes(part.contiguous().view(torch.uint8).numpy().data) for part in parts]
+    if not there:
+        (folder / name).write_bytes(b"".join(data))
+    with (folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        offsets = [memory.find(part) for part in data]
+    if min(offsets) < 0:
+        raise ExportError(
+            f"{table}'s {kind} values are not in {name} as they were stored; this version of executorch packs "
+            "them in another way"
+        )
+    groups = 0 if bits == 32 else weights[f"{table}.scales"].shape[1]
+    return msgspec.convert(
+        {
+            "file": name,
+            "kind": kind,
+            "values": offsets[0],
+            "check": checksum(data),
+            "scales": offsets[-1] if groups else 0,
+            "scale_type": scales,
+            "groups": groups,
+        },
+        Table,
+    )

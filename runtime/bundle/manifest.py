@@ -1,0 +1,264 @@
+"""manifest.json: what a bundle holds. Closed: an unknown or missing key is an error that names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import BundleError
+from ..model.checks import problems
+from ..model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
+from ..model.program import Program
+from ..version import VERSION
+from .json_text import json_text
+
+FORMAT = 4
+MANIFEST = "manifest.json"
+MOST_BYTES = 64 << 20
+"""Of a manifest; a real one has some thousands, and whatever the chat templates take."""
+BITS = (4, 8, 32)
+"""Of a stored number of a matrix: codes, or float32."""
+NEVER = 1e30
+"""The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
+
+
+class File(Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the matrices are stored. ``bits`` 32 means float32.
+
+    ``group_size`` 0: no groups, but one scale for each row (or none, for float32).
+    """
+
+    scheme: str
+    bits: int
+    group_size: int
+
+
+class Parity(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the export's parity step measured against the reference engine.
+
+    ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, of the same
+    graphs and weights with float arithmetic; a flat program has logits only. ``shipped`` is what the engine differs
+    by as shipped, int8 activations or float16 included, from a reference with the same activations; it was held to
+    ``bound``.
+    """
+
+    per_depth: tuple[float, ...]
+    logits: float
+    shipped: float
+    bound: float | None = None
+
+
+class Package(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is in a Core ML package, beside what the program says.
+
+    ``functions``: the compute unit that each one is meant for, as Swift calls it. ``states``: the shape of each, the
+    same in all functions. ``chunk``: tokens of a prefill call. ``capacity``: tokens that a state has room for.
+    ``palettized``: its matrices are indices into tables of 16 values, whatever the bundle's other targets have.
+    """
+
+    path: str
+    functions: dict[str, str]
+    states: dict[str, tuple[int, ...]]
+    chunk: int
+    capacity: int
+    palettized: bool = False
+
+
+Constant = bool | int | tuple[int, ...]
+
+
+class Flat(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program of the flat layout tells its host beside logits, and how many tokens its caches hold."""
+
+    constants: dict[str, Constant]
+    rows: int
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
+    """One exported target: its graphs, by stage, as paths inside the bundle.
+
+    A Core ML target has one file of all its functions, and describes them in ``package``; a program of the flat
+    layout is described in ``flat``.
+    """
+
+    graphs: dict[str, str]
+    weights: str
+    parity: Parity
+    package: Package | None = None
+    flat: Flat | None = None
+
+
+class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An exit rule as ``edgeloop calibrate`` left it: thresholds for each depth but the last, and what they gave.
+
+    ``agreement`` is the share of ``tokens`` for which the likeliest next token was that of full depth.
+    """
+
+    thresholds: tuple[float, ...]
+    missing: str
+    goal: str
+    tokens: int
+    perplexity: float
+    full_perplexity: float
+    agreement: float
+    mean_depth: float
+
+
+class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What surrounds the model when it reads and writes text.
+
+    ``tokenizer`` is the name of its file. ``special_tokens`` are the tokenizer's own, as a chat template sees them
+    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each); with ``split_special_tokens`` those that a text
+    holds are text like any other. ``chat_templates`` are Jinja sources by name; the usual one is ``default``.
+    """
+
+    tokenizer: str | None = None
+    special_tokens: dict[str, str] = {}
+    split_special_tokens: bool = False
+    chat_templates: dict[str, str] = {}
+
+
+GRAPHS: dict[str, tuple[str, ...]] = {
+    "onnx": ("prologue", "block", "epilogue"),
+    "executorch": ("layout",),
+    "coreml": ("model",),
+}
+"""The graphs that engines ask a target for; it may have more."""
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The bundle's table of contents; written last, so a bundle without it is not a bundle.
+
+    ``heads`` is the file of the heads that the host computes itself (exit gate, router, probes), ``exits`` are
+    the calibrated exit rules by name. ``parameters`` are those stored, ``unrolled_parameters`` those of the same
+    model with every applied layer stored.
+    """
+
+    format: int
+    edgeloop: str
+    program: Program
+    quantization: Quantization
+    targets: dict[str, Target]
+    heads: str | None = None
+    exits: dict[str, Exit] = {}
+    text: Text
+    parameters: int
+    unrolled_parameters: int
+    files: dict[str, File]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``folder``/manifest.json, as a new file: the one that is there may have a second name elsewhere."""
+    fresh = folder / f"{MANIFEST}.new"
+    fresh.write_bytes(json_text(manifest))
+    fresh.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle ``folder``.
+
+    BundleError when it is missing, damaged, of another format, or has a number that cannot be meant.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BundleError(f"{path} is no plain file; copy the bundle again")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise BundleError(f"{path} has {size} bytes, wanted {MOST_BYTES} at most; export it again")
+        data = path.read_bytes()
+    except OSError as error:
+        if not folder.exists():
+            raise BundleError(
+                f"{folder} does not exist; give a bundle's folder, which `edgeloop export` makes"
+            ) from error
+        raise BundleError(
+            f"{folder} is not a bundle: no readable {MANIFEST} ({error.strerror}); make one with `edgeloop export`"
+        ) from error
+    keys: dict[str, msgspec.Raw] = {}
+    try:
+        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        version = keys.get("format")
+        if version is None or msgspec.json.decode(version) != FORMAT:
+            found = None if version is None else bytes(version).decode()[:20]
+            raise BundleError(
+                f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}{_other_maker(keys)}; "
+                "export the checkpoint again"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: {error}{_other_maker(keys)}; export the checkpoint again") from error
+    if problem := next(manifest_problems(manifest), None):
+        raise BundleError(f"{path}: {problem}; export the checkpoint again")
+    return manifest
+
+
+def _other_maker(keys: Mapping[str, msgspec.Raw]) -> str:
+    """Which edgeloop wrote a manifest with ``keys``, where it was another one, which may know other ops."""
+    said = bytes(keys.get("edgeloop", b"")).decode(errors="replace").strip('"')
+    if not re.fullmatch(r"[0-9A-Za-z.+-]{1,20}", said) or said == VERSION:
+        return ""
+    return f" (made by edgeloop {said}, this is {VERSION})"
+
+
+def manifest_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the numbers of ``manifest``, and with what has to go together, one after the other."""
+    program, stored = manifest.program, manifest.quantization
+    yield from problems(program)
+    yield from within("quantization.bits", stored.bits, 4, 32)
+    if stored.bits not in BITS:
+        yield f"quantization.bits is {stored.bits}, wanted one of {', '.join(map(str, BITS))}"
+    yield from within("quantization.group_size", stored.group_size, 0, MAX_SIZE)
+    yield from within("parameters", manifest.parameters, 1, MAX_NUMBERS)
+    yield from within("unrolled_parameters", manifest.unrolled_parameters, 1, MAX_NUMBERS * MAX_LAYERS)
+    for name, file in manifest.files.items():
+        yield from within(f"files[{name!r}].bytes", file.bytes, 0, 1 << 50)
+        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            yield f"files[{name!r}].sha256 is {file.sha256[:80]!r}, wanted 64 hexadecimal digits"
+    if not manifest.targets:
+        yield "targets are none, wanted one at least"
+    for name, target in manifest.targets.items():
+        yield from _target_problems(f"targets.{name}", GRAPHS.get(name, ()), target)
+    for name, rule in manifest.exits.items():
+        yield from _exit_problems(f"exits.{name}", rule, program.depths)
+
+
+def _target_problems(name: str, graphs: tuple[str, ...], target: Target) -> Iterator[str]:
+    for graph in graphs:
+        if graph not in target.graphs:
+            yield f"{name}.graphs has no {graph}"
+    parity = target.parity
+    for value in (*parity.per_depth, parity.logits, parity.shipped):
+        yield from within(f"{name}.parity", value, 0, 1e30)
+    if target.flat is not None:
+        yield from within(f"{name}.flat.rows", target.flat.rows, 1, MAX_SIZE)
+    if target.package is not None:
+        if name != "targets.coreml":
+            yield f"{name}.package is there, and only target coreml has a package"
+        yield from within(f"{name}.package.chunk", target.package.chunk, 1, MAX_SIZE)
+        yield from within(f"{name}.package.capacity", target.package.capacity, 1, MAX_SIZE)
+        for state, shape in target.package.states.items():
+            for size in shape:
+                yield from within(f"{name}.package.states.{state}", size, 1, MAX_SIZE)
+
+
+def _exit_problems(name: str, rule: Exit, depths: int) -> Iterator[str]:
+    if len(rule.thresholds) != depths - 1:
+        yield f"{name}.thresholds are {len(rule.thresholds)}, wanted {depths - 1}: one for each depth but the last"
+    for value in rule.thresholds:
+        yield from within(f"{name}.thresholds", value, -NEVER, NEVER)
+    yield from within(f"{name}.tokens", rule.tokens, 0, 1 << 50)
+    yield from within(f"{name}.agreement", rule.agreement, 0, 1)
+    yield from within(f"{name}.mean_depth", rule.mean_depth, 0, depths)
+    for key, value in (("perplexity", rule.perplexity), ("full_perplexity", rule.full_perplexity)):
+        yield from within(f"{name}.{key}", value, 1e-30, 1e300)

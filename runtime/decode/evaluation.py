@@ -1,0 +1,119 @@
+"""How well a text is predicted under policies, as generation would run it, beside full depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+from ..engines.backend import F32, I64
+from ..timing import Stopwatch
+from .walk import Walk
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A text under a policy, token by token, beside the same text at full depth.
+
+    ``agreement``: share of positions where both find the same token likeliest. ``mean_depth``: depths run, 1 … R.
+    ``block_share``: block rows computed ÷ (tokens × R). ``tokens_per_s`` of the token-by-token run, the median of the
+    windows. ``speed``: that against the first policy that ran beside it, the median of the windows' ratios.
+    ``decision``: time of a decision to stop or go on ÷ time of a depth, with reading the logits where it needs them.
+    """
+
+    perplexity: float
+    full_perplexity: float
+    agreement: float
+    mean_depth: float
+    block_share: float
+    tokens: int
+    tokens_per_s: float
+    speed: float
+    decision: float
+
+
+def evaluate(stream: I64, context: int, walks: Sequence[Walk], full: Walk) -> list[Evaluation]:
+    """stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``walks``; all on one loop, which is reset.
+
+    They take turns, window by window and each time another one first: a machine that is slow for a while is slow for
+    all of them.
+    """
+    tallies = [_Tally(walk) for walk in walks]
+    loop = full.loop
+    full_total = 0.0
+    for window, start in enumerate(range(0, len(stream) - 1, context)):
+        targets = stream[start + 1 : start + 1 + context]
+        given = stream[start : start + len(targets)]
+        likeliest = np.empty(len(given), np.int64)
+        loop.reset()
+        for at in range(0, len(given), loop.chunk):
+            part = slice(at, at + loop.chunk)
+            logits = full.prompt(given[part], "all")
+            likeliest[part] = logits.argmax(axis=-1)
+            full_total += loss(logits, targets[part])
+        first = window % len(tallies)
+        for tally in tallies[first:] + tallies[:first]:
+            tally.run(given, targets, likeliest)
+    return [tally.result(full_total, tallies[0].rates) for tally in tallies]
+
+
+@dataclass
+class _Tally:
+    """What one walk adds up to."""
+
+    walk: Walk
+    rates: list[float] = field(default_factory=list)
+    total: float = 0.0
+    agree: int = 0
+    depths: int = 0
+    rows: int = 0
+    tokens: int = 0
+    decisions: int = 0
+    decide_ns: int = 0
+    calls: int = 0
+    block_ns: int = 0
+
+    def run(self, given: I64, targets: I64, likeliest: I64) -> None:
+        """One window, from an empty context."""
+        loop, clock = self.walk.loop, self.walk.loop.clock
+        loop.reset()
+        clock.restart()
+        watch, judged = Stopwatch(), 0.0  # the time that judging takes is not the model's
+        for i, (logits, ran) in enumerate(self.walk.every(given)):
+            judging = Stopwatch()
+            self.total += loss(logits, targets[i : i + 1])
+            self.agree += int(logits[0].argmax() == likeliest[i])
+            self.depths += ran
+            judged += judging.ms
+        self.rates.append(1000 * len(given) / (watch.ms - judged))
+        self.rows += clock.rows
+        self.tokens += len(given)
+        self.decisions += clock.decisions
+        self.decide_ns += clock.decide_ns
+        self.calls += sum(clock.calls)
+        self.block_ns += sum(clock.block_ns)
+
+    def result(self, full_total: float, base: list[float]) -> Evaluation:
+        """``full_total``: nats of the text at full depth; ``base``: rates of the walk to compare with."""
+        n = self.tokens
+        depth_ns = self.block_ns / max(self.calls, 1)
+        return Evaluation(
+            perplexity=float(np.exp(self.total / n)),
+            full_perplexity=float(np.exp(full_total / n)),
+            agreement=self.agree / n,
+            mean_depth=self.depths / n,
+            block_share=self.rows / (n * self.walk.loop.backend.program.depths),
+            tokens=n,
+            tokens_per_s=median(self.rates),
+            speed=median(a / b for a, b in zip(self.rates, base, strict=True)),
+            decision=self.decide_ns / self.decisions / depth_ns if self.decisions else 0.0,
+        )
+
+
+def loss(logits: F32, targets: I64) -> float:
+    """Summed cross-entropy, in nats, of targets [S] under logits [S, V]."""
+    peak = logits.max(axis=-1)
+    log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=-1)) + peak
+    return float((log_sum - logits[np.arange(len(targets)), targets]).sum(dtype=np.float64))

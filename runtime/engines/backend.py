@@ -1,0 +1,199 @@
+"""The contract between the depth loop and an engine.
+
+An engine runs three stages. Each call takes B lanes × S new tokens. A lane is one (sequence, depth) pair
+and owns one KV slot in every cache of the stage; the lanes of a call use the slots ``first_slot …
+first_slot + B − 1``. Prefill is 1 lane × S tokens, decode 1 × 1, and one call may mix depths.
+
+Where depths share K and V (``program.shares_kv``) a slot belongs to a sequence, and calls of the block are
+narrower, because the operator is: 1 lane × S tokens or B lanes × 1 token, none of them padding, positions that
+follow on each other, and either every lane at depth 0 or none. Depth 0 goes first and writes the new rows; the
+deeper ones, with the same ``cached`` and ``tokens``, find them there.
+
+Calls that serve many sequences have packed lanes (``packed.py``): their states hold the valid rows only. An engine
+that was opened for them takes no others, since it would hold the weights of both forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..model.program import Program
+from .kv import KVCache
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """The lanes of one call.
+
+    depth [B] int64: which deltas apply. cached [B] int32: tokens already valid in the lane's slot (T).
+    tokens [B] int32: how many of the S new tokens are valid (the rest is right padding; 0 = idle lane).
+    positions [B, S] int64: true positions, for RoPE. last [B] and longest [1] int32 follow from them: the index of
+    each lane's last token after the call, and the largest number of tokens of a lane. types [B, S] int64, for prologues
+    that ask for them; None: all are 0.
+
+    A caller may keep a Lanes and write its arrays in place, followed by ``refresh``: engines keep what they prepared
+    for it. ``at`` makes the lanes of another stage or depth that share those arrays.
+    """
+
+    depth: I64
+    cached: I32
+    tokens: I32
+    positions: I64
+    first_slot: int = 0
+    last: I32 = field(default_factory=lambda: np.empty(0, np.int32))
+    longest: I32 = field(default_factory=lambda: np.zeros(1, np.int32))
+    types: I64 | None = None
+
+    def __post_init__(self) -> None:
+        for name, dtype in (
+            ("depth", np.int64),
+            ("cached", np.int32),
+            ("tokens", np.int32),
+            ("positions", np.int64),
+        ):
+            # Engines take addresses. What is right already stays the caller's own array.
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
+        if len(self.last) != len(self.cached):
+            object.__setattr__(self, "last", np.empty_like(self.cached))
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Bring ``last`` and ``longest`` up to date with ``cached`` and ``tokens``."""
+        if len(self.last) == 1:  # every token comes by here, and numbers are quicker than arrays
+            total = self.cached.item() + self.tokens.item()
+            self.last[0], self.longest[0] = total - 1, total
+            return
+        np.add(self.cached, self.tokens, out=self.last)
+        self.longest[0] = self.last.max()
+        np.subtract(self.last, 1, out=self.last)
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """The first two sizes of a state: (B, S)."""
+        batch, length = self.positions.shape
+        return batch, length
+
+    def at(self, depth: int, first_slot: int) -> Lanes:
+        """The same lanes, all at ``depth`` and in other slots; the other arrays are shared."""
+        return replace(self, depth=np.full_like(self.depth, depth), first_slot=first_slot)
+
+    @staticmethod
+    def single(depth: int, cached: int, tokens: int, slot: int) -> Lanes:
+        """One lane whose S = ``tokens`` new tokens follow directly on the ``cached`` ones."""
+        return Lanes(
+            depth=np.array([depth], np.int64),
+            cached=np.array([cached], np.int32),
+            tokens=np.array([tokens], np.int32),
+            positions=np.arange(cached, cached + tokens, dtype=np.int64)[None],
+            first_slot=slot,
+        )
+
+
+class Backend(Protocol):
+    """What an engine provides. Returned arrays are valid until the next call of the same stage."""
+
+    name: str
+    program: Program
+
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed; ``slots`` as in KVCache.allocate."""
+        ...
+
+    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [B, S] → state [B, S, D]: embedding and the layers before the loop."""
+        ...
+
+    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → state [B, S, D]: the looped layers once, each lane at its own depth.
+
+        UsageError when the depths share K and V and the lanes are not what the module's text allows.
+        """
+        ...
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """Write the K and V that ``state`` [B, S, D] gives as the input of every layer of the block.
+
+        They go into the rows cached … cached + tokens − 1 of the lanes' slots, with the norms and deltas of each
+        lane's depth; no state is computed. UsageError for models that ``can_fill`` says no to.
+        """
+        ...
+
+    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N] of [B·S]: layers after the loop, norm, head."""
+        ...
+
+
+@runtime_checkable
+class RunsPrompts(Protocol):
+    """An engine that can run a prompt through all stages at once, which is quicker than stage by stage."""
+
+    def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S] at full depth → logits [1, V] of the last token, or [0, V] unless ``read``.
+
+        ``lanes`` are the prologue's.
+        """
+        ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """An engine that holds what Python does not count: a mapped program, packed weights."""
+
+    def close(self) -> None:
+        """Let go of it now; the engine cannot be used any more. Twice is fine."""
+        ...
+
+
+def can_fill(program: Program) -> bool:
+    """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?
+
+    Made with shared matrices: the fill stage has those of K and V alone; and of a token by itself: a depth that keeps
+    the row of the token before has none of a token that skipped it.
+    """
+    return (
+        bool(program.caches("block"))
+        and not program.kept_rows
+        and not program.own_matrices
+        and not program.shares_kv
+        and program.depths > 1
+        and program.routing is None
+        and program.window is None
+    )
+
+
+def check_fill(program: Program) -> None:
+    """UsageError unless ``can_fill``."""
+    if not can_fill(program):
+        raise UsageError(
+            "K and V of skipped depths can be filled in only where each depth has its own, without router, "
+            "sliding window and attention matrices for each depth; this model needs another policy for missing K and V"
+        )
+
+
+def fresh_tokens(lanes: Lanes) -> int:
+    """New tokens of which a block whose depths share K and V computes K and V: S at depth 0, none deeper.
+
+    UsageError for lanes that such a block cannot take (see the module's text).
+    """
+    batch, length = lanes.positions.shape
+    first = int((lanes.depth == 0).sum())
+    if 0 < first < batch:
+        raise UsageError(
+            "a call with lanes at depth 0 and deeper ones, but the depths of this model share K and V; "
+            "call depth 0 first"
+        )
+    if (batch > 1 and length > 1) or (lanes.tokens != length).any():
+        raise UsageError(
+            f"{batch} lanes of {lanes.tokens.tolist()} valid tokens in {length}, but the depths of this model share "
+            "K and V; wanted one lane without padding, or lanes of one token"
+        )
+    return length if first else 0

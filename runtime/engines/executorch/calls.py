@@ -1,0 +1,78 @@
+"""Lanes of any size become calls of methods with a fixed number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...errors import UsageError
+from ..backend import Lanes
+from ..packed import PackedLanes
+
+GROUPS = 4
+"""As many calls of the largest mN method are made before a lane runs as a chunk, which computes all its rows."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` tokens of lane ``lane`` that follow each other, the first being token ``token`` of it.
+
+    ``row``: where the first lies among the flattened rows of the state.
+    """
+
+    lane: int
+    token: int
+    count: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of a method: runs of a few rows, or one run as a chunk."""
+
+    runs: tuple[Run, ...]
+    chunk: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows that are valid."""
+        return sum(run.count for run in self.runs)
+
+
+def valid_runs(lanes: Lanes) -> list[Run]:
+    """The valid tokens of each lane that has some."""
+    length, packed, start, runs = lanes.positions.shape[1], isinstance(lanes, PackedLanes), 0, []
+    for lane, count in enumerate(lanes.tokens.tolist()):
+        if count:
+            runs.append(Run(lane, 0, count, start if packed else lane * length))
+        start += count
+    return runs
+
+
+def batches(runs: list[Run], most: int, chunk: int) -> Iterator[Batch]:
+    """Calls in an order in which each token comes behind those before it in its lane.
+
+    ``most``: rows of the largest mN method. ``chunk``: rows of the prefill method.
+    """
+    waiting: list[Run] = []
+    for run in runs:
+        if run.count > GROUPS * most:
+            yield from (Batch((part,), True) for part in _parts(run, chunk))
+        else:
+            waiting += _parts(run, 1)
+    for start in range(0, len(waiting), most):
+        yield Batch(tuple(waiting[start : start + most]), False)
+
+
+def whole_runs(runs: list[Run], chunk: int) -> Iterator[Batch]:
+    """A call for each lane, whose tokens see each other and nothing else; UsageError for more than a call has."""
+    for run in runs:
+        if run.count > chunk:
+            raise UsageError(f"{run.count} tokens at once, and the model was exported for {chunk} at most")
+        yield Batch((run,), run.count > 1)
+
+
+def _parts(run: Run, size: int) -> Iterator[Run]:
+    for start in range(0, run.count, size):
+        count = min(size, run.count - start)
+        yield Run(run.lane, run.token + start, count, run.row + start)

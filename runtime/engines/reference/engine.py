@@ -1,0 +1,158 @@
+"""The reference engine: a program interpreted in plain numpy, one lane after the other, op by op.
+
+Nothing here is clever, so that it can be read against a paper. Every other engine is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...bundle.folder import Bundle
+from ...errors import UsageError
+from ...model.program import Program
+from ...model.sizes import head_sizes
+from ...model.stored import Array, StoredWeights, read_tensors
+from ...model.transform import at_depth, keys_values
+from ..backend import F32, I64, Lanes, can_fill, check_fill, fresh_tokens
+from ..kv import KVCache
+from ..packed import PackedLanes
+from .lane import Activations, Lane, Slot
+from .ops import compute
+
+WEIGHTS_TARGET = "onnx"
+"""The target whose weights file this engine reads."""
+
+
+class ReferenceBackend:
+    """numpy only. Slow, and right: float32 arithmetic on the stored weights."""
+
+    name = "reference"
+
+    def __init__(
+        self,
+        program: Program,
+        stored: Mapping[str, Array],
+        group_size: int,
+        *,
+        activations: Activations | None = None,
+        tables_as: npt.DTypeLike = np.float32,
+    ) -> None:
+        """``stored``: the tensors by name (``model/stored.py``). BundleError when one is missing.
+
+        To compute what another engine does: ``activations`` are what it makes of the inputs of quantized matrices,
+        ``tables_as`` is the type of its rotary tables.
+        """
+        self.program = program
+        self._weights = StoredWeights(program.weights, stored, group_size)
+        self._activations, self._tables_as = activations, tables_as
+        self._carries = tuple(carry.width for carry in program.loop.carries)
+        self._head = head_sizes(program)
+        self._blocks = [at_depth(program, depth) for depth in range(program.depths)]
+        self._fills = [keys_values(block) for block in self._blocks] if can_fill(program) else []
+
+    @staticmethod
+    def open(bundle: Bundle) -> ReferenceBackend:
+        """The model of ``bundle``; BundleError when its weights cannot be read."""
+        stored = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
+        return ReferenceBackend(bundle.program, stored, bundle.manifest.quantization.group_size)
+
+    def with_activations(self, activations: Activations | None) -> ReferenceBackend:
+        """The same model with the same weights, as an engine computes it that makes ``activations`` of inputs."""
+        other = copy(self)
+        other._activations = activations
+        return other
+
+    def forget(self) -> None:
+        """Let go of dequantized matrices, which are made again when they are wanted."""
+        self._weights.forget()
+
+    def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
+        """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
+        return KVCache.allocate(self.program, sequences, capacity, slots)
+
+    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [B, S] → state [B, S, D]."""
+        return self._run("prologue", ids[..., None], lanes, cache)
+
+    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        if self.program.shares_kv and not isinstance(lanes, PackedLanes):
+            fresh_tokens(lanes)  # what it cannot take, no engine can
+        return self._run("block", state, lanes, cache)
+
+    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
+        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
+        state = self._run("epilogue", state, lanes, cache)
+        values = split(state.reshape(-1, state.shape[-1])[rows], self._head)
+        (logits,) = compute(self.program.head, self._lane(rows), *values)
+        return logits
+
+    def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
+        """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
+        check_fill(self.program)
+        state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
+        for b in np.flatnonzero(lanes.tokens).tolist():
+            lane = self._of(lanes, b, "block", cache)
+            n, rows = len(lane.positions), slice(lane.cached, lane.cached + len(lane.positions))
+            made = iter(compute(self._fills[lane.depth], lane, *split(state[b, :n], self._carries)))
+            for slot in lane.own:
+                for kept in (slot.keys, slot.values):
+                    kept[:, rows] = next(made).reshape(n, len(kept), -1).transpose(1, 0, 2)
+
+    def _run(self, name: str, given: npt.NDArray[Any], lanes: Lanes, cache: KVCache) -> F32:
+        """The stage ``name`` on the valid tokens of each lane; padded rows come out as zeros."""
+        packed = lanes if isinstance(lanes, PackedLanes) else None
+        given = packed.pad(given) if packed else given
+        width = sum(self._head if name == "epilogue" else self._carries)
+        out = np.zeros((*given.shape[:2], width), np.float32)
+        for b in np.flatnonzero(lanes.tokens).tolist():
+            lane, n = self._of(lanes, b, name, cache), int(lanes.tokens[b])
+            if name == "prologue":
+                types = np.zeros(n, np.int64) if lanes.types is None else lanes.types[b, :n]
+                hosts = {"ids": given[b, :n, 0], "positions": lane.positions, "types": types}
+                values: list[Any] = [hosts[value] for value in self.program.prologue.inputs]
+            else:
+                values = list(split(given[b, :n], self._carries))
+            stage = self._blocks[lane.depth] if name == "block" else self.program.stage(name)
+            out[b, :n] = np.concatenate(compute(stage, lane, *values), axis=1)
+            if lane.last_rows:
+                cache.last_rows[name, lanes.first_slot + b] = lane.cached + n, lane.last_rows
+        return packed.pack(out) if packed else out
+
+    def _of(self, lanes: Lanes, b: int, stage: str, cache: KVCache) -> Lane:
+        """Lane ``b`` of ``lanes`` with its slots of ``stage``."""
+        depth, cached, n = int(lanes.depth[b]), int(lanes.cached[b]), int(lanes.tokens[b])
+        own = lanes.first_slot + b
+        tokens, last_rows = cache.last_rows.get((stage, own), (cached, {})) if cached else (0, {})
+        if tokens != cached:
+            raise UsageError(
+                f"{cached} tokens before the next one, but the row that is kept for it is that of token {tokens}; "
+                "this model's shift takes tokens in order, start again"
+            )
+        first = own - min(depth, cache.slots - 1) if stage == "block" else own
+        slots = ([Slot(k[at], v[at], cache.window) for k, v in cache.stages[stage]] for at in (own, first))
+        return self._lane(
+            lanes.positions[b, :n],
+            depth=depth,
+            cached=cached,
+            own=next(slots),
+            first=next(slots),
+            last_rows=last_rows,
+            block=0 if cached else n,
+        )
+
+    def _lane(self, positions: I64, **seen: Any) -> Lane:
+        """A lane of this model; ``seen``: what else ops read."""
+        return Lane(
+            self._weights, positions, activations=self._activations, tables_as=self._tables_as, **seen
+        )
+
+
+def split(state: F32, widths: Sequence[int]) -> list[F32]:
+    """A state [n, D] → the values that lie side by side in it."""
+    return np.split(state, np.cumsum(widths)[:-1], axis=1)

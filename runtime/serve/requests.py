@@ -1,0 +1,86 @@
+"""What is asked of a model: a request, and the answer that grows token by token until something ends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..decode.sampling import Choose, SamplingOptions
+from ..engines.backend import F32, I64
+from ..model.program import Program
+from ..text.tokenizer import Tokenizer
+
+Finish = Literal["eos", "stop", "length", "context"]
+"""Why an answer ended: an end-of-text token, a stop string, ``max_tokens``, the end of the context. The first holds."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked prompt [S], at most ``max_tokens`` tokens to come, how they are chosen, and where they stop."""
+
+    prompt: I64
+    max_tokens: int
+    sampling: SamplingOptions
+    stop: tuple[str, ...]
+
+    def room(self, context: int) -> int:
+        """Tokens that the answer can have in a context of so many. The last one needs no place in it."""
+        return min(self.max_tokens, context - len(self.prompt) + 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
+    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt. ``finish`` is None
+    while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop string),
+    ``length`` (``max_tokens``) or ``context`` (that is full).
+    """
+
+    text: str
+    token: int
+    depth: int
+    ms: float
+    finish: Finish | None = None
+
+
+class Answer:
+    """The tokens and the text of one request, by the same rules as ``Session.generate``."""
+
+    def __init__(
+        self, request: Request, choose: Choose, program: Program, tokenizer: Tokenizer | None, context: int
+    ) -> None:
+        """``choose``: a sampler's. ``context``: tokens of prompt and answer together, the last one not counted."""
+        self._ends = program.eos_token_ids
+        self._choose = choose
+        prompt = request.prompt
+        self._text = tokenizer.answer_text(prompt.tolist(), request.stop) if tokenizer else None
+        room = request.room(context)
+        self._full: Finish = "length" if room == request.max_tokens else "context"
+        self._tokens = np.empty(len(prompt) + room, np.int64)
+        self._tokens[: len(prompt)] = prompt
+        self._length = len(prompt)
+        self.finish: Finish | None = None
+        """Why the last token was the last one; None while there is more to come."""
+
+    def choose(self, logits: F32) -> tuple[int, str]:
+        """The next token, given logits [V], and the text that it completes."""
+        position = self._length
+        token = self._choose(logits, self._tokens[:position], position)
+        self._tokens[position] = token
+        self._length += 1
+        text = self._text.push(token) if self._text else ""
+        self.finish = self._ended(token)
+        if self.finish and self._text:
+            text += self._text.flush()
+        return token, text
+
+    def _ended(self, token: int) -> Finish | None:
+        if token in self._ends:
+            return "eos"
+        if self._text and self._text.stopped:
+            return "stop"
+        return self._full if self._length == len(self._tokens) else None

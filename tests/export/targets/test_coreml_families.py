@@ -1,0 +1,64 @@
+"""Families whose layers are not Llama's, as Core ML packages: nothing in the target knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from edgeloop.export.bounds import difference
+from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED, shipped
+from edgeloop.runtime.session import Session
+
+
+@pytest.mark.parametrize(("quant", "ane"), [("none", False), ("int4", False), ("int4", True)])
+def test_gpt_neox(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
+    source, out = checkpoint("fold_pythia"), tmp_path / "bundle"
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    parity = report.manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= SHIPPED
+    if quant != "none":
+        return
+    theirs = load_file(source / "reference.safetensors")
+    with Session.open(out, engine="coreml-reference") as session:
+        found = session.logits(theirs["input_ids"][0].tolist())
+    wanted = theirs["logits_use_cache_False"][0]
+    assert difference(found, wanted) < 5e-3  # all of it float16
+    assert (found.argmax(-1) == wanted.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("quant", ["none", "int4"])
+def test_huginn(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str) -> None:
+    """Two carries, a matrix of both, and 24 layers, of which float16 is less sure than of a few."""
+    out = tmp_path / "bundle"
+    manifest = export_bundle(checkpoint("huginn_tiny"), out, targets=["coreml"], quant=quant).manifest
+    parity = manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= parity.bound == shipped(manifest.program)
+    assert 1 < parity.bound / SHIPPED < 1.25
+
+
+@pytest.mark.parametrize(("quant", "ane"), [("none", False), ("int4", True)])
+def test_albert(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
+    """Texts at once, of several lengths and with types of tokens."""
+    source, out = checkpoint("albert_g2_inner2_padded"), tmp_path / "bundle"
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    parity = report.manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.shipped <= SHIPPED
+    if quant != "none":
+        return
+    theirs = load_file(source / "reference.safetensors")
+    mask = theirs["attention_mask"].astype(bool)
+    texts, types = (
+        [row[seen] for row, seen in zip(theirs[name], mask, strict=True)]
+        for name in ("input_ids", "token_type_ids")
+    )
+    with Session.open(out, engine="coreml-reference") as session:
+        found = session.encode(texts, types, logits=True).logits
+    assert found is not None
+    assert difference(found[mask], theirs["logits_token_types"][mask]) < 5e-3  # all of it float16

@@ -1,0 +1,112 @@
+"""Chunks, hooks, exits and limits of the depth loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeloop.export.families.llama_spec import Segment
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.errors import ContextError, UsageError
+
+ROUNDING = 2e-5  # float32 sums over another number of rows: 1.24e-5 was seen on one machine
+IDS = np.random.default_rng(2).integers(0, 60, 20)
+HEADLESS = (Segment(layers=2, repeats=3),)  # nothing after the loop but norm and head
+
+
+@pytest.fixture(scope="module", params=[None, HEADLESS], ids=["coda", "no coda"])
+def backend(request, maker):
+    return maker.backend(maker.program() if request.param is None else maker.program(request.param))
+
+
+def make_loop(backend, **options):
+    return DepthLoop(backend, backend.new_cache(2, 24), **options)
+
+
+def test_rows_and_chunks(backend):
+    whole = make_loop(backend).forward(IDS, "all").copy()
+    assert whole.shape == (20, 60)
+    for chunk in (1, 3, 20):
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS, "all"), whole, atol=ROUNDING)
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS), whole[-1:], atol=1e-5)
+
+
+def test_without_rows_the_caches_are_filled_all_the_same(backend):
+    whole = make_loop(backend).forward(IDS, "all").copy()
+    loop = make_loop(backend, chunk=8)
+    assert loop.forward(IDS[:19], None).shape == (0, 60)
+    np.testing.assert_allclose(loop.forward(IDS[19:]), whole[-1:], atol=1e-5)
+
+
+def test_truncate_and_sequences(backend):
+    cache = backend.new_cache(2, 24)
+    first, second = DepthLoop(backend, cache, 0), DepthLoop(backend, cache, 1)
+    wanted = first.forward(IDS).copy()
+    second.forward(IDS[::-1])
+    first.truncate(5)
+    assert first.cached == 5
+    np.testing.assert_allclose(first.forward(IDS[5:]), wanted, atol=1e-5)
+    with pytest.raises(UsageError, match="cannot truncate 20 cached tokens to 21"):
+        first.truncate(21)
+
+
+def test_observe_sees_every_depth_of_every_chunk(backend):
+    seen = []
+    make_loop(backend, chunk=15, observe=lambda d, x: seen.append((d, x.shape))).forward(IDS)
+    assert seen == [(d, (1, n, 32)) for n in (15, 5) for d in range(3)]
+
+
+def test_exits_are_the_model_cut_off_after_a_depth(backend, maker):
+    """Exit d equals the loop's own epilogue on a model whose last depth is d."""
+    found = {d: np.empty((20, 60), np.float32) for d in range(3)}
+
+    def visit(depth, first, logits):
+        found[depth][first : first + len(logits)] = logits
+
+    loop = make_loop(backend, chunk=6)
+    loop.forward_exits(IDS[:13], lambda *a: visit(*a))
+    loop.forward_exits(IDS[13:], lambda d, first, x: visit(d, first + 13, x))
+    for depth in range(3):
+        states = {}
+        single = make_loop(backend, observe=lambda d, x, s=states: s.update({d: x.copy()}))
+        wanted = single.forward(IDS, "all").copy()
+        if depth < 2:
+            lanes = Lanes.single(depth, 0, 20, 0)
+            wanted = backend.epilogue(states[depth], np.arange(20), lanes, backend.new_cache(1, 24))
+        np.testing.assert_allclose(found[depth], wanted, atol=ROUNDING)
+
+
+def test_exits_need_all_tokens(backend):
+    loop = make_loop(backend)
+    loop.forward(IDS[:3])
+    with pytest.raises(UsageError, match="reset"):
+        loop.forward_exits(IDS[3:], lambda *_: None)
+    loop.reset()
+    loop.forward_exits(IDS, lambda *_: None)
+
+
+def test_the_context_is_a_limit(backend):
+    loop = make_loop(backend)
+    loop.forward(IDS)
+    with pytest.raises(ContextError, match="20 cached and 5 new tokens do not fit a context of 24"):
+        loop.forward(IDS[:5])
+    assert loop.cached == 20
+    loop.forward(IDS[:4])
+
+
+def test_bad_ids(backend):
+    for ids in (np.zeros(0, np.int64), np.zeros((1, 2), np.int64)):
+        with pytest.raises(UsageError, match="wanted"):
+            make_loop(backend).forward(ids)
+
+
+def test_decoding_keeps_its_lanes(backend):
+    """Engines keep bindings by shape and slot; the loop hands them the same arrays each time."""
+    loop = make_loop(backend)
+    loop.forward(IDS)
+    before = loop._calls[1]
+    loop.forward(IDS[:1])
+    assert loop._calls[1] is before
+    assert before.positions[0, 0] == 20
+    assert before.cached[0] == 20

@@ -1,0 +1,91 @@
+"""Pipelined decoding under exit rules gives the logits of the same rule sequentially, whatever is drafted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeloop.export.families.llama_spec import Segment
+from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.early import EarlyExit
+from edgeloop.runtime.decode.exits import MEASURES, Outcome
+from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.pipelined_course import PipelinedCourse
+from edgeloop.runtime.decode.policy import choose_policy
+from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.session import Session
+
+PROMPT = np.array([5, 6, 7])
+HEADLESS = (Segment(layers=2, repeats=3),)
+FOUR = (Segment(layers=1), Segment(layers=1, repeats=4), Segment(layers=1))
+RANDOM = np.random.default_rng(0)
+DRAFTS = {
+    "own": lambda logits, history, position: int(logits.argmax()),
+    "wrong": lambda logits, history, position: (int(logits.argmax()) + 1) % len(logits),
+    "random": lambda logits, history, position: int((logits.argmax() + RANDOM.integers(2)) % len(logits)),
+}
+MISSING = ("exact", "propagate", "skip")
+
+
+def typical(backend, name):
+    """``name`` with thresholds that half of a text's tokens pass at each depth."""
+    states, logits = {}, {}
+    loop = DepthLoop(
+        backend, backend.new_cache(1, 24), observe=lambda d, state: states.update({d: state[0].copy()})
+    )
+    loop.forward_exits(np.arange(3, 23), lambda d, at, found: logits.update({d: found.copy()}))
+    outcome, found = Outcome(-1, loop.entered[0].copy()), []
+    for depth in range(backend.program.depths - 1):
+        outcome = Outcome(depth, states[depth], logits[depth], outcome)
+        scores = MEASURES[name].score(outcome, {})
+        found.append(float(np.median(scores)) if np.isfinite(scores).all() else 0.0)
+    return f"{name}:{','.join(f'{x:.6f}' for x in found)}"
+
+
+def follow(backend, text, missing, draft):
+    policy = choose_policy(backend.program, {}, {}, text, missing)
+    loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
+    early = EarlyExit(loops[0], policy.rule, {}, missing)
+    pipeline = PipelinedCourse(loops[1], policy, {}, draft, Fixed(backend.program.depths, Plan(0)))
+    wanted = loops[0].forward(PROMPT).copy()
+    loops[1].forward(PROMPT)
+    pipeline.begin(PROMPT)
+    ran = set()
+    while loops[0].cached < 24:
+        token = (
+            int(wanted[-1].argmax()) if loops[0].cached % 4 else loops[0].cached
+        )  # or it says the same for ever
+        logits, depth = early.step(token)
+        wanted = logits.copy()
+        np.testing.assert_allclose(pipeline.step(token), wanted, atol=2e-5)
+        assert pipeline.depth == depth
+        ran.add(depth)
+    if missing == "skip":
+        assert loops[1].filled == loops[0].filled
+    return ran
+
+
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize("missing", MISSING)
+@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
+def test_logits_are_those_of_early_exit(maker, segments, missing, draft):
+    backend = maker.backend(maker.program() if segments is None else maker.program(segments))
+    measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)
+    ran = set()
+    for name in measures:
+        ran |= follow(backend, typical(backend, name), missing, draft)
+    assert len(ran) > 1
+    assert follow(backend, "depth:2", missing, draft) == {2}
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ({}, {"exit": "confidence:0.5", "missing": "skip"}, "reads logits"),
+        ({"sliding_window": 5}, {"exit": "depth:2", "missing": "skip"}, "sliding window"),
+        ({"kv": "shared"}, {"exit": "depth:2"}, "leaves holes"),
+    ],
+)
+def test_who_is_refused(text_bundle, program, options, message):
+    with pytest.raises(UsageError, match=message):
+        Session.open(text_bundle(**program), engine="reference", decode="pipelined", **options)

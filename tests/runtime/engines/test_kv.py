@@ -1,0 +1,110 @@
+"""Slots, rows and windows of the caches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgeloop.runtime.engines.kv import SLACK, GrowingPairs, KVCache, resident
+from edgeloop.runtime.errors import UsageError
+
+
+def test_slots_and_bytes(maker):
+    program = maker.program()
+    cache = KVCache.allocate(program, 2, 10)
+    assert [cache.slot("block", 1, d) for d in range(3)] == [3, 4, 5]
+    assert cache.slot("epilogue", 1, 2) == 1
+    assert (cache.capacity, cache.rows, cache.slots, cache.window) == (10, 10, 3, None)
+    assert cache.stages["block"][0][0].shape == (6, 2, 10, 8)
+    assert cache.nbytes == 2 * 10 * program.kv_bytes_per_token
+
+
+def test_depths_that_share(maker):
+    program = maker.program(kv="shared")
+    cache = KVCache.allocate(program, 2, 10)
+    assert [cache.slot("block", 1, d) for d in range(3)] == [1, 1, 1]
+    assert cache.nbytes == 2 * 10 * program.kv_bytes_per_token
+    assert KVCache.allocate(maker.program(), 2, 10, slots=1).nbytes == cache.nbytes
+    with pytest.raises(UsageError, match="2 KV slots a sequence, wanted 1 to 1"):
+        KVCache.allocate(program, 1, 10, slots=2)
+    with pytest.raises(UsageError, match="0 KV slots a sequence, wanted 1 to 3"):
+        KVCache.allocate(maker.program(), 1, 10, slots=0)
+
+
+def test_fewer_slots_than_depths(maker):
+    cache = KVCache.allocate(maker.program(), 2, 10, slots=2)
+    assert [cache.slot("block", 1, d) for d in range(3)] == [2, 3, 3]
+
+
+def test_a_window_bounds_the_rows(maker):
+    program = maker.program(sliding_window=5, context_length=4096)
+    cache = KVCache.allocate(program, 1, 1000)
+    assert (cache.capacity, cache.rows, cache.window) == (1000, 5 + SLACK, 5)
+    assert cache.nbytes == cache.rows * program.kv_bytes_per_token
+    assert KVCache.allocate(program, 1, 20).rows == 20
+    assert KVCache.allocate(program, 1, 2).rows == 5  # the operator wants room for the window
+    assert maker.program(sliding_window=64).window is None  # as long as the context
+    assert maker.program(sliding_window=63).window == 63
+
+
+def test_bytes_in_use(maker):
+    program = maker.program()
+    cache = KVCache.allocate(program, 2, 10)
+    assert cache.used_bytes(1, [1, 1, 1]) == program.kv_bytes_per_token
+    assert cache.used_bytes(10, [10, 10, 10]) == cache.nbytes // 2
+    left = program.kv_bytes_per_token - maker.program(kv="shared").kv_bytes_per_token  # of two depths
+    assert cache.used_bytes(4, [4, 4, 1]) == 4 * program.kv_bytes_per_token - 3 * left // 2
+    narrow = KVCache.allocate(program, 2, 10, slots=1)  # of the last depth
+    assert narrow.used_bytes(4, [9, 9, 4]) == 4 * maker.program(kv="shared").kv_bytes_per_token
+    long = KVCache.allocate(maker.program(sliding_window=5, context_length=4096), 1, 1000)
+    assert long.used_bytes(1000, [1000] * 3) == program.kv_bytes_per_token * resident(1000, 5 + SLACK, 5)
+
+
+@pytest.mark.parametrize(("rows", "window"), [(5, 5), (6, 5), (9, 5), (12, 3)])
+def test_the_most_recent_tokens_are_resident(rows, window):
+    """Counted one by one: a row is added for each token; full, all that the window leaves behind goes at once."""
+    kept = 0
+    for tokens in range(60):
+        assert resident(tokens, rows, window) == kept
+        assert min(tokens, window) <= kept <= rows
+        kept = kept + 1 if kept < rows else window
+
+
+def test_what_was_moved_out_cannot_come_back(maker, monkeypatch):
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)
+    cache = KVCache.allocate(maker.program(sliding_window=5), 1, 60)
+    assert cache.rows == 8
+    assert cache.can_truncate(8, 0)
+    assert cache.can_truncate(50, 0)
+    assert not cache.can_truncate(9, 8)
+    assert cache.can_truncate(12, 9)
+    assert KVCache.allocate(maker.program(), 1, 60).can_truncate(60, 1)
+
+
+def test_growing_pairs_keep_what_they_hold():
+    """Heads move apart in the same memory; rows that were written stay, whatever the slot."""
+    whole = [tuple(np.zeros((2, 3, 20, 4), np.float32) for _ in range(2)) for _ in range(2)]
+    pairs, wanted = GrowingPairs(whole, step=4), np.zeros((2, 2, 2, 3, 20, 4), np.float32)
+    random = np.random.default_rng(0)
+    sizes = []
+    for row in range(20):
+        pairs.reserve(row + 1)
+        for layer, pair in enumerate(pairs):
+            for side, array in enumerate(pair):
+                wanted[layer, side, :, :, row] = array[:, :, row] = random.standard_normal((2, 3, 4))
+                np.testing.assert_array_equal(array[:, :, : row + 1], wanted[layer, side, :, :, : row + 1])
+                assert all(array[slot].flags.c_contiguous for slot in range(2))
+        sizes.append(pairs[0][0].shape[2])
+    assert sizes == [4] * 4 + [8] * 4 + [12] * 4 + [16] * 4 + [20] * 4
+    np.testing.assert_array_equal(whole[1][0], wanted[1, 0])  # grown to the whole, it is the whole
+
+
+def test_a_cache_that_grows_in_longer_steps(maker):
+    cache = KVCache.allocate(maker.program(context_length=4096), 1, 4000)
+    for stage, pairs in cache.stages.items():
+        cache.stages[stage] = GrowingPairs(pairs)
+    rows = []
+    for tokens in (1, 64, 65, 600, 2000, 3999, 4000, 9999):
+        cache.reserve(tokens)
+        rows.append({pairs[0][0].shape[2] for pairs in cache.stages.values() if pairs})
+    assert rows == [{64}, {64}, {128}, {640}, {2048}, {4000}, {4000}, {4000}]
