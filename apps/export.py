@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ..export.targets import declared_options
 from ..quant.recipe import GROUP_SIZES, RECIPES
 from .console import Console, Progress
 from .options import at_least
@@ -94,16 +95,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the block runs N times unless run says otherwise, of a model made for any number (default: as trained)",
     )
-    parser.add_argument(
-        "--split-weights",
-        action="store_true",
-        help="target executorch: base.ptd and deltas.ptd beside the .pte, so that an app can update deltas alone",
-    )
-    parser.add_argument(
-        "--coreml-ane",
-        action="store_true",
-        help="target coreml: 4-bit weights in tables, for the Neural Engine",
-    )
+    for option in declared_options():
+        if isinstance(option.default, bool):
+            parser.add_argument(option.flag, action="store_true", help=option.help)
+        else:
+            parser.add_argument(
+                option.flag, type=type(option.default), default=option.default, help=option.help
+            )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -127,8 +125,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             kv=args.kv,
             window=args.window,
             depth=args.depth,
-            split_weights=args.split_weights,
-            coreml_ane=args.coreml_ane,
+            options={option.name: getattr(args, option.name) for option in declared_options()},
             force=args.force,
             progress=step,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
 from ..quant.recipe import Recipe
 from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
@@ -19,10 +20,11 @@ from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
+from .options import Request
 from .overrides import overridden
 from .stored import write_weights
 from .target import Job, Progress, Target
-from .targets import LAYOUTS, TARGETS, open_target
+from .targets import LAYOUTS, TARGETS, open_target, read_options
 from .text.ends import warn_of_ends, with_ends
 from .text.templates import chat_templates, warn_of_templates
 from .text.vocabulary import read_vocabulary
@@ -52,8 +54,7 @@ def export_bundle(
     kv: str | None = None,
     window: int | None = None,
     depth: int | None = None,
-    split_weights: bool = False,
-    coreml_ane: bool = False,
+    options: Mapping[str, object] = MappingProxyType({}),
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
@@ -64,8 +65,8 @@ def export_bundle(
     ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
     (per-depth or shared), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window of its family, and
     how often its loop runs where it may run any number of times.
-    ``split_weights``: the .pte's weights go into files beside it, so that an app can update deltas alone.
-    ``coreml_ane``: the Core ML package gets palettized weights, the Neural Engine's format, made from the checkpoint's.
+    ``options``: what targets may be asked for beside that, by the names that they declare (``targets/*/options.py``):
+    ``{"split_weights": True}``.
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()
@@ -77,17 +78,9 @@ def export_bundle(
             raise UsageError(f"no {what}: choose from {', '.join(table)}")
         if isinstance(found, str):
             raise UsageError(f"{what}s is the text {found!r}, wanted a list: [{found!r}]")
-    if split_weights and not ("executorch" in targets and "staged" in layouts):
-        raise UsageError(
-            f"--split-weights is for target executorch in layout staged, found {', '.join(targets)} in "
-            f"{', '.join(layouts)}; add --target executorch"
-        )
-    if coreml_ane:
-        check_palettes(targets, quant)
-    chosen = {pair: open_target(*pair) for pair in product(targets, layouts)}
-    recipes = {
-        t.name: Recipe.palettes() if coreml_ane and t.name == "coreml" else recipe for t in chosen.values()
-    }
+    asked = read_options(options, Request(tuple(targets), tuple(layouts), quant))
+    chosen = {pair: open_target(*pair, asked.get(pair)) for pair in product(targets, layouts)}
+    recipes = {target.name: asked[pair].recipe(recipe) for pair, target in chosen.items()}
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -121,7 +114,6 @@ def export_bundle(
                 folder,
                 lambda step, part: progress(step, 0.4 + 0.5 * part),
                 tokenizer,
-                split_weights,
             )
 
         artifacts = make_artifacts(chosen, job)
@@ -129,7 +121,7 @@ def export_bundle(
             path.unlink()
 
         progress("hashing", 0.95)
-        stored = recipe if recipe in weights else Recipe.palettes()
+        stored = recipe if recipe in weights else next(iter(weights))
         unique, unrolled = count_parameters(reading.program, count_heads(reading))
         manifest = Manifest(
             format=FORMAT,
@@ -154,13 +146,3 @@ def export_bundle(
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)
-
-
-def check_palettes(targets: Sequence[str], quant: str) -> None:
-    """UsageError unless a package is asked for, and 4 bits."""
-    if "coreml" not in targets:
-        raise UsageError(f"--coreml-ane, but the target is {', '.join(targets)}; add --target coreml")
-    if quant != "int4":
-        raise UsageError(
-            f"--coreml-ane stores weights as 4-bit indices into tables, not as {quant}; wanted --quant int4"
-        )

@@ -1,6 +1,7 @@
 """The contract of an export target: from stored weights to artifacts in the bundle.
 
-A target is one file in ``targets/`` with one class, and one line in the table there.
+A target is one folder in ``targets/`` with one class, and one line in the table there. What a user may ask of it
+beside what every export is asked is in its options (``options.py``).
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ Progress = Callable[[str, float], None]
 class Job:
     """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
 
-    ``tokenizer``: the file that will be the bundle's, if it has one. ``split_weights``: weights go into files beside
-    the program, those of the deltas into one of their own, where the target can.
+    ``tokenizer``: the file that will be the bundle's, if it has one.
     """
 
     program: Program
@@ -32,7 +32,6 @@ class Job:
     folder: Path
     progress: Progress
     tokenizer: Path | None = None
-    split_weights: bool = False
 
 
 def check_shared(program: Program, target: str) -> None:

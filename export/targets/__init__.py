@@ -1,37 +1,43 @@
-"""The table of targets: name → what must be installed, and how to load it."""
+"""The table of targets: name → what must be installed, what may be asked of it, and how to load it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
 
 from ...runtime.errors import ExportError, UsageError
+from ..options import Declared, Options, Request
 from ..quiet import quiet
 from ..target import Target
+from .coreml.options import CoremlOptions
+from .executorch.options import ExecutorchOptions
+
+Asked = TypeVar("Asked", bound=Options)
 
 
-def _onnx() -> Target:
+def _onnx(options: Options) -> Target:
     from .onnx.target import OnnxTarget
 
     return OnnxTarget()
 
 
-def _executorch() -> Target:
+def _executorch(options: ExecutorchOptions) -> Target:
     with quiet():  # torchao looks for CUDA
         from .executorch.target import ExecutorchTarget
 
-    return ExecutorchTarget()
+    return ExecutorchTarget(options=options)
 
 
-def _executorch_flat() -> Target:
+def _executorch_flat(options: Options) -> Target:
     with quiet():
         from .executorch.flat_target import ExecutorchFlatTarget
 
     return ExecutorchFlatTarget()
 
 
-def _coreml() -> Target:
+def _coreml(options: CoremlOptions) -> Target:
     with quiet():  # coremltools looks for what only a Mac has
         from .coreml.target import CoremlTarget
 
@@ -39,12 +45,13 @@ def _coreml() -> Target:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One target: the modules it needs, the extra that installs them, and its loader."""
+class Entry(Generic[Asked]):
+    """One target: the modules it needs, the extra that installs them, its loader, and what a user may ask of it."""
 
     modules: tuple[str, ...]
     extra: str
-    load: Callable[[], Target]
+    load: Callable[[Asked], Target]
+    options: type[Asked]
 
     @property
     def missing(self) -> list[str]:
@@ -52,22 +59,56 @@ class Entry:
         return [m for m in self.modules if find_spec(m) is None]
 
 
-TARGETS: dict[str, Entry] = {
-    "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx),
-    "executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch),
-    "coreml": Entry(("torch", "coremltools"), "export,coreml", _coreml),
+TARGETS: dict[str, Entry[Any]] = {
+    "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),
+    "executorch": Entry(
+        ("torch", "executorch", "torchao"), "export,executorch", _executorch, ExecutorchOptions
+    ),
+    "coreml": Entry(("torch", "coremltools"), "export,coreml", _coreml, CoremlOptions),
 }
 
 
 # staged: graphs of the stages and a loop on the host. flat: one graph that hosts run which know no loop.
-LAYOUTS: dict[str, dict[str, Entry]] = {
+LAYOUTS: dict[str, dict[str, Entry[Any]]] = {
     "staged": TARGETS,
-    "flat": {"executorch": Entry(("torch", "executorch", "torchao"), "export,executorch", _executorch_flat)},
+    "flat": {
+        "executorch": Entry(
+            ("torch", "executorch", "torchao"), "export,executorch", _executorch_flat, Options
+        )
+    },
 }
 
 
-def open_target(name: str, layout: str = "staged") -> Target:
-    """The target ``name`` in ``layout``; UsageError when unknown, ExportError when its packages are missing."""
+def declared_options() -> Iterator[Declared]:
+    """What may be asked of the targets, in the order of the table."""
+    for entries in LAYOUTS.values():
+        for entry in entries.values():
+            yield from entry.options.declared()
+
+
+def read_options(given: Mapping[str, object], request: Request) -> dict[tuple[str, str], Options]:
+    """The options of every (target, layout) where ``given`` are those that somebody asked for, by their names.
+
+    UsageError for one that no target has, that is of another type, or that does not go with ``request``.
+    """
+    known = [each.name for each in declared_options()]
+    if strange := sorted(set(given) - set(known)):
+        raise UsageError(f"no target has an option {strange[0]!r}: choose from {', '.join(known)}")
+    found = {
+        (name, layout): entry.options.of(given)
+        for layout, entries in LAYOUTS.items()
+        for name, entry in entries.items()
+    }
+    for options in found.values():
+        options.check(request)
+    return found
+
+
+def open_target(name: str, layout: str = "staged", options: Options | None = None) -> Target:
+    """The target ``name`` in ``layout``, with its usual ``options`` unless it gets some of its own.
+
+    UsageError when unknown, ExportError when its packages are missing.
+    """
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
     if name not in TARGETS:
@@ -79,4 +120,4 @@ def open_target(name: str, layout: str = "staged") -> Target:
         raise ExportError(
             f"target {name} needs {', '.join(entry.missing)}: pip install 'edgeloop[{entry.extra}]'"
         )
-    return entry.load()
+    return entry.load(options or entry.options())

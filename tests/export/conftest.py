@@ -97,7 +97,12 @@ def packaged(
         out = root / f"{kind}-{quant}-{group_size}-{ane}"
         if not out.exists():
             export_bundle(
-                checkpoint(kind), out, targets=["coreml"], quant=quant, group_size=group_size, coreml_ane=ane
+                checkpoint(kind),
+                out,
+                targets=["coreml"],
+                quant=quant,
+                group_size=group_size,
+                options={"coreml_ane": ane},
             )
         return Bundle.open(out)
 
@@ -146,7 +151,7 @@ class QuickTarget:
 
 @pytest.fixture
 def quick_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: QuickTarget())
+    monkeypatch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout, options: QuickTarget())
 
 
 @pytest.fixture(scope="session")

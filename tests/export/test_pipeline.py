@@ -283,11 +283,16 @@ def test_bad_checkpoints_leave_nothing(tiny: Tiny, tmp_path: Path, quick_target:
         ({"layouts": ()}, "no layout: choose from staged, flat"),
         ({"layouts": ("fast",)}, "unknown layout 'fast': choose from staged, flat"),
         ({"layouts": ("flat",)}, "target onnx has no flat layout, only executorch"),
-        ({"split_weights": True}, "for target executorch in layout staged, found onnx in staged; add"),
         (
-            {"split_weights": True, "targets": ("executorch",), "layouts": ("flat",)},
+            {"options": {"split_weights": True}},
+            "for target executorch in layout staged, found onnx in staged; add",
+        ),
+        (
+            {"options": {"split_weights": True}, "targets": ("executorch",), "layouts": ("flat",)},
             "for target executorch in layout staged, found executorch in flat",
         ),
+        ({"options": {"speed": 9}}, "no target has an option 'speed': choose from split_weights, coreml_ane"),
+        ({"options": {"coreml_ane": "yes"}}, "option coreml_ane is 'yes', wanted a bool"),
     ],
 )
 def test_bad_requests(tiny: Tiny, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -338,7 +343,7 @@ def test_a_full_disk(
     refused(tiny("mor-lora"), tmp_path / "b", "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["lower.onnx.ir.save", "targets.onnx.with_float_activations"])
+@pytest.mark.parametrize("where", ["lower.onnx.ir.save", "targets.onnx.target.with_float_activations"])
 def test_a_full_disk_in_the_target(
     checkpoint: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

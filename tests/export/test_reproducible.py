@@ -20,11 +20,11 @@ from edgeloop.export import pipeline
 from edgeloop.export.targets import open_target
 from edgeloop.runtime.engines.executorch.layout import Shapes
 
-def small(name, layout="staged"):
+def small(name, layout="staged", options=None):
     if (name, layout) != ("executorch", "staged"):
-        return open_target(name, layout)
+        return open_target(name, layout, options)
     from edgeloop.export.targets.executorch.target import ExecutorchTarget
-    return ExecutorchTarget(Shapes(1, 8))
+    return ExecutorchTarget(Shapes(1, 8), options)
 
 pipeline.open_target = small
 checkpoint, out, targets, split = sys.argv[1:]
@@ -34,7 +34,7 @@ for layout in layouts:
     of = targets if layout == "staged" else ["executorch"]
     pipeline.export_bundle(
         checkpoint, Path(out) / layout, targets=of, layouts=[layout], quant="int4",
-        split_weights=split == "split" and layout == "staged",
+        options={"split_weights": split == "split" and layout == "staged"},
     )
 """
 

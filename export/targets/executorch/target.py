@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from ...target import Job, check_shared
 from .exact import EXACT_PROGRAM, exact_activations
 from .lower import lower, serialize
 from .methods import build_methods
+from .options import ExecutorchOptions
 from .split import delta_keys, split_weights, write_data
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
@@ -44,6 +45,7 @@ class ExecutorchTarget:
     """The staged layout for the executorch engine. ``shapes``: rows of the methods, by default those of the model."""
 
     shapes: Shapes | None = None
+    options: ExecutorchOptions = field(default_factory=ExecutorchOptions)
     name = "executorch"
 
     def check(self, program: Program, recipe: Recipe) -> None:
@@ -72,7 +74,7 @@ class ExecutorchTarget:
             done += 1
 
         edge = lower(methods, step)
-        if job.split_weights:
+        if self.options.split_weights:
             edge = split_weights(edge, delta_keys(methods))
         program = serialize(edge)
         (folder / PROGRAM).write_bytes(program.buffer)

@@ -17,7 +17,7 @@ from edgeloop.runtime.session import Session
 @pytest.mark.parametrize(("quant", "ane"), [("none", False), ("int4", False), ("int4", True)])
 def test_gpt_neox(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
     source, out = checkpoint("fold_pythia"), tmp_path / "bundle"
-    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, options={"coreml_ane": ane})
     parity = report.manifest.targets["coreml"].parity
     assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
     assert parity.shipped <= SHIPPED
@@ -46,7 +46,7 @@ def test_huginn(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str) -
 def test_albert(checkpoint: Callable[[str], Path], tmp_path: Path, quant: str, ane: bool) -> None:
     """Texts at once, of several lengths and with types of tokens."""
     source, out = checkpoint("albert_g2_inner2_padded"), tmp_path / "bundle"
-    report = export_bundle(source, out, targets=["coreml"], quant=quant, coreml_ane=ane)
+    report = export_bundle(source, out, targets=["coreml"], quant=quant, options={"coreml_ane": ane})
     parity = report.manifest.targets["coreml"].parity
     assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
     assert parity.shipped <= SHIPPED

@@ -185,5 +185,5 @@ def test_palettized_weights_are_refused_where_they_do_not_fit(
         ({"targets": ["coreml"], "quant": "none"}, "not as none; wanted --quant int4"),
     ):
         with pytest.raises(UsageError, match=message):
-            export_bundle(checkpoint("edgeloop"), tmp_path / "refused", coreml_ane=True, **given)
+            export_bundle(checkpoint("edgeloop"), tmp_path / "refused", options={"coreml_ane": True}, **given)
     assert not (tmp_path / "refused").exists()

@@ -39,6 +39,7 @@ from edgeloop.export.bounds import EXACT, difference
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.executorch.lower import lower, serialize
 from edgeloop.export.targets.executorch.methods import build_methods
+from edgeloop.export.targets.executorch.options import ExecutorchOptions
 from edgeloop.export.targets.executorch.split import delta_keys, split_weights, write_data
 from edgeloop.export.targets.executorch.target import ExecutorchTarget
 from edgeloop.export.targets.onnx.target import OnnxTarget
@@ -75,17 +76,16 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     def get(name: str) -> Path:
         kind, quant, rows, overrides = MADE[name]
         if not (root / name).exists():
-            targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8))}
+            options = ExecutorchOptions(split_weights=name == "lora")
+            targets = {"onnx": OnnxTarget(), "executorch": ExecutorchTarget(Shapes(rows, 8), options)}
             names = list(targets) if quant == "none" else ["executorch"]
-            split = name == "lora"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: targets[name])
+                patch.setattr("edgeloop.export.pipeline.open_target", lambda name, *_: targets[name])
                 export_bundle(
                     DEMO if kind == "demo" else checkpoint(kind),
                     root / name,
                     targets=names,
                     quant=quant,
-                    split_weights=split,
                     **overrides,
                 )
         return root / name

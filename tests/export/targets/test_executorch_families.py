@@ -39,7 +39,7 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
             with pytest.MonkeyPatch.context() as patch:
                 # An encoder's texts are whole.
                 target = ExecutorchTarget(None if name.startswith("albert") else Shapes(1, 8))
-                patch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout: target)
+                patch.setattr("edgeloop.export.pipeline.open_target", lambda name, layout, options: target)
                 export_bundle(checkpoint(name), path, targets=["executorch"], quant=quant)
         return path
 

@@ -1,0 +1,34 @@
+"""What a user may ask of target coreml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....quant.recipe import Recipe
+from ....runtime.errors import UsageError
+from ...options import Options, Request, option
+
+
+@dataclass(frozen=True)
+class CoremlOptions(Options):
+    """``coreml_ane``: the package gets palettized weights, the Neural Engine's format, made from the checkpoint's."""
+
+    coreml_ane: bool = option(False, "target coreml: 4-bit weights in tables, for the Neural Engine")
+
+    def check(self, request: Request) -> None:
+        """UsageError unless a package is asked for, and 4 bits."""
+        if not self.coreml_ane:
+            return
+        if "coreml" not in request.targets:
+            raise UsageError(
+                f"--coreml-ane, but the target is {', '.join(request.targets)}; add --target coreml"
+            )
+        if request.quant != "int4":
+            raise UsageError(
+                f"--coreml-ane stores weights as 4-bit indices into tables, not as {request.quant}; "
+                "wanted --quant int4"
+            )
+
+    def recipe(self, asked: Recipe) -> Recipe:
+        """Tables are another format of the same bits."""
+        return Recipe.palettes() if self.coreml_ane else asked
