@@ -90,7 +90,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.bundle.folder import Bundle
     from ..runtime.decode.encoding import check_encoder
     from ..runtime.decode.loop import DepthLoop
-    from ..runtime.engines import open_backend
+    from ..runtime.engines.table import open_backend
 
     if args.text and not args.ways:
         raise UsageError("--text is what --decode all continues; give both or neither")

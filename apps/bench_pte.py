@@ -30,7 +30,7 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
     def open_bundle(path: Path) -> Callable[[], Next]:
         from ..runtime.bundle.folder import Bundle
         from ..runtime.decode.loop import DepthLoop
-        from ..runtime.engines import open_backend
+        from ..runtime.engines.table import open_backend
 
         def load() -> Next:
             backend = open_backend(engine, Bundle.open(path, verify=False))

@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     from ..export.targets import TARGETS
-    from ..runtime.engines import ENGINES, available
+    from ..runtime.engines.table import ENGINES, available
 
     engines = available()
     huge_pages = huge_pages_status()

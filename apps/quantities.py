@@ -70,13 +70,9 @@ def bundle_bytes(manifest: Manifest) -> int:
 
 
 def table_bytes(manifest: Manifest) -> int:
-    """Bytes of what is stored for every position of the context, which Core ML packages alone do.
-
-    cos and sin as float16, and its number as int32.
-    """
-    turned = sum(turns.dims for turns in manifest.program.rotations)
-    packages = sum(target.package is not None for target in manifest.targets.values())
-    return packages * manifest.program.context_length * (2 * turned + 4)
+    """Bytes of what targets store for every position of the context."""
+    program, said = manifest.program, (target.details for target in manifest.targets.values())
+    return program.context_length * sum(each.position_bytes(program) for each in said if each)
 
 
 def shorter_context(manifest: Manifest, share: float = 0.1) -> tuple[int, int] | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.bundle.manifest import MANIFEST, Constant, Flat, Manifest, Package, Parity
-from ..runtime.model.program import Program
+from ..runtime.bundle.manifest import MANIFEST, Manifest, Parity
 from .architecture import model_facts, model_rows
 from .console import Console
 from .quantities import bits_per_weight, bundle_bytes, byte_count, thresholds, unrolled_bytes
@@ -107,54 +105,16 @@ def show_bundle(path: Path, console: Console) -> None:
     columns = ("target", "#weights", "#graphs", "error after each depth", "#of the logits", "#as shipped")
     console.table(columns, targets)
     for target in manifest.targets.values():
-        if target.package is not None:
-            show_package(target.package, console)
-        if target.flat is not None:
-            show_flat(target.flat, manifest.program, console)
+        for table in target.details.describe(manifest.program, byte_count) if target.details else ():
+            if table.columns:
+                console.table(table.columns, table.rows)
+            else:
+                console.facts([(name, value) for name, value in table.rows])
 
 
 def held_to(parity: Parity) -> str:
     """What the difference as shipped was allowed to be, where a bundle says so."""
     return "" if parity.bound is None else f" of {parity.bound:.0e}"
-
-
-def show_package(package: Package, console: Console) -> None:
-    """The functions of a Core ML package and the states that serve them all."""
-    weights = (
-        "4-bit indices into tables of 16 values"
-        if package.palettized
-        else "as the bundle's quantization says"
-    )
-    console.facts(
-        [
-            ("package", package.path),
-            ("its weights", weights),
-            (
-                "its sizes",
-                f"{package.chunk} tokens a prefill call, room for {package.capacity} in its states",
-            ),
-        ]
-    )
-    console.table(("function", "compute unit"), list(package.functions.items()))
-    rows = [
-        (name, " × ".join(map(str, shape)), byte_count(2 * prod(shape)))
-        for name, shape in package.states.items()
-    ]
-    console.table(("state", "layers × KV heads × tokens × head size", "#float16"), rows)
-
-
-def show_flat(flat: Flat, program: Program, console: Console) -> None:
-    """What a stock runner reads from a flat program, and the memory of its caches."""
-    caches = program.kv_bytes_per_token * flat.rows
-    rows = [("forward", f"tokens, input_pos → logits; caches of {flat.rows} tokens, {byte_count(caches)}")]
-    rows += [(name, _constant(value)) for name, value in flat.constants.items()]
-    console.table(("method of the flat program", "gives"), rows)
-
-
-def _constant(value: Constant) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def has_probes(bundle: Bundle) -> bool:

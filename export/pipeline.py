@@ -65,8 +65,7 @@ def export_bundle(
     ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
     (per-depth or shared), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window of its family, and
     how often its loop runs where it may run any number of times.
-    ``options``: what targets may be asked for beside that, by the names that they declare (``targets/*/options.py``):
-    ``{"split_weights": True}``.
+    ``options``: what targets may be asked for beside that, by the names that they declare (``targets/*/options.py``).
     Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
     """
     start = time.monotonic()

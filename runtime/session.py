@@ -22,8 +22,8 @@ from .decode.policy import Policy, choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.walk import Walk, make_pipeline
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
-from .engines import open_backend
 from .engines.backend import F32, I64, Backend, Closes
+from .engines.table import open_backend
 from .errors import UsageError
 from .model.program import Program
 from .serve.requests import Answer, Request, Step

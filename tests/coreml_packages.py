@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.blobs import Blobs
+from edgeloop.runtime.engines.coreml.package import Package
 
 KINDS = {
     "edgeloop": "int4",  # deltas
@@ -31,9 +32,7 @@ PALETTIZED = ["edgeloop", "ouro"]
 
 
 def package_of(bundle: Bundle) -> Path:
-    package = bundle.manifest.targets["coreml"].package
-    assert package is not None
-    return bundle.folder / package.path
+    return bundle.folder / bundle.manifest.targets["coreml"].said(Package).path
 
 
 def blob(blobs: Blobs, value: Any) -> npt.NDArray[Any]:

@@ -18,13 +18,13 @@ from edgeloop.runtime.bundle.manifest import (
     Exit,
     File,
     Manifest,
-    Package,
     Parity,
     Quantization,
     Target,
     Text,
     write_manifest,
 )
+from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.protobuf import field
 
 PACKAGE = "coreml/model.mlpackage"

@@ -17,6 +17,7 @@ from ...runtime.bundle.folder import Bundle, sha256_of
 from ...runtime.bundle.heads import HEADS, read_heads
 from ...runtime.bundle.manifest import Exit, File, Manifest, write_manifest
 from ...runtime.engines.coreml.exits import exit_metadata
+from ...runtime.engines.coreml.package import Package
 from ..bundle.writer import edited, put
 from ..targets.coreml.metadata import with_metadata
 
@@ -54,7 +55,7 @@ def _write(folder: Path, manifest: Manifest, *changed: str) -> None:
         files[name] = File((folder / name).stat().st_size, sha256_of(folder / name))
     bundle = Bundle(folder, structs.replace(manifest, files=files))
     for target in manifest.targets.values():
-        if target.package is not None:
+        if isinstance(target.details, Package):
             path = bundle.path(target.graphs["model"])
             put(path, with_metadata(path.read_bytes(), exit_metadata(read_heads(bundle), manifest.exits)))
             files[target.graphs["model"]] = File(path.stat().st_size, sha256_of(path))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..bundle.folder import Bundle
 from ..bundle.manifest import MANIFEST, Manifest
+from ..engines.coreml.package import Package
 from . import graphs, packages, programs, tensors, texts
 from .ledger import Account, Data, Finding, Ledger
 
@@ -70,8 +71,8 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
         roles[manifest.heads] = tensors.heads
     for kind, target in manifest.targets.items():
         names = (*target.graphs.values(), target.weights)
-        if target.package is not None:
-            roles[f"{target.package.path}/Manifest.json"] = packages.listing
+        if isinstance(target.details, Package):
+            roles[f"{target.details.path}/Manifest.json"] = packages.listing
             roles[target.graphs["model"]] = packages.model
             roles[target.weights] = packages.weights
         elif kind.startswith("executorch"):

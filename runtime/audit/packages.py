@@ -14,6 +14,7 @@ from ..bundle.folder import Bundle
 from ..bundle.heads import read_heads
 from ..engines.coreml.description import specification
 from ..engines.coreml.exits import exit_metadata
+from ..engines.coreml.package import Package
 from ..protobuf import Field, varint
 from .ledger import Ledger
 from .messages import Message, Messages, read_message
@@ -194,7 +195,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     tokenizer = manifest.text.tokenizer
     parts = {
         "edgeloop.spec": specification(bundle.program),
-        "edgeloop.package": manifest.targets["coreml"].package,
+        "edgeloop.package": manifest.targets["coreml"].said(Package),
         "edgeloop.tokenizer": {"sha256": manifest.files[tokenizer].sha256} if tokenizer else None,
     }
     texts = {key: msgspec.json.encode(value) for key, value in parts.items()}

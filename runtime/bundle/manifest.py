@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from ..engines.details import GRAPHS, KINDS, Details
 from ..errors import BundleError
 from ..model.checks import problems
 from ..model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from ..model.program import Program
 from ..version import VERSION
+from . import details as base
 from .json_text import json_text
 
 FORMAT = 4
@@ -24,6 +27,8 @@ BITS = (4, 8, 32)
 """Of a stored number of a matrix: codes, or float32."""
 NEVER = 1e30
 """The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
+
+Said = TypeVar("Said", bound=base.Details)
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +53,9 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True):
     """What the export's parity step measured against the reference engine.
 
     ``per_depth`` and ``logits`` are largest absolute differences relative to the largest absolute value, of the same
-    graphs and weights with float arithmetic; a flat program has logits only. ``shipped`` is what the engine differs
-    by as shipped, int8 activations or float16 included, from a reference with the same activations; it was held to
-    ``bound``.
+    graphs and weights with float arithmetic; one graph of all depths has logits only. ``shipped`` is what the engine
+    differs by as shipped, int8 activations or float16 included, from a reference with the same activations; it was
+    held to ``bound``.
     """
 
     per_depth: tuple[float, ...]
@@ -59,44 +64,21 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True):
     bound: float | None = None
 
 
-class Package(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in a Core ML package, beside what the program says.
-
-    ``functions``: the compute unit that each one is meant for, as Swift calls it. ``states``: the shape of each, the
-    same in all functions. ``chunk``: tokens of a prefill call. ``capacity``: tokens that a state has room for.
-    ``palettized``: its matrices are indices into tables of 16 values, whatever the bundle's other targets have.
-    """
-
-    path: str
-    functions: dict[str, str]
-    states: dict[str, tuple[int, ...]]
-    chunk: int
-    capacity: int
-    palettized: bool = False
-
-
-Constant = bool | int | tuple[int, ...]
-
-
-class Flat(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a program of the flat layout tells its host beside logits, and how many tokens its caches hold."""
-
-    constants: dict[str, Constant]
-    rows: int
-
-
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """One exported target: its graphs, by stage, as paths inside the bundle.
-
-    A Core ML target has one file of all its functions, and describes them in ``package``; a program of the flat
-    layout is described in ``flat``.
-    """
+    """One exported target: its graphs, by stage, as paths inside the bundle. ``details``: what it says of itself."""
 
     graphs: dict[str, str]
     weights: str
     parity: Parity
-    package: Package | None = None
-    flat: Flat | None = None
+    details: Details | None = None
+
+    def said(self, kind: type[Said]) -> Said:
+        """Its details; BundleError when they are not of that ``kind``."""
+        if not isinstance(self.details, kind):
+            raise BundleError(
+                f"the manifest describes no {kind.__name__.lower()}; export the checkpoint again"
+            )
+        return self.details
 
 
 class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,14 +109,6 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     special_tokens: dict[str, str] = {}
     split_special_tokens: bool = False
     chat_templates: dict[str, str] = {}
-
-
-GRAPHS: dict[str, tuple[str, ...]] = {
-    "onnx": ("prologue", "block", "epilogue"),
-    "executorch": ("layout",),
-    "coreml": ("model",),
-}
-"""The graphs that engines ask a target for; it may have more."""
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -228,28 +202,26 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     if not manifest.targets:
         yield "targets are none, wanted one at least"
     for name, target in manifest.targets.items():
-        yield from _target_problems(f"targets.{name}", GRAPHS.get(name, ()), target)
+        yield from _target_problems(name, target)
     for name, rule in manifest.exits.items():
         yield from _exit_problems(f"exits.{name}", rule, program.depths)
 
 
-def _target_problems(name: str, graphs: tuple[str, ...], target: Target) -> Iterator[str]:
-    for graph in graphs:
+def _target_problems(name: str, target: Target) -> Iterator[str]:
+    place, wanted = f"targets.{name}", KINDS.get(name)
+    for graph in GRAPHS.get(name, ()):
         if graph not in target.graphs:
-            yield f"{name}.graphs has no {graph}"
+            yield f"{place}.graphs has no {graph}"
     parity = target.parity
     for value in (*parity.per_depth, parity.logits, parity.shipped):
-        yield from within(f"{name}.parity", value, 0, 1e30)
-    if target.flat is not None:
-        yield from within(f"{name}.flat.rows", target.flat.rows, 1, MAX_SIZE)
-    if target.package is not None:
-        if name != "targets.coreml":
-            yield f"{name}.package is there, and only target coreml has a package"
-        yield from within(f"{name}.package.chunk", target.package.chunk, 1, MAX_SIZE)
-        yield from within(f"{name}.package.capacity", target.package.capacity, 1, MAX_SIZE)
-        for state, shape in target.package.states.items():
-            for size in shape:
-                yield from within(f"{name}.package.states.{state}", size, 1, MAX_SIZE)
+        yield from within(f"{place}.parity", value, 0, 1e30)
+    if target.details is None:
+        if wanted is not None:
+            yield f"{place} has no details, wanted those of target {name}"
+    elif wanted is None or not isinstance(target.details, wanted):
+        yield f"{place}.details are those of target {target.details.target}"
+    else:
+        yield from target.details.problems(f"{place}.details")
 
 
 def _exit_problems(name: str, rule: Exit, depths: int) -> Iterator[str]:

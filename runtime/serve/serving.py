@@ -17,8 +17,8 @@ from ..decode.course import check_course
 from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
 from ..decode.sampling import SamplingOptions
-from ..engines import open_backend
 from ..engines.backend import I64, Backend
+from ..engines.table import open_backend
 from ..model.program import Program
 from ..session import Session
 from ..text.template import Objects

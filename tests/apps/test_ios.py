@@ -12,6 +12,7 @@ from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.bundle.manifest import read_manifest
 from edgeloop.runtime.decode.exits import MEASURES
 from edgeloop.runtime.engines.coreml.interpreter import read_model
+from edgeloop.runtime.engines.coreml.package import Package
 
 SOURCES = Path(__file__).parents[2] / "apps" / "ios" / "Sources" / "Edgeloop"
 
@@ -31,8 +32,7 @@ def bundle(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 
 
 def test_functions_and_features(bundle: Path) -> None:
-    package = read_manifest(bundle).targets["coreml"].package
-    assert package is not None
+    package = read_manifest(bundle).targets["coreml"].said(Package)
     model = read_model(bundle / package.path)
     description = model.description
     functions = {re.sub(r"_d\d+$", "_d{}", f.name) for f in description.functions}
@@ -55,8 +55,7 @@ def test_every_name_is_used() -> None:
 
 
 def test_units_are_known_to_swift(bundle: Path) -> None:
-    package = read_manifest(bundle).targets["coreml"].package
-    assert package is not None
+    package = read_manifest(bundle).targets["coreml"].said(Package)
     swift = (SOURCES / "RecursiveModel.swift").read_text(encoding="utf-8")
     assert set(package.functions.values()) <= set(re.findall(r'"(\w+)": \.\w+', swift))
 

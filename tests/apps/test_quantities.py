@@ -19,12 +19,12 @@ from edgeloop.runtime.bundle.manifest import (
     FORMAT,
     File,
     Manifest,
-    Package,
     Parity,
     Quantization,
     Target,
     Text,
 )
+from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.model.facts import delta_parameters
 from edgeloop.runtime.model.program import Program
 

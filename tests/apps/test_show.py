@@ -71,7 +71,7 @@ def test_a_core_ml_package(
 ) -> None:
     out = tmp_path / "bundle"
     assert command("export", checkpoint, "-o", out, "--target", "coreml")[0] == 0
-    package = command_json("show", out)["manifest"]["targets"]["coreml"]["package"]
+    package = command_json("show", out)["manifest"]["targets"]["coreml"]["details"]
     assert package["functions"]["embed"] == "cpuOnly"
     code, text, _ = command("show", out)
     assert code == 0

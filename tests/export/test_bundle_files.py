@@ -19,8 +19,8 @@ from tiny import altered
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.bundle.folder import Bundle, sha256_of
 from edgeloop.runtime.bundle.manifest import read_manifest, write_manifest
-from edgeloop.runtime.engines import open_backend
 from edgeloop.runtime.engines.backend import Lanes
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.session import Session
 
@@ -122,7 +122,7 @@ def test_a_package_outside_of_the_bundle_is_refused(
     shutil.copytree(folder / "coreml" / "model.mlpackage", tmp_path / "outside.mlpackage")
     (folder / "coreml" / "other.mlpackage").symlink_to(tmp_path / "outside.mlpackage")
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["targets"]["coreml"]["package"]["path"] = path
+    manifest["targets"]["coreml"]["details"]["path"] = path
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="no file of .* is listed|is not listed"):
         Session.open(folder, engine="coreml-reference")

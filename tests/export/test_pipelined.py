@@ -14,8 +14,8 @@ from edgeloop.runtime.decode.acceptance import Fixed, Plan
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipelined import Pipelined
 from edgeloop.runtime.decode.sampling import SamplingOptions
-from edgeloop.runtime.engines import open_backend
 from edgeloop.runtime.engines.backend import F32, I64
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.session import Session
 
 Exported = Callable[..., Path]

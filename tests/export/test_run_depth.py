@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from edgeloop.export.calibration.collect import collect
 from edgeloop.export.calibration.write import write_exits, write_probes
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.runtime import engines as backends
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import Exit
+from edgeloop.runtime.engines import table as backends
 from edgeloop.runtime.engines.onnx.session import open_session
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.serve.serving import Engine

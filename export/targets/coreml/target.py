@@ -29,6 +29,7 @@ logging.getLogger("coremltools").setLevel(logging.ERROR)
 from ....runtime.engines.coreml.description import specification  # noqa: E402
 from ....runtime.engines.coreml.exits import exit_metadata  # noqa: E402
 from ....runtime.engines.coreml.interpreter import MODEL, WEIGHTS  # noqa: E402
+from ....runtime.engines.coreml.package import Package  # noqa: E402
 from ...lower.mil import check as check_lowered  # noqa: E402
 from ...lower.mil import halved as halved_numbers  # noqa: E402
 from .constants import Store  # noqa: E402
@@ -89,13 +90,13 @@ class CoremlTarget:
             graphs={"model": f"{PACKAGE}/{MODEL}"},
             weights=f"{PACKAGE}/{WEIGHTS}",
             parity=parity,
-            package=described,
+            details=described,
         )
 
 
-def describe(plan: Plan, recipe: Recipe) -> manifest.Package:
+def describe(plan: Plan, recipe: Recipe) -> Package:
     """What the manifest says of the package."""
-    return manifest.Package(
+    return Package(
         path=PACKAGE,
         functions={name: unit(name, recipe.palettized) for name in plan.functions},
         states=plan.states,
@@ -115,7 +116,7 @@ def unit(function: str, palettized: bool) -> str:
     return "cpuAndNeuralEngine" if palettized else "cpuAndGPU"
 
 
-def metadata(job: Job, package: manifest.Package) -> dict[str, str]:
+def metadata(job: Job, package: Package) -> dict[str, str]:
     """What a Swift host reads from the package itself; all but the version is JSON."""
     heads = job.folder / HEADS
     return {

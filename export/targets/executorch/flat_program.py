@@ -17,8 +17,8 @@ from executorch.exir import (
 from executorch.exir.lowered_backend_module import get_lowered_backend_modules
 from executorch.runtime import Runtime
 
-from ....runtime.bundle.manifest import Constant
 from ....runtime.engines.backend import F32
+from ....runtime.engines.executorch.flat import Constant
 from ....runtime.errors import ExportError
 from ....runtime.model.program import Program
 from ...quiet import quiet

@@ -15,6 +15,7 @@ from ....quant.recipe import Recipe
 from ....runtime.bundle import manifest
 from ....runtime.decode.loop import DepthLoop
 from ....runtime.engines.backend import F32
+from ....runtime.engines.executorch.flat import Flat as FlatDetails
 from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError, ParityError
 from ....runtime.model.activations import Activations
@@ -70,8 +71,8 @@ class ExecutorchFlatTarget:
         job.progress("executorch: parity of the logits", 0.9)
         parity = check_program(path, spare, reference, chunk, activations_of(job.recipe, "executorch"))
         job.progress("executorch: done", 1.0)
-        flat = manifest.Flat(constants=named, rows=rows)
-        return manifest.Target({}, f"{FOLDER}/{PROGRAM}", parity, flat=flat)
+        details = FlatDetails(constants=named, rows=rows)
+        return manifest.Target({}, f"{FOLDER}/{PROGRAM}", parity, details)
 
 
 class Forward(Protocol):

@@ -19,12 +19,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...bundle.manifest import Package
 from ...errors import EngineError, UsageError
 from ...model.program import Program
 from ...model.sizes import output_size
 from ..backend import F32, I64, Lanes, check_fill
 from ..kv import KVCache
+from .package import Package
 from .signature import check_functions
 
 Array = npt.NDArray[Any]

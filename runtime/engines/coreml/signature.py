@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...bundle.manifest import Package
 from ...errors import BundleError
 from ...model.program import Program
 from ...model.sizes import output_size
 from .layout import Layout
+from .package import Package
 
 if TYPE_CHECKING:
     from .interpreter import Function

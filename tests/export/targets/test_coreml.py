@@ -20,6 +20,7 @@ from edgeloop.export.targets.coreml.target import CoremlTarget
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.interpreter import MODEL, WEIGHTS, Interpreter, read_model
+from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ExportError, ParityError
 from edgeloop.runtime.version import VERSION
@@ -42,8 +43,7 @@ def test_the_functions_of_a_looped_model(packaged: Callable[..., Bundle]) -> Non
     assert names == [
         "decode_all", "prefill", "embed", "decode_d0", "decode_d1", "decode_d2", "kvfill_d0", "kvfill_d1", "head",
     ]  # fmt: skip
-    package = bundle.manifest.targets["coreml"].package
-    assert package is not None
+    package = bundle.manifest.targets["coreml"].said(Package)
     assert list(package.functions) == names
     states = {
         "prologue_keys": (1, 2, 96, 16),

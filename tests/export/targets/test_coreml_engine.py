@@ -18,11 +18,12 @@ from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.engines import open_backend
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.coreml.engine import CoremlBackend, why_not
 from edgeloop.runtime.engines.coreml.interpreter import Interpreter
+from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
 from edgeloop.runtime.session import Session
 
@@ -35,8 +36,7 @@ def bundle(packaged: Callable[..., Bundle]) -> Bundle:
 
 @pytest.fixture
 def backend(bundle: Bundle) -> CoremlBackend:
-    package = bundle.manifest.targets["coreml"].package
-    assert package is not None
+    package = bundle.manifest.targets["coreml"].said(Package)
     return CoremlBackend(bundle.program, package, Interpreter(bundle.folder / package.path, rounding=False))
 
 
@@ -68,8 +68,7 @@ class Counted:
 @pytest.mark.parametrize("kind", ["mor-middle-cycle", "edgeloop-window", "edgeloop-shared"])
 def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> None:
     bundle = packaged(kind)
-    package = bundle.manifest.targets["coreml"].package
-    assert package is not None
+    package = bundle.manifest.targets["coreml"].said(Package)
     runner = Counted(Interpreter(bundle.folder / package.path, rounding=False))
     engine = CoremlBackend(bundle.program, package, runner)
     ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, 40)
@@ -172,14 +171,14 @@ def test_a_package_of_another_model_is_refused(bundle: Bundle, change: dict[str,
 
 def test_a_package_that_is_described_as_another_is_refused(bundle: Bundle) -> None:
     target = bundle.manifest.targets["coreml"]
-    assert target.package is not None
-    functions = {**target.package.functions, "more": "cpuOnly"}
+    said = target.said(Package)
+    functions = {**said.functions, "more": "cpuOnly"}
     for change, told in (
         ({"chunk": 3}, "prefill takes"),
         ({"functions": functions}, "the function more is only in"),
     ):
-        package = structs.replace(target.package, **change)  # type: ignore[arg-type]
-        targets = {"coreml": structs.replace(target, package=package)}
+        package = structs.replace(said, **change)  # type: ignore[arg-type]
+        targets = {"coreml": structs.replace(target, details=package)}
         with pytest.raises(BundleError, match=told):
             open_backend(
                 "coreml-reference", Bundle(bundle.folder, structs.replace(bundle.manifest, targets=targets))

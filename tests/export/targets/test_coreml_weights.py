@@ -22,6 +22,7 @@ from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.blobs import Blobs
 from edgeloop.runtime.engines.coreml.interpreter import WEIGHTS, read_model
+from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.codec import around_zero
 from edgeloop.runtime.model.facts import deltas
@@ -148,7 +149,7 @@ def test_palettized_weights(
     target = bundle.manifest.targets["coreml"]
     assert 0 < max(target.parity.per_depth) <= EXACT
     assert EXACT < target.parity.shipped <= SHIPPED
-    package = target.package
+    package = target.said(Package)
     assert package is not None
     assert package.palettized
     assert package.functions["decode_d0"] == package.functions["prefill"] == "cpuAndNeuralEngine"

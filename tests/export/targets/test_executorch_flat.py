@@ -21,6 +21,7 @@ from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime import Session
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.backend import F32
+from edgeloop.runtime.engines.executorch.flat import Flat as Details
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import BundleError, ExportError, ParityError, UsageError
 from edgeloop.runtime.model.transform import windowed
@@ -221,9 +222,9 @@ def test_weights_are_stored_once_and_bit_for_bit(codes: Path, looped: Path, tmp_
 def test_a_bundle_of_it(codes: Path) -> None:
     manifest = Bundle.open(codes).manifest
     target = manifest.targets["executorch-flat"]
-    assert target.flat is not None
-    assert target.flat.rows == 160
-    assert target.flat.constants["get_n_layers"] == 2
+    said = target.said(Details)
+    assert said.rows == 160
+    assert said.constants["get_n_layers"] == 2
     assert target.parity.per_depth == ()
     assert 0 < target.parity.logits < EXACT
     assert target.parity.bound is not None

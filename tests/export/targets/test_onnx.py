@@ -16,10 +16,10 @@ from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets import TARGETS, open_target
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import Manifest, read_manifest
-from edgeloop.runtime.engines import open_backend
 from edgeloop.runtime.engines.backend import F32, Lanes
 from edgeloop.runtime.engines.onnx.engine import OnnxBackend
 from edgeloop.runtime.engines.packed import PackedLanes
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.session import Session
 

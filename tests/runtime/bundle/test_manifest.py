@@ -9,7 +9,7 @@ import pytest
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import FORMAT, read_manifest
-from edgeloop.runtime.engines import open_backend
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.version import VERSION
 
@@ -73,9 +73,33 @@ def test_the_rule_itself_is_right(changed):
             "files['x'].sha256 is 'xyz', wanted 64 hexadecimal digits",
         ),
         (
-            "targets/onnx/package",
-            {"path": "onnx", "functions": {}, "states": {}, "chunk": 1, "capacity": 1},
-            "targets.onnx.package is there, and only target coreml has a package",
+            "targets/onnx/details",
+            {"target": "coreml", "path": "onnx", "functions": {}, "states": {}, "chunk": 1, "capacity": 1},
+            "targets.onnx.details are those of target coreml",
+        ),
+        (
+            "targets/onnx/details",
+            {"target": "abacus"},
+            "Invalid value 'abacus' - at `$.targets[...].details.target`",
+        ),
+        (
+            "targets/coreml",
+            {
+                "graphs": {"model": "m"},
+                "weights": "w",
+                "parity": {"per_depth": [], "logits": 0, "shipped": 0},
+            },
+            "targets.coreml has no details, wanted those of target coreml",
+        ),
+        (
+            "targets/executorch-flat",
+            {
+                "graphs": {},
+                "weights": "w",
+                "parity": {"per_depth": [], "logits": 0, "shipped": 0},
+                "details": {"target": "executorch-flat", "constants": {}, "rows": 0},
+            },
+            "targets.executorch-flat.details.rows is 0, wanted 1 to",
         ),
         ("targets/onnx/graphs", {"prologue": "onnx/prologue.onnx"}, "targets.onnx.graphs has no block"),
         ("targets", {}, "targets are none, wanted one at least"),

@@ -15,7 +15,7 @@ from stored_bundle import FOLDER, logits
 from edgeloop.runtime.audit import audit
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import FORMAT, MANIFEST
-from edgeloop.runtime.engines import open_backend
+from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import BundleError, EdgeloopError
 
 STORED = sorted(FOLDER.glob("format-*/"))

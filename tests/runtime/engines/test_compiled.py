@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from edgeloop.runtime.engines import available
 from edgeloop.runtime.engines.executorch import compiled
+from edgeloop.runtime.engines.table import available
 from edgeloop.runtime.errors import EngineError
 
 pytestmark = pytest.mark.skipif(sys.platform not in compiled.SUFFIXES, reason="no ExecuTorch libraries here")

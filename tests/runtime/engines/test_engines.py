@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeloop.runtime import engines as backends
 from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.engines import table as backends
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
 
 

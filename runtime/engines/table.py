@@ -1,0 +1,179 @@
+"""The engines by name. A new engine is one file, one row here, one test."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..bundle.folder import Bundle
+from ..checks import whole_number
+from ..errors import BundleError, EngineError, UsageError
+from .backend import Backend
+from .coreml.package import Package
+from .coreml.signature import check_described
+
+MAX_THREADS = 1024
+"""More than any engine has use for; some would make a hundred thousand."""
+
+
+def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .reference.engine import ReferenceBackend
+
+    return ReferenceBackend.open(bundle)  # numpy's own threads, and any lanes: there is nothing to set
+
+
+def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .onnx.engine import OnnxBackend
+
+    return OnnxBackend.open(bundle, threads, packed)
+
+
+def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .executorch.engine import ExecutorchBackend
+
+    return ExecutorchBackend.open(bundle, threads)  # any lanes
+
+
+def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .coreml.engine import CoremlBackend, ModelRunner
+
+    package = _package(bundle, packed)
+    return CoremlBackend(bundle.program, package, ModelRunner(bundle.package(package.path), package))
+
+
+def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .coreml.engine import CoremlBackend, reference_runner
+
+    package = _package(bundle, packed)
+    return CoremlBackend(
+        bundle.program,
+        package,
+        reference_runner(bundle.package(package.path), package, bundle.program),
+        "coreml-reference",
+    )
+
+
+def _package(bundle: Bundle, packed: bool) -> Package:
+    if packed:
+        raise UsageError(
+            "a Core ML package takes one lane at a time, not packed lanes; use engine onnx for many"
+        )
+    package = bundle.manifest.targets["coreml"].said(Package)
+    check_described(package, bundle.program)
+    return package
+
+
+def _executorch_unfit() -> str:
+    from .executorch.compiled import why_not
+
+    return why_not()
+
+
+def _coreml_unfit() -> str:
+    from .coreml.engine import why_not
+
+    return why_not()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
+
+    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can. ``any_depth``:
+    what was exported does not say how often the loop runs.
+    """
+
+    module: str
+    package: str
+    target: str
+    load: Callable[[Bundle, int | None, bool], Backend]
+    install: str
+    unfit: Callable[[], str] = str  # str() is empty
+    any_depth: bool = False
+
+
+ENGINES: dict[str, Engine] = {
+    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop", any_depth=True),
+    "onnx": Engine(
+        "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', any_depth=True
+    ),
+    "executorch": Engine(
+        "executorch",
+        "executorch",
+        "executorch",
+        _executorch,
+        'pip install "edgeloop[executorch]"',
+        _executorch_unfit,
+        any_depth=True,
+    ),
+    "coreml": Engine(
+        "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit
+    ),
+    "coreml-reference": Engine(
+        "coremltools", "coremltools", "coreml", _coreml_reference, 'pip install "edgeloop[coreml]"'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One row of ``edgeloop doctor``: ``version`` is None when the engine cannot run, ``install`` says what to do."""
+
+    name: str
+    version: str | None
+    install: str
+
+
+def available() -> list[EngineStatus]:
+    """Every known engine, with the version of its package where it can run. Imports none of them."""
+    return [
+        EngineStatus(name, None, reason)
+        if (reason := engine.unfit())
+        else EngineStatus(name, _version(engine), engine.install)
+        for name, engine in ENGINES.items()
+    ]
+
+
+def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: bool = False) -> Backend:
+    """The engine ``name`` with the model of ``bundle`` loaded; ``packed``: for calls with packed lanes.
+
+    UsageError: no such engine, or ``threads`` out of range. EngineError: its package is not installed. BundleError:
+    the bundle was not exported for it.
+    """
+    engine = ENGINES.get(name)
+    if engine is None:
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if threads is not None:
+        threads = whole_number(threads, "threads", 1, MAX_THREADS)
+    if reason := engine.unfit():
+        raise EngineError(f"engine {name} {reason}; choose another with --engine")
+    if importlib.util.find_spec(engine.module) is None:
+        raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
+    if engine.target not in bundle.manifest.targets:
+        found = ", ".join(bundle.manifest.targets) or "none"
+        if f"{engine.target}-flat" in bundle.manifest.targets:
+            raise BundleError(
+                f"{bundle.folder} holds {engine.target} in the flat layout, for {engine.target}'s own runners, and "
+                f"engine {name} runs the depth loop itself; export with --target {engine.target} --layout staged,flat"
+            )
+        raise BundleError(
+            f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
+            f"export with --target {engine.target}"
+        )
+    if not (engine.any_depth or bundle.own_depth):
+        raise UsageError(
+            f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
+            f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
+        )
+    return engine.load(bundle, threads, packed)
+
+
+def _version(engine: Engine) -> str | None:
+    if importlib.util.find_spec(engine.module) is None:
+        return None
+    try:
+        return importlib.metadata.version(engine.package)
+    except importlib.metadata.PackageNotFoundError:  # importable all the same: a vendored or nightly build
+        return "unknown"
