@@ -25,6 +25,8 @@ SIZES = {
     "mor-expert-mlp": 2 * 3 * (128 * 64 + 128),
     "mor-expert-auxiliary": 2 * 3 * 64,
     "mor-token-mlp": 128 * 64 + 3 * 128 + 3,
+    "mor-expert-shared": 3 * 64,
+    "mor-token-shared": 3 * 64 + 3,
 }
 
 

@@ -242,8 +242,8 @@ def test_changed_weights_do_not_pass(oracle: Oracles, graphs: dict[str, Path]) -
 def test_an_export_without_parity_writes_nothing(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*args):  # type: ignore[no-untyped-def]
-        paths = write_graphs(*args)
+    def wrong(*args, **options):  # type: ignore[no-untyped-def]
+        paths = write_graphs(*args, **options)
         change_attribute(paths["block"], "GroupQueryAttention", "do_rotary", 0)
         return paths
 
