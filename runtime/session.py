@@ -22,7 +22,7 @@ from .decode.policy import Policy, choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.walk import Walk, make_pipeline
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
-from .engines.backend import F32, I64, Backend, Closes
+from .engines.backend import F32, I64, Backend
 from .engines.table import open_backend
 from .errors import UsageError
 from .model.program import Program
@@ -267,7 +267,7 @@ class Session:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
         backend, self._loop, self._pipelined, self.backend = self.backend, None, None, None
-        if backend is not None and isinstance(backend, Closes):
+        if backend is not None:
             backend.close()
         self.prompts.close()
 

@@ -56,7 +56,7 @@ class EarlyExit:
         self._depths = loop.backend.program.depths
         self._seen = loop.backend.program.loop.carries[0].width
         self._exact = missing == "exact"
-        if missing == "latest" and not loop.cache.on_host:
+        if missing == "latest" and not loop.backend.can.host_rows:
             raise UsageError(
                 f"policy 'latest' for missing K and V copies rows, and engine {loop.backend.name} has them to itself; "
                 "choose another policy or engine"

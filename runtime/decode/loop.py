@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..checks import longer
-from ..engines.backend import F32, I32, I64, Backend, Lanes, RunsPrompts
+from ..engines.backend import F32, I32, I64, Backend, Lanes, RunsPrompts, runs_prompts
 from ..engines.kv import KVCache
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
@@ -168,7 +168,7 @@ class DepthLoop:
         call = self._calls.get(len(ids)) or self._make_call(len(ids))
         self._place(call)
         watched = rows == "all" or observe is not None or visit is not None
-        if len(ids) > 1 and not watched and isinstance(backend, RunsPrompts):
+        if len(ids) > 1 and not watched and runs_prompts(backend):
             return self._prompt(backend, ids, rows, call)
         outside = 0  # time of the caller's hooks: neither the engine's nor the loop's
         start = perf_counter_ns()

@@ -16,13 +16,14 @@ that was opened for them takes no others, since it would hold the weights of bot
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
 from ..model.program import Program
+from .capabilities import Capabilities
 from .kv import KVCache
 
 F32 = npt.NDArray[np.float32]
@@ -104,6 +105,15 @@ class Backend(Protocol):
     name: str
     program: Program
 
+    @property
+    def can(self) -> Capabilities:
+        """What the engine can do that others cannot."""
+        ...
+
+    def close(self) -> None:
+        """Let go of programs, weights and states now; the engine cannot be used any more. Twice is fine."""
+        ...
+
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed; ``slots`` as in KVCache.allocate."""
         ...
@@ -132,8 +142,7 @@ class Backend(Protocol):
         ...
 
 
-@runtime_checkable
-class RunsPrompts(Protocol):
+class RunsPrompts(Backend, Protocol):
     """An engine that can run a prompt through all stages at once, which is quicker than stage by stage."""
 
     def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
@@ -144,13 +153,9 @@ class RunsPrompts(Protocol):
         ...
 
 
-@runtime_checkable
-class Closes(Protocol):
-    """An engine that holds what Python does not count: a mapped program, packed weights."""
-
-    def close(self) -> None:
-        """Let go of it now; the engine cannot be used any more. Twice is fine."""
-        ...
+def runs_prompts(backend: Backend) -> TypeGuard[RunsPrompts]:
+    """Does ``backend`` say that it runs whole prompts?"""
+    return backend.can.whole_prompt
 
 
 def can_fill(program: Program) -> bool:

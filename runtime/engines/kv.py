@@ -43,8 +43,6 @@ class KVCache:
     window: int | None
     last_rows: dict[tuple[str, int], tuple[int, dict[int, F32]]] = field(default_factory=dict)
     """By stage and slot: after how many tokens, and the last row of each Shift by its number."""
-    on_host: bool = True
-    """Are the rows in these arrays, or has the engine its own?"""
 
     @staticmethod
     def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:

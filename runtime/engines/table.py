@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ..bundle.folder import Bundle
 from ..checks import whole_number
 from ..errors import BundleError, EngineError, UsageError
+from . import coreml, executorch, onnx, reference
 from .backend import Backend
-from .coreml.package import Package
-from .coreml.signature import check_described
+from .capabilities import Capabilities
 
 MAX_THREADS = 1024
 """More than any engine has use for; some would make a hundred thousand."""
@@ -37,32 +37,15 @@ def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
 
 
 def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
-    from .coreml.engine import CoremlBackend, ModelRunner
+    from .coreml.engine import CoremlBackend
 
-    package = _package(bundle, packed)
-    return CoremlBackend(bundle.program, package, ModelRunner(bundle.package(package.path), package))
+    return CoremlBackend.open(bundle)
 
 
 def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
-    from .coreml.engine import CoremlBackend, reference_runner
+    from .coreml.engine import CoremlBackend
 
-    package = _package(bundle, packed)
-    return CoremlBackend(
-        bundle.program,
-        package,
-        reference_runner(bundle.package(package.path), package, bundle.program),
-        "coreml-reference",
-    )
-
-
-def _package(bundle: Bundle, packed: bool) -> Package:
-    if packed:
-        raise UsageError(
-            "a Core ML package takes one lane at a time, not packed lanes; use engine onnx for many"
-        )
-    package = bundle.manifest.targets["coreml"].said(Package)
-    check_described(package, bundle.program)
-    return package
+    return CoremlBackend.open(bundle, interpreted=True)
 
 
 def _executorch_unfit() -> str:
@@ -81,8 +64,8 @@ def _coreml_unfit() -> str:
 class Engine:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
 
-    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can. ``any_depth``:
-    what was exported does not say how often the loop runs.
+    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can. ``can`` is
+    what its folder declares.
     """
 
     module: str
@@ -90,14 +73,14 @@ class Engine:
     target: str
     load: Callable[[Bundle, int | None, bool], Backend]
     install: str
+    can: Capabilities
     unfit: Callable[[], str] = str  # str() is empty
-    any_depth: bool = False
 
 
 ENGINES: dict[str, Engine] = {
-    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop", any_depth=True),
+    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop", reference.CAPABILITIES),
     "onnx": Engine(
-        "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', any_depth=True
+        "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', onnx.CAPABILITIES
     ),
     "executorch": Engine(
         "executorch",
@@ -105,14 +88,25 @@ ENGINES: dict[str, Engine] = {
         "executorch",
         _executorch,
         'pip install "edgeloop[executorch]"',
+        executorch.CAPABILITIES,
         _executorch_unfit,
-        any_depth=True,
     ),
     "coreml": Engine(
-        "coremltools", "coremltools", "coreml", _coreml, 'pip install "edgeloop[coreml]"', _coreml_unfit
+        "coremltools",
+        "coremltools",
+        "coreml",
+        _coreml,
+        'pip install "edgeloop[coreml]"',
+        coreml.CAPABILITIES,
+        _coreml_unfit,
     ),
     "coreml-reference": Engine(
-        "coremltools", "coremltools", "coreml", _coreml_reference, 'pip install "edgeloop[coreml]"'
+        "coremltools",
+        "coremltools",
+        "coreml",
+        _coreml_reference,
+        'pip install "edgeloop[coreml]"',
+        coreml.CAPABILITIES,
     ),
 }
 
@@ -162,7 +156,11 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"export with --target {engine.target}"
         )
-    if not (engine.any_depth or bundle.own_depth):
+    if packed and not engine.can.packed:
+        raise UsageError(
+            f"engine {name} takes one lane at a time, not packed lanes; use engine onnx for many"
+        )
+    if not (engine.can.any_depth or bundle.own_depth):
         raise UsageError(
             f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
             f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"

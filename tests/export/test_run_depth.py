@@ -181,7 +181,8 @@ def test_numbers_of_depths_that_there_are_not(bundle: Path, depth: int) -> None:
 def test_an_engine_whose_program_has_its_depths_inside_says_so(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed = replace(backends.ENGINES["reference"], any_depth=False)
+    engine = backends.ENGINES["reference"]
+    fixed = replace(engine, can=replace(engine.can, any_depth=False))
     monkeypatch.setitem(backends.ENGINES, "reference", fixed)
     backends.open_backend("reference", Bundle.open(bundle).at_depth(5))
     with pytest.raises(UsageError, match="depth is 3, and engine reference runs a bundle at the depth .* 5;"):

@@ -1,1 +1,6 @@
-"""Core ML packages in numpy: an interpreter of what was saved, which checks exports and is an engine of its own."""
+"""Core ML packages: on a Mac, and in numpy by an interpreter of what was saved, which checks exports too."""
+
+from ..capabilities import Capabilities
+
+CAPABILITIES = Capabilities(packed=False, any_depth=False, whole_prompt=True, host_rows=False)
+"""Of Core ML and of the interpreter: depths are functions of the package, and rows are in its states."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -19,13 +18,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from ...bundle.folder import Bundle
 from ...errors import EngineError, UsageError
 from ...model.program import Program
 from ...model.sizes import output_size
 from ..backend import F32, I64, Lanes, check_fill
 from ..kv import KVCache
+from . import CAPABILITIES
 from .package import Package
-from .signature import check_functions
+from .signature import check_described, check_functions
 
 Array = npt.NDArray[Any]
 MACOS = 15
@@ -47,11 +48,29 @@ class Runner(Protocol):
 class CoremlBackend:
     """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
 
+    can = CAPABILITIES
+
     def __init__(self, program: Program, package: Package, runner: Runner, name: str = "coreml") -> None:
         self.program, self.name = program, name
         self._package, self._runner = package, runner
         self._at_once = program.encoder
         self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
+
+    @staticmethod
+    def open(bundle: Bundle, interpreted: bool = False) -> CoremlBackend:
+        """The package of ``bundle``, in Core ML or ``interpreted``; BundleError when it is not the model's."""
+        package = bundle.manifest.targets["coreml"].said(Package)
+        check_described(package, bundle.program)
+        path = bundle.package(package.path)
+        if interpreted:
+            runner = reference_runner(path, package, bundle.program)
+            return CoremlBackend(bundle.program, package, runner, "coreml-reference")
+        return CoremlBackend(bundle.program, package, ModelRunner(path, package))
+
+    def close(self) -> None:
+        """Let go of the states and of the loaded package, whoever still refers to the engine."""
+        self._states.clear()
+        vars(self).pop("_runner", None)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches whose rows are in Core ML's states; UsageError when the package's have not so many."""
@@ -65,7 +84,7 @@ class CoremlBackend:
                 f"{capacity} tokens, but the states of the package hold {self._package.capacity}; "
                 "export with a longer --context"
             )
-        return replace(KVCache.allocate(self.program, sequences, capacity), on_host=False)
+        return KVCache.allocate(self.program, sequences, capacity)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""

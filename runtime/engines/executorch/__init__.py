@@ -1,0 +1,5 @@
+"""ExecuTorch's programs for XNNPACK, behind a bridge of our own."""
+
+from ..capabilities import Capabilities
+
+CAPABILITIES = Capabilities(packed=True, any_depth=True, whole_prompt=False, host_rows=True)

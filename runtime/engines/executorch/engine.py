@@ -23,6 +23,7 @@ from ...model.weights import Matrix
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..kv import GrowingPairs, KVCache
 from ..packed import PackedLanes
+from . import CAPABILITIES
 from .binding import Binding, Rotary, rows_of
 from .bridge import Bridge, Plan
 from .calls import Batch, batches, valid_runs, whole_runs
@@ -40,6 +41,7 @@ class ExecutorchBackend:
     """The Backend protocol on ExecuTorch with XNNPACK. Packed lanes are lanes like others."""
 
     name = "executorch"
+    can = CAPABILITIES
 
     def __init__(
         self,

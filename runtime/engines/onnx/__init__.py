@@ -1,0 +1,5 @@
+"""ONNX Runtime, with a graph for each stage."""
+
+from ..capabilities import Capabilities
+
+CAPABILITIES = Capabilities(packed=True, any_depth=True, whole_prompt=False, host_rows=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...model.program import Program
 from ..backend import F32, I64, Lanes, check_fill, fresh_tokens
 from ..kv import KVCache
 from ..packed import PackedLanes
+from . import CAPABILITIES
 from .check import check_graph
 from .session import FillSession, GraphSession, Turns, use_threads
 
@@ -33,6 +34,7 @@ class OnnxBackend:
     """
 
     name = "onnx"
+    can = CAPABILITIES
 
     def __init__(
         self,
@@ -78,11 +80,19 @@ class OnnxBackend:
         graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
         return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed)
 
+    def close(self) -> None:
+        """Let go of the sessions, whoever still refers to the engine."""
+        for graph in self._graphs():
+            graph.close()
+
+    def _graphs(self) -> Iterator[GraphSession | FillSession]:
+        yield from (self._prologue, *self._blocks, self._epilogue)
+        yield from self._fills
+
     @property
     def engine_ns(self) -> int:
         """Nanoseconds spent inside onnxruntime so far; all else of a token's time is the host's."""
-        stages = sum(graph.engine_ns for graph in (self._prologue, *self._blocks, self._epilogue))
-        return stages + sum(graph.engine_ns for graph in self._fills)
+        return sum(graph.engine_ns for graph in self._graphs())
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""

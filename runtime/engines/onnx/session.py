@@ -161,6 +161,11 @@ class GraphSession:
         """Time spent inside onnxruntime so far."""
         self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, int], Plan]] = WeakKeyDictionary()
 
+    def close(self) -> None:
+        """Let go of the session and of what was bound to it."""
+        self._plans.clear()
+        vars(self).pop("session", None)
+
     def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> Plan:
         """The plan of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
         plans = self._plans.setdefault(cache, {})
@@ -232,6 +237,11 @@ class FillSession:
         self.program, self.turns = program, turns
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
+
+    def close(self) -> None:
+        """Let go of the session and of what was bound to it."""
+        self._plans.clear()
+        vars(self).pop("session", None)
 
     def run(self, state: F32, lanes: Lanes, cache: KVCache, depths: Container[int]) -> None:
         """Write K and V of ``state`` [B, S, D] into the slots of lanes at ``depths``, in every layer of the block."""

@@ -21,6 +21,7 @@ from ...model.transform import at_depth, keys_values
 from ..backend import F32, I64, Lanes, can_fill, check_fill, fresh_tokens
 from ..kv import KVCache
 from ..packed import PackedLanes
+from . import CAPABILITIES
 from .lane import Activations, Lane, Slot
 from .ops import compute
 
@@ -32,6 +33,7 @@ class ReferenceBackend:
     """numpy only. Slow, and right: float32 arithmetic on the stored weights."""
 
     name = "reference"
+    can = CAPABILITIES
 
     def __init__(
         self,
@@ -70,6 +72,10 @@ class ReferenceBackend:
     def forget(self) -> None:
         """Let go of dequantized matrices, which are made again when they are wanted."""
         self._weights.forget()
+
+    def close(self) -> None:
+        """Nothing but arrays to let go of."""
+        self.forget()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""

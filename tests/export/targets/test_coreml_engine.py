@@ -23,7 +23,7 @@ from edgeloop.runtime.engines.coreml.engine import CoremlBackend, why_not
 from edgeloop.runtime.engines.coreml.interpreter import Interpreter
 from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
-from edgeloop.runtime.engines.table import open_backend
+from edgeloop.runtime.engines.table import ENGINES, open_backend
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
 from edgeloop.runtime.session import Session
 
@@ -137,7 +137,10 @@ def test_the_interpreter_is_an_engine(
     modules = oracle("mor-middle-cycle", "int4")
     wanted = DepthLoop(modules, modules.new_cache(1, 20)).forward(ids, "all")
     assert 1e-5 < difference(found, wanted) < 5e-3  # float16
-    with pytest.raises(UsageError, match="one lane at a time, not packed lanes"):
+    with pytest.raises(
+        UsageError,
+        match="engine coreml-reference takes one lane at a time, not packed lanes; use engine onnx",
+    ):
         open_backend("coreml-reference", packaged("mor-middle-cycle"), packed=True)
 
 
@@ -183,3 +186,10 @@ def test_a_package_that_is_described_as_another_is_refused(bundle: Bundle) -> No
             open_backend(
                 "coreml-reference", Bundle(bundle.folder, structs.replace(bundle.manifest, targets=targets))
             )
+
+
+def test_it_closes_twice(bundle: Bundle) -> None:
+    engine = open_backend("coreml-reference", bundle)
+    assert engine.can is ENGINES["coreml-reference"].can
+    engine.close()
+    engine.close()

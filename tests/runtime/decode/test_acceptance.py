@@ -14,6 +14,7 @@ from edgeloop.runtime.decode.acceptance import Pace, Plan, WholeTokens
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipelined import Pipelined
 from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.reference import CAPABILITIES
 
 TOKENS = 6000
 HEAD, ENTER = 300, 100
@@ -29,6 +30,8 @@ class Clocked:
     def __init__(self, program, block):
         self.program, self.now, self._block = program, 0, block
         self._lanes = None
+
+    can = CAPABILITIES
 
     def new_cache(self, sequences, capacity, slots=None):
         return KVCache(

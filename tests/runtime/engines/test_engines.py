@@ -7,10 +7,13 @@ import dataclasses
 import msgspec
 import numpy as np
 import pytest
+from stored_bundle import FOLDER, logits
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines import table as backends
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
+
+STORED = max(FOLDER.glob("format-*/"))
 
 
 def test_reference_opens(maker, tmp_path):
@@ -34,3 +37,29 @@ def test_every_reason_not_to_open(maker, tmp_path, monkeypatch):
         backends.open_backend("onnx", bundle)
     versions = {s.name: s.version for s in backends.available()}
     assert (versions["reference"], versions["onnx"]) == (np.__version__, None)
+
+
+@pytest.mark.parametrize("name", ["reference", "onnx"])
+def test_an_engine_can_what_its_folder_says_and_closes_twice(maker, tmp_path, name):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    bundle = Bundle.open(STORED)
+    backend = backends.open_backend(name, bundle)
+    assert backend.can is backends.ENGINES[name].can
+    assert np.isfinite(logits(backend)).all()
+    backend.close()
+    backend.close()
+
+
+def test_packed_lanes_are_refused_before_anything_is_loaded(maker, tmp_path, monkeypatch):
+    bundle = Bundle.open(maker.bundle(tmp_path / "b", maker.program()))
+    engine = backends.ENGINES["reference"]
+    monkeypatch.setitem(
+        backends.ENGINES,
+        "reference",
+        dataclasses.replace(engine, load=None, can=dataclasses.replace(engine.can, packed=False)),
+    )
+    with pytest.raises(
+        UsageError, match="engine reference takes one lane at a time, not packed lanes; use engine"
+    ):
+        backends.open_backend("reference", bundle, packed=True)
