@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from edgeloop.apps.cli import main
 from edgeloop.runtime.audit import audit
 from edgeloop.runtime.bundle.manifest import read_manifest, write_manifest
+from edgeloop.runtime.engines.executorch.flat import Flat
 from edgeloop.runtime.errors import BundleError
 
 PAYLOAD = b"something that nobody asked for"
@@ -71,7 +72,12 @@ def test_a_file_that_is_listed_and_of_no_use(folder: Path) -> None:
 def test_a_table_that_no_layout_describes(folder: Path) -> None:
     (folder / "table.bin").write_bytes(PAYLOAD)
     manifest = read_manifest(folder)
-    flat = replace(manifest.targets["onnx"], graphs={"model": "table.bin"}, weights="table.bin")
+    flat = replace(
+        manifest.targets["onnx"],
+        graphs={"model": "table.bin"},
+        weights="table.bin",
+        details=Flat({}, 1),
+    )
     write_manifest(folder, replace(manifest, targets={**manifest.targets, "executorch-flat": flat}))
     relist(folder, "table.bin")
     assert findings(folder, "table.bin") == [(0, len(PAYLOAD), "nothing in the file refers to it")]
