@@ -164,9 +164,9 @@ def read_manifest(folder: Path) -> Manifest:
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         version = keys.get("format")
         if version is None or msgspec.json.decode(version) != FORMAT:
-            found = None if version is None else bytes(version).decode()[:20]
+            found = "no bundle format" if version is None else f"bundle format {bytes(version).decode()[:20]}"
             raise BundleError(
-                f"{path}: bundle format {found}, this edgeloop reads format {FORMAT}{_other_maker(keys)}; "
+                f"{path}: {found}, this edgeloop reads format {FORMAT}{_other_maker(keys)}; "
                 "export the checkpoint again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)

@@ -152,9 +152,15 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
                 f"{bundle.folder} holds {engine.target} in the flat layout, for {engine.target}'s own runners, and "
                 f"engine {name} runs the depth loop itself; export with --target {engine.target} --layout staged,flat"
             )
+        others = [
+            other
+            for other, each in ENGINES.items()
+            if each.target in bundle.manifest.targets and not each.unfit()
+        ]
+        choice = f"choose --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
-            f"export with --target {engine.target}"
+            f"{choice}export with --target {engine.target}"
         )
     if packed and not engine.can.packed:
         raise UsageError(

@@ -24,7 +24,8 @@ FINITE = 1e30
 def within(name: str, value: float, low: float, high: float) -> Iterator[str]:
     """A problem unless ``value`` is ``low`` to ``high``, which no NaN is."""
     if not low <= value <= high:
-        yield f"{name} is {_written(value)}, wanted {_bound(low)} to {_bound(high)}"
+        wanted = _bound(low) if low == high else f"{_bound(low)} to {_bound(high)}"
+        yield f"{name} is {_written(value)}, wanted {wanted}"
 
 
 def nameable(what: str, name: str) -> Iterator[str]:

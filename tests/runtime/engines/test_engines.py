@@ -31,6 +31,19 @@ def test_every_reason_not_to_open(maker, tmp_path, monkeypatch):
     bare = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, targets={}))
     with pytest.raises(BundleError, match="holds no onnx target.*--target onnx"):
         backends.open_backend("reference", bare)
+    onnx = bundle.manifest.targets["onnx"]
+    other = dataclasses.replace(
+        bundle, manifest=msgspec.structs.replace(bundle.manifest, targets={"coreml": onnx})
+    )
+    monkeypatch.setitem(
+        backends.ENGINES,
+        "coreml",
+        dataclasses.replace(backends.ENGINES["coreml"], unfit=lambda: "needs another computer"),
+    )
+    with pytest.raises(
+        BundleError, match=r"only: coreml.*; choose --engine coreml-reference, or export with --target onnx"
+    ):
+        backends.open_backend("onnx", other)
     missing = dataclasses.replace(backends.ENGINES["onnx"], module="not_installed_here")
     monkeypatch.setitem(backends.ENGINES, "onnx", missing)
     with pytest.raises(EngineError, match=r'not installed: pip install "edgeloop\[onnx\]"'):

@@ -100,7 +100,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("adapted", "loop/carries/1/width", 4, "block op 1 (linear, adapted): both is [N, 12], wanted [N, 16]"),
         ("relaxed", "loop/schedule", [], "the number of depths in loop.schedule is 0"),
         ("relaxed", "loop/schedule", [0] * (1 << 14 | 1), "the number of depths in loop.schedule is 16385"),
-        ("relaxed", "loop/schedule", [0, 1, 0], "a block in loop.schedule is 1, wanted 0 to 0"),
+        ("relaxed", "loop/schedule", [0, 1, 0], "a block in loop.schedule is 1, wanted 0"),
         ("hierarchical", "loop/schedule", [0, 0, 0, 0], "loop.schedule never runs block 1 of 2"),
         ("relaxed", "loop/schedule", [0] * 10000, "the number of layers that are applied is 20002"),
         ("encoder", "loop/schedule/2", 0, "loop.schedule never runs block 1 of 2"),
