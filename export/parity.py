@@ -148,14 +148,17 @@ def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) 
 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
-    """Both caches of every layer of the block after filling ``tokens`` tokens, one less a lane, at every depth."""
+    """K and V of every layer of the block, one behind the other, after filling ``tokens`` tokens at every depth.
+
+    Each lane has one less than the one before it.
+    """
     program, cache = backend.program, backend.new_cache(1, tokens)
     depths = np.arange(program.depths)
     valid = np.maximum(tokens - depths, 1).astype(np.int32)
     positions = np.tile(np.arange(tokens), (program.depths, 1))
     state = random.standard_normal((program.depths, tokens, program.width)).astype(np.float32)
     backend.fill(state, Lanes(depths, np.zeros_like(valid), valid, positions), cache)
-    return np.stack([array for pair in cache.stages["block"] for array in pair])
+    return np.concatenate([array.ravel() for pair in cache.stages["block"] for array in pair])
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,14 @@ def linear(graph: Graph, values: Values, op: Linear) -> None:
         rows = (at * matrix.rows + start, at * matrix.rows + start + width)
         y = matmul(graph, x.value, op.weight, rows, matrix.bias and not rescaled)
     else:
-        y = _of_all_copies(graph, x.value, op.weight, matrix, start, width)
+        every = matmul(
+            graph, x.value, op.weight, (0, matrix.copies * matrix.rows), matrix.bias and not rescaled
+        )
+        y = _columns(graph, _of_lanes(graph, every, matrix.copies), matrix, start, width)
     if any(name in matrix.deltas for name in names):
         y = _with_deltas(graph, x.value, y, op, matrix, names)
-        if matrix.bias and rescaled:
-            y = graph.one("Add", y, graph.weight(f"{op.weight}.bias", (start, start + width), as_float=True))
+        if matrix.bias and rescaled:  # which it is not itself
+            y = graph.one("Add", y, _columns(graph, _bias(graph, op.weight, at), matrix, start, width))
     joined = Rows(y, width, x.fresh)
     if len(op.y) == 1:
         values[op.y[0]] = joined
@@ -168,19 +171,30 @@ def _by_rows(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int]) -> ir.
     return graph.one("Mul", y, peak)
 
 
-def _of_all_copies(graph: Graph, x: ir.Value, name: str, matrix: Matrix, start: int, width: int) -> ir.Value:
-    """What the matrices of all depths give, and of that the lane's: the weights stay as they are stored."""
-    every = matmul(graph, x, name, (0, matrix.copies * matrix.rows), matrix.bias)
-    masks = mask(graph, tuple(range(matrix.copies)))
-    parts = graph.node("Split", every, outputs=matrix.copies, axis=-1, num_outputs=matrix.copies)
-    owns = graph.node("Split", masks, outputs=matrix.copies, axis=-1, num_outputs=matrix.copies)
+def _of_lanes(graph: Graph, every: ir.Value, copies: int) -> ir.Value:
+    """Of what the matrices of all depths give, each lane's: the weights stay as they are stored."""
+    masks = mask(graph, tuple(range(copies)))
+    parts = graph.node("Split", every, outputs=copies, axis=-1, num_outputs=copies)
+    owns = graph.node("Split", masks, outputs=copies, axis=-1, num_outputs=copies)
     first, *rest = (graph.one("Mul", part, own) for part, own in zip(parts, owns, strict=True))
     for other in rest:
         first = graph.one("Add", first, other)
+    return first
+
+
+def _bias(graph: Graph, name: str, at: int | None) -> ir.Value:
+    """The bias of the matrix at depth ``at``, or of each lane's."""
+    matrix = graph.program.matrix(name)
+    rows = graph.weight(f"{name}.bias", shape=(matrix.copies, matrix.rows), as_float=True)
+    return of_depth(graph, rows, at)
+
+
+def _columns(graph: Graph, x: ir.Value, matrix: Matrix, start: int, width: int) -> ir.Value:
+    """What some parts of a matrix give, of what all of them do."""
     if width == matrix.rows:
-        return first
+        return x
     bounds = graph.numbers(start), graph.numbers(start + width), graph.numbers(-1)
-    return graph.one("Slice", first, *bounds)
+    return graph.one("Slice", x, *bounds)
 
 
 def _with_deltas(
