@@ -20,9 +20,10 @@ import torch
 
 from .model import DemoConfig
 from .objective import Objective
+from .recipe import Recipe
 from .report import measure
 from .texts import read_tokens
-from .train import Recipe, train
+from .train import train
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from .drafts import acceptance, agreement, prompts
 from .model import DemoModel
+from .recipe import Recipe, validation_loss
 from .routed import RoutedModel
 from .state import Log
 from .texts import Tokens
-from .train import Recipe, validation_loss
 
 TEMPERATURE = 0.8
 

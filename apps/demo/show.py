@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .train import Watch
+from .recipe import Watch
 
 
 @contextmanager

@@ -14,43 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from . import state
 from .model import DemoConfig, DemoModel
-from .objective import Objective
+from .recipe import Recipe, Watch, validation_loss
 from .routed import RoutedConfig, RoutedModel
 from .texts import Tokens, read_tokens
-
-Watch = Callable[[int, dict[str, Any] | None], None]
-"""(steps done, the row of the log that was just added)."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long, on how much, against what. ``rate``: the highest learning rate, of both optimizers."""
-
-    steps: int = 2700
-    batch: int = 16
-    length: int = 512
-    dropout: float = 0.25
-    rate: float = 4e-3
-    decay: float = 0.1
-    seed: int = 0
-    every: int = 225
-    objective: Objective = field(default_factory=Objective)
-
-    def name(self, config: DemoConfig, device: str) -> str:
-        """All that two runs must share, to be one."""
-        return json.dumps({**asdict(self), **config.as_json(), "device": device}, sort_keys=True)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 50) -> float:
@@ -62,20 +37,6 @@ def windows(tokens: Tensor, batch: int, length: int, generator: torch.Generator)
     """``batch`` random windows [B, S + 1] of the token stream."""
     starts = torch.randint(0, len(tokens) - length - 1, (batch, 1), generator=generator)
     return tokens[(starts + torch.arange(length + 1)).to(tokens.device)]
-
-
-@torch.no_grad()
-def validation_loss(model: DemoModel, tokens: Tensor, length: int, limit: int | None = None) -> list[float]:
-    """Mean cross-entropy (nats a token) of each read-out, over disjoint windows in order."""
-    model.eval()
-    device = model.embed_tokens.weight.device
-    count = (len(tokens) - 1) // length if limit is None else min(limit, (len(tokens) - 1) // length)
-    total: list[list[float]] = []
-    for i in range(count):
-        ids = tokens[i * length : (i + 1) * length + 1].to(device)[None]
-        total.append([float(x) for x in model.losses(ids[:, :-1], ids[:, 1:])[0]])
-    model.train()
-    return [float(x) for x in np.mean(total, axis=0)]
 
 
 def save_checkpoint(model: DemoModel, folder: Path) -> None:

@@ -21,8 +21,9 @@ from edgeloop.apps.demo.dialogues import split_dialogues, text_of
 from edgeloop.apps.demo.drafts import acceptance, agreement, prompts
 from edgeloop.apps.demo.model import DemoConfig, DemoModel
 from edgeloop.apps.demo.objective import Objective
+from edgeloop.apps.demo.recipe import Recipe
 from edgeloop.apps.demo.texts import END_OF_TEXT, Tokens, split_texts
-from edgeloop.apps.demo.train import Recipe, train
+from edgeloop.apps.demo.train import train
 from edgeloop.apps.demo.verb import CHECKPOINT
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.text.template import DEFAULT
