@@ -109,9 +109,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--routed", action="store_true", help="train the twin that routes its tokens")
-    parser.add_argument(
-        "--talk", action="store_true", help="the second stage, on the checkpoint in the folder"
-    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="windows a step")
     parser.add_argument("--seed", type=int, default=Recipe.seed)

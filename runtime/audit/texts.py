@@ -29,7 +29,7 @@ _OLD_KEYS = frozenset({"add_prefix_space", "str_rep"})
 
 def manifest(ledger: Ledger) -> None:
     """manifest.json."""
-    _as_written(ledger, Manifest, "manifest", json_text, _indented)
+    _as_written(ledger, Manifest, "manifest", json_text)
 
 
 def layout(bundle: Bundle, ledger: Ledger) -> None:
@@ -38,21 +38,20 @@ def layout(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def _indented(value: object) -> bytes:
-    """A value a line, as manifests of format 4 had them first."""
+    """A value a line."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1)
 
 
-def _as_written(ledger: Ledger, kind: Any, name: str, *ways: Callable[[object], bytes]) -> None:
-    """A file of ``kind`` as edgeloop writes it, in one of some ways."""
+def _as_written(ledger: Ledger, kind: Any, name: str, written: Callable[[object], bytes]) -> None:
+    """A file of ``kind`` as edgeloop writes it."""
     data = bytes(ledger.data)
     try:
         msgspec.json.decode(data, type=kind)  # closed: it has no other keys
-        found = msgspec.json.decode(data)
-        texts = [way(found) for way in ways]
+        wanted = written(msgspec.json.decode(data))
     except (ValueError, RecursionError) as error:
         ledger.refuse(0, len(data), f"no {name}: {str(error)[:200]}")
         return
-    _compare(ledger, data, data if data in texts else texts[0], name)
+    _compare(ledger, data, wanted, name)
 
 
 def _compare(ledger: Ledger, data: bytes, wanted: bytes, name: str) -> None:
