@@ -20,8 +20,8 @@ import numpy as np
 
 from ..runtime.bundle.folder import Bundle
 from ..runtime.bundle.heads import read_heads
-from ..runtime.decode.acceptance import Pace
 from ..runtime.decode.decoding import check_decode
+from ..runtime.decode.draft_control import DraftController
 from ..runtime.decode.loop import DepthLoop
 from ..runtime.decode.pipelined import Pipelined
 from ..runtime.decode.policy import choose_policy
@@ -58,7 +58,7 @@ class Row:
 
     tale: Tale
     name: str
-    pace: Pace | None = None
+    pace: DraftController | None = None
     draft: Choose | None = None
     forced: float | None = None
     ms: list[float] = field(default_factory=list)
@@ -144,10 +144,10 @@ def rows_of(tale: Tale, depths: int, forced: bool) -> list[Row]:
     """Sequential, and pipelined with drafts of its own or with forced ones."""
     rows = [Row(tale, "sequential")]
     if not forced:
-        return [*rows, Row(tale, "pipelined", Pace(depths), tale.sampler.choose)]
+        return [*rows, Row(tale, "pipelined", DraftController(depths), tale.sampler.choose)]
     for share in FORCED:
         name = f"pipelined, forced acceptance {share:.1f}"
-        rows.append(Row(tale, name, Pace(depths), forced_draft(tale, share), share))
+        rows.append(Row(tale, name, DraftController(depths), forced_draft(tale, share), share))
     return rows
 
 

@@ -9,7 +9,7 @@ from ..export.family import Reading
 from ..export.stored import write_weights
 from ..export.targets.coreml.constants import Store
 from ..export.targets.coreml.package import write_package
-from ..export.targets.coreml.plan import Plan
+from ..export.targets.coreml.plan import PackagePlan
 from ..export.unrolled import unroll
 from ..quant.recipe import Recipe
 from ..runtime.engines.coreml.interpreter import MODEL, WEIGHTS
@@ -53,7 +53,7 @@ def _measure(name: str, quant: str, reading: Reading, recipe: Recipe, folder: Pa
     folder.mkdir()
     watch, stored, package = Stopwatch(), folder / "stored", folder / "model.mlpackage"
     write_weights(reading, recipe, stored)
-    plan = Plan(reading.program)
+    plan = PackagePlan(reading.program)
     write_package(plan, Store(stored, recipe), package, {}, lambda step, part: None)
     seconds = watch.ms / 1000
     weights, program = ((package / file).stat().st_size for file in (WEIGHTS, MODEL))

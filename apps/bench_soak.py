@@ -21,7 +21,7 @@ from .quantities import byte_count
 
 if TYPE_CHECKING:
     from ..runtime.serve.handle import Handle
-    from ..runtime.serve.serving import Engine
+    from ..runtime.serve.serving import BatchServer
 
 Tokens = tuple[int, ...]
 POOL, SEQUENCES, WAITING = 40, 4, 8
@@ -118,7 +118,7 @@ def _tell(
 
 
 def _burst(
-    engine: Engine,
+    engine: BatchServer,
     pool: list[Asked],
     live: list[tuple[int, Handle]],
     counts: Counter[str],

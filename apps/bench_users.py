@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..runtime.decode.sampling import SamplingOptions
-    from ..runtime.serve.serving import Engine
+    from ..runtime.serve.serving import BatchServer
     from ..runtime.session import Session
 
 
@@ -130,7 +130,7 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _way(engine: Engine, asked: list[Asked], size: int, aligned: bool) -> Callable[[], Served]:
+def _way(engine: BatchServer, asked: list[Asked], size: int, aligned: bool) -> Callable[[], Served]:
     own = engine.scheduler.aligned
 
     def serve() -> Served:
@@ -158,11 +158,11 @@ def _of(users: int) -> tuple[tuple[str, int], ...]:
     return ("one by one", 1), ("static", users), ("depth-wise", users)
 
 
-def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Engine:
+def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> BatchServer:
     """The engine of ``args``' bundle for so many at a time."""
-    from ..runtime.serve.serving import Engine
+    from ..runtime.serve.serving import BatchServer
 
-    return Engine.open(
+    return BatchServer.open(
         args.bundle,
         engine=args.engine,
         threads=args.threads,
@@ -172,7 +172,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Engin
         depth=args.depth,
         verify=False,  # the session has looked at the same files
         exit=args.exit,
-        missing=args.missing,
+        skipped_kv=args.skipped_kv,
         kv=args.kv,
     )
 
@@ -214,7 +214,7 @@ def alone(session: Session, asked: list[Asked]) -> Served:
     return Served(tokens, watch.ms / 1000)
 
 
-def together(engine: Engine, asked: list[Asked], size: int) -> Served:
+def together(engine: BatchServer, asked: list[Asked], size: int) -> Served:
     """``size`` requests at once, then the next ``size`` when all of them have ended."""
     from ..runtime.timing import Stopwatch
 

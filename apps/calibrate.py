@@ -25,7 +25,7 @@ EXAMPLES = """\
 examples:
   edgeloop calibrate bundle --text tales.txt
   edgeloop calibrate bundle --text tales.txt --agree 0.99 --rule probe --rule confidence
-  edgeloop calibrate bundle --text tales.txt --perplexity +2% --missing propagate --report exits.html
+  edgeloop calibrate bundle --text tales.txt --perplexity +2% --skipped-kv propagate --report exits.html
 """
 RULES = ("confidence", "margin", "entropy", "kl", "latent", "probe", "gate")
 TRIES = 4
@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a rule; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--missing", metavar="POLICY", help="K and V of tokens that left: exact, propagate, latest, skip"
+        "--skipped-kv", metavar="POLICY", help="K and V of tokens that left: exact, propagate, latest, skip"
     )
     parser.add_argument(
         "--max-tokens", type=at_least(SMALLEST), default=8192, metavar="N", help="tokens of the text (8192)"
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             rules, ids = request(session, args.rule, text, args.max_tokens)
             console.note(f"running {len(ids)} tokens at every depth")
             work = Calibration(inside, session, rules, ids, goal)
-            missing = session.policy.missing
+            skipped_kv = session.policy.skipped_kv
         chosen, points = {}, []
         for rule in rules:
             console.note(f"calibrating {rule}")
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         console.note("measuring all of them side by side")
         full, *all_found = work.measure([("never", ()), *chosen.items(), *points])
         found = dict(zip(rules, all_found, strict=False))
-        results = {rule: result(found[rule], chosen[rule], missing, goal) for rule in rules}
+        results = {rule: result(found[rule], chosen[rule], skipped_kv, goal) for rule in rules}
         work.write(results)
     missed = [rule for rule in rules if not keeps(found[rule], goal)]
     if args.report:
@@ -125,13 +125,13 @@ def main(args: argparse.Namespace, console: Console) -> None:
         console.note(f"{', '.join(missed)}: the goal was missed when measured, after {TRIES} tries")
 
 
-def result(found: Evaluation, values: tuple[float, ...], missing: str, goal: Goal) -> Exit:
+def result(found: Evaluation, values: tuple[float, ...], skipped_kv: str, goal: Goal) -> Exit:
     """What the bundle keeps of a calibrated rule."""
     from ..runtime.bundle.manifest import Exit
 
     return Exit(
         thresholds=values,
-        missing=missing,
+        skipped_kv=skipped_kv,
         goal=str(goal),
         tokens=found.tokens,
         perplexity=found.perplexity,
@@ -152,7 +152,7 @@ def open_with(args: argparse.Namespace, rule: str) -> Session:
         context=args.context,
         verify=False,
         exit=rule,
-        missing=args.missing,
+        skipped_kv=args.skipped_kv,
     )
 
 
@@ -184,7 +184,7 @@ class Calibration:
 
         from ..export.calibration.collect import collect
         from ..export.calibration.probe import fit_probes, probe_scores
-        from ..export.calibration.search import Table
+        from ..export.calibration.search import DepthOutcomes
         from ..export.calibration.write import write_probes
 
         found = collect(session, ids, [rule for rule in rules if rule != "probe"])
@@ -196,7 +196,7 @@ class Calibration:
             fits = np.arange(n) // stretch % 2 == 0
         self.args = args
         self.ids = np.array(ids)[:n][~fits]
-        self.table = Table(found.table.loss[:, ~fits], found.table.agree[:, ~fits])
+        self.table = DepthOutcomes(found.table.loss[:, ~fits], found.table.agree[:, ~fits])
         self.scores = {rule: s[:, ~fits] for rule, s in found.scores.items()}
         if "probe" in rules:
             target = found.table.agree[:-1] if goal.kind == "agree" else found.kept
@@ -205,7 +205,7 @@ class Calibration:
             self.scores["probe"] = probe_scores(found.states[:, ~fits], probes.weight, probes.bias)
 
     def fit(self, rule: str, goal: Goal) -> tuple[float, ...]:
-        """Thresholds that keep the goal when they are measured; tightened where missing K and V cost more."""
+        """Thresholds that keep the goal when they are measured; tightened where skipped K and V cost more."""
         from ..export.calibration.search import search
         from ..runtime.decode.exits import MEASURES
 
@@ -229,7 +229,7 @@ class Calibration:
         """What was not fitted of the text, as generation would run it under each of ``rules``, side by side."""
         with open_with(self.args, "never") as session:
             texts = (f"{rule}:{','.join(map(repr, values))}" if values else rule for rule, values in rules)
-            return session.compare(self.ids, [session.choose(text, self.args.missing) for text in texts])
+            return session.compare(self.ids, [session.choose(text, self.args.skipped_kv) for text in texts])
 
     def write(self, results: Mapping[str, Exit]) -> None:
         """Into the bundle."""

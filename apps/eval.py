@@ -20,8 +20,8 @@ EXAMPLES = """\
 examples:
   edgeloop eval bundle --text tales.txt
   edgeloop eval bundle --text tales.txt --max-tokens 4096 --context 512
-  edgeloop eval bundle --text tales.txt --exit confidence:0.9 --missing propagate
-  edgeloop eval bundle --text tales.txt --exit probe --exit latent:0.3 --missing exact --missing skip
+  edgeloop eval bundle --text tales.txt --exit confidence:0.9 --skipped-kv propagate
+  edgeloop eval bundle --text tales.txt --exit probe --exit latent:0.3 --skipped-kv exact --skipped-kv skip
   edgeloop eval bundle --text tales.txt --json
 """
 
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.timing import Stopwatch, peak_rss_bytes
 
     text = read_text(args.text)
-    asked = [(rule, missing) for rule in args.exit or [None] for missing in args.missing or [None]]
-    args.exit, args.missing = asked[0]
+    asked = [(rule, skipped_kv) for rule in args.exit or [None] for skipped_kv in args.skipped_kv or [None]]
+    args.exit, args.skipped_kv = asked[0]
     with open_session(args) as session:
         ids = session.tokenizer.encode(text)[: args.max_tokens]
         if len(ids) < 2:
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             policies = [session.choose("never"), *(session.choose(*one) for one in asked)]
             compare(session.compare(ids, policies), policies, console)
             return
-        if session.program.routing or args.exit or args.missing or args.kv:
+        if session.program.routing or args.exit or args.skipped_kv or args.kv:
             report(session.evaluate(ids), session.policy, session.program.depths, console)
             return
         watch = Stopwatch()
@@ -93,7 +93,7 @@ def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> 
             {
                 **asdict(found),
                 "exit": policy.exit,
-                "missing": policy.missing,
+                "skipped_kv": policy.skipped_kv,
                 "kv": policy.kv,
                 "peak_rss_bytes": peak_rss_bytes(),
             }
@@ -102,7 +102,7 @@ def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> 
     change = found.perplexity / found.full_perplexity - 1
     console.facts(
         [
-            ("exit", f"{policy.exit}; K and V: {policy.kv}, missing: {policy.missing}"),
+            ("exit", f"{policy.exit}; K and V: {policy.kv}, skipped K and V: {policy.skipped_kv}"),
             (
                 "perplexity",
                 f"{found.perplexity:.3f}; every depth for every token {found.full_perplexity:.3f}",
@@ -125,17 +125,17 @@ def compare(found: Sequence[Evaluation], policies: Sequence[Policy], console: Co
         console.result(
             {
                 "policies": [
-                    {**asdict(one), "exit": policy.exit, "missing": policy.missing, "kv": policy.kv}
+                    {**asdict(one), "exit": policy.exit, "skipped_kv": policy.skipped_kv, "kv": policy.kv}
                     for one, policy in zip(found, policies, strict=True)
                 ]
             }
         )
         return
-    columns = "exit", "missing", "#depth", "#rows", "#perplexity", "#change", "#agreement"
+    columns = "exit", "skipped K, V", "#depth", "#rows", "#perplexity", "#change", "#agreement"
     rows = [
         (
             policy.exit,
-            "" if policy.exit == "never" else policy.missing,
+            "" if policy.exit == "never" else policy.skipped_kv,
             f"{one.mean_depth:.2f}",
             f"{one.block_share:.0%}",
             f"{one.perplexity:.2f}",

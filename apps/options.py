@@ -53,7 +53,7 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
 def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Who stops at which depth, and what that means for K and V. The default is what the model was trained for.
 
-    ``several``: rules and policies for missing K and V are lists.
+    ``several``: rules and policies for skipped K and V are lists.
     """
     group = parser.add_argument_group("depth")
     group.add_argument(
@@ -71,7 +71,7 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         + again,
     )
     group.add_argument(
-        "--missing",
+        "--skipped-kv",
         action=action,
         metavar="POLICY",
         help="K and V of tokens that left: exact, propagate, latest, shared, skip" + again,
@@ -132,7 +132,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
         context=args.context,
         depth=getattr(args, "depth", None),
         exit=getattr(args, "exit", None),
-        missing=getattr(args, "missing", None),
+        skipped_kv=getattr(args, "skipped_kv", None),
         kv=getattr(args, "kv", None),
         decode=getattr(args, "decode", "sequential"),
     )

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         stats, policy, decode = session.stats, session.policy, session.decode
         tell_full(told, session, console)
     if console.json:
-        used = {"exit": policy.exit, "missing": policy.missing, "kv": policy.kv, "decode": decode}
+        used = {"exit": policy.exit, "skipped_kv": policy.skipped_kv, "kv": policy.kv, "decode": decode}
         console.result({**generation(told, stats), **used})
     else:
         if colour:

@@ -25,7 +25,7 @@ _PAGE = 4096
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSpan:
     """Where a tensor's bytes are in the file, and what they are: F32, F16 or U8."""
 
     offset: int
@@ -33,11 +33,11 @@ class Place:
     dtype: str
     shape: tuple[int, ...]
 
-    def rows(self, start: int, stop: int) -> Place:
+    def rows(self, start: int, stop: int) -> TensorSpan:
         """Rows ``start`` … ``stop`` − 1."""
         size = self.length // self.shape[0]
         shape = (stop - start, *self.shape[1:])
-        return Place(self.offset + start * size, (stop - start) * size, self.dtype, shape)
+        return TensorSpan(self.offset + start * size, (stop - start) * size, self.dtype, shape)
 
 
 class WeightsWriter:
@@ -79,14 +79,14 @@ class WeightsWriter:
                 self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
 
 
-def places(path: Path) -> dict[str, Place]:
+def tensor_spans(path: Path) -> dict[str, TensorSpan]:
     """Name → place in the file, for a file that WeightsWriter wrote."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(size))
     start = 8 + size
     return {
-        name: Place(
+        name: TensorSpan(
             start + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],
             entry["dtype"],

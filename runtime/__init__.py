@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from .decode.encoding import Encoded
     from .decode.sampling import SamplingOptions
     from .serve.requests import Step
-    from .serve.serving import Engine, Handle
+    from .serve.serving import BatchServer, Handle
     from .session import Session
 
-__all__ = ["Bundle", "Encoded", "Engine", "Handle", "SamplingOptions", "Session", "Step"]
+__all__ = ["BatchServer", "Bundle", "Encoded", "Handle", "SamplingOptions", "Session", "Step"]
 
 _HOMES = {
     "Bundle": "bundle.folder",
     "Encoded": "decode.encoding",
-    "Engine": "serve.serving",
+    "BatchServer": "serve.serving",
     "Handle": "serve.serving",
     "SamplingOptions": "decode.sampling",
     "Session": "session",

@@ -11,13 +11,13 @@ import numpy as np
 from .bundle.folder import Bundle
 from .bundle.heads import read_heads
 from .checks import whole_number
-from .decode.acceptance import Pace, WholeTokens
-from .decode.decoding import check_decode, decides
+from .decode.decoding import check_decode, exits_early
+from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
 from .decode.loop import DepthLoop
 from .decode.pipelined import Pipelined
-from .decode.pipelined_course import PipelinedCourse
+from .decode.pipelined_sequence import PipelinedSequence
 from .decode.policy import Policy, choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.walk import Walk, make_pipeline
@@ -48,7 +48,7 @@ class Session:
         context: int | None = None,
         *,
         exit: str | None = None,  # noqa: A002 - the word of the command line
-        missing: str | None = None,
+        skipped_kv: str | None = None,
         kv: str | None = None,
         decode: str = "sequential",
     ) -> None:
@@ -63,16 +63,18 @@ class Session:
         self.heads = read_heads(bundle)
         """What the host itself computes of a state: exit gate, routers, probes."""
         self.policy: Policy = choose_policy(
-            bundle.program, self.heads, bundle.manifest.exits, exit, missing, kv
+            bundle.program, self.heads, bundle.manifest.exits, exit, skipped_kv, kv
         )
         """Who stops where, and what that means for K and V."""
         check_decode(decode, bundle.program, self.policy)
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
-        self._pace: Pace | None = None
+        self._pace: DraftController | None = None
         if decode == "pipelined":
-            self._pace = (WholeTokens if decides(self.policy) else Pace)(bundle.program.depths)
-        self._pipelined: Pipelined | PipelinedCourse | None = None
+            self._pace = (WholeTokenController if exits_early(self.policy) else DraftController)(
+                bundle.program.depths
+            )
+        self._pipelined: Pipelined | PipelinedSequence | None = None
         self._loop: DepthLoop | None = None
         self.prompts = Prompts(bundle, self.context)
         """Makes checked requests of prompts and options."""
@@ -89,7 +91,7 @@ class Session:
         depth: int | None = None,
         verify: bool = True,
         exit: str | None = None,  # noqa: A002 - the word of the command line
-        missing: str | None = None,
+        skipped_kv: str | None = None,
         kv: str | None = None,
         decode: str = "sequential",
     ) -> Session:
@@ -98,12 +100,12 @@ class Session:
         ``threads``: of the engine; None leaves the choice to it. ``depth``: how often the loop runs, of a model that
         can be run at any number of depths; None: as often as the bundle was exported for. ``verify``: check the files'
         hashes; without, a damaged file may be other weights, or end the process. ``exit``: an exit rule (``exits.py``;
-        of a routed model ``routing.py``), ``missing`` and ``kv``: policies (``policy.py``); None is what the model was
-        trained for. ``decode``: ``pipelined`` runs several depths in one call (``pipelined.py``).
+        of a routed model ``routing.py``), ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model
+        was trained for. ``decode``: ``pipelined`` runs several depths in one call (``pipelined.py``).
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         backend = open_backend(engine, bundle, threads)
-        return Session(bundle, backend, context, exit=exit, missing=missing, kv=kv, decode=decode)
+        return Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv, decode=decode)
 
     @property
     def program(self) -> Program:
@@ -243,10 +245,10 @@ class Session:
         walks = [Walk(loop, policy, self.heads) for policy in (*policies, self.choose("never"))]
         return evaluate(stream, self.context, walks[:-1], walks[-1])
 
-    def choose(self, exit: str | None, missing: str | None = None) -> Policy:  # noqa: A002
+    def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
         """Another policy over the same KV slots; UsageError when the model cannot have it."""
         exits = self.bundle.manifest.exits
-        return choose_policy(self.program, self.heads, exits, exit, missing, self.policy.kv)
+        return choose_policy(self.program, self.heads, exits, exit, skipped_kv, self.policy.kv)
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
@@ -293,7 +295,7 @@ class Session:
         self._loop.reset()
         return self._loop
 
-    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipelined | PipelinedCourse | None:
+    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipelined | PipelinedSequence | None:
         """That of the session, kept because engines prepare its calls once; None when it decodes sequentially."""
         if self._pace is None:
             return None

@@ -1,7 +1,7 @@
 """The thread that serves many requests: lets them in and out, and runs the scheduler's ticks.
 
-It knows nothing of the ``Engine`` that a caller holds. So one that is dropped without ``close`` is collected, and its
-thread ends once everything that was submitted has been served; the thread of one that is open when the interpreter
+It knows nothing of the ``BatchServer`` that a caller holds. So one that is dropped without ``close`` is collected, and
+its thread ends once everything that was submitted has been served; the thread of one that is open when the interpreter
 exits is closed before that.
 """
 
@@ -15,8 +15,8 @@ import weakref
 from collections import deque
 from collections.abc import Generator
 
-from .decode.course import Ask, Course
 from .decode.sampling import Sampler
+from .decode.sequence import StageCall, TokenSequence
 from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
@@ -163,10 +163,10 @@ class Worker:
 
         return Task(self._answer(handle), ended)
 
-    def _answer(self, handle: Handle) -> Generator[Ask, F32, None]:
+    def _answer(self, handle: Handle) -> Generator[StageCall, F32, None]:
         """The engine calls that a request needs, one at a time for the scheduler; its steps go to its handle."""
         request, session = handle.request, self._session
-        course = Course(session.program, session.policy, session.heads, self._scheduler.chunk)
+        course = TokenSequence(session.program, session.policy, session.heads, self._scheduler.chunk)
         choose = Sampler(request.sampling).choose
         answer = Answer(request, choose, session.program, session.tokenizer_or_none, session.context)
         watch = Stopwatch()

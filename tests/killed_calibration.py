@@ -30,7 +30,7 @@ from edgeloop.runtime.protobuf import field
 PACKAGE = "coreml/model.mlpackage"
 MODEL, WEIGHTS = f"{PACKAGE}/model.mlmodel", f"{PACKAGE}/weight.bin"
 RULE = Exit(
-    thresholds=(0.5,), missing="exact", goal="+1%", tokens=10, perplexity=2.0, full_perplexity=2.0, agreement=0.9,
+    thresholds=(0.5,), skipped_kv="exact", goal="+1%", tokens=10, perplexity=2.0, full_perplexity=2.0, agreement=0.9,
     mean_depth=1.5,
 )  # fmt: skip
 PROGRAM = program_of(Spec(

@@ -16,7 +16,7 @@ from edgeloop.export.lower.onnx import check, write_ops
 from edgeloop.export.weights import WeightsWriter
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.backend import Lanes
-from edgeloop.runtime.engines.kv import resident
+from edgeloop.runtime.engines.kv import rows_kept
 from edgeloop.runtime.engines.onnx.session import open_session, use_threads
 from edgeloop.runtime.engines.packed import PackedLanes
 from edgeloop.runtime.engines.reference.lane import Lane, Slot
@@ -197,7 +197,7 @@ def hold(
                 np.testing.assert_allclose(mine, rows, rtol=2e-5, atol=atol)
             for pair, other in zip(caches, theirs, strict=True):
                 for array, rows in zip(pair, other, strict=True):
-                    kept = resident(int(cached[b] + n), capacity, model.program.window)
+                    kept = rows_kept(int(cached[b] + n), capacity, model.program.window)
                     np.testing.assert_allclose(array[b, :, :kept], rows[b, :, :kept], atol=atol)
         graph = ir.load(path.with_suffix("").with_suffix(".onnx")).graph
         written |= {(node.domain, node.op_type) for node in graph}

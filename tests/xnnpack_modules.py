@@ -18,7 +18,7 @@ from edgeloop.runtime.engines.executorch.layout import Layout, Shapes, Sizes
 from edgeloop.runtime.model.program import Program
 
 
-class Plan:
+class PteBinding:
     def __init__(
         self, name: str, inputs: list[F32], outputs: list[F32], caches: list[F32], lanes: int
     ) -> None:
@@ -44,15 +44,15 @@ class Modules:
         caches: list[F32],
         lanes: int,
         fresh: list[F32],
-    ) -> Plan:
+    ) -> PteBinding:
         """As ``Bridge.plan``; the shapes have to be those of the method, but for the rows of caches."""
         examples, free = self.methods[name].example()
         for array, example, axes in zip(inputs, examples, free, strict=True):
             fixed = [i for i in range(array.ndim) if i not in (axes or {})]
             assert [array.shape[i] for i in fixed] == [example.shape[i] for i in fixed], name
-        return Plan(name, inputs, outputs, caches, lanes)
+        return PteBinding(name, inputs, outputs, caches, lanes)
 
-    def run(self, plan: Plan, rows: int) -> None:
+    def run(self, plan: PteBinding, rows: int) -> None:
         with torch.no_grad():
             found = self.methods[plan.name](*map(torch.from_numpy, plan.inputs))
         for array, value in zip(plan.outputs, found, strict=True):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...runtime.decode.exits import MEASURES, Outcome, kl
 from ...runtime.errors import UsageError
 from ...runtime.session import Session
-from .search import Table
+from .search import DepthOutcomes
 
 F32 = npt.NDArray[np.float32]
 
@@ -22,7 +22,7 @@ class Collected:
     ``kept`` [R−1, N], exp(−KL) from full depth's prediction to each depth's.
     """
 
-    table: Table
+    table: DepthOutcomes
     scores: Mapping[str, F32]
     states: F32
     kept: F32
@@ -71,4 +71,4 @@ def collect(session: Session, ids: Sequence[int], rules: Sequence[str]) -> Colle
             kept[early.depth, rows] = np.exp(-np.maximum(divergence[:keep], 0))
 
     session.visit_depths(ids, visit)
-    return Collected(Table(loss, likeliest == likeliest[-1]), scores, states, kept)
+    return Collected(DepthOutcomes(loss, likeliest == likeliest[-1]), scores, states, kept)

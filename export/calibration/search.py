@@ -45,7 +45,7 @@ _GAIN = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class DepthOutcomes:
     """What a text of N tokens gives when it is read out after each of R depths.
 
     ``loss`` [R, N]: nats of the true next token; ``agree`` [R, N]: the likeliest token is that of full depth.
@@ -104,7 +104,7 @@ class Goal:
     def __str__(self) -> str:
         return f"agree {self.value:g}" if self.kind == "agree" else f"perplexity +{self.value * 100:g}%"
 
-    def excess(self, table: Table) -> F64:
+    def excess(self, table: DepthOutcomes) -> F64:
         """[R, N]: what a token costs when it leaves after each depth; 0 after the last one."""
         if self.kind == "agree":
             return (~table.agree).astype(np.float64)
@@ -126,7 +126,7 @@ class Point:
     perplexity: float
 
 
-def outcome(table: Table, scores: F32, thresholds: Sequence[float], up: bool) -> Point:
+def outcome(table: DepthOutcomes, scores: F32, thresholds: Sequence[float], up: bool) -> Point:
     """What ``thresholds`` (R − 1 of them) give on ``table``; ``scores`` [R − 1, N] is the rule's measure."""
     scores = _checked(table, scores, up)
     limits = np.array(thresholds, np.float32)[:, None]
@@ -140,7 +140,7 @@ def outcome(table: Table, scores: F32, thresholds: Sequence[float], up: bool) ->
     )
 
 
-def search(table: Table, scores: F32, up: bool, goal: Goal, *, margin: float = 1.0) -> Thresholds:
+def search(table: DepthOutcomes, scores: F32, up: bool, goal: Goal, *, margin: float = 1.0) -> Thresholds:
     """R − 1 thresholds with the least mean depth that keeps ``goal`` on ``table``, as exact float32 values.
 
     ``scores`` [R − 1, N] is the rule's measure at each depth but the last. ``margin``: standard errors that
@@ -150,7 +150,7 @@ def search(table: Table, scores: F32, up: bool, goal: Goal, *, margin: float = 1
 
 
 def frontier(
-    table: Table, scores: F32, up: bool, goals: Sequence[Goal], *, margin: float = 1.0
+    table: DepthOutcomes, scores: F32, up: bool, goals: Sequence[Goal], *, margin: float = 1.0
 ) -> list[Thresholds]:
     """``search`` for each of ``goals``, for the curve of a rule."""
     scores = _checked(table, scores, up)
@@ -282,7 +282,7 @@ def _exit_depths(passes: Bool) -> I64:
     return np.asarray(np.concatenate([passes, last]).argmax(axis=0), np.int64)
 
 
-def _checked(table: Table, scores: F32, up: bool) -> F32:
+def _checked(table: DepthOutcomes, scores: F32, up: bool) -> F32:
     """``scores`` as float32; ValueError unless they are [R − 1, N] of ``table`` and none reaches ``NEVER``."""
     scores = np.asarray(scores, np.float32)
     if scores.shape != (table.depths - 1, table.tokens):

@@ -19,7 +19,7 @@ from ..family import Reading
 from .config_keys import check_keys
 from .config_values import activation, flag, number, rope, size, token_ids
 from .near_ties import found_plan
-from .reader import Reader, Rows, Source
+from .reader import FusedRows, Reader, Source
 from .ties import LayerNames, Run
 
 CLASS = "GPTNeoXForCausalLM"
@@ -166,7 +166,7 @@ def _sources(heads: int) -> dict[str, Source]:
     found = {}
     for kind in ("weight", "bias"):
         for place, part in enumerate(("q_proj", "k_proj", "v_proj")):
-            found[f"{part}.{kind}"] = Source(f"{FUSED}.{kind}", Rows(place, 3, heads))
+            found[f"{part}.{kind}"] = Source(f"{FUSED}.{kind}", FusedRows(place, 3, heads))
         found |= {f"{ours}.{kind}": Source(f"{theirs}.{kind}") for ours, theirs in MATRICES.items()}
     for ours, theirs in NORMS.items():
         found |= {

@@ -20,7 +20,7 @@ from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
 from .config_keys import OFF, ONLY, check_keys
 from .config_values import flag, number, size, token_ids
-from .reader import Reader, Rows, Source
+from .reader import FusedRows, Reader, Source
 from .ties import MAX_LAYERS, LayerNames
 
 STACKS = {
@@ -35,12 +35,12 @@ PARTS = {
     "attention_out_norm.weight": Source("norm_2.weight"),
     "mlp_norm.weight": Source("norm_3.weight"),
     "mlp_out_norm.weight": Source("norm_4.weight"),
-    "q_proj.weight": Source("attn.Wqkv.weight", Rows(0, 3)),
-    "k_proj.weight": Source("attn.Wqkv.weight", Rows(1, 3)),
-    "v_proj.weight": Source("attn.Wqkv.weight", Rows(2, 3)),
+    "q_proj.weight": Source("attn.Wqkv.weight", FusedRows(0, 3)),
+    "k_proj.weight": Source("attn.Wqkv.weight", FusedRows(1, 3)),
+    "v_proj.weight": Source("attn.Wqkv.weight", FusedRows(2, 3)),
     "o_proj.weight": Source("attn.proj.weight"),
-    "gate_proj.weight": Source("mlp.fc.weight", Rows(0, 2)),
-    "up_proj.weight": Source("mlp.fc.weight", Rows(1, 2)),
+    "gate_proj.weight": Source("mlp.fc.weight", FusedRows(0, 2)),
+    "up_proj.weight": Source("mlp.fc.weight", FusedRows(1, 2)),
     "down_proj.weight": Source("mlp.proj.weight"),
 }
 """Where a layer has its tensors."""

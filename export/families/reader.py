@@ -21,10 +21,10 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Rows:
+class FusedRows:
     """Part ``number`` of ``parts`` equal ones in a fused tensor, whose rows are ``groups`` times these parts in turn.
 
-    Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``Rows(0, 3, heads)``.
+    Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``FusedRows(0, 3, heads)``.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Source:
     """A tensor of a checkpoint, and which of its rows; None: all."""
 
     name: str
-    rows: Rows | None = None
+    rows: FusedRows | None = None
 
 
 class Reader:
@@ -143,12 +143,12 @@ class Reader:
         return load if source.rows is None else partial(_rows, load, source.rows)
 
 
-def _whole(shape: Shape, rows: Rows | None) -> Shape:
+def _whole(shape: Shape, rows: FusedRows | None) -> Shape:
     """The shape of the tensor that has ``shape`` in some of its rows."""
     return shape if rows is None else (rows.parts * shape[0], *shape[1:])
 
 
-def _rows(load: Loader, rows: Rows) -> torch.Tensor:
+def _rows(load: Loader, rows: FusedRows) -> torch.Tensor:
     whole = load()
     split: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))[:, rows.number]
     return split.flatten(0, 1).contiguous()

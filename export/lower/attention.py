@@ -18,7 +18,7 @@ from ...runtime.model.ops import Attend, AttendLearned, Rotate
 from ...runtime.model.program import Program
 from .depths import each_row
 from .elementwise import capped
-from .graph import Graph, Rows
+from .graph import Graph, StageValue
 from .values import Turned, Values
 
 _MASKED = -1e30
@@ -29,7 +29,7 @@ _HEAD_DIMS, _TURNED_DIMS = 8, 16
 """GroupQueryAttention takes heads of a multiple of so many dims, and turns so many of them."""
 
 
-def turn(graph: Graph, values: Values, op: Rotate) -> Rows:
+def turn(graph: Graph, values: Values, op: Rotate) -> StageValue:
     """q or k turned to its positions, by an operator of its own."""
     x = values[op.x]
     cos, sin = graph.turns(graph.program.rotations.index(op.by), op.by.dims // 2)
@@ -38,7 +38,7 @@ def turn(graph: Graph, values: Values, op: Rotate) -> Rows:
     attributes |= partial if op.by.dims * op.heads != x.size else {}
     positions = each_row(graph, "positions", x.fresh)
     y = graph.fused("RotaryEmbedding", x.value, positions, cos, sin, **attributes)
-    return Rows(y, x.size, x.fresh)
+    return StageValue(y, x.size, x.fresh)
 
 
 def rotate(graph: Graph, values: Values, op: Rotate) -> None:
@@ -52,7 +52,7 @@ def attend(graph: Graph, values: Values, op: Attend) -> None:
     if graph.packed:
         flat = graph.one("Reshape", y, graph.numbers(-1, 1, op.heads * op.head_dim))
         y = graph.one("Gather", flat, graph.given("kept"), axis=0)
-    values[op.y] = Rows(y, op.heads * op.head_dim)
+    values[op.y] = StageValue(y, op.heads * op.head_dim)
 
 
 def _fits(op: Attend) -> bool:
@@ -90,7 +90,7 @@ def attend_learned(graph: Graph, values: Values, op: AttendLearned) -> None:
     scores = graph.one("Mul", scores, graph.number(op.scale))
     shares = graph.one("Softmax", scores, axis=-1)
     y = graph.one("MatMul", shares, graph.one("Transpose", learned, perm=(1, 2, 0, 3)))
-    values[op.y] = Rows(_merged(graph, y, op), op.heads * op.head_dim, values[op.q].fresh)
+    values[op.y] = StageValue(_merged(graph, y, op), op.heads * op.head_dim, values[op.q].fresh)
 
 
 def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
@@ -137,7 +137,7 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
     return y
 
 
-def _in_lanes(graph: Graph, x: Rows) -> ir.Value:
+def _in_lanes(graph: Graph, x: StageValue) -> ir.Value:
     """x as [B, S, size]."""
     if not graph.packed:
         return x.value

@@ -11,7 +11,7 @@ from ...runtime.engines.onnx.operators import MICROSOFT
 from ...runtime.model.ops import Act, Add, Concat, Function, Mul, Norm, Scale, Slice, Softcap
 from .depths import fresh_rows, vector
 from .fresh import Fresh
-from .graph import Graph, Rows
+from .graph import Graph, StageValue
 from .values import Sum, Values
 
 
@@ -31,7 +31,7 @@ def norm(graph: Graph, values: Values, op: Norm) -> None:
             "SkipSimplifiedLayerNormalization", a.value, b.value, gamma,
             domain=MICROSOFT, outputs=4, epsilon=op.eps,
         )  # fmt: skip
-        x = values[op.x] = Rows(total, a.size, a.fresh)
+        x = values[op.x] = StageValue(total, a.size, a.fresh)
     else:
         x = values[op.x]
         y = x.value if op.groups == 1 else graph.reshaped(x.value, op.groups, size)
@@ -49,7 +49,7 @@ def norm(graph: Graph, values: Values, op: Norm) -> None:
         y = graph.one("Add", y, _by_group(graph, bias, op) if bias_by_lane else bias)
     if op.groups > 1:
         y = graph.reshaped(y, x.size)
-    values[op.y] = Rows(y, x.size, x.fresh)
+    values[op.y] = StageValue(y, x.size, x.fresh)
 
 
 def act(graph: Graph, x: ir.Value, function: Function) -> ir.Value:
@@ -60,7 +60,7 @@ def act(graph: Graph, x: ir.Value, function: Function) -> ir.Value:
 def acted(graph: Graph, values: Values, op: Act) -> None:
     """An activation."""
     x = values[op.x]
-    values[op.y] = Rows(act(graph, x.value, op.function), x.size, x.fresh)
+    values[op.y] = StageValue(act(graph, x.value, op.function), x.size, x.fresh)
 
 
 def add(graph: Graph, values: Values, op: Add) -> None:
@@ -77,7 +77,7 @@ def mul(graph: Graph, values: Values, op: Mul) -> None:
         parts = graph.reshaped(a.value, b.size, a.size // b.size)
         y = graph.one("Mul", parts, graph.one("Unsqueeze", b.value, graph.numbers(-1)))
         y = graph.reshaped(y, a.size)
-    values[op.y] = Rows(y, a.size, a.fresh)
+    values[op.y] = StageValue(y, a.size, a.fresh)
 
 
 def scale(graph: Graph, values: Values, op: Scale) -> None:
@@ -90,13 +90,13 @@ def scale(graph: Graph, values: Values, op: Scale) -> None:
         y = graph.one("Mul", y, graph.number(op.factor))
     if op.offset:
         y = graph.one("Add", y, graph.number(op.offset))
-    values[op.y] = Rows(y, x.size, x.fresh)
+    values[op.y] = StageValue(y, x.size, x.fresh)
 
 
 def softcap(graph: Graph, values: Values, op: Softcap) -> None:
     """cap · tanh(x / cap)."""
     x = values[op.x]
-    values[op.y] = Rows(capped(graph, x.value, op.cap), x.size, x.fresh)
+    values[op.y] = StageValue(capped(graph, x.value, op.cap), x.size, x.fresh)
 
 
 def capped(graph: Graph, x: ir.Value, cap: float) -> ir.Value:
@@ -108,20 +108,20 @@ def concat(graph: Graph, values: Values, op: Concat) -> None:
     """Values side by side."""
     parts = [values[name] for name in op.x]
     joined = graph.one("Concat", *(part.value for part in parts), axis=-1)
-    values[op.y] = Rows(joined, sum(part.size for part in parts), parts[0].fresh)
+    values[op.y] = StageValue(joined, sum(part.size for part in parts), parts[0].fresh)
 
 
 def cut(graph: Graph, values: Values, op: Slice) -> None:
     """Some columns."""
     x = values[op.x]
     bounds = graph.numbers(op.start), graph.numbers(op.stop), graph.numbers(-1)
-    values[op.y] = Rows(graph.one("Slice", x.value, *bounds), op.stop - op.start, x.fresh)
+    values[op.y] = StageValue(graph.one("Slice", x.value, *bounds), op.stop - op.start, x.fresh)
 
 
 def fresh(graph: Graph, values: Values, op: Fresh) -> None:
     """The rows that get new K and V."""
     x = values[op.x]
-    values[op.y] = Rows(fresh_rows(graph, x.value), x.size, fresh=True)
+    values[op.y] = StageValue(fresh_rows(graph, x.value), x.size, fresh=True)
 
 
 def _by_group(graph: Graph, numbers: ir.Value | None, op: Norm) -> ir.Value:

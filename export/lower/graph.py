@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ...runtime.engines.onnx.operators import MICROSOFT, OPERATORS
 from ...runtime.model.program import Program
-from ..weights import Place, places
+from ..weights import TensorSpan, tensor_spans
 
 OPSET, MICROSOFT_OPSET = 21, 1
 
@@ -55,7 +55,7 @@ _PACKED = ("spread", "spread_new", "kept")
 
 
 @dataclass(frozen=True)
-class Rows:
+class StageValue:
     """A value of the program, [..., size]. ``fresh``: only of the rows that get new K and V (see ``fresh.py``)."""
 
     value: ir.Value
@@ -68,13 +68,13 @@ class Stored:
     """The stored tensors of a model: the file, where in it each is, and the group size of the codes (0: a row)."""
 
     file: Path
-    places: Mapping[str, Place]
+    tensor_spans: Mapping[str, TensorSpan]
     group_size: int
 
     @staticmethod
     def open(file: Path, group_size: int) -> Stored:
         """Of a file that ``WeightsWriter`` wrote."""
-        return Stored(file, places(file), group_size)
+        return Stored(file, tensor_spans(file), group_size)
 
 
 class Graph:
@@ -141,14 +141,14 @@ class Graph:
         as_float: bool = False,
     ) -> ir.Value:
         """The stored tensor ``name``, or some of its rows, read as ``shape``; cast to float32 ``as_float``."""
-        place = self.stored.places[name]
+        place = self.stored.tensor_spans[name]
         if rows is not None and rows != (0, place.shape[0]):
             place, name = place.rows(*rows), f"{name}[{rows[0]}:{rows[1]}]"
         sizes = tuple(shape or place.shape)
         value = self.once(("weight", name, sizes), lambda: self._external(name, place, sizes))
         return self.cast(value) if as_float and place.dtype != "F32" else value
 
-    def _external(self, name: str, place: Place, sizes: tuple[int, ...]) -> ir.Value:
+    def _external(self, name: str, place: TensorSpan, sizes: tuple[int, ...]) -> ir.Value:
         if name in self._initializers:
             name = f"{name}[{','.join(map(str, sizes))}]"  # the same bytes in another shape
         kind, file = _TYPES[place.dtype], self.stored.file
@@ -177,7 +177,7 @@ class Graph:
 
     def has(self, name: str) -> bool:
         """Is there a stored tensor ``name``?"""
-        return name in self.stored.places
+        return name in self.stored.tensor_spans
 
     def given(self, name: str) -> ir.Value:
         """What the host gives as ``name``."""

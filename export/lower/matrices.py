@@ -18,7 +18,7 @@ from ...runtime.model.ops import Embed, Experts, Linear
 from ...runtime.model.weights import Delta, Matrix, sibling
 from .depths import each_row, mask, of_depth
 from .elementwise import act
-from .graph import Graph, Rows
+from .graph import Graph, StageValue
 from .values import Joint, Part, Values
 
 INT8_ACTIVATIONS = 4
@@ -47,7 +47,7 @@ def linear(graph: Graph, values: Values, op: Linear) -> None:
         y = _with_deltas(graph, x.value, y, op, matrix, names)
         if matrix.bias and rescaled:  # which it is not itself
             y = graph.one("Add", y, _columns(graph, _bias(graph, op.weight, at), matrix, start, width))
-    joined = Rows(y, width, x.fresh)
+    joined = StageValue(y, width, x.fresh)
     if len(op.y) == 1:
         values[op.y[0]] = joined
         return
@@ -91,7 +91,7 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
     if graph.has(f"{name}.weight"):
         y = graph.one("Gather", graph.weight(f"{name}.weight", as_float=True), ids, axis=0)
     else:
-        shape = graph.stored.places[f"{name}.codes"].shape
+        shape = graph.stored.tensor_spans[f"{name}.codes"].shape
         codes = graph.weight(f"{name}.codes", shape=(shape[0], prod(shape[1:])))
         if group:
             scales = graph.weight(f"{name}.scales", as_float=True)
@@ -108,7 +108,7 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
             y = graph.one("Mul", centred, graph.cast(scale))
     if op.scale != 1:
         y = graph.one("Mul", y, graph.number(op.scale))
-    values[op.y] = Rows(y, columns)
+    values[op.y] = StageValue(y, columns)
 
 
 def experts(graph: Graph, values: Values, op: Experts) -> None:
@@ -132,10 +132,10 @@ def experts(graph: Graph, values: Values, op: Experts) -> None:
         y = graph.one("Mul", y, share)
         found = y if found is None else graph.one("Add", found, y)
     assert found is not None
-    values[op.y] = Rows(found, down.rows, x.fresh)
+    values[op.y] = StageValue(found, down.rows, x.fresh)
 
 
-def _shares(graph: Graph, scores: Rows, op: Experts) -> ir.Value:
+def _shares(graph: Graph, scores: StageValue, op: Experts) -> ir.Value:
     """[..., X]: what each expert counts."""
     p = graph.one("Softmax", scores.value, axis=-1)
     _, chosen = graph.node("TopK", p, graph.numbers(op.top), outputs=2, axis=-1)
@@ -148,7 +148,7 @@ def _shares(graph: Graph, scores: Rows, op: Experts) -> ir.Value:
 
 
 def _bits(graph: Graph, name: str) -> int:
-    return 8 * graph.stored.places[f"{name}.codes"].shape[2] // graph.stored.group_size
+    return 8 * graph.stored.tensor_spans[f"{name}.codes"].shape[2] // graph.stored.group_size
 
 
 def _transposed(graph: Graph, weight: ir.Value) -> ir.Value:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
 
-from ...runtime.engines.coreml.layout import Place
+from ...runtime.engines.coreml.layout import CacheState
 from ...runtime.model.rotation import Rotation
 from ...runtime.model.weights import Vector
 from ..targets.coreml.constants import Constants, Store, Var
-from ..targets.coreml.plan import Plan
+from ..targets.coreml.plan import PackagePlan
 
-HIDDEN = np.float16(-3e4)
+MASKED = np.float16(-3e4)
 """Added to the scores of tokens that are not seen: its exponential is 0 in float16 and in float32."""
 
 
@@ -25,7 +25,7 @@ class States:
     remove_redundant_ops takes a second read for the first, and drops what was written in between.
     """
 
-    def __init__(self, plan: Plan, states: dict[str, Var]) -> None:
+    def __init__(self, plan: PackagePlan, states: dict[str, Var]) -> None:
         self._shapes, self._states = plan.states, states
         self._values: dict[str, Var] = {}
 
@@ -52,7 +52,7 @@ class States:
 class Tokens:
     """The T tokens of a function: their places, what they see, and how far they turn; each made when it is wanted."""
 
-    def __init__(self, plan: Plan, constants: Constants, inputs: dict[str, Var], count: int) -> None:
+    def __init__(self, plan: PackagePlan, constants: Constants, inputs: dict[str, Var], count: int) -> None:
         """``inputs`` of the function: the ``position`` [1] int32 of the first of ``count`` tokens, or for a text that
         is read at once, how many ``tokens`` of them it has.
         """
@@ -105,7 +105,7 @@ class Tokens:
             unseen, *others = hidden
             for other in others:
                 unseen = mb.logical_or(x=unseen, y=other)
-            mask = mb.mul(x=mb.cast(x=unseen, dtype="fp16"), y=HIDDEN)
+            mask = mb.mul(x=mb.cast(x=unseen, dtype="fp16"), y=MASKED)
             self._masks[key] = mb.expand_dims(x=mb.tile(x=mask, reps=[groups, 1]), axes=[0, 1])
         return self._masks[key]
 
@@ -152,7 +152,7 @@ class Scope:
     V are in the states.
     """
 
-    def __init__(self, plan: Plan, store: Store, inputs: dict[str, Var], count: int) -> None:
+    def __init__(self, plan: PackagePlan, store: Store, inputs: dict[str, Var], count: int) -> None:
         """``inputs`` of the function, its states among them; ``count`` tokens."""
         self.plan, self.inputs, self.count = plan, inputs, count
         self.constants = Constants(store)
@@ -182,7 +182,7 @@ class Scope:
         pick = None if vector.rows is None else 0 if vector.rows == 1 else self.at(depth)
         return self.constants.half(f"{name}.weight", pick)
 
-    def place(self, cache: int) -> Place:
+    def place(self, cache: int) -> CacheState:
         """Where the K and V of ``cache`` are."""
         return self.plan.layout.place(self.stage, cache, self.depth)
 

@@ -21,7 +21,7 @@ from ...runtime.model.sizes import output_size
 from ...runtime.model.transform import keys_values
 from . import attention, elementwise, matrices
 from .fresh import Fresh, with_fresh
-from .graph import Graph, Rows, Stored
+from .graph import Graph, StageValue, Stored
 from .values import Values
 
 LOWERINGS: Mapping[type, Callable[[Graph, Values, Any], None]] = {
@@ -106,7 +106,7 @@ def _with_logits(graph: Graph, stage: Stage) -> ir.Model:
     for name, given in zip(head.inputs, stage.outputs, strict=True):
         x = values[given]
         flat = graph.one("Reshape", x.value, graph.numbers(-1, x.size))
-        chosen[name] = Rows(graph.one("Gather", flat, graph.given("rows"), axis=0), x.size)
+        chosen[name] = StageValue(graph.one("Gather", flat, graph.given("rows"), axis=0), x.size)
     graph.lanes = False
     _write(graph, chosen, head.ops)
     (logits,) = head.outputs
@@ -130,7 +130,7 @@ def write_ops(graph: Graph, stage: Stage, shared: bool = False) -> Values:
         if len(carries) > 1:
             parts = list(graph.node("Split", *parts, graph.numbers(*sizes), outputs=len(sizes), axis=-1))
         for name, part, size in zip(stage.inputs, parts, sizes, strict=True):
-            values[name] = Rows(part, size)
+            values[name] = StageValue(part, size)
     graph.shared = shared
     _write(graph, values, with_fresh(stage.ops, stage.outputs) if shared else stage.ops)
     return values

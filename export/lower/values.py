@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.model.ops import Rotate
-from .graph import Graph, Rows
+from .graph import Graph, StageValue
 
 
 @dataclass(frozen=True, eq=False)
 class Joint:
     """The outputs ``names`` of one matrix, side by side in ``rows``, with their ``sizes``."""
 
-    rows: Rows
+    rows: StageValue
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
@@ -46,13 +46,13 @@ class Turned:
     op: Rotate
 
 
-Value = Rows | Part | Sum | Turned
+Value = StageValue | Part | Sum | Turned
 
 
 class Values:
     """Of one stage, while its graph is written."""
 
-    def __init__(self, graph: Graph, turn: Callable[[Graph, Values, Rotate], Rows]) -> None:
+    def __init__(self, graph: Graph, turn: Callable[[Graph, Values, Rotate], StageValue]) -> None:
         """``turn`` writes a rotation that no attention does."""
         self.graph, self._turn = graph, turn
         self._values: dict[str, Value] = {}
@@ -64,30 +64,30 @@ class Values:
         """The value as it is, made or not."""
         return self._values[name]
 
-    def __getitem__(self, name: str) -> Rows:
+    def __getitem__(self, name: str) -> StageValue:
         """The value, made now if it was not."""
         value = self._values[name]
         if isinstance(value, Part):
             self._split(value.joint)
         elif isinstance(value, Sum):
             a, b = self[value.a], self[value.b]
-            self._values[name] = Rows(self.graph.one("Add", a.value, b.value), a.size, a.fresh)
+            self._values[name] = StageValue(self.graph.one("Add", a.value, b.value), a.size, a.fresh)
         elif isinstance(value, Turned):
             self._values[name] = self._turn(self.graph, self, value.op)
         made = self._values[name]
-        assert isinstance(made, Rows)
+        assert isinstance(made, StageValue)
         return made
 
     def size(self, name: str) -> int:
         """Columns of the value, made or not."""
         value = self._values[name]
-        if isinstance(value, Rows):
+        if isinstance(value, StageValue):
             return value.size
         if isinstance(value, Part):
             return value.joint.sizes[value.joint.names.index(name)]
         return self.size(value.a if isinstance(value, Sum) else value.op.x)
 
-    def together(self, *names: str) -> Rows | None:
+    def together(self, *names: str) -> StageValue | None:
         """Those values side by side, if one matrix gave them and nothing else, in this order."""
         parts = [self._values[name] for name in names]
         first = parts[0]
@@ -102,4 +102,4 @@ class Values:
         attributes: dict[str, Any] = {"num_outputs": len(sizes)} if equal else {}
         parts = graph.node("Split", *inputs, outputs=len(sizes), axis=-1, **attributes)
         for name, value, size in zip(joint.names, parts, sizes, strict=True):
-            self._values[name] = Rows(value, size, joint.rows.fresh)
+            self._values[name] = StageValue(value, size, joint.rows.fresh)

@@ -18,10 +18,10 @@ from ...runtime.model.sizes import sizes
 from . import xnnpack_attend, xnnpack_ops
 from .xnnpack_attend import Turn, together
 from .xnnpack_call import Call
-from .xnnpack_ops import Place, plain
+from .xnnpack_ops import LoweringScope, plain
 from .xnnpack_weights import Delta, Held
 
-Lowering = Callable[[Any, Place], nn.Module]
+Lowering = Callable[[Any, LoweringScope], nn.Module]
 LOWERINGS: Mapping[type, Lowering] = {
     ops.Norm: xnnpack_ops.Norm,
     ops.Linear: xnnpack_ops.Linear,
@@ -54,7 +54,7 @@ class Steps(nn.Module):
         super().__init__()
         known = sizes(stage, given, held.program.weights)
         self.found = together(stage.ops, known) if Turn in lowerings else list(stage.ops)
-        self.inputs, self.outputs, place = stage.inputs, stage.outputs, Place(held, known)
+        self.inputs, self.outputs, place = stage.inputs, stage.outputs, LoweringScope(held, known)
         self.steps = nn.ModuleList(lowerings[type(op)](op, place) for op in self.found)
 
     @property

@@ -23,7 +23,7 @@ from ...runtime.engines.executorch.kinds import Turning, mask_of
 from ...runtime.model import ops
 from ...runtime.model.rotation import Rotation
 from .xnnpack_call import Call, Pair
-from .xnnpack_ops import Place, Slice, by_heads, capped, rows
+from .xnnpack_ops import LoweringScope, Slice, by_heads, capped, rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _alike(last: Turn, turn: Turn, sizes: Mapping[str, int]) -> bool:
 class Rotate(nn.Module):
     """Each head turned to its row's position; what is not turned of it stays behind."""
 
-    def __init__(self, op: Turn, place: Place) -> None:
+    def __init__(self, op: Turn, place: LoweringScope) -> None:
         super().__init__()
         self.heads, self.turning, self.dims = op.heads, Turning(op.by, op.pairs), op.by.dims
         self.width = place.sizes[op.x[0]] // op.heads[0]
@@ -108,7 +108,7 @@ def swapped(dims: int, pairs: bool, width: int) -> Tensor:
 class Attend(nn.Module):
     """Attention of M rows, each with a cache of its own, or all of one lane."""
 
-    def __init__(self, op: ops.Attend, place: Place) -> None:
+    def __init__(self, op: ops.Attend, place: LoweringScope) -> None:
         super().__init__()
         self.op, self.mask = op, (mask_of(place.held.program, op), op.heads // op.kv_heads)
 
@@ -152,7 +152,7 @@ class Attend(nn.Module):
 class AttendLearned(nn.Module):
     """Attention over keys and values that are weights: a matrix product for each KV head."""
 
-    def __init__(self, op: ops.AttendLearned, place: Place) -> None:
+    def __init__(self, op: ops.AttendLearned, place: LoweringScope) -> None:
         super().__init__()
         self.op, group = op, op.heads // op.kv_heads * op.head_dim
         starts = [k * group for k in range(op.kv_heads)]

@@ -21,7 +21,7 @@ Result = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class LoweringScope:
     """Where an op is lowered: the weights, and the sizes of the values of its stage."""
 
     held: Held
@@ -39,7 +39,7 @@ class Plain(nn.Module):
         return self.function(self.op, *x)
 
 
-def plain(function: Callable[..., Result]) -> Callable[[ops.Op, Place], Plain]:
+def plain(function: Callable[..., Result]) -> Callable[[ops.Op, LoweringScope], Plain]:
     """The lowering of an op without constants."""
     return lambda op, place: Plain(op, function)
 
@@ -47,7 +47,7 @@ def plain(function: Callable[..., Result]) -> Callable[[ops.Op, Place], Plain]:
 class Norm(nn.Module):
     """RMSNorm or LayerNorm. Means are matrix products: XNNPACK takes no mean over the last of two axes."""
 
-    def __init__(self, op: ops.Norm, place: Place) -> None:
+    def __init__(self, op: ops.Norm, place: LoweringScope) -> None:
         super().__init__()
         size = place.sizes[op.x] // op.groups
         self.groups, self.centred = op.groups, op.kind == "layer"
@@ -74,7 +74,7 @@ class Norm(nn.Module):
 class Linear(nn.Module):
     """x through a matrix, or some of its parts, with biases and deltas."""
 
-    def __init__(self, op: ops.Linear, place: Place) -> None:
+    def __init__(self, op: ops.Linear, place: LoweringScope) -> None:
         super().__init__()
         matrix = place.held.program.matrix(op.weight)
         sizes, last = list(matrix.parts.values()), op.first + len(op.y)
@@ -118,7 +118,7 @@ class Linear(nn.Module):
 class Scale(nn.Module):
     """factor · x · w + offset."""
 
-    def __init__(self, op: ops.Scale, place: Place) -> None:
+    def __init__(self, op: ops.Scale, place: LoweringScope) -> None:
         super().__init__()
         self.op = op
         self.weight = None if op.weight is None else place.held.numbers(op.weight, op.at)
@@ -135,7 +135,7 @@ class Scale(nn.Module):
 class Slice(nn.Module):
     """Some columns; by a matrix where XNNPACK does not slice."""
 
-    def __init__(self, op: ops.Slice, place: Place) -> None:
+    def __init__(self, op: ops.Slice, place: LoweringScope) -> None:
         super().__init__()
         self.op, self.free = op, place.held.free
         if self.free:

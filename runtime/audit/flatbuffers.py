@@ -18,7 +18,7 @@ LONGEST = 1 << 16
 
 
 @dataclass
-class Table:
+class FlatbufferTable:
     """A table as it was found: values of scalars, texts, tables, lists of these, by the number of the field."""
 
     kind: str
@@ -35,9 +35,9 @@ class Reader:
     def __init__(self, ledger: Ledger, schema: Schema, start: int, end: int, kind: str) -> None:
         self._ledger, self._schema, self._start, self._end, self._kind = ledger, schema, start, end, kind
         self._data: Data = ledger.data
-        self._tables: dict[int, Table] = {}
+        self._tables: dict[int, FlatbufferTable] = {}
 
-    def root(self, kind: str) -> Table:
+    def root(self, kind: str) -> FlatbufferTable:
         """The root table; its offset and the four letters of the format come first."""
         self._take(self._start, 8)
         found = self._table(kind, self._start + self._number(self._start, 4))
@@ -57,10 +57,10 @@ class Reader:
             raise ValueError(f"a FlatBuffer that leads out of itself to byte {at}")
         return int.from_bytes(self._data[at : at + size], "little")
 
-    def _table(self, kind: str, at: int) -> Table:
+    def _table(self, kind: str, at: int) -> FlatbufferTable:
         if at in self._tables:
             return self._tables[at]
-        made = self._tables[at] = Table(kind)
+        made = self._tables[at] = FlatbufferTable(kind)
         back = self._number(self._take(at, 4), 4)
         places = at - (back - (1 << 32) if back >> 31 else back)
         count = self._number(places, 2)
@@ -76,7 +76,7 @@ class Reader:
                 )
         return made
 
-    def _field(self, made: Table, number: int, slots: list[str], at: int) -> None:
+    def _field(self, made: FlatbufferTable, number: int, slots: list[str], at: int) -> None:
         kind = slots[number]
         if "|" in kind:  # the byte before says which
             which = made.fields.get(number - 1, 0)

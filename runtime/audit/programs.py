@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..bundle.folder import Bundle
 from ..engines.executorch.kinds import lookups
 from ..engines.executorch.layout import read_layout
-from .flatbuffers import Reader, Schema, Table
+from .flatbuffers import FlatbufferTable, Reader, Schema
 from .ledger import Ledger
 
 _CALLS = "KernelCall|DelegateCall|MoveCall|JumpFalseCall|FreeCall"
@@ -169,7 +169,7 @@ def _program(ledger: Ledger, at: int) -> None:
     ledger.padding(size, base)
 
 
-def _named(ledger: Ledger, named: list[Table], asked: list[bytes]) -> dict[int, str]:
+def _named(ledger: Ledger, named: list[FlatbufferTable], asked: list[bytes]) -> dict[int, str]:
     """The kinds of segments with weights: those whose name a method asks for."""
     kinds = {}
     for entry in named:
@@ -180,7 +180,9 @@ def _named(ledger: Ledger, named: list[Table], asked: list[bytes]) -> dict[int, 
     return kinds
 
 
-def _segments(ledger: Ledger, segments: list[Table], base: int, end: int, kinds: dict[int, str]) -> None:
+def _segments(
+    ledger: Ledger, segments: list[FlatbufferTable], base: int, end: int, kinds: dict[int, str]
+) -> None:
     """Account for each, and for the zeros between them."""
     for i, segment in enumerate(segments):
         start = base + segment.fields.get(0, 0)

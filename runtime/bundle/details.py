@@ -17,7 +17,7 @@ ByteCount = Callable[[float], str]
 
 
 @dataclass(frozen=True)
-class Table:
+class DetailsTable:
     """Rows for people. ``columns``: their headings, "#" before one of numbers; without, a row is (name, value)."""
 
     rows: list[tuple[str, ...]]
@@ -31,7 +31,7 @@ class Details(Struct, frozen=True, forbid_unknown_fields=True, tag_field="target
         """What is wrong with its numbers, one after the other; ``place`` is where it is in the manifest."""
         raise NotImplementedError
 
-    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[Table]:
+    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
         """What `edgeloop show` says of it."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from ..engines.details import GRAPHS, KINDS, Details
 from ..errors import BundleError
@@ -88,7 +88,7 @@ class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     thresholds: tuple[float, ...]
-    missing: str
+    skipped_kv: str = field(name="missing")
     goal: str
     tokens: int
     perplexity: float

@@ -34,7 +34,7 @@ def check_decode(decode: str, program: Program, policy: Policy) -> None:
             raise UsageError(f"decode 'pipelined': {reason}; use sequential")
 
 
-def decides(policy: Policy) -> bool:
+def exits_early(policy: Policy) -> bool:
     """Does an exit rule or a router decide how deep a token goes?"""
     return not (isinstance(policy.rule, ExitRule) and policy.rule.never)
 
@@ -42,12 +42,12 @@ def decides(policy: Policy) -> bool:
 def _exit_reasons(program: Program, policy: Policy) -> tuple[tuple[bool, str], ...]:
     """What keeps a rule from being pipelined."""
     rule = policy.rule
-    if not decides(policy):
+    if not exits_early(policy):
         return ()
     named = f"exit rule {policy.exit!r}"
     return (
         (
-            policy.missing == "latest",
+            policy.skipped_kv == "latest",
             "policy latest copies the K and V of a token that left, which a wrong draft would need back",
         ),
         (isinstance(rule, RoutingRule) and rule.topk, f"{named} has to see a whole text at once"),

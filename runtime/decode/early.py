@@ -51,14 +51,14 @@ class Waiting:
 class EarlyExit:
     """Token by token on a DepthLoop. What the loop holds already was run at full depth."""
 
-    def __init__(self, loop: DepthLoop, rule: ExitRule, heads: Mapping[str, F32], missing: str) -> None:
-        self.loop, self.rule, self.heads, self.missing = loop, rule, heads, missing
+    def __init__(self, loop: DepthLoop, rule: ExitRule, heads: Mapping[str, F32], skipped_kv: str) -> None:
+        self.loop, self.rule, self.heads, self.skipped_kv = loop, rule, heads, skipped_kv
         self._depths = loop.backend.program.depths
         self._seen = loop.backend.program.loop.carries[0].width
-        self._exact = missing == "exact"
-        if missing == "latest" and not loop.backend.can.host_rows:
+        self._exact = skipped_kv == "exact"
+        if skipped_kv == "latest" and not loop.backend.can.host_rows:
             raise UsageError(
-                f"policy 'latest' for missing K and V copies rows, and engine {loop.backend.name} has them to itself; "
+                f"policy 'latest' for skipped K and V copies rows, and engine {loop.backend.name} has them to itself; "
                 "choose another policy or engine"
             )
         self._waiting = [Waiting(loop.backend.program.width, d) for d in range(self._depths - 1)]
@@ -93,15 +93,15 @@ class EarlyExit:
             if leaves:
                 if logits is None:
                     logits = loop.read_out(last, position)
-                if self.missing == "propagate":
+                if self.skipped_kv == "propagate":
                     for waiting in self._waiting[depth:]:
                         waiting.push(last)
-                elif self.missing == "latest":
+                elif self.skipped_kv == "latest":
                     loop.repeat(depth, position)
                 break
         assert logits is not None
         loop.cached += 1
-        if self.missing == "shared":
+        if self.skipped_kv == "shared":
             loop.filled[:] = [loop.cached] * self._depths
         if any(waiting.count >= LIMIT for waiting in self._waiting):
             logits = logits.copy()

@@ -17,7 +17,7 @@ from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 
 _LANES = 512  # kept; chunks that lost some of their tokens come in every size
-Rows = Literal["last", "all"] | None
+LogitRows = Literal["last", "all"] | None
 Observe = Callable[[int, F32], None]
 """Called with (depth, state [1, S, D]) after every depth of every chunk; the state is only lent."""
 Visit = Callable[[int, int, F32], None]
@@ -87,7 +87,7 @@ class DepthLoop:
         """Tokens that the cache can hold."""
         return self.cache.capacity
 
-    def forward(self, ids: I64, rows: Rows = "last") -> F32:
+    def forward(self, ids: I64, rows: LogitRows = "last") -> F32:
         """Run ids [S] on top of the cached tokens, at full depth → logits [N, V].
 
         N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same).
@@ -101,7 +101,7 @@ class DepthLoop:
                 return self._forward(ids, rows)
         return self._forward(ids, rows)
 
-    def _forward(self, ids: I64, rows: Rows) -> F32:
+    def _forward(self, ids: I64, rows: LogitRows) -> F32:
         if len(ids) <= self.chunk:
             return self._pass(ids, rows)
         kept = np.empty((len(ids) if rows == "all" else 0, self.backend.program.vocab_size), np.float32)
@@ -161,7 +161,7 @@ class DepthLoop:
             )
         return ids
 
-    def _pass(self, ids: I64, rows: Rows, visit: Visit | None = None, first_row: int = 0) -> F32:
+    def _pass(self, ids: I64, rows: LogitRows, visit: Visit | None = None, first_row: int = 0) -> F32:
         """One chunk through every stage. Logits [N, V] as in ``forward``."""
         begin = perf_counter_ns()
         backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
@@ -212,7 +212,7 @@ class DepthLoop:
         clock.total_ns += perf_counter_ns() - begin - outside
         return logits
 
-    def _prompt(self, backend: RunsPrompts, ids: I64, rows: Rows, call: _Call) -> F32:
+    def _prompt(self, backend: RunsPrompts, ids: I64, rows: LogitRows, call: _Call) -> F32:
         """``_pass`` where nobody looks at what is between the stages."""
         start = perf_counter_ns()
         logits = backend.prompt(ids[None], rows == "last", call.prologue, self.cache)
@@ -279,7 +279,7 @@ class DepthLoop:
                 array[deeper, :, position] = array[own, :, position]
         self.filled[depth + 1 :] = [position + 1] * len(deeper)
 
-    def read_out(self, state: F32, first: int, rows: Rows = "last") -> F32:
+    def read_out(self, state: F32, first: int, rows: LogitRows = "last") -> F32:
         """state [1, n, D] of the tokens at positions ``first`` … through the epilogue → logits [N, V]."""
         n = state.shape[1]
         if rows is None and not self.epilogue_has_layers:

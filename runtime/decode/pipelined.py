@@ -16,10 +16,10 @@ from time import perf_counter_ns
 import numpy as np
 
 from ..engines.backend import F32, I64, Lanes
-from .acceptance import Pace
+from .draft_control import DraftController
 from .loop import DepthLoop
+from .pass_layout import PassLayout, make_layout
 from .sampling import Choose
-from .shapes import Shape, make_shape
 
 NONE = -1
 """No token is at that depth, or nothing was predicted."""
@@ -31,8 +31,8 @@ class Pipelined:
     Whoever runs or resets the loop itself says so with ``begin``.
     """
 
-    def __init__(self, loop: DepthLoop, draft: Choose, pace: Pace) -> None:
-        """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
+    def __init__(self, loop: DepthLoop, draft: Choose, pace: DraftController) -> None:
+        """``draft`` chooses from a shallow depth's logits; final ones are the caller's (``DraftController.timed``)."""
         program = loop.backend.program
         self.loop, self.pace, self.draft = loop, pace, draft
         self._depths, self._width = program.depths, program.width
@@ -54,7 +54,7 @@ class Pipelined:
         self._ids = np.zeros((1, 1), np.int64)
         slot = loop.cache.slot
         self._enter = Lanes.single(0, 0, 1, slot("prologue", loop.sequence, 0))
-        self._shapes: dict[tuple[int, ...], Shape] = {}
+        self._shapes: dict[tuple[int, ...], PassLayout] = {}
         # Where depths share K and V: the newest token alone, the deeper ones as one lane.
         self._first = Lanes.single(0, 0, 1, slot("block", loop.sequence, 0))
         self._rest: dict[int, tuple[Lanes, F32]] = {}
@@ -196,7 +196,7 @@ class Pipelined:
         self._ids[0, 0] = token
         return self.loop.backend.prologue(self._ids, lanes, self.loop.cache)
 
-    def _block(self, shape: Shape, first: int, entered: F32 | None) -> F32:
+    def _block(self, shape: PassLayout, first: int, entered: F32 | None) -> F32:
         """One depth more for every active token → states [B, 1, D] of the depths from ``shape.low`` on."""
         if self._shared:
             return self._block_shared(shape, first, entered)
@@ -213,7 +213,7 @@ class Pipelined:
         self._out, self._out_low = out, low
         return out
 
-    def _block_shared(self, shape: Shape, first: int, entered: F32 | None) -> F32:
+    def _block_shared(self, shape: PassLayout, first: int, entered: F32 | None) -> F32:
         """As ``_block`` where depths share a slot: depth 0 writes it, the deeper tokens read it as one lane of n."""
         backend, cache, out = self.loop.backend, self.loop.cache, self._out
         deep = [d for d in range(self._depths - 1, 0, -1) if self._at[d] != NONE]
@@ -239,7 +239,7 @@ class Pipelined:
         )
         return made
 
-    def _epilogue(self, shape: Shape, first: int, out: F32) -> F32 | None:
+    def _epilogue(self, shape: PassLayout, first: int, out: F32) -> F32 | None:
         """Logits [N, V] of ``shape.reads``. A coda's rows from q on are written anew: only what is final stays."""
         backend, cache = self.loop.backend, self.loop.cache
         if not shape.reads:
@@ -253,12 +253,12 @@ class Pipelined:
         np.take(out[:, 0], shape.coda_from, axis=0, out=shape.coda_input[0])
         return backend.epilogue(shape.coda_input, shape.rows, lane, cache)
 
-    def _shape(self) -> Shape:
+    def _shape(self) -> PassLayout:
         """The shape of a pass over what is active now; made once for each."""
         plan = self.pace.plan
         active = tuple(d for d in range(self._depths) if self._at[d] != NONE)
         key = (plan.depth, plan.judge, *active)
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = make_shape(self.loop, active, plan.depth, plan.judge)
+            shape = self._shapes[key] = make_layout(self.loop, active, plan.depth, plan.judge)
         return shape

@@ -13,16 +13,16 @@ from .exits import ExitRule, parse_rule
 from .routing import RoutingRule, parse_routing
 
 KV = ("per-depth", "shared", "last")
-MISSING = ("exact", "propagate", "latest", "shared", "skip")
+SKIPPED_KV = ("exact", "propagate", "latest", "shared", "skip")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """``exit``: the rule's text. ``kv``, ``missing``: as in ``KV`` and ``MISSING``. ``rule``: what ``exit`` means."""
+    """``exit``: the rule's text, ``rule`` what it means. ``kv``, ``skipped_kv``: one of ``KV``, of ``SKIPPED_KV``."""
 
     exit: str
     kv: str
-    missing: str
+    skipped_kv: str
     rule: ExitRule | RoutingRule
 
 
@@ -31,7 +31,7 @@ def choose_policy(
     heads: Mapping[str, F32],
     calibrated: Mapping[str, Exit],
     exit: str | None = None,  # noqa: A002 - the word of the command line
-    missing: str | None = None,
+    skipped_kv: str | None = None,
     kv: str | None = None,
 ) -> Policy:
     """The policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
@@ -42,9 +42,9 @@ def choose_policy(
         rule = parse_routing(text, program)
     else:
         rule = parse_rule(text, program, heads, calibrated)
-        if missing is None and text in calibrated and kv == "per-depth":
-            missing = calibrated[text].missing
-    return Policy(text, kv, _missing(program, kv, missing), rule)
+        if skipped_kv is None and text in calibrated and kv == "per-depth":
+            skipped_kv = calibrated[text].skipped_kv
+    return Policy(text, kv, _skipped_kv(program, kv, skipped_kv), rule)
 
 
 def _kv(program: Program, kv: str | None) -> str:
@@ -77,7 +77,7 @@ def _what(program: Program) -> str:
     return " and there is no loop" if program.depths == 1 else ""
 
 
-def _missing(program: Program, kv: str, missing: str | None) -> str:
+def _skipped_kv(program: Program, kv: str, skipped_kv: str | None) -> str:
     if kv != "per-depth":
         allowed = ["shared"]
     elif program.routing:
@@ -85,12 +85,13 @@ def _missing(program: Program, kv: str, missing: str | None) -> str:
     else:
         latest = program.depths > 1 and program.window is None  # rows stay where they are
         allowed = ["exact", *["propagate"] * can_fill(program), *["latest"] * latest, "skip"]
-    if missing is None:
+    if skipped_kv is None:
         return allowed[0]
-    if missing not in MISSING:
-        raise UsageError(f"policy {missing!r} for missing K and V; known: {', '.join(MISSING)}")
-    if missing not in allowed:
+    if skipped_kv not in SKIPPED_KV:
+        raise UsageError(f"policy {skipped_kv!r} for skipped K and V; known: {', '.join(SKIPPED_KV)}")
+    if skipped_kv not in allowed:
         raise UsageError(
-            f"policy {missing!r} for missing K and V: with {kv} K and V{_what(program)} there is {', '.join(allowed)}"
+            f"policy {skipped_kv!r} for skipped K and V: with {kv} K and V{_what(program)} there is "
+            f"{', '.join(allowed)}"
         )
-    return missing
+    return skipped_kv

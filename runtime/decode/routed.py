@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engines.backend import F32, I64
-from .loop import DepthLoop, Rows
+from .loop import DepthLoop, LogitRows
 from .routing import Router, RoutingRule, shared_calls
 
 
@@ -26,7 +26,7 @@ class RoutedLoop:
         self.router = Router(loop.backend.program, heads)
         self._shares = loop.backend.program.shares_kv
 
-    def forward(self, ids: I64, rows: Rows = "last") -> tuple[F32, I64]:
+    def forward(self, ids: I64, rows: LogitRows = "last") -> tuple[F32, I64]:
         """Run ids [S] → logits [N, V] (``rows`` as in DepthLoop.forward), and the depths [S] that each token ran.
 
         ``chunk-topk`` takes its share of all S tokens, so it runs them as one chunk; the others in the loop's chunks.
@@ -42,7 +42,7 @@ class RoutedLoop:
             kept.append(logits.copy())
         return np.concatenate(kept) if rows == "all" else kept[-1], depths
 
-    def _pass(self, ids: I64, rows: Rows) -> tuple[F32, npt.NDArray[np.int64]]:
+    def _pass(self, ids: I64, rows: LogitRows) -> tuple[F32, npt.NDArray[np.int64]]:
         begin = perf_counter_ns()
         loop = self.loop
         x = loop.enter(ids)[0].copy()

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..engines.backend import F32, I64
-from .acceptance import Pace
-from .decoding import decides
+from .decoding import exits_early
+from .draft_control import DraftController
 from .early import EarlyExit
 from .exits import ExitRule
-from .loop import DepthLoop, Rows
+from .loop import DepthLoop, LogitRows
 from .pipelined import Pipelined
-from .pipelined_course import PipelinedCourse
+from .pipelined_sequence import PipelinedSequence
 from .policy import Policy
 from .routed import RoutedLoop
 from .routing import RoutingRule
@@ -21,11 +21,11 @@ from .sampling import Choose
 
 
 def make_pipeline(
-    loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: Pace
-) -> Pipelined | PipelinedCourse:
+    loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: DraftController
+) -> Pipelined | PipelinedSequence:
     """What decodes pipelined under ``policy``; it may be kept for as long as the loop is, with another ``draft``."""
-    if decides(policy):
-        return PipelinedCourse(loop, policy, heads, draft, pace)
+    if exits_early(policy):
+        return PipelinedSequence(loop, policy, heads, draft, pace)
     return Pipelined(loop, draft, pace)
 
 
@@ -37,7 +37,7 @@ class Walk:
         loop: DepthLoop,
         policy: Policy,
         heads: Mapping[str, F32],
-        pipelined: Pipelined | PipelinedCourse | None = None,
+        pipelined: Pipelined | PipelinedSequence | None = None,
     ) -> None:
         """``pipelined``: what steps, on the same loop and under the same policy (``make_pipeline``)."""
         self.loop = loop
@@ -50,9 +50,9 @@ class Walk:
         if isinstance(rule, RoutingRule):
             self.routed = RoutedLoop(loop, rule, heads)
         elif isinstance(rule, ExitRule) and not rule.never and pipelined is None:
-            self.early = EarlyExit(loop, rule, heads, policy.missing)
+            self.early = EarlyExit(loop, rule, heads, policy.skipped_kv)
 
-    def prompt(self, ids: I64, rows: Rows = "last") -> F32:
+    def prompt(self, ids: I64, rows: LogitRows = "last") -> F32:
         """A prompt's ids [S] → logits [N, V]: at full depth, or routed."""
         if self.routed is None:
             logits = self.loop.forward(ids, rows)

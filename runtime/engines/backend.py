@@ -180,7 +180,7 @@ def check_fill(program: Program) -> None:
     if not can_fill(program):
         raise UsageError(
             "K and V of skipped depths can be filled in only where each depth has its own, without router, "
-            "sliding window and attention matrices for each depth; this model needs another policy for missing K and V"
+            "sliding window and attention matrices for each depth; this model needs another policy for skipped K and V"
         )
 
 

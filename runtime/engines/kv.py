@@ -5,7 +5,7 @@ The block has as many slots a sequence as depths that keep K and V of their own,
 All caches of a sequence lie in one piece of memory, so choose the capacity no larger than what is needed.
 
 Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens: then a slot has no
-more than W + ``SLACK`` rows, the first ``resident`` of them hold the most recent tokens in order, and the engine
+more than W + ``SLACK`` rows, the first ``rows_kept`` of them hold the most recent tokens in order, and the engine
 makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed KV Cache").
 """
 
@@ -90,8 +90,8 @@ class KVCache:
         """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
         if tokens == 0:
             return True
-        kept = resident(cached, self.rows, self.window) - (cached - tokens)
-        return kept == resident(tokens, self.rows, self.window)
+        kept = rows_kept(cached, self.rows, self.window) - (cached - tokens)
+        return kept == rows_kept(tokens, self.rows, self.window)
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
         """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
@@ -99,7 +99,7 @@ class KVCache:
         for stage, pairs in self.stages.items():
             row = sum(array[0, :, 0].nbytes for pair in pairs for array in pair)
             tokens = filled[-self.slots :] if stage == "block" else [cached]
-            total += row * sum(resident(count, self.rows, self.window) for count in tokens)
+            total += row * sum(rows_kept(count, self.rows, self.window) for count in tokens)
         return total
 
     @property
@@ -141,7 +141,7 @@ class GrowingPairs(list[tuple[F32, F32]]):
         self[:] = [(view(key), view(value)) for key, value in self._whole]
 
 
-def resident(tokens: int, rows: int, window: int | None) -> int:
+def rows_kept(tokens: int, rows: int, window: int | None) -> int:
     """How many of a slot's ``tokens`` tokens, the most recent ones, lie in its rows."""
     if window is None or tokens <= rows:
         return tokens

@@ -61,11 +61,11 @@ def _coreml_unfit() -> str:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineEntry:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
 
-    ``unfit`` says why the engine cannot run on this computer, whatever is installed; empty where it can. ``can`` is
-    what its folder declares.
+    ``unavailable_reason`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
+    ``can`` is what its folder declares.
     """
 
     module: str
@@ -74,15 +74,17 @@ class Engine:
     load: Callable[[Bundle, int | None, bool], Backend]
     install: str
     can: Capabilities
-    unfit: Callable[[], str] = str  # str() is empty
+    unavailable_reason: Callable[[], str] = str  # str() is empty
 
 
-ENGINES: dict[str, Engine] = {
-    "reference": Engine("numpy", "numpy", "onnx", _reference, "pip install edgeloop", reference.CAPABILITIES),
-    "onnx": Engine(
+ENGINES: dict[str, EngineEntry] = {
+    "reference": EngineEntry(
+        "numpy", "numpy", "onnx", _reference, "pip install edgeloop", reference.CAPABILITIES
+    ),
+    "onnx": EngineEntry(
         "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', onnx.CAPABILITIES
     ),
-    "executorch": Engine(
+    "executorch": EngineEntry(
         "executorch",
         "executorch",
         "executorch",
@@ -91,7 +93,7 @@ ENGINES: dict[str, Engine] = {
         executorch.CAPABILITIES,
         _executorch_unfit,
     ),
-    "coreml": Engine(
+    "coreml": EngineEntry(
         "coremltools",
         "coremltools",
         "coreml",
@@ -100,7 +102,7 @@ ENGINES: dict[str, Engine] = {
         coreml.CAPABILITIES,
         _coreml_unfit,
     ),
-    "coreml-reference": Engine(
+    "coreml-reference": EngineEntry(
         "coremltools",
         "coremltools",
         "coreml",
@@ -124,7 +126,7 @@ def available() -> list[EngineStatus]:
     """Every known engine, with the version of its package where it can run. Imports none of them."""
     return [
         EngineStatus(name, None, reason)
-        if (reason := engine.unfit())
+        if (reason := engine.unavailable_reason())
         else EngineStatus(name, _version(engine), engine.install)
         for name, engine in ENGINES.items()
     ]
@@ -141,7 +143,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     if threads is not None:
         threads = whole_number(threads, "threads", 1, MAX_THREADS)
-    if reason := engine.unfit():
+    if reason := engine.unavailable_reason():
         raise EngineError(f"engine {name} {reason}; choose another with --engine")
     if importlib.util.find_spec(engine.module) is None:
         raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
@@ -155,7 +157,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         others = [
             other
             for other, each in ENGINES.items()
-            if each.target in bundle.manifest.targets and not each.unfit()
+            if each.target in bundle.manifest.targets and not each.unavailable_reason()
         ]
         choice = f"choose --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(
@@ -174,7 +176,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
     return engine.load(bundle, threads, packed)
 
 
-def _version(engine: Engine) -> str | None:
+def _version(engine: EngineEntry) -> str | None:
     if importlib.util.find_spec(engine.module) is None:
         return None
     try:

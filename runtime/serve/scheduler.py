@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..decode.course import Ask
+from ..decode.sequence import StageCall
 from ..engines.backend import F32, Backend
 from ..engines.kv import KVCache
 from ..engines.packed import PackedLanes
@@ -33,14 +33,14 @@ _CALLS = 512  # kept; the rest of a prompt comes in every size
 class Task:
     """One sequence's wishes. ``ended`` is called once: with None, or with what the wishes themselves raised."""
 
-    wishes: Generator[Ask, F32, None]
+    wishes: Generator[StageCall, F32, None]
     ended: Callable[[BaseException | None], None]
     sequence: int = -1
     served: int = 0
     """The tick in which it came, or last had a wide call."""
 
 
-Want = tuple[Task, Ask]
+PendingCall = tuple[Task, StageCall]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,7 +65,7 @@ class Scheduler:
         """Ticks so far, nanoseconds inside the engine's calls, and in all."""
         self.calls = self.rows = 0
         """Block calls so far, and the rows in them."""
-        self._wants: dict[str, list[Want]] = {stage: [] for stage in STAGES}
+        self._wants: dict[str, list[PendingCall]] = {stage: [] for stage in STAGES}
         self._shared = backend.program.shares_kv
         self._held = np.zeros(sequences * cache.slots, np.int32)  # tokens of each slot of the block
         self._calls: dict[tuple[str, int, int, int, int, bool], _Call] = {}
@@ -101,7 +101,7 @@ class Scheduler:
             if not (ready := wants[stage]):
                 continue
             wants[stage] = []
-            together: list[Want] = []
+            together: list[PendingCall] = []
             for want in ready:
                 task, ask = want
                 if len(ask.rows) > NARROW:
@@ -126,7 +126,7 @@ class Scheduler:
         turn.served = self.ticks
         return turn
 
-    def _groups(self, stage: str, together: list[Want]) -> list[list[Want]]:
+    def _groups(self, stage: str, together: list[PendingCall]) -> list[list[PendingCall]]:
         """Who goes in a call together, each group in the order of its slots."""
         if len(together) > 1:
             together.sort(key=_sequence)
@@ -142,7 +142,7 @@ class Scheduler:
         deeper = [want for want in ones if want[1].depth > 0]
         return [*(group for group in (first, deeper) if group), *several]
 
-    def _call(self, stage: str, group: list[Want]) -> None:
+    def _call(self, stage: str, group: list[PendingCall]) -> None:
         """One call for ``group``, and its answers to each."""
         counts = [len(ask.rows) for _, ask in group]
         call = self._prepare(stage, group, counts)
@@ -166,7 +166,7 @@ class Scheduler:
             self._send(task, found[at : at + step])
             at += step
 
-    def _prepare(self, stage: str, group: list[Want], counts: list[int]) -> _Call:
+    def _prepare(self, stage: str, group: list[PendingCall], counts: list[int]) -> _Call:
         """The lanes and rows of a call, written into arrays that are made once for each shape."""
         looped = stage in ("block", "fill")
         shared = self._shared and stage == "block"
@@ -233,5 +233,5 @@ class Scheduler:
         self.free.append(task.sequence)
 
 
-def _sequence(want: Want) -> int:
+def _sequence(want: PendingCall) -> int:
     return want[0].sequence

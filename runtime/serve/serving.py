@@ -13,10 +13,10 @@ from types import TracebackType
 
 from ..bundle.folder import Bundle
 from ..checks import whole_number
-from ..decode.course import check_course
 from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
 from ..decode.sampling import SamplingOptions
+from ..decode.sequence import check_batched
 from ..engines.backend import I64, Backend
 from ..engines.table import open_backend
 from ..model.program import Program
@@ -26,10 +26,10 @@ from ..worker import Worker
 from .handle import Handle
 from .scheduler import Scheduler
 
-__all__ = ["Engine", "Handle"]
+__all__ = ["BatchServer", "Handle"]
 
 
-class Engine:
+class BatchServer:
     """A bundle that serves several requests at a time, by continuous depth-wise batching.
 
     One that is dropped without ``close`` serves what was submitted and then lets go of everything.
@@ -44,17 +44,17 @@ class Engine:
         waiting: int = 64,
         context: int | None = None,
         exit: str | None = None,  # noqa: A002 - the word of the command line
-        missing: str | None = None,
+        skipped_kv: str | None = None,
         kv: str | None = None,
     ) -> None:
         """As ``open``, with a backend that was opened for packed lanes."""
         for name, value, least in (("sequences", sequences, 1), ("waiting", waiting, 0)):
             whole_number(value, name, least)
         # A session that generates nothing: it checks requests and knows the policy.
-        self._session = Session(bundle, backend, context, exit=exit, missing=missing, kv=kv)
+        self._session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
         self.policy, self.context = self._session.policy, self._session.context
         """Who stops where, and the tokens that prompt and answer may have together."""
-        check_course(bundle.program, self.policy)
+        check_batched(bundle.program, self.policy)
         self.sequences, self.waiting = sequences, waiting
         cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
         rule = self.policy.rule
@@ -77,9 +77,9 @@ class Engine:
         depth: int | None = None,
         verify: bool = True,
         exit: str | None = None,  # noqa: A002 - the word of the command line
-        missing: str | None = None,
+        skipped_kv: str | None = None,
         kv: str | None = None,
-    ) -> Engine:
+    ) -> BatchServer:
         """Open the bundle at ``path`` for ``sequences`` requests at once, and ``waiting`` more in a queue.
 
         ``context``: tokens that prompt and answer may have together; K and V of ``sequences`` times as many are
@@ -88,14 +88,14 @@ class Engine:
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         check_encoder(bundle.program, bundle.folder, False)
         backend = open_backend(engine, bundle, threads, packed=True)
-        return Engine(
+        return BatchServer(
             bundle,
             backend,
             sequences=sequences,
             waiting=waiting,
             context=context,
             exit=exit,
-            missing=missing,
+            skipped_kv=skipped_kv,
             kv=kv,
         )
 
@@ -133,7 +133,7 @@ class Engine:
         self._worker.close()
         self._session.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> BatchServer:
         return self
 
     def __exit__(

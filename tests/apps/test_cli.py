@@ -98,12 +98,12 @@ def test_errors_become_one_line_and_a_code(error: BaseException, line: str, code
 
 
 def test_no_traceback_unless_asked(tmp_path: Path) -> None:
-    missing = str(tmp_path / "nothing")
-    plain = edgeloop("show", missing)
+    skipped_kv = str(tmp_path / "nothing")
+    plain = edgeloop("show", skipped_kv)
     assert plain.returncode == 1
     assert plain.stderr.count("\n") == 1
     assert "Traceback" not in plain.stderr
-    assert "Traceback" in edgeloop("show", missing, "--debug").stderr
+    assert "Traceback" in edgeloop("show", skipped_kv, "--debug").stderr
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 
 Command = Callable[..., tuple[int, str, str]]
 Json = Callable[..., Any]
@@ -34,14 +34,16 @@ def test_run_writes_the_same(
 ) -> None:
     drafts: list[bool] = []
 
-    class Drafting(Fixed):
+    class Drafting(FixedPlan):
         """Drafts after depth 0 for every token, and counts those that were right."""
 
         def saw(self, depth: int, right: bool) -> None:
             drafts.append(right)
             super().saw(depth, right)
 
-    monkeypatch.setattr("edgeloop.runtime.session.Pace", lambda depths: Drafting(depths, Plan(0)))
+    monkeypatch.setattr(
+        "edgeloop.runtime.session.DraftController", lambda depths: Drafting(depths, DraftPlan(0))
+    )
     plain = command_json("run", bundle, *PROMPT, *sampling)
     found = command_json("run", bundle, *PROMPT, *sampling, "--decode", "pipelined")
     assert found["tokens"] == plain["tokens"]
@@ -62,9 +64,9 @@ def test_the_cost_names_passes_and_drafts(bundle: Path, command: Command) -> Non
 
 
 def test_exits_and_pipelines(bundle: Path, command_json: Json) -> None:
-    words = ("run", bundle, *PROMPT, "--exit", "latent:0.8", "--missing", "skip")
+    words = ("run", bundle, *PROMPT, "--exit", "latent:0.8", "--skipped-kv", "skip")
     plain, found = command_json(*words), command_json(*words, "--decode", "pipelined")
-    for key in ("tokens", "depths", "exit", "missing"):
+    for key in ("tokens", "depths", "exit", "skipped_kv"):
         assert found[key] == plain[key]
     assert found["decode"] == "pipelined"
 
@@ -73,7 +75,9 @@ def test_bench_compares_the_ways(
     bundle: Path, tmp_path: Path, command: Command, command_json: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It drafts whatever that costs.
-    monkeypatch.setattr("edgeloop.apps.bench_decode.Pace", lambda depths: Fixed(depths, Plan(0)))
+    monkeypatch.setattr(
+        "edgeloop.apps.bench_decode.DraftController", lambda depths: FixedPlan(depths, DraftPlan(0))
+    )
     text = tmp_path / "tales.txt"
     text.write_text(
         "the river ran on and on, and so did the goblin.\n\nno\n\nhe ran to the river; it was deep."

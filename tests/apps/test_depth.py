@@ -60,7 +60,7 @@ def calibrated(bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactor
 def test_run_lists_the_depths_of_its_tokens(command_json: Json, bundle: Path) -> None:
     found = command_json("run", bundle, "-p", "the river", "-n", 6, "--exit", "depth:1")
     assert found["depths"][1:] == [1] * 5  # the first token comes from the prompt, which runs every depth
-    assert (found["exit"], found["missing"], found["kv"]) == ("depth:1", "exact", "per-depth")
+    assert (found["exit"], found["skipped_kv"], found["kv"]) == ("depth:1", "exact", "per-depth")
     assert found["block_share"] == pytest.approx(1 / max(found["depths"]))
     # 1 + 2 × 3 + 1 layers: the deeper two depths have K and V of the prompt only; the last token has none yet.
     assert found["kv_bytes_per_token"] == 8 * 2 * 2 * 16 * 4  # layers, K and V, heads of 16 float32
@@ -98,20 +98,20 @@ def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, t
         plain["perplexity"], rel=0.02
     )  # int8 activations differ by rows
     assert (found["mean_depth"], found["block_share"]) == (plain["mean_depth"], 1.0)
-    shallow = command_json(*words, "--exit", "confidence:0", "--missing", "skip")
+    shallow = command_json(*words, "--exit", "confidence:0", "--skipped-kv", "skip")
     assert (shallow["mean_depth"], shallow["tokens"]) == (1.0, 59)
-    code, out, _ = command(*words, "--exit", "depth:2", "--missing", "propagate")
+    code, out, _ = command(*words, "--exit", "depth:2", "--skipped-kv", "propagate")
     assert code == 0
-    assert "missing: propagate" in out
+    assert "skipped K and V: propagate" in out
 
 
 def test_eval_of_several_policies(command_json: Json, command: Command, bundle: Path, text: Path) -> None:
     """Each row is what a run of its own finds; the first is full depth."""
     words = ("eval", bundle, "--text", text, "--max-tokens", 60)
     rules = ("--exit", "depth:1", "--exit", "latent:0.9")
-    policies = ("--missing", "propagate", "--missing", "skip")
+    policies = ("--skipped-kv", "propagate", "--skipped-kv", "skip")
     found = command_json(*words, *rules, *policies)["policies"]
-    assert [(f["exit"], f["missing"]) for f in found] == [
+    assert [(f["exit"], f["skipped_kv"]) for f in found] == [
         ("never", "exact"),
         ("depth:1", "propagate"),
         ("depth:1", "skip"),
@@ -121,7 +121,7 @@ def test_eval_of_several_policies(command_json: Json, command: Command, bundle: 
     assert found[0]["speed"] == 1
     assert found[0]["decision"] == 0 < found[1]["decision"]
     for one in found[1:]:
-        alone = command_json(*words, "--exit", one["exit"], "--missing", one["missing"])
+        alone = command_json(*words, "--exit", one["exit"], "--skipped-kv", one["skipped_kv"])
         for key in ("perplexity", "mean_depth", "block_share", "agreement"):
             assert one[key] == pytest.approx(alone[key], rel=1e-5)
     code, out, _ = command(*words, *rules)

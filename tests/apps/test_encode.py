@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AlbertConfig, AlbertForMaskedLM, PreTrainedTokenizerFast
 
 from edgeloop.apps.cli import main
-from edgeloop.runtime import Engine, Session
+from edgeloop.runtime import BatchServer, Session
 from edgeloop.runtime.decode.encoding import BATCH
 from edgeloop.runtime.errors import ContextError, UsageError
 
@@ -178,7 +178,7 @@ def test_what_generates_refuses_an_encoder(model: tuple[Path, Any, Any]) -> None
             lambda: session.logits([2, 5, 3]),
             lambda: session.perplexity([2, 5, 3]),
             lambda: session.evaluate([2, 5, 3]),
-            lambda: Engine.open(model[0]),
+            lambda: BatchServer.open(model[0]),
         ]
         for call in calls:
             with pytest.raises(

@@ -15,7 +15,7 @@ import pytest
 from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
 from edgeloop.runtime.serve.handle import Handle
-from edgeloop.runtime.serve.serving import Engine
+from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
 Command = Callable[..., tuple[int, str, str]]
@@ -280,12 +280,12 @@ def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -
 def test_bench_soak_fails_where_an_answer_may_not_differ(
     bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = Engine.submit
+    submit = BatchServer.submit
 
-    def shorter(engine: Engine, prompt: object, tokens: int, sampling: object) -> Handle:
+    def shorter(engine: BatchServer, prompt: object, tokens: int, sampling: object) -> Handle:
         return submit(engine, prompt, max(tokens - 3, 1), sampling)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Engine, "submit", shorter)
+    monkeypatch.setattr(BatchServer, "submit", shorter)
     code, out, err = command("bench", bundle, "--soak", "0.01")  # int4, whose kernels have an excuse
     assert (code, "integer kernels round" in err) == (0, True)
     monkeypatch.setattr(bench_soak, "EQUAL", {"int4"})

@@ -49,7 +49,7 @@ def test_ouros_gate_is_its_authors(
     folder = checkpoint("ouro_tiny")
     ids, wanted = reference(folder, f"logits_exit_threshold_{threshold}")
     steps = json.decode((folder / "reference.json").read_bytes())["exit_steps"][threshold][0]
-    session = opened("ouro_tiny", engine=engine, exit=f"gate:{threshold}", missing="exact")
+    session = opened("ouro_tiny", engine=engine, exit=f"gate:{threshold}", skipped_kv="exact")
     np.testing.assert_allclose(session.logits(ids), wanted, atol=2e-5)
     found = session.evaluate(ids)
     assert found.mean_depth == pytest.approx(np.mean(steps[:-1]) + 1)
@@ -93,17 +93,17 @@ def test_kv_sharing_is_the_authors(opened: Callable[..., Session], checkpoint: C
     ids, wanted = reference(checkpoint("rec_cycle_kvshare"), "logits_use_cache_True")
     session = opened("rec_cycle_kvshare")
     np.testing.assert_allclose(session.logits(ids), wanted, atol=2e-5)
-    assert (session.policy.kv, session.policy.missing) == ("shared", "shared")
+    assert (session.policy.kv, session.policy.skipped_kv) == ("shared", "shared")
     leaving = opened("rec_cycle_kvshare", exit="depth:3").logits(ids)  # the same, token by token
     np.testing.assert_allclose(leaving, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["edgeloop", "mor-norms"])
-@pytest.mark.parametrize("missing", ["exact", "propagate", "latest", "skip"])
-def test_engines_agree_where_tokens_leave(opened: Callable[..., Session], kind: str, missing: str) -> None:
+@pytest.mark.parametrize("skipped_kv", ["exact", "propagate", "latest", "skip"])
+def test_engines_agree_where_tokens_leave(opened: Callable[..., Session], kind: str, skipped_kv: str) -> None:
     for rule in ("depth:2", "latent:0.9", "entropy:4.4"):
         found, wanted = (
-            opened(kind, engine=engine, exit=rule, missing=missing).evaluate(IDS) for engine in ENGINES
+            opened(kind, engine=engine, exit=rule, skipped_kv=skipped_kv).evaluate(IDS) for engine in ENGINES
         )
         assert found.perplexity == pytest.approx(wanted.perplexity, rel=1e-4)
         assert found.mean_depth == wanted.mean_depth
@@ -112,7 +112,7 @@ def test_engines_agree_where_tokens_leave(opened: Callable[..., Session], kind: 
 def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., Session]) -> None:
     """Rules that let most tokens leave, and the last one not: it must not notice."""
     full = opened("edgeloop").logits(IDS)
-    session = opened("edgeloop", exit="depth:1", missing="exact")
+    session = opened("edgeloop", exit="depth:1", skipped_kv="exact")
     from edgeloop.runtime.decode.early import EarlyExit
     from edgeloop.runtime.decode.exits import ExitRule
 
@@ -130,10 +130,10 @@ def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., S
 
 def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody goes deep for long, those that wait run by themselves; nothing else changes."""
-    session = opened("mor-norms", exit="depth:1", missing="exact")
+    session = opened("mor-norms", exit="depth:1", skipped_kv="exact")
     assert session.evaluate(IDS).block_share == pytest.approx(1 / 3)
     monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 5)
-    bounded = opened("mor-norms", exit="depth:1", missing="exact").evaluate(IDS)
+    bounded = opened("mor-norms", exit="depth:1", skipped_kv="exact").evaluate(IDS)
     assert bounded.block_share > 0.9
     assert bounded.mean_depth == 1
 
@@ -145,7 +145,7 @@ def test_those_that_wait_at_two_depths_go_deep_together(
     monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 16)
     ids = IDS[:31]
     full = opened("edgeloop").logits(ids)
-    session = opened("edgeloop", exit="depth:1", missing="exact")
+    session = opened("edgeloop", exit="depth:1", skipped_kv="exact")
     from edgeloop.runtime.decode.early import EarlyExit
     from edgeloop.runtime.decode.exits import ExitRule
 
@@ -167,7 +167,7 @@ def test_what_left_is_filled_in_when_a_deep_token_comes(
     opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call for all that left, and the K and V are those of one call for each of them."""
-    session = opened("edgeloop", exit="depth:1", missing="propagate")
+    session = opened("edgeloop", exit="depth:1", skipped_kv="propagate")
     from edgeloop.runtime.decode.early import EarlyExit
     from edgeloop.runtime.decode.exits import ExitRule
 
@@ -201,8 +201,8 @@ def test_the_last_depths_slot_serves_all(opened: Callable[..., Session]) -> None
 
 def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session]) -> None:
     plain = [s.token for s in opened("edgeloop").generate(IDS[:5], 20)]
-    for missing in ("exact", "propagate", "latest", "skip"):
-        session = opened("edgeloop", exit="never", missing=missing)
+    for skipped_kv in ("exact", "propagate", "latest", "skip"):
+        session = opened("edgeloop", exit="never", skipped_kv=skipped_kv)
         assert [s.token for s in session.generate(IDS[:5], 20)] == plain
         np.testing.assert_array_equal(session.logits(IDS), opened("edgeloop").logits(IDS))
 
@@ -218,13 +218,17 @@ def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session])
         ("edgeloop", {"exit": "depth:9"}, "wanted depth:1 to depth:"),
         ("edgeloop", {"exit": "router"}, "unknown exit rule"),
         ("edgeloop", {"kv": "shared"}, "export it with --kv shared"),
-        ("edgeloop", {"missing": "shared"}, "there is exact, propagate, latest, skip"),
+        ("edgeloop", {"skipped_kv": "shared"}, "there is exact, propagate, latest, skip"),
         ("mor_expert_middle_cycle_eager", {"exit": "confidence:0.5"}, "a router decides in this model"),
-        ("mor_expert_middle_cycle_eager", {"missing": "exact"}, "there is skip"),
+        ("mor_expert_middle_cycle_eager", {"skipped_kv": "exact"}, "there is skip"),
         ("mor_token_middle_cycle", {"exit": "chunk-topk"}, "token choice"),
         ("rec_cycle_kvshare", {"kv": "per-depth"}, "have shared K and V"),
-        ("edgeloop-window", {"missing": "latest"}, "a sliding window of .* there is exact, skip"),
-        ("edgeloop", {"exit": "depth:2", "missing": "latest", "decode": "pipelined"}, "policy latest copies"),
+        ("edgeloop-window", {"skipped_kv": "latest"}, "a sliding window of .* there is exact, skip"),
+        (
+            "edgeloop",
+            {"exit": "depth:2", "skipped_kv": "latest", "decode": "pipelined"},
+            "policy latest copies",
+        ),
     ],
 )
 def test_what_a_model_has_not_is_refused(

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgeloop.export.weights import places
+from edgeloop.export.weights import tensor_spans
 
 PACKED = ("prologue.packed", "block.packed", "epilogue.packed")
 STAGES = ("prologue", "block", "fill", "epilogue", *PACKED)
@@ -114,7 +114,7 @@ def test_weights_are_in_one_file_and_once(exported: Bundles, kind: str, quant: s
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         [f"{s}.onnx" for s in STAGES] + ["weights.safetensors"]
     )
-    placed = places(folder / "weights.safetensors")
+    placed = tensor_spans(folder / "weights.safetensors")
     pointed = set()
     for stage in STAGES:
         model = load(folder.parent, stage)

@@ -20,7 +20,7 @@ from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.export.target import Job
 from edgeloop.export.targets.onnx.target import OnnxTarget
-from edgeloop.export.weights import places
+from edgeloop.export.weights import tensor_spans
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.engines.backend import F32, Backend, Lanes
@@ -235,7 +235,7 @@ def test_lanes_of_depths_that_share(models: Models, engine: str) -> None:
 def test_weights_of_a_block_that_shares_are_stored_once(models: Models) -> None:
     model = models("mor-lora", "int4", **SHARED)
     graph = onnx.load(model.graphs["block"], load_external_data=False).graph
-    placed = places(model.graphs["block"].with_name("weights.safetensors"))
+    placed = tensor_spans(model.graphs["block"].with_name("weights.safetensors"))
     for tensor in graph.initializer:
         if not tensor.name.endswith(("q_proj.codes", "kv_proj.codes", "q_proj.scales", "kv_proj.scales")):
             continue

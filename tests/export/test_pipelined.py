@@ -10,7 +10,7 @@ import pytest
 
 from edgeloop.export.bounds import MARGIN, difference
 from edgeloop.runtime.bundle.folder import Bundle
-from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipelined import Pipelined
 from edgeloop.runtime.decode.sampling import SamplingOptions
@@ -25,16 +25,18 @@ SAMPLING = {
     "filtered": SamplingOptions(temperature=1.2, top_k=20, top_p=0.95, seed=9),
     "penalty": SamplingOptions(temperature=0.7, repetition_penalty=1.3, seed=2),
 }
-PLANS = (Plan(0), Plan(0, judge=True), Plan(1))
+PLANS = (DraftPlan(0), DraftPlan(0, judge=True), DraftPlan(1))
 PROMPT = [5, 6, 7, 8, 9]
 
 
 def write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan | None, tokens: int = 24
+    folder: Path, monkeypatch: pytest.MonkeyPatch, plan: DraftPlan | None, tokens: int = 24
 ) -> dict[str, list[int]]:
     """What a session writes with each way of sampling, one after the other; without ``plan``, sequentially."""
     if plan is not None:
-        monkeypatch.setattr("edgeloop.runtime.session.Pace", lambda depths: Fixed(depths, plan))
+        monkeypatch.setattr(
+            "edgeloop.runtime.session.DraftController", lambda depths: FixedPlan(depths, plan)
+        )
     found = {}
     with Session.open(folder, decode="pipelined" if plan else "sequential") as session:
         for name, sampling in SAMPLING.items():
@@ -73,7 +75,7 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
         def draft(logits: F32, history: I64, position: int) -> int:
             return int((logits.argmax() + random.integers(2)) % len(logits))  # some right, some wrong
 
-        pipeline = Pipelined(loops[1], draft, Fixed(bundle.program.depths, plan))
+        pipeline = Pipelined(loops[1], draft, FixedPlan(bundle.program.depths, plan))
         wanted = loops[0].forward(np.array(PROMPT)).copy()
         loops[1].forward(np.array(PROMPT))
         pipeline.begin(np.array(PROMPT))
@@ -84,18 +86,19 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
         assert loops[1].clock.acceptance not in (None, 0, 1)
 
 
-@pytest.mark.parametrize("missing", ["propagate", "skip"])
+@pytest.mark.parametrize("skipped_kv", ["propagate", "skip"])
 @pytest.mark.parametrize("kind", ["edgeloop", "mor-cycle"])
-def test_exits(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str, missing: str) -> None:
+def test_exits(exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str, skipped_kv: str) -> None:
     """Tokens and the depths that they ran are those of the same rule, sequentially."""
     found = {}
     for plan in (None, *PLANS):
         if plan:
             monkeypatch.setattr(
-                "edgeloop.runtime.session.WholeTokens", lambda depths, plan=plan: Fixed(depths, plan)
+                "edgeloop.runtime.session.WholeTokenController",
+                lambda depths, plan=plan: FixedPlan(depths, plan),
             )
         decode = "pipelined" if plan else "sequential"
-        with Session.open(exported(kind), decode=decode, exit="latent:0.7", missing=missing) as session:
+        with Session.open(exported(kind), decode=decode, exit="latent:0.7", skipped_kv=skipped_kv) as session:
             for name, sampling in SAMPLING.items():
                 steps = session.generate(PROMPT, 24, sampling=sampling)
                 found[plan, name] = [(step.token, step.depth) for step in steps]

@@ -102,12 +102,16 @@ def test_tokens_are_taken_back(opened: Callable[[str, str], Session], kind: str,
 
 def test_a_session_of_it(opened: Callable[[str, str], Session], exported: Callable[..., Path]) -> None:
     session = opened("mor-token-shared", "onnx")
-    assert (session.policy.kv, session.policy.missing, session.policy.exit) == ("shared", "shared", "router")
+    assert (session.policy.kv, session.policy.skipped_kv, session.policy.exit) == (
+        "shared",
+        "shared",
+        "router",
+    )
     steps = list(session.generate(IDS[:9], 20))
     found = session.logits(np.array([*IDS[:9], *(step.token for step in steps[:-1])]))
     assert [step.token for step in steps] == found[8:].argmax(-1).tolist()
-    with pytest.raises(UsageError, match="'skip' for missing K and V: with shared K and V and a router"):
-        Session.open(exported("mor-token-shared"), missing="skip")
+    with pytest.raises(UsageError, match="'skip' for skipped K and V: with shared K and V and a router"):
+        Session.open(exported("mor-token-shared"), skipped_kv="skip")
 
 
 @pytest.mark.parametrize("kind", ["mor-expert-shared", "mor-token-shared"])

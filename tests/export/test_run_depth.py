@@ -20,7 +20,7 @@ from edgeloop.runtime.bundle.manifest import Exit
 from edgeloop.runtime.engines import table as backends
 from edgeloop.runtime.engines.onnx.session import open_session
 from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.serve.serving import Engine
+from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -49,7 +49,7 @@ def calibrated(bundle: Path, tmp_path: Path) -> Path:
     out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     found = Exit(
         thresholds=(0.1,) * 4,
-        missing="exact",
+        skipped_kv="exact",
         goal="+1%",
         tokens=100,
         perplexity=9.0,
@@ -105,12 +105,14 @@ def test_graphs_are_the_same_whatever_the_depth(bundle: Path, deep: Path) -> Non
 
 
 @pytest.mark.parametrize("depth", [2, 9])
-@pytest.mark.parametrize("options", [{}, {"exit": "latent:0.9"}, {"exit": "kl:0.2", "missing": "propagate"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"exit": "latent:0.9"}, {"exit": "kl:0.2", "skipped_kv": "propagate"}]
+)
 def test_every_way_to_decode_gives_the_same_text(bundle: Path, depth: int, options: dict[str, str]) -> None:
     with Session.open(bundle, depth=depth, **options) as session:  # type: ignore[arg-type]
         wanted = [(step.token, step.depth) for step in session.generate(PROMPT, 20)]
     assert max(ran for _, ran in wanted) == depth
-    with Engine.open(bundle, depth=depth, **options) as engine:  # type: ignore[arg-type]
+    with BatchServer.open(bundle, depth=depth, **options) as engine:  # type: ignore[arg-type]
         served = engine.submit(PROMPT, 20).result(60)
     assert list(zip(served.tokens, served.depths, strict=True)) == wanted
     if not options:

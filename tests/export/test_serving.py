@@ -12,7 +12,7 @@ import pytest
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.serve.handle import Completion
 from edgeloop.runtime.serve.scheduler import Scheduler
-from edgeloop.runtime.serve.serving import Engine
+from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -34,20 +34,20 @@ PER_DEPTH = ("exact", "propagate", "skip")
 POLICIES = [
     ("edgeloop", {}),
     *(
-        ("edgeloop", {"exit": rule, "missing": missing})
+        ("edgeloop", {"exit": rule, "skipped_kv": skipped_kv})
         for rule in ("depth:2", "confidence:0.02", "latent:0.35")
-        for missing in PER_DEPTH
+        for skipped_kv in PER_DEPTH
     ),
-    *(("ouro", {"exit": "gate:0.7", "missing": missing}) for missing in PER_DEPTH),
-    ("mor-lora", {"exit": "latent:0.5", "missing": "propagate"}),
-    ("mor-norms", {"exit": "entropy:5.5", "missing": "exact"}),
-    ("mor-cycle", {"exit": "kl:0.02", "missing": "propagate"}),
+    *(("ouro", {"exit": "gate:0.7", "skipped_kv": skipped_kv}) for skipped_kv in PER_DEPTH),
+    ("mor-lora", {"exit": "latent:0.5", "skipped_kv": "propagate"}),
+    ("mor-norms", {"exit": "entropy:5.5", "skipped_kv": "exact"}),
+    ("mor-cycle", {"exit": "kl:0.02", "skipped_kv": "propagate"}),
     ("mobilellm", {}),
     ("llama", {}),
     ("llama-window", {}),
     ("edgeloop-window", {"exit": "never"}),
-    ("edgeloop-window", {"exit": "latent:0.35", "missing": "exact"}),
-    ("edgeloop-window", {"exit": "latent:0.35", "missing": "skip"}),
+    ("edgeloop-window", {"exit": "latent:0.35", "skipped_kv": "exact"}),
+    ("edgeloop-window", {"exit": "latent:0.35", "skipped_kv": "skip"}),
     ("edgeloop-shared", {}),
     ("edgeloop-shared", {"exit": "latent:0.35"}),
     ("edgeloop-shared", {"exit": "confidence:0.02"}),
@@ -71,7 +71,7 @@ def alone(session: Session) -> list[Completion]:
     ]
 
 
-def together(engine: Engine) -> list[Completion]:
+def together(engine: BatchServer) -> list[Completion]:
     handles = [engine.submit(*request) for request in REQUESTS]
     return [handle.result(60) for handle in handles]
 
@@ -93,7 +93,7 @@ def test_every_answer_is_its_lone_run(
     bundle = exported(kind)
     with Session.open(bundle, engine=engine, **policy) as session:
         wanted = alone(session)
-    with Engine.open(bundle, engine=engine, sequences=3, **policy) as serving:
+    with BatchServer.open(bundle, engine=engine, sequences=3, **policy) as serving:
         found = together(serving)
         scheduler = serving.scheduler
         assert sorted(scheduler.free) == [0, 1, 2]
@@ -120,7 +120,7 @@ def test_rounded_answers_are_those_of_a_lone_run(
         call(self, stage, group)
 
     monkeypatch.setattr(Scheduler, "_call", watched)
-    with Engine.open(bundle, sequences=4) as serving:
+    with BatchServer.open(bundle, sequences=4) as serving:
         handles = [serving.submit(prompt, 40) for prompt in prompts]
         found = [[step.token for step in handle] for handle in handles]
     assert found == wanted

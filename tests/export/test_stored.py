@@ -18,7 +18,7 @@ from tiny import KINDS
 from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.family import Reading
 from edgeloop.export.stored import write_weights
-from edgeloop.export.weights import places
+from edgeloop.export.weights import tensor_spans
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.facts import count_parameters
@@ -90,7 +90,7 @@ def test_tensors_lie_aligned(reading: Readings, tmp_path: Path, quant: str, grou
     path = tmp_path / "weights.safetensors"
     write_weights(reading("relax_lora_middle_cycle"), Recipe.named(quant, group_size), path)
     tensors = load_file(path)
-    for name, place in places(path).items():
+    for name, place in tensor_spans(path).items():
         assert place.offset % tensors[name].itemsize == 0
 
 

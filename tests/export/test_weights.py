@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from edgeloop.export.weights import WeightsWriter, places
+from edgeloop.export.weights import WeightsWriter, tensor_spans
 from edgeloop.runtime.errors import ExportError
 
 
@@ -50,7 +50,7 @@ def test_the_library_reads_it(tmp_path: Path) -> None:
 def test_places_are_the_tensors_bytes(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     given, data = write(path), path.read_bytes()
-    found = places(path)
+    found = tensor_spans(path)
     assert found.keys() == given.keys()
     for name, place in found.items():
         assert data[place.offset : place.offset + place.length] == given[name].tobytes()
@@ -60,7 +60,7 @@ def test_places_are_the_tensors_bytes(tmp_path: Path) -> None:
 def test_tensors_begin_on_a_page(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     write(path)
-    assert places(path)["a.weight"].offset % 4096 == 0
+    assert tensor_spans(path)["a.weight"].offset % 4096 == 0
 
 
 def test_a_header_of_long_names_still_fits(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_rows_of_a_matrix_are_rows_of_its_bytes(tmp_path: Path) -> None:
     with WeightsWriter(path, 2) as writer:
         writer.add("m.scales", scales)
         writer.add("m.codes", codes)
-    data, found = path.read_bytes(), places(path)
+    data, found = path.read_bytes(), tensor_spans(path)
     for side, whole, dtype in (("scales", scales, "F16"), ("codes", codes, "U8")):
         assert (found[f"m.{side}"].dtype, found[f"m.{side}"].shape) == (dtype, whole.shape)
         for start, stop in ((0, 32), (32, 64), (5, 6)):

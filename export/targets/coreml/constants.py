@@ -22,7 +22,7 @@ from ....runtime.model.codec import Palette, around_zero
 Array = npt.NDArray[Any]
 Var = Any
 """A value of a MIL function; coremltools has no types."""
-Rows = tuple[int, int] | None
+RowRange = tuple[int, int] | None
 
 
 class Store:
@@ -40,7 +40,7 @@ class Store:
     def palettized(self, matrix: str) -> bool:
         return f"{matrix}.indices" in self._names
 
-    def half(self, name: str, pick: int | Rows = None) -> tuple[str, Array]:
+    def half(self, name: str, pick: int | RowRange = None) -> tuple[str, Array]:
         """(id, float16 array) of a float tensor, or of one repeat of it, or of some rows.
 
         ExportError for values that float16 does not hold.
@@ -60,7 +60,7 @@ class Store:
             self._arrays[key] = half
         return key, self._arrays[key]
 
-    def codes(self, matrix: str, rows: Rows) -> tuple[str, Array]:
+    def codes(self, matrix: str, rows: RowRange) -> tuple[str, Array]:
         """(id, codes [N, ⌈K/G⌉·G]) around zero, marked int4 where that is what they are."""
         key = f"{matrix}.codes" if rows is None else f"{matrix}.codes.{rows[0]}-{rows[1]}"
         if key not in self._arrays:
@@ -71,7 +71,7 @@ class Store:
             self._arrays[key] = signed.astype(nptype_from_builtin(types.int4)) if as_int4 else signed
         return key, self._arrays[key]
 
-    def palette(self, matrix: str, rows: Rows) -> tuple[tuple[str, Array], tuple[str, Array]]:
+    def palette(self, matrix: str, rows: RowRange) -> tuple[tuple[str, Array], tuple[str, Array]]:
         """(id, indices [N, K] marked uint4), (id, tables [N/n, 1, 16, 1]): n rows share a table."""
         part = "" if rows is None else f".{rows[0]}-{rows[1]}"
         keys = f"{matrix}.indices{part}", f"{matrix}.tables{part}"
@@ -90,11 +90,11 @@ class Constants:
         self.store = store
         self._made: dict[str, Var] = {}
 
-    def half(self, name: str, pick: int | Rows = None) -> Var:
+    def half(self, name: str, pick: int | RowRange = None) -> Var:
         """A float tensor as float16; ``pick`` as in ``Store.half``."""
         return self.array(*self.store.half(name, pick))
 
-    def matrix(self, name: str, rows: Rows = None) -> Var:
+    def matrix(self, name: str, rows: RowRange = None) -> Var:
         """A matrix [N, K], K padded to whole groups; ``rows``: first, and the one behind the last."""
         if not self.store.quantized(name) and not self.store.palettized(name):
             return self.half(f"{name}.weight", rows)
@@ -104,14 +104,14 @@ class Constants:
             self._made[key] = make(name, rows)
         return self._made[key]
 
-    def _from_codes(self, name: str, rows: Rows) -> Var:
+    def _from_codes(self, name: str, rows: RowRange) -> Var:
         code_id, codes = self.store.codes(name, rows)
         scale_id, scales = self.store.half(f"{name}.scales", rows)
         made = mb.constexpr_blockwise_shift_scale(data=codes, scale=scales)
         made.op.data.op.weight_id, made.op.scale.op.weight_id = code_id, scale_id
         return made
 
-    def _from_tables(self, name: str, rows: Rows) -> Var:
+    def _from_tables(self, name: str, rows: RowRange) -> Var:
         (index_id, indices), (table_id, tables) = self.store.palette(name, rows)
         made = mb.constexpr_lut_to_dense(indices=indices, lut=tables)
         made.op.indices.op.weight_id, made.op.lut.op.weight_id = index_id, table_id

@@ -11,7 +11,7 @@ from typing import Any
 from ....quant.recipe import Recipe
 from ....runtime.model.facts import stored_layers
 from ....runtime.version import VERSION
-from .plan import Plan
+from .plan import PackagePlan
 
 AUTHOR = f"edgeloop {VERSION}"
 LICENSE = "That of the checkpoint whose weights it holds; edgeloop itself is Apache-2.0."
@@ -74,7 +74,7 @@ _AT_ONCE: dict[str, dict[str, str]] = {
 """The same of models that read a text at once."""
 
 
-def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
+def describe(model: Any, plan: PackagePlan, recipe: Recipe) -> None:
     """Fill in the descriptions of a Model message."""
     metadata = model.description.metadata
     metadata.shortDescription = _model(plan, recipe)
@@ -88,7 +88,7 @@ def describe(model: Any, plan: Plan, recipe: Recipe) -> None:
             state.shortDescription = _state(plan, state.name)
 
 
-def _model(plan: Plan, recipe: Recipe) -> str:
+def _model(plan: PackagePlan, recipe: Recipe) -> str:
     program = plan.program
     groups = f" in groups of {recipe.group_size}" if recipe.group_size and recipe.bits < 32 else ""
     return (
@@ -98,7 +98,7 @@ def _model(plan: Plan, recipe: Recipe) -> str:
     )
 
 
-def _state(plan: Plan, name: str) -> str:
+def _state(plan: PackagePlan, name: str) -> str:
     program, (stage, side, *number) = plan.program, name.split("_")
     layers = {"prologue": "before the loop", "block": "of the loop", "epilogue": "after the loop"}[stage]
     _, heads, _, width = plan.states[name]

@@ -33,7 +33,7 @@ from ...lower import mil
 from ...lower.mil_matrices import split
 from ...lower.mil_scope import Scope
 from .constants import Store, Var
-from .plan import Plan
+from .plan import PackagePlan
 
 Outputs = dict[str, Var]
 Carries = list[Var]
@@ -43,7 +43,7 @@ Carries = list[Var]
 class Body:
     """What a function's builder works with: its inputs, and the stages over them."""
 
-    def __init__(self, plan: Plan, store: Store, inputs: dict[str, Var], count: int) -> None:
+    def __init__(self, plan: PackagePlan, store: Store, inputs: dict[str, Var], count: int) -> None:
         self.plan, self._inputs = plan, inputs
         self._scope = Scope(plan, store, inputs, count)
 
@@ -132,7 +132,7 @@ _BUILDERS: dict[str, Callable[[Body, int], Outputs]] = {
 }
 
 
-def build(plan: Plan, store: Store, name: str) -> Function:
+def build(plan: PackagePlan, store: Store, name: str) -> Function:
     """The function ``name`` of the package."""
     stem, _, depth = name.rpartition("_d") if name.rpartition("_d")[2].isdigit() else (name, "", "0")
     count = plan.most if stem == "prefill" or plan.at_once else 1
@@ -149,7 +149,7 @@ def build(plan: Plan, store: Store, name: str) -> Function:
     return function
 
 
-def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...], type]]:
+def _inputs(plan: PackagePlan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and type of the inputs that a function has."""
     first: dict[str, tuple[tuple[int, ...], type]] = {"ids": ((1, count), types.int32)}
     if stem in ("decode", "kvfill", "head"):
@@ -161,7 +161,7 @@ def _inputs(plan: Plan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...
     return first
 
 
-def _stages(plan: Plan, stem: str) -> Iterator[Stage]:
+def _stages(plan: PackagePlan, stem: str) -> Iterator[Stage]:
     """Those that the functions of ``stem`` run, or more of them: what is left out of one needs no other inputs."""
     program = plan.program
     if stem in ("embed", "prefill", "decode_all"):

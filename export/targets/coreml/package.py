@@ -19,7 +19,7 @@ from ....runtime.engines.coreml.interpreter import MODEL
 from .constants import Store
 from .descriptions import describe
 from .functions import build
-from .plan import Plan
+from .plan import PackagePlan
 
 log = logging.getLogger(__name__)
 SPECIFICATION = 9
@@ -27,7 +27,11 @@ SPECIFICATION = 9
 
 
 def write_package(
-    plan: Plan, store: Store, path: Path, metadata: dict[str, str], progress: Callable[[str, float], None]
+    plan: PackagePlan,
+    store: Store,
+    path: Path,
+    metadata: dict[str, str],
+    progress: Callable[[str, float], None],
 ) -> None:
     """Write the package ``path`` with every function of ``plan``.
 

@@ -28,7 +28,7 @@ from ....runtime.errors import ParityError
 from ....runtime.model.program import STAGES, Program
 from ...bounds import difference
 from ...whole_texts import some_tokens, through
-from .plan import Plan
+from .plan import PackagePlan
 
 EXACT = 1e-5
 """Bound in float32: rounding order is all that may differ."""
@@ -72,7 +72,7 @@ class Errors:
 
 def check_parity(
     reference: ReferenceBackend,
-    plan: Plan,
+    plan: PackagePlan,
     package: Path,
     progress: Callable[[str], None] = lambda step: None,
     filler: ReferenceBackend | None = None,
@@ -107,7 +107,7 @@ def shipped(program: Program) -> float:
     return SHIPPED * math.sqrt(max(1.0, program.applied_layers / LAYERS))
 
 
-def check_interface(interpreter: Interpreter, plan: Plan) -> None:
+def check_interface(interpreter: Interpreter, plan: PackagePlan) -> None:
     """ParityError unless the package has the functions and states of ``plan``, the same states in each function."""
     if missing := set(plan.functions) ^ interpreter.functions.keys():
         raise ParityError(
@@ -121,7 +121,7 @@ def check_interface(interpreter: Interpreter, plan: Plan) -> None:
             )
 
 
-def trace_reference(reference: ReferenceBackend, plan: Plan, seed: int = 0) -> Wanted:
+def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 0) -> Wanted:
     """Run a prompt of a chunk and a piece, and some more tokens, through the reference engine."""
     program = plan.program
     total = min(plan.chunk + 5 + _DECODES, program.context_length)
@@ -148,7 +148,7 @@ def _state(depth: int) -> str:
 class Comparison:
     """One run of every function, compared as it goes."""
 
-    def __init__(self, interpreter: Interpreter, plan: Plan, wanted: Wanted, errors: Errors) -> None:
+    def __init__(self, interpreter: Interpreter, plan: PackagePlan, wanted: Wanted, errors: Errors) -> None:
         self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
         self._states = interpreter.new_states()
 

@@ -30,7 +30,7 @@ _ALIGN = 32  # sizes of states that Core ML's units like
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackagePlan:
     """The package of ``program``."""
 
     program: Program
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def fills(self) -> bool:
-        """Can a token that left early be missing K and V? With a sliding window too: a token keeps its row here."""
+        """Can a token that left early be skipped K and V? With a sliding window too: a token keeps its row here."""
         program = self.program
         return (
             program.depths > 1

@@ -35,7 +35,7 @@ from ...lower.mil import halved as halved_numbers  # noqa: E402
 from .constants import Store  # noqa: E402
 from .package import write_package  # noqa: E402
 from .parity import check_parity  # noqa: E402
-from .plan import Plan  # noqa: E402
+from .plan import PackagePlan  # noqa: E402
 
 FOLDER = "coreml"
 PACKAGE = f"{FOLDER}/model.mlpackage"
@@ -55,7 +55,7 @@ class CoremlTarget:
                 "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
             )
         check_lowered(program)
-        size = state_bytes(Plan(program))
+        size = state_bytes(PackagePlan(program))
         if size > MAX_STATE_BYTES:
             raise ExportError(
                 f"K and V of {program.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
@@ -66,7 +66,7 @@ class CoremlTarget:
         """The package under coreml/, every function of what was saved checked against the reference engine."""
         path = job.folder / PACKAGE
         path.parent.mkdir()
-        plan = Plan(job.program)
+        plan = PackagePlan(job.program)
         described = describe(plan, job.recipe)
         write_package(
             plan,
@@ -94,7 +94,7 @@ class CoremlTarget:
         )
 
 
-def describe(plan: Plan, recipe: Recipe) -> Package:
+def describe(plan: PackagePlan, recipe: Recipe) -> Package:
     """What the manifest says of the package."""
     return Package(
         path=PACKAGE,
@@ -133,7 +133,7 @@ def metadata(job: Job, package: Package) -> dict[str, str]:
     }
 
 
-def state_bytes(plan: Plan) -> int:
+def state_bytes(plan: PackagePlan) -> int:
     """Bytes of all states of one sequence, float16."""
     return sum(2 * prod(shape) for shape in plan.states.values())
 

@@ -31,7 +31,7 @@ from ...lower.xnnpack_attend import Turn
 from ...lower.xnnpack_weights import Held, float_activations
 from .ring import Attend, Call, Lookup, Ring, Rings, Rotate, Width
 
-HIDDEN = -1e30
+MASKED = -1e30
 """Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""
 
 
@@ -108,7 +108,7 @@ class Flat(nn.Module):
             seen = causal
             if mask.window is not None:
                 seen = seen & (held > positions.unsqueeze(1) - mask.window)
-            found[mask] = torch.where(seen, 0.0, HIDDEN)
+            found[mask] = torch.where(seen, 0.0, MASKED)
         return found
 
 

@@ -28,10 +28,10 @@ from ...lower.xnnpack_call import Call
 from ...lower.xnnpack_weights import Held
 
 Inputs = tuple[Tensor, ...]
-Methods = dict[str, "Rows"]
+Methods = dict[str, "RowsMethod"]
 
 
-class Rows(nn.Module):
+class RowsMethod(nn.Module):
     """A stage on ``rows`` rows, each of a lane of its own, or all of one lane if ``chunk``.
 
     Inputs and outputs in order: ``Given`` of ``runtime/engines/executorch/kinds.py``; of each cache the new k and v
@@ -115,5 +115,5 @@ def build_methods(program: Program, weights: Mapping[str, Tensor], bits: int, sh
     for kind in kinds:
         steps = Steps(stage_of(program, kind), widths(program, kind), held)
         for name, rows, chunk in shapes.methods(kind):
-            methods[name] = Rows(program, kind, rows, chunk, steps)
+            methods[name] = RowsMethod(program, kind, rows, chunk, steps)
     return methods

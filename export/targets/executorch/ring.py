@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ....runtime.engines.executorch.kinds import Mask, Turning, mask_of
 from ....runtime.model import ops
 from ...lower.xnnpack_attend import swapped
-from ...lower.xnnpack_ops import Place, by_heads, capped
+from ...lower.xnnpack_ops import LoweringScope, by_heads, capped
 
 Width = tuple[Turning, int]
 """A rotation, and the size of the heads that it turns a part of."""
@@ -61,7 +61,7 @@ class Rings:
         self.rows = rows
         self._made: dict[int, Ring] = {}
 
-    def attend(self, op: ops.Attend, place: Place) -> Attend:
+    def attend(self, op: ops.Attend, place: LoweringScope) -> Attend:
         """The lowering of ``op``."""
         assert op.cache is not None
         if op.cache not in self._made:
@@ -72,7 +72,7 @@ class Rings:
 class Attend(nn.Module):
     """Attention over a ring, to which the new K and V are written first where there are any."""
 
-    def __init__(self, op: ops.Attend, place: Place, ring: Ring) -> None:
+    def __init__(self, op: ops.Attend, place: LoweringScope, ring: Ring) -> None:
         super().__init__()
         self.op, self.mask, self.ring = op, mask_of(place.held.program, op), ring
 
@@ -95,7 +95,7 @@ class Attend(nn.Module):
 class Rotate(nn.Module):
     """Each head turned to its token's position; pairs are swapped by a matrix, because slices are not to be had."""
 
-    def __init__(self, op: ops.Rotate, place: Place) -> None:
+    def __init__(self, op: ops.Rotate, place: LoweringScope) -> None:
         super().__init__()
         width = place.sizes[op.x] // op.heads
         self.heads, self.turning = op.heads, (Turning(op.by, op.pairs), width)
@@ -110,7 +110,7 @@ class Rotate(nn.Module):
 class Lookup(nn.Module):
     """Rows of a table [V, D], looked up in codes as quant/pack.py has them: operators that every host has."""
 
-    def __init__(self, op: ops.Embed, place: Place) -> None:
+    def __init__(self, op: ops.Embed, place: LoweringScope) -> None:
         super().__init__()
         weights, self.bits, self.scale = place.held.weights, place.held.bits, op.scale
         if self.bits == 32:

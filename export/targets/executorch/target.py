@@ -18,7 +18,7 @@ from ....quant.recipe import Recipe
 from ....runtime.bundle import manifest
 from ....runtime.engines.executorch.engine import ExecutorchBackend
 from ....runtime.engines.executorch.kinds import lookups
-from ....runtime.engines.executorch.layout import Layout, Shapes, Sizes, Table, checksum
+from ....runtime.engines.executorch.layout import EmbeddingTable, Layout, Shapes, Sizes, checksum
 from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError
 from ....runtime.model.activations import Activations
@@ -147,7 +147,7 @@ def check_parity(
 
 def place_tables(
     program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
-) -> list[Table]:
+) -> list[EmbeddingTable]:
     """Where the tables are that the host looks rows up in: one that is the head's matrix too in ``weights_in``."""
     multiplied = {op.weight for op in program.head.ops if isinstance(op, Linear)}
     found = dict.fromkeys(op.table for op in lookups(program))
@@ -163,7 +163,7 @@ def place_tables(
 
 def place_table(
     table: str, weights: dict[str, Tensor], bits: int, folder: Path, name: str, there: bool
-) -> Table:
+) -> EmbeddingTable:
     """Where ``table`` is in the file ``name``, to which it is written unless it is ``there``."""
     if bits == 32:
         parts, kind, scales = [weights[f"{table}.weight"]], "float32", "float32"
@@ -193,5 +193,5 @@ def place_table(
             "scale_type": scales,
             "groups": groups,
         },
-        Table,
+        EmbeddingTable,
     )

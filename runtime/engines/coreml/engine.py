@@ -77,7 +77,7 @@ class CoremlBackend:
         if slots is not None and slots != self.program.kv_slots:
             raise UsageError(
                 f"{slots} KV slots a sequence, but the states of the package have {self.program.kv_slots}; "
-                "choose another policy for missing K and V"
+                "choose another policy for skipped K and V"
             )
         if capacity > self._package.capacity:
             raise UsageError(
@@ -228,7 +228,7 @@ class CoremlBackend:
         if not np.array_equal(lanes.positions[b, :n], np.arange(first, first + n)):
             raise UsageError(
                 "tokens whose row is not their position, but a row of Core ML's states is a position; choose exits "
-                "that fill in missing K and V"
+                "that fill in skipped K and V"
             )
         made = self._states.setdefault(cache, {})
         if sequence not in made:

@@ -23,5 +23,7 @@ def exit_metadata(heads: Mapping[str, npt.NDArray[np.float32]], exits: Mapping[s
         }
         for name, array in heads.items()
     }
-    rules = {name: {"thresholds": rule.thresholds, "missing": rule.missing} for name, rule in exits.items()}
+    rules = {
+        name: {"thresholds": rule.thresholds, "missing": rule.skipped_kv} for name, rule in exits.items()
+    }
     return {EXITS: msgspec.json.encode({"rules": rules, "heads": arrays}).decode()}

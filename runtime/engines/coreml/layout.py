@@ -15,7 +15,7 @@ SIDES = ("keys", "values")
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheState:
     """The states that hold K and V of a cache at a depth, and its row in them."""
 
     keys: str
@@ -45,13 +45,13 @@ class Layout:
         """How many caches ``stage`` has."""
         return len(self._kinds[stage])
 
-    def place(self, stage: str, cache: int, depth: int = 0) -> Place:
+    def place(self, stage: str, cache: int, depth: int = 0) -> CacheState:
         """Where ``stage`` has the K and V of ``cache`` at ``depth``."""
         kinds = self._kinds[stage]
         kind = kinds[cache]
         own = depth if self._slots.get(stage, 1) > 1 else 0
         row = own * kinds.count(kind) + kinds[:cache].count(kind)
-        return Place(*_names(stage, list(dict.fromkeys(kinds)).index(kind)), row)
+        return CacheState(*_names(stage, list(dict.fromkeys(kinds)).index(kind)), row)
 
 
 def _names(stage: str, number: int) -> tuple[str, str]:

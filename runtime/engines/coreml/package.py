@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from ...bundle.details import ByteCount, Details, Table
+from ...bundle.details import ByteCount, Details, DetailsTable
 from ...model.limits import MAX_SIZE, within
 from ...model.program import Program
 
@@ -33,7 +33,7 @@ class Package(Details, frozen=True, forbid_unknown_fields=True, tag="coreml"):
             for size in shape:
                 yield from within(f"{place}.states.{state}", size, 1, MAX_SIZE)
 
-    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[Table]:
+    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
         """The functions of the package and the states that serve them all."""
         weights = (
             "4-bit indices into tables of 16 values"
@@ -41,13 +41,13 @@ class Package(Details, frozen=True, forbid_unknown_fields=True, tag="coreml"):
             else "as the bundle's quantization says"
         )
         sizes = f"{self.chunk} tokens a prefill call, room for {self.capacity} in its states"
-        yield Table([("package", self.path), ("its weights", weights), ("its sizes", sizes)])
-        yield Table(list(self.functions.items()), ("function", "compute unit"))
+        yield DetailsTable([("package", self.path), ("its weights", weights), ("its sizes", sizes)])
+        yield DetailsTable(list(self.functions.items()), ("function", "compute unit"))
         states: list[tuple[str, ...]] = [
             (name, " × ".join(map(str, shape)), byte_count(2 * prod(shape)))
             for name, shape in self.states.items()
         ]
-        yield Table(states, ("state", "layers × KV heads × tokens × head size", "#float16"))
+        yield DetailsTable(states, ("state", "layers × KV heads × tokens × head size", "#float16"))
 
     def position_bytes(self, program: Program) -> int:
         """cos and sin as float16, and the position's number as int32."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ...model.program import Program
 from ...model.rotary import RotaryTables
 from ..backend import F32, I64
-from ..kv import KVCache, resident
+from ..kv import KVCache, rows_kept
 from .bridge import Bridge
 from .kinds import CACHED, Given, Turning, role
 from .masks import SeenRows
@@ -126,14 +126,14 @@ class Binding:
         for slot in self.slots:
             mine = [i for i in range(len(cached)) if owners[i] == slot]
             total = int(cached[mine[-1]]) + 1
-            held = resident(int(cached[mine[0]]), self.most_rows, self.window)
+            held = rows_kept(int(cached[mine[0]]), self.most_rows, self.window)
             room = self.most_rows - len(mine)
             if held > room:  # the oldest go, all of which lie behind the window
                 self._move(slot, held - room, room)
                 held = room
             at[mine] = held + np.arange(len(mine))
             used = held + len(mine)
-            kept[slot] = (used, used - resident(total, self.most_rows, self.window))
+            kept[slot] = (used, used - rows_kept(total, self.most_rows, self.window))
         return at, kept
 
     def _move(self, slot: int, start: int, count: int) -> None:

@@ -81,7 +81,7 @@ class Bridge:
         caches: list[F32],
         lanes: int,
         fresh: list[F32],
-    ) -> Plan:
+    ) -> PteBinding:
         """The method ``name`` on the memory of these arrays, each contiguous.
 
         ``caches``: [K, C, hd] of each layer's key and value, of each lane in turn. ``fresh``: the outputs [M, K, hd]
@@ -113,9 +113,9 @@ class Bridge:
             capacity,
             head_dim,
         )
-        return Plan(self, handle, [*inputs, *outputs, *caches], len(outputs[0]))
+        return PteBinding(self, handle, [*inputs, *outputs, *caches], len(outputs[0]))
 
-    def run(self, plan: Plan, rows: int) -> None:
+    def run(self, plan: PteBinding, rows: int) -> None:
         """Run a plan; its first ``rows`` rows' K and V go to rows ``plan.at`` of their caches."""
         if not self._program:
             raise EngineError(f"{self.name} was closed; open it again")
@@ -129,7 +129,7 @@ class Bridge:
             if self._lib.edgeloop_profile(ctypes.c_void_p(self._program), name.encode(), str(path).encode()):
                 raise EngineError(f"{path} cannot be written; choose another folder")
 
-    def free(self, plan: Plan) -> None:
+    def free(self, plan: PteBinding) -> None:
         """Let go of a plan."""
         if self._program:
             self._lib.edgeloop_free(plan.handle)
@@ -145,7 +145,7 @@ class Bridge:
         self.close()  # plans refer to the bridge: the last of them is gone
 
 
-class Plan:
+class PteBinding:
     """A bound method; ``memory`` keeps what its addresses point to. ``at``: see ``Bridge.run``."""
 
     def __init__(self, bridge: Bridge, handle: int, memory: list[F32], rows: int) -> None:

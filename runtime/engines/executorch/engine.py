@@ -25,10 +25,10 @@ from ..kv import GrowingPairs, KVCache
 from ..packed import PackedLanes
 from . import CAPABILITIES
 from .binding import Binding, Rotary, rows_of
-from .bridge import Bridge, Plan
+from .bridge import Bridge, PteBinding
 from .calls import Batch, batches, valid_runs, whole_runs
 from .kinds import given, head_columns, kinds, lookups, numbered, whole_lanes
-from .layout import Layout, Table, read_layout
+from .layout import EmbeddingTable, Layout, read_layout
 from .table import Embedding
 
 _BINDINGS = 128
@@ -74,7 +74,7 @@ class ExecutorchBackend:
         self._rotary = Rotary(program)
         self._bindings: WeakKeyDictionary[KVCache, dict[tuple[str, tuple[int, ...]], Binding]]
         self._bindings = WeakKeyDictionary()
-        self._heads: dict[str, tuple[Plan, F32, F32]] = {}
+        self._heads: dict[str, tuple[PteBinding, F32, F32]] = {}
         self.engine_ns = 0
         """Nanoseconds spent in calls of methods so far; all else of a token's time is the host's."""
 
@@ -104,7 +104,7 @@ class ExecutorchBackend:
         for *_, table in self._tables:
             table.close()
 
-    def _table(self, op: Embed, folder: Path, table: Table) -> tuple[str, str, Embedding]:
+    def _table(self, op: Embed, folder: Path, table: EmbeddingTable) -> tuple[str, str, Embedding]:
         """The value that ``op`` writes, what the host looks up for it, and the rows."""
         matrix = self.program.matrix(op.table)
         rows = Embedding(folder / table.file, table, matrix.rows, matrix.columns, op.scale)

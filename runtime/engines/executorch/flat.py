@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...bundle.details import ByteCount, Details, Table
+from ...bundle.details import ByteCount, Details, DetailsTable
 from ...model.limits import MAX_SIZE, within
 from ...model.program import Program
 
@@ -21,14 +21,14 @@ class Flat(Details, frozen=True, forbid_unknown_fields=True, tag="executorch-fla
         """Sizes that no cache has."""
         yield from within(f"{place}.rows", self.rows, 1, MAX_SIZE)
 
-    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[Table]:
+    def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
         """What a stock runner reads from the program, and the memory of its caches."""
         caches = byte_count(program.kv_bytes_per_token * self.rows)
         rows: list[tuple[str, ...]] = [
             ("forward", f"tokens, input_pos → logits; caches of {self.rows} tokens, {caches}")
         ]
         rows += [(name, _written(value)) for name, value in self.constants.items()]
-        yield Table(rows, ("method of the flat program", "gives"))
+        yield DetailsTable(rows, ("method of the flat program", "gives"))
 
 
 def _written(value: Constant) -> str:

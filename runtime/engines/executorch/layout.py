@@ -64,7 +64,7 @@ def checksum(parts: Iterable[bytes | memoryview]) -> int:
     return found
 
 
-class Table(Struct, frozen=True, forbid_unknown_fields=True):
+class EmbeddingTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The embedding, which the host looks up itself: values [V, D], or codes and scales as quant/pack.py has them.
 
     A tied one is the head's matrix inside the program: it is stored once. Codes of 8 bits are signed there.
@@ -150,12 +150,12 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
     program: str
     sizes: Sizes
     shapes: Shapes
-    embedding: Table
+    embedding: EmbeddingTable
     data: tuple[str, ...] = ()
-    further: tuple[Table, ...] = ()
+    further: tuple[EmbeddingTable, ...] = ()
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[EmbeddingTable, ...]:
         """The tables of all lookups, in order."""
         return self.embedding, *self.further
 
@@ -184,7 +184,7 @@ def _problems(layout: Layout, program: Program) -> Iterator[str]:
         yield from _table_problems(name, table, program.matrix(op.table).columns)
 
 
-def _table_problems(name: str, table: Table, width: int) -> Iterator[str]:
+def _table_problems(name: str, table: EmbeddingTable, width: int) -> Iterator[str]:
     yield from within(f"{name}.values", table.values, 0, 1 << 50)
     yield from within(f"{name}.scales", table.scales, 0, 1 << 50)
     if table.kind == "float32":

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ..backend import F32
 from .kinds import Mask
 
-HIDDEN = np.float32(-1e9)
+MASKED = np.float32(-1e9)
 I32 = npt.NDArray[np.int32]
 
 
@@ -45,10 +45,10 @@ class SeenRows:
         seen, before = self.arrays[0][0, 0], self._shown
         first, end = (1, at + 1) if self._mask.fresh else (0, at + 1)
         if before < 0:
-            seen[first:] = HIDDEN
+            seen[first:] = MASKED
             before = first
         if end < before:
-            seen[end:before] = HIDDEN
+            seen[end:before] = MASKED
         else:
             seen[before:end] = 0
         self._shown = end
@@ -59,7 +59,7 @@ class SeenRows:
         for i, mask in enumerate(self.arrays):
             slot, last, seen = self._slots[i], int(at[i]), mask[0, 0]
             low = max(0, last + 1 - window) if window else 0
-            seen.fill(HIDDEN)
+            seen.fill(MASKED)
             if not self._mask.fresh:
                 seen[low : last + 1] = 0
                 continue
@@ -92,5 +92,5 @@ class SeenRows:
 
     def _write(self, seen: npt.NDArray[np.bool_], n: int) -> None:
         mask = self.arrays[0][0]
-        mask.fill(HIDDEN)
+        mask.fill(MASKED)
         mask[:n][seen] = 0

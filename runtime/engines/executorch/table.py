@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ...errors import BundleError
 from ...model.codec import around_zero, from_bfloat16, scaled
 from ..backend import F32, I64
-from .layout import Table, checksum
+from .layout import EmbeddingTable, checksum
 
 
 class Embedding:
     """Rows of a table, times ``scale``."""
 
-    def __init__(self, path: Path, table: Table, count: int, width: int, scale: float = 1.0) -> None:
+    def __init__(self, path: Path, table: EmbeddingTable, count: int, width: int, scale: float = 1.0) -> None:
         """``count`` rows of ``width``. BundleError when the file ends before they do, or has something else there."""
         self._kind, self._scale = table.kind, np.float32(scale)
         self._scales: npt.NDArray[Any] | None = None

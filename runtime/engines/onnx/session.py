@@ -94,7 +94,7 @@ class Turns:
         return found
 
 
-class Plan:
+class OrtBinding:
     """One binding of a graph: to one Lanes and its slots of one cache, and to buffers of its own.
 
     The lanes' arrays are bound as they are, so their new values are seen without a copy. So is a state, which is
@@ -159,27 +159,27 @@ class GraphSession:
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
         """Time spent inside onnxruntime so far."""
-        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, int], Plan]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, int], OrtBinding]] = WeakKeyDictionary()
 
     def close(self) -> None:
         """Let go of the session and of what was bound to it."""
         self._plans.clear()
         vars(self).pop("session", None)
 
-    def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> Plan:
+    def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> OrtBinding:
         """The plan of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
         plans = self._plans.setdefault(cache, {})
         key = (id(lanes), rows)  # plans hold their lanes, so an id is not used again while its plan is here
         plan = plans.pop(key, None)
         if plan is None:
-            plan = Plan(self, lanes, rows, cache)
+            plan = OrtBinding(self, lanes, rows, cache)
             size = plan.output.nbytes + sum(p.output.nbytes for p in plans.values())
             while plans and (len(plans) >= _PLANS or size > _PLAN_BYTES):
                 size -= plans.pop(next(iter(plans))).output.nbytes
         plans[key] = plan  # behind all others: the first is the one that was not used for longest
         return plan
 
-    def run(self, plan: Plan) -> F32:
+    def run(self, plan: OrtBinding) -> F32:
         """Run the graph once; the plan's output buffer."""
         start = perf_counter_ns()
         try:
@@ -190,7 +190,7 @@ class GraphSession:
         return plan.output
 
 
-class FillPlan:
+class OrtFillBinding:
     """One binding of the fill graph: to the arrays of one Lanes, and to buffers of its own."""
 
     def __init__(
@@ -236,7 +236,7 @@ class FillSession:
         check_signature(self.session, path, "fill", "", program)
         self.program, self.turns = program, turns
         self.engine_ns = 0
-        self._plans: WeakKeyDictionary[Lanes, FillPlan] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[Lanes, OrtFillBinding] = WeakKeyDictionary()
 
     def close(self) -> None:
         """Let go of the session and of what was bound to it."""
@@ -248,7 +248,9 @@ class FillSession:
         plan = self._plans.get(lanes)
         if plan is None or plan.capacity < cache.capacity:
             turns = self.turns.rows(cache.capacity)
-            plan = self._plans[lanes] = FillPlan(self.session, lanes, self.program, turns, cache.capacity)
+            plan = self._plans[lanes] = OrtFillBinding(
+                self.session, lanes, self.program, turns, cache.capacity
+            )
         packed = lanes if isinstance(lanes, PackedLanes) else None
         if packed:
             plan.positions[:, 0] = lanes.positions.reshape(-1)[packed.kept]

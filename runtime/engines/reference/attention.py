@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model import ops
-from ..kv import resident
+from ..kv import rows_kept
 from .lane import Lane, Slot
 
 F32 = npt.NDArray[np.float32]
@@ -63,8 +63,8 @@ def append(slot: F32, new: F32, cached: int, window: int | None) -> F32:
     if window is None or total <= rows:
         slot[:, cached:total] = new
         return slot[:, :total]
-    visible = np.concatenate((slot[:, : resident(cached, rows, window)], new), axis=1)
-    kept = resident(total, rows, window)
+    visible = np.concatenate((slot[:, : rows_kept(cached, rows, window)], new), axis=1)
+    kept = rows_kept(total, rows, window)
     slot[:, :kept] = visible[:, visible.shape[1] - kept :]
     return visible
 

@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from edgeloop.export.calibration.search import Goal, Table, frontier, outcome, search
+from edgeloop.export.calibration.search import DepthOutcomes, Goal, frontier, outcome, search
 from edgeloop.runtime.bundle.manifest import NEVER
 from edgeloop.runtime.errors import UsageError
 
 
-def text(depths: int, tokens: int, seed: int = 0, noise: float = 1.0) -> tuple[Table, np.ndarray]:
+def text(depths: int, tokens: int, seed: int = 0, noise: float = 1.0) -> tuple[DepthOutcomes, np.ndarray]:
     """A table whose tokens settle at random depths, and scores that know it up to ``noise``."""
     rng = np.random.default_rng(seed)
     settles = rng.uniform(-0.4, 0.7, tokens) * depths
@@ -23,10 +23,10 @@ def text(depths: int, tokens: int, seed: int = 0, noise: float = 1.0) -> tuple[T
     harm = np.clip(settles - depth, 0, None) * rng.normal(0.2, 0.15, (depths, tokens))
     loss = rng.exponential(2, tokens) + harm
     scores = 1 / (1 + np.exp(settles - depth - noise * rng.standard_normal((depths, tokens))))
-    return Table(loss, agree), scores[:-1].astype(np.float32)
+    return DepthOutcomes(loss, agree), scores[:-1].astype(np.float32)
 
 
-def keeps(table: Table, goal: Goal, found: float) -> bool:
+def keeps(table: DepthOutcomes, goal: Goal, found: float) -> bool:
     limit = goal.value if goal.kind == "agree" else table.full.perplexity * (1 + goal.value)
     return found >= limit - 1e-12 if goal.kind == "agree" else found <= limit * (1 + 1e-9)
 
@@ -39,11 +39,11 @@ def test_outcome_by_hand() -> None:
     loss = np.log(np.array([[4.0, 4, 4, 4], [3, 3, 3, 3], [2, 2, 2, 2]]))
     agree = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], np.bool_)
     scores = np.array([[0.9, 0.5, 0.1, 0.1], [0, 0.7, 0.6, 0.1]], np.float32)
-    found = outcome(Table(loss, agree), scores, (0.9, 0.6), up=True)
+    found = outcome(DepthOutcomes(loss, agree), scores, (0.9, 0.6), up=True)
     assert found.mean_depth == (1 + 2 + 2 + 3) / 4
     assert found.agreement == 3 / 4
     assert found.perplexity == pytest.approx((4 * 3 * 3 * 2) ** 0.25)
-    down = outcome(Table(loss, agree), -scores, (-0.9, -0.6), up=False)
+    down = outcome(DepthOutcomes(loss, agree), -scores, (-0.9, -0.6), up=False)
     assert down == found
 
 
@@ -51,7 +51,7 @@ def test_scores_that_know_give_the_ideal_depth() -> None:
     rng = np.random.default_rng(0)
     settles = rng.integers(0, 4, 6400)
     agree = np.arange(4)[:, None] >= settles
-    table = Table(np.where(agree, 1.0, 3.0), agree)
+    table = DepthOutcomes(np.where(agree, 1.0, 3.0), agree)
     scores = np.where(agree, 0.9, 0.2)[:-1].astype(np.float32)
     for goal in (Goal("agree", 1), Goal("perplexity", 0)):
         found = outcome(table, scores, search(table, scores, True, goal, margin=0), up=True)
@@ -91,7 +91,7 @@ def test_random_tables_never_break_a_goal(depths: int, margin: float) -> None:
     for tokens in (1, 31, 40, 333, 2000):
         agree = rng.random((depths, tokens)) < rng.random()
         agree[-1] = True
-        table = Table(rng.exponential(2, (depths, tokens)), agree)
+        table = DepthOutcomes(rng.exponential(2, (depths, tokens)), agree)
         scores = np.round(rng.standard_normal((depths - 1, tokens)), 1).astype(np.float32)  # with ties
         for goal in (Goal("agree", 0.9), Goal("agree", 1), Goal("perplexity", 0), Goal("perplexity", 0.05)):
             for up in (True, False):
@@ -125,7 +125,7 @@ def test_the_margin_keeps_the_goal_on_the_next_text() -> None:
 
 def test_a_tiny_text_lets_nobody_leave() -> None:
     agree = np.ones((3, 90), np.bool_)
-    table, scores = Table(np.ones((3, 90)), agree), np.ones((2, 90), np.float32)
+    table, scores = DepthOutcomes(np.ones((3, 90)), agree), np.ones((2, 90), np.float32)
     assert search(table, scores, True, Goal("agree", 0.99)) == (NEVER, NEVER)
     assert search(table, scores, False, Goal("perplexity", 0.01)) == (-NEVER, -NEVER)
     assert search(table, scores, True, Goal("agree", 0.9))[0] == 1
@@ -153,7 +153,7 @@ def test_a_looser_goal_is_no_deeper() -> None:
 
 
 def test_one_depth_has_nothing_to_choose() -> None:
-    table = Table(np.ones((1, 50)), np.ones((1, 50), np.bool_))
+    table = DepthOutcomes(np.ones((1, 50)), np.ones((1, 50), np.bool_))
     assert search(table, np.zeros((0, 50), np.float32), True, Goal("agree", 0.9)) == ()
 
 
@@ -179,9 +179,9 @@ def test_goals_from_the_command_line() -> None:
 
 def test_tables_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="wanted both"):
-        Table(np.ones((2, 3)), np.ones((3, 2), np.bool_))
+        DepthOutcomes(np.ones((2, 3)), np.ones((3, 2), np.bool_))
     with pytest.raises(ValueError, match="full depth does not agree"):
-        Table(np.ones((2, 3)), np.zeros((2, 3), np.bool_))
+        DepthOutcomes(np.ones((2, 3)), np.zeros((2, 3), np.bool_))
     table, scores = text(3, 100)
     with pytest.raises(ValueError, match=r"scores are \(2, 99\), wanted \(2, 100\)"):
         search(table, scores[:, :99], True, Goal("agree", 0.9))

@@ -25,7 +25,7 @@ from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.facts import Run, runs
 from edgeloop.runtime.model.ops import Act, Attend, Norm, Rotate
 from edgeloop.runtime.model.stored import StoredWeights, read_tensors
-from edgeloop.runtime.serve.serving import Engine
+from edgeloop.runtime.serve.serving import BatchServer
 
 ENGINES = ("reference", "onnx")
 BOUND = 5e-5  # of logits up to 9: measured 2e-6 on the fixture, 2e-5 at most; GELU by tanh would be 7e-4 off there
@@ -345,12 +345,12 @@ def test_exits_pipelines_and_many_users(pythia: tuple[Path, dict[str, torch.Tens
 
     assert tokens(decode="pipelined")[0] == greedy
     assert tokens(exit="confidence:0.999")[0] == greedy
-    one = tokens(exit="depth:1", missing="propagate")
+    one = tokens(exit="depth:1", skipped_kv="propagate")
     # The prompt, whose last row gives the first token, runs every depth.
     assert one[0] != greedy
     assert one[1] == [2] + [1] * 7
-    assert len(set(tokens(exit="confidence:0.1", missing="skip")[1])) == 2
-    with Engine.open(bundle, engine=engine) as served:
+    assert len(set(tokens(exit="confidence:0.1", skipped_kv="skip")[1])) == 2
+    with BatchServer.open(bundle, engine=engine) as served:
         handles = [served.submit(part, max_tokens=8) for part in (prompt, prompt[:7], prompt)]
         answers = [list(handle.result(60).tokens) for handle in handles]
     assert answers[0] == answers[2] == greedy

@@ -19,7 +19,7 @@ from edgeloop.export.lower.mil import LOWERINGS, REFUSED, check, halved
 from edgeloop.export.targets.coreml.constants import Store
 from edgeloop.export.targets.coreml.package import write_package
 from edgeloop.export.targets.coreml.parity import EXACT, check_parity
-from edgeloop.export.targets.coreml.plan import Plan
+from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.export.targets.coreml.target import CoremlTarget, describe
 from edgeloop.export.targets.coreml.target import halved as halved_weights
 from edgeloop.quant.recipe import Recipe
@@ -53,7 +53,7 @@ def packaged(model: Program, folder: Path, recipe: Recipe = FLOAT) -> manifest.P
     """Write the package of ``model`` with random weights, and run all of it beside the reference engine."""
     check(model)
     stored = write(_tame(model, random_weights(model.weights, recipe.bits, recipe.group_size)), folder)
-    plan, package = Plan(model), folder / PACKAGE
+    plan, package = PackagePlan(model), folder / PACKAGE
     write_package(plan, Store(stored, recipe), package, {}, lambda name, part: None)
     engine, endless = (
         ReferenceBackend(p, halved_weights(stored), recipe.group_size, tables_as=np.float16)
@@ -107,7 +107,7 @@ def test_every_activation_and_attentions_of_other_heads(tmp_path: Path) -> None:
         return (x,)
 
     made = program({}, lambda w: "embedded", [block], schedule=(0, 0))
-    shapes = {name: shape[:2] + shape[3:] for name, shape in Plan(made).states.items()}
+    shapes = {name: shape[:2] + shape[3:] for name, shape in PackagePlan(made).states.items()}
     assert shapes == {
         **dict.fromkeys(("block_keys", "block_values"), (4, 1, 4)),
         **dict.fromkeys(("block_keys_1", "block_values_1"), (2, 2, 6)),
@@ -142,7 +142,7 @@ def test_every_op_is_taken_or_refused() -> None:
 def test_a_text_that_is_read_at_once(tmp_path: Path) -> None:
     """Both ways, with padding; through the engine too, which takes lanes of several lengths."""
     model = PROGRAMS["encoder"]()
-    plan = Plan(model)
+    plan = PackagePlan(model)
     assert plan.functions == ("decode_all", "embed", "decode_d0", "decode_d1", "decode_d2", "head")
     packaged(model, tmp_path)
     described = describe(plan, FLOAT)

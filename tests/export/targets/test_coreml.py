@@ -15,7 +15,7 @@ from coreml_packages import KINDS, package_of
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
-from edgeloop.export.targets.coreml.plan import Plan
+from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.export.targets.coreml.target import CoremlTarget
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle.folder import Bundle
@@ -59,16 +59,16 @@ def test_the_functions_of_a_looped_model(packaged: Callable[..., Bundle]) -> Non
 
 
 def test_functions_that_a_model_does_not_need_are_left_out(packaged: Callable[..., Bundle]) -> None:
-    assert Plan(packaged("mobilellm").program).functions == (
+    assert PackagePlan(packaged("mobilellm").program).functions == (
         "decode_all",
         "prefill",
         "embed",
         "decode_d0",
         "head",
     )
-    window = Plan(packaged("edgeloop-window").program)
+    window = PackagePlan(packaged("edgeloop-window").program)
     assert [name for name in window.functions if name.startswith("kvfill")] == ["kvfill_d0", "kvfill_d1"]
-    shared = Plan(packaged("edgeloop-shared").program)
+    shared = PackagePlan(packaged("edgeloop-shared").program)
     assert not [
         name for name in shared.functions if name.startswith("kvfill")
     ]  # nothing is ever missing there
@@ -151,8 +151,8 @@ def test_parity_refuses_other_weights_and_other_functions(
     with pytest.raises(
         ParityError, match=r"coreml disagrees.* in the .*computed in float32.*at most 1e-05 wanted"
     ):
-        check_parity(oracle("edgeloop", "int8"), Plan(program), package)
-    other = Plan(packaged("mobilellm").program)
+        check_parity(oracle("edgeloop", "int8"), PackagePlan(program), package)
+    other = PackagePlan(packaged("mobilellm").program)
     with pytest.raises(
         ParityError, match="disagree about the functions decode_d1, decode_d2, kvfill_d0, kvfill_d1"
     ):

@@ -23,7 +23,7 @@ from edgeloop.runtime.errors import BundleError
 
 RULE = Exit(
     thresholds=(0.75, 0.5),
-    missing="propagate",
+    skipped_kv="propagate",
     goal="agreement 99%",
     tokens=100,
     perplexity=2.0,

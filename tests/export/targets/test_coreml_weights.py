@@ -17,7 +17,7 @@ from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.coreml.constants import Store
 from edgeloop.export.targets.coreml.package import write_package
 from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED
-from edgeloop.export.targets.coreml.plan import Plan
+from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.blobs import Blobs
@@ -31,7 +31,7 @@ from edgeloop.runtime.model.ops import Linear
 DEMO = Path(__file__).parents[3] / "apps" / "demo" / "checkpoint"
 
 
-def weight_bytes(file: bytes, plan: Plan) -> int:
+def weight_bytes(file: bytes, plan: PackagePlan) -> int:
     """The bytes of the arrays in a weight.bin that come from the model.
 
     Not the zeros that MIL's builder adds to every linear, nor the numbers of rows and tokens, nor cos and sin, nor an
@@ -45,7 +45,7 @@ def weight_bytes(file: bytes, plan: Plan) -> int:
     return total - 4 * (plan.capacity + plan.chunk) - table_bytes(plan)
 
 
-def table_bytes(plan: Plan) -> int:
+def table_bytes(plan: PackagePlan) -> int:
     """cos and sin of every position."""
     return sum(2 * plan.program.context_length * by.dims // 2 * 2 for by in plan.program.rotations)
 
@@ -120,7 +120,7 @@ def test_weight_bin_is_the_unique_weights(
         reading(kind), Recipe.palettes() if ane else Recipe.named(KINDS[kind], 32), tmp_path / "stored"
     )
     bundle = packaged(kind, ane=bool(ane))
-    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), Plan(bundle.program))
+    found = weight_bytes((package_of(bundle) / WEIGHTS).read_bytes(), PackagePlan(bundle.program))
     left_out = 0
     if bundle.program.shares_kv:  # the deltas of the deeper depths' keys and values, float16
         for name, delta in deltas(bundle.program).items():
@@ -134,7 +134,7 @@ def test_weight_bin_of_the_demo_model(recipe: Recipe, tmp_path: Path) -> None:
     reading = read(DEMO)
     write_weights(reading, recipe, tmp_path / "stored")
     package = tmp_path / "model.mlpackage"
-    plan = Plan(reading.program)
+    plan = PackagePlan(reading.program)
     write_package(plan, Store(tmp_path / "stored", recipe), package, {}, lambda name, part: None)
     # The whole file, whatever is in it.
     wanted = unique_bytes(tmp_path / "stored") + table_bytes(plan)

@@ -114,17 +114,17 @@ def test_parity_after_every_depth(bundle: Bundles, name: str) -> None:
     [
         ("float", {}),
         ("float", {"decode": "pipelined"}),
-        ("float", {"exit": "confidence:0.004", "missing": "exact"}),
-        ("float", {"exit": "confidence:0.004", "missing": "propagate"}),
-        ("float", {"exit": "confidence:0.004", "missing": "latest"}),
-        ("float", {"exit": "depth:2", "missing": "skip"}),
+        ("float", {"exit": "confidence:0.004", "skipped_kv": "exact"}),
+        ("float", {"exit": "confidence:0.004", "skipped_kv": "propagate"}),
+        ("float", {"exit": "confidence:0.004", "skipped_kv": "latest"}),
+        ("float", {"exit": "depth:2", "skipped_kv": "skip"}),
         ("float", {"kv": "last"}),
         ("shared", {}),
         ("shared", {"exit": "depth:2"}),
         ("routed", {}),
         ("routed-shared", {}),
         ("window", {}),
-        ("window", {"exit": "depth:2", "missing": "exact"}),
+        ("window", {"exit": "depth:2", "skipped_kv": "exact"}),
     ],
 )
 def test_the_same_tokens_as_onnx(bundle: Bundles, name: str, policy: dict[str, str]) -> None:
@@ -519,7 +519,7 @@ def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Pat
     early = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "EDGELOOP_DEPTHS": "2"}
     )
-    leaves = tokens(path, "executorch", exit="depth:2", missing="skip")
+    leaves = tokens(path, "executorch", exit="depth:2", skipped_kv="skip")
     assert [int(line) for line in early.stdout.split()] == leaves
     assert leaves != tokens(path, "executorch")
     assert "manifest.json cannot be read; give the folder of a bundle" in refusal(runner, tmp_path)

@@ -89,7 +89,7 @@ def test_fixed_depths(maker) -> None:
 def test_calibrated_thresholds_are_the_default(maker) -> None:
     program = maker.program()
     kept = Exit(
-        thresholds=(0.5, NEVER), missing="skip", goal="agree 0.9", tokens=9, perplexity=2, full_perplexity=2,
+        thresholds=(0.5, NEVER), skipped_kv="skip", goal="agree 0.9", tokens=9, perplexity=2, full_perplexity=2,
         agreement=1, mean_depth=2,
     )  # fmt: skip
     assert parse_rule("confidence", program, {}, {"confidence": kept}).thresholds == (0.5, NEVER)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipelined import Pipelined
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
@@ -17,7 +17,7 @@ PROMPT = np.array([5, 6, 7])
 ROUNDING = 2e-5
 HEADLESS = (Segment(layers=2, repeats=3),)
 FOUR = (Segment(layers=1), Segment(layers=1, repeats=4), Segment(layers=1))
-PLANS = (Plan(0), Plan(0, judge=True), Plan(1), Plan(2))
+PLANS = (DraftPlan(0), DraftPlan(0, judge=True), DraftPlan(1), DraftPlan(2))
 RANDOM = np.random.default_rng(0)
 DRAFTS = {
     "own": lambda logits, history, position: int(logits.argmax()),
@@ -29,7 +29,7 @@ DRAFTS = {
 def follow(backend, plan, draft, capacity=24):
     """Sequential greedy logits, and the pipeline's for the same tokens, to the end of the context."""
     loops = [DepthLoop(backend, backend.new_cache(1, capacity)) for _ in range(2)]
-    pipeline = Pipelined(loops[1], draft, Fixed(backend.program.depths, plan))
+    pipeline = Pipelined(loops[1], draft, FixedPlan(backend.program.depths, plan))
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -52,12 +52,12 @@ def test_logits_are_sequential(maker, segments, plan, draft):
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 def test_a_sliding_window_is_not_moved_by_drafts(maker, monkeypatch, draft):
     monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)
-    follow(maker.backend(maker.program(sliding_window=5)), Plan(0, judge=True), draft)
+    follow(maker.backend(maker.program(sliding_window=5)), DraftPlan(0, judge=True), draft)
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 def test_depths_that_share_keys_and_values(maker, draft):
-    follow(maker.backend(maker.program(FOUR, kv="shared")), Plan(0), draft)
+    follow(maker.backend(maker.program(FOUR, kv="shared")), DraftPlan(0), draft)
 
 
 def test_right_drafts_cost_less_than_all_depths(maker):
@@ -69,7 +69,7 @@ def test_right_drafts_cost_less_than_all_depths(maker):
         text.append(int(logits[-1].argmax()))
         logits = loop.forward(np.array(text[-1:]))
     loop.reset()
-    pipeline = Pipelined(loop, lambda logits, history, position: text[position], Fixed(3, Plan(0)))
+    pipeline = Pipelined(loop, lambda logits, history, position: text[position], FixedPlan(3, DraftPlan(0)))
     loop.forward(PROMPT)
     pipeline.begin(PROMPT)
     loop.clock.restart()
@@ -82,7 +82,7 @@ def test_right_drafts_cost_less_than_all_depths(maker):
 def test_a_truncated_loop_goes_on(maker):
     backend = maker.backend(maker.program())
     loop, other = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
-    pipeline = Pipelined(loop, DRAFTS["own"], Fixed(3, Plan(0)))
+    pipeline = Pipelined(loop, DRAFTS["own"], FixedPlan(3, DraftPlan(0)))
     loop.forward(PROMPT)
     pipeline.begin(PROMPT)
     for token in (1, 2, 3, 4):
@@ -136,7 +136,8 @@ def test_an_unknown_way_is_refused(text_bundle):
 def drafting(monkeypatch):
     """Sessions that draft from the first token to the last."""
     monkeypatch.setattr(
-        "edgeloop.runtime.session.Pace", lambda depths: Fixed(depths, Plan(0, judge=depths > 2))
+        "edgeloop.runtime.session.DraftController",
+        lambda depths: FixedPlan(depths, DraftPlan(0, judge=depths > 2)),
     )
 
 
@@ -225,7 +226,7 @@ def test_samples_have_the_distribution_of_full_depth(maker):
     counts = np.zeros_like(wanted)
     for seed in range(seeds):
         choose = Sampler(SamplingOptions(temperature=temperature, seed=seed)).choose
-        pipeline = Pipelined(loop, choose, Fixed(3, Plan(0, judge=True)))
+        pipeline = Pipelined(loop, choose, FixedPlan(3, DraftPlan(0, judge=True)))
         loop.reset()
         logits = loop.forward(prompt)
         pipeline.begin(prompt)

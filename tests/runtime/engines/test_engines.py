@@ -38,14 +38,14 @@ def test_every_reason_not_to_open(maker, tmp_path, monkeypatch):
     monkeypatch.setitem(
         backends.ENGINES,
         "coreml",
-        dataclasses.replace(backends.ENGINES["coreml"], unfit=lambda: "needs another computer"),
+        dataclasses.replace(backends.ENGINES["coreml"], unavailable_reason=lambda: "needs another computer"),
     )
     with pytest.raises(
         BundleError, match=r"only: coreml.*; choose --engine coreml-reference, or export with --target onnx"
     ):
         backends.open_backend("onnx", other)
-    missing = dataclasses.replace(backends.ENGINES["onnx"], module="not_installed_here")
-    monkeypatch.setitem(backends.ENGINES, "onnx", missing)
+    skipped_kv = dataclasses.replace(backends.ENGINES["onnx"], module="not_installed_here")
+    monkeypatch.setitem(backends.ENGINES, "onnx", skipped_kv)
     with pytest.raises(EngineError, match=r'not installed: pip install "edgeloop\[onnx\]"'):
         backends.open_backend("onnx", bundle)
     versions = {s.name: s.version for s in backends.available()}

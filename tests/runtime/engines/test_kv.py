@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeloop.runtime.engines.kv import SLACK, GrowingPairs, KVCache, resident
+from edgeloop.runtime.engines.kv import SLACK, GrowingPairs, KVCache, rows_kept
 from edgeloop.runtime.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def test_bytes_in_use(maker):
     narrow = KVCache.allocate(program, 2, 10, slots=1)  # of the last depth
     assert narrow.used_bytes(4, [9, 9, 4]) == 4 * maker.program(kv="shared").kv_bytes_per_token
     long = KVCache.allocate(maker.program(sliding_window=5, context_length=4096), 1, 1000)
-    assert long.used_bytes(1000, [1000] * 3) == program.kv_bytes_per_token * resident(1000, 5 + SLACK, 5)
+    assert long.used_bytes(1000, [1000] * 3) == program.kv_bytes_per_token * rows_kept(1000, 5 + SLACK, 5)
 
 
 @pytest.mark.parametrize(("rows", "window"), [(5, 5), (6, 5), (9, 5), (12, 3)])
@@ -65,7 +65,7 @@ def test_the_most_recent_tokens_are_resident(rows, window):
     """Counted one by one: a row is added for each token; full, all that the window leaves behind goes at once."""
     kept = 0
     for tokens in range(60):
-        assert resident(tokens, rows, window) == kept
+        assert rows_kept(tokens, rows, window) == kept
         assert min(tokens, window) <= kept <= rows
         kept = kept + 1 if kept < rows else window
 

@@ -10,7 +10,14 @@ import pytest
 
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.executorch.calls import batches, valid_runs
-from edgeloop.runtime.engines.executorch.layout import Layout, Shapes, Sizes, Table, checksum, read_layout
+from edgeloop.runtime.engines.executorch.layout import (
+    EmbeddingTable,
+    Layout,
+    Shapes,
+    Sizes,
+    checksum,
+    read_layout,
+)
 from edgeloop.runtime.engines.executorch.table import Embedding
 from edgeloop.runtime.engines.packed import PackedLanes
 from edgeloop.runtime.errors import BundleError
@@ -74,7 +81,9 @@ def test_embedding_rows(tmp_path, kind):
         tail = half.tobytes() if kind == "int4" else scales.tobytes()
     (tmp_path / "t").write_bytes(b"head" + values + tail)
     check = checksum([values, tail] if tail else [values])
-    table = Table("t", kind, 4, check, 4 + len(values), "bfloat16" if kind == "int4" else "float32", 2)
+    table = EmbeddingTable(
+        "t", kind, 4, check, 4 + len(values), "bfloat16" if kind == "int4" else "float32", 2
+    )
     embedding = Embedding(tmp_path / "t", table, 5, 8)
     np.testing.assert_array_equal(embedding.rows(np.array([4, 0, 4])), wanted[[4, 0, 4]])
     with pytest.raises(BundleError, match="no embedding in it"):
@@ -107,7 +116,7 @@ def test_a_layout_that_cannot_be_meant(maker, tmp_path, place, value, told):
         "model.pte",
         Sizes.of(maker.program()),
         Shapes(3, 8),
-        Table("model.pte", "int4", 0, 0, 64, "bfloat16", 4),
+        EmbeddingTable("model.pte", "int4", 0, 0, 64, "bfloat16", 4),
     )
     path = tmp_path / "layout.json"
     path.write_bytes(msgspec.json.encode(layout))

@@ -22,7 +22,7 @@ import pytest
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.errors import BusyError, ContextError, EngineError, UsageError
 from edgeloop.runtime.serve.handle import Handle
-from edgeloop.runtime.serve.serving import Engine
+from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
 LONG = 40
@@ -35,13 +35,13 @@ def bundle(text_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def engine(bundle: Path) -> Iterator[Engine]:
-    with Engine.open(bundle, engine="reference", sequences=2, waiting=3) as engine:
+def engine(bundle: Path) -> Iterator[BatchServer]:
+    with BatchServer.open(bundle, engine="reference", sequences=2, waiting=3) as engine:
         yield engine
 
 
 @pytest.fixture
-def gate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
+def gate(engine: BatchServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
     """The engine's ticks wait for it: ``gate.release(n)`` lets n of them go."""
     gate, tick = threading.Semaphore(0), engine.scheduler.tick
 
@@ -66,7 +66,7 @@ def test_conversations_from_many_threads(text_bundle: Callable[..., Path]) -> No
     template = "{{ tools | length if tools is not none }}:{{ messages[0].content }}:{{ documents }}"
     bundle = text_bundle(template)
     tools = [{"type": "function", "function": {"name": "f"}}]
-    with Engine.open(bundle, engine="reference", sequences=2, waiting=64) as engine:
+    with BatchServer.open(bundle, engine="reference", sequences=2, waiting=64) as engine:
         handles: dict[int, Handle] = {}
 
         def submit(number: int) -> None:
@@ -94,12 +94,12 @@ def alone(bundle: Path, *request: object, **options: str) -> list[int]:
         return [step.token for step in session.generate(*request)]
 
 
-def all_free(engine: Engine) -> bool:
+def all_free(engine: BatchServer) -> bool:
     scheduler = engine.scheduler
     return sorted(scheduler.free) == list(range(engine.sequences)) and not scheduler.tasks
 
 
-def test_texts_stream_to_threads(bundle: Path, engine: Engine):
+def test_texts_stream_to_threads(bundle: Path, engine: BatchServer):
     prompts = ["Once upon a time", "there was a loop; it went round", "and", "round again"]
     found: dict[str, str] = {}
 
@@ -115,7 +115,7 @@ def test_texts_stream_to_threads(bundle: Path, engine: Engine):
         assert found == {p: "".join(s.text for s in session.generate(p, 20, WARM)) for p in prompts}
 
 
-def test_texts_stream_to_asyncio(bundle: Path, engine: Engine):
+def test_texts_stream_to_asyncio(bundle: Path, engine: BatchServer):
     async def ask(prompt: str) -> list[int]:
         return [step.token async for step in engine.submit(prompt, 15, WARM)]
 
@@ -152,7 +152,9 @@ async def _read_within(handle: Handle) -> None:
 
 @pytest.mark.parametrize("read", [Handle.wait, _read, _read_within])
 def test_cancelling_a_task_that_waits_cancels_the_request(
-    engine: Engine, gate: threading.Semaphore, read: Callable[[Handle], Coroutine[object, object, object]]
+    engine: BatchServer,
+    gate: threading.Semaphore,
+    read: Callable[[Handle], Coroutine[object, object, object]],
 ):
     handle, other = engine.submit("Once upon a time", LONG), engine.submit("round", 3)
     gate.release(6)  # some tokens
@@ -166,7 +168,7 @@ def test_cancelling_a_task_that_waits_cancels_the_request(
     until(lambda: all_free(engine))
 
 
-def test_a_timeout_of_asyncio_cancels_the_request(engine: Engine, gate: threading.Semaphore):
+def test_a_timeout_of_asyncio_cancels_the_request(engine: BatchServer, gate: threading.Semaphore):
     handle = engine.submit("Once upon a time", LONG)
 
     async def main() -> None:
@@ -178,7 +180,7 @@ def test_a_timeout_of_asyncio_cancels_the_request(engine: Engine, gate: threadin
     assert handle.result(30).cancelled
 
 
-def test_a_reader_that_leaves_does_not_disturb_others(engine: Engine, gate: threading.Semaphore):
+def test_a_reader_that_leaves_does_not_disturb_others(engine: BatchServer, gate: threading.Semaphore):
     handle = engine.submit("Once upon a time", 10)
     gate.release(8)
 
@@ -198,7 +200,7 @@ def test_a_reader_that_leaves_does_not_disturb_others(engine: Engine, gate: thre
     assert (completion.cancelled, completion.finish) == (False, "length")
 
 
-def test_leaving_a_with_block_cancels(engine: Engine, gate: threading.Semaphore):
+def test_leaving_a_with_block_cancels(engine: BatchServer, gate: threading.Semaphore):
     gate.release(10_000)
     with engine.submit("Once upon a time", 4) as handle:
         assert len(list(handle)) == 4
@@ -208,12 +210,12 @@ def test_leaving_a_with_block_cancels(engine: Engine, gate: threading.Semaphore)
     assert handle.result(30).cancelled
 
 
-def test_several_readers_see_every_step(engine: Engine):
+def test_several_readers_see_every_step(engine: BatchServer):
     handle = engine.submit("Once upon a time", 12)
     assert list(handle) == list(handle) == list(handle.result(30).steps)
 
 
-def test_a_stop_string_ends_one_text_only(bundle: Path, engine: Engine):
+def test_a_stop_string_ends_one_text_only(bundle: Path, engine: BatchServer):
     full = engine.submit("Once upon", 30, WARM).result(30)
     stop = full.text[5:8]
     both = engine.submit("Once upon", 30, WARM, stop=[stop]), engine.submit("Once upon", 30, WARM)
@@ -221,7 +223,7 @@ def test_a_stop_string_ends_one_text_only(bundle: Path, engine: Engine):
     assert both[1].result(30).tokens == full.tokens
 
 
-def test_what_is_full_refuses(engine: Engine, gate: threading.Semaphore):
+def test_what_is_full_refuses(engine: BatchServer, gate: threading.Semaphore):
     handles = [engine.submit("round", 3) for _ in range(5)]
     with pytest.raises(BusyError, match="run and [345] wait, which is all that this engine takes; try again"):
         engine.submit("round", 3)
@@ -230,7 +232,7 @@ def test_what_is_full_refuses(engine: Engine, gate: threading.Semaphore):
     assert engine.submit("round", 3).result(30).tokens == handles[0].result().tokens
 
 
-def test_requests_are_checked_at_once(engine: Engine):
+def test_requests_are_checked_at_once(engine: BatchServer):
     with pytest.raises(UsageError, match="the prompt is empty"):
         engine.submit("")
     with pytest.raises(ContextError, match="the prompt has 70 tokens, the context holds 64"):
@@ -248,23 +250,23 @@ def test_requests_are_checked_at_once(engine: Engine):
 
 def test_sizes_are_checked(bundle: Path):
     with pytest.raises(UsageError, match="sequences is 0, wanted at least 1"):
-        Engine.open(bundle, engine="reference", sequences=0)
+        BatchServer.open(bundle, engine="reference", sequences=0)
     with pytest.raises(UsageError, match="waiting is -1, wanted at least 0"):
-        Engine.open(bundle, engine="reference", waiting=-1)
+        BatchServer.open(bundle, engine="reference", waiting=-1)
     with pytest.raises(UsageError, match="sequences is 2.0, wanted a whole number"):
-        Engine.open(bundle, engine="reference", sequences=2.0)
+        BatchServer.open(bundle, engine="reference", sequences=2.0)
     with pytest.raises(UsageError, match="context is 65"):
-        Engine.open(bundle, engine="reference", context=65)
+        BatchServer.open(bundle, engine="reference", context=65)
 
 
 def test_what_only_one_sequence_can_have_is_refused(bundle: Path):
     with pytest.raises(UsageError, match="KV policy last runs a prompt in caches of its own"):
-        Engine.open(bundle, engine="reference", kv="last")
-    with pytest.raises(UsageError, match="policy latest for missing K and V copies rows of one sequence"):
-        Engine.open(bundle, engine="reference", exit="depth:1", missing="latest")
+        BatchServer.open(bundle, engine="reference", kv="last")
+    with pytest.raises(UsageError, match="policy latest for skipped K and V copies rows of one sequence"):
+        BatchServer.open(bundle, engine="reference", exit="depth:1", skipped_kv="latest")
 
 
-def test_cancelling_before_it_started(engine: Engine, gate: threading.Semaphore):
+def test_cancelling_before_it_started(engine: BatchServer, gate: threading.Semaphore):
     running = [engine.submit("round", 3) for _ in range(2)]
     until(lambda: len(engine.scheduler.tasks) == 2)
     waiting, last = engine.submit("Once", 3), engine.submit("round", 3)
@@ -275,7 +277,7 @@ def test_cancelling_before_it_started(engine: Engine, gate: threading.Semaphore)
     assert len({handle.result(30).tokens for handle in (*running, last)}) == 1
 
 
-def test_cancelling_what_waits_frees_its_place(engine: Engine, gate: threading.Semaphore):
+def test_cancelling_what_waits_frees_its_place(engine: BatchServer, gate: threading.Semaphore):
     handles = [engine.submit("Once upon a time", LONG) for _ in range(5)]
     handles[-1].cancel()
     gate.release(2)
@@ -287,7 +289,7 @@ def test_cancelling_what_waits_frees_its_place(engine: Engine, gate: threading.S
     assert [handle.result(30).cancelled for handle in (*handles, another)] == [False] * 4 + [True, False]
 
 
-def test_cancelling_while_it_runs_frees_its_place(engine: Engine, gate: threading.Semaphore):
+def test_cancelling_while_it_runs_frees_its_place(engine: BatchServer, gate: threading.Semaphore):
     first, second = (engine.submit("Once upon a time", LONG) for _ in range(2))
     steps = iter(first)
     gate.release(5)
@@ -303,7 +305,7 @@ def test_cancelling_while_it_runs_frees_its_place(engine: Engine, gate: threadin
     assert all_free(engine)
 
 
-def test_cancelling_what_has_ended_does_nothing(engine: Engine):
+def test_cancelling_what_has_ended_does_nothing(engine: BatchServer):
     handle = engine.submit("round", 3)
     completion = handle.result(30)
     handle.cancel()
@@ -313,7 +315,7 @@ def test_cancelling_what_has_ended_does_nothing(engine: Engine):
     assert engine.submit("round", 3).result(30).tokens == completion.tokens
 
 
-def test_closing_ends_everything(engine: Engine, gate: threading.Semaphore):
+def test_closing_ends_everything(engine: BatchServer, gate: threading.Semaphore):
     handles = [engine.submit("Once upon a time", LONG) for _ in range(4)]
     gate.release(8)
     closing = threading.Thread(target=engine.close)
@@ -328,7 +330,7 @@ def test_closing_ends_everything(engine: Engine, gate: threading.Semaphore):
 
 @pytest.mark.parametrize("kind", [EngineError, BaseException])  # a panic of a library is not an Exception
 def test_a_failing_engine_reaches_everybody(
-    engine: Engine, gate: threading.Semaphore, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+    engine: BatchServer, gate: threading.Semaphore, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ):
     handles = [engine.submit("Once upon a time", LONG) for _ in range(4)]
 
@@ -347,7 +349,9 @@ def test_a_failing_engine_reaches_everybody(
         engine.submit("round")
 
 
-def test_what_is_wrong_with_one_request_ends_that_one_only(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_wrong_with_one_request_ends_that_one_only(
+    engine: BatchServer, monkeypatch: pytest.MonkeyPatch
+):
     epilogue = engine.scheduler.backend.epilogue
 
     def spoiled(state, rows, lanes, cache):  # the third token of one sequence
@@ -370,7 +374,7 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("panic", [PanicException, GeneratorExit])
 def test_a_panic_ends_its_request_only(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, panic: type[BaseException]
+    engine: BatchServer, monkeypatch: pytest.MonkeyPatch, panic: type[BaseException]
 ):
     tokenizer = engine._session.tokenizer
     answer_text = tokenizer.answer_text
@@ -404,7 +408,7 @@ def workers() -> int:
 def test_an_engine_that_is_dropped_lets_go(bundle: Path):
     """Of its thread and its memory, and not before what was submitted has been served."""
     before = workers()
-    engine = Engine.open(bundle, engine="reference", sequences=1, waiting=3)
+    engine = BatchServer.open(bundle, engine="reference", sequences=1, waiting=3)
     cache, handles = weakref.ref(engine.scheduler.cache), [engine.submit("round", 20) for _ in range(3)]
     assert workers() == before + 1
     del engine
@@ -418,8 +422,8 @@ def test_an_engine_that_is_dropped_lets_go(bundle: Path):
 
 def test_an_open_engine_does_not_hold_up_the_interpreter(bundle: Path):
     script = (
-        "import sys; from edgeloop.runtime import Engine\n"
-        "engine = Engine.open(sys.argv[1], engine='reference', sequences=1)\n"
+        "import sys; from edgeloop.runtime import BatchServer\n"
+        "engine = BatchServer.open(sys.argv[1], engine='reference', sequences=1)\n"
         "handles = [engine.submit('Once', 50) for _ in range(40)]\n"
         "next(iter(handles[0])); print('left')"
     )
@@ -429,7 +433,7 @@ def test_an_open_engine_does_not_hold_up_the_interpreter(bundle: Path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
-def test_a_fork_does_not_wait_for_ever(engine: Engine, gate: threading.Semaphore):
+def test_a_fork_does_not_wait_for_ever(engine: BatchServer, gate: threading.Semaphore):
     """The worker stays with the parent: in the child everything ends at once, and says why."""
     handle, ended = engine.submit("Once upon a time", LONG), []
     child = os.fork()
@@ -452,14 +456,14 @@ def test_a_fork_does_not_wait_for_ever(engine: Engine, gate: threading.Semaphore
     assert not engine.submit("round", 3).result(30).cancelled
 
 
-def test_waiting_has_a_limit(engine: Engine, gate: threading.Semaphore):
+def test_waiting_has_a_limit(engine: BatchServer, gate: threading.Semaphore):
     with pytest.raises(TimeoutError, match=r"the request has not ended within 0\.01 s"):
         engine.submit("round", 3).result(0.01)
 
 
 def test_nobody_starves(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """A long prompt comes through while short requests keep coming, and they while it does."""
-    with Engine.open(bundle, engine="reference", sequences=2, waiting=8) as engine:
+    with BatchServer.open(bundle, engine="reference", sequences=2, waiting=8) as engine:
         ended: list[Handle] = []
         submitted, tick = threading.Event(), engine.scheduler.tick
 
@@ -479,10 +483,12 @@ def test_nobody_starves(bundle: Path, monkeypatch: pytest.MonkeyPatch):
         assert ended.index(long) < len(ended) - 1
 
 
-@pytest.mark.parametrize("options", [{}, {"exit": "latent:0.5"}, {"exit": "latent:0.5", "missing": "skip"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"exit": "latent:0.5"}, {"exit": "latent:0.5", "skipped_kv": "skip"}]
+)
 def test_random_arrivals_and_cancellations(bundle: Path, options: dict[str, str]):
     dice = random.Random(11)
-    with Engine.open(bundle, engine="reference", sequences=3, waiting=4, **options) as engine:
+    with BatchServer.open(bundle, engine="reference", sequences=3, waiting=4, **options) as engine:
         nbytes = engine.kv_bytes
         kept: list[tuple[tuple[object, ...], Handle]] = []
         refused = 0
@@ -516,7 +522,7 @@ def test_random_arrivals_and_cancellations(bundle: Path, options: dict[str, str]
             assert result.tokens == (wanted[: len(result.tokens)] if result.cancelled else wanted)
 
 
-def test_the_engine_lets_go_of_what_has_ended(engine: Engine):
+def test_the_engine_lets_go_of_what_has_ended(engine: BatchServer):
     gc.collect()
     for _ in range(5):
         engine.submit("round", 3).result(30)

@@ -81,14 +81,14 @@ public final class RecursiveModel {
     /// May a token leave early? Not where that would leave rows of K and V without their numbers.
     public var canExit: Bool { depths > 1 && (canFill || specification.kv == "shared") }
 
-    /// The rule that `edgeloop calibrate` left in the package. This host fills in missing K and V (`--missing propagate`),
+    /// The rule that `edgeloop calibrate` left in the package. This host fills in skipped K and V (`--skipped-kv propagate`),
     /// so thresholds that were measured with other K and V are refused.
     public func exitRule(_ name: String) throws -> ExitRule {
         guard let rule = calibrated[name], let measure = Measure(rawValue: name) else {
             throw EdgeloopError.noRule("\(name): calibrated are \(calibrated.keys.sorted())")
         }
         guard rule.missing == "propagate" || rule.missing == "shared" else {
-            throw EdgeloopError.noRule("\(name): calibrated for --missing \(rule.missing), wanted propagate")
+            throw EdgeloopError.noRule("\(name): calibrated for --skipped-kv \(rule.missing), wanted propagate")
         }
         return .when(measure, passes: rule.thresholds)
     }

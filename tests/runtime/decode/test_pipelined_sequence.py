@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import MEASURES, Outcome
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.decode.pipelined_course import PipelinedCourse
+from edgeloop.runtime.decode.pipelined_sequence import PipelinedSequence
 from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
@@ -24,7 +24,7 @@ DRAFTS = {
     "wrong": lambda logits, history, position: (int(logits.argmax()) + 1) % len(logits),
     "random": lambda logits, history, position: int((logits.argmax() + RANDOM.integers(2)) % len(logits)),
 }
-MISSING = ("exact", "propagate", "skip")
+SKIPPED_KV = ("exact", "propagate", "skip")
 
 
 def typical(backend, name):
@@ -42,11 +42,11 @@ def typical(backend, name):
     return f"{name}:{','.join(f'{x:.6f}' for x in found)}"
 
 
-def follow(backend, text, missing, draft):
-    policy = choose_policy(backend.program, {}, {}, text, missing)
+def follow(backend, text, skipped_kv, draft):
+    policy = choose_policy(backend.program, {}, {}, text, skipped_kv)
     loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
-    early = EarlyExit(loops[0], policy.rule, {}, missing)
-    pipeline = PipelinedCourse(loops[1], policy, {}, draft, Fixed(backend.program.depths, Plan(0)))
+    early = EarlyExit(loops[0], policy.rule, {}, skipped_kv)
+    pipeline = PipelinedSequence(loops[1], policy, {}, draft, FixedPlan(backend.program.depths, DraftPlan(0)))
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -60,29 +60,29 @@ def follow(backend, text, missing, draft):
         np.testing.assert_allclose(pipeline.step(token), wanted, atol=2e-5)
         assert pipeline.depth == depth
         ran.add(depth)
-    if missing == "skip":
+    if skipped_kv == "skip":
         assert loops[1].filled == loops[0].filled
     return ran
 
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
-@pytest.mark.parametrize("missing", MISSING)
+@pytest.mark.parametrize("skipped_kv", SKIPPED_KV)
 @pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
-def test_logits_are_those_of_early_exit(maker, segments, missing, draft):
+def test_logits_are_those_of_early_exit(maker, segments, skipped_kv, draft):
     backend = maker.backend(maker.program() if segments is None else maker.program(segments))
     measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)
     ran = set()
     for name in measures:
-        ran |= follow(backend, typical(backend, name), missing, draft)
+        ran |= follow(backend, typical(backend, name), skipped_kv, draft)
     assert len(ran) > 1
-    assert follow(backend, "depth:2", missing, draft) == {2}
+    assert follow(backend, "depth:2", skipped_kv, draft) == {2}
 
 
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [
-        ({}, {"exit": "confidence:0.5", "missing": "skip"}, "reads logits"),
-        ({"sliding_window": 5}, {"exit": "depth:2", "missing": "skip"}, "sliding window"),
+        ({}, {"exit": "confidence:0.5", "skipped_kv": "skip"}, "reads logits"),
+        ({"sliding_window": 5}, {"exit": "depth:2", "skipped_kv": "skip"}, "sliding window"),
         ({"kv": "shared"}, {"exit": "depth:2"}, "leaves holes"),
     ],
 )

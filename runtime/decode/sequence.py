@@ -23,7 +23,7 @@ from .routing import Router, RoutingRule, shared_calls
 
 
 @dataclass(slots=True)
-class Ask:
+class StageCall:
     """One call of ``stage`` (prologue, block, epilogue or fill) for n rows behind ``cached`` tokens of a slot.
 
     rows: ids [n] for the prologue, else states [n, D]. positions [n]. The answer is the states [n, D] after it, of the
@@ -37,11 +37,11 @@ class Ask:
     positions: I64
 
 
-Wishes = Generator[Ask, F32, tuple[F32, int]]
+StageCalls = Generator[StageCall, F32, tuple[F32, int]]
 """Ends with the logits [1, V] of the last token and the depths that it ran."""
 
 
-class Course:
+class TokenSequence:
     """One sequence from empty, under a policy."""
 
     def __init__(
@@ -54,9 +54,9 @@ class Course:
         """Tokens that were run."""
         self.filled = [0] * program.depths
         """Tokens whose K and V are in each depth's slot."""
-        self.missing = policy.missing
+        self.skipped_kv = policy.skipped_kv
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
-        self._exact = policy.missing == "exact"
+        self._exact = policy.skipped_kv == "exact"
         self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
         self._shares = program.shares_kv
         self._coda = len(program.caches("epilogue")) > 0
@@ -69,7 +69,7 @@ class Course:
         for waiting in self._waiting:
             waiting.clear()
 
-    def prompt(self, ids: I64) -> Wishes:
+    def prompt(self, ids: I64) -> StageCalls:
         """Run ids [S]: at full depth, or routed."""
         depth = self._depths
         start = 0
@@ -77,10 +77,10 @@ class Course:
             size = self.chunk()
             part, last = ids[start : start + size], start + size >= len(ids)
             positions = np.arange(self.cached, self.cached + len(part))
-            state = yield Ask("prologue", 0, self.cached, part, positions)
+            state = yield StageCall("prologue", 0, self.cached, part, positions)
             if self._router is None:
                 for d in range(self._depths):
-                    state = yield Ask("block", d, self.filled[d], state, positions)
+                    state = yield StageCall("block", d, self.filled[d], state, positions)
                     self.filled[d] += len(part)
             else:
                 depth = yield from self._routed(state, positions)
@@ -94,13 +94,13 @@ class Course:
             if last:
                 return logits, depth
 
-    def step(self, token: int, position: int | None = None) -> Wishes:
+    def step(self, token: int, position: int | None = None) -> StageCalls:
         """Run one more token, until the rule lets it go: at ``cached``, or at ``position`` behind others under way."""
         if any(map(self._full, range(1, self._depths))):
             yield from self._catch_up()
         at = self.cached if position is None else position
         here = np.array([at])
-        state = yield Ask("prologue", 0, at, np.array([token], np.int64), here)
+        state = yield StageCall("prologue", 0, at, np.array([token], np.int64), here)
         if isinstance(self.rule, RoutingRule):
             ran = yield from self._routed(state, here)
             logits = yield self._read(state, at)
@@ -111,12 +111,12 @@ class Course:
             self.filled[:] = [self.cached] * self._depths
         return logits, ran
 
-    def take_back(self, position: int, pending: list[Ask], ran: list[int]) -> None:
+    def take_back(self, position: int, pending: list[StageCall], ran: list[int]) -> None:
         """The tokens from ``position`` on never were, which the latest steps ran: forget their rows.
 
         ``pending``: what they asked for and will not get, the oldest first. ``ran``: by depth, the rows that they have.
         """
-        if self.missing == "skip":
+        if self.skipped_kv == "skip":
             self.filled = [n - m for n, m in zip(self.filled, ran, strict=True)]
             return
         self.filled = [min(n, position) for n in self.filled]
@@ -126,7 +126,7 @@ class Course:
         for waiting in self._waiting:
             waiting[:] = [(first, state[: position - first]) for first, state in waiting if first < position]
 
-    def _early(self, rule: ExitRule, state: F32, here: I64) -> Wishes:
+    def _early(self, rule: ExitRule, state: F32, here: I64) -> StageCalls:
         """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
         seen = self.program.loop.carries[0].width
         outcome = Outcome(-1, state[:, :seen])
@@ -138,12 +138,12 @@ class Course:
                 continue
             last = state[-1:]
             if rule.reads_logits:
-                logits = yield Ask("epilogue", final, here.item(), last, here)
+                logits = yield StageCall("epilogue", final, here.item(), last, here)
             outcome = Outcome(depth, last[:, :seen], logits, outcome)
             if rule.leaves(outcome, self.heads):
                 if logits is None:
-                    logits = yield Ask("epilogue", final, here.item(), last, here)
-                if self.missing == "propagate":
+                    logits = yield StageCall("epilogue", final, here.item(), last, here)
+                if self.skipped_kv == "propagate":
                     for waiting in self._waiting[depth:]:
                         waiting.append((here.item(), last))
                 return logits, depth + 1
@@ -153,7 +153,7 @@ class Course:
         logits = yield self._read(deep, here.item() + 1 - len(deep))
         return logits, final + 1
 
-    def _run(self, depth: int, state: F32, here: I64) -> Generator[Ask, F32, F32]:
+    def _run(self, depth: int, state: F32, here: I64) -> Generator[StageCall, F32, F32]:
         """One depth, with all that waits for it in front: state [1, D] at ``here`` [1] → [n, D]."""
         cached = self.filled[depth]
         if depth and self._waiting[depth - 1]:
@@ -165,13 +165,13 @@ class Course:
                 cached = self.filled[depth]
         n = len(state)
         positions = here if n == 1 else np.arange(cached, cached + n)
-        state = yield Ask("block", depth, cached, state, positions)
+        state = yield StageCall("block", depth, cached, state, positions)
         self.filled[depth] += n
         if self._exact and depth < self._depths - 1 and not self._never:
             self._waiting[depth].append((positions[0].item(), state))
         return state
 
-    def _catch_up(self) -> Generator[Ask, F32, None]:
+    def _catch_up(self) -> Generator[StageCall, F32, None]:
         """Run all that waits, or fill in its K and V, as ``EarlyExit.catch_up``."""
         for depth in range(1, self._depths):
             if not self._waiting[depth - 1]:
@@ -181,17 +181,17 @@ class Course:
                 yield from self._fill(depth, state)
                 continue
             first = self.filled[depth]
-            state = yield Ask("block", depth, first, state, np.arange(first, first + len(state)))
+            state = yield StageCall("block", depth, first, state, np.arange(first, first + len(state)))
             self.filled[depth] += len(state)
             if depth < self._depths - 1:
                 self._waiting[depth].append((first, state))
             elif self._coda:
                 yield self._read(state, self.cached - len(state))
 
-    def _fill(self, depth: int, state: F32) -> Generator[Ask, F32, None]:
+    def _fill(self, depth: int, state: F32) -> Generator[StageCall, F32, None]:
         """K and V of ``depth`` for tokens that left with ``state`` [n, D] before it."""
         first, n = self.filled[depth], len(state)
-        yield Ask("fill", depth, first, state, np.arange(first, first + n))
+        yield StageCall("fill", depth, first, state, np.arange(first, first + n))
         self.filled[depth] += n
 
     def _take(self, depth: int) -> F32:
@@ -206,7 +206,7 @@ class Course:
         waiting = self._waiting[depth - 1]
         return len(waiting) >= LIMIT or (self._exact and sum(len(state) for _, state in waiting) >= LIMIT)
 
-    def _routed(self, x: F32, positions: I64) -> Generator[Ask, F32, int]:
+    def _routed(self, x: F32, positions: I64) -> Generator[StageCall, F32, int]:
         """x [n, D] is brought to the loop's output in place, as in ``RoutedLoop`` → depths that the last one ran."""
         router, rule = self._router, self.rule
         assert router is not None
@@ -230,32 +230,32 @@ class Course:
             ran += int(len(x) - 1 in rows)
         return ran
 
-    def _rows(self, depth: int, x: F32, rows: I64, positions: I64) -> Generator[Ask, F32, F32]:
+    def _rows(self, depth: int, x: F32, rows: I64, positions: I64) -> Generator[StageCall, F32, F32]:
         """x [n, D] at ``positions`` [n]: its ``rows`` [k] through one depth → [k, D], as in ``RoutedLoop``."""
         if not self._shares:
-            out = yield Ask("block", depth, self.filled[depth], x[rows], positions[rows])
+            out = yield StageCall("block", depth, self.filled[depth], x[rows], positions[rows])
             self.filled[depth] += len(rows)
             return out
         out = np.empty((len(rows), x.shape[1]), np.float32)
         for call, part in shared_calls(depth, rows, len(x)):
-            found = yield Ask("block", depth, int(positions[call.start]), x[call], positions[call])
+            found = yield StageCall("block", depth, int(positions[call.start]), x[call], positions[call])
             out[part] = found[rows[part] - call.start]
         return out
 
-    def _read(self, state: F32, first: int) -> Ask:
+    def _read(self, state: F32, first: int) -> StageCall:
         positions = np.arange(first, first + len(state))
-        return Ask("epilogue", self._depths - 1, first, state, positions)
+        return StageCall("epilogue", self._depths - 1, first, state, positions)
 
 
-def check_course(program: Program, policy: Policy) -> None:
+def check_batched(program: Program, policy: Policy) -> None:
     """UsageError, one line, for a policy that only a sequence alone can have."""
     if policy.kv == "last":
         raise UsageError(
             "KV policy last runs a prompt in caches of its own; many users at once take per-depth"
         )
-    if policy.missing == "latest":
+    if policy.skipped_kv == "latest":
         raise UsageError(
-            "policy latest for missing K and V copies rows of one sequence's slots; many users at once take exact, "
+            "policy latest for skipped K and V copies rows of one sequence's slots; many users at once take exact, "
             "propagate or skip"
         )
     if isinstance(policy.rule, RoutingRule) and policy.rule.topk:

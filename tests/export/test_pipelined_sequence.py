@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeloop.runtime.decode.acceptance import Fixed, Plan
+from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
@@ -18,12 +18,20 @@ REQUESTS = [
     ([1], 30, SamplingOptions(temperature=0.8, seed=3)),
     ([9, 2, 4], 30, SamplingOptions(repetition_penalty=1.4)),
 ]
-MISSING = ("exact", "propagate", "skip")
+SKIPPED_KV = ("exact", "propagate", "skip")
 POLICIES = [
-    *(("edgeloop", {"exit": rule, "missing": m}) for rule in ("depth:2", "latent:0.35") for m in MISSING),
-    *(("ouro", {"exit": rule, "missing": m}) for rule in ("gate:0.7", "confidence:0.04") for m in MISSING),
-    ("mor-lora", {"exit": "latent:0.5", "missing": "propagate"}),
-    ("mor-cycle", {"exit": "kl:0.2", "missing": "propagate"}),
+    *(
+        ("edgeloop", {"exit": rule, "skipped_kv": m})
+        for rule in ("depth:2", "latent:0.35")
+        for m in SKIPPED_KV
+    ),
+    *(
+        ("ouro", {"exit": rule, "skipped_kv": m})
+        for rule in ("gate:0.7", "confidence:0.04")
+        for m in SKIPPED_KV
+    ),
+    ("mor-lora", {"exit": "latent:0.5", "skipped_kv": "propagate"}),
+    ("mor-cycle", {"exit": "kl:0.2", "skipped_kv": "propagate"}),
     ("mor-expert", {}),
     ("mor-expert", {"exit": "router:0.45"}),
     ("mor-expert", {"exit": "depth:2"}),
@@ -41,7 +49,9 @@ def test_tokens_and_depths_are_sequential(
     exported: Bundles, monkeypatch: pytest.MonkeyPatch, kind: str, policy: dict[str, str], engine: str
 ) -> None:
     # It drafts whatever that costs.
-    monkeypatch.setattr("edgeloop.runtime.session.WholeTokens", lambda depths: Fixed(depths, Plan(0)))
+    monkeypatch.setattr(
+        "edgeloop.runtime.session.WholeTokenController", lambda depths: FixedPlan(depths, DraftPlan(0))
+    )
     found = []
     for decode in ("sequential", "pipelined"):
         with Session.open(exported(kind), engine=engine, decode=decode, **policy) as session:

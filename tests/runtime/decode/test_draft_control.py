@@ -10,7 +10,7 @@ import pytest
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode import acceptance, pipelined
-from edgeloop.runtime.decode.acceptance import Pace, Plan, WholeTokens
+from edgeloop.runtime.decode.draft_control import DraftController, DraftPlan, WholeTokenController
 from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipelined import Pipelined
 from edgeloop.runtime.engines.kv import KVCache
@@ -64,7 +64,7 @@ def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]])
         return int(luck[position] >= right(position)[depth]) if depth < 2 else 0
 
     loop = DepthLoop(engine, engine.new_cache(1, TOKENS + 8))
-    pace = Pace(3)
+    pace = DraftController(3)
     pipeline = Pipelined(loop, draft, pace)
     loop.forward(np.zeros(3, np.int64))
     pipeline.begin(np.zeros(3, np.int64))
@@ -129,8 +129,8 @@ def test_an_outlier_does_not_decide():
 
 
 def test_the_plan_follows_acceptance_and_clocks():
-    for right, plan in ((True, Plan(0)), (False, Plan(2))):
-        pace = Pace(3)
+    for right, plan in ((True, DraftPlan(0)), (False, DraftPlan(2))):
+        pace = DraftController(3)
         for _ in range(60):
             pace.saw(0, right)
             pace.saw(1, right)
@@ -138,13 +138,13 @@ def test_the_plan_follows_acceptance_and_clocks():
                 pace.passed(lanes, ns, min(lanes, 2), 50, ns + 60)
             pace.token()
         assert pace.plan.depth == plan.depth
-        assert (pace.cost(Plan(0)) < pace.cost(pace.sequential)) == right
+        assert (pace.cost(DraftPlan(0)) < pace.cost(pace.sequential)) == right
 
 
 def test_whole_tokens_are_compared():
     """Tokens that take 80 or 130 instead of 100 when they are drafted."""
     for drafted, share in ((80, 0.9), (130, 0.06)):
-        pace, seen = WholeTokens(3), 0
+        pace, seen = WholeTokenController(3), 0
         for _ in range(600):
             if pace.plan == pace.sequential:
                 pace.alone(100)

@@ -60,19 +60,19 @@ class Time(Mean):
 
 
 @dataclass(frozen=True)
-class Plan:
+class DraftPlan:
     """``depth``: whose prediction is fed on, R − 1: none before it is final. ``judge``: deeper ones correct it."""
 
     depth: int
     judge: bool = False
 
 
-class Pace:
+class DraftController:
     """Chooses the plan. One a session: what was learned of the model and the machine stays."""
 
     def __init__(self, depths: int) -> None:
         self._depths = depths
-        self.sequential = Plan(depths - 1)
+        self.sequential = DraftPlan(depths - 1)
         self.plan = self.sequential
         self.acceptance = [Mean() for _ in range(depths - 1)]
         """By depth: how often its prediction was the final one."""
@@ -140,20 +140,20 @@ class Pace:
 
     def _begin(self) -> None:
         """A trial: by its own drafts alone, for the text is another one now, or another part of it."""
-        self.plan, self._left = Plan(0, judge=self._depths > 2), TRIAL
+        self.plan, self._left = DraftPlan(0, judge=self._depths > 2), TRIAL
         self.acceptance = [Mean() for _ in self.acceptance]
 
     def _give_up(self) -> None:
         self.plan, self._left = self.sequential, self._rest
         self._rest = min(max(2 * self._rest, REST), LONGEST)
 
-    def _plans(self, seen: int) -> list[Plan]:
+    def _plans(self, seen: int) -> list[DraftPlan]:
         """Those of whose draft depth ``seen`` predictions are known."""
         known = [k for k in range(self._depths - 1) if self.acceptance[k].count >= seen]
         judges = (False, True) if self._depths > 2 else (False,)
-        return [Plan(k, j) for k in known for j in judges if not (j and k == self._depths - 2)]
+        return [DraftPlan(k, j) for k in known for j in judges if not (j and k == self._depths - 2)]
 
-    def cost(self, plan: Plan, lucky: bool = False) -> float:
+    def cost(self, plan: DraftPlan, lucky: bool = False) -> float:
         """Nanoseconds that a token is expected to take; ``lucky``: were one more draft seen, a right one."""
         last, k = self._depths - 1, plan.depth
         if k == last:
@@ -177,7 +177,7 @@ class Pace:
         n = min(seen.count, RECENT)
         return (seen.value * n + 1) / (n + 1) if lucky else seen.value
 
-    def _pass(self, plan: Plan, active: range) -> float:
+    def _pass(self, plan: DraftPlan, active: range) -> float:
         """A pass with lanes at the depths ``active``; idle ones between them cost as much."""
         last = self._depths - 1
         rows = sum(d in (plan.depth, last) or (plan.judge and d > plan.depth) for d in active)
@@ -191,7 +191,7 @@ class Pace:
         return means[min(known, key=lambda i: abs(i - n))].value if known else 0.0
 
 
-class WholeTokens(Pace):
+class WholeTokenController(DraftController):
     """For tokens that leave where they like: what a token takes is measured as a whole, and no plan but the trial's."""
 
     def __init__(self, depths: int) -> None:
@@ -202,13 +202,13 @@ class WholeTokens(Pace):
         """What a token took that was decoded under this plan."""
         self._took.add(ns)
 
-    def cost(self, plan: Plan, lucky: bool = False) -> float:
+    def cost(self, plan: DraftPlan, lucky: bool = False) -> float:
         """Nanoseconds a token, as measured."""
         if plan == self.sequential:
             return self._alone.value + self._choice[0].value
         return self._took.value + self._choice[1].value
 
-    def _plans(self, seen: int) -> list[Plan]:
+    def _plans(self, seen: int) -> list[DraftPlan]:
         return [self.plan] if self._took.count >= seen else []
 
     def _begin(self) -> None:
@@ -216,10 +216,10 @@ class WholeTokens(Pace):
         self._took = Time()
 
 
-class Fixed(Pace):
+class FixedPlan(DraftController):
     """Always the same plan."""
 
-    def __init__(self, depths: int, plan: Plan) -> None:
+    def __init__(self, depths: int, plan: DraftPlan) -> None:
         super().__init__(depths)
         self.plan = plan
 

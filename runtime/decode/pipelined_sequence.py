@@ -1,9 +1,9 @@
 """Pipelined decoding under an exit rule or a router: several tokens of one sequence under way at once.
 
-Each token runs as it does alone (``course.py``), as a list of wishes; a pass puts those of all that are under way into
-one block call, a lane for each depth. A token that its rule lets go leaves an empty lane. Its logits are final once
-all tokens before it are: then they confirm the draft that follows, or refute it, and what a refuted draft left behind
-is taken back.
+Each token runs as it does alone (``sequence.py``), as a generator of stage calls; a pass puts those of all that are
+under way into one block call, a lane for each depth. A token that its rule lets go leaves an empty lane. Its logits are
+final once all tokens before it are: then they confirm the draft that follows, or refute it, and what a refuted draft
+left behind is taken back.
 
 Where the coda has layers, a token's logits depend on the final states of those before it, so a rule must not decide
 by logits: ``decoding.py`` refuses it.
@@ -17,11 +17,11 @@ from time import perf_counter_ns
 import numpy as np
 
 from ..engines.backend import F32, I64, Lanes
-from .acceptance import Pace
-from .course import Ask, Course, Wishes
+from .draft_control import DraftController
 from .loop import DepthLoop
 from .policy import Policy
 from .sampling import Choose
+from .sequence import StageCall, StageCalls, TokenSequence
 
 
 class Token:
@@ -29,9 +29,9 @@ class Token:
 
     __slots__ = ("ask", "entered", "id", "logits", "position", "predicted", "ran", "rows", "state", "wishes")
 
-    def __init__(self, token: int, position: int, wishes: Wishes, depths: int) -> None:
+    def __init__(self, token: int, position: int, wishes: StageCalls, depths: int) -> None:
         self.id, self.position, self.wishes = token, position, wishes
-        self.ask: Ask | None = next(wishes)
+        self.ask: StageCall | None = next(wishes)
         self.entered = False
         """Is it behind the prologue? Before that, old tokens may catch up in its name."""
         self.rows = [0] * depths
@@ -53,18 +53,18 @@ class Token:
             self.state = self.ask.rows[-1:]
 
 
-class PipelinedCourse:
+class PipelinedSequence:
     """Token by token on a DepthLoop, whose tokens are those that are final."""
 
     def __init__(
-        self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: Pace
+        self, loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: DraftController
     ) -> None:
-        """``draft`` chooses from a shallow depth's logits; what is final, the caller does (``Pace.timed``)."""
+        """``draft`` chooses from a shallow depth's logits; final ones are the caller's (``DraftController.timed``)."""
         self.loop, self.pace, self.draft = loop, pace, draft
         program = self.program = loop.backend.program
         self.depth = program.depths
         """Depths that the last token ran."""
-        self.course = Course(program, policy, heads, lambda: loop.chunk)
+        self.course = TokenSequence(program, policy, heads, lambda: loop.chunk)
         self._coda = len(program.caches("epilogue")) > 0
         self._flight: list[Token] = []
         self._tokens = np.zeros(loop.capacity + program.depths + 1, np.int64)
@@ -239,7 +239,7 @@ class PipelinedCourse:
         ends = np.cumsum([len(state) for _, state in reads]) - 1
         return self.loop.backend.epilogue(rows[None], ends, lanes, self.loop.cache).copy()
 
-    def _single(self, stage: str, depth: int, ask: Ask) -> Lanes:
+    def _single(self, stage: str, depth: int, ask: StageCall) -> Lanes:
         lanes = self._ready(stage, depth, 1, len(ask.rows))
         lanes.cached[0], lanes.tokens[0], lanes.positions[0] = ask.cached, len(ask.rows), ask.positions
         lanes.refresh()

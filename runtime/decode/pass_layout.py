@@ -11,7 +11,7 @@ from .loop import DepthLoop
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class PassLayout:
     """All that passes with the same active depths have in common; a pass writes the arrays in place.
 
     The active tokens are neighbours: the deepest has position q, the next q + 1, …. ``offset``: of each lane's
@@ -33,7 +33,7 @@ class Shape:
     coda_steps: I64
 
 
-def make_shape(loop: DepthLoop, active: tuple[int, ...], draft: int, judge: bool) -> Shape:
+def make_layout(loop: DepthLoop, active: tuple[int, ...], draft: int, judge: bool) -> PassLayout:
     """The shape of passes with tokens at the depths ``active``, of which ``draft``, judges and the last are read."""
     program = loop.backend.program
     last, width = program.depths - 1, program.width
@@ -58,7 +58,7 @@ def make_shape(loop: DepthLoop, active: tuple[int, ...], draft: int, judge: bool
         n = deepest.index(reads[-1]) + 1
         coda = Lanes.single(last, 0, n, loop.cache.slot("epilogue", loop.sequence, last))
         rows = np.array([deepest.index(d) for d in reads], np.int64)
-    return Shape(
+    return PassLayout(
         low,
         high,
         lanes,
