@@ -14,7 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace el {
+namespace edgeloop::file {
 
 constexpr char MAGIC[8] = {'E', 'D', 'G', 'E', 'L', 'A', 'N', 'E'};
 constexpr uint32_t VERSION = 1;  // of everything here: a file of another version is not read
@@ -24,6 +24,7 @@ constexpr uint32_t TILE = 16;  // rows of a matrix that lie together; also the f
 
 // What numbers may be, as in runtime/model/limits.py: sizes can be multiplied in 64 bits.
 constexpr uint32_t MAX_SIZE = 1u << 24;
+constexpr uint32_t MAX_GROUP = 1u << 16;  // the sum of so many products of codes fits 32 bits
 constexpr uint32_t MAX_DEPTHS = 1u << 14;
 constexpr uint32_t MAX_RECORDS = 1u << 20;  // of any table but NAMES and FREQUENCIES, which may have 16 times as many
 
@@ -161,14 +162,14 @@ enum Storage : uint32_t { F32, F16, I8, I4, STORAGES };
 // filled up to a multiple of 16 with rows of zeros; of `copies` matrices (one a depth, or an expert) all parts of the
 // first, then those of the second, …
 //
-// `data`, tile after tile, K = columns:
-//   F32   [K][16]                          floats: column k of the 16 rows side by side
-//   F16   [K][16]                          halves
-//   I8    [⌈K/4⌉][16 rows][4]              bytes: columns 4i … 4i + 3 of each row
-//   I4    [⌈K/8⌉][16 rows][4]              bytes: columns 8i … 8i + 3 in the low halves, 8i + 4 … 8i + 7 in the high ones
+// `data`, tile after tile; K are the columns, K' those filled up to a multiple of 16:
+//   F32   [K][16]                floats: column k of the 16 rows side by side
+//   F16   [K][16]                halves
+//   I8    [K'/4][16 rows][4]     bytes: columns 4i … 4i + 3 of each row
+//   I4    [K'/8][16 rows][4]     bytes: columns 8i … 8i + 3 in the low halves, 8i + 4 … 8i + 7 in the high ones
 // Codes are unsigned, with an offset of half their range, as in runtime/model/codec.py: 128 or 8 is zero, and what fills
 // up rows and columns. `scales`, of I8 and I4: tile after tile [⌈K/G⌉][16] halves, 0 in rows that fill up; a value is
-// (code − offset) · scale. G is a multiple of 8, or K: then a row is one group, whatever K is.
+// (code − offset) · scale. G is a multiple of 16, or K: then a row is one group, whatever K is; at most MAX_GROUP.
 struct Matrix {
   uint32_t name;               // of NAMES
   uint32_t storage;            // Storage
@@ -218,4 +219,4 @@ static_assert(sizeof(Table) == 16 && sizeof(Stage) == 32 && sizeof(Depth) == 8 &
 static_assert(sizeof(Op) == 80 && sizeof(Matrix) == 64 && sizeof(Part) == 40, "");
 static_assert(sizeof(Vector) == 24 && sizeof(Rotation) == 16, "");
 
-}  // namespace el
+}  // namespace edgeloop::file
