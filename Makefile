@@ -8,17 +8,18 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test lint clean
+.PHONY: help install native demo bench test lint clean
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
+	@echo "make native    compile the lane engine again; make install does it when its sources change"
 	@echo "make demo      export the shipped story model and let it tell a tale"
 	@echo "make bench     measure the demo model, and a 360M shape against its peers"
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
 	@echo "make clean     remove what was built (not .venv)"
 
-install: $(VENV)/installed
+install: $(VENV)/installed $(VENV)/native
 
 # The stamps are older than pyproject.toml when a version in it has changed: then pip runs again.
 $(VENV)/installed: pyproject.toml
@@ -33,15 +34,22 @@ $(VENV)/installed-peers: $(VENV)/installed
 	@$(PIP) install -e '.[onnx,executorch,coreml,export,calibrate,dev,peers]'
 	@touch $@
 
-demo: $(VENV)/installed
+# The lane engine is optional: without a compiler this says what to install, and everything else works.
+NATIVE := runtime/engines/native
+native: $(VENV)/native
+
+$(VENV)/native: $(VENV)/installed $(NATIVE)/build.py $(wildcard $(NATIVE)/src/*.* $(NATIVE)/src/*/*.*)
+	@$(BIN)/python -m edgeloop.runtime.engines.native.build && touch $@ || true
+
+demo: $(VENV)/installed $(VENV)/native
 	@$(BIN)/edgeloop demo
 
-bench: $(VENV)/installed-peers
+bench: $(VENV)/installed-peers $(VENV)/native
 	@test -f build/demo/manifest.json || $(BIN)/edgeloop demo > /dev/null
 	$(BIN)/edgeloop bench build/demo
 	$(BIN)/edgeloop compare --shape mor-360m-r3
 
-test: lint
+test: lint $(VENV)/native
 	@PYTHONUTF8=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # mypy wants the package under its own name, whatever the checkout is called.
@@ -52,4 +60,4 @@ lint: $(VENV)/installed
 	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist $(NATIVE)/libedgeloop.* $(VENV)/native .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ...runtime.bundle.manifest import Manifest
+from ...runtime.errors import UsageError
 from ...runtime.model.facts import stored_layers
 from ...runtime.timing import GenerationStats
 from ..console import Console
@@ -72,6 +73,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 def export(out: Path, console: Console) -> None:
     """Export in a process of its own: its memory is not that of running the model."""
+    if not CHECKPOINT.is_dir():
+        raise UsageError(
+            f"{CHECKPOINT} is not there: the demo's checkpoint comes with edgeloop's checkout, not with the installed "
+            "package; clone the repository and run make demo there"
+        )
     command = [
         sys.executable,
         "-m",

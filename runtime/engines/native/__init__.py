@@ -1,0 +1,5 @@
+"""The lane engine: our own kernels in C++ over one file that is mapped and run, the same bits in any company."""
+
+from ..capabilities import Capabilities
+
+CAPABILITIES = Capabilities(packed=True, any_depth=True, whole_prompt=False, host_rows=False)

@@ -1,0 +1,231 @@
+"""The lane engine's library, compiled from src/: ``python -m edgeloop.runtime.engines.native.build``.
+
+The package's own build calls this too (``packaging.py``), before there is an edgeloop: nothing but the standard library
+is imported here. Objects are kept by what they were made of, so that a change compiles what it changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+FOLDER = Path(__file__).parent
+SOURCES = FOLDER / "src"
+LIBRARY = FOLDER / ("libedgeloop.dylib" if sys.platform == "darwin" else "libedgeloop.so")
+COMPILERS = ("c++", "g++", "clang++")
+ADVICE = "install a C++17 compiler (apt install g++) and run python -m edgeloop.runtime.engines.native.build"
+"""How to get the library where it is missing."""
+SYSTEMS = ("linux", "darwin")
+
+COMMON = (
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",  # no multiplication and addition become one unless a kernel says so: every machine's bits
+    "-fno-math-errno",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffunction-sections",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+)
+_X86 = ("x86_64", "AMD64")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "avx2": (_X86, _AVX2),
+    "avx512": (_X86, (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")),
+}
+"""Of files in src/kernels by their first word: the processors that they are for, and the flags that they want."""
+LINK = {
+    "linux": (
+        "-shared",
+        "-pthread",
+        "-s",
+        "-Wl,--gc-sections",
+        "-Wl,--exclude-libs,ALL",
+        "-Wl,--no-undefined",
+    ),
+    "darwin": ("-dynamiclib", "-pthread", "-Wl,-dead_strip", "-Wl,-x"),
+}
+STATIC = {"linux": ("-static-libstdc++", "-static-libgcc"), "darwin": ()}
+"""The library then needs nothing but the C library; some systems have no libstdc++.a, and there it needs that too."""
+
+
+class BuildError(RuntimeError):
+    """Why there is no library, in one line."""
+
+
+def sources() -> list[Path]:
+    """What the library is compiled from, on this processor; benchmarks, tests and fuzzers lie beside it."""
+    every = sorted(SOURCES.rglob("*.cpp"))
+    return [path for path in every if not re.match("bench|test|fuzz", path.name) and _is_for_here(path)]
+
+
+def flags(source: Path) -> tuple[str, ...]:
+    """What ``source`` is compiled with."""
+    return COMMON + (KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ())
+
+
+def build(library: Path = LIBRARY, objects: Path | None = None) -> bool:
+    """Compile what changed and link it to ``library``; False when that was up to date.
+
+    ``objects``: where objects are kept. BuildError without a compiler, or for what it refuses.
+    """
+    if sys.platform not in SYSTEMS:
+        raise BuildError(f"the lane engine is compiled on {' and '.join(SYSTEMS)}, not on {sys.platform}")
+    compiler = _compiler()
+    if not sources():
+        raise BuildError(f"{SOURCES} holds no sources; install edgeloop again")
+    try:
+        with _objects(objects) as folder, _alone(folder):
+            version = _run([*compiler, "--version"])
+            with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
+                made = list(pool.map(lambda source: _object(compiler, version, source, folder), sources()))
+            link = (*LINK[sys.platform], *STATIC[sys.platform])
+            key = _digest(version, *link, *(path.name for path in made))
+            stamp = folder / f"linked-{_digest(str(library.resolve()))[:12]}"
+            if library.is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == key:
+                return False
+            _link(compiler, made, library)
+            stamp.write_text(key, encoding="ascii")
+            return True
+    except OSError as error:
+        raise BuildError(f"cannot write the lane engine's library: {error}") from error
+
+
+def _compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named:
+        if shutil.which(named[0]) is None:
+            raise BuildError(f"CXX is {named[0]!r}, which is not there; {ADVICE}")
+        return named
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise BuildError(f"found no C++ compiler ({', '.join(COMPILERS)}); {ADVICE}")
+
+
+def _object(compiler: Sequence[str], version: str, source: Path, folder: Path) -> Path:
+    """The object of ``source``, by the name of all that it depends on."""
+    parts = [path.read_bytes().decode(errors="replace") for path in _included(source)]
+    key = _digest(version, *compiler, *flags(source), *parts)
+    goal = folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}-{key[:16]}.o"
+    if not goal.is_file():
+        log.info("compiling %s", source.relative_to(SOURCES))
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / "object.o"
+            _run([*compiler, *flags(source), "-c", str(source), "-o", str(fresh)])
+            fresh.replace(goal)
+        for old in folder.glob(f"{goal.name.rpartition('-')[0]}-{'?' * 16}.o"):
+            if old != goal:
+                old.unlink()
+    return goal
+
+
+def _link(compiler: Sequence[str], objects: Sequence[Path], library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".native-") as scratch:
+        fresh = Path(scratch) / library.name
+        command = [*compiler, *map(str, objects), *LINK[sys.platform], "-o", str(fresh)]
+        try:
+            _run([*command, *STATIC[sys.platform]])
+        except BuildError:
+            if not STATIC[sys.platform]:
+                raise
+            _run(command)
+        fresh.replace(library)  # a process that has the old one mapped keeps it
+
+
+def _included(source: Path) -> list[Path]:
+    """``source`` and the headers of ours that it includes, and those that they include."""
+    found, open_ = [source], [source]
+    while open_:
+        path = open_.pop()
+        for name in re.findall(
+            r'^\s*#\s*include\s*"([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            for place in (path.parent / name, SOURCES / name):
+                if place.is_file() and place.resolve() not in found:
+                    found.append(place.resolve())
+                    open_.append(place.resolve())
+    return found
+
+
+def _kernel(source: Path) -> str:
+    return re.split(r"[_.]", source.name)[0] if source.parent.name == "kernels" else ""
+
+
+def _is_for_here(source: Path) -> bool:
+    processors = KERNELS[_kernel(source)][0] if _kernel(source) in KERNELS else None
+    return processors is None or platform.machine() in processors
+
+
+def _run(command: Sequence[str]) -> str:
+    """What ``command`` writes; BuildError with its first error."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be started ({error.strerror}); {ADVICE}") from error
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+        raise BuildError(f"{command[0]} failed: {reason.strip()[:300]}; set CXX to a newer compiler")
+    if done.stderr.strip():
+        log.warning("%s", done.stderr.strip())
+    return done.stdout
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _objects(named: Path | None) -> Iterator[Path]:
+    """``named``, or build/native of a checkout; an installed package keeps none."""
+    root = FOLDER.parents[2]
+    if named is None and not (root / "pyproject.toml").is_file():
+        with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as scratch:
+            yield Path(scratch)
+        return
+    folder = named or root / "build" / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process builds in ``folder``."""
+    import fcntl
+
+    with (folder / "lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """Build the library beside this file."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        made = build()
+    except BuildError as error:
+        log.error("%s", error)
+        return 1
+    log.info("%s %s", "made" if made else "is up to date:", LIBRARY)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""A ``model.lanes`` file: written as a stream from stored tensors, and read back to be compared with them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BundleError
+from ...model.codec import code_shape
+from ...model.program import Program
+from ...model.weights import Matrix
+from .format import HEADER, MAGIC, RECORDS, TILE, VERSION, Storage, TableNumber, filled_up
+from .layout import Layout, Section, Stored, layout, stored_as
+from .tiles import BITS, TYPES, code_bytes, code_rows, code_tiles, float_bytes, float_rows, float_tiles
+
+Array = npt.NDArray[Any]
+NAME = "model.lanes"
+_PIECE = 4 << 20
+"""Bytes that are laid out at a time."""
+_MENDED = "copy the bundle again or export it again"
+
+
+def write_lanes(
+    path: Path,
+    program: Program,
+    stored: Mapping[str, Array],
+    group_size: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Layout:
+    """Write the file of ``program`` whose tensors, by name, are ``stored`` (``model/stored.py``); they may be mapped.
+
+    One piece of one tensor is in memory at a time. The same bytes for the same numbers.
+    """
+    made = layout(program, stored_as(program, stored, group_size))
+    with path.open("wb") as file:
+        file.write(made.head)
+        for section in made.sections:
+            file.seek(section.offset)
+            for piece in _pieces(section, stored[section.tensor]):
+                file.write(piece)
+            progress(file.tell() / made.file_bytes)
+        file.truncate(made.file_bytes)
+    return made
+
+
+class LanesFile:
+    """A file that is there, checked against the program that it is said to be of."""
+
+    def __init__(self, path: Path, program: Program) -> None:
+        """BundleError unless every number of its header and tables is what ``program`` wants."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: an empty one
+            raise BundleError(f"{path} cannot be read ({error}); {_MENDED}") from error
+        try:
+            wanted = layout(program, self._stored(program))
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
+            raise BundleError(f"{path}: {error}; {_MENDED}") from error
+        head = self.data[: len(wanted.head)]
+        if head != wanted.head or len(self.data) != wanted.file_bytes:
+            at = next(
+                (i for i, pair in enumerate(zip(head, wanted.head, strict=False)) if len({*pair}) > 1),
+                len(head),
+            )
+            raise BundleError(
+                f"{path} is of another model than the manifest describes: byte {at} differs, of {len(self.data)} "
+                f"where {wanted.file_bytes} were wanted; {_MENDED}"
+            )
+        self.layout = wanted
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Every stored tensor by its name, codes and scales as a bundle has them: one at a time."""
+        for section in self.layout.sections:
+            yield section.tensor, _read(section, self.data)
+
+    def filling(self) -> Iterator[tuple[Section, Array]]:
+        """Each section with what it would be in a file that holds the same numbers and nothing else: [bytes]."""
+        for section in self.layout.sections:
+            pieces = [np.frombuffer(piece, np.uint8) for piece in _pieces(section, _read(section, self.data))]
+            yield section, np.concatenate(pieces)
+
+    def _stored(self, program: Program) -> dict[str, Stored]:
+        """How the file says that it stores each matrix of ``program``; ValueError where it is no such file."""
+        if len(self.data) < HEADER.itemsize or self.data[:8] != MAGIC:
+            raise ValueError("no model.lanes file")
+        header = np.frombuffer(self.data, HEADER, 1)[0]
+        if header["version"] != VERSION:
+            raise ValueError(f"version {header['version']}, wanted {VERSION}")
+        matrices, parts = (
+            self._table(header, number) for number in (TableNumber.MATRICES, TableNumber.PARTS)
+        )
+        names = [name for name, weight in program.weights.items() if isinstance(weight, Matrix)]
+        if len(names) != len(matrices):
+            raise ValueError(f"{len(matrices)} matrices, the manifest has {len(names)}")
+        found = {}
+        for name, record in zip(names, matrices, strict=True):
+            first = int(record["first_part"])
+            deltas = [part["storage"] for part in parts[first : first + int(record["parts"])] if part["rank"]]
+            kind = Storage(deltas[0]) if deltas else Storage.F32
+            storage, group = Storage(record["storage"]), int(record["group"])
+            if kind not in TYPES or (storage in TYPES) != (group == 0) or group > 1 << 24 or group % 2:
+                raise ValueError(f"{name} is stored as nothing that there is")
+            found[name] = Stored(storage, group, kind)
+        return found
+
+    def _table(self, header: Array, number: TableNumber) -> Array:
+        offset, count = (int(x) for x in header["tables"][number])
+        if offset + count * RECORDS[number].itemsize > len(self.data):
+            raise ValueError("a table behind the end of the file")
+        return np.frombuffer(self.data, RECORDS[number], count, offset)
+
+
+def _pieces(section: Section, stored: Array) -> Iterator[bytes]:
+    """The bytes of ``section``, some tiles at a time, of its tensor as a bundle stores it."""
+    rows = stored.reshape(sum(section.blocks), *_row(section))
+    tiles = filled_up(max(1, _PIECE * TILE // max(1, _tile_bytes(section))), TILE)
+    start = 0
+    for block in section.blocks:
+        for first in range(start, start + block, tiles):
+            yield _laid_out(section, rows[first : min(first + tiles, start + block)]).tobytes()
+        start += block
+
+
+def _laid_out(section: Section, rows: Array) -> Array:
+    if section.form == "numbers":
+        return np.pad(rows, (0, -len(rows) % TILE)).astype("<f4", copy=False)
+    if section.form == "codes":
+        return code_tiles(rows, BITS[section.storage], section.columns)
+    return float_tiles(rows.astype(TYPES[section.storage], copy=False))
+
+
+def _read(section: Section, data: bytes | mmap.mmap) -> Array:
+    """The tensor of ``section`` [Σ blocks, …] as a bundle stores it."""
+    found, start = [], section.offset
+    for block in section.blocks:
+        tiles = filled_up(block, TILE) // TILE
+        if section.form == "numbers":
+            found.append(np.frombuffer(data, "<f4", block, start))
+            start += 4 * filled_up(block, TILE)
+        elif section.form == "codes":
+            bits, size = BITS[section.storage], code_bytes(section.storage, block, section.columns)
+            steps = np.frombuffer(data, np.uint8, size, start).reshape(tiles, -1, TILE, 4)
+            found.append(code_rows(steps, bits, block, section.columns, section.group))
+            start += size
+        else:
+            kind, size = TYPES[section.storage], float_bytes(section.storage, block, section.columns)
+            floats = np.frombuffer(data, kind, size // kind.itemsize, start)
+            found.append(float_rows(floats.reshape(tiles, section.columns, TILE), block))
+            start += size
+    return np.concatenate(found)
+
+
+def _row(section: Section) -> tuple[int, ...]:
+    """The shape of a row of the section's tensor."""
+    if section.form == "numbers":
+        return ()
+    if section.form == "codes":
+        return code_shape(1, section.columns, section.group, BITS[section.storage])[1:]
+    return (section.columns,)
+
+
+def _tile_bytes(section: Section) -> int:
+    if section.form == "numbers":
+        return 4 * TILE
+    size = code_bytes if section.form == "codes" else float_bytes
+    return size(section.storage, TILE, section.columns)

@@ -1,0 +1,224 @@
+"""Where everything lies in a file: what follows from a program and from how its weights are stored, and nothing else.
+
+So a file is written from it, and one that is there is compared with it: every number of its header and tables.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BundleError
+from ...model.codec import code_shape, group_of
+from ...model.program import Program
+from ...model.weights import Matrix, Vector, sibling
+from .format import (
+    ALIGNMENT,
+    HEADER,
+    MAGIC,
+    MATRIX,
+    PART,
+    RECORDS,
+    TILE,
+    VECTOR,
+    VERSION,
+    Storage,
+    TableNumber,
+    filled_up,
+)
+from .tables import Tables
+from .tiles import code_bytes, float_bytes
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a matrix is stored, and the deltas of its parts. ``group``: G of its codes, 0 of floats."""
+
+    storage: Storage
+    group: int = 0
+    deltas: Storage = Storage.F32
+
+
+@dataclass(frozen=True)
+class Section:
+    """The bytes of a file that hold the stored tensor ``tensor``.
+
+    ``form``: tiles of floats [K][16] (scales too), tiles of codes, or plain numbers. ``blocks``: how many of the
+    tensor's rows, or numbers, lie together before the next multiple of 16. ``columns``: K, of scales the groups.
+    ``group``: G of codes.
+    """
+
+    tensor: str
+    form: Literal["floats", "codes", "numbers"]
+    storage: Storage
+    blocks: tuple[int, ...]
+    columns: int
+    offset: int
+    group: int = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        if self.form == "numbers":
+            return sum(4 * filled_up(n, TILE) for n in self.blocks)
+        size = code_bytes if self.form == "codes" else float_bytes
+        return sum(size(self.storage, n, self.columns) for n in self.blocks)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole file: its first bytes, with header and tables, and the tensors behind them."""
+
+    head: bytes
+    sections: tuple[Section, ...]
+    file_bytes: int
+
+
+def stored_as(program: Program, stored: Mapping[str, Array], group_size: int) -> dict[str, Stored]:
+    """How each matrix of ``program`` lies in ``stored``, a bundle's tensors by name.
+
+    BundleError for what a file cannot hold.
+    """
+    found: dict[str, Stored] = {}
+    for name, weight in program.weights.items():
+        if not isinstance(weight, Matrix):
+            continue
+        deltas = {stored[f"{sibling(name, part)}.lora_a"].dtype.name for part in weight.deltas}
+        kinds = {Storage.F16 if dtype == "float16" else Storage.F32 for dtype in deltas} or {Storage.F32}
+        if f"{name}.indices" in stored:
+            raise BundleError(f"{name} is stored in tables of values, which the lane engine does not read")
+        codes = stored.get(f"{name}.codes")
+        if codes is None:
+            half = stored[f"{name}.weight"].dtype == np.float16
+            found[name] = Stored(Storage.F16 if half else Storage.F32, 0, kinds.pop())
+            continue
+        eight = codes.shape == code_shape(weight.copies * weight.rows, weight.columns, group_size, 8)
+        group = group_of(weight.columns, group_size)
+        found[name] = Stored(Storage.I8 if eight else Storage.I4, group, kinds.pop())
+    return found
+
+
+def layout(program: Program, stored: Mapping[str, Stored]) -> Layout:
+    """The file of ``program`` whose matrices are ``stored``, by name."""
+    made = Tables(program)
+    weights = _Weights(program, stored)
+    tables = {**made.tables, **weights.tables}
+    start = HEADER.itemsize
+    header = np.zeros((), HEADER)
+    for number in TableNumber:
+        table = tables[number]
+        header["tables"][number] = (start if len(table) else 0, len(table))
+        start += filled_up(table.nbytes, ALIGNMENT)
+    sections, end = weights.placed(start)
+    header["magic"], header["version"], header["header_bytes"] = MAGIC, VERSION, HEADER.itemsize
+    header["file_bytes"], header["data_start"] = end, start
+    for name, value in made.header.items():
+        header[name] = value
+    parts = [b"", *(_filled(tables[number].tobytes()) for number in TableNumber)]
+    header["checksum"] = zlib.crc32(b"".join([header.tobytes(), *parts]))
+    parts[0] = header.tobytes()
+    return Layout(b"".join(parts), sections, end)
+
+
+class _Weights:
+    """The tables of weights, and what of them points at tensors."""
+
+    def __init__(self, program: Program, stored: Mapping[str, Stored]) -> None:
+        matrices, parts, vectors, names = list[Array](), list[Array](), list[Array](), bytearray()
+
+        def named(name: str) -> int:
+            at = len(names)
+            names.extend(name.encode() + b"\0")
+            return at
+
+        self._wanted: list[tuple[Section, TableNumber, int, str]] = []
+        """Sections without an offset yet, and the field of the record that names it."""
+        for name, weight in program.weights.items():
+            if isinstance(weight, Vector):
+                self._number(
+                    f"{name}.weight", (weight.size,) * (weight.rows or 1), TableNumber.VECTORS, len(vectors)
+                )
+                vectors.append(np.array((named(name), weight.size, weight.rows or 0, 0, 0), VECTOR))
+                continue
+            each = stored[name]
+            record = (
+                named(name), each.storage, weight.columns, each.group, weight.copies, weight.depths,
+                len(parts), len(weight.parts), 0, 0, 0, 0,
+            )  # fmt: skip
+            self._matrix(name, weight, each, len(matrices))
+            matrices.append(np.array(record, MATRIX))
+            for part, rows in weight.parts.items():
+                rank = weight.deltas[part].rank if part in weight.deltas else 0
+                whole = sibling(name, part)
+                if rank:
+                    self._delta(whole, weight, part, each.deltas, len(parts))
+                kind = each.deltas if rank else Storage.F32
+                parts.append(np.array((named(whole), rows, rank, kind, 0, 0, 0), PART))
+        made = {
+            TableNumber.MATRICES: matrices,
+            TableNumber.PARTS: parts,
+            TableNumber.VECTORS: vectors,
+            TableNumber.NAMES: list(names),
+        }
+        self.tables = {number: np.array(rows, RECORDS[number]) for number, rows in made.items()}
+
+    def placed(self, start: int) -> tuple[tuple[Section, ...], int]:
+        """The sections, from ``start`` on, and where the file ends; the records name them afterwards."""
+        sections = []
+        for section, table, row, field in self._wanted:
+            place = Section(**{**vars(section), "offset": start})
+            self.tables[table][row][field] = start
+            start += filled_up(place.length, ALIGNMENT)
+            sections.append(place)
+        return tuple(sections), start
+
+    def _matrix(self, name: str, weight: Matrix, each: Stored, row: int) -> None:
+        blocks, table = tuple(weight.parts.values()) * weight.copies, TableNumber.MATRICES
+        if each.group:
+            groups = code_shape(1, weight.columns, each.group, 8)[1]
+            self._add(
+                f"{name}.codes", "codes", each.storage, blocks, weight.columns, table, row, "data", each.group
+            )
+            self._add(f"{name}.scales", "floats", Storage.F16, blocks, groups, table, row, "scales")
+        else:
+            self._add(f"{name}.weight", "floats", each.storage, blocks, weight.columns, table, row, "data")
+        if weight.bias:
+            self._number(f"{name}.bias", blocks, table, row, "bias")
+
+    def _delta(self, name: str, weight: Matrix, part: str, kind: Storage, row: int) -> None:
+        delta, table, depths = weight.deltas[part], TableNumber.PARTS, weight.depths
+        rows = weight.parts[part]
+        self._add(f"{name}.lora_a", "floats", kind, (delta.rank,) * depths, weight.columns, table, row, "a")
+        self._add(f"{name}.lora_b", "floats", kind, (rows,) * depths, delta.rank, table, row, "b")
+        if delta.rescaled:
+            self._number(f"{name}.lora_scale", (rows,) * depths, table, row, "scale")
+
+    def _number(
+        self, tensor: str, blocks: tuple[int, ...], table: TableNumber, row: int, field: str = "data"
+    ) -> None:
+        self._add(tensor, "numbers", Storage.F32, blocks, 1, table, row, field)
+
+    def _add(
+        self,
+        tensor: str,
+        form: Literal["floats", "codes", "numbers"],
+        storage: Storage,
+        blocks: tuple[int, ...],
+        columns: int,
+        table: TableNumber,
+        row: int,
+        field: str,
+        group: int = 0,
+    ) -> None:
+        self._wanted.append((Section(tensor, form, storage, blocks, columns, 0, group), table, row, field))
+
+
+def _filled(data: bytes) -> bytes:
+    return data.ljust(filled_up(len(data), ALIGNMENT), b"\0")
