@@ -36,13 +36,14 @@ struct Matrix {
     Kind kind;
 };
 
-constexpr int32_t round_up(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
-constexpr int32_t padded(int32_t n) { return round_up(n, kLanes); }
-constexpr int32_t group_count(int32_t columns, int32_t group) { return (columns + group - 1) / group; }
-constexpr int32_t zero_code(Kind kind) { return kind == Kind::int4 ? 8 : 128; }
-inline int32_t groups_of(const Matrix& w) { return group_count(w.columns, w.group); }
-inline int32_t tiles_of(const Matrix& w) { return (w.rows + kLanes - 1) / kLanes; }
-inline size_t tile_bytes(const Matrix& w) {
+// static: each file that is compiled for an instruction set of its own must keep its own copies.
+static constexpr int32_t round_up(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
+static constexpr int32_t padded(int32_t n) { return round_up(n, kLanes); }
+static constexpr int32_t group_count(int32_t columns, int32_t group) { return (columns + group - 1) / group; }
+static constexpr int32_t zero_code(Kind kind) { return kind == Kind::int4 ? 8 : 128; }
+static inline int32_t groups_of(const Matrix& w) { return group_count(w.columns, w.group); }
+static inline int32_t tiles_of(const Matrix& w) { return (w.rows + kLanes - 1) / kLanes; }
+static inline size_t tile_bytes(const Matrix& w) {
     const size_t exact = size_t(w.columns) * kLanes, whole = size_t(padded(w.columns)) * kLanes;
     return w.kind == Kind::float32 ? exact * 4 : w.kind == Kind::float16 ? exact * 2 : w.kind == Kind::int8 ? whole : whole / 2;
 }
@@ -80,11 +81,11 @@ struct Attention {
     Cached cached;
     float scale;         // of the scores
     float cap;           // then cap * tanh(score / cap); 0: none
-    float* scratch;      // attend_scratch(largest last) floats
+    float* scratch;      // attend_scratch(most tokens that a row sees) floats
 };
 
-constexpr int32_t kAttendQueries = 4;
-inline size_t attend_scratch(int32_t last) { return size_t(kAttendQueries) * size_t(padded(last)); }
+constexpr int32_t kAttendQueries = 4;  // heads that are worked on at once
+static inline size_t attend_scratch(int32_t seen) { return size_t(kAttendQueries) * size_t(padded(seen) + kLanes); }
 
 struct Best {
     float value;
@@ -135,7 +136,7 @@ struct Kernels {
 
     // --- choices ----------------------------------------------------------------------------------------------------
     void (*softmax)(const float* x, int32_t n, float* y);  // in-place
-    Best (*argmax)(const float* x, int32_t n);             // the first of the largest; a NaN is larger than any number
+    Best (*argmax)(const float* x, int32_t n);             // the first of the largest of n ≥ 1; a NaN is larger than any number
 
     // --- attention, by CacheKind --------------------------------------------------------------------------------------
     void (*attend[2])(const Attention& a);
@@ -148,7 +149,7 @@ struct Kernels {
 };
 
 // Which of two parts of a row has the largest number: for argmax in pieces.
-inline Best better(Best a, Best b) {
+static inline Best better(Best a, Best b) {
     const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
     if (a_nan != b_nan) return a_nan ? a : b;
     if (a_nan || a.value == b.value) return a.index <= b.index ? a : b;

@@ -1,0 +1,18 @@
+// The kernels with AVX2 and F16C. Compiled with these; see flags in docs/native.md.
+#if defined(__x86_64__)
+
+#include "simd_avx2.h"
+
+namespace {
+constexpr int kCodeRows = 4, kFloatRows = 1, kMixLanes = 2;
+}
+
+#include "codes_avx2.h"
+#include "table.h"
+
+namespace edgeloop {
+extern const Kernels kAvx2;
+const Kernels kAvx2 = table_named("avx2");
+}  // namespace edgeloop
+
+#endif

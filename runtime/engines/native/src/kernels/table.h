@@ -1,0 +1,39 @@
+// A table of this file's instruction set, made of the kernels that the headers before this one have defined.
+#pragma once
+
+#include "attention.h"
+#include "codes.h"
+#include "floats.h"
+#include "vectors.h"
+
+namespace {
+
+void store_value_halves(const float* v, int32_t head_dim, void* row) { to_half(v, head_dim, static_cast<uint16_t*>(row)); }
+
+constexpr Kernels table_named(const char* name) {
+    return {name,
+            quantize,
+            product_codes,
+            product_floats,
+            matrix_row,
+            rms_norm,
+            layer_norm,
+            {act<silu>, act<gelu>, act<gelu_tanh>, act<relu2>, act<sigmoid>, act<tanh_of>, act<softplus>, act<exp_of>},
+            add,
+            mul,
+            scale,
+            add_scaled,
+            blend,
+            softcap,
+            rotate_halves,
+            rotate_pairs,
+            softmax,
+            argmax,
+            {attend<float>, attend<uint16_t>},
+            {store_key_floats, store_key_halves},
+            {store_value_floats, store_value_halves},
+            to_half,
+            to_float};
+}
+
+}  // namespace
