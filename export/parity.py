@@ -20,7 +20,7 @@ from ..runtime.engines.packed import PackedLanes
 from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.errors import ParityError
 from ..runtime.model.activations import Activations
-from ..runtime.model.program import Program
+from ..runtime.model.program import STAGES, Program
 from .bounds import REPORT, bounds, difference
 from .whole_texts import whole_texts
 
@@ -89,11 +89,10 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     if program.encoder:
         return []
     shared = program.shares_kv
-    cache = backend.new_cache(3, max(min(8, program.context_length), 2))
-    for pairs in cache.stages.values():
-        for pair in pairs:
-            for array in pair:
-                array[:] = random.standard_normal(array.shape)
+    capacity, slots = max(min(8, program.context_length), 2), program.kv_slots
+    cache = backend.new_cache(3, capacity)
+    for stage in STAGES:
+        _randomize(cache, program, stage, 3 * slots if stage == "block" else 3, capacity, random)
     tokens = np.array([1 if shared or program.context_length < 2 else 2, 0, 1], np.int32)
     length = int(tokens.max())
     cached = np.array([1, 0, 0], np.int32) if program.context_length > 2 else np.zeros(3, np.int32)
@@ -102,7 +101,6 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     ids = random.integers(0, program.vocab_size, (outside.rows, 1), dtype=np.int64)
     state = random.standard_normal((outside.rows, 1, program.width)).astype(np.float32)
     found = [backend.prologue(ids, outside, cache).copy()]
-    slots = program.kv_slots
     for fresh in (True, False) if shared else (True,):
         # Sequence 0 at its last depth and sequence 2 at depth 0, unless they may not meet in a call.
         depths = [0, 0] if shared and fresh else [program.depths - 1, 1 if shared else 0]
@@ -114,12 +112,9 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
             lanes.cached[place], lanes.positions[place] = cached[sequence], positions[sequence]
         lanes.refresh()
         found.append(backend.block(state, lanes, cache).copy())
-    for pair in cache.stages["block"]:
-        found += [
-            array[place, :, int(cached[s]) : int(cached[s] + tokens[s])].copy()
-            for array in pair
-            for place, s in zip(places, (0, 2), strict=True)
-        ]
+    for place, s in zip(places, (0, 2), strict=True):
+        for pair in cache.read_rows("block", place, int(cached[s]), int(tokens[s])):
+            found += pair
     found.append(backend.epilogue(state, np.arange(outside.rows), outside, cache).copy())
     return found
 
@@ -140,11 +135,22 @@ def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> 
 
 def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) -> KVCache:
     """A sequence for each of R lanes, in which every row holds something."""
-    cache = backend.new_cache(backend.program.depths, capacity)
-    for pair in cache.stages["block"]:
-        for array in pair:
-            array[:] = random.standard_normal(array.shape)
+    program = backend.program
+    cache = backend.new_cache(program.depths, capacity)
+    _randomize(cache, program, "block", program.depths * cache.slots, capacity, random)
     return cache
+
+
+def _randomize(
+    cache: KVCache, program: Program, stage: str, slots: int, rows: int, random: np.random.Generator
+) -> None:
+    """Put something into the first ``rows`` rows of every slot of ``stage``."""
+    for slot in range(slots):
+        made = [
+            random.standard_normal((2, shape.kv_heads, rows, shape.head_dim)).astype(np.float32)
+            for shape in program.caches(stage)
+        ]
+        cache.write_rows(stage, slot, 0, [(keys, values) for keys, values in made])
 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
@@ -158,7 +164,13 @@ def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
     positions = np.tile(np.arange(tokens), (program.depths, 1))
     state = random.standard_normal((program.depths, tokens, program.width)).astype(np.float32)
     backend.fill(state, Lanes(depths, np.zeros_like(valid), valid, positions), cache)
-    return np.concatenate([array.ravel() for pair in cache.stages["block"] for array in pair])
+    rows = [
+        array
+        for slot, count in enumerate(valid.tolist())
+        for pair in cache.read_rows("block", slot, 0, count)
+        for array in pair
+    ]
+    return np.concatenate([array.ravel() for array in rows])
 
 
 @dataclass(frozen=True)

@@ -274,9 +274,8 @@ class DepthLoop:
     def repeat(self, depth: int, position: int) -> None:
         """K and V that ``depth`` made of the token at ``position``, into the slots of all deeper depths."""
         own, *deeper = (self.cache.slot("block", self.sequence, d) for d in range(depth, self._depths))
-        for pair in self.cache.stages["block"]:
-            for array in pair:
-                array[deeper, :, position] = array[own, :, position]
+        for slot in deeper:
+            self.cache.copy_rows("block", slot, self.cache, own, position, 1)
         self.filled[depth + 1 :] = [position + 1] * len(deeper)
 
     def read_out(self, state: F32, first: int, rows: LogitRows = "last") -> F32:
@@ -326,22 +325,14 @@ class DepthLoop:
         kept, calls = self.cache, self._calls
         wide = self.backend.new_cache(1, tokens)
         wide.reserve(self.cached)
-        for (key, value), (own_key, own_value) in zip(
-            wide.stages["block"], kept.stages["block"], strict=True
-        ):
-            key[:, :, : self.cached] = own_key[self.sequence, :, : self.cached]
-            value[:, :, : self.cached] = own_value[self.sequence, :, : self.cached]
+        for slot in range(wide.slots):
+            wide.copy_rows("block", slot, kept, self.sequence, 0, self.cached)
         kept.reserve(tokens)
-        stages = {**kept.stages, "block": wide.stages["block"]}
-        self.cache = KVCache(stages, kept.capacity, kept.rows, wide.slots, kept.window)
+        self.cache = kept.with_block_of(wide)
         self._calls = {}
         try:
             yield
-            for (key, value), (own_key, own_value) in zip(
-                wide.stages["block"], kept.stages["block"], strict=True
-            ):
-                own_key[self.sequence, :, : self.cached] = key[-1, :, : self.cached]
-                own_value[self.sequence, :, : self.cached] = value[-1, :, : self.cached]
+            kept.copy_rows("block", self.sequence, wide, wide.slots - 1, 0, self.cached)
         finally:
             self.cache, self._calls = kept, calls
 

@@ -11,7 +11,7 @@ class Capabilities:
 
     ``any_depth``: what was exported does not say how often the loop runs.
     ``whole_prompt``: has ``prompt``, which runs tokens through all stages at once.
-    ``host_rows``: K and V are in the arrays of a KVCache, where the host may copy them.
+    ``host_rows``: the host may copy, read and write rows of K and V (``KVCache.copy_rows`` and its like).
     """
 
     packed: bool

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -92,6 +92,40 @@ class KVCache:
             return True
         kept = rows_kept(cached, self.rows, self.window) - (cached - tokens)
         return kept == rows_kept(tokens, self.rows, self.window)
+
+    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
+        """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
+        rows = slice(first, first + count)
+        return [(k[slot, :, rows].copy(), v[slot, :, rows].copy()) for k, v in self._pairs(stage, rows.stop)]
+
+    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
+        """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
+        end = first + max((new.shape[1] for new, _ in rows), default=0)
+        for pair, new in zip(self._pairs(stage, end), rows, strict=True):
+            for array, values in zip(pair, new, strict=True):
+                array[slot, :, first:end] = values
+
+    def copy_rows(
+        self, stage: str, slot: int, source: KVCache, source_slot: int, first: int, count: int
+    ) -> None:
+        """Copy rows ``first`` … of a slot of ``source``, a cache of the same engine, to the same rows of ``slot``."""
+        rows = slice(first, first + count)
+        pairs = zip(self._pairs(stage, rows.stop), source._pairs(stage, rows.stop), strict=True)
+        for ours, theirs in pairs:
+            for to, of in zip(ours, theirs, strict=True):
+                to[slot, :, rows] = of[source_slot, :, rows]
+
+    def with_block_of(self, other: KVCache) -> KVCache:
+        """These caches, but those of the block are ``other``'s: nothing is copied."""
+        stages = {**self.stages, "block": other.stages["block"]}
+        return replace(self, stages=stages, slots=other.slots)
+
+    def _pairs(self, stage: str, rows: int) -> list[tuple[F32, F32]]:
+        """The arrays of ``stage``, with room for ``rows`` rows."""
+        pairs = self.stages[stage]
+        if isinstance(pairs, GrowingPairs):
+            pairs.reserve(min(rows, self.rows))
+        return pairs
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
         """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""

@@ -108,3 +108,31 @@ def test_a_cache_that_grows_in_longer_steps(maker):
         cache.reserve(tokens)
         rows.append({pairs[0][0].shape[2] for pairs in cache.stages.values() if pairs})
     assert rows == [{64}, {64}, {128}, {640}, {2048}, {4000}, {4000}, {4000}]
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_rows_are_read_written_and_copied(maker, growing):
+    """In caches of arrays, and in those that take room when rows are written."""
+    program = maker.program()
+    one, two = KVCache.allocate(program, 2, 300), KVCache.allocate(program, 1, 300)
+    if growing:
+        for cache in (one, two):
+            for stage, pairs in cache.stages.items():
+                cache.stages[stage] = GrowingPairs(pairs)
+    shape = program.caches("block")[0]
+    random = np.random.default_rng(0)
+    rows = [
+        tuple(random.standard_normal((2, shape.kv_heads, 5, shape.head_dim)).astype(np.float32))
+        for _ in program.caches("block")
+    ]
+    one.write_rows("block", 4, 100, rows)
+    for found, wanted in zip(one.read_rows("block", 4, 100, 5), rows, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    two.copy_rows("block", 1, one, 4, 101, 4)
+    for found, wanted in zip(two.read_rows("block", 1, 100, 5), rows, strict=True):
+        np.testing.assert_array_equal(found[0][:, 1:], wanted[0][:, 1:])
+        assert not found[0][:, 0].any()
+    joined = one.with_block_of(two)
+    assert joined.stages["block"] is two.stages["block"]
+    assert joined.stages["epilogue"] is one.stages["epilogue"]
+    assert (joined.slots, joined.capacity) == (two.slots, one.capacity)
