@@ -12,9 +12,12 @@ class Capabilities:
     ``any_depth``: what was exported does not say how often the loop runs.
     ``whole_prompt``: has ``prompt``, which runs tokens through all stages at once.
     ``host_rows``: the host may copy, read and write rows of K and V (``KVCache.copy_rows`` and its like).
+    ``row_exact``: what a row gets does not depend on the other rows of its call, not in a bit: a context that grew
+    in pieces has the numbers of one that was run at once.
     """
 
     packed: bool
     any_depth: bool
     whole_prompt: bool
     host_rows: bool
+    row_exact: bool

@@ -7,6 +7,9 @@ All caches of a sequence lie in one piece of memory, so choose the capacity no l
 Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens: then a slot has no
 more than W + ``SLACK`` rows, the first ``rows_kept`` of them hold the most recent tokens in order, and the engine
 makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed KV Cache").
+
+Rows are copied, read and written by ``KVCache``'s methods, whoever wants that: an engine whose K and V lie elsewhere
+has a subclass that answers them, and leaves ``stages`` empty.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +37,8 @@ class KVCache:
     """``stages[name]`` is a list of (K, V), one pair a layer of that stage's graph.
 
     ``capacity``: tokens that a sequence may have. ``rows``: those that a slot holds at once. ``slots``: slots of a
-    sequence in the block's caches. ``window``: the sliding window, or None.
+    sequence in the block's caches. ``window``: the sliding window, or None. ``row_sizes``: by stage, the numbers of
+    a row of one slot, K and V of all its caches.
     """
 
     stages: dict[str, list[tuple[F32, F32]]]
@@ -41,8 +46,10 @@ class KVCache:
     rows: int
     slots: int
     window: int | None
+    row_sizes: dict[str, int]
     last_rows: dict[tuple[str, int], tuple[int, dict[int, F32]]] = field(default_factory=dict)
     """By stage and slot: after how many tokens, and the last row of each Shift by its number."""
+    number_bytes: ClassVar[int] = 4
 
     @staticmethod
     def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
@@ -74,7 +81,7 @@ class KVCache:
                 arrays.append(arena[start : start + prod(shape)].reshape(shape))
                 start += prod(shape)
             stages[stage] = list(zip(arrays[::2], arrays[1::2], strict=True))
-        return KVCache(stages, capacity, rows, slots, window)
+        return KVCache(stages, capacity, rows, slots, window, row_sizes(program))
 
     def reserve(self, tokens: int) -> None:
         """Room for a sequence of ``tokens`` tokens, in caches that take it as they need it."""
@@ -87,11 +94,48 @@ class KVCache:
         return sequence * self.slots + min(depth, self.slots - 1) if stage == "block" else sequence
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
-        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
-        if tokens == 0:
+        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``?
+
+        Always, without a window that has moved on and without a row that ``Shift`` keeps.
+        """
+        if tokens in (0, cached):
             return True
-        kept = rows_kept(cached, self.rows, self.window) - (cached - tokens)
-        return kept == rows_kept(tokens, self.rows, self.window)
+        kept = self.rows_in(cached) - (cached - tokens)
+        return kept == self.rows_in(tokens) and not self.last_rows
+
+    def rows_in(self, tokens: int) -> int:
+        """Rows of a slot of ``tokens`` tokens: of the most recent ones, in order."""
+        return rows_kept(tokens, self.rows, self.window)
+
+    def held(self, sequence: int, cached: int, filled: Sequence[int]) -> list[tuple[str, int, int]]:
+        """(stage, slot, tokens) of every slot of a sequence of ``cached`` tokens, ``filled`` [depth] at each depth."""
+        block = enumerate(filled[-self.slots :], sequence * self.slots)
+        looped = [("block", slot, tokens) for slot, tokens in block]
+        return [("prologue", sequence, cached), *looped, ("epilogue", sequence, cached)]
+
+    def copy_sequence(
+        self, sequence: int, source: KVCache, source_sequence: int, cached: int, filled: Sequence[int]
+    ) -> None:
+        """Copy a sequence of ``cached`` tokens, ``filled`` [depth] at each depth, from a cache of the same engine.
+
+        That has as many slots a sequence, and as long ones where a window has moved on.
+        """
+        for (stage, slot, tokens), (_, source_slot, _) in zip(
+            self.held(sequence, cached, filled), source.held(source_sequence, cached, filled), strict=True
+        ):
+            self.copy_rows(stage, slot, source, source_slot, 0, source.rows_in(tokens))
+            self.write_last(stage, slot, *source.read_last(stage, source_slot))
+
+    def read_last(self, stage: str, slot: int) -> tuple[int, list[F32]]:
+        """The rows [D] that ``Shift`` keeps of a slot, and after how many tokens they are the last; (0, []): none."""
+        tokens, rows = self.last_rows.get((stage, slot), (0, {}))
+        return tokens, [rows[number].reshape(-1).copy() for number in sorted(rows)]
+
+    def write_last(self, stage: str, slot: int, tokens: int, rows: Sequence[F32]) -> None:
+        """What ``read_last`` gave."""
+        self.last_rows.pop((stage, slot), None)
+        if rows:
+            self.last_rows[stage, slot] = tokens, {i: row.reshape(1, -1).copy() for i, row in enumerate(rows)}
 
     def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
         """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
@@ -129,12 +173,10 @@ class KVCache:
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
         """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
-        total = 0
-        for stage, pairs in self.stages.items():
-            row = sum(array[0, :, 0].nbytes for pair in pairs for array in pair)
-            tokens = filled[-self.slots :] if stage == "block" else [cached]
-            total += row * sum(rows_kept(count, self.rows, self.window) for count in tokens)
-        return total
+        return sum(
+            self.number_bytes * self.row_sizes[stage] * self.rows_in(tokens)
+            for stage, _, tokens in self.held(0, cached, filled)
+        )
 
     @property
     def nbytes(self) -> int:
@@ -173,6 +215,11 @@ class GrowingPairs(list[tuple[F32, F32]]):
             return whole.reshape(slots, -1)[:, : heads * c * width].reshape(slots, heads, c, width)
 
         self[:] = [(view(key), view(value)) for key, value in self._whole]
+
+
+def row_sizes(program: Program) -> dict[str, int]:
+    """Numbers of a row of one slot by stage, K and V of all its caches."""
+    return {stage: sum(2 * c.kv_heads * c.head_dim for c in program.caches(stage)) for stage in STAGES}
 
 
 def rows_kept(tokens: int, rows: int, window: int | None) -> int:

@@ -1,9 +1,9 @@
 """The Core ML package behind the engine's contract: one function call for each token and depth.
 
-K and V are in Core ML's states, one set a sequence of a cache; the cache's own arrays stay empty. The functions have
-fixed rows, so a token's row is its position, which is what sequential decoding, exits and filling in need; calls that
-place tokens elsewhere are refused. A prompt whose states nobody looks at goes in by chunks. A model whose attention has
-no caches reads a text in one call, and there are no tokens before it.
+K and V are in Core ML's states, one set a sequence of a cache (``cache.py``). The functions have fixed rows, so a
+token's row is its position, which is what sequential decoding, exits and filling in need; calls that place tokens
+elsewhere are refused. A prompt whose states nobody looks at goes in by chunks. A model whose attention has no caches
+reads a text in one call, and there are no tokens before it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from ...model.sizes import output_size
 from ..backend import F32, I64, Lanes, check_fill
 from ..kv import KVCache
 from . import CAPABILITIES
+from .cache import StatesCache
 from .package import Package
 from .signature import check_described, check_functions
 
@@ -44,6 +45,14 @@ class Runner(Protocol):
         """The outputs of the function ``name``; ``states`` are updated, inputs that it does not have left aside."""
         ...
 
+    def read_state(self, states: Any, name: str) -> Array:
+        """The state ``name`` of ``states``; who changes it writes it back."""
+        ...
+
+    def write_state(self, states: Any, name: str, value: Array) -> None:
+        """Make ``value`` the state ``name``."""
+        ...
+
 
 class CoremlBackend:
     """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
@@ -54,7 +63,7 @@ class CoremlBackend:
         self.program, self.name = program, name
         self._package, self._runner = package, runner
         self._at_once = program.encoder
-        self._states: WeakKeyDictionary[KVCache, dict[int, Any]] = WeakKeyDictionary()
+        self._caches: WeakSet[StatesCache] = WeakSet()
 
     @staticmethod
     def open(bundle: Bundle, interpreted: bool = False) -> CoremlBackend:
@@ -69,7 +78,8 @@ class CoremlBackend:
 
     def close(self) -> None:
         """Let go of the states and of the loaded package, whoever still refers to the engine."""
-        self._states.clear()
+        for cache in self._caches:
+            cache.close()
         vars(self).pop("_runner", None)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
@@ -84,7 +94,10 @@ class CoremlBackend:
                 f"{capacity} tokens, but the states of the package hold {self._package.capacity}; "
                 "export with a longer --context"
             )
-        return KVCache.allocate(self.program, sequences, capacity)
+        shapes = {} if self._at_once else self._package.states
+        cache = StatesCache.empty(self.program, self._runner, shapes, sequences, capacity)
+        self._caches.add(cache)
+        return cache
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]."""
@@ -230,10 +243,8 @@ class CoremlBackend:
                 "tokens whose row is not their position, but a row of Core ML's states is a position; choose exits "
                 "that fill in skipped K and V"
             )
-        made = self._states.setdefault(cache, {})
-        if sequence not in made:
-            made[sequence] = self._runner.new_states()
-        return made[sequence]
+        assert isinstance(cache, StatesCache)
+        return cache.states_of(sequence)
 
 
 class ModelRunner:
@@ -267,6 +278,15 @@ class ModelRunner:
         given = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
         out = self._models[name].predict(given, states)
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
+
+    def read_state(self, states: Any, name: str) -> Array:
+        """The state ``name`` of ``states``, as coremltools copies it out."""
+        found: Array = states.read_state(name)
+        return found
+
+    def write_state(self, states: Any, name: str, value: Array) -> None:
+        """Make ``value`` the state ``name``."""
+        states.write_state(name, value.astype(np.float16))
 
 
 def reference_runner(path: Path, package: Package, program: Program) -> Runner:

@@ -127,6 +127,14 @@ class Interpreter:
                     values.pop(used, None)
         return {key: values[key] for key in function.outputs}
 
+    def read_state(self, states: dict[str, Array], name: str) -> Array:
+        """The state ``name`` of ``states``."""
+        return states[name]
+
+    def write_state(self, states: dict[str, Array], name: str, value: Array) -> None:
+        """Make ``value`` the state ``name``, as long as it has the same shape."""
+        states[name] = value.astype(np.float32).reshape(states[name].shape)
+
     def _step(self, name: str, op: Operation, values: dict[str, Array], states: dict[str, Array]) -> None:
         if op.kind == "read_state":
             values[op.makes[0]] = self._checked(

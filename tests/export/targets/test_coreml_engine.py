@@ -109,6 +109,28 @@ def test_left_tokens_are_filled_in(backend: CoremlBackend, oracle: Callable[...,
     assert difference(*results) < 1e-3
 
 
+def test_rows_are_in_the_states(backend: CoremlBackend) -> None:
+    """A sequence that was copied goes on as the other one does, and a token's rows go to deeper depths."""
+    ids = np.random.default_rng(0).integers(0, backend.program.vocab_size, 20)
+    one, two = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
+    one.forward(ids)
+    two.cache.copy_sequence(0, one.cache, 0, one.cached, one.filled)
+    two.cached, two.filled = one.cached, list(one.filled)
+    assert two.cache.nbytes == one.cache.nbytes > one.cache.used_bytes(20, [20] * 3) > 0
+    np.testing.assert_array_equal(one.forward(ids[:1]).copy(), two.forward(ids[:1]))
+    two.forward(ids[:2], None)  # and neither writes into the other's states
+    one.truncate(15)
+    wanted = DepthLoop(backend, backend.new_cache(1, 24))
+    wanted.forward(ids[:15], None)
+    np.testing.assert_array_equal(one.forward(ids[15:16]).copy(), wanted.forward(ids[15:16]))
+    exits = EarlyExit(one, ExitRule("depth", 1), {}, "latest")
+    exits.step(int(ids[16]))
+    own, *deeper = (one.cache.read_rows("block", depth, 16, 1) for depth in range(3))
+    for rows in deeper:
+        np.testing.assert_array_equal(np.array(rows), np.array(own))
+    assert np.array(own).any()
+
+
 def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
     cache = backend.new_cache(1, 8)
     state = np.zeros((1, 1, 64), np.float32)
@@ -119,8 +141,6 @@ def test_lanes_that_it_cannot_place_are_refused(backend: CoremlBackend) -> None:
         backend.block(state, elsewhere, cache)
     with pytest.raises(UsageError, match="no token leaves before depth 0"):
         backend.fill(state, Lanes.single(0, 0, 1, 0), cache)
-    with pytest.raises(UsageError, match="latest.* copies rows, and engine coreml has them to itself"):
-        EarlyExit(DepthLoop(backend, cache), ExitRule("depth", 1), {}, "latest")
     with pytest.raises(UsageError, match="1 KV slots a sequence"):
         backend.new_cache(1, 8, slots=1)
     with pytest.raises(UsageError, match="hold 96"):

@@ -136,3 +136,42 @@ def test_rows_are_read_written_and_copied(maker, growing):
     assert joined.stages["block"] is two.stages["block"]
     assert joined.stages["epilogue"] is one.stages["epilogue"]
     assert (joined.slots, joined.capacity) == (two.slots, one.capacity)
+
+
+@pytest.mark.parametrize("growing", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"kv": "shared"}, {"sliding_window": 5, "context_length": 4096}])
+def test_a_sequence_is_copied(maker, monkeypatch, changes, growing):
+    """Into a longer cache, as far as its slots are filled; a window's rows are those of the newest tokens."""
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)
+    program = maker.program(**changes)
+    one, two = KVCache.allocate(program, 2, 30), KVCache.allocate(program, 3, 50)
+    random = np.random.default_rng(0)
+    for pairs in one.stages.values():
+        for array in (array for pair in pairs for array in pair):
+            array[:] = random.standard_normal(array.shape)
+    if growing:
+        for stage, pairs in two.stages.items():
+            two.stages[stage] = GrowingPairs(pairs, step=4)
+    filled = [20, 11, 7][: one.slots]
+    two.copy_sequence(2, one, 1, 20, filled)
+    for (stage, slot, tokens), (_, goal, _) in zip(
+        one.held(1, 20, filled), two.held(2, 20, filled), strict=True
+    ):
+        n = rows_kept(tokens, 8, 5) if one.window else tokens
+        pairs = zip(one.read_rows(stage, slot, 0, n), two.read_rows(stage, goal, 0, n), strict=True)
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+    assert not any(array[:2].any() for array in two.stages["epilogue"][0])
+
+
+def test_what_shift_keeps_is_copied_and_not_taken_back(maker):
+    one, two = (KVCache.allocate(maker.program(), 1, 10) for _ in range(2))
+    assert one.can_truncate(9, 4)
+    row = np.arange(4, dtype=np.float32)
+    one.last_rows["block", 1] = 9, {0: row[None], 1: 2 * row[None]}
+    assert [one.can_truncate(9, tokens) for tokens in (0, 4, 8, 9)] == [True, False, False, True]
+    two.copy_sequence(0, one, 0, 9, [9, 9, 9])
+    tokens, rows = two.read_last("block", 1)
+    assert (tokens, len(rows)) == (9, 2)
+    np.testing.assert_array_equal(rows, [row, 2 * row])
+    assert two.read_last("block", 0) == (0, [])
