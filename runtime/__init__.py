@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bundle.folder import Bundle
     from .decode.encoding import Encoded
+    from .decode.logprobs import Score, TokenLogprob, TokenLogprobs
     from .decode.sampling import SamplingOptions
     from .serve.requests import Step
     from .serve.serving import BatchServer, Handle
     from .session import Session
 
-__all__ = ["BatchServer", "Bundle", "Encoded", "Handle", "SamplingOptions", "Session", "Step"]
+__all__ = [
+    "BatchServer",
+    "Bundle",
+    "Encoded",
+    "Handle",
+    "SamplingOptions",
+    "Score",
+    "Session",
+    "Step",
+    "TokenLogprob",
+    "TokenLogprobs",
+]
 
 _HOMES = {
     "Bundle": "bundle.folder",
@@ -20,8 +32,11 @@ _HOMES = {
     "BatchServer": "serve.serving",
     "Handle": "serve.serving",
     "SamplingOptions": "decode.sampling",
+    "Score": "decode.logprobs",
     "Session": "session",
     "Step": "serve.requests",
+    "TokenLogprob": "decode.logprobs",
+    "TokenLogprobs": "decode.logprobs",
 }
 
 

@@ -15,6 +15,7 @@ from .decode.decoding import check_decode, exits_early
 from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
+from .decode.logprobs import Score, score
 from .decode.loop import DepthLoop
 from .decode.pipelined import Pipelined
 from .decode.pipelined_sequence import PipelinedSequence
@@ -182,27 +183,37 @@ class Session:
         tools: Objects | None = None,
         documents: Objects | None = None,
         template: str | None = None,
+        logprobs: int | None = None,
     ) -> Iterator[Step]:
         """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
         the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn;
         ``tools``, ``documents`` and ``template`` are for it (``encode_chat``).
 
         The texts of the steps together are what follows the prompt in the text of prompt and answer: the space before
-        the first word is there. Stop strings are those of transformers (``text/stops.py``).
+        the first word is there. Stop strings are those of transformers (``text/stops.py``). With ``logprobs`` each step
+        has the log-probability of its token, and of that many likeliest ones (0: of none).
 
         The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
         check_encoder(self.program, self.bundle.folder, False)
         request = self.prompts.request(
-            prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
+            prompt,
+            max_tokens,
+            sampling,
+            stop,
+            chat,
+            tools=tools,
+            documents=documents,
+            template=template,
+            logprobs=logprobs,
         )
         return self._generate(request)
 
     def _generate(self, request: Request) -> Iterator[Step]:
         loop = self._start(len(request.prompt) + request.room(self.context))
         generation = self._generation
-        choose: Choose = Sampler(request.sampling).choose
+        choose: Choose = Sampler(request.sampling, len(request.prompt)).choose
         pipelined = self._pipeline(loop, choose)
         if self._pace:
             choose = self._pace.timed(choose)
@@ -221,13 +232,22 @@ class Session:
         while True:
             token, text = answer.choose(logits[-1])
             clock.chose(depth)
-            yield Step(text, token, depth, clock.pause(), answer.finish)
+            yield Step(text, token, depth, clock.pause(), answer.finish, answer.logprobs)
             if answer.finish:
                 return
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")
             clock.resume()
             logits, depth = walk.step(token)
+
+    def score(self, text: str | Sequence[int] | I64, top: int = 0) -> Score:
+        """Score a text or ids [S]: each token's log-probability after those before it, with the ``top`` likeliest.
+
+        Logits are those of ``logits``, from an empty context. UsageError as in ``generate``; ContextError for more
+        tokens than the context holds (``perplexity`` takes those, in windows).
+        """
+        ids = self.prompts.request(text).prompt
+        return score(ids, self.logits(ids), self.prompts.top(top, "top"))
 
     def evaluate(self, ids: Sequence[int] | I64) -> Evaluation:
         """ids [S], S ≥ 2, in disjoint windows of the context, each token run as a generated one would be.

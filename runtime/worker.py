@@ -167,13 +167,13 @@ class Worker:
         """The engine calls that a request needs, one at a time for the scheduler; its steps go to its handle."""
         request, session = handle.request, self._session
         course = TokenSequence(session.program, session.policy, session.heads, self._scheduler.chunk)
-        choose = Sampler(request.sampling).choose
+        choose = Sampler(request.sampling, len(request.prompt)).choose
         answer = Answer(request, choose, session.program, session.tokenizer_or_none, session.context)
         watch = Stopwatch()
         logits, depth = yield from course.prompt(request.prompt)
         while True:
             token, text = answer.choose(logits[-1])
-            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish))
+            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
             if answer.finish:
                 return
             logits, depth = yield from course.step(token)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..decode.logprobs import TokenLogprobs, token_logprobs
 from ..decode.sampling import Choose, SamplingOptions
 from ..engines.backend import F32, I64
 from ..model.program import Program
@@ -18,12 +19,16 @@ Finish = Literal["eos", "stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Request:
-    """A checked prompt [S], at most ``max_tokens`` tokens to come, how they are chosen, and where they stop."""
+    """A checked prompt [S], at most ``max_tokens`` tokens to come, how they are chosen, and where they stop.
+
+    ``logprobs``: how many of the likeliest tokens each step reports beside the chosen one; None: no log-probabilities.
+    """
 
     prompt: I64
     max_tokens: int
     sampling: SamplingOptions
     stop: tuple[str, ...]
+    logprobs: int | None = None
 
     def room(self, context: int) -> int:
         """Tokens that the answer can have in a context of so many. The last one needs no place in it."""
@@ -37,7 +42,8 @@ class Step:
     ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
     how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt. ``finish`` is None
     while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop string),
-    ``length`` (``max_tokens``) or ``context`` (that is full).
+    ``length`` (``max_tokens``) or ``context`` (that is full). ``logprobs``, where the request asks for them, are those
+    of the token and of the likeliest ones under the model, before anything that sampling changes (``logprobs.py``).
     """
 
     text: str
@@ -45,6 +51,7 @@ class Step:
     depth: int
     ms: float
     finish: Finish | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class Answer:
@@ -65,13 +72,18 @@ class Answer:
         self._length = len(prompt)
         self.finish: Finish | None = None
         """Why the last token was the last one; None while there is more to come."""
+        self.logprobs: TokenLogprobs | None = None
+        """Of the last token, where the request asks for them."""
+        self._top = request.logprobs
 
     def choose(self, logits: F32) -> tuple[int, str]:
-        """The next token, given logits [V], and the text that it completes."""
+        """Return the next token, given logits [V], and the text that it completes."""
         position = self._length
         token = self._choose(logits, self._tokens[:position], position)
         self._tokens[position] = token
         self._length += 1
+        if self._top is not None:
+            self.logprobs = token_logprobs(logits, token, self._top)
         text = self._text.push(token) if self._text else ""
         self.finish = self._ended(token)
         if self.finish and self._text:

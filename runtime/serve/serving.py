@@ -115,6 +115,7 @@ class BatchServer:
         tools: Objects | None = None,
         documents: Objects | None = None,
         template: str | None = None,
+        logprobs: int | None = None,
     ) -> Handle:
         """Ask for a text, as ``Session.generate`` does, from any thread; returns at once.
 
@@ -122,7 +123,15 @@ class BatchServer:
         when the engine has failed or this is a fork of the process that opened it, UsageError when it is closed.
         """
         request = self._session.prompts.request(
-            prompt, max_tokens, sampling, stop, chat, tools=tools, documents=documents, template=template
+            prompt,
+            max_tokens,
+            sampling,
+            stop,
+            chat,
+            tools=tools,
+            documents=documents,
+            template=template,
+            logprobs=logprobs,
         )
         handle = Handle(request, self._worker.cancel)
         self._worker.submit(handle)

@@ -1,9 +1,9 @@
-"""What each token of a tokenizer writes by itself, in bytes: for stop strings, and for streams of text."""
+"""What each token of a tokenizer writes by itself, in bytes: for stop strings, logit bias and streams of text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ class Pieces:
         """``encode`` and ``decode``: those of the ``Tokenizer`` around ``engine``, which name its errors."""
         self._engine, self._encode, self._decode = engine, encode, decode
         self._kinds = set(_types(_state(engine.decoder)))
-        self._special = {i for i, token in engine.get_added_tokens_decoder().items() if token.special}
+        added = engine.get_added_tokens_decoder()
+        self._special = {i: token.content for i, token in added.items() if token.special}
         self._found: dict[int, bytes] = {}
         self._silent: dict[int, bool] = {}
         self._values: dict[int, int | None] = {}
@@ -81,10 +82,24 @@ class Pieces:
                 reached.update(end for end in steps if wanted[at:end] in self._all)
         return False
 
+    def writers(self, text: str) -> list[int]:
+        """Return the tokens that write exactly ``text`` behind other text, ascending, and the special one so named."""
+        found = self._by_piece.get(text.encode(errors="surrogatepass"), [])
+        named = [token for token, name in self._special.items() if name == text]
+        return sorted({*found, *named})
+
+    @property
+    def _all(self) -> Set[bytes]:
+        return self._by_piece.keys()
+
     @cached_property
-    def _all(self) -> set[bytes]:
-        ids = self._engine.get_vocab(with_added_tokens=True).values()
-        return {self[i] for i in ids} - {b""}
+    def _by_piece(self) -> dict[bytes, list[int]]:
+        """Every token of the vocabulary that writes something, by what it writes."""
+        found: dict[bytes, list[int]] = {}
+        for token in sorted(set(self._engine.get_vocab(with_added_tokens=True).values())):
+            if piece := self[token]:
+                found.setdefault(piece, []).append(token)
+        return found
 
     def _piece(self, token: int) -> bytes:
         name = self._engine.id_to_token(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..decode.sampling import SamplingOptions
 from ..engines.backend import I64
 from ..errors import ContextError, UsageError
 from ..serve.requests import Request
+from .logit_bias import bias_of_ids
 from .stops import check_stops
 from .template import ChatTemplates, Objects
 from .tokenizer import Tokenizer
@@ -72,6 +74,7 @@ class Prompts:
         tools: Objects | None = None,
         documents: Objects | None = None,
         template: str | None = None,
+        logprobs: int | None = None,
     ) -> Request:
         """A request of ``Session.generate``'s arguments, with the errors that it describes."""
         max_tokens = whole_number(max_tokens, "max_tokens", 1)
@@ -100,7 +103,21 @@ class Prompts:
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise UsageError(f"sampling is of type {type(sampling).__name__}, wanted SamplingOptions")
-        return Request(ids, max_tokens, sampling or SamplingOptions(), self.stops(stop))
+        if logprobs is not None:
+            logprobs = self.top(logprobs, "logprobs")
+        return Request(ids, max_tokens, self._sampling(sampling), self.stops(stop), logprobs)
+
+    def top(self, count: int, name: str) -> int:
+        """Return ``count``; UsageError, which calls it ``name``, when the vocabulary has not so many tokens."""
+        return whole_number(count, name, 0, self._bundle.program.vocab_size)
+
+    def _sampling(self, sampling: SamplingOptions | None) -> SamplingOptions:
+        """The options, or the defaults, with token ids where ``logit_bias`` has texts."""
+        sampling = sampling or SamplingOptions()
+        if not sampling.logit_bias:
+            return sampling
+        bias = bias_of_ids(sampling.logit_bias, self._bundle.program.vocab_size, self.tokenizer)
+        return replace(sampling, logit_bias=bias)
 
     def texts(self, texts: Texts, types: Types | None = None) -> list[Text]:
         """Ids and types of each text that ``Session.encode`` is given, with the errors that it describes."""
