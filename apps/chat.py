@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import UsageError
 from .console import Console
 from .intake import word
+from .logprobs import logprobs_argument, tell_answer
 from .options import (
     at_least,
     decode_argument,
@@ -48,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
     template_arguments(parser)
+    logprobs_argument(parser)
     decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
@@ -56,7 +58,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     sampling, template = sampling_options(args), template_options(args)
     with open_session(args) as session:
-        conversation = Conversation(session, sampling, args.stop, args.max_tokens, args.system, template)
+        conversation = Conversation(
+            session, sampling, args.stop, args.max_tokens, args.system, template, args.logprobs
+        )
         if not conversation.has_template:
             console.note(
                 "This bundle has no chat template: each line is continued by itself, without memory."
@@ -89,8 +93,11 @@ def turn(conversation: Conversation, line: str, console: Console) -> None:
     tell_full(steps, conversation.session, console, "ask for less")
     if steps and steps[-1].finish == "length":
         console.note(f"[the answer has {len(steps)} tokens, as many as --max-tokens allows]")
+    logprobs = {}
+    if conversation.logprobs is not None:
+        logprobs["logprobs"] = tell_answer(steps, conversation.session.tokenizer, console)
     if console.json:
-        console.result({"prompt": line, **generation(steps, conversation.session.stats)})
+        console.result({"prompt": line, **generation(steps, conversation.session.stats), **logprobs})
 
 
 class Conversation:
@@ -104,9 +111,12 @@ class Conversation:
         max_tokens: int,
         system: str | None,
         template: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
     ) -> None:
-        """``template``: more for ``encode_chat``. UsageError for a system message or tools that have no place,
-        and for a stop string that can never come."""
+        """``template``: more for ``encode_chat``; ``logprobs``: as ``generate`` takes it.
+
+        UsageError for a system message or tools that have no place, and for a stop string that can never come.
+        """
         self.session = session
         self._template = {name: value for name, value in (template or {}).items() if value is not None}
         self.has_template = bool(session.chat_templates.templates)
@@ -114,6 +124,8 @@ class Conversation:
             for name in ("system", *self._template) if system else self._template:
                 raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
         self._sampling, self._stop, self._max_tokens = sampling, session.prompts.stops(stop), max_tokens
+        self.logprobs = logprobs
+        """How many likeliest tokens each step reports; None: no log-probabilities."""
         self._system = [{"role": "system", "content": system}] if system else []
         self._messages: list[dict[str, str]] = []
         self.forgotten = 0
@@ -121,7 +133,9 @@ class Conversation:
     def answer(self, line: str) -> Iterator[Step]:
         """The answer to ``line``; ``forgotten`` old messages had to go to make room for it."""
         prompt = self._prompt(line) if self.has_template else line
-        return self.session.generate(prompt, self._max_tokens, sampling=self._sampling, stop=self._stop)
+        return self.session.generate(
+            prompt, self._max_tokens, sampling=self._sampling, stop=self._stop, logprobs=self.logprobs
+        )
 
     def answered(self, line: str, text: str) -> None:
         """Remember a turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 from ..runtime.errors import UsageError
 from .console import Console
 from .intake import read_text
+from .logprobs import Entries, logprobs_argument, tell_score
 from .options import at_least, depth_arguments, open_session, session_arguments
 
 if TYPE_CHECKING:
     from ..runtime.decode.evaluation import Evaluation
+    from ..runtime.decode.logprobs import Score
     from ..runtime.decode.policy import Policy
 
 EXAMPLES = """\
@@ -23,6 +26,7 @@ examples:
   edgeloop eval bundle --text tales.txt --exit confidence:0.9 --skipped-kv propagate
   edgeloop eval bundle --text tales.txt --exit probe --exit latent:0.3 --skipped-kv exact --skipped-kv skip
   edgeloop eval bundle --text tales.txt --json
+  edgeloop eval bundle --text sentence.txt --logprobs 3    # each token's own, of a text that fits the context
 """
 
 
@@ -41,6 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=at_least(2), metavar="N", help="only the first N tokens of the text"
     )
+    logprobs_argument(parser)
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
@@ -53,6 +58,15 @@ def main(args: argparse.Namespace, console: Console) -> None:
         ids = session.tokenizer.encode(text)[: args.max_tokens]
         if len(ids) < 2:
             raise UsageError(f"{args.text} has {len(ids)} tokens; perplexity needs at least 2")
+        if args.logprobs is not None:
+            if len(asked) > 1:
+                raise UsageError(
+                    "--logprobs is for one rule and policy; give --exit and --skipped-kv once at most"
+                )
+            score = session.score(ids, args.logprobs)
+            logprobs = tell_score(score, session.tokenizer, console)
+            report_score(score, logprobs, console)
+            return
         console.note(f"predicting {len(ids) - 1} tokens, in windows of {session.context}")
         if len(asked) > 1:
             policies = [session.choose("never"), *(session.choose(*one) for one in asked)]
@@ -82,6 +96,17 @@ def main(args: argparse.Namespace, console: Console) -> None:
     ]
     console.table(("#depth", "#perplexity"), rows)
     console.note(f"[{found.tokens} tokens, {speed:.0f} tokens/s]")
+
+
+def report_score(score: Score, logprobs: Entries, console: Console) -> None:
+    """The log-probability of a text as a whole, beside those of its tokens, which a person has seen."""
+    predicted = len(score.ids) - 1
+    perplexity = math.exp(-score.total / predicted)
+    if console.json:
+        whole = {"total_logprob": score.total, "perplexity": perplexity, "tokens": predicted}
+        console.result({**whole, "logprobs": logprobs})
+    else:
+        console.note(f"[{predicted} tokens: log-probability {score.total:.3f}, perplexity {perplexity:.3f}]")
 
 
 def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> None:

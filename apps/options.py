@@ -162,7 +162,29 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="above 1, repeats become unlikelier",
+        help="above 1, repeats of prompt and answer become unlikelier",
+    )
+    group.add_argument(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="taken from the logits of tokens that the answer has",
+    )
+    group.add_argument(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="the same, as often as the answer has them",
+    )
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        type=token_bias,
+        default=[],
+        metavar="TOKEN=X",
+        help="add X to the logit of a token, given by its id or its text; -inf bans it; may be repeated",
     )
     group.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="the same seed, the same text"
@@ -188,4 +210,22 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        logit_bias=dict(args.logit_bias),
     )
+
+
+def token_bias(text: str) -> tuple[int | str, float]:
+    """An argparse type: ``TOKEN=X``. TOKEN is an id if it is a whole number; text may stand in double quotes."""
+    token, equals, number = word(text).rpartition("=")
+    try:
+        bias = float(number)
+    except ValueError:
+        equals = ""
+    if not (token and equals):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not TOKEN=X, as in 42=-1.5 or ' the=2'")
+    if token.isascii() and token.isdigit():
+        return int(token), bias
+    quoted = len(token) > 2 and token[0] == token[-1] == '"'
+    return token[1:-1] if quoted else token, bias

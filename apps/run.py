@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import UsageError
 from .console import Console
 from .intake import prompt_text
+from .logprobs import logprobs_argument, tell_answer, tell_score
 from .options import (
     at_least,
     decode_argument,
@@ -36,6 +37,7 @@ examples:
   edgeloop run bundle -p - --stop "The End" < beginning.txt
   edgeloop run bundle -p "What is the weather in Oslo?" --chat --tools functions.json
   edgeloop run bundle -p "Once upon a time" --json
+  edgeloop run bundle -p "Once upon a time" -n 20 --logprobs 3 --prompt-logprobs 0
 """
 
 ENDS: dict[Finish, str] = {
@@ -76,6 +78,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
     template_arguments(parser)
+    logprobs_argument(parser)
+    parser.add_argument(
+        "--prompt-logprobs",
+        type=at_least(0),
+        metavar="N",
+        help="the same of each token of the prompt but the first",
+    )
     decode_argument(parser)
     depth_arguments(parser)
     sampling_arguments(parser)
@@ -88,15 +97,24 @@ def main(args: argparse.Namespace, console: Console) -> None:
     colour = args.colour != "never"
     console.always_colour = args.colour == "always"
     with open_session(args) as session:
-        steps = session.generate(prompt, args.max_tokens, sampling, args.stop, args.chat, **template)
+        request = session.prompts.request(prompt, args.max_tokens, sampling, args.stop, args.chat, **template)
+        logprobs: dict[str, Any] = {}
+        if args.prompt_logprobs is not None:
+            score = session.score(request.prompt, args.prompt_logprobs)
+            logprobs["prompt_logprobs"] = tell_score(score, session.tokenizer, console)
+        steps = session.generate(
+            request.prompt, args.max_tokens, request.sampling, args.stop, logprobs=args.logprobs
+        )
         if not args.chat:
             console.echo(prompt)
         told = tell(steps, console, depths=session.program.depths if colour else 0)
         stats, policy, decode = session.stats, session.policy, session.decode
+        if args.logprobs is not None:
+            logprobs["logprobs"] = tell_answer(told, session.tokenizer, console)
         tell_full(told, session, console)
     if console.json:
         used = {"exit": policy.exit, "skipped_kv": policy.skipped_kv, "kv": policy.kv, "decode": decode}
-        console.result({**generation(told, stats), **used})
+        console.result({**generation(told, stats), **used, **logprobs})
     else:
         if colour:
             console.note(legend(stats.depths))

@@ -1,5 +1,6 @@
 """The verbs from end to end: a tiny checkpoint becomes a bundle, which is shown, run, measured and talked to."""
 
+import argparse
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
+from edgeloop.apps.options import token_bias
 from edgeloop.runtime.serve.handle import Handle
 from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
@@ -334,3 +336,83 @@ def test_demo(
         assert f"\n{row} " in out
     # A folder that is no bundle is left alone, and the export's own line says why.
     assert command("demo", "-o", checkpoint)[0] == 2
+
+
+def test_run_tells_how_likely_each_token_was(
+    bundle: Path, command: Command, command_json: CommandJson
+) -> None:
+    words = ("run", bundle, "-p", PROMPT, "-n", 4, "--logprobs", 2, "--prompt-logprobs", 1)
+    found = command_json(*words)
+    with Session.open(bundle) as session:
+        ids = session.tokenizer.encode(PROMPT)
+        score = session.score([*ids, *found["tokens"]], 2)
+    given, answer = score.tokens[1 : len(ids)], score.tokens[len(ids) :]
+    assert found["prompt_logprobs"][0] is None
+    for entries, tokens in ((found["prompt_logprobs"][1:], given), (found["logprobs"], answer)):
+        for entry, token in zip(entries, tokens, strict=True):
+            assert token is not None
+            assert entry["id"] == token.token
+            assert entry["logprob"] == pytest.approx(token.logprob, abs=0.05)  # int4, other rows in a call
+            assert bytes(entry["bytes"]).decode(errors="replace") == entry["token"]
+    assert [len(entry["top_logprobs"]) for entry in found["logprobs"]] == [2] * 4
+    assert [len(entry["top_logprobs"]) for entry in found["prompt_logprobs"][1:]] == [1] * len(given)
+    for entry in found["logprobs"]:  # greedy
+        assert entry["top_logprobs"][0] == {key: entry[key] for key in ("id", "token", "bytes", "logprob")}
+    assert "logprobs" not in command_json("run", bundle, "-p", PROMPT, "-n", 4)
+    code, out, _ = command(*words)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if "logprob" in line] == ["id", "id"]
+
+
+def test_run_takes_bias_and_penalties(bundle: Path, command: Command, command_json: CommandJson) -> None:
+    first = command_json("run", bundle, "-p", PROMPT, "-n", 3)["tokens"][0]
+    banned = command_json("run", bundle, "-p", PROMPT, "-n", 3, "--logit-bias", f"{first}=-inf")
+    assert first not in banned["tokens"]
+    words = ("--presence-penalty", 500, "--frequency-penalty", 1)
+    tokens = command_json("run", bundle, "-p", PROMPT, "-n", 12, *words)["tokens"]
+    assert len(set(tokens)) == len(tokens)
+    code, _, err = command("run", bundle, "-p", PROMPT, "--logit-bias", "the")
+    assert code == 2
+    assert "'the' is not TOKEN=X, as in 42=-1.5 or ' the=2'" in err
+
+
+def test_a_token_of_a_bias_is_an_id_or_a_text() -> None:
+    assert token_bias("42=-1.5") == (42, -1.5)
+    assert token_bias('"42"=-inf') == ("42", float("-inf"))
+    assert token_bias(" the=2") == (" the", 2.0)
+    assert token_bias("a=b=1") == ("a=b", 1.0)
+    for text in ("42", "=1", "the=", "the=much"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not TOKEN=X"):
+            token_bias(text)
+
+
+def test_chat_tells_how_likely_each_token_was(
+    bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Who are you?\n")))
+    code, out, _ = command("chat", bundle, "-n", 3, "--logprobs", 1, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [entry["id"] for entry in found["logprobs"]] == found["tokens"]
+
+
+def test_eval_tells_how_likely_each_token_is(
+    bundle: Path, tmp_path: Path, command: Command, command_json: CommandJson
+) -> None:
+    text = tmp_path / "sentence.txt"
+    text.write_text("There was once a king.")
+    found = command_json("eval", bundle, "--text", text, "--logprobs", 0)
+    logprobs = [entry["logprob"] for entry in found["logprobs"][1:]]
+    assert found["logprobs"][0] is None
+    assert found["tokens"] == len(logprobs)
+    assert found["total_logprob"] == pytest.approx(sum(logprobs))
+    whole = command_json("eval", bundle, "--text", text)["perplexity"]
+    assert found["perplexity"] == pytest.approx(whole, rel=1e-3)
+    code, out, err = command("eval", bundle, "--text", text, "--logprobs", 1)
+    assert (code, len(out.splitlines())) == (0, 2 + len(logprobs))
+    assert f"[{len(logprobs)} tokens: log-probability {found['total_logprob']:.2f}"[:-2] in err
+    code, _, err = command(
+        "eval", bundle, "--text", text, "--logprobs", 1, "--exit", "never", "--exit", "depth:2"
+    )
+    assert code == 2
+    assert "--logprobs is for one rule and policy" in err
