@@ -1,0 +1,153 @@
+"""K and V in the lane engine: a session of the library, which takes memory as its slots fill up."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import UsageError
+from ...model.program import STAGES, CacheShape, Program
+from ..kv import F32, KVCache
+from .library import Calls, Kv, SessionOptions, Stage, Stats, library
+
+_TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
+
+
+class Model:
+    """An opened file; closed with the last session."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+        self.close = finalize(self, library().el_close, pointer)
+
+
+class NativeSession:
+    """A session of the library, and what it is called with."""
+
+    def __init__(self, model: Model, program: Program, options: SessionOptions) -> None:
+        self.model, self.program, self.kv = model, program, Kv(options.kv)
+        self._calls = Calls()
+        made = ctypes.c_void_p()
+        self._calls("el_session_new", model.pointer, ctypes.byref(options), ctypes.byref(made))
+        self.pointer = made.value
+        self._alone = Lock()
+        self._free = finalize(self, library().el_session_free, self.pointer)
+
+    def close(self) -> None:
+        """Give its memory back. Twice is fine."""
+        with self._alone:
+            self.pointer = None
+            self._free()
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        """Call ``name`` of the library; UsageError when the engine was closed."""
+        with self._alone:
+            if self.pointer is None:
+                raise UsageError("the engine is closed; open the bundle again")
+            self._calls(name, self.pointer, *arguments)
+
+    def shapes(self, stage: str) -> tuple[CacheShape, ...]:
+        """The caches of ``stage``."""
+        return self.program.caches(stage)
+
+    def rows(self, stage: str, count: int) -> npt.NDArray[Any]:
+        """Room for ``count`` rows of a slot of ``stage``: [count, numbers]."""
+        numbers = sum(2 * shape.kv_heads * shape.head_dim for shape in self.shapes(stage))
+        return np.zeros((count, numbers), _TYPES[self.kv])
+
+
+@dataclass(frozen=True, eq=False)
+class NativeCache(KVCache):
+    """A KVCache whose rows are in sessions of the library, by stage; usually the same for all."""
+
+    sessions: dict[str, NativeSession] = field(default_factory=dict)
+
+    @staticmethod
+    def of(session: NativeSession, capacity: int, slots: int) -> NativeCache:
+        """The cache of a new session."""
+        sessions = dict.fromkeys(STAGES, session)
+        return NativeCache({}, capacity, capacity, slots, session.program.window, sessions=sessions)
+
+    def reserve(self, tokens: int) -> None:
+        """Nothing to do: memory is taken as slots fill up."""
+
+    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
+        """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
+        session = self.sessions[stage]
+        rows = session.rows(stage, count)
+        if rows.size:
+            session("el_read_rows", Stage[stage.upper()], slot, first, count, rows.ctypes.data)
+        found, at = [], 0
+        for shape in session.shapes(stage):
+            size = shape.kv_heads * shape.head_dim
+            pair = [
+                rows[:, start : start + size]
+                .reshape(count, shape.kv_heads, shape.head_dim)
+                .transpose(1, 0, 2)
+                .astype(np.float32)
+                for start in (at, at + size)
+            ]
+            found.append((pair[0], pair[1]))
+            at += 2 * size
+        return found
+
+    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
+        """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
+        if not rows:
+            return
+        session, count = self.sessions[stage], rows[0][0].shape[1]
+        flat = session.rows(stage, count)
+        flat[:] = np.concatenate(
+            [array.transpose(1, 0, 2).reshape(count, -1) for pair in rows for array in pair], axis=1
+        )
+        session("el_write_rows", Stage[stage.upper()], slot, first, count, flat.ctypes.data)
+
+    def copy_rows(
+        self, stage: str, slot: int, source: KVCache, source_slot: int, first: int, count: int
+    ) -> None:
+        """Copy rows ``first`` … of a slot of ``source``, a cache of the same engine, to the same rows of ``slot``."""
+        assert isinstance(source, NativeCache)
+        session, other = self.sessions[stage], source.sessions[stage]
+        if count:
+            session(
+                "el_copy", Stage[stage.upper()], slot, first, other.pointer, source_slot, first, count
+            )
+
+    def with_block_of(self, other: KVCache) -> NativeCache:
+        """These caches, but those of the block are ``other``'s: nothing is copied."""
+        assert isinstance(other, NativeCache)
+        sessions = {**self.sessions, "block": other.sessions["block"]}
+        return replace(self, sessions=sessions, slots=other.slots)
+
+    def can_truncate(self, cached: int, tokens: int) -> bool:
+        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
+        session = self.sessions["block"]
+        return bool(library().el_can_truncate(session.pointer, cached, tokens))
+
+    def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
+        """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
+        total = 0
+        for stage, session in self.sessions.items():
+            tokens = filled[-self.slots :] if stage == "block" else [cached]
+            size = np.dtype(_TYPES[session.kv]).itemsize
+            for shape in session.shapes(stage):
+                row = 2 * size * shape.kv_heads * shape.head_dim
+                total += row * sum(min(count, shape.window or count) for count in tokens)
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are taken now; more are when slots fill up."""
+        total = 0
+        for session in {id(each): each for each in self.sessions.values()}.values():
+            stats = Stats()
+            session("el_session_stats", ctypes.byref(stats))
+            total += int(stats.kv_bytes)
+        return total
