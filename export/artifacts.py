@@ -10,8 +10,8 @@ from .target import Job, Target
 
 Pair = tuple[str, str]
 """A target and its layout, as the command line names them."""
-QUICKEST = ("onnx", "coreml", "executorch-flat", "executorch")
-"""Seconds, seconds, a minute, minutes: what is wrong with a checkpoint shows in the first."""
+QUICKEST = ("native", "onnx", "coreml", "executorch-flat", "executorch")
+"""Seconds, seconds, seconds, a minute, minutes: what is wrong with a checkpoint shows in the first."""
 
 
 def make_artifacts(chosen: Mapping[Pair, Target], job: Callable[[Target], Job]) -> dict[str, manifest.Target]:

@@ -37,11 +37,11 @@ KERNELS = (
 
 
 def activations_of(recipe: Recipe, engine: str) -> Activations | None:
-    """What the kernels of ``engine``, onnx or executorch, make of a matrix's inputs; None where all is float."""
+    """What the kernels of ``engine``, a target's, make of a matrix's inputs; None where all is float."""
     if recipe.bits == 32:
         return None
     onnx = "MatMulNBits" if recipe.group_size else "MatMulIntegerToFloat"
-    return ACTIVATIONS[{"onnx": onnx, "executorch": "XNNPACK"}[engine]]
+    return ACTIVATIONS[{"onnx": onnx, "executorch": "XNNPACK", "native": "lanes"}[engine]]
 
 
 def difference(found: F32, wanted: F32) -> float:

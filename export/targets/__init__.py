@@ -23,6 +23,18 @@ def _onnx(options: Options) -> Target:
     return OnnxTarget()
 
 
+def _native(options: Options) -> Target:
+    from .native.target import NativeTarget
+
+    return NativeTarget()
+
+
+def _no_lane_engine() -> str:
+    from ...runtime.engines.native.library import why_not
+
+    return why_not()
+
+
 def _executorch(options: ExecutorchOptions) -> Target:
     with quiet():  # torchao looks for CUDA
         from .executorch.target import ExecutorchTarget
@@ -46,12 +58,16 @@ def _coreml(options: CoremlOptions) -> Target:
 
 @dataclass(frozen=True)
 class Entry(Generic[Asked]):
-    """One target: the modules it needs, the extra that installs them, its loader, and what a user may ask of it."""
+    """One target: the modules it needs, the extra that installs them, its loader, and what a user may ask of it.
+
+    ``unavailable_reason`` says what else is missing on this computer; empty where nothing is.
+    """
 
     modules: tuple[str, ...]
     extra: str
     load: Callable[[Asked], Target]
     options: type[Asked]
+    unavailable_reason: Callable[[], str] = str  # str() is empty
 
     @property
     def missing(self) -> list[str]:
@@ -61,6 +77,7 @@ class Entry(Generic[Asked]):
 
 TARGETS: dict[str, Entry[Any]] = {
     "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),
+    "native": Entry(("torch",), "export", _native, Options, _no_lane_engine),
     "executorch": Entry(
         ("torch", "executorch", "torchao"), "export,executorch", _executorch, ExecutorchOptions
     ),
@@ -120,4 +137,6 @@ def open_target(name: str, layout: str = "staged", options: Options | None = Non
         raise ExportError(
             f"target {name} needs {', '.join(entry.missing)}: pip install 'edgeloop[{entry.extra}]'"
         )
+    if reason := entry.unavailable_reason():
+        raise ExportError(f"target {name} is checked by its engine, which {reason}")
     return entry.load(options or entry.options())

@@ -10,6 +10,7 @@ KINDS: dict[str, type[Details]] = {"coreml": Package, "executorch-flat": Flat}
 """Of the targets that say something; the others say nothing."""
 GRAPHS: dict[str, tuple[str, ...]] = {
     "onnx": ("prologue", "block", "epilogue"),
+    "native": (),  # one file, its weights
     "executorch": ("layout",),
     "coreml": ("model",),
 }

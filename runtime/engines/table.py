@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..bundle.folder import Bundle
 from ..checks import whole_number
 from ..errors import BundleError, EngineError, UsageError
-from . import coreml, executorch, onnx, reference
+from . import coreml, executorch, native, onnx, reference
 from .backend import Backend
 from .capabilities import Capabilities
 
@@ -28,6 +28,12 @@ def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
     from .onnx.engine import OnnxBackend
 
     return OnnxBackend.open(bundle, threads, packed)
+
+
+def _native(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+    from .native.engine import NativeBackend
+
+    return NativeBackend.open(bundle, threads)  # any lanes
 
 
 def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
@@ -48,6 +54,12 @@ def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Back
     return CoremlBackend.open(bundle, interpreted=True)
 
 
+def _native_unfit() -> str:
+    from .native.library import why_not
+
+    return why_not()
+
+
 def _executorch_unfit() -> str:
     from .executorch.compiled import why_not
 
@@ -65,7 +77,7 @@ class EngineEntry:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
 
     ``unavailable_reason`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
-    ``can`` is what its folder declares.
+    ``can`` is what its folder declares. ``made_of``: targets that do instead of its own.
     """
 
     module: str
@@ -75,6 +87,11 @@ class EngineEntry:
     install: str
     can: Capabilities
     unavailable_reason: Callable[[], str] = str  # str() is empty
+    made_of: tuple[str, ...] = ()
+
+    def runs(self, bundle: Bundle) -> bool:
+        """Return whether ``bundle`` holds a target that the engine can open."""
+        return not bundle.manifest.targets.keys().isdisjoint((self.target, *self.made_of))
 
 
 ENGINES: dict[str, EngineEntry] = {
@@ -83,6 +100,16 @@ ENGINES: dict[str, EngineEntry] = {
     ),
     "onnx": EngineEntry(
         "onnxruntime", "onnxruntime", "onnx", _onnx, 'pip install "edgeloop[onnx]"', onnx.CAPABILITIES
+    ),
+    "native": EngineEntry(
+        "edgeloop",
+        "edgeloop",
+        "native",
+        _native,
+        "pip install edgeloop",
+        native.CAPABILITIES,
+        _native_unfit,
+        made_of=("onnx",),
     ),
     "executorch": EngineEntry(
         "executorch",
@@ -147,7 +174,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise EngineError(f"engine {name} {reason}; choose another with --engine")
     if importlib.util.find_spec(engine.module) is None:
         raise EngineError(f"engine {name} needs {engine.package}, which is not installed: {engine.install}")
-    if engine.target not in bundle.manifest.targets:
+    if not engine.runs(bundle):
         found = ", ".join(bundle.manifest.targets) or "none"
         if f"{engine.target}-flat" in bundle.manifest.targets:
             raise BundleError(
@@ -157,7 +184,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         others = [
             other
             for other, each in ENGINES.items()
-            if each.target in bundle.manifest.targets and not each.unavailable_reason()
+            if each.runs(bundle) and not each.unavailable_reason()
         ]
         choice = f"choose --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(

@@ -24,6 +24,7 @@ F32 = npt.NDArray[np.float32]
 Rounding = Callable[[F32], F32]
 """Numbers of steps → whole numbers."""
 _ONE, _STEPS = np.float32(1), np.float32(127)
+_TINY = np.float32(3.8e-37)
 _LOW, _HIGH = np.float32(-128), np.float32(127)
 
 
@@ -55,6 +56,21 @@ def in_blocks(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
     rows, columns = x.shape
     padded = np.pad(x, ((0, 0), (0, -columns % group_size))).reshape(rows, -1, group_size)
     peak = np.abs(padded).max(-1, keepdims=True)
+    per_step = np.divide(_STEPS, peak, out=np.zeros_like(peak), where=peak > 0)
+    kept: F32 = whole(padded * per_step) * (peak / _STEPS)
+    return kept.reshape(rows, -1)[:, :columns]
+
+
+def in_groups(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
+    """The lane engine: as ``in_blocks``, for whole rows too (``group_size`` 0); tiny groups are zeros.
+
+    The arithmetic is that of `quantize` in runtime/engines/native/src/kernels, bit for bit.
+    """
+    rows, columns = x.shape
+    group = group_size or columns
+    padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(rows, -1, group)
+    peak = np.abs(padded).max(-1, keepdims=True)
+    peak = np.where(peak < _TINY, np.float32(0), peak)  # 127 / peak would be infinite
     per_step = np.divide(_STEPS, peak, out=np.zeros_like(peak), where=peak > 0)
     kept: F32 = whole(padded * per_step) * (peak / _STEPS)
     return kept.reshape(rows, -1)[:, :columns]
@@ -106,5 +122,6 @@ ACTIVATIONS = {
     "MatMulNBits": Activations(in_blocks),
     "MatMulIntegerToFloat": Activations(by_peak),
     "XNNPACK": Activations(by_range),
+    "lanes": Activations(in_groups),
 }
 """By what multiplies."""

@@ -7,6 +7,7 @@ means that a row is one group. Or by tables: ``name.indices`` [N, K] uint8 and `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .weights import Matrix, Weight, tensors
 Array = npt.NDArray[np.generic]
 I64 = npt.NDArray[np.int64]
 _FLOATS = ("float32", "float16")
+_NUMPY = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
+"""Types that a bundle stores."""
 _PIECE = 8192
 """Rows of a matrix that are float32 at a time, so that a large head is never held whole."""
 
@@ -34,6 +37,26 @@ def read_tensors(path: Path) -> dict[str, Array]:
     # The library looks for numpy's type by its name, and numpy has no bfloat16 and no float8.
     except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:
         raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+
+
+def map_tensors(path: Path) -> dict[str, Array]:
+    """As ``read_tensors``, but mapped: what is not looked at takes no memory. The file must not change meanwhile."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as checked:  # its own checks: offsets, overlaps, sizes
+            names = set(checked.keys())
+        memory = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(memory[:8].tobytes(), "little")
+        header = json.loads(memory[8:start].tobytes())
+        found: dict[str, Array] = {}
+        for name in names:
+            first, last = header[name]["data_offsets"]
+            kind, shape = _NUMPY[header[name]["dtype"]], header[name]["shape"]
+            found[name] = memory[start + first : start + last].view(kind).reshape(shape)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{path}: {error}; copy the bundle again or export it again") from error
+    return found
 
 
 class StoredWeights:

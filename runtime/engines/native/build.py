@@ -43,10 +43,9 @@ COMMON = (
     "-Wextra",
 )
 _X86 = ("x86_64", "AMD64")
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avx2": (_X86, _AVX2),
-    "avx512": (_X86, (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")),
+    "avx2": (_X86, ("-mavx2", "-mf16c")),
+    "avx512": (_X86, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")),
 }
 """Of files in src/kernels by their first word: the processors that they are for, and the flags that they want."""
 LINK = {

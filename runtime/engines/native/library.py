@@ -6,7 +6,7 @@ It is the file that the package's build puts beside this one (``build.py``), loa
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from functools import cache
 from typing import Any
@@ -220,25 +220,3 @@ def failure(code: int, text: str) -> EdgeloopError:
     if code in (Code.FILE, Code.FORMAT):
         return BundleError(f"{text}; copy the bundle again or export it again")
     return UsageError(text) if code == Code.USAGE else EngineError(f"engine native: {text}")
-
-
-def used_kernels() -> str:
-    """The kernels that are chosen on this computer; EngineError where there is no library."""
-    raise NotImplementedError
-
-
-__all__ = [
-    "ABI",
-    "Activations",
-    "Calls",
-    "Info",
-    "Kv",
-    "LaneArrays",
-    "OpenOptions",
-    "SessionOptions",
-    "Stage",
-    "Stats",
-    "byref",
-    "library",
-    "why_not",
-]
