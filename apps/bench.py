@@ -108,7 +108,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
         profile(args, bundle, capacity, console)
         return
-    backend = open_backend(args.engine, bundle, args.threads)
+    backend = open_backend(args.engine, bundle, args.threads, kv_bits=args.kv_bits)
     if args.ways:
         from .bench_decode import bench_decoding
 
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             runs += [run] if i else []
 
         progress("starting fresh processes", args.runs / (args.runs + 1))
-        started = fresh_process(args.bundle, args.engine, args.depth)
+        started = fresh_process(args.bundle, backend.name, args.depth)
 
     prefill = [1000 * args.prompt_tokens / run.prefill for run in runs]
     decode = [1000 * args.tokens / sum(run.tokens) for run in runs]
@@ -135,7 +135,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if console.json:
         console.result(
             {
-                "engine": args.engine,
+                "engine": backend.name,
                 "prompt_tokens": args.prompt_tokens,
                 "tokens": args.tokens,
                 "prefill_tokens_per_s": statistics.median(prefill),

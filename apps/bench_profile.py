@@ -42,7 +42,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
     """A prompt and a few tokens, traced; METHOD.etdp in the folder ``args.profile``, and a table of what is in them."""
     if args.engine != "executorch":
         raise UsageError(
-            f"--profile is of ExecuTorch's methods, not of engine {args.engine}; add --engine executorch"
+            f"--profile is of ExecuTorch's methods, not of engine {args.engine or 'native'}; add --engine executorch"
         )
     import numpy as np
 

@@ -165,6 +165,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Batch
     return BatchServer.open(
         args.bundle,
         engine=args.engine,
+        kv_bits=args.kv_bits,
         threads=args.threads,
         sequences=sequences,
         waiting=waiting,

@@ -149,6 +149,7 @@ def open_with(args: argparse.Namespace, rule: str) -> Session:
         args.bundle,
         engine=args.engine,
         threads=args.threads,
+        kv_bits=args.kv_bits,
         context=args.context,
         verify=False,
         exit=rule,

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
                 "huge_pages": huge_pages,
                 "engines": {e.name: {"version": e.version, "install": e.install} for e in engines},
                 "targets": {
-                    name: {"available": not t.missing, "missing": t.missing, "install": _install(t.extra)}
+                    name: {"available": t.available, "missing": t.missing, "install": _install(t.extra)}
                     for name, t in TARGETS.items()
                 },
             }
@@ -71,7 +71,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
         rows.append((f"engine {engine.name}", found))
     for name, target in TARGETS.items():
         found = (
-            f"without {', '.join(target.missing)}: {_install(target.extra)}" if target.missing else "ready"
+            f"without {', '.join(target.missing)}: {_install(target.extra)}"
+            if target.missing
+            else "without its engine"
+            if target.unavailable_reason()
+            else "ready"
         )
         rows.append((f"target {name}", found))
     console.facts(rows)

@@ -37,7 +37,16 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("engine")
     group.add_argument(
-        "--engine", default="onnx", metavar="NAME", help="what runs the graphs (default: onnx)"
+        "--engine",
+        metavar="NAME",
+        help="what runs the model (default: native where bundle and computer have it, else onnx)",
+    )
+    group.add_argument(
+        "--kv-bits",
+        type=int,
+        default=32,
+        choices=(32, 16),
+        help="of a number of K and V (default: 32; 16 halves their memory, engine native)",
     )
     group.add_argument(
         "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"
@@ -129,6 +138,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
         args.bundle,
         engine=args.engine,
         threads=args.threads,
+        kv_bits=args.kv_bits,
         context=args.context,
         depth=getattr(args, "depth", None),
         exit=getattr(args, "exit", None),

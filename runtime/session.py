@@ -86,7 +86,7 @@ class Session:
     def open(
         path: str | Path,
         *,
-        engine: str = "onnx",
+        engine: str | None = None,
         threads: int | None = None,
         context: int | None = None,
         depth: int | None = None,
@@ -95,17 +95,20 @@ class Session:
         skipped_kv: str | None = None,
         kv: str | None = None,
         decode: str = "sequential",
+        kv_bits: int = 32,
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
-        ``threads``: of the engine; None leaves the choice to it. ``depth``: how often the loop runs, of a model that
-        can be run at any number of depths; None: as often as the bundle was exported for. ``verify``: check the files'
-        hashes; without, a damaged file may be other weights, or end the process. ``exit``: an exit rule (``exits.py``;
-        of a routed model ``routing.py``), ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model
-        was trained for. ``decode``: ``pipelined`` runs several depths in one call (``pipelined.py``).
+        ``engine``: None is native where bundle and computer have it, else onnx. ``threads``: of the engine; None leaves
+        the choice to it. ``depth``: how often the loop runs, of a model that can be run at any number of depths; None:
+        as often as the bundle was exported for. ``verify``: check the files' hashes; without, a damaged file may be
+        other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
+        ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
+        ``pipelined`` runs several depths in one call (``pipelined.py``). ``kv_bits``: of a number of K and V; 16 halves
+        their memory, on engine native.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
-        backend = open_backend(engine, bundle, threads)
+        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits)
         return Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv, decode=decode)
 
     @property

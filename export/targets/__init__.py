@@ -74,6 +74,11 @@ class Entry(Generic[Asked]):
         """Modules that are not installed."""
         return [m for m in self.modules if find_spec(m) is None]
 
+    @property
+    def available(self) -> bool:
+        """Can it be exported to here?"""
+        return not self.missing and not self.unavailable_reason()
+
 
 TARGETS: dict[str, Entry[Any]] = {
     "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),

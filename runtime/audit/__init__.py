@@ -14,7 +14,7 @@ from pathlib import Path
 from ..bundle.folder import Bundle
 from ..bundle.manifest import MANIFEST, Manifest
 from ..engines.coreml.package import Package
-from . import graphs, packages, programs, tensors, texts
+from . import graphs, lanes, packages, programs, tensors, texts
 from .ledger import Account, Data, Finding, Ledger
 
 __all__ = ["Account", "Audit", "Finding", "audit"]
@@ -77,6 +77,8 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
             roles[target.weights] = packages.weights
         elif kind.startswith("executorch"):
             roles |= {n: PROGRAM[end] for n in names if (end := n.rpartition(".")[2]) in PROGRAM}
+        elif kind == "native":
+            roles[target.weights] = lanes.lanes
         elif kind == "onnx":
             roles |= dict.fromkeys(target.graphs.values(), graphs.graph)
             roles[target.weights] = tensors.weights

@@ -14,6 +14,7 @@ class Capabilities:
     ``host_rows``: the host may copy, read and write rows of K and V (``KVCache.copy_rows`` and its like).
     ``row_exact``: what a row gets does not depend on the other rows of its call, not in a bit: a context that grew
     in pieces has the numbers of one that was run at once.
+    ``kv_bits``: of a number of K and V, what may be asked for.
     """
 
     packed: bool
@@ -21,3 +22,4 @@ class Capabilities:
     whole_prompt: bool
     host_rows: bool
     row_exact: bool
+    kv_bits: tuple[int, ...] = (32,)

@@ -18,37 +18,50 @@ MAX_THREADS = 1024
 """More than any engine has use for; some would make a hundred thousand."""
 
 
-def _reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+USUAL = ("native", "onnx")
+"""The engines that run a bundle unless another one is asked for: the first that can, else the last."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an engine is opened with; see ``open_backend``."""
+
+    threads: int | None = None
+    packed: bool = False
+    kv_bits: int = 32
+
+
+def _reference(bundle: Bundle, asked: Asked) -> Backend:
     from .reference.engine import ReferenceBackend
 
     return ReferenceBackend.open(bundle)  # numpy's own threads, and any lanes: there is nothing to set
 
 
-def _onnx(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+def _onnx(bundle: Bundle, asked: Asked) -> Backend:
     from .onnx.engine import OnnxBackend
 
-    return OnnxBackend.open(bundle, threads, packed)
+    return OnnxBackend.open(bundle, asked.threads, asked.packed)
 
 
-def _native(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+def _native(bundle: Bundle, asked: Asked) -> Backend:
     from .native.engine import NativeBackend
 
-    return NativeBackend.open(bundle, threads)  # any lanes
+    return NativeBackend.open(bundle, asked.threads, asked.kv_bits)  # any lanes
 
 
-def _executorch(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+def _executorch(bundle: Bundle, asked: Asked) -> Backend:
     from .executorch.engine import ExecutorchBackend
 
-    return ExecutorchBackend.open(bundle, threads)  # any lanes
+    return ExecutorchBackend.open(bundle, asked.threads)  # any lanes
 
 
-def _coreml(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+def _coreml(bundle: Bundle, asked: Asked) -> Backend:
     from .coreml.engine import CoremlBackend
 
     return CoremlBackend.open(bundle)
 
 
-def _coreml_reference(bundle: Bundle, threads: int | None, packed: bool) -> Backend:
+def _coreml_reference(bundle: Bundle, asked: Asked) -> Backend:
     from .coreml.engine import CoremlBackend
 
     return CoremlBackend.open(bundle, interpreted=True)
@@ -83,7 +96,7 @@ class EngineEntry:
     module: str
     package: str
     target: str
-    load: Callable[[Bundle, int | None, bool], Backend]
+    load: Callable[[Bundle, Asked], Backend]
     install: str
     can: Capabilities
     unavailable_reason: Callable[[], str] = str  # str() is empty
@@ -159,12 +172,29 @@ def available() -> list[EngineStatus]:
     ]
 
 
-def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: bool = False) -> Backend:
-    """The engine ``name`` with the model of ``bundle`` loaded; ``packed``: for calls with packed lanes.
+def usual_engine(bundle: Bundle) -> str:
+    """Return the engine that runs ``bundle`` unless another one is asked for."""
+    for name in USUAL[:-1]:
+        engine = ENGINES[name]
+        if engine.target in bundle.manifest.targets and not engine.unavailable_reason():
+            return name
+    return USUAL[-1]
 
-    UsageError: no such engine, or ``threads`` out of range. EngineError: its package is not installed. BundleError:
-    the bundle was not exported for it.
+
+def open_backend(
+    name: str | None,
+    bundle: Bundle,
+    threads: int | None = None,
+    packed: bool = False,
+    kv_bits: int = 32,
+) -> Backend:
+    """The engine ``name`` with the model of ``bundle`` loaded; None: the usual one of ``bundle`` on this computer.
+
+    ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K and V.
+    UsageError: no such engine, or ``threads`` or ``kv_bits`` out of range. EngineError: its package is not installed.
+    BundleError: the bundle was not exported for it.
     """
+    name = name or usual_engine(bundle)
     engine = ENGINES.get(name)
     if engine is None:
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
@@ -182,9 +212,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
                 f"engine {name} runs the depth loop itself; export with --target {engine.target} --layout staged,flat"
             )
         others = [
-            other
-            for other, each in ENGINES.items()
-            if each.runs(bundle) and not each.unavailable_reason()
+            other for other, each in ENGINES.items() if each.runs(bundle) and not each.unavailable_reason()
         ]
         choice = f"choose --engine {' or '.join(others)}, or " if others else ""
         raise BundleError(
@@ -195,12 +223,17 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None, packed: 
         raise UsageError(
             f"engine {name} takes one lane at a time, not packed lanes; use engine onnx for many"
         )
+    if kv_bits not in engine.can.kv_bits:
+        known = " or ".join(map(str, engine.can.kv_bits))
+        raise UsageError(
+            f"K and V in {kv_bits} bits, and engine {name} keeps them in {known}; choose other --kv-bits or --engine"
+        )
     if not (engine.can.any_depth or bundle.own_depth):
         raise UsageError(
             f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
             f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
         )
-    return engine.load(bundle, threads, packed)
+    return engine.load(bundle, Asked(threads, packed, kv_bits))
 
 
 def _version(engine: EngineEntry) -> str | None:

@@ -70,7 +70,7 @@ def in_groups(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
     group = group_size or columns
     padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(rows, -1, group)
     peak = np.abs(padded).max(-1, keepdims=True)
-    peak = np.where(peak < _TINY, np.float32(0), peak)  # 127 / peak would be infinite
+    peak[peak < _TINY] = 0  # 127 / peak would be infinite
     per_step = np.divide(_STEPS, peak, out=np.zeros_like(peak), where=peak > 0)
     kept: F32 = whole(padded * per_step) * (peak / _STEPS)
     return kept.reshape(rows, -1)[:, :columns]

@@ -69,7 +69,7 @@ class BatchServer:
     def open(
         path: str | Path,
         *,
-        engine: str = "onnx",
+        engine: str | None = None,
         threads: int | None = None,
         sequences: int = 4,
         waiting: int = 64,
@@ -79,6 +79,7 @@ class BatchServer:
         exit: str | None = None,  # noqa: A002 - the word of the command line
         skipped_kv: str | None = None,
         kv: str | None = None,
+        kv_bits: int = 32,
     ) -> BatchServer:
         """Open the bundle at ``path`` for ``sequences`` requests at once, and ``waiting`` more in a queue.
 
@@ -87,7 +88,7 @@ class BatchServer:
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         check_encoder(bundle.program, bundle.folder, False)
-        backend = open_backend(engine, bundle, threads, packed=True)
+        backend = open_backend(engine, bundle, threads, packed=True, kv_bits=kv_bits)
         return BatchServer(
             bundle,
             backend,

@@ -31,11 +31,15 @@ class NativeTarget:
     def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError names the op that the engine does not compute."""
         if recipe.palettized:
-            raise ExportError("target native holds codes with scales, and no tables of values; use --quant int4")
+            raise ExportError(
+                "target native holds codes with scales, and no tables of values; use --quant int4"
+            )
         for stage in program.stages:
             for op in stage.ops:
                 if type(op) not in FIELDS:
-                    raise ExportError(f"target native does not take {ops.kind(op)}: the engine has no such op")
+                    raise ExportError(
+                        f"target native does not take {ops.kind(op)}: the engine has no such op"
+                    )
 
     def export(self, job: Job) -> manifest.Target:
         """native/model.lanes, read back and compared with the stored weights, and checked after every depth."""

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 from ...model.program import STAGES, CacheShape, Program
-from ..kv import F32, KVCache
+from ..kv import F32, KVCache, row_sizes
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
+from .tables import kept_sizes
 
 _TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
 
@@ -72,11 +73,37 @@ class NativeCache(KVCache):
     @staticmethod
     def of(session: NativeSession, capacity: int, slots: int) -> NativeCache:
         """The cache of a new session."""
-        sessions = dict.fromkeys(STAGES, session)
-        return NativeCache({}, capacity, capacity, slots, session.program.window, sessions=sessions)
+        program, sessions = session.program, dict.fromkeys(STAGES, session)
+        return NativeCache(
+            {}, capacity, capacity, slots, program.window, row_sizes(program), sessions=sessions
+        )
 
     def reserve(self, tokens: int) -> None:
         """Nothing to do: memory is taken as slots fill up."""
+
+    def rows_in(self, tokens: int) -> int:
+        """All of ``tokens``: rows are called by their tokens here, also behind a window."""
+        return tokens
+
+    def read_last(self, stage: str, slot: int) -> tuple[int, list[F32]]:
+        """The rows [D] that ``Shift`` keeps of a slot, and after how many tokens they are the last; (0, []): none."""
+        session, sizes = self.sessions[stage], self._kept(stage)
+        rows, tokens = np.zeros(sum(sizes), np.float32), ctypes.c_uint32()
+        if sizes:
+            session("el_read_kept", Stage[stage.upper()], slot, ctypes.byref(tokens), rows.ctypes.data)
+        found = np.split(rows, np.cumsum(sizes)[:-1]) if tokens.value else []
+        return tokens.value, [row.copy() for row in found]
+
+    def write_last(self, stage: str, slot: int, tokens: int, rows: Sequence[F32]) -> None:
+        """What ``read_last`` gave."""
+        sizes = self._kept(stage)
+        if sizes:
+            flat = np.concatenate(rows) if rows else np.zeros(sum(sizes), np.float32)
+            self.sessions[stage]("el_write_kept", Stage[stage.upper()], slot, tokens, flat.ctypes.data)
+
+    def _kept(self, stage: str) -> list[int]:
+        """The sizes of the rows that ``Shift`` keeps."""
+        return kept_sizes(self.sessions[stage].program, stage)
 
     def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
         """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
@@ -116,9 +143,7 @@ class NativeCache(KVCache):
         assert isinstance(source, NativeCache)
         session, other = self.sessions[stage], source.sessions[stage]
         if count:
-            session(
-                "el_copy", Stage[stage.upper()], slot, first, other.pointer, source_slot, first, count
-            )
+            session("el_copy", Stage[stage.upper()], slot, first, other.pointer, source_slot, first, count)
 
     def with_block_of(self, other: KVCache) -> NativeCache:
         """These caches, but those of the block are ``other``'s: nothing is copied."""
@@ -127,9 +152,13 @@ class NativeCache(KVCache):
         return replace(self, sessions=sessions, slots=other.slots)
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
-        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``? Always, without a window."""
+        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``?"""
+        if tokens in (0, cached):
+            return True
         session = self.sessions["block"]
-        return bool(library().el_can_truncate(session.pointer, cached, tokens))
+        return not any(map(self._kept, STAGES)) and bool(
+            library().el_can_truncate(session.pointer, cached, tokens)
+        )
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
         """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""

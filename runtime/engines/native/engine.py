@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -159,7 +160,8 @@ class _Call:
         count, length = lanes.positions.shape
         self._shape = lanes.state_shape
         self._packed = lanes if isinstance(lanes, PackedLanes) else None
-        self._given = [lanes.depth, lanes.cached, lanes.tokens, lanes.positions]  # addresses hold no memory
+        # Addresses hold no memory.
+        self._given: list[npt.NDArray[Any]] = [lanes.depth, lanes.cached, lanes.tokens, lanes.positions]
         depth, cached, tokens, positions = map(_address, self._given)
         made = LaneArrays(
             count=count,
@@ -218,4 +220,6 @@ def _check_program(info: Info, program: Program, path: Path) -> None:
     )
     for name, size in wanted:
         if (found := getattr(info, name)) != size:
-            raise BundleError(f"{path} has a {name} of {found}, the manifest {size}; export the checkpoint again")
+            raise BundleError(
+                f"{path} has a {name} of {found}, the manifest {size}; export the checkpoint again"
+            )

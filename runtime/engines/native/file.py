@@ -80,11 +80,10 @@ class LanesFile:
         for section in self.layout.sections:
             yield section.tensor, _read(section, self.data)
 
-    def filling(self) -> Iterator[tuple[Section, Array]]:
-        """Each section with what it would be in a file that holds the same numbers and nothing else: [bytes]."""
+    def laid_out_again(self) -> Iterator[tuple[Section, bytes]]:
+        """Each section with what its bytes are in a file that holds the same numbers and nothing else."""
         for section in self.layout.sections:
-            pieces = [np.frombuffer(piece, np.uint8) for piece in _pieces(section, _read(section, self.data))]
-            yield section, np.concatenate(pieces)
+            yield section, b"".join(_pieces(section, _read(section, self.data)))
 
     def _stored(self, program: Program) -> dict[str, Stored]:
         """How the file says that it stores each matrix of ``program``; ValueError where it is no such file."""

@@ -193,12 +193,15 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.el_abi.restype, loaded.el_abi.argtypes = FUNCTIONS["el_abi"]
         if (found := loaded.el_abi()) != ABI:
-            raise EngineError(f"engine native has a library of another version ({found}, wanted {ABI}): {ADVICE}")
+            raise EngineError(
+                f"engine native has a library of another version ({found}, wanted {ABI}): {ADVICE}"
+            )
         for name, (returned, taken) in FUNCTIONS.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = returned, taken
     except (OSError, AttributeError) as error:
-        raise EngineError(f"engine native cannot load {LIBRARY} ({error}): {ADVICE}") from error
+        reason = str(error).removeprefix(f"{LIBRARY}: ")
+        raise EngineError(f"engine native cannot load {LIBRARY.name} ({reason}): {ADVICE}") from error
     return loaded
 
 

@@ -206,7 +206,9 @@ class Tables:
                 [(c.kv_heads, c.head_dim, c.window or 0, 0) for name in STAGES for c in program.caches(name)],
                 CACHE,
             ),
-            TableNumber.KEPT: np.array([size for name in STAGES for size in self._kept(name)], "<u4"),
+            TableNumber.KEPT: np.array(
+                [size for name in STAGES for size in kept_sizes(program, name)], "<u4"
+            ),
             TableNumber.ROTATIONS: np.array(rotations, ROTATION),
             TableNumber.FREQUENCIES: np.concatenate([np.empty(0), *waves]).astype("<f8"),
         }
@@ -216,20 +218,11 @@ class Tables:
         found: Fields = {}
         for what, counts in (
             ("caches", [len(self.program.caches(name)) for name in STAGES]),
-            ("kept", [len(self._kept(name)) for name in STAGES]),
+            ("kept", [len(kept_sizes(self.program, name)) for name in STAGES]),
         ):
             first = np.cumsum([0, *counts])[:-1].tolist()
             found[what] = list(zip(first, counts, strict=True))
         return found
-
-    def _kept(self, name: str) -> list[int]:
-        """The sizes of the rows that ``Shift`` keeps in a stage; blocks of a loop keep the same."""
-        program = self.program
-        stage = program.loop.blocks[0] if name == "block" else program.stage(name)
-        given = [0] * len(stage.inputs) if name == "prologue" else [c.width for c in program.loop.carries]
-        known = sizes(stage, given, program.weights)
-        found = {op.cache: known[op.x] for op in stage.ops if isinstance(op, ops.Shift)}
-        return [found[number] for number in sorted(found)]
 
     def _stage(self, stage: Stage, given: Sequence[int], hosts: Sequence[int] = ()) -> int:
         """The number of ``stage``, whose inputs have the sizes ``given``; the same one for an equal stage."""
@@ -283,6 +276,15 @@ class Tables:
                 record[name] = value
         self._operands += [numbers[value] for value in (*reads, *writes)]
         return record
+
+
+def kept_sizes(program: Program, name: str) -> list[int]:
+    """The sizes of the rows that ``Shift`` keeps in the stage ``name``; blocks of a loop keep the same."""
+    stage = program.loop.blocks[0] if name == "block" else program.stage(name)
+    given = [0] * len(stage.inputs) if name == "prologue" else [c.width for c in program.loop.carries]
+    known = sizes(stage, given, program.weights)
+    found = {op.cache: known[op.x] for op in stage.ops if isinstance(op, ops.Shift)}
+    return [found[number] for number in sorted(found)]
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:
