@@ -141,10 +141,13 @@ def _llama_sharded(folder: Path) -> None:
     shard(folder)
 
 
-def _edgeloop(folder: Path, rank: int = 4, cls: type[DemoConfig] = DemoConfig, **keys: object) -> None:
+def _edgeloop(
+    folder: Path, rank: int = 4, cls: type[DemoConfig] = DemoConfig, width: int | None = None, **keys: object
+) -> None:
     config = cls(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
         head_dim=16, block_layers=2, num_recursions=3, lora_rank=rank, lora_scale=1.5, max_position_embeddings=64,
+        block_intermediate_size=width,
     )  # fmt: skip
     folder.mkdir(parents=True)
     state = demo_model(config).state_dict()
@@ -184,6 +187,7 @@ def demo_model(config: DemoConfig) -> DemoModel:
 KINDS: dict[str, Callable[[Path], None]] = {
     "edgeloop": _edgeloop,
     "edgeloop-no-lora": lambda folder: _edgeloop(folder, rank=0),
+    "edgeloop-wide": lambda folder: _edgeloop(folder, width=160),
     "edgeloop-routed": lambda folder: _edgeloop(folder, cls=RoutedConfig),
     "edgeloop-shared": lambda folder: _edgeloop(folder, kv="shared"),
     "edgeloop-window": lambda folder: _edgeloop(folder, sliding_window=WINDOW),

@@ -40,6 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank 0": {"config": {"lora_rank": 0}},
     "rank 8": {"config": {"lora_rank": 8}},
     "rank 32": {"config": {"lora_rank": 32}},
+    "one set of norms for all depths": {"recipe": {"own_norms": False}},
+    "MLP 1408 in the block, 896 around it": {
+        "config": {"intermediate_size": 896, "block_intermediate_size": 1408}
+    },
+    "MLP 1664 in the block, 640 around it": {
+        "config": {"intermediate_size": 640, "block_intermediate_size": 1664}
+    },
     "block of 1, MLP 1664": {"config": {"block_layers": 1, "intermediate_size": 1664}},
     "block of 3, MLP 832": {"config": {"block_layers": 3, "intermediate_size": 832}},
     "learning rate 0.003": {"recipe": {"rate": 3e-3}},

@@ -24,6 +24,7 @@ class DemoConfig:
     vocab_size: int = 4096
     hidden_size: int = 256
     intermediate_size: int = 1152
+    block_intermediate_size: int | None = None  # of the block's layers, where it is another
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
@@ -41,7 +42,8 @@ class DemoConfig:
     eos_token_id: int = 0
 
     def as_json(self) -> dict[str, object]:
-        return {"model_type": "edgeloop", "architectures": ["EdgeloopForCausalLM"], **asdict(self)}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"model_type": "edgeloop", "architectures": ["EdgeloopForCausalLM"], **given}
 
 
 class PerDepthNorm(nn.Module):
@@ -92,7 +94,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Layer(nn.Module):
     """One transformer layer, applied at ``depths`` depths."""
 
-    def __init__(self, c: DemoConfig, depths: int, rank: int, dropout: float) -> None:
+    def __init__(self, c: DemoConfig, depths: int, rank: int, dropout: float, mlp: int | None = None) -> None:
+        """``mlp``: the width of the MLP, where it is another than the model's."""
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         d, q, kv = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -102,9 +105,10 @@ class Layer(nn.Module):
         self.k_proj = RelaxedLinear(d, kv, depths, rank, c.lora_scale)
         self.v_proj = RelaxedLinear(d, kv, depths, rank, c.lora_scale)
         self.o_proj = RelaxedLinear(q, d, depths, rank, c.lora_scale)
-        self.gate_proj = RelaxedLinear(d, c.intermediate_size, depths, 0, c.lora_scale)
-        self.up_proj = RelaxedLinear(d, c.intermediate_size, depths, 0, c.lora_scale)
-        self.down_proj = RelaxedLinear(c.intermediate_size, d, depths, 0, c.lora_scale)
+        f = mlp or c.intermediate_size
+        self.gate_proj = RelaxedLinear(d, f, depths, 0, c.lora_scale)
+        self.up_proj = RelaxedLinear(d, f, depths, 0, c.lora_scale)
+        self.down_proj = RelaxedLinear(f, d, depths, 0, c.lora_scale)
         self.dropout = dropout
 
     def forward(self, x: Tensor, depth: int, cos: Tensor, sin: Tensor) -> Tensor:
@@ -135,7 +139,8 @@ class DemoModel(nn.Module):
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self.prelude = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.prelude_layers))
         self.block = nn.ModuleList(
-            Layer(c, c.num_recursions, c.lora_rank, dropout) for _ in range(c.block_layers)
+            Layer(c, c.num_recursions, c.lora_rank, dropout, c.block_intermediate_size)
+            for _ in range(c.block_layers)
         )
         self.coda = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.coda_layers))
         self.norm = nn.RMSNorm(c.hidden_size, eps=c.rms_norm_eps)

@@ -20,7 +20,8 @@ Watch = Callable[[int, dict[str, Any] | None], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, on how much, against what. ``rate``: the highest learning rate, of both optimizers."""
+    """How long, on how much, against what. ``rate``: the highest learning rate, of both optimizers. ``own_norms``: each
+    depth learns norms of its own; without, all depths learn the same."""
 
     steps: int = 2700
     batch: int = 16
@@ -30,6 +31,7 @@ class Recipe:
     decay: float = 0.1
     seed: int = 0
     every: int = 225
+    own_norms: bool = True
     objective: Objective = field(default_factory=Objective)
 
     def name(self, config: DemoConfig, device: str) -> str:

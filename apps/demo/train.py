@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import state
-from .model import DemoConfig, DemoModel
+from .model import DemoConfig, DemoModel, PerDepthNorm
 from .recipe import Recipe, Watch, validation_loss
 from .routed import RoutedConfig, RoutedModel
 from .texts import Tokens, read_tokens
@@ -69,6 +69,9 @@ def train(
     torch.manual_seed(recipe.seed)
     kind = RoutedModel if isinstance(config, RoutedConfig) else DemoModel
     model = kind(config, recipe.dropout, recipe.objective).to(device)  # type: ignore[arg-type]
+    if not recipe.own_norms:
+        for norm in (m for m in model.modules() if isinstance(m, PerDepthNorm)):
+            norm.weight.register_hook(lambda gradient: gradient.mean(0, keepdim=True).expand_as(gradient))
     optimizers = optimizers_of(model, recipe)
     name = recipe.name(config, device)
     done, log = state.load(out, name, model, optimizers)

@@ -27,6 +27,7 @@ KEYS = frozenset(
         "vocab_size",
         "hidden_size",
         "intermediate_size",
+        "block_intermediate_size",
         "num_attention_heads",
         "num_key_value_heads",
         "head_dim",
@@ -84,10 +85,12 @@ class EdgeloopFamily:
         )
         reader = _Reader(checkpoint, number(config, "lora_scale", where, 1.0))
         q, kv, f = heads * head_dim, kv_heads * head_dim, size(config, "intermediate_size", where)
-        shapes = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
-        shapes |= {"gate_proj": (f, width), "up_proj": (f, width), "down_proj": (width, f)}
+        own = config.get("block_intermediate_size") is not None
+        widths = {"block": size(config, "block_intermediate_size", where)} if own else {}
+        attention = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
         segments = tuple(
-            reader.segment(i, *stage, width, shapes) for i, stage in enumerate(s for s in stages if s[1])
+            reader.segment(i, *stage, width, attention, widths.get(stage[0], f), f)
+            for i, stage in enumerate(s for s in stages if s[1])
         )
         reader.add("embed.weight", "embed_tokens.weight", (vocab, width))
         reader.add("norm.weight", "norm.weight", (width,))
@@ -148,8 +151,12 @@ class _Reader:
         repeats: int,
         rank: int,
         width: int,
-        shapes: Mapping[str, tuple[int, int]],
+        attention: Mapping[str, tuple[int, int]],
+        mlp: int,
+        usual: int,
     ) -> Segment:
+        """``mlp``: the width of this stage's MLPs; ``usual``: that of the model's other layers."""
+        shapes = {**attention, "gate_proj": (mlp, width), "up_proj": (mlp, width), "down_proj": (width, mlp)}
         for j in range(layers):
             stem, target = f"{stage}.{j}", f"segments.{number}.layers.{j}"
             for norm, theirs in NORMS.items():
@@ -161,7 +168,8 @@ class _Reader:
                 if rank and projection in ATTENTION:
                     self.add(f"{ours}.lora_a", f"{name}.lora_a", (repeats, rank, d_in))
                     self.add(f"{ours}.lora_b", f"{name}.lora_b", (repeats, d_out, rank), scale=self.scale)
-        return Segment(layers, repeats, repeats > 1, dict.fromkeys(ATTENTION, rank) if rank else {})
+        lora = dict.fromkeys(ATTENTION, rank) if rank else {}
+        return Segment(layers, repeats, repeats > 1, lora, mlp=None if mlp == usual else mlp)
 
 
 def _load(

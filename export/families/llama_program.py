@@ -56,7 +56,7 @@ def _layer(spec: Spec, segment: Segment) -> Layer:
             window=spec.sliding_window,
             slot="first" if shared else "own",
         ),
-        Mlp(spec.intermediate_size),
+        Mlp(segment.mlp or spec.intermediate_size),
         NormKind(spec.norm_eps),
         depths=segment.repeats,
         norm_rows=segment.per_repeat_norms,
@@ -137,12 +137,15 @@ def _segment(program: Program, number: int, layers: int) -> Segment:
     norm = program.weights.get(f"{prefix}attention_norm")
     matrices = [w for n, w in program.weights.items() if n.startswith(prefix) and isinstance(w, Matrix)]
     lora = {part: delta.rank for w in matrices for part, delta in w.deltas.items()}
+    down = program.weights.get(f"{prefix}down_proj")
+    mlp = down.columns if isinstance(down, Matrix) else None
     return Segment(
         layers,
         repeats,
         isinstance(norm, Vector) and norm.rows is not None,
         {name: lora[name] for name in PROJECTIONS if name in lora},
         any(w.copies > 1 for w in matrices),
+        None if mlp == mlp_size(program) else mlp,
     )
 
 

@@ -20,6 +20,7 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
 
     ``lora`` maps a projection name to the rank of its per-repeat delta; ``per_repeat_norms`` says that the
     layers' norm weights have a row for each repeat, ``per_repeat_attention`` that q, k, v and o have a matrix for each.
+    ``mlp``: the width of the MLPs where it is another than the model's.
     """
 
     layers: int
@@ -27,6 +28,7 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     per_repeat_norms: bool = False
     lora: dict[str, int] = {}
     per_repeat_attention: bool = False
+    mlp: int | None = None
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -166,14 +166,15 @@ def _compare_with_unrolled(folder: Path) -> None:
     assert torch.equal(logits(read(folder), IDS), logits(unrolled, IDS))
 
 
-def test_demo_model(tiny_once: Callable[[str], Path]) -> None:
-    config = json.loads((tiny_once("edgeloop") / "config.json").read_text())
+@pytest.mark.parametrize("kind", ["edgeloop", "edgeloop-wide"])
+def test_demo_model(tiny_once: Callable[[str], Path], kind: str) -> None:
+    config = json.loads((tiny_once(kind) / "config.json").read_text())
     model = demo_model(
         DemoConfig(**{k: v for k, v in config.items() if k not in ("model_type", "architectures")})
     )
     with torch.no_grad():
         reference = model(IDS[None])[-1][0]
-    reading = read(tiny_once("edgeloop"))
+    reading = read(tiny_once(kind))
     assert (logits(reading, IDS) - reference).abs().max() < 2e-5
     assert spec_of(reading.program).segments[1].lora == dict.fromkeys(
         ("q_proj", "k_proj", "v_proj", "o_proj"), 4
