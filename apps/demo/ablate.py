@@ -1,7 +1,7 @@
 """Each choice of the recipe against its alternatives, at a tenth of the length, as a table.
 
     python -m edgeloop.apps.demo.ablate -o ablations --jobs 8
-    python -m edgeloop.apps.demo.ablate -o ablations --only "recipe,rank 0"
+    python -m edgeloop.apps.demo.ablate -o ablations --only recipe --only "rank 0"
 
 Variants that are in the folder already are not run again. They run side by side, each in a process of its own.
 """
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, default=Recipe.steps // 10)
     parser.add_argument("--jobs", type=int, default=1, help="variants at a time")
-    parser.add_argument("--only", help="names, with commas between them")
+    parser.add_argument(
+        "--only", action="append", choices=VARIANTS, metavar="NAME", help="this variant; may be repeated"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--one", choices=VARIANTS, help=argparse.SUPPRESS
@@ -112,7 +114,7 @@ def main() -> None:
     if a.one:
         run(a.one, a.steps, a.device, a.out)
         return
-    names = a.only.split(",") if a.only else list(VARIANTS)
+    names = a.only or list(VARIANTS)
     waiting = [name for name in names if not (a.out / f"{name}.json").is_file()]
     running: list[subprocess.Popen[bytes]] = []
     shared = ["--out", str(a.out), "--steps", str(a.steps), "--device", a.device]
