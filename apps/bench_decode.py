@@ -23,7 +23,7 @@ from ..runtime.bundle.heads import read_heads
 from ..runtime.decode.decoding import check_decode
 from ..runtime.decode.draft_control import DraftController
 from ..runtime.decode.loop import DepthLoop
-from ..runtime.decode.pipelined import Pipelined
+from ..runtime.decode.pipeline import Pipeline
 from ..runtime.decode.policy import choose_policy
 from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.engines.backend import I64, Backend, Lanes
@@ -203,7 +203,8 @@ def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int,
     first = rows[1]
     assert first.draft is not None
     assert first.pace is not None
-    pipeline = Pipelined(loop, first.draft, first.pace)
+    full_depth = choose_policy(loop.backend.program, {}, {})
+    pipeline = Pipeline(loop, full_depth, {}, first.draft, first.pace)
     for turn in range(rounds + 1):
         progress("decoding in turns", turn / (rounds + 1))
         for call in calls:
@@ -215,14 +216,14 @@ def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int,
             run_row(loop, pipeline, row, counted=turn > 0)
 
 
-def run_row(loop: DepthLoop, pipeline: Pipelined, row: Row, counted: bool) -> None:
+def run_row(loop: DepthLoop, pipeline: Pipeline, row: Row, counted: bool) -> None:
     """Write the row's tale once more."""
     ids, first = row.tale.ids, row.tale.prompt
     choose: Choose = row.tale.sampler.choose
     loop.reset()
     loop.forward(ids[:first])
     if row.pace is not None and row.draft is not None:
-        pipeline.pace, pipeline.draft = row.pace, row.draft
+        pipeline.controller, pipeline.draft = row.pace, row.draft
         pipeline.begin(ids[:first])
         choose = row.pace.timed(choose)
     loop.clock.restart()

@@ -17,11 +17,10 @@ from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
 from .decode.logprobs import Score, score
 from .decode.loop import DepthLoop
-from .decode.pipelined import Pipelined
-from .decode.pipelined_sequence import PipelinedSequence
+from .decode.pipeline import Pipeline
 from .decode.policy import Policy, choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
-from .decode.walk import Walk, make_pipeline
+from .decode.walk import Walk
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
 from .engines.backend import F32, I64, Backend
 from .engines.table import open_backend
@@ -75,7 +74,7 @@ class Session:
             self._pace = (WholeTokenController if exits_early(self.policy) else DraftController)(
                 bundle.program.depths
             )
-        self._pipelined: Pipelined | PipelinedSequence | None = None
+        self._pipelined: Pipeline | None = None
         self._loop: DepthLoop | None = None
         self.prompts = Prompts(bundle, self.context)
         """Makes checked requests of prompts and options."""
@@ -104,7 +103,7 @@ class Session:
         as often as the bundle was exported for. ``verify``: check the files' hashes; without, a damaged file may be
         other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
         ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
-        ``pipelined`` runs several depths in one call (``pipelined.py``). ``kv_bits``: of a number of K and V; 16 halves
+        ``pipelined`` runs several depths in one call (``pipeline.py``). ``kv_bits``: of a number of K and V; 16 halves
         their memory, on engine native.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
@@ -318,11 +317,11 @@ class Session:
         self._loop.reset()
         return self._loop
 
-    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipelined | PipelinedSequence | None:
+    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipeline | None:
         """That of the session, kept because engines prepare its calls once; None when it decodes sequentially."""
         if self._pace is None:
             return None
         if self._pipelined is None or self._pipelined.loop is not loop:
-            self._pipelined = make_pipeline(loop, self.policy, self.heads, draft, self._pace)
+            self._pipelined = Pipeline(loop, self.policy, self.heads, draft, self._pace)
         self._pipelined.draft = draft
         return self._pipelined

@@ -51,7 +51,6 @@ def _exit_reasons(program: Program, policy: Policy) -> tuple[tuple[bool, str], .
             "policy latest copies the K and V of a token that left, which a wrong draft would need back",
         ),
         (isinstance(rule, RoutingRule) and rule.topk, f"{named} has to see a whole text at once"),
-        (program.shares_kv, f"{named} leaves holes among the tokens of a call, whose depths share K and V"),
         (program.window is not None, f"{named} and a sliding window move rows that a wrong draft needs back"),
         (
             isinstance(rule, ExitRule) and rule.reads_logits and len(program.caches("epilogue")) > 0,

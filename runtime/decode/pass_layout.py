@@ -1,4 +1,4 @@
-"""What passes of a pipeline with the same active depths have in common: their lanes, and what they read out."""
+"""The arrays of a pass, made once for each shape and written in place, so that an engine may keep its bindings."""
 
 from __future__ import annotations
 
@@ -6,68 +6,83 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engines.backend import F32, I32, I64, Lanes
-from .loop import DepthLoop
+from ..engines.backend import F32, Lanes
+from ..engines.kv import KVCache
 
 
 @dataclass(frozen=True, eq=False)
 class PassLayout:
-    """All that passes with the same active depths have in common; a pass writes the arrays in place.
+    """A block call of n tokens of one row, each at a depth of its own.
 
-    The active tokens are neighbours: the deepest has position q, the next q + 1, …. ``offset``: of each lane's
-    position, from q. ``input`` [B, 1, D] is the block's. ``reads``: depths that are read out, deepest first, at the
-    epilogue's flat rows ``rows``. A coda takes the tokens as one lane of n, oldest first: ``coda_lane`` and
-    ``coda_input`` [1, n, D], whose token i is lane ``coda_from[i]``.
+    ``lanes``: from the shallowest of the depths to the deepest; those between that have no token are idle. ``states``
+    [B, 1, D]: the block's input. ``places`` [n]: the lane of each token.
     """
 
-    low: int
-    high: int
     lanes: Lanes
-    offset: I32
-    input: F32
-    reads: tuple[int, ...]
-    rows: I64
-    coda_lane: Lanes | None
-    coda_input: F32
-    coda_from: I64
-    coda_steps: I64
+    states: F32
+    places: tuple[int, ...]
 
 
-def make_layout(loop: DepthLoop, active: tuple[int, ...], draft: int, judge: bool) -> PassLayout:
-    """The shape of passes with tokens at the depths ``active``, of which ``draft``, judges and the last are read."""
-    program = loop.backend.program
-    last, width = program.depths - 1, program.width
-    low, high = active[0], active[-1]
-    deepest = active[::-1]
-    offset = np.zeros(high - low + 1, np.int32)
-    tokens = np.zeros_like(offset)
-    for i, depth in enumerate(deepest):
-        offset[depth - low], tokens[depth - low] = i, 1
-    lanes = Lanes(
-        np.arange(low, high + 1),
-        np.zeros_like(offset),
-        tokens,
-        np.zeros((len(offset), 1), np.int64),
-        loop.cache.slot("block", loop.sequence, low),
-    )
-    reads = tuple(d for d in deepest if d in (draft, last) or (judge and d > draft))
-    rows = np.array([d - low for d in reads], np.int64)
-    coda: Lanes | None = None
-    n = 0
-    if loop.epilogue_has_layers and reads:
-        n = deepest.index(reads[-1]) + 1
-        coda = Lanes.single(last, 0, n, loop.cache.slot("epilogue", loop.sequence, last))
-        rows = np.array([deepest.index(d) for d in reads], np.int64)
-    return PassLayout(
-        low,
-        high,
-        lanes,
-        offset,
-        np.zeros((len(offset), 1, width), np.float32),
-        reads,
-        rows,
-        coda,
-        np.zeros((1, n, width), np.float32),
-        np.array([d - low for d in deepest[:n]], np.int64),
-        np.arange(n),
-    )
+@dataclass(frozen=True, eq=False)
+class ReadLayout:
+    """An epilogue call over n rows at neighbouring positions: one lane, and its input ``states`` [1, n, D]."""
+
+    lanes: Lanes
+    states: F32
+    steps: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class PassLayouts:
+    """The layouts of one sequence of a cache, by shape."""
+
+    def __init__(self, cache: KVCache, sequence: int, depths: int, width: int) -> None:
+        self._cache, self._sequence, self._depths, self._width = cache, sequence, depths, width
+        self._passes: dict[tuple[int, ...], PassLayout] = {}
+        self._reads: dict[int, ReadLayout] = {}
+        self._single: dict[tuple[str, int, int], Lanes] = {}
+
+    def block(self, depths: tuple[int, ...]) -> PassLayout:
+        """Return the layout of a block call with one token at each of ``depths``, which are all different."""
+        layout = self._passes.get(depths)
+        if layout is None:
+            low, count = min(depths), max(depths) - min(depths) + 1
+            places = tuple(depth - low for depth in depths)
+            tokens = np.zeros(count, np.int32)
+            tokens[list(places)] = 1
+            layout = self._passes[depths] = PassLayout(
+                Lanes(
+                    np.arange(low, low + count),
+                    np.ones(count, np.int32),  # of idle lanes too: the operator takes no empty slot
+                    tokens,
+                    np.zeros((count, 1), np.int64),
+                    self._cache.slot("block", self._sequence, low),
+                ),
+                np.zeros((count, 1, self._width), np.float32),
+                places,
+            )
+        return layout
+
+    def read(self, rows: int) -> ReadLayout:
+        """Return the layout of an epilogue call over ``rows`` rows."""
+        layout = self._reads.get(rows)
+        if layout is None:
+            last = self._depths - 1
+            layout = self._reads[rows] = ReadLayout(
+                Lanes.single(last, 0, rows, self._cache.slot("epilogue", self._sequence, last)),
+                np.zeros((1, rows, self._width), np.float32),
+                np.arange(rows),
+            )
+        return layout
+
+    def single(self, stage: str, depth: int, cached: int, positions: np.ndarray) -> Lanes:
+        """Return one lane of ``stage`` at ``depth`` with tokens at ``positions`` [n] behind ``cached`` ones."""
+        n = len(positions)
+        lanes = self._single.get((stage, depth, n))
+        if lanes is None:
+            lanes = self._single[stage, depth, n] = Lanes.single(
+                depth, 0, n, self._cache.slot(stage, self._sequence, depth)
+            )
+        lanes.cached[0] = cached
+        lanes.positions[0] = positions
+        lanes.refresh()
+        return lanes

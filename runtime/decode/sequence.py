@@ -155,7 +155,7 @@ class TokenSequence:
 
     def _run(self, depth: int, state: F32, here: I64) -> Generator[StageCall, F32, F32]:
         """One depth, with all that waits for it in front: state [1, D] at ``here`` [1] → [n, D]."""
-        cached = self.filled[depth]
+        cached = int(here[0]) if self._shares else self.filled[depth]
         if depth and self._waiting[depth - 1]:
             together = self._take(depth)
             if self._exact:

@@ -7,26 +7,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..engines.backend import F32, I64
-from .decoding import exits_early
-from .draft_control import DraftController
 from .early import EarlyExit
 from .exits import ExitRule
 from .loop import DepthLoop, LogitRows
-from .pipelined import Pipelined
-from .pipelined_sequence import PipelinedSequence
+from .pipeline import Pipeline
 from .policy import Policy
 from .routed import RoutedLoop
 from .routing import RoutingRule
-from .sampling import Choose
-
-
-def make_pipeline(
-    loop: DepthLoop, policy: Policy, heads: Mapping[str, F32], draft: Choose, pace: DraftController
-) -> Pipelined | PipelinedSequence:
-    """What decodes pipelined under ``policy``; it may be kept for as long as the loop is, with another ``draft``."""
-    if exits_early(policy):
-        return PipelinedSequence(loop, policy, heads, draft, pace)
-    return Pipelined(loop, draft, pace)
 
 
 class Walk:
@@ -37,9 +24,9 @@ class Walk:
         loop: DepthLoop,
         policy: Policy,
         heads: Mapping[str, F32],
-        pipelined: Pipelined | PipelinedSequence | None = None,
+        pipelined: Pipeline | None = None,
     ) -> None:
-        """``pipelined``: what steps, on the same loop and under the same policy (``make_pipeline``)."""
+        """``pipelined``: what steps, on the same loop and under the same policy (``pipeline.py``)."""
         self.loop = loop
         self.depth = loop.backend.program.depths
         """Depths that the last token ran."""

@@ -114,13 +114,6 @@ def test_a_session_of_it(opened: Callable[[str, str], Session], exported: Callab
         Session.open(exported("mor-token-shared"), skipped_kv="skip")
 
 
-@pytest.mark.parametrize("kind", ["mor-expert-shared", "mor-token-shared"])
-def test_pipelined_decoding_is_refused(exported: Callable[..., Path], kind: str) -> None:
-    with pytest.raises(UsageError, match="leaves holes among the tokens of a call") as caught:
-        Session.open(exported(kind), decode="pipelined")
-    assert "\n" not in str(caught.value)
-
-
 def test_calls_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeloop.runtime.decode.routing.RIDERS", 1)
     rows = np.array([1, 2, 4, 7, 8, 12])

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.runtime.decode import acceptance, pipelined
+from edgeloop.runtime.decode import draft_control, pipeline
 from edgeloop.runtime.decode.draft_control import DraftController, DraftPlan, WholeTokenController
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.decode.pipelined import Pipelined
+from edgeloop.runtime.decode.pipeline import Pipeline
+from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.reference import CAPABILITIES
 
@@ -35,7 +36,7 @@ class Clocked:
 
     def new_cache(self, sequences, capacity, slots=None):
         return KVCache(
-            {"prologue": [], "block": [], "epilogue": []}, capacity, capacity, self.program.depths, None
+            {"prologue": [], "block": [], "epilogue": []}, capacity, capacity, self.program.depths, None, {}
         )
 
     def prologue(self, ids, lanes, cache):
@@ -44,11 +45,11 @@ class Clocked:
 
     def block(self, state, lanes, cache):
         self.now += self._block[len(lanes.depth) - 1]
-        return np.zeros_like(state)
+        return np.zeros_like(state) + lanes.depth[:, None, None].astype(np.float32)
 
     def epilogue(self, state, rows, lanes, cache):
         self.now += HEAD + HEAD // 2 * (len(rows) - 1)
-        return np.array([[lanes.depth[row]] for row in rows] if len(lanes.depth) > 1 else [[-1]], np.float32)
+        return state.reshape(-1, state.shape[-1])[rows, :1]
 
 
 def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]]):
@@ -56,21 +57,21 @@ def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]])
     program = maker.program((Segment(layers=1, repeats=3),), context_length=TOKENS + 8)
     engine = Clocked(program, block)
     clock = SimpleNamespace(perf_counter_ns=lambda: engine.now)
-    monkeypatch.setattr(pipelined, "perf_counter_ns", clock.perf_counter_ns)
+    monkeypatch.setattr(pipeline, "perf_counter_ns", clock.perf_counter_ns)
     luck = np.random.default_rng(1).random(TOKENS + 16)
 
     def draft(logits, history, position):
-        depth = max(int(logits[0]), 0)  # a lane alone is at depth 0, unless nothing is drafted
+        depth = int(logits[0])
         return int(luck[position] >= right(position)[depth]) if depth < 2 else 0
 
     loop = DepthLoop(engine, engine.new_cache(1, TOKENS + 8))
     pace = DraftController(3)
-    pipeline = Pipelined(loop, draft, pace)
+    decoder = Pipeline(loop, choose_policy(program, {}, {}), {}, draft, pace)
     loop.forward(np.zeros(3, np.int64))
-    pipeline.begin(np.zeros(3, np.int64))
+    decoder.begin(np.zeros(3, np.int64))
     start = engine.now
     for _ in range(TOKENS):
-        pipeline.step(0)
+        decoder.step(0)
     sequential = TOKENS * (ENTER + 3 * block[0] + HEAD)
     return (engine.now - start) / sequential, pace
 
@@ -122,7 +123,7 @@ def test_the_first_look_is_short(maker, monkeypatch):
 
 
 def test_an_outlier_does_not_decide():
-    time = acceptance.Time()
+    time = draft_control.Time()
     for sample in (90_000, 100, 100, 50_000, 100, 100):
         time.add(sample)
     assert time.value < 150

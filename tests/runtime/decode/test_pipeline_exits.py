@@ -10,7 +10,7 @@ from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import MEASURES, Outcome
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.decode.pipelined_sequence import PipelinedSequence
+from edgeloop.runtime.decode.pipeline import Pipeline
 from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
@@ -46,7 +46,7 @@ def follow(backend, text, skipped_kv, draft):
     policy = choose_policy(backend.program, {}, {}, text, skipped_kv)
     loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
     early = EarlyExit(loops[0], policy.rule, {}, skipped_kv)
-    pipeline = PipelinedSequence(loops[1], policy, {}, draft, FixedPlan(backend.program.depths, DraftPlan(0)))
+    pipeline = Pipeline(loops[1], policy, {}, draft, FixedPlan(backend.program.depths, DraftPlan(0)))
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -83,7 +83,6 @@ def test_logits_are_those_of_early_exit(maker, segments, skipped_kv, draft):
     [
         ({}, {"exit": "confidence:0.5", "skipped_kv": "skip"}, "reads logits"),
         ({"sliding_window": 5}, {"exit": "depth:2", "skipped_kv": "skip"}, "sliding window"),
-        ({"kv": "shared"}, {"exit": "depth:2"}, "leaves holes"),
     ],
 )
 def test_who_is_refused(text_bundle, program, options, message):

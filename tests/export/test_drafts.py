@@ -12,7 +12,8 @@ from edgeloop.export.bounds import MARGIN, difference
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.decode.pipelined import Pipelined
+from edgeloop.runtime.decode.pipeline import Pipeline
+from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.engines.backend import F32, I64
 from edgeloop.runtime.engines.table import open_backend
@@ -75,7 +76,8 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
         def draft(logits: F32, history: I64, position: int) -> int:
             return int((logits.argmax() + random.integers(2)) % len(logits))  # some right, some wrong
 
-        pipeline = Pipelined(loops[1], draft, FixedPlan(bundle.program.depths, plan))
+        policy = choose_policy(bundle.program, {}, {})
+        pipeline = Pipeline(loops[1], policy, {}, draft, FixedPlan(bundle.program.depths, plan))
         wanted = loops[0].forward(np.array(PROMPT)).copy()
         loops[1].forward(np.array(PROMPT))
         pipeline.begin(np.array(PROMPT))

@@ -38,6 +38,11 @@ POLICIES = [
     ("mor-token", {}),
     ("mor-token", {"exit": "never"}),
     ("edgeloop-routed", {}),
+    ("mor-shared", {"exit": "depth:2"}),
+    ("mor-shared", {"exit": "latent:0.6"}),
+    ("mor-expert-shared", {}),
+    ("mor-expert-shared", {"exit": "router:0.45"}),
+    ("mor-token-shared", {}),
 ]
 
 

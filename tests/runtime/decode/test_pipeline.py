@@ -8,7 +8,8 @@ import pytest
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.loop import DepthLoop
-from edgeloop.runtime.decode.pipelined import Pipelined
+from edgeloop.runtime.decode.pipeline import Pipeline
+from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
@@ -26,10 +27,15 @@ DRAFTS = {
 }
 
 
+def full_depth(loop, draft, plan=DraftPlan(0)):  # noqa: B008 - frozen
+    program = loop.backend.program
+    return Pipeline(loop, choose_policy(program, {}, {}), {}, draft, FixedPlan(program.depths, plan))
+
+
 def follow(backend, plan, draft, capacity=24):
     """Sequential greedy logits, and the pipeline's for the same tokens, to the end of the context."""
     loops = [DepthLoop(backend, backend.new_cache(1, capacity)) for _ in range(2)]
-    pipeline = Pipelined(loops[1], draft, FixedPlan(backend.program.depths, plan))
+    pipeline = full_depth(loops[1], draft, plan)
     wanted = loops[0].forward(PROMPT).copy()
     loops[1].forward(PROMPT)
     pipeline.begin(PROMPT)
@@ -69,7 +75,7 @@ def test_right_drafts_cost_less_than_all_depths(maker):
         text.append(int(logits[-1].argmax()))
         logits = loop.forward(np.array(text[-1:]))
     loop.reset()
-    pipeline = Pipelined(loop, lambda logits, history, position: text[position], FixedPlan(3, DraftPlan(0)))
+    pipeline = full_depth(loop, lambda logits, history, position: text[position])
     loop.forward(PROMPT)
     pipeline.begin(PROMPT)
     loop.clock.restart()
@@ -82,7 +88,7 @@ def test_right_drafts_cost_less_than_all_depths(maker):
 def test_a_truncated_loop_goes_on(maker):
     backend = maker.backend(maker.program())
     loop, other = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
-    pipeline = Pipelined(loop, DRAFTS["own"], FixedPlan(3, DraftPlan(0)))
+    pipeline = full_depth(loop, DRAFTS["own"])
     loop.forward(PROMPT)
     pipeline.begin(PROMPT)
     for token in (1, 2, 3, 4):
@@ -226,7 +232,7 @@ def test_samples_have_the_distribution_of_full_depth(maker):
     counts = np.zeros_like(wanted)
     for seed in range(seeds):
         choose = Sampler(SamplingOptions(temperature=temperature, seed=seed)).choose
-        pipeline = Pipelined(loop, choose, FixedPlan(3, DraftPlan(0, judge=True)))
+        pipeline = full_depth(loop, choose, DraftPlan(0, judge=True))
         loop.reset()
         logits = loop.forward(prompt)
         pipeline.begin(prompt)
