@@ -1,11 +1,14 @@
 // K and V of the sequences of a session, and how they lie in memory: in blocks of 16 tokens, so that a product of q and
-// 16 keys needs no horizontal sums.
+// 16 keys needs no horizontal sums. Blocks are taken as a slot fills up, and given back as a window moves on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
-#include "format.h"
+#include "edgeloop.h"
+#include "model.h"
 
 namespace edgeloop {
 
@@ -21,6 +24,83 @@ struct KvLayout {
   size_t keys(uint32_t head) const { return 2 * part() * head; }               // where they begin in a block
   size_t values(uint32_t head) const { return 2 * part() * head + part(); }
   size_t block() const { return 2 * part() * kv_heads; }
+  size_t row() const { return 2 * size_t(kv_heads) * head_dim * bytes; }       // of a token, as it is copied out
+};
+
+struct FreeBlock {
+  void operator()(uint8_t* block) const;
+};
+using Block = std::unique_ptr<uint8_t, FreeBlock>;
+Block new_block(size_t bytes);  // zeros, 64-byte aligned; throws an Error with EL_MEMORY
+
+// The tokens of one slot in one cache.
+class Slot {
+ public:
+  // Makes room for tokens up to `end`, of which those from `cached` on are to be written; lets go of what no row from
+  // there on sees. False when the window has left rows behind that would be seen again.
+  bool reserve(const KvLayout& layout, uint32_t window, uint32_t cached, uint32_t end);
+  // Of block b; null for those that were let go or never written.
+  const void* const* blocks() const { return addresses_.data(); }
+  uint8_t* block(uint32_t b) const { return b < blocks_.size() ? blocks_[b].get() : nullptr; }
+  // The first token that is still there.
+  uint32_t first() const { return first_; }
+  void trim(uint32_t tokens);
+  size_t held() const;  // blocks
+
+ private:
+  std::vector<Block> blocks_;
+  std::vector<const void*> addresses_;
+  uint32_t first_ = 0;
+};
+
+// The rows that Shift keeps of one slot: of how many tokens they are the last, and the rows side by side.
+struct KeptRows {
+  uint32_t tokens = 0;
+  std::vector<float> rows;
+};
+
+// Tokens beside a window that are kept, so that a sequence can go back by as many.
+constexpr uint32_t SLACK = 128;
+
+// All slots of a session.
+class Caches {
+ public:
+  Caches(const Model& model, uint32_t sequences, uint32_t capacity, uint32_t slots, el_kv kv);
+
+  uint32_t sequences() const { return sequences_; }
+  uint32_t capacity() const { return capacity_; }
+  uint32_t slots_per_sequence() const { return slots_; }
+  el_kv kv() const { return kv_; }
+  const Model& model() const { return *model_; }
+
+  uint32_t slots(uint32_t stage) const { return stage == file::BLOCK ? sequences_ * slots_ : sequences_; }
+  uint32_t caches(uint32_t stage) const { return model_->header().caches[stage].count; }
+  const file::Cache& cache(uint32_t stage, uint32_t number) const { return model_->caches[model_->header().caches[stage].first + number]; }
+  KvLayout layout(uint32_t stage, uint32_t number) const;
+  Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) { return stages_[stage][size_t(slot) * caches(stage) + number]; }
+  const Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) const { return stages_[stage][size_t(slot) * caches(stage) + number]; }
+  KeptRows& kept(uint32_t stage, uint32_t slot) { return kept_[stage][slot]; }
+  const KeptRows& kept(uint32_t stage, uint32_t slot) const { return kept_[stage][slot]; }
+  size_t kept_floats(uint32_t stage) const { return kept_floats_[stage]; }
+
+  // Room in every cache of a slot for tokens up to `end`, `cached` of which stay; EL_USAGE when those have left a window.
+  void reserve(uint32_t stage, uint32_t slot, uint32_t cached, uint32_t end);
+  void trim(uint32_t stage, uint32_t slot, uint32_t tokens);
+  bool can_truncate(uint32_t cached, uint32_t tokens) const;
+  size_t bytes() const;
+
+  size_t row_bytes(uint32_t stage) const;
+  void read_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, uint8_t* rows) const;
+  void write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, const uint8_t* rows);
+  void copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot, uint32_t first, uint32_t count);
+
+ private:
+  const Model* model_;
+  uint32_t sequences_, capacity_, slots_;
+  el_kv kv_;
+  std::vector<Slot> stages_[file::STAGES_WITH_CACHES];
+  std::vector<KeptRows> kept_[file::STAGES_WITH_CACHES];
+  size_t kept_floats_[file::STAGES_WITH_CACHES] = {};
 };
 
 }  // namespace edgeloop

@@ -130,7 +130,7 @@ typedef struct el_lanes {
   const int32_t* slots;
 } el_lanes;
 
-// ids, types [rows] → state [rows][width]; padded rows become zeros. types NULL: all 0.
+// ids, types [rows] → state [rows][width]; padded rows become zeros. types NULL, or of a model without them: all 0.
 EL_API int el_prologue(el_session* session, const el_lanes* lanes, const int64_t* ids, const int64_t* types,
                        float* state, char* error);
 // state [rows][width] → out [rows][width], which may be the same memory; padded rows become zeros.

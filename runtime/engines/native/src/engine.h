@@ -1,0 +1,47 @@
+// What the handles of the C interface are: a model with its threads and memory, a session with its K and V.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cache.h"
+#include "edgeloop.h"
+#include "pass.h"
+
+// A model that was opened. One call computes at a time: `computing`.
+struct el_model {
+  el_model(std::unique_ptr<edgeloop::Model> model, const el_open_options& options);
+
+  std::unique_ptr<edgeloop::Model> model;
+  bool int8;
+  const edgeloop::Kernels* kernels;
+  edgeloop::Compiled prologue, epilogue, head;
+  std::vector<edgeloop::Compiled> blocks;                // each once
+  std::vector<uint32_t> block_at, fill_at;               // of each depth of the schedule: of `blocks`, or NONE
+
+  std::mutex computing;
+  std::unique_ptr<edgeloop::Team> team;
+  edgeloop::Turns turns;
+  edgeloop::Workspace space;
+  edgeloop::Buffer states, hidden;  // between the stages of a prompt; between epilogue and head
+
+  // What is run at a depth, or fills it; throws an Error with EL_USAGE for one that the loop has not.
+  const edgeloop::Compiled& at_depth(uint32_t depth, bool fill) const;
+  uint32_t depths() const { return uint32_t(model->schedule.count); }
+  bool any_depth() const { return model->header().deeper != edgeloop::file::NONE; }
+
+ private:
+  uint32_t add_block(uint32_t stage, edgeloop::Role role, std::vector<std::pair<uint32_t, edgeloop::Role>>& known);
+};
+
+struct el_session {
+  el_session(el_model& model, const el_session_options& options);
+
+  el_model& model;
+  edgeloop::Caches caches;
+  std::atomic<bool> stop{false};
+  uint64_t calls = 0, rows = 0;
+  uint32_t threads = 0;  // of the last pass
+};

@@ -1,0 +1,93 @@
+// Products with matrices, and what they need of their inputs: int8 codes, and the A side of deltas.
+#include <algorithm>
+
+#include "declared.h"
+
+namespace edgeloop {
+
+namespace {
+
+// Rows of activations from row m on, as a product takes them.
+struct Inputs {
+  Value x;
+  Codes codes;
+  int32_t groups, columns;
+
+  Codes codes_from(uint32_t m) const {
+    return {codes.codes + size_t(m) * size_t(padded(columns)), codes.scales + size_t(m) * size_t(groups), codes.sums + size_t(m) * size_t(groups)};
+  }
+};
+
+// each(first row, last row, depth) for rows of a piece that have the same of what differs between depths.
+template <class Each>
+void each_depth(const Piece& piece, bool differs, Each each) {
+  if (!differs) return each(piece.first, piece.last, 0u);
+  for (const Run& run : piece.pass.rows.runs) {
+    const uint32_t first = std::max(run.first, piece.first), last = std::min(run.last, piece.last);
+    if (first < last) each(first, last, run.depth);
+  }
+}
+
+void add_bias(const Piece& piece, const Value& y, uint32_t first, uint32_t last, const float* bias) {
+  const uint32_t from = piece.from();
+  for (uint32_t m = first; m < last; m++) piece.kernels().add(y.row(m) + from, bias + from, int32_t(piece.end - from), y.row(m) + from);
+}
+
+}  // namespace
+
+void quantize(const Piece& piece, const Node& node) {
+  const CodesOf& of = piece.pass.program.codes[node.codes];
+  const Codes codes = piece.pass.codes_of(node.codes, piece.worker, piece.narrow);
+  const uint32_t size = piece.size(of.value), from = piece.from(), to = piece.to(size), first_group = from / of.group;
+  const size_t wide = size_t(padded(int32_t(size))), groups = size_t(group_count(int32_t(size), int32_t(of.group)));
+  const Value x = piece.at(of.value);
+  for (uint32_t m = piece.first; m < piece.last; m++)
+    piece.kernels().quantize(x.row(m) + from, int32_t(to - from), int32_t(of.group), of.zero, codes.codes + m * wide + from,
+                             codes.scales + m * groups + first_group, codes.sums + m * groups + first_group);
+}
+
+void low(const Piece& piece, const Node& node) {
+  const Model& model = piece.pass.model;
+  const uint32_t matrix = node.op->weights[0];
+  const Value x = piece.at(node.reads[0]), y = piece.at(node.y);
+  each_depth(piece, node.op->at == file::NONE, [&](uint32_t first, uint32_t last, uint32_t lane) {
+    const Delta delta = model.delta(matrix, node.part, Pass::depth(*node.op, lane));
+    const Output out{y.row(first), y.stride, nullptr, false};
+    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), int32_t(piece.begin) / kLanes,
+                                   (int32_t(piece.end) + kLanes - 1) / kLanes, out);
+  });
+}
+
+void linear(const Piece& piece, const Node& node) {
+  const Pass& pass = piece.pass;
+  const Model& model = pass.model;
+  const uint32_t number = node.op->weights[0];
+  const file::Matrix& m = model.matrices[number];
+  const int32_t first_tile = int32_t(piece.begin) / kLanes, last_tile = (int32_t(piece.end) + kLanes - 1) / kLanes;
+  Inputs in{piece.at(node.reads[0]), {}, 0, int32_t(m.columns)};
+  if (node.codes != file::NONE) {
+    in.codes = pass.codes_of(node.codes, piece.worker, piece.narrow);
+    in.groups = group_count(in.columns, int32_t(m.group));
+  }
+  const Value y = piece.at(node.y);
+  const bool differs = node.op->at == file::NONE && (m.copies > 1 || node.low);
+  each_depth(piece, differs, [&](uint32_t first, uint32_t last, uint32_t lane) {
+    const uint32_t depth = Pass::depth(*node.op, lane), copy = m.copies > 1 ? depth : 0;
+    const Matrix w = model.part(number, node.part, copy);
+    const float* bias = model.bias(number, node.part, copy);
+    const Output out{y.row(first), y.stride, node.low ? nullptr : bias, false};
+    const int32_t rows = int32_t(last - first);
+    if (node.codes != file::NONE) piece.kernels().product_codes(w, in.codes_from(first), rows, first_tile, last_tile, out);
+    else piece.kernels().product_floats(w, in.x.row(first), in.x.stride, rows, first_tile, last_tile, out);
+    if (!node.low) return;
+    const Delta delta = model.delta(number, node.part, depth);
+    const Value low = piece.at(node.reads[1]);
+    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile, {y.row(first), y.stride, nullptr, true});
+    const uint32_t from = piece.from();
+    for (uint32_t row = first; delta.scale && row < last; row++)
+      piece.kernels().mul(y.row(row) + from, delta.scale + from, int32_t(piece.end - from), y.row(row) + from);
+    if (bias) add_bias(piece, y, first, last, bias);
+  });
+}
+
+}  // namespace edgeloop
