@@ -89,7 +89,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
     from ..runtime.bundle.folder import Bundle
     from ..runtime.decode.encoding import check_encoder
-    from ..runtime.decode.loop import DepthLoop
+    from ..runtime.decode.sequential import SequentialDecoder
     from ..runtime.engines.table import open_backend
 
     if args.text and not args.ways:
@@ -114,7 +114,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
         bench_decoding(args, bundle, backend, console)
         return
-    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, program.vocab_size, args.prompt_tokens, np.int64)
     runs = []
     with console.progress() as progress:

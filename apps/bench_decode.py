@@ -22,10 +22,10 @@ from ..runtime.bundle.folder import Bundle
 from ..runtime.bundle.heads import read_heads
 from ..runtime.decode.decoding import check_decode
 from ..runtime.decode.draft_control import DraftController
-from ..runtime.decode.loop import DepthLoop
 from ..runtime.decode.pipeline import Pipeline
 from ..runtime.decode.policy import choose_policy
 from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
+from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend, Lanes
 from ..runtime.engines.kv import KVCache
 from ..runtime.errors import UsageError
@@ -86,7 +86,7 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
     program = bundle.program
     check_decode("pipelined", program, choose_policy(program, read_heads(bundle), bundle.manifest.exits))
     capacity = max(args.prompt_tokens, PROMPT) + args.tokens
-    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
     with console.progress() as progress:
         progress("writing the texts", 0.0)
         known, texts = write_all(args, bundle, loop)
@@ -98,7 +98,7 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
     report(console, rows, calls)
 
 
-def write_all(args: argparse.Namespace, bundle: Bundle, loop: DepthLoop) -> tuple[Tale, list[Tale]]:
+def write_all(args: argparse.Namespace, bundle: Bundle, loop: SequentialDecoder) -> tuple[Tale, list[Tale]]:
     """The tale whose acceptance is forced, and those of ``--text``, greedy and sampled."""
     random = np.random.default_rng(0)
     prompt = random.integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
@@ -128,15 +128,15 @@ def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
 
 
-def write(loop: DepthLoop, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Tale:
+def write(loop: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Tale:
     """A tale of ``tokens`` tokens behind prompt [S], decoded sequentially; end-of-text does not end it."""
     ids = np.empty(len(prompt) + tokens, np.int64)
     ids[: len(prompt)] = prompt
     loop.reset()
-    logits = loop.forward(prompt)
+    logits = loop.prompt(prompt)
     for position in range(len(prompt), len(ids)):
         ids[position] = sampler.choose(logits[-1], ids[:position], position)
-        logits = loop.forward(ids[position : position + 1])
+        logits = loop.prompt(ids[position : position + 1])
     return Tale(name, ids, len(prompt), sampler)
 
 
@@ -198,13 +198,14 @@ def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
     return sorted(made, key=lambda call: ("prologue", "block", "epilogue").index(call.stage))
 
 
-def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int, progress: Progress) -> None:
+def run_rounds(
+    loop: SequentialDecoder, rows: list[Row], calls: list[Call], rounds: int, progress: Progress
+) -> None:
     """A warm-up, and ``rounds`` that are counted."""
     first = rows[1]
     assert first.draft is not None
     assert first.pace is not None
-    full_depth = choose_policy(loop.backend.program, {}, {})
-    pipeline = Pipeline(loop, full_depth, {}, first.draft, first.pace)
+    pipeline = Pipeline(loop, first.draft, first.pace)
     for turn in range(rounds + 1):
         progress("decoding in turns", turn / (rounds + 1))
         for call in calls:
@@ -216,12 +217,13 @@ def run_rounds(loop: DepthLoop, rows: list[Row], calls: list[Call], rounds: int,
             run_row(loop, pipeline, row, counted=turn > 0)
 
 
-def run_row(loop: DepthLoop, pipeline: Pipeline, row: Row, counted: bool) -> None:
+def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: Row, counted: bool) -> None:
     """Write the row's tale once more."""
     ids, first = row.tale.ids, row.tale.prompt
     choose: Choose = row.tale.sampler.choose
+    pipeline.cancel()
     loop.reset()
-    loop.forward(ids[:first])
+    loop.prompt(ids[:first])
     if row.pace is not None and row.draft is not None:
         pipeline.controller, pipeline.draft = row.pace, row.draft
         pipeline.begin(ids[:first])
@@ -230,7 +232,7 @@ def run_row(loop: DepthLoop, pipeline: Pipeline, row: Row, counted: bool) -> Non
     flips, watch = 0, Stopwatch()
     for position in range(first, len(ids) - 1):
         token, after = int(ids[position]), position + 1
-        logits = pipeline.step(token) if row.pace else loop.forward(ids[position:after])
+        logits = pipeline.step(token) if row.pace else loop.prompt(ids[position:after])
         flips += choose(logits[-1], ids[:after], after) != int(ids[after])
     ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
     if counted:

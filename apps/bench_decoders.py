@@ -13,7 +13,7 @@ from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, plain_llama, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.bundle.folder import Bundle
-from ..runtime.decode.loop import DepthLoop
+from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Lanes
 from ..runtime.engines.kv import KVCache
 from ..runtime.engines.onnx.engine import OnnxBackend
@@ -35,15 +35,15 @@ def staged_decoder(
     bundle = Bundle.open(out)
     graphs = bundle.manifest.targets["onnx"].graphs
     backend = OnnxBackend(bundle.program, {n: bundle.path(p) for n, p in graphs.items()}, threads=threads)
-    loop = DepthLoop(backend, backend.new_cache(1, CACHE_STEP))
+    loop = SequentialDecoder(backend, backend.new_cache(1, CACHE_STEP))
     spent = {"host": 0, "engine": 0}
 
     def decode(count: int) -> list[float]:
         loop.reset()
-        logits = loop.forward(np.array(prompt))
+        logits = loop.prompt(np.array(prompt))
         engine, times, watch, turn = backend.engine_ns, [], Stopwatch(), Stopwatch()
         for _ in range(count):
-            logits = loop.forward(logits[-1:].argmax(-1))
+            logits = loop.prompt(logits[-1:].argmax(-1))
             times.append(watch.lap_ms())
         spent["engine"] += backend.engine_ns - engine
         spent["host"] += int(1e6 * turn.ms) - (backend.engine_ns - engine)

@@ -46,7 +46,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
         )
     import numpy as np
 
-    from ..runtime.decode.loop import DepthLoop
+    from ..runtime.decode.sequential import SequentialDecoder
     from ..runtime.engines.executorch.engine import ExecutorchBackend
     from .bench_run import measure
 
@@ -56,7 +56,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
     except OSError as error:
         raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
     backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
-    loop = DepthLoop(backend, backend.new_cache(1, capacity))
+    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     tokens = min(args.tokens, TOKENS)
     with console.progress() as progress:

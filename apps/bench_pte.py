@@ -29,17 +29,17 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
 
     def open_bundle(path: Path) -> Callable[[], Next]:
         from ..runtime.bundle.folder import Bundle
-        from ..runtime.decode.loop import DepthLoop
+        from ..runtime.decode.sequential import SequentialDecoder
         from ..runtime.engines.table import open_backend
 
         def load() -> Next:
             backend = open_backend(engine, Bundle.open(path, verify=False))
-            loop = DepthLoop(backend, backend.new_cache(1, backend.program.context_length))
+            loop = SequentialDecoder(backend, backend.new_cache(1, backend.program.context_length))
 
             def step(ids: list[int], start: int) -> F32:
                 if start == 0:
                     loop.reset()
-                found: F32 = loop.forward(np.array(ids))[-1]
+                found: F32 = loop.prompt(np.array(ids))[-1]
                 return found
 
             return step

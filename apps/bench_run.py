@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..runtime.decode.loop import DepthLoop
+    from ..runtime.decode.sequential import SequentialDecoder
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,18 @@ class Run:
     host_per_depth: float
 
 
-def measure(loop: DepthLoop, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
+def measure(loop: SequentialDecoder, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
     """One run: read ``prompt`` [S], then write ``tokens`` tokens."""
     from ..runtime.timing import Stopwatch
 
     loop.reset()
     watch = Stopwatch()
-    logits = loop.forward(prompt)
+    logits = loop.prompt(prompt)
     prefill = watch.lap_ms()
     loop.clock.restart()
     times = []
     for _ in range(tokens):
         # The choice of a token is part of its time.
-        logits = loop.forward(logits[-1:].argmax(-1))
+        logits = loop.prompt(logits[-1:].argmax(-1))
         times.append(watch.lap_ms())
     return Run(prefill, tuple(times), loop.clock.ms_per_depth, loop.clock.host_ms_per_depth)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..runtime.decode.loop import DepthLoop
+from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import F32, Backend, Lanes, can_fill
 from ..runtime.engines.kv import KVCache
 from ..runtime.engines.packed import PackedLanes
@@ -61,12 +61,14 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     ids = random.integers(0, program.vocab_size, max(capacity - 1, 1), dtype=np.int64)
     cache = backend.new_cache(1, capacity)
     states: dict[int, list[F32]] = defaultdict(list)
-    loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    loop = SequentialDecoder(
+        backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
+    )
     logits, start = [], 0
     for chunk in CHUNKS:
         part = ids[start : start + chunk]
         if len(part):
-            rows = loop.forward(part, rows="all")
+            rows = loop.prompt(part, rows="all")
             assert rows is not None
             logits.append(rows.copy())
         start += chunk

@@ -15,12 +15,12 @@ from .decode.decoding import check_decode, exits_early
 from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
+from .decode.kv_layout import KV_LAYOUTS
 from .decode.logprobs import Score, score
-from .decode.loop import DepthLoop
 from .decode.pipeline import Pipeline
-from .decode.policy import Policy, choose_policy
+from .decode.policy import Policy, choose_policy, full_depth
 from .decode.sampling import Choose, Sampler, SamplingOptions
-from .decode.walk import Walk
+from .decode.sequential import SequentialDecoder
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
 from .engines.backend import F32, I64, Backend
 from .engines.table import open_backend
@@ -75,7 +75,7 @@ class Session:
                 bundle.program.depths
             )
         self._pipelined: Pipeline | None = None
-        self._loop: DepthLoop | None = None
+        self._decoder: SequentialDecoder | None = None
         self.prompts = Prompts(bundle, self.context)
         """Makes checked requests of prompts and options."""
         self._generation = 0
@@ -140,10 +140,10 @@ class Session:
     def logits(self, ids: Sequence[int] | I64) -> F32:
         """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
         checked = self.prompts.ids(ids)
-        walk = Walk(self._start(len(checked)), self.policy, self.heads)
-        if walk.early is None:
-            return walk.prompt(checked, "all").copy()
-        return np.concatenate([walk.step(int(token))[0].copy() for token in checked])
+        decoder = self._start(len(checked))
+        if not self.policy.rule.token_by_token:
+            return decoder.prompt(checked, "all").copy()
+        return np.concatenate([logits.copy() for logits, _ in decoder.every(checked)])
 
     def encode(
         self, texts: Texts, types: Types | None = None, *, depth: int | None = None, logits: bool = False
@@ -213,23 +213,26 @@ class Session:
         return self._generate(request)
 
     def _generate(self, request: Request) -> Iterator[Step]:
-        loop = self._start(len(request.prompt) + request.room(self.context))
+        decoder = self._start(len(request.prompt) + request.room(self.context))
         generation = self._generation
         choose: Choose = Sampler(request.sampling, len(request.prompt)).choose
-        pipelined = self._pipeline(loop, choose)
+        pipeline = self._pipeline(decoder, choose)
         if self._pace:
             choose = self._pace.timed(choose)
-        walk = Walk(loop, self.policy, self.heads, pipelined)
         answer = Answer(request, choose, self.program, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
-            loop.clock,
+            decoder.clock,
             lambda: (
-                loop.cache.used_bytes(1, [1] * loop.cache.slots),
-                loop.cache.used_bytes(loop.cached, loop.filled),
+                decoder.cache.used_bytes(1, [1] * decoder.cache.slots),
+                decoder.cache.used_bytes(decoder.cached, decoder.sequence.rows_before(decoder.cached)),
             ),
         )
-        logits = walk.prompt(request.prompt)
-        depth = walk.depth
+        logits = decoder.prompt(request.prompt)
+        depth = decoder.depth
+        runner: SequentialDecoder | Pipeline = decoder
+        if pipeline is not None:
+            pipeline.begin(request.prompt)
+            runner = pipeline
         clock.prefilled(len(request.prompt))
         while True:
             token, text = answer.choose(logits[-1])
@@ -240,7 +243,8 @@ class Session:
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")
             clock.resume()
-            logits, depth = walk.step(token)
+            logits = runner.step(token)
+            depth = runner.depth
 
     def score(self, text: str | Sequence[int] | I64, top: int = 0) -> Score:
         """Score a text or ids [S]: each token's log-probability after those before it, with the ``top`` likeliest.
@@ -263,9 +267,8 @@ class Session:
         stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
-        loop = self._start(min(len(stream), self.context))
-        walks = [Walk(loop, policy, self.heads) for policy in (*policies, self.choose("never"))]
-        return evaluate(stream, self.context, walks[:-1], walks[-1])
+        decoder = self._start(min(len(stream), self.context))
+        return evaluate(stream, self.context, decoder, policies, self.choose("never"))
 
     def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
         """Another policy over the same KV slots; UsageError when the model cannot have it."""
@@ -275,7 +278,7 @@ class Session:
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
         stream = self.prompts.ids(ids)
-        visit_depths(self._start(min(len(stream), self.context)), stream, self.context, visit)
+        visit_depths(self._full_depth(min(len(stream), self.context)), stream, self.context, visit)
 
     def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
         """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
@@ -285,12 +288,12 @@ class Session:
         stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
-        return perplexity(self._start(len(stream)), stream, self.context)
+        return perplexity(self._full_depth(len(stream)), stream, self.context)
 
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
-        backend, self._loop, self._pipelined, self.backend = self.backend, None, None, None
+        backend, self._decoder, self._pipelined, self.backend = self.backend, None, None, None
         if backend is not None:
             backend.close()
         self.prompts.close()
@@ -303,25 +306,32 @@ class Session:
     ) -> None:
         self.close()
 
-    def _start(self, tokens: int) -> DepthLoop:
-        """An empty loop with room for ``tokens`` tokens or the whole context; an open generation ends."""
+    def _start(self, tokens: int) -> SequentialDecoder:
+        """An empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends."""
         if self.backend is None:
             raise UsageError("the session is closed; open it again")
         check_encoder(self.program, self.bundle.folder, False)
         self._generation += 1
         room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
-        if self._loop is None or self._loop.capacity < room:
-            self._loop = self._pipelined = None  # the old cache goes before the new one comes
-            slots = 1 if self.policy.kv == "last" else None
-            self._loop = DepthLoop(self.backend, self.backend.new_cache(1, room, slots))
-        self._loop.reset()
-        return self._loop
+        if self._decoder is None or self._decoder.capacity < room:
+            self._decoder = self._pipelined = None  # the old cache goes before the new one comes
+            cache = self.backend.new_cache(1, room, KV_LAYOUTS[self.policy.kv].slots)
+            self._decoder = SequentialDecoder(self.backend, cache, self.policy, self.heads)
+        else:
+            self._decoder.restart(self.policy)
+        return self._decoder
 
-    def _pipeline(self, loop: DepthLoop, draft: Choose) -> Pipeline | None:
+    def _full_depth(self, tokens: int) -> SequentialDecoder:
+        """As ``_start``, for every token at every depth, whoever may leave otherwise."""
+        decoder = self._start(tokens)
+        decoder.restart(full_depth(self.program, decoder.cache.slots))
+        return decoder
+
+    def _pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:
         """That of the session, kept because engines prepare its calls once; None when it decodes sequentially."""
         if self._pace is None:
             return None
-        if self._pipelined is None or self._pipelined.loop is not loop:
-            self._pipelined = Pipeline(loop, self.policy, self.heads, draft, self._pace)
+        if self._pipelined is None or self._pipelined.loop is not decoder:
+            self._pipelined = Pipeline(decoder, draft, self._pace)
         self._pipelined.draft = draft
         return self._pipelined

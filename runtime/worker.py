@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Generator
 
 from .decode.sampling import Sampler
-from .decode.sequence import StageCall, TokenSequence
+from .decode.sequence import TokenSequence
+from .decode.stage_call import StageCall
 from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
@@ -170,7 +171,8 @@ class Worker:
         choose = Sampler(request.sampling, len(request.prompt)).choose
         answer = Answer(request, choose, session.program, session.tokenizer_or_none, session.context)
         watch = Stopwatch()
-        logits, depth = yield from course.prompt(request.prompt)
+        logits, ran = yield from course.prompt(request.prompt)
+        depth = int(ran[-1])
         while True:
             token, text = answer.choose(logits[-1])
             handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from mutants import mutants, transplants
 
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Backend, Lanes
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.program import Program
@@ -47,9 +47,9 @@ def small(name: str, value: np.ndarray) -> np.ndarray:
 
 def logits(backend: Backend) -> np.ndarray:
     """Of ``IDS``, some at a time."""
-    loop = DepthLoop(backend, backend.new_cache(1, len(IDS)))
+    loop = SequentialDecoder(backend, backend.new_cache(1, len(IDS)))
     starts = np.cumsum((0, *CALLS))
-    return np.concatenate([loop.forward(IDS[a:b], "all").copy() for a, b in pairwise(starts)])
+    return np.concatenate([loop.prompt(IDS[a:b], "all").copy() for a, b in pairwise(starts)])
 
 
 def filled(backend: Backend) -> np.ndarray:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file as save
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import FORMAT
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Backend
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.model.activations import ACTIVATIONS
@@ -27,8 +27,8 @@ IDS = (3, 1, 4, 1, 5, 9, 2, 6)
 
 def logits(backend: Backend) -> npt.NDArray[np.float32]:
     """Logits [8, 32] of ``IDS``, one token after the other."""
-    loop = DepthLoop(backend, backend.new_cache(1, len(IDS)))
-    return np.concatenate([loop.forward(np.array([token])).copy() for token in IDS])
+    loop = SequentialDecoder(backend, backend.new_cache(1, len(IDS)))
+    return np.concatenate([loop.prompt(np.array([token])).copy() for token in IDS])
 
 
 def _checkpoint(folder: Path) -> Path:

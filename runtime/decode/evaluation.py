@@ -10,7 +10,8 @@ import numpy as np
 
 from ..engines.backend import F32, I64
 from ..timing import Stopwatch
-from .walk import Walk
+from .policy import Policy
+from .sequential import SequentialDecoder
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,24 @@ class Evaluation:
     decision: float
 
 
-def evaluate(stream: I64, context: int, walks: Sequence[Walk], full: Walk) -> list[Evaluation]:
-    """stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``walks``; all on one loop, which is reset.
+def evaluate(
+    stream: I64, context: int, decoder: SequentialDecoder, policies: Sequence[Policy], full: Policy
+) -> list[Evaluation]:
+    """stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``policies``, beside ``full``.
 
-    They take turns, window by window and each time another one first: a machine that is slow for a while is slow for
-    all of them.
+    ``full`` is every depth for every token. The policies take turns, window by window and each time another one first:
+    a machine that is slow for a while is slow for all of them.
     """
-    tallies = [_Tally(walk) for walk in walks]
-    loop = full.loop
+    tallies = [_Tally(decoder, policy) for policy in policies]
     full_total = 0.0
     for window, start in enumerate(range(0, len(stream) - 1, context)):
         targets = stream[start + 1 : start + 1 + context]
         given = stream[start : start + len(targets)]
         likeliest = np.empty(len(given), np.int64)
-        loop.reset()
-        for at in range(0, len(given), loop.chunk):
-            part = slice(at, at + loop.chunk)
-            logits = full.prompt(given[part], "all")
+        decoder.restart(full)
+        for at in range(0, len(given), decoder.chunk):
+            part = slice(at, at + decoder.chunk)
+            logits = decoder.prompt(given[part], "all")
             likeliest[part] = logits.argmax(axis=-1)
             full_total += loss(logits, targets[part])
         first = window % len(tallies)
@@ -61,9 +63,10 @@ def evaluate(stream: I64, context: int, walks: Sequence[Walk], full: Walk) -> li
 
 @dataclass
 class _Tally:
-    """What one walk adds up to."""
+    """What one policy adds up to."""
 
-    walk: Walk
+    decoder: SequentialDecoder
+    policy: Policy
     rates: list[float] = field(default_factory=list)
     total: float = 0.0
     agree: int = 0
@@ -77,11 +80,11 @@ class _Tally:
 
     def run(self, given: I64, targets: I64, likeliest: I64) -> None:
         """One window, from an empty context."""
-        loop, clock = self.walk.loop, self.walk.loop.clock
-        loop.reset()
+        decoder, clock = self.decoder, self.decoder.clock
+        decoder.restart(self.policy)
         clock.restart()
         watch, judged = Stopwatch(), 0.0  # the time that judging takes is not the model's
-        for i, (logits, ran) in enumerate(self.walk.every(given)):
+        for i, (logits, ran) in enumerate(decoder.every(given)):
             judging = Stopwatch()
             self.total += loss(logits, targets[i : i + 1])
             self.agree += int(logits[0].argmax() == likeliest[i])
@@ -96,7 +99,7 @@ class _Tally:
         self.block_ns += sum(clock.block_ns)
 
     def result(self, full_total: float, base: list[float]) -> Evaluation:
-        """``full_total``: nats of the text at full depth; ``base``: rates of the walk to compare with."""
+        """``full_total``: nats of the text at full depth; ``base``: rates of the policy to compare with."""
         n = self.tokens
         depth_ns = self.block_ns / max(self.calls, 1)
         return Evaluation(
@@ -104,7 +107,7 @@ class _Tally:
             full_perplexity=float(np.exp(full_total / n)),
             agreement=self.agree / n,
             mean_depth=self.depths / n,
-            block_share=self.rows / (n * self.walk.loop.backend.program.depths),
+            block_share=self.rows / (n * self.decoder.backend.program.depths),
             tokens=n,
             tokens_per_s=median(self.rates),
             speed=median(a / b for a, b in zip(self.rates, base, strict=True)),

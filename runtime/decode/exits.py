@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -123,16 +124,26 @@ class ExitRule:
     stop: int
     measure: Measure | None = None
     thresholds: tuple[float, ...] = ()
+    never: bool = False
+    """Does every token run every depth?"""
 
     @property
     def reads_logits(self) -> bool:
         """Must every depth be read out?"""
         return self.measure is not None and self.measure.reads_logits
 
+    whole_text: ClassVar[bool] = False
+    """Tokens leave one by one, whatever comes after them."""
+
     @property
-    def never(self) -> bool:
-        """Does every token run every depth?"""
-        return self.name == "never"
+    def lets_go(self) -> bool:
+        """May a token leave before the last depth?"""
+        return not self.never
+
+    @property
+    def token_by_token(self) -> bool:
+        """Do tokens of a prompt run every depth, which generated ones do not?"""
+        return not self.never
 
     def leaves(self, out: Outcome, heads: Heads) -> bool:
         """Does the one token of ``out`` stop here?"""
@@ -153,7 +164,7 @@ def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[st
     name, _, rest = text.partition(":")
     depths = program.depths
     if name == "never" and not rest:
-        return ExitRule("never", depths)
+        return ExitRule("never", depths, never=True)
     if name == "depth":
         if not rest.isascii() or not rest.isdigit() or not 1 <= int(rest) <= depths:
             raise UsageError(

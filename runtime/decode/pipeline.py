@@ -11,20 +11,17 @@ it, and layers after the loop take the tokens under way as one lane, oldest firs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import perf_counter_ns
 
 import numpy as np
 
 from ..engines.backend import F32, I64
-from .decoding import exits_early
+from ..errors import UsageError
 from .draft_control import DraftController
-from .exits import ExitRule
-from .loop import DepthLoop
 from .pass_layout import PassLayouts, ReadLayout
-from .policy import Policy
 from .sampling import Choose
-from .sequence import StageCall, StageCalls, TokenSequence
+from .sequential import SequentialDecoder
+from .stage_call import StageCall, StageCalls
 
 NONE = -1
 """No draft."""
@@ -73,55 +70,54 @@ class TokenInFlight:
 
 
 class Pipeline:
-    """Decodes token by token with drafts, on the sequence of a DepthLoop, whose tokens are those that are final.
+    """Decodes token by token with drafts, on the sequence of a SequentialDecoder.
 
-    Whoever runs or resets the loop itself says so with ``begin``.
+    That one runs prompts. Before it does anything while drafts are under way, ``cancel`` takes them back; ``begin``
+    says that it has run a prompt.
     """
 
-    def __init__(
-        self,
-        loop: DepthLoop,
-        policy: Policy,
-        heads: Mapping[str, F32],
-        draft: Choose,
-        controller: DraftController,
-    ) -> None:
+    def __init__(self, loop: SequentialDecoder, draft: Choose, controller: DraftController) -> None:
         """``draft`` chooses from the logits of tokens that are not final; the caller chooses from final ones
         (``DraftController.timed``)."""
         self.loop, self.controller, self.draft = loop, controller, draft
         program = loop.backend.program
         self.depth = program.depths
         """Depths that the last token ran."""
-        self.sequence = TokenSequence(program, policy, heads, lambda: loop.chunk)
+        self.sequence = loop.sequence
         self._depths = program.depths
         self._shared = program.shares_kv
-        self._coda = loop.epilogue_has_layers
-        self._exits = exits_early(policy)
-        self._reads_logits = isinstance(policy.rule, ExitRule) and policy.rule.reads_logits
+        self._coda = len(program.caches("epilogue")) > 0
         self._flight: list[TokenInFlight] = []
         self._last: TokenInFlight | None = None
         self._reads: list[tuple[TokenInFlight, int]] = []  # and the row of the logits
         self._logits: F32 | None = None
         self._tokens = np.zeros(loop.capacity + program.depths + 1, np.int64)
-        self._layouts = PassLayouts(loop.cache, loop.sequence, program.depths, program.width)
+        self._layouts = PassLayouts(loop.cache, loop.cache_sequence, program.depths, program.width)
         self._picks: dict[tuple[int, ...], I64] = {}
 
     def begin(self, ids: I64) -> None:
         """The loop has run a prompt under the same policy, and the last of its tokens are ids [S]."""
+        loop = self.loop
+        if (
+            self.sequence is not loop.sequence
+        ):  # it began from empty: what is under way belongs to the one before
+            self._flight.clear()
+            self.sequence = loop.sequence
+        if self._flight:
+            raise UsageError("a prompt was run while drafts were under way; cancel them first")
+        self._last, self._reads = None, []
+        self._tokens[loop.cached - len(ids) : loop.cached] = ids
+
+    def cancel(self) -> None:
+        """Take back all drafts, so that the decoder holds the final tokens only."""
         self._cancel(0)
         self._last, self._reads = None, []
-        loop = self.loop
-        self.sequence.restart(loop.cached, loop.filled)
-        self._tokens[loop.cached - len(ids) : loop.cached] = ids
 
     def step(self, token: int) -> F32:
         """Run the final ``token`` → its logits [1, V], valid until the next call; ``depth`` says how deep it went."""
         begin = perf_counter_ns()
         loop, flight, sequence = self.loop, self._flight, self.sequence
         clock, controller = loop.clock, self.controller
-        if loop.cached != sequence.cached:  # truncated
-            self._cancel(0)
-            sequence.restart(loop.cached, loop.filled)
         position = sequence.cached
         confirmed = bool(flight) and flight[0].id == token
         self._settle(token, confirmed)
@@ -129,7 +125,7 @@ class Pipeline:
         if not confirmed:
             self._cancel(0)
             alone = controller.plan.depth == self._depths - 1 or not self._can_take_back(position)
-            if alone and not self._exits:
+            if alone and not sequence.rule.lets_go:
                 return self._alone(token, begin)
             loop.checked(np.array([token], np.int64))
             self._add(token, position)
@@ -139,8 +135,7 @@ class Pipeline:
             since = self._pass(since)
         del flight[0]
         self._last = first
-        sequence.cached = loop.cached = position + 1
-        loop.filled[:] = [min(n, loop.cached) for n in sequence.filled]
+        sequence.cached = position + 1
         clock.tokens += 1
         spent = perf_counter_ns() - begin
         clock.total_ns += spent
@@ -152,8 +147,7 @@ class Pipeline:
     def _alone(self, token: int, begin: int) -> F32:
         """Decode one token at full depth with nothing beside it."""
         loop = self.loop
-        logits = loop.forward(np.array([token], np.int64))
-        self.sequence.restart(loop.cached, loop.filled)
+        logits = loop.step(token)
         self._tokens[loop.cached - 1] = token
         self._last, self.depth = None, self._depths
         self.controller.alone(perf_counter_ns() - begin)
@@ -185,8 +179,7 @@ class Pipeline:
         for token in dropped:
             token.steps.close()
         pending = [token.call for token in dropped if token.call is not None]
-        ran = [sum(token.depth >= depth for token in dropped) for depth in range(self._depths)]
-        self.sequence.take_back(dropped[0].position, pending, ran)
+        self.sequence.take_back(dropped[0].position, pending)
 
     def _judge(self) -> int:
         """Compare the newest predictions with what was fed → the next draft, or NONE.
@@ -376,7 +369,7 @@ class Pipeline:
             if token in reads:
                 if token.asks and not (coda and runs_before):
                     own = logits[row : row + 1]
-                    token.send(own if token is oldest and not self._reads_logits else own.copy())
+                    token.send(own if token is oldest and not self.sequence.rule.reads_logits else own.copy())
                 if token.call is not None or token is not oldest:
                     self._reads.append((token, row))
                 row += 1

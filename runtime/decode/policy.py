@@ -47,6 +47,14 @@ def choose_policy(
     return Policy(text, kv, _skipped_kv(program, kv, skipped_kv), rule)
 
 
+def full_depth(program: Program, slots: int) -> Policy:
+    """Every token runs every depth, with K and V as the model has them, in caches of ``slots`` slots a sequence."""
+    rule = ExitRule("never", program.depths, never=True)
+    if program.shares_kv or slots < program.kv_slots:
+        return Policy("never", "shared" if program.shares_kv else "last", "shared", rule)
+    return Policy("never", "per-depth", "exact", rule)
+
+
 def _kv(program: Program, kv: str | None) -> str:
     own = "shared" if program.shares_kv else "per-depth"
     if kv is None or kv == own:

@@ -6,23 +6,22 @@ choice takes the likeliest depth. ``chunk-topk`` is the authors' training forwar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import erf
+from time import perf_counter_ns
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
 from ..model.program import Program, Routing
+from ..timing import LoopClock
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 RULES = ("router", "router:θ", "chunk-topk", "never", "depth:N")
-RIDERS = 5
-"""Rows between two chosen ones that ride along: up to here they cost less than one call more (demo model, int4: a call
-of one row takes 0.15 ms, each row more 0.02 ms)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,18 @@ class RoutingRule:
     threshold: float | None = None
     topk: bool = False
     everyone: bool = False
+
+    reads_logits: ClassVar[bool] = False
+    """A router reads states."""
+    lets_go: ClassVar[bool] = True
+    """A token may leave before the last depth."""
+    token_by_token: ClassVar[bool] = False
+    """A text goes through in chunks: the router decides for the tokens of a prompt as for generated ones."""
+
+    @property
+    def whole_text(self) -> bool:
+        """Must all tokens of a text be seen at once?"""
+        return self.topk
 
 
 def parse_routing(text: str, program: Program) -> RoutingRule:
@@ -117,23 +128,69 @@ class Router:
         gates = np.take_along_axis(p, choice[:, None], axis=-1)[:, 0] * np.float32(self.routing.alpha)
         return choice, gates if self.routing.gated else np.ones_like(gates)
 
+    def chunk(self, rule: RoutingRule, x: F32, clock: LoopClock) -> ExpertChunk | TokenChunk:
+        """The tokens whose states x [N, D] enter the loop together; x is written to. ``clock`` counts decisions."""
+        return (ExpertChunk if self.routing.kind == "expert" else TokenChunk)(self, rule, x, clock)
 
-def shared_calls(depth: int, rows: I64, size: int) -> Iterator[tuple[slice, slice]]:
-    """The calls that bring the chosen ``rows`` [k] of a chunk of ``size`` tokens through ``depth``, all of one K and V.
 
-    → (tokens of the chunk that are in the call, which of ``rows`` they have the results for); the others' are dropped.
+class ExpertChunk:
+    """N tokens on their way through the depths under expert choice: at each depth some of those still there go on."""
 
-    The authors' forward runs every token through every depth and keeps the results of the chosen ones. Depth 0 has to,
-    whomever the router chose: it makes the K and V of all positions. Deeper, a token has its own query only, so those
-    that were not chosen can be left out, but the operator takes neighbours: a call for each run of them. (Without its
-    cache the authors' code shares nothing, even if told to; it trains with one, so sharing is what is meant.)
-    """
-    if depth == 0:
-        yield slice(0, size), slice(0, len(rows))
-    elif len(rows):
-        ends = (np.flatnonzero(np.diff(rows) > RIDERS + 1) + 1).tolist()
-        for start, stop in pairwise((0, *ends, len(rows))):
-            yield slice(int(rows[start]), int(rows[stop - 1]) + 1), slice(start, stop)
+    def __init__(self, router: Router, rule: RoutingRule, x: F32, clock: LoopClock) -> None:
+        self._router, self._rule, self._clock = router, rule, clock
+        self._rows = np.arange(len(x))
+        self._gates = np.empty(0, np.float32)
+        self.state = x
+        """[N, D], what the next depth sees, and finally the loop's output."""
+        self.ran = np.zeros(len(x), np.int64)
+        """[N], depths run so far."""
+
+    def choose(self, depth: int) -> I64:
+        """The rows [k] that run ``depth``."""
+        start = perf_counter_ns()
+        state = self.state
+        chosen, self._gates = self._router.expert(self._rule, depth, state[self._rows], len(state))
+        self._rows = self._rows[chosen]
+        self._clock.decided(start)
+        return self._rows
+
+    def update(self, out: F32) -> None:
+        """The chosen rows became ``out`` [k, D]."""
+        self.state[self._rows] += self._gates[:, None] * out
+        self.ran[self._rows] += 1
+
+    def output(self) -> F32:
+        """[N, D]."""
+        return self.state
+
+
+class TokenChunk:
+    """N tokens on their way through the depths under token choice: each knows from the start how deep it goes."""
+
+    def __init__(self, router: Router, rule: RoutingRule, x: F32, clock: LoopClock) -> None:
+        start = perf_counter_ns()
+        self._choice, self._gates = router.token(rule, x)
+        clock.decided(start)
+        self._entered = x
+        self._rows = np.empty(0, np.int64)
+        self.state = x.copy()
+        """[N, D], what the next depth sees."""
+        self.ran: I64 = self._choice + 1
+        """[N], depths that each runs."""
+
+    def choose(self, depth: int) -> I64:
+        """The rows [k] that run ``depth``."""
+        self._rows = np.flatnonzero(self._choice >= depth)
+        return self._rows
+
+    def update(self, out: F32) -> None:
+        """The chosen rows became ``out`` [k, D]."""
+        self.state[self._rows] = out
+
+    def output(self) -> F32:
+        """[N, D]: the loop's input, and the gated state of each token's last depth on top."""
+        self._entered += self._gates[:, None] * self.state
+        return self._entered
 
 
 def _squash(z: F32, kind: str) -> F32:

@@ -1,250 +1,249 @@
-"""One sequence as a list of wishes: a generator that asks for engine calls and is sent what they gave.
+"""One sequence under a policy: how its tokens go through prologue, depths and epilogue. Written here only.
 
-Whoever runs many of them can put what several ask for into one call (``scheduler.py``). A course does what ``Walk``
-does on a DepthLoop, in the same order, so that a sequence among others gets the tokens that it gets alone.
+``prompt`` runs a text in chunks, ``step`` one more token. Both are generators of stage calls (``stage_call.py``): a
+driver runs each call on an engine and sends the answer back. So a sequence gets the same tokens alone, with drafts, and
+among others. What differs between policies is asked of three objects:
+
+the rule      who leaves after which depth (``exits.py``), or which tokens a router sends there (``routing.py``)
+the layout    which slot of the cache a depth has, and which row of it a token (``kv_layout.py``)
+skipped K/V   what becomes of the K and V of depths that a token did not run (``skipped_kv.py``)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from time import perf_counter_ns
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ..engines.backend import F32, I64
 from ..errors import UsageError
 from ..model.program import Program
-from .early import LIMIT
+from ..timing import LoopClock
 from .exits import ExitRule, Outcome
+from .kv_layout import KV_LAYOUTS
 from .policy import Policy
-from .routing import Router, RoutingRule, shared_calls
+from .routing import Router, RoutingRule
+from .skipped_kv import SKIPPED_KV, NothingMissing, Waiting
+from .stage_call import EPILOGUE, PROLOGUE, PROMPT, PromptCalls, StageCall, StageCalls, tokens_from
+
+LogitRows = Literal["last", "all"] | None
+"""Which tokens of a text get logits."""
 
 
-@dataclass(slots=True)
-class StageCall:
-    """One call of ``stage`` (prologue, block, epilogue or fill) for n rows behind ``cached`` tokens of a slot.
+@dataclass(frozen=True)
+class SequenceState:
+    """A sequence's context but for the rows of its cache: what can be stored, and gone on from.
 
-    rows: ids [n] for the prologue, else states [n, D]. positions [n]. The answer is the states [n, D] after it, of the
-    epilogue the logits [1, V] of the last row, of fill [0, D]. Answers belong to the course.
+    ``cached`` tokens were run, of which the slot of each depth holds ``filled``. ``waiting``: by depth, states of
+    tokens that it has not seen yet. ``held``: by depth, the positions [n] of its slot's rows, where some have none.
     """
 
-    stage: str
-    depth: int
     cached: int
-    rows: npt.NDArray[Any]
-    positions: I64
-
-
-StageCalls = Generator[StageCall, F32, tuple[F32, int]]
-"""Ends with the logits [1, V] of the last token and the depths that it ran."""
+    filled: tuple[int, ...]
+    waiting: tuple[tuple[Waiting, ...], ...]
+    held: tuple[I64, ...] = ()
 
 
 class TokenSequence:
     """One sequence from empty, under a policy."""
 
     def __init__(
-        self, program: Program, policy: Policy, heads: Mapping[str, F32], chunk: Callable[[], int]
+        self,
+        program: Program,
+        policy: Policy,
+        heads: Mapping[str, F32],
+        chunk: Callable[[], int],
+        clock: LoopClock | None = None,
     ) -> None:
-        """``chunk``: asked for the most tokens of a prompt that may go through in one piece."""
+        """``heads``: what the host computes of a state (``bundle/heads.py``). ``clock``: where decisions are counted.
+
+        ``chunk``: asked for the most tokens of a text that may go through in one piece.
+        """
         self.program, self.rule, self.heads, self.chunk = program, policy.rule, heads, chunk
-        self._depths = program.depths
+        self.clock = clock or LoopClock(program.depths)
+        skipped = SKIPPED_KV[policy.skipped_kv] if policy.rule.lets_go else NothingMissing
+        self.layout = KV_LAYOUTS[policy.kv](program.depths, skipped.gaps)
+        self.skipped = skipped(program, self.layout)
+        self.whole_prompt = False
+        """May a prompt's chunk be asked for as one PROMPT call? The driver says so."""
         self.cached = 0
         """Tokens that were run."""
-        self.filled = [0] * program.depths
-        """Tokens whose K and V are in each depth's slot."""
-        self.skipped_kv = policy.skipped_kv
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
-        self._exact = policy.skipped_kv == "exact"
-        self._never = isinstance(policy.rule, ExitRule) and policy.rule.never
-        self._shares = program.shares_kv
+        self._depths = program.depths
         self._coda = len(program.caches("epilogue")) > 0
-        # By depth, the oldest first: positions of tokens that the next depth has not seen, and their states [n, D].
-        self._waiting: list[list[tuple[int, F32]]] = [[] for _ in range(program.depths - 1)]
+        self._no_logits = np.empty((0, program.vocab_size), np.float32)
+        self._first_carry = program.loop.carries[0].width
 
-    def restart(self, cached: int, filled: list[int]) -> None:
-        """Behind ``cached`` tokens that somebody else ran; ``filled``: how many of them each depth's slot holds."""
-        self.cached, self.filled = cached, list(filled)
-        for waiting in self._waiting:
-            waiting.clear()
+    @property
+    def filled(self) -> list[int]:
+        """By depth: tokens whose K and V are in its slot."""
+        return self.layout.filled
 
-    def prompt(self, ids: I64) -> StageCalls:
-        """Run ids [S]: at full depth, or routed."""
-        depth = self._depths
-        start = 0
-        while True:
-            size = self.chunk()
-            part, last = ids[start : start + size], start + size >= len(ids)
-            positions = np.arange(self.cached, self.cached + len(part))
-            state = yield StageCall("prologue", 0, self.cached, part, positions)
-            if self._router is None:
-                for d in range(self._depths):
-                    state = yield StageCall("block", d, self.filled[d], state, positions)
-                    self.filled[d] += len(part)
-            else:
-                depth = yield from self._routed(state, positions)
-            logits = state[:0]
-            if last or self._coda:
-                logits = yield self._read(state, self.cached)
-            self.cached += len(part)
-            if self._shares:
-                self.filled[:] = [self.cached] * self._depths
-            start += size
-            if last:
-                return logits, depth
+    def prompt(self, ids: I64, rows: LogitRows = "last") -> PromptCalls:
+        """Run ids [S], S ≥ 1: every token at full depth, or as the router says → logits [N, V], depths run [S].
 
-    def step(self, token: int, position: int | None = None) -> StageCalls:
-        """Run one more token, until the rule lets it go: at ``cached``, or at ``position`` behind others under way."""
-        if any(map(self._full, range(1, self._depths))):
-            yield from self._catch_up()
-        at = self.cached if position is None else position
-        here = np.array([at])
-        state = yield StageCall("prologue", 0, at, np.array([token], np.int64), here)
-        if isinstance(self.rule, RoutingRule):
-            ran = yield from self._routed(state, here)
-            logits = yield self._read(state, at)
-        else:
-            logits, ran = yield from self._early(self.rule, state, here)
-        self.cached = at + 1
-        if self._shares:
-            self.filled[:] = [self.cached] * self._depths
+        N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same).
+        """
+        yield from self.skipped.catch_up()
+        ran = np.empty(len(ids), np.int64)
+        kept: list[F32] = []
+        logits = self._no_logits
+        start = end = 0
+        while end < len(ids):
+            start, end = end, len(ids) if self.rule.whole_text else min(end + self.chunk(), len(ids))
+            reads = {None: 0, "last": int(end == len(ids)), "all": end - start}[rows]
+            logits, ran[start:end] = yield from self._chunk(ids[start:end], self.cached, reads)
+            if rows == "all":
+                kept.append(logits.copy())
+        if kept:
+            logits = kept[0] if len(kept) == 1 else np.concatenate(kept)
         return logits, ran
 
-    def take_back(self, position: int, pending: list[StageCall], ran: list[int]) -> None:
-        """The tokens from ``position`` on never were, which the latest steps ran: forget their rows.
+    def step(self, token: int, position: int | None = None) -> StageCalls:
+        """Run one more token, until the rule lets it go: at ``cached``, or at ``position`` behind others under way.
 
-        ``pending``: what they asked for and will not get, the oldest first. ``ran``: by depth, the rows that they have.
+        → logits [1, V], the depths that it ran.
         """
-        if self.skipped_kv == "skip":
-            self.filled = [n - m for n, m in zip(self.filled, ran, strict=True)]
-            return
-        self.filled = [min(n, position) for n in self.filled]
-        for ask in pending:  # what waited before goes on waiting
-            if ask.depth and ask.stage in ("block", "fill"):
-                self._waiting[ask.depth - 1].insert(0, (ask.positions[0].item(), ask.rows))
-        for waiting in self._waiting:
-            waiting[:] = [(first, state[: position - first]) for first, state in waiting if first < position]
+        at = self.cached if position is None else position
+        ids = np.array([token], np.int64)
+        if isinstance(self.rule, ExitRule) and self.rule.lets_go:
+            if self.skipped.overdue:
+                yield from self.skipped.catch_up()
+            logits, depth = yield from self._until_exit(self.rule, ids, at)
+            self._finish(at + 1)
+            return logits, depth
+        logits, ran = yield from self._chunk(ids, at, 1)
+        return logits, int(ran[0])
 
-    def _early(self, rule: ExitRule, state: F32, here: I64) -> StageCalls:
-        """As ``EarlyExit.step``: state [1, D] at ``here`` [1] through the depths."""
-        seen = self.program.loop.carries[0].width
-        outcome = Outcome(-1, state[:, :seen])
-        logits: F32 | None = None
-        final = self._depths - 1
-        for depth in range(final):
-            state = yield from self._run(depth, state, here)
-            if rule.never:
-                continue
-            last = state[-1:]
+    def _chunk(self, ids: I64, first: int, reads: int) -> PromptCalls:
+        """Tokens ids [n] at positions from ``first`` on, through the depths together."""
+        n = len(ids)
+        positions = tokens_from(first, n)
+        if self.whole_prompt and n > 1 >= reads and self._router is None:
+            logits = yield StageCall(PROMPT, 0, first, ids, positions, reads)
+            for depth in range(self._depths):
+                self.layout.wrote(depth, first, positions)
+            self._finish(first + n)
+            return logits, np.full(n, self._depths)
+        state = yield StageCall(PROLOGUE, 0, first, ids, positions)
+        if self._router is None:
+            for depth in range(self._depths):
+                state = yield from self.layout.block(depth, state, positions)
+            ran = np.full(n, self._depths)
+        else:
+            state, ran = yield from self._routed(self._router, state, positions)
+        logits = self._no_logits
+        if reads or self._coda:
+            logits = yield StageCall(EPILOGUE, self._depths - 1, first, state, positions, reads)
+        self._finish(first + n)
+        return logits[len(logits) - reads :], ran
+
+    def _finish(self, cached: int) -> None:
+        self.cached = cached
+        self.layout.finished(cached)
+
+    def _until_exit(self, rule: ExitRule, ids: I64, at: int) -> StageCalls:
+        """One token, ids [1], through the depths until ``rule`` lets it go."""
+        here = np.array([at])
+        last = self._depths - 1
+        state = yield StageCall(PROLOGUE, 0, at, ids, here)
+        outcome = Outcome(-1, state[:, : self._first_carry].copy())
+        for depth in range(last):
+            state = yield from self._deeper(depth, state, here)
+            if len(state) > 1:  # tokens that had waited ran along
+                state = state[-1:]
+            deciding = perf_counter_ns()
+            logits = None
             if rule.reads_logits:
-                logits = yield StageCall("epilogue", final, here.item(), last, here)
-            outcome = Outcome(depth, last[:, :seen], logits, outcome)
-            if rule.leaves(outcome, self.heads):
+                logits = (yield StageCall(EPILOGUE, last, at, state, here)).copy()
+            outcome = Outcome(depth, state[:, : self._first_carry].copy(), logits, outcome)
+            leaves = rule.leaves(outcome, self.heads)
+            self.clock.decided(deciding)
+            if leaves:
+                yield from self.skipped.left(depth, state, at)
                 if logits is None:
-                    logits = yield StageCall("epilogue", final, here.item(), last, here)
-                if self.skipped_kv == "propagate":
-                    for waiting in self._waiting[depth:]:
-                        waiting.append((here.item(), last))
+                    logits = yield StageCall(EPILOGUE, last, at, state, here)
                 return logits, depth + 1
-        state = yield from self._run(final, state, here)
-        # The coda of those that waited saw their early states: once they are deep, it sees these.
-        deep = state if self._coda else state[-1:]
-        logits = yield self._read(deep, here.item() + 1 - len(deep))
-        return logits, final + 1
+        state = yield from self._deeper(last, state, here)
+        # The coda of those that waited saw their early states: now that they are deep, it sees these.
+        state = state if self._coda else state[-1:] if len(state) > 1 else state
+        positions = here if len(state) == 1 else tokens_from(at + 1 - len(state), len(state))
+        logits = yield StageCall(EPILOGUE, last, int(positions[0]), state, positions)
+        return logits, last + 1
 
-    def _run(self, depth: int, state: F32, here: I64) -> Generator[StageCall, F32, F32]:
-        """One depth, with all that waits for it in front: state [1, D] at ``here`` [1] → [n, D]."""
-        cached = int(here[0]) if self._shares else self.filled[depth]
-        if depth and self._waiting[depth - 1]:
-            together = self._take(depth)
-            if self._exact:
-                state = together  # the newest is ``state`` itself
-            else:
-                yield from self._fill(depth, together)
-                cached = self.filled[depth]
-        n = len(state)
-        positions = here if n == 1 else np.arange(cached, cached + n)
-        state = yield StageCall("block", depth, cached, state, positions)
-        self.filled[depth] += n
-        if self._exact and depth < self._depths - 1 and not self._never:
-            self._waiting[depth].append((positions[0].item(), state))
+    def _deeper(self, depth: int, state: F32, here: I64) -> Generator[StageCall, F32, F32]:
+        """One depth for state [1, D] of the token at ``here`` [1], behind all that wait for it → [n, D]."""
+        positions = here
+        if self.skipped.waiting[depth]:
+            state, positions = yield from self.skipped.join(depth, state, here)
+        state = yield from self.layout.block(depth, state, positions)
+        self.skipped.ran(depth, state, positions)
         return state
 
-    def _catch_up(self) -> Generator[StageCall, F32, None]:
-        """Run all that waits, or fill in its K and V, as ``EarlyExit.catch_up``."""
-        for depth in range(1, self._depths):
-            if not self._waiting[depth - 1]:
-                continue
-            state = self._take(depth)
-            if not self._exact:
-                yield from self._fill(depth, state)
-                continue
-            first = self.filled[depth]
-            state = yield StageCall("block", depth, first, state, np.arange(first, first + len(state)))
-            self.filled[depth] += len(state)
-            if depth < self._depths - 1:
-                self._waiting[depth].append((first, state))
-            elif self._coda:
-                yield self._read(state, self.cached - len(state))
+    def _routed(
+        self, router: Router, state: F32, positions: I64
+    ) -> Generator[StageCall, F32, tuple[F32, I64]]:
+        """state [n, D] of the tokens at ``positions`` through the depths that ``router`` sends each of them to.
 
-    def _fill(self, depth: int, state: F32) -> Generator[StageCall, F32, None]:
-        """K and V of ``depth`` for tokens that left with ``state`` [n, D] before it."""
-        first, n = self.filled[depth], len(state)
-        yield StageCall("fill", depth, first, state, np.arange(first, first + n))
-        self.filled[depth] += n
-
-    def _take(self, depth: int) -> F32:
-        """The states [n, D] that wait for ``depth``; none are left."""
-        waiting = self._waiting[depth - 1]
-        state = waiting[0][1] if len(waiting) == 1 else np.concatenate([state for _, state in waiting])
-        waiting.clear()
-        return state
-
-    def _full(self, depth: int) -> bool:
-        """Do as many wait for ``depth`` as may?"""
-        waiting = self._waiting[depth - 1]
-        return len(waiting) >= LIMIT or (self._exact and sum(len(state) for _, state in waiting) >= LIMIT)
-
-    def _routed(self, x: F32, positions: I64) -> Generator[StageCall, F32, int]:
-        """x [n, D] is brought to the loop's output in place, as in ``RoutedLoop`` → depths that the last one ran."""
-        router, rule = self._router, self.rule
-        assert router is not None
-        assert isinstance(rule, RoutingRule)
-        if router.routing.kind == "token":
-            choice, gates = router.token(rule, x)
-            h = x.copy()
-            for depth in range(int(choice.max()) + 1):
-                rows = np.flatnonzero(choice >= depth)
-                h[rows] = yield from self._rows(depth, h, rows, positions)
-            x += gates[:, None] * h
-            return int(choice[-1]) + 1
-        rows, ran = np.arange(len(x)), 0
-        for depth in range(rule.stop):
-            chosen, gates = router.expert(rule, depth, x[rows], len(x))
-            rows = rows[chosen]
-            if not len(rows) and (depth or not self._shares):
+        → the loop's output [n, D], depths run [n].
+        """
+        assert isinstance(self.rule, RoutingRule)
+        chunk = router.chunk(self.rule, state.copy(), self.clock)
+        for depth in range(self.rule.stop):
+            chosen = chunk.choose(depth)
+            calls = list(self.layout.row_calls(depth, chosen, len(state)))
+            if not calls:
                 break
-            out = yield from self._rows(depth, x, rows, positions)
-            x[rows] += gates[:, None] * out
-            ran += int(len(x) - 1 in rows)
-        return ran
+            out = np.empty((len(chosen), self.program.width), np.float32)
+            for call in calls:
+                found = yield from self.layout.block(depth, chunk.state[call.rows], positions[call.rows])
+                out[call.part] = found[call.kept]
+            chunk.update(out)
+        return chunk.output(), chunk.ran
 
-    def _rows(self, depth: int, x: F32, rows: I64, positions: I64) -> Generator[StageCall, F32, F32]:
-        """x [n, D] at ``positions`` [n]: its ``rows`` [k] through one depth → [k, D], as in ``RoutedLoop``."""
-        if not self._shares:
-            out = yield StageCall("block", depth, self.filled[depth], x[rows], positions[rows])
-            self.filled[depth] += len(rows)
-            return out
-        out = np.empty((len(rows), x.shape[1]), np.float32)
-        for call, part in shared_calls(depth, rows, len(x)):
-            found = yield StageCall("block", depth, int(positions[call.start]), x[call], positions[call])
-            out[part] = found[rows[part] - call.start]
-        return out
+    def rows_before(self, position: int) -> list[int]:
+        """By depth: how many rows of its slot are of tokens before ``position``."""
+        return self.layout.rows_before(position)
 
-    def _read(self, state: F32, first: int) -> StageCall:
-        positions = np.arange(first, first + len(state))
-        return StageCall("epilogue", self._depths - 1, first, state, positions)
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first ``tokens`` tokens, and what waits of them. UsageError when there are fewer."""
+        if not 0 <= tokens <= self.cached:
+            raise UsageError(f"cannot truncate {self.cached} cached tokens to {tokens}")
+        self.take_back(tokens, [])
+
+    def take_back(self, position: int, pending: list[StageCall]) -> None:
+        """The tokens from ``position`` on never were: forget their rows, and what they took along.
+
+        ``pending``: the calls that they asked for and will not get, the oldest token's first.
+        """
+        self.skipped.take_back(position, pending)
+        self.cached = min(self.cached, position)
+
+    def ran_elsewhere(self, cached: int) -> None:
+        """Another driver's calls brought the tokens before position ``cached`` through every depth."""
+        for depth in range(self._depths):
+            first = self.layout.filled[depth]
+            self.layout.wrote(depth, first, tokens_from(first, cached - first))
+        self.cached = cached
+
+    def snapshot(self) -> SequenceState:
+        """Its state now; later steps leave it as it is."""
+        return SequenceState(
+            self.cached,
+            tuple(self.filled),
+            tuple(tuple(waiting) for waiting in self.skipped.waiting),
+            tuple(np.array(held, np.int64) for held in self.layout.held),
+        )
+
+    def restore(self, state: SequenceState) -> None:
+        """Go on from ``state``, of a sequence of the same model under the same policy, whose rows the cache holds."""
+        self.cached = state.cached
+        self.layout.filled[:] = state.filled
+        self.skipped.waiting = [list(waiting) for waiting in state.waiting]
+        self.layout.held = [held.tolist() for held in state.held]
 
 
 def check_batched(program: Program, policy: Policy) -> None:

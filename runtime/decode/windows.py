@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engines.backend import F32, I64
+from ..engines.backend import F32, I64, Lanes
+from ..engines.kv import KVCache
+from ..errors import UsageError
 from .evaluation import loss
-from .loop import DepthLoop
+from .sequential import SequentialDecoder
 
 VisitDepths = Callable[[int, int, F32, F32, F32], None]
 """Called with (depth, index of the chunk's first token, state that entered the depth [S, D], state after it, logits
 [S, V] of that one); all are only lent."""
+Visit = Callable[[int, int, F32], None]
+"""Called with (depth, index of the chunk's first token, logits [S, V] of the state after that depth), only lent."""
 
 
 @dataclass(frozen=True)
@@ -25,42 +29,96 @@ class Perplexity:
     tokens: int
 
 
-def visit_depths(loop: DepthLoop, stream: I64, context: int, visit: VisitDepths) -> None:
-    """Run ``stream`` [S]; ``visit`` sees every depth of every chunk."""
-    before: list[F32] = []
+class DepthReader:
+    """Reads the state out after every depth, beside a decoder at full depth.
+
+    An exit has its own K and V in the epilogue's layers, so all the tokens that are cached must have come through here.
+    """
+
+    def __init__(self, decoder: SequentialDecoder) -> None:
+        self.decoder = decoder
+        self._depths = decoder.backend.program.depths
+        self._read = 0  # tokens of which every exit has K and V
+        self._caches: KVCache | None = None
+        if self._depths > 1:
+            # One sequence an exit. Only the epilogue's caches are ever touched, so only they take memory.
+            self._caches = decoder.backend.new_cache(self._depths - 1, decoder.capacity)
+
+    def run(self, ids: I64, visit: Visit) -> None:
+        """Run ids [S]; ``visit`` sees every depth of every chunk. Only one chunk's logits of one depth exist at a time.
+
+        UsageError when tokens were run that did not come through here.
+        """
+        decoder, outer = self.decoder, self.decoder.observe
+        if not decoder.cached:
+            self._read = 0
+        if self._read != decoder.cached:
+            raise UsageError(
+                f"{decoder.cached} tokens are cached, {self._read} of them with every exit; reset the decoder first"
+            )
+        ids = decoder.checked(ids)
+        at = 0
+
+        def observe(depth: int, state: F32) -> None:
+            if outer is not None:
+                outer(depth, state)
+            if depth < self._depths - 1:
+                visit(depth, at, self._logits(depth, state))
+
+        try:
+            decoder.observe = observe
+            while at < len(ids):
+                part = ids[at : at + decoder.chunk]
+                logits = decoder.prompt(part, "all")
+                visit(self._depths - 1, at, logits)
+                at += len(part)
+                self._read = decoder.cached
+        finally:
+            decoder.observe = outer
+
+    def _logits(self, depth: int, state: F32) -> F32:
+        """Of state [1, n, D] after ``depth``, of the tokens behind the cached ones → [n, V]."""
+        assert self._caches is not None
+        n = state.shape[1]
+        lanes = Lanes.single(depth, self._read, n, self._caches.slot("epilogue", depth, depth))
+        return self.decoder.backend.epilogue(state, np.arange(n), lanes, self._caches)
+
+
+def visit_depths(decoder: SequentialDecoder, stream: I64, context: int, visit: VisitDepths) -> None:
+    """Run ``stream`` [S] at full depth, in windows; ``visit`` sees every depth of every chunk."""
+    reader = DepthReader(decoder)
+    states: list[F32] = []  # before each depth, and after the last one
 
     def observe(depth: int, state: F32) -> None:
-        before.append(state[0].copy())
+        if depth == 0:
+            assert decoder.entered is not None
+            states[:] = [decoder.entered[0].copy()]
+        states.append(state[0].copy())
 
-    loop.observe = observe
+    decoder.observe = observe
     try:
         for window in range(0, len(stream), context):
-            loop.reset()
-            end = min(window + context, len(stream))
-            for at in range(window, end, loop.chunk):
-                part = stream[at : min(at + loop.chunk, end)]
+            decoder.reset()
 
-                def seen(depth: int, first: int, logits: F32, at: int = at) -> None:
-                    assert loop.entered is not None
-                    entered = before[depth - 1] if depth else loop.entered[0]
-                    visit(depth, at, entered, before[depth], logits)
+            def seen(depth: int, first: int, logits: F32, window: int = window) -> None:
+                visit(depth, window + first, states[depth], states[depth + 1], logits)
 
-                before.clear()
-                loop.forward_exits(part, seen)
+            reader.run(stream[window : window + context], seen)
     finally:
-        loop.observe = None
+        decoder.observe = None
 
 
-def perplexity(loop: DepthLoop, stream: I64, context: int) -> Perplexity:
+def perplexity(decoder: SequentialDecoder, stream: I64, context: int) -> Perplexity:
     """Of ``stream`` [S], S ≥ 2: every token but the first is predicted once, from those before it in its window."""
-    total = np.zeros(loop.backend.program.depths)
+    reader = DepthReader(decoder)
+    total = np.zeros(decoder.backend.program.depths)
     for start in range(0, len(stream) - 1, context):
         targets = stream[start + 1 : start + 1 + context]
 
         def visit(depth: int, first: int, logits: F32, targets: I64 = targets) -> None:
             total[depth] += loss(logits, targets[first : first + len(logits)])
 
-        loop.reset()
-        loop.forward_exits(stream[start : start + len(targets)], visit)
+        decoder.reset()
+        reader.run(stream[start : start + len(targets)], visit)
     per_depth = tuple(float(p) for p in np.exp(total / (len(stream) - 1)))
     return Perplexity(per_depth[-1], per_depth, len(stream) - 1)

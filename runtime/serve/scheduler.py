@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..decode.sequence import StageCall
+from ..decode.stage_call import StageCall
 from ..engines.backend import F32, Backend
 from ..engines.kv import KVCache
 from ..engines.packed import PackedLanes

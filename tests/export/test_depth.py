@@ -15,6 +15,7 @@ from msgspec import json
 from safetensors.numpy import load_file
 
 from edgeloop.export.families.llama_program import spec_of
+from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
 
@@ -113,26 +114,23 @@ def test_exact_brings_a_deep_token_what_full_depth_would(opened: Callable[..., S
     """Rules that let most tokens leave, and the last one not: it must not notice."""
     full = opened("edgeloop").logits(IDS)
     session = opened("edgeloop", exit="depth:1", skipped_kv="exact")
-    from edgeloop.runtime.decode.early import EarlyExit
-    from edgeloop.runtime.decode.exits import ExitRule
-
-    loop = session._start(len(IDS))
-    early = EarlyExit(loop, ExitRule("depth", 1), {}, "exact")
+    decoder = session._start(len(IDS))
     for token in IDS[:-1]:
-        assert early.step(int(token))[1] == 1
-    assert loop.filled[0] > loop.filled[1]
-    early.rule = ExitRule("never", loop.backend.program.depths)
-    logits, depth = early.step(int(IDS[-1]))
-    assert depth == loop.backend.program.depths
+        decoder.step(int(token))
+        assert decoder.depth == 1
+    assert decoder.filled[0] > decoder.filled[1]
+    decoder.sequence.rule = ExitRule("depth", session.program.depths)
+    logits = decoder.step(int(IDS[-1]))
+    assert decoder.depth == session.program.depths
     np.testing.assert_allclose(logits[0], full[-1], atol=2e-5)
-    assert set(loop.filled) == {len(IDS)}
+    assert set(decoder.filled) == {len(IDS)}
 
 
 def test_waiting_states_are_bounded(opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody goes deep for long, those that wait run by themselves; nothing else changes."""
     session = opened("mor-norms", exit="depth:1", skipped_kv="exact")
     assert session.evaluate(IDS).block_share == pytest.approx(1 / 3)
-    monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 5)
+    monkeypatch.setattr("edgeloop.runtime.decode.skipped_kv.LIMIT", 5)
     bounded = opened("mor-norms", exit="depth:1", skipped_kv="exact").evaluate(IDS)
     assert bounded.block_share > 0.9
     assert bounded.mean_depth == 1
@@ -142,25 +140,20 @@ def test_those_that_wait_at_two_depths_go_deep_together(
     opened: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Almost as many as may wait at each of two depths, then a deep token: all of them run the last depth at once."""
-    monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", 16)
+    monkeypatch.setattr("edgeloop.runtime.decode.skipped_kv.LIMIT", 16)
     ids = IDS[:31]
     full = opened("edgeloop").logits(ids)
     session = opened("edgeloop", exit="depth:1", skipped_kv="exact")
-    from edgeloop.runtime.decode.early import EarlyExit
-    from edgeloop.runtime.decode.exits import ExitRule
-
-    loop = session._start(len(ids))
-    depths = loop.backend.program.depths
+    decoder, depths = session._start(len(ids)), session.program.depths
     assert depths > 2
-    early = EarlyExit(loop, ExitRule("depth", 2), {}, "exact")
     for i, token in enumerate(ids[:-1]):
-        early.rule = ExitRule("depth", 2 if i < 15 else 1)
-        early.step(int(token))
-    assert (loop.filled[1], loop.filled[2]) == (15, 0)
-    early.rule = ExitRule("never", depths)
-    logits, _ = early.step(int(ids[-1]))
+        decoder.sequence.rule = ExitRule("depth", 2 if i < 15 else 1)
+        decoder.step(int(token))
+    assert (decoder.filled[1], decoder.filled[2]) == (15, 0)
+    decoder.sequence.rule = ExitRule("depth", depths)
+    logits = decoder.step(int(ids[-1]))
     np.testing.assert_allclose(logits[0], full[-1], atol=2e-5)
-    assert set(loop.filled) == {len(ids)}
+    assert set(decoder.filled) == {len(ids)}
 
 
 def test_what_left_is_filled_in_when_a_deep_token_comes(
@@ -168,21 +161,17 @@ def test_what_left_is_filled_in_when_a_deep_token_comes(
 ) -> None:
     """One call for all that left, and the K and V are those of one call for each of them."""
     session = opened("edgeloop", exit="depth:1", skipped_kv="propagate")
-    from edgeloop.runtime.decode.early import EarlyExit
-    from edgeloop.runtime.decode.exits import ExitRule
-
     found = []
     for limit in (64, 1):  # 1: nobody waits
-        monkeypatch.setattr("edgeloop.runtime.decode.early.LIMIT", limit)
-        loop = session._start(len(IDS))
-        early = EarlyExit(loop, ExitRule("depth", 1), {}, "propagate")
+        monkeypatch.setattr("edgeloop.runtime.decode.skipped_kv.LIMIT", limit)
+        decoder = session._start(len(IDS))
         for token in IDS[:-1]:
-            early.step(int(token))
-        behind = loop.filled[-1]
-        early.rule = ExitRule("never", loop.backend.program.depths)
-        found.append(early.step(int(IDS[-1]))[0].copy())
-        assert set(loop.filled) == {len(IDS)}
-        assert behind == (0 if limit == 64 else len(IDS) - 1)
+            decoder.step(int(token))
+        behind = decoder.filled[-1]
+        decoder.sequence.rule = ExitRule("depth", session.program.depths)
+        found.append(decoder.step(int(IDS[-1])).copy())
+        assert set(decoder.filled) == {len(IDS)}
+        assert behind == (0 if limit == 64 else len(IDS) - 2)  # the newest is filled in by the next
     np.testing.assert_allclose(found[0], found[1], atol=2e-5)
 
 

@@ -11,10 +11,9 @@ import pytest
 from edgeloop.export.bounds import MARGIN, difference
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
-from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipeline import Pipeline
-from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.decode.sampling import SamplingOptions
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32, I64
 from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.session import Session
@@ -71,19 +70,18 @@ def test_quantized(exported: Exported, kind: str, quant: str) -> None:
     assert parity.bound is not None
     random = np.random.default_rng(0)
     for plan in PLANS:
-        loops = [DepthLoop(backend, backend.new_cache(1, 40)) for _ in range(2)]
+        loops = [SequentialDecoder(backend, backend.new_cache(1, 40)) for _ in range(2)]
 
         def draft(logits: F32, history: I64, position: int) -> int:
             return int((logits.argmax() + random.integers(2)) % len(logits))  # some right, some wrong
 
-        policy = choose_policy(bundle.program, {}, {})
-        pipeline = Pipeline(loops[1], policy, {}, draft, FixedPlan(bundle.program.depths, plan))
-        wanted = loops[0].forward(np.array(PROMPT)).copy()
-        loops[1].forward(np.array(PROMPT))
+        pipeline = Pipeline(loops[1], draft, FixedPlan(bundle.program.depths, plan))
+        wanted = loops[0].prompt(np.array(PROMPT)).copy()
+        loops[1].prompt(np.array(PROMPT))
         pipeline.begin(np.array(PROMPT))
         while loops[0].cached < loops[0].capacity:
             token = np.array([int(wanted[-1].argmax())])
-            wanted = loops[0].forward(token).copy()
+            wanted = loops[0].prompt(token).copy()
             assert difference(pipeline.step(int(token[0])), wanted) <= parity.bound / MARGIN
         assert loops[1].clock.acceptance not in (None, 0, 1)
 

@@ -16,7 +16,6 @@ from editing import edit, edit_weights, read
 from safetensors.numpy import load_file
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.checks import problems
@@ -44,8 +43,8 @@ def decoded(session: Session, ids: npt.NDArray[np.int64]) -> F32:
     """Logits [S, V] as the authors' cached decode makes them: a prompt of nine tokens, then one by one."""
     with session:
         loop = session._start(len(ids))
-        parts = [loop.forward(ids[:9], "all").copy()]
-        parts += [loop.forward(ids[i : i + 1]).copy() for i in range(9, len(ids))]
+        parts = [loop.prompt(ids[:9], "all").copy()]
+        parts += [loop.prompt(ids[i : i + 1]).copy() for i in range(9, len(ids))]
     return np.concatenate(parts)
 
 
@@ -86,13 +85,13 @@ def test_the_authors_decode_with_a_depth_for_each_token(
 ) -> None:
     """What a token sees of one that stopped earlier is of the last depth that it ran."""
     ids, depths = authors["input_ids"], (5, 2, 3, 1, 5)
-    with Session.open(exported(NAME), engine=engine) as session:
+    with Session.open(exported(NAME), engine=engine, exit="depth:5", skipped_kv="latest") as session:
         loop = session._start(len(ids))
-        parts, ran = [loop.forward(ids[:9], "all").copy()], []
+        parts, ran = [loop.prompt(ids[:9], "all").copy()], []
         for token, depth in zip(ids[9:], depths, strict=True):
-            step = EarlyExit(loop, ExitRule("depth", depth), {}, "latest").step(int(token))
-            parts.append(step[0].copy())
-            ran.append(step[1])
+            loop.sequence.rule = ExitRule("depth", depth)
+            parts.append(loop.step(int(token)).copy())
+            ran.append(loop.depth)
     assert tuple(ran) == depths
     np.testing.assert_allclose(np.concatenate(parts), authors[f"logits_vardepth_5-2-3-1-5_{name}"], atol=2e-5)
 

@@ -22,7 +22,7 @@ from edgeloop.export.target import Job
 from edgeloop.export.targets.onnx.target import OnnxTarget
 from edgeloop.export.weights import tensor_spans
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32, Backend, Lanes
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.onnx.engine import OnnxBackend
@@ -83,10 +83,12 @@ def run(backend: Backend, pieces: list[int], slots: int | None = None) -> tuple[
     """The states after each depth, the logits, and the caches, for IDS in ``pieces``."""
     states: list[list[F32]] = [[] for _ in range(backend.program.depths)]
     cache = backend.new_cache(1, len(IDS), slots)
-    loop = DepthLoop(backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
+    loop = SequentialDecoder(
+        backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
+    )
     start, logits = 0, []
     for size in pieces:
-        logits.append(loop.forward(IDS[start : start + size], rows="all").copy())
+        logits.append(loop.prompt(IDS[start : start + size], rows="all").copy())
         start += size
     return [np.concatenate(s) for s in states], np.concatenate(logits), cache
 
@@ -198,9 +200,9 @@ def test_the_authors_logits_with_shared_keys_and_values(
     assert not near(reference["logits_use_cache_False"][0].numpy(), wanted, 1e-2)
     for pieces in ([14], [9, 1, 1, 1, 1, 1], [3, 11]):
         backend, start = model.engines[engine], 0
-        loop = DepthLoop(backend, backend.new_cache(1, 14))
+        loop = SequentialDecoder(backend, backend.new_cache(1, 14))
         for size in pieces:
-            found = loop.forward(ids[start : start + size], rows="all")
+            found = loop.prompt(ids[start : start + size], rows="all")
             assert np.abs(found - wanted[start : start + size]).max() <= 2e-5
             start += size
 

@@ -28,7 +28,7 @@ from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.transform import sharing_kv
@@ -63,8 +63,8 @@ def full_depth(reading: Reading, path: Path, quant: str = "none") -> np.ndarray:
     write_weights(reading, recipe, path)
     model = reference_engine(reading.program, path, recipe)
     return (
-        DepthLoop(model, model.new_cache(1, len(IDS)))
-        .forward(IDS % reading.program.vocab_size, rows="all")
+        SequentialDecoder(model, model.new_cache(1, len(IDS)))
+        .prompt(IDS % reading.program.vocab_size, rows="all")
         .copy()
     )
 

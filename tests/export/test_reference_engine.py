@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import KINDS
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32, Lanes
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
@@ -24,8 +24,8 @@ IDS = np.random.default_rng(3).integers(0, 320, 19)
 
 
 def run(oracle: ReferenceBackend, ids: np.ndarray, chunk: int = 128) -> F32:
-    loop = DepthLoop(oracle, oracle.new_cache(1, len(ids)), chunk=chunk)
-    return loop.forward(ids, rows="all").copy()
+    loop = SequentialDecoder(oracle, oracle.new_cache(1, len(ids)), chunk=chunk)
+    return loop.prompt(ids, rows="all").copy()
 
 
 def difference(found: F32, wanted: torch.Tensor) -> float:
@@ -63,9 +63,9 @@ def test_quantized(
 def test_prompt_and_single_tokens_equal_one_pass(oracle: Oracles, kind: str) -> None:
     model = oracle(kind)
     whole = run(model, IDS)
-    loop = DepthLoop(model, model.new_cache(2, 32), sequence=1)
-    parts = [loop.forward(IDS[:11], rows="all").copy()]
-    parts += [loop.forward(IDS[i : i + 1]).copy() for i in range(11, len(IDS))]
+    loop = SequentialDecoder(model, model.new_cache(2, 32), cache_sequence=1)
+    parts = [loop.prompt(IDS[:11], rows="all").copy()]
+    parts += [loop.prompt(IDS[i : i + 1]).copy() for i in range(11, len(IDS))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 

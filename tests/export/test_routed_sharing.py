@@ -13,8 +13,9 @@ import routed_forward
 import torch
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.decode.routed import RoutedLoop
-from edgeloop.runtime.decode.routing import RoutingRule, parse_routing, shared_calls
+from edgeloop.runtime.decode.kv_layout import SharedSlot
+from edgeloop.runtime.decode.routing import RoutingRule
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.transform import sharing_kv
 from edgeloop.runtime.session import Session
@@ -47,14 +48,18 @@ def opened(exported: Callable[..., Path]) -> Iterator[Callable[[str, str], Sessi
         session.close()
 
 
-def routed(session: Session, rule: str) -> RoutedLoop:
-    return RoutedLoop(session._start(len(IDS)), parse_routing(rule, session.program), session.heads)
+def routed(session: Session, rule: str) -> SequentialDecoder:
+    decoder = session._start(len(IDS))
+    decoder.restart(session.choose(rule))
+    return decoder
 
 
-def run(walk: RoutedLoop, pieces: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def run(
+    decoder: SequentialDecoder, pieces: list[int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Logits [S, V] and the depths [S] that the tokens ran, piece by piece."""
     ends = np.cumsum(pieces)[:-1]
-    found = [walk.forward(part, "all") for part in np.split(IDS[: sum(pieces)], ends)]
+    found = [(decoder.prompt(part, "all").copy(), decoder.ran) for part in np.split(IDS[: sum(pieces)], ends)]
     return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
 
@@ -71,7 +76,7 @@ def test_it_is_the_authors_forward(
     riders: int,
     engine: str,
 ) -> None:
-    monkeypatch.setattr("edgeloop.runtime.decode.routing.RIDERS", riders)
+    monkeypatch.setattr("edgeloop.runtime.decode.kv_layout.RIDERS", riders)
     wanted, ran = routed_forward.logits(reading(kind), torch.from_numpy(IDS), RULES[kind, rule])
     depths = np.bincount(np.concatenate(ran), minlength=len(IDS))
     assert len(set(depths.tolist())) == (4 if "expert" in kind else 3)  # some go nowhere, some everywhere
@@ -91,12 +96,12 @@ def test_sharing_matters(reading: Callable[[str], Reading]) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["mor-expert-shared", "mor-token-shared"])
 def test_tokens_are_taken_back(opened: Callable[[str, str], Session], kind: str, engine: str) -> None:
-    """The slot holds every token at its position, so it can be truncated, which slots of chosen tokens cannot."""
-    walk = routed(opened(kind, engine), "router")
-    wanted, _ = run(walk, [40])
-    assert set(walk.loop.filled) == {40}
-    walk.loop.truncate(21)
-    again, _ = walk.forward(IDS[21:], "all")
+    """The slot holds every token at its position."""
+    decoder = routed(opened(kind, engine), "router")
+    wanted, _ = run(decoder, [40])
+    assert set(decoder.filled) == {40}
+    decoder.truncate(21)
+    again = decoder.prompt(IDS[21:], "all")
     np.testing.assert_allclose(again, wanted[21:], atol=2e-5)
 
 
@@ -115,25 +120,33 @@ def test_a_session_of_it(opened: Callable[[str, str], Session], exported: Callab
 
 
 def test_calls_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeloop.runtime.decode.routing.RIDERS", 1)
+    monkeypatch.setattr("edgeloop.runtime.decode.kv_layout.RIDERS", 1)
     rows = np.array([1, 2, 4, 7, 8, 12])
-    calls = [(call.start, call.stop, rows[part].tolist()) for call, part in shared_calls(1, rows, 20)]
-    assert calls == [(1, 5, [1, 2, 4]), (7, 9, [7, 8]), (12, 13, [12])]
-    assert [(c.start, c.stop) for c, _ in shared_calls(0, rows[:0], 20)] == [(0, 20)]
-    assert list(shared_calls(1, rows[:0], 20)) == []
+    layout = SharedSlot(2)
+    calls = [
+        (call.rows, call.kept.tolist(), rows[call.part].tolist()) for call in layout.row_calls(1, rows, 20)
+    ]
+    assert calls == [
+        (slice(1, 5), [0, 1, 3], [1, 2, 4]),
+        (slice(7, 9), [0, 1], [7, 8]),
+        (slice(12, 13), [0], [12]),
+    ]
+    assert [call.rows for call in layout.row_calls(0, rows[:0], 20)] == [slice(0, 20)]
+    assert list(layout.row_calls(1, rows[:0], 20)) == []
 
 
 def test_who_runs_no_depth_is_seen_all_the_same(opened: Callable[[str, str], Session]) -> None:
     """The K and V of depth 0 are those of everybody, whomever the router lets go on."""
-    walk = routed(opened("mor-expert-shared", "reference"), "router")
+    decoder = routed(opened("mor-expert-shared", "reference"), "router")
+    depths = decoder.backend.program.depths
     made = []
     for threshold in (1.0, 0.0):
-        walk.loop.reset()
-        walk.rule = RoutingRule("router", walk.router.depths, threshold=threshold)
-        _, depths = walk.forward(IDS)
-        assert set(depths.tolist()) == {0 if threshold else walk.router.depths}
+        decoder.reset()
+        decoder.sequence.rule = RoutingRule("router", depths, threshold=threshold)
+        decoder.prompt(IDS)
+        assert set(decoder.ran.tolist()) == {0 if threshold else depths}
         made.append(
-            np.stack([array[0, :, : len(IDS)] for pair in walk.loop.cache.stages["block"] for array in pair])
+            np.stack([array[0, :, : len(IDS)] for pair in decoder.cache.stages["block"] for array in pair])
         )
     np.testing.assert_array_equal(made[0], made[1])
     assert np.abs(made[0]).max(axis=-1).min() > 0

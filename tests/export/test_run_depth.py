@@ -124,7 +124,7 @@ def test_cached_decode_at_another_depth_is_the_full_forward(bundle: Path) -> Non
     with Session.open(bundle, depth=8) as session:
         wanted = session.logits(IDS)
         loop = session._start(len(IDS))
-        found = [loop.forward(IDS[i : i + 1]).copy() for i in range(len(IDS))]
+        found = [loop.prompt(IDS[i : i + 1]).copy() for i in range(len(IDS))]
     np.testing.assert_allclose(np.concatenate(found), wanted, atol=2e-5)
 
 
@@ -151,7 +151,7 @@ def test_an_exit_sees_the_state_and_no_other_carry(bundle: Path) -> None:
         scores = collect(session, IDS.tolist(), ["latent"]).scores["latent"]
         loop = session._start(len(IDS))
         loop.observe = lambda depth, state: states.append(state[0, :, :64].copy())
-        loop.forward(IDS)
+        loop.prompt(IDS)
     before = [np.zeros_like(states[0]), *states]
     moved = [
         np.linalg.norm(b - a, axis=1) / np.linalg.norm(b, axis=1)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ....runtime.bundle.manifest import Parity
-from ....runtime.decode.loop import DepthLoop
+from ....runtime.decode.sequential import SequentialDecoder
 from ....runtime.engines.backend import F32, I64, Lanes
 from ....runtime.engines.coreml.interpreter import Interpreter
 from ....runtime.engines.kv import KVCache
@@ -134,8 +134,10 @@ def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
     cache = reference.new_cache(1, total + 1)
-    loop = DepthLoop(reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy()))
-    logits = loop.forward(ids, rows="all")
+    loop = SequentialDecoder(
+        reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
+    )
+    logits = loop.prompt(ids, rows="all")
     return Wanted(
         ids, types, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ....quant.recipe import Recipe
 from ....runtime.bundle import manifest
-from ....runtime.decode.loop import DepthLoop
+from ....runtime.decode.sequential import SequentialDecoder
 from ....runtime.engines.backend import F32
 from ....runtime.engines.executorch.flat import Flat as FlatDetails
 from ....runtime.engines.reference.engine import ReferenceBackend
@@ -129,8 +129,8 @@ def check_parity(
     parts = [part for part in np.split(ids, ends) if len(part)]
 
     def run(engine: ReferenceBackend) -> list[F32]:
-        loop = DepthLoop(engine, engine.new_cache(1, capacity))
-        return [loop.forward(part)[0].copy() for part in parts]
+        loop = SequentialDecoder(engine, engine.new_cache(1, capacity))
+        return [loop.prompt(part)[0].copy() for part in parts]
 
     reference = reference.with_activations(activations)
     wanted = run(reference)

@@ -19,7 +19,7 @@ from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, read_checkpoint, unused
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.facts import Run, runs
@@ -81,9 +81,9 @@ def full(session: Session, ids: torch.Tensor) -> F32:
 
 def token_by_token(session: Session, ids: torch.Tensor) -> F32:
     """Nine tokens at once, then one by one."""
-    loop = DepthLoop(session.backend, session.backend.new_cache(1, len(ids)))
-    head = loop.forward(ids[:9].numpy(), "all").copy()
-    return np.concatenate([head, *(loop.forward(ids[i : i + 1].numpy()).copy() for i in range(9, len(ids)))])
+    loop = SequentialDecoder(session.backend, session.backend.new_cache(1, len(ids)))
+    head = loop.prompt(ids[:9].numpy(), "all").copy()
+    return np.concatenate([head, *(loop.prompt(ids[i : i + 1].numpy()).copy() for i in range(9, len(ids)))])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -106,9 +106,9 @@ def test_every_recursion_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tens
     bundle, reference = pythia
     states: list[F32] = []
     with Session.open(bundle, engine=engine) as session:
-        loop = DepthLoop(session.backend, session.backend.new_cache(1, 20))
+        loop = SequentialDecoder(session.backend, session.backend.new_cache(1, 20))
         loop.observe = lambda depth, state: states.append(state[0].copy())
-        loop.forward(reference["input_ids"][0].numpy(), "all")
+        loop.prompt(reference["input_ids"][0].numpy(), "all")
         weights = StoredWeights(
             session.program.weights, read_tensors(session.bundle.path("onnx/weights.safetensors")), 0
         )

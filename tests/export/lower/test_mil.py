@@ -24,7 +24,7 @@ from edgeloop.export.targets.coreml.target import CoremlTarget, describe
 from edgeloop.export.targets.coreml.target import halved as halved_weights
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import manifest
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.coreml.engine import CoremlBackend
 from edgeloop.runtime.engines.coreml.interpreter import Interpreter, read_model
@@ -165,8 +165,8 @@ def test_a_text_that_is_read_at_once(tmp_path: Path) -> None:
         for depth in range(3):
             state = engine.block(state, lanes.at(depth, 0), cache)
         found.append(engine.epilogue(state, np.array([0, 4, 5, 7]), lanes, cache))
-        loop = DepthLoop(engine, engine.new_cache(1, 8))
-        np.testing.assert_allclose(loop.forward(ids[0]), found[-1][1:2], atol=1e-5)
+        loop = SequentialDecoder(engine, engine.new_cache(1, 8))
+        np.testing.assert_allclose(loop.prompt(ids[0]), found[-1][1:2], atol=1e-5)
     np.testing.assert_allclose(*found, atol=1e-5)
     behind = Lanes(np.zeros(1), np.ones(1), np.ones(1), np.ones((1, 1)))
     with pytest.raises(

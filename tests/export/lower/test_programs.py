@@ -17,7 +17,7 @@ from edgeloop.export.lower.onnx import check, write_graphs
 from edgeloop.export.reference import reference_engine
 from edgeloop.export.targets.onnx.target import check_parity
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes, can_fill
 from edgeloop.runtime.engines.onnx.engine import OnnxBackend, graph_name
 from edgeloop.runtime.engines.packed import PackedLanes
@@ -97,9 +97,9 @@ def test_the_engine_runs_them(tmp_path: Path, name: str) -> None:
     model = made(PROGRAMS[name])
     stored = Stored.open(write(model.stored, tmp_path), 0)
     backend = OnnxBackend(model.program, write_graphs(model.program, stored, fill=True))
-    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    loop = SequentialDecoder(backend, backend.new_cache(1, 16))
     for part in (IDS[:3], IDS[3:7], IDS[7:]):
-        found = loop.forward(np.array(part), rows="all")
+        found = loop.prompt(np.array(part), rows="all")
         np.testing.assert_allclose(found, model.run(part), rtol=1e-4, atol=1e-4)
     if model.program.depths == 1:
         return

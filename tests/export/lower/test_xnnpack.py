@@ -20,7 +20,7 @@ from edgeloop.export.target import Job
 from edgeloop.export.weights import WeightsWriter
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle import manifest
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes, can_fill
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ExportError, UsageError
@@ -116,12 +116,14 @@ def test_pieces_are_the_whole(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("nothing is cached")
     made = MADE[name]()
     stored = random_tensors(made.weights)
-    whole = DepthLoop(ReferenceBackend(made, stored, 0), ReferenceBackend(made, stored, 0).new_cache(1, 16))
-    wanted = whole.forward(IDS, rows="all")
+    whole = SequentialDecoder(
+        ReferenceBackend(made, stored, 0), ReferenceBackend(made, stored, 0).new_cache(1, 16)
+    )
+    wanted = whole.prompt(IDS, rows="all")
     backend = opened(made, stored, tmp_path, monkeypatch)
-    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    loop = SequentialDecoder(backend, backend.new_cache(1, 16))
     found = [
-        loop.forward(part, rows="all").copy() for part in (IDS[:5], IDS[5:6], IDS[6:8], IDS[8:9], IDS[9:])
+        loop.prompt(part, rows="all").copy() for part in (IDS[:5], IDS[5:6], IDS[6:8], IDS[8:9], IDS[9:])
     ]
     np.testing.assert_allclose(np.concatenate(found), wanted, atol=1e-4)
 

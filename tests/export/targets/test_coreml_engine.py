@@ -15,9 +15,9 @@ from edgeloop.export.bounds import difference
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.parity import trace
 from edgeloop.runtime.bundle.folder import Bundle
-from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import ExitRule
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.policy import choose_policy
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.coreml.engine import CoremlBackend, why_not
 from edgeloop.runtime.engines.coreml.interpreter import Interpreter
@@ -45,7 +45,7 @@ def test_it_computes_what_the_modules_compute(
 ) -> None:
     ids = np.arange(9, dtype=np.int64) * 7
     found, wanted = (
-        DepthLoop(engine, engine.new_cache(1, 10)).forward(ids, rows="all")
+        SequentialDecoder(engine, engine.new_cache(1, 10)).prompt(ids, rows="all")
         for engine in (backend, oracle("mor-middle-cycle", "int4"))
     )
     assert difference(found, wanted) < 1e-3  # norms and RoPE are float16 numbers in the package
@@ -72,59 +72,62 @@ def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> 
     runner = Counted(Interpreter(bundle.folder / package.path, rounding=False))
     engine = CoremlBackend(bundle.program, package, runner)
     ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, 40)
-    chunked, single = (DepthLoop(engine, engine.new_cache(1, 44), chunk=35) for _ in range(2))
-    found = [chunked.forward(ids).copy(), chunked.forward(ids[:1]).copy()]
+    chunked, single = (SequentialDecoder(engine, engine.new_cache(1, 44), chunk=35) for _ in range(2))
+    found = [chunked.prompt(ids).copy(), chunked.prompt(ids[:1]).copy()]
     # 35 tokens in 3 chunks, none of which wants logits, then 5 in one; then a token by itself.
     assert (runner.calls["prefill"], runner.calls["head"], runner.calls["embed"]) == (4, 2, 1)
-    wanted = [single.forward(ids[i : i + 1]) for i in range(40)][-1:]
-    wanted.append(single.forward(ids[:1]))
+    wanted = [single.prompt(ids[i : i + 1]) for i in range(40)][-1:]
+    wanted.append(single.prompt(ids[:1]))
     assert runner.calls["prefill"] == 4
     for f, w in zip(found, wanted, strict=True):
         assert difference(f, w) < 1e-5
     chunked.truncate(20) if bundle.program.window is None else chunked.reset()
-    chunked.forward(ids[chunked.cached :], None)
-    assert difference(chunked.forward(ids[:1]), wanted[1]) < 1e-5
+    chunked.prompt(ids[chunked.cached :], None)
+    assert difference(chunked.prompt(ids[:1]), wanted[1]) < 1e-5
 
 
 def test_whoever_looks_between_the_stages_gets_them_one_by_one(backend: CoremlBackend) -> None:
     ids, seen = np.arange(9, dtype=np.int64) * 7, []
-    loop = DepthLoop(backend, backend.new_cache(1, 10), observe=lambda depth, state: seen.append(depth))
-    staged = loop.forward(ids).copy()
+    loop = SequentialDecoder(
+        backend, backend.new_cache(1, 10), observe=lambda depth, state: seen.append(depth)
+    )
+    staged = loop.prompt(ids).copy()
     assert seen == [0, 1, 2]
-    assert difference(DepthLoop(backend, backend.new_cache(1, 10)).forward(ids), staged) < 1e-5
+    assert difference(SequentialDecoder(backend, backend.new_cache(1, 10)).prompt(ids), staged) < 1e-5
 
 
 def test_left_tokens_are_filled_in(backend: CoremlBackend, oracle: Callable[..., ReferenceBackend]) -> None:
     # Token 1 leaves after depth 0; token 2 goes to the end and sees what was filled in for it.
     results = []
     for engine in (backend, oracle("mor-middle-cycle", "int4")):
-        loop = DepthLoop(engine, engine.new_cache(1, 8))
-        loop.forward(np.array([3]))
-        state = loop.at_depth(0, loop.enter(np.array([5])))
-        left = state.copy()
-        loop.cached += 1
-        for depth in (1, 2):
-            loop.fill_in(depth, left)
-        results.append(loop.forward(np.array([8])).copy())
+        policy = choose_policy(engine.program, {}, {}, "depth:1", "propagate")
+        loop = SequentialDecoder(engine, engine.new_cache(1, 8), policy)
+        loop.prompt(np.array([3]))
+        loop.step(5)
+        loop.sequence.rule = ExitRule("depth", 3)
+        results.append(loop.step(8).copy())
+        assert loop.filled == [3, 3, 3]
     assert difference(*results) < 1e-3
 
 
 def test_rows_are_in_the_states(backend: CoremlBackend) -> None:
     """A sequence that was copied goes on as the other one does, and a token's rows go to deeper depths."""
     ids = np.random.default_rng(0).integers(0, backend.program.vocab_size, 20)
-    one, two = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
-    one.forward(ids)
+    one, two = (SequentialDecoder(backend, backend.new_cache(1, 24)) for _ in range(2))
+    one.prompt(ids)
     two.cache.copy_sequence(0, one.cache, 0, one.cached, one.filled)
-    two.cached, two.filled = one.cached, list(one.filled)
+    two.sequence.restore(one.sequence.snapshot())
     assert two.cache.nbytes == one.cache.nbytes > one.cache.used_bytes(20, [20] * 3) > 0
-    np.testing.assert_array_equal(one.forward(ids[:1]).copy(), two.forward(ids[:1]))
-    two.forward(ids[:2], None)  # and neither writes into the other's states
+    np.testing.assert_array_equal(one.prompt(ids[:1]).copy(), two.prompt(ids[:1]))
+    two.prompt(ids[:2], None)  # and neither writes into the other's states
     one.truncate(15)
-    wanted = DepthLoop(backend, backend.new_cache(1, 24))
-    wanted.forward(ids[:15], None)
-    np.testing.assert_array_equal(one.forward(ids[15:16]).copy(), wanted.forward(ids[15:16]))
-    exits = EarlyExit(one, ExitRule("depth", 1), {}, "latest")
-    exits.step(int(ids[16]))
+    wanted = SequentialDecoder(backend, backend.new_cache(1, 24))
+    wanted.prompt(ids[:15], None)
+    np.testing.assert_array_equal(one.prompt(ids[15:16]).copy(), wanted.prompt(ids[15:16]))
+    state = one.sequence.snapshot()
+    one.restart(choose_policy(backend.program, {}, {}, "depth:1", "latest"))
+    one.sequence.restore(state)
+    one.step(int(ids[16]))
     own, *deeper = (one.cache.read_rows("block", depth, 16, 1) for depth in range(3))
     for rows in deeper:
         np.testing.assert_array_equal(np.array(rows), np.array(own))
@@ -155,7 +158,7 @@ def test_the_interpreter_is_an_engine(
         found = session.logits(ids)
         assert session.backend.name == "coreml-reference"
     modules = oracle("mor-middle-cycle", "int4")
-    wanted = DepthLoop(modules, modules.new_cache(1, 20)).forward(ids, "all")
+    wanted = SequentialDecoder(modules, modules.new_cache(1, 20)).prompt(ids, "all")
     assert 1e-5 < difference(found, wanted) < 5e-3  # float16
     with pytest.raises(
         UsageError,

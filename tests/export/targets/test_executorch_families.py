@@ -16,7 +16,7 @@ from edgeloop.export.bounds import EXACT
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
 from edgeloop.runtime.bundle.folder import Bundle
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 
 pytest.importorskip("executorch")
 from edgeloop.export.targets.executorch.flat_program import FlatProgram
@@ -59,9 +59,9 @@ def authors(checkpoint: Callable[[str], Path]) -> Callable[[str], dict[str, npt.
 
 def decoded(session: Session, ids: npt.NDArray[np.int64]) -> F32:
     """Nine tokens at once, then one by one."""
-    loop = DepthLoop(session.backend, session.backend.new_cache(1, len(ids)))
-    parts = [loop.forward(ids[:9], "all").copy()]
-    parts += [loop.forward(ids[i : i + 1]).copy() for i in range(9, len(ids))]
+    loop = SequentialDecoder(session.backend, session.backend.new_cache(1, len(ids)))
+    parts = [loop.prompt(ids[:9], "all").copy()]
+    parts += [loop.prompt(ids[i : i + 1]).copy() for i in range(9, len(ids))]
     return np.concatenate(parts)
 
 

@@ -11,9 +11,8 @@ import pytest
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode import draft_control, pipeline
 from edgeloop.runtime.decode.draft_control import DraftController, DraftPlan, WholeTokenController
-from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipeline import Pipeline
-from edgeloop.runtime.decode.policy import choose_policy
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.reference import CAPABILITIES
 
@@ -64,10 +63,10 @@ def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]])
         depth = int(logits[0])
         return int(luck[position] >= right(position)[depth]) if depth < 2 else 0
 
-    loop = DepthLoop(engine, engine.new_cache(1, TOKENS + 8))
+    loop = SequentialDecoder(engine, engine.new_cache(1, TOKENS + 8))
     pace = DraftController(3)
-    decoder = Pipeline(loop, choose_policy(program, {}, {}), {}, draft, pace)
-    loop.forward(np.zeros(3, np.int64))
+    decoder = Pipeline(loop, draft, pace)
+    loop.prompt(np.zeros(3, np.int64))
     decoder.begin(np.zeros(3, np.int64))
     start = engine.now
     for _ in range(TOKENS):

@@ -7,10 +7,10 @@ import pytest
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
-from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipeline import Pipeline
-from edgeloop.runtime.decode.policy import choose_policy
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
+from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.decode.windows import DepthReader
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
 
@@ -28,20 +28,19 @@ DRAFTS = {
 
 
 def full_depth(loop, draft, plan=DraftPlan(0)):  # noqa: B008 - frozen
-    program = loop.backend.program
-    return Pipeline(loop, choose_policy(program, {}, {}), {}, draft, FixedPlan(program.depths, plan))
+    return Pipeline(loop, draft, FixedPlan(loop.backend.program.depths, plan))
 
 
 def follow(backend, plan, draft, capacity=24):
     """Sequential greedy logits, and the pipeline's for the same tokens, to the end of the context."""
-    loops = [DepthLoop(backend, backend.new_cache(1, capacity)) for _ in range(2)]
+    loops = [SequentialDecoder(backend, backend.new_cache(1, capacity)) for _ in range(2)]
     pipeline = full_depth(loops[1], draft, plan)
-    wanted = loops[0].forward(PROMPT).copy()
-    loops[1].forward(PROMPT)
+    wanted = loops[0].prompt(PROMPT).copy()
+    loops[1].prompt(PROMPT)
     pipeline.begin(PROMPT)
     while loops[0].cached < capacity:
         token = int(wanted[-1].argmax())
-        wanted = loops[0].forward(np.array([token])).copy()
+        wanted = loops[0].prompt(np.array([token])).copy()
         np.testing.assert_allclose(pipeline.step(token), wanted, atol=ROUNDING)
     return loops[1]
 
@@ -68,15 +67,15 @@ def test_depths_that_share_keys_and_values(maker, draft):
 
 def test_right_drafts_cost_less_than_all_depths(maker):
     backend = maker.backend(maker.program(HEADLESS))
-    loop = DepthLoop(backend, backend.new_cache(1, 64))
-    logits = loop.forward(PROMPT)
+    loop = SequentialDecoder(backend, backend.new_cache(1, 64))
+    logits = loop.prompt(PROMPT)
     text = list(PROMPT)
     for _ in range(40):
         text.append(int(logits[-1].argmax()))
-        logits = loop.forward(np.array(text[-1:]))
+        logits = loop.prompt(np.array(text[-1:]))
     loop.reset()
     pipeline = full_depth(loop, lambda logits, history, position: text[position])
-    loop.forward(PROMPT)
+    loop.prompt(PROMPT)
     pipeline.begin(PROMPT)
     loop.clock.restart()
     for token in text[3:30]:
@@ -87,15 +86,16 @@ def test_right_drafts_cost_less_than_all_depths(maker):
 
 def test_a_truncated_loop_goes_on(maker):
     backend = maker.backend(maker.program())
-    loop, other = (DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2))
+    loop, other = (SequentialDecoder(backend, backend.new_cache(1, 24)) for _ in range(2))
     pipeline = full_depth(loop, DRAFTS["own"])
-    loop.forward(PROMPT)
+    loop.prompt(PROMPT)
     pipeline.begin(PROMPT)
     for token in (1, 2, 3, 4):
         pipeline.step(token)
+    pipeline.cancel()
     loop.truncate(4)
-    other.forward(np.array([*PROMPT, 1]))
-    np.testing.assert_allclose(pipeline.step(9), other.forward(np.array([9])), atol=ROUNDING)
+    other.prompt(np.array([*PROMPT, 1]))
+    np.testing.assert_allclose(pipeline.step(9), other.prompt(np.array([9])), atol=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_samples_have_the_distribution_of_full_depth(maker):
         (Segment(layers=1, repeats=3),), vocab_size=vocab, hidden_size=16, context_length=16
     )
     backend = maker.backend(program)
-    loop = DepthLoop(backend, backend.new_cache(1, 16))
+    loop = SequentialDecoder(backend, backend.new_cache(1, 16))
     prompt = np.array([1, 2])
 
     def softmax(logits):
@@ -220,11 +220,11 @@ def test_samples_have_the_distribution_of_full_depth(maker):
         return e / e.sum()
 
     wanted, shallow = np.empty((2, vocab, vocab, vocab))
-    exits = DepthLoop(backend, backend.new_cache(1, 16))
+    exits = SequentialDecoder(backend, backend.new_cache(1, 16))
     for text in np.ndindex(vocab, vocab, vocab):
         found = {}
         exits.reset()
-        exits.forward_exits(
+        DepthReader(exits).run(
             np.array([*prompt, *text]), lambda d, at, logits, found=found: found.update({d: logits.copy()})
         )
         for kept, depth in ((wanted, 2), (shallow, 0)):
@@ -234,7 +234,7 @@ def test_samples_have_the_distribution_of_full_depth(maker):
         choose = Sampler(SamplingOptions(temperature=temperature, seed=seed)).choose
         pipeline = full_depth(loop, choose, DraftPlan(0, judge=True))
         loop.reset()
-        logits = loop.forward(prompt)
+        logits = loop.prompt(prompt)
         pipeline.begin(prompt)
         text = list(prompt)
         for position in range(2, 5):

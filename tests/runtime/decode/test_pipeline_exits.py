@@ -7,11 +7,11 @@ import pytest
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
-from edgeloop.runtime.decode.early import EarlyExit
 from edgeloop.runtime.decode.exits import MEASURES, Outcome
-from edgeloop.runtime.decode.loop import DepthLoop
 from edgeloop.runtime.decode.pipeline import Pipeline
 from edgeloop.runtime.decode.policy import choose_policy
+from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.decode.windows import DepthReader
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.session import Session
 
@@ -30,10 +30,10 @@ SKIPPED_KV = ("exact", "propagate", "skip")
 def typical(backend, name):
     """``name`` with thresholds that half of a text's tokens pass at each depth."""
     states, logits = {}, {}
-    loop = DepthLoop(
+    loop = SequentialDecoder(
         backend, backend.new_cache(1, 24), observe=lambda d, state: states.update({d: state[0].copy()})
     )
-    loop.forward_exits(np.arange(3, 23), lambda d, at, found: logits.update({d: found.copy()}))
+    DepthReader(loop).run(np.arange(3, 23), lambda d, at, found: logits.update({d: found.copy()}))
     outcome, found = Outcome(-1, loop.entered[0].copy()), []
     for depth in range(backend.program.depths - 1):
         outcome = Outcome(depth, states[depth], logits[depth], outcome)
@@ -44,19 +44,17 @@ def typical(backend, name):
 
 def follow(backend, text, skipped_kv, draft):
     policy = choose_policy(backend.program, {}, {}, text, skipped_kv)
-    loops = [DepthLoop(backend, backend.new_cache(1, 24)) for _ in range(2)]
-    early = EarlyExit(loops[0], policy.rule, {}, skipped_kv)
-    pipeline = Pipeline(loops[1], policy, {}, draft, FixedPlan(backend.program.depths, DraftPlan(0)))
-    wanted = loops[0].forward(PROMPT).copy()
-    loops[1].forward(PROMPT)
+    loops = [SequentialDecoder(backend, backend.new_cache(1, 24), policy) for _ in range(2)]
+    pipeline = Pipeline(loops[1], draft, FixedPlan(backend.program.depths, DraftPlan(0)))
+    wanted = loops[0].prompt(PROMPT).copy()
+    loops[1].prompt(PROMPT)
     pipeline.begin(PROMPT)
     ran = set()
     while loops[0].cached < 24:
         token = (
             int(wanted[-1].argmax()) if loops[0].cached % 4 else loops[0].cached
         )  # or it says the same for ever
-        logits, depth = early.step(token)
-        wanted = logits.copy()
+        wanted, depth = loops[0].step(token).copy(), loops[0].depth
         np.testing.assert_allclose(pipeline.step(token), wanted, atol=2e-5)
         assert pipeline.depth == depth
         ran.add(depth)

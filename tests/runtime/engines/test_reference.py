@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.families.llama_spec import PROJECTIONS, Segment
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.model.program import Program
@@ -90,12 +90,12 @@ def test_it_computes_what_an_unrolled_llama_computes(maker, bits, segments, tied
     )
     with torch.no_grad():
         wanted = model(torch.from_numpy(IDS)[None]).logits[0].numpy()
-    loop = DepthLoop(backend, backend.new_cache(1, 64), chunk=7)
-    whole = loop.forward(IDS, rows="all").copy()
+    loop = SequentialDecoder(backend, backend.new_cache(1, 64), chunk=7)
+    whole = loop.prompt(IDS, rows="all").copy()
     assert np.abs(whole - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
     loop.reset()
-    parts = [loop.forward(IDS[:9], rows="all").copy()]
-    parts += [loop.forward(IDS[i : i + 1]).copy() for i in range(9, len(IDS))]
+    parts = [loop.prompt(IDS[:9], rows="all").copy()]
+    parts += [loop.prompt(IDS[i : i + 1]).copy() for i in range(9, len(IDS))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_sliding_window_is_that_of_a_mistral(maker, monkeypatch, slack, chunk)
         assert np.abs(full(torch.from_numpy(IDS)[None]).logits[0].numpy() - wanted).max() > 0.1
     cache = backend.new_cache(1, 23)
     assert cache.rows == min(23, 5 + slack)
-    found = DepthLoop(backend, cache, chunk=chunk).forward(IDS, rows="all")
+    found = SequentialDecoder(backend, cache, chunk=chunk).prompt(IDS, rows="all")
     assert np.abs(found - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
 
 
@@ -151,8 +151,10 @@ def test_norms_after_every_depth_and_on_outputs(maker):
             tensors[name] = np.zeros_like(tensors[name])
     backend = type(maker.backend(program))(program, tensors, 0)
     states = {}
-    loop = DepthLoop(backend, backend.new_cache(1, 64), observe=lambda d, x: states.update({d: x[0].copy()}))
-    logits = loop.forward(IDS, rows="all")
+    loop = SequentialDecoder(
+        backend, backend.new_cache(1, 64), observe=lambda d, x: states.update({d: x[0].copy()})
+    )
+    logits = loop.prompt(IDS, rows="all")
     x = tensors["embed.weight"][IDS]
     for depth in range(3):
         x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * tensors["norm.weight"]

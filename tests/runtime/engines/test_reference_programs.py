@@ -11,7 +11,7 @@ from msgspec import structs
 from programs import PROGRAMS
 
 from edgeloop.runtime.decode.encoding import Text, encode
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.ops import Attend
@@ -30,9 +30,9 @@ def logits(backend: ReferenceBackend, pieces: list[int]) -> np.ndarray:
         whole = encode(backend, [Text(np.array(IDS), types_of(len(IDS)))], logits=True).logits
         assert whole is not None
         return whole[0]
-    loop, start, found = DepthLoop(backend, backend.new_cache(2, 16), sequence=1), 0, []
+    loop, start, found = SequentialDecoder(backend, backend.new_cache(2, 16), cache_sequence=1), 0, []
     for size in pieces:
-        found.append(loop.forward(np.array(IDS[start : start + size]), rows="all").copy())
+        found.append(loop.prompt(np.array(IDS[start : start + size]), rows="all").copy())
         start += size
     return np.concatenate(found)
 
@@ -78,11 +78,13 @@ def test_a_window_in_every_layer_but_of_different_length(
 
 def test_what_a_shift_keeps_is_of_the_token_before() -> None:
     backend = engine(PROGRAMS["parallel_loop"]())
-    loop = DepthLoop(backend, backend.new_cache(1, 16))
-    loop.forward(np.array(IDS[:4]))
-    loop.truncate(2)
+    loop = SequentialDecoder(backend, backend.new_cache(1, 16))
+    loop.prompt(np.array(IDS[:4]))
+    with pytest.raises(UsageError, match="the cache no longer has what it had after 2 tokens"):
+        loop.truncate(2)
+    loop.sequence.truncate(2)
     with pytest.raises(UsageError, match="2 tokens before the next one, but .* token 4; .*start again"):
-        loop.forward(np.array(IDS[2:3]))
+        loop.prompt(np.array(IDS[2:3]))
     loop.reset()
-    again = loop.forward(np.array(IDS), rows="all")
+    again = loop.prompt(np.array(IDS), rows="all")
     np.testing.assert_allclose(again, logits(backend, [10]), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Chunks, hooks, exits and limits of the depth loop."""
+"""Chunks, hooks, exits and limits of the driver for one sequence alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.runtime.decode.loop import DepthLoop
+from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.decode.windows import DepthReader
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.errors import ContextError, UsageError
 
@@ -21,39 +22,39 @@ def backend(request, maker):
 
 
 def make_loop(backend, **options):
-    return DepthLoop(backend, backend.new_cache(2, 24), **options)
+    return SequentialDecoder(backend, backend.new_cache(2, 24), **options)
 
 
 def test_rows_and_chunks(backend):
-    whole = make_loop(backend).forward(IDS, "all").copy()
+    whole = make_loop(backend).prompt(IDS, "all").copy()
     assert whole.shape == (20, 60)
     for chunk in (1, 3, 20):
-        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS, "all"), whole, atol=ROUNDING)
-        np.testing.assert_allclose(make_loop(backend, chunk=chunk).forward(IDS), whole[-1:], atol=1e-5)
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).prompt(IDS, "all"), whole, atol=ROUNDING)
+        np.testing.assert_allclose(make_loop(backend, chunk=chunk).prompt(IDS), whole[-1:], atol=1e-5)
 
 
 def test_without_rows_the_caches_are_filled_all_the_same(backend):
-    whole = make_loop(backend).forward(IDS, "all").copy()
+    whole = make_loop(backend).prompt(IDS, "all").copy()
     loop = make_loop(backend, chunk=8)
-    assert loop.forward(IDS[:19], None).shape == (0, 60)
-    np.testing.assert_allclose(loop.forward(IDS[19:]), whole[-1:], atol=1e-5)
+    assert loop.prompt(IDS[:19], None).shape == (0, 60)
+    np.testing.assert_allclose(loop.prompt(IDS[19:]), whole[-1:], atol=1e-5)
 
 
 def test_truncate_and_sequences(backend):
     cache = backend.new_cache(2, 24)
-    first, second = DepthLoop(backend, cache, 0), DepthLoop(backend, cache, 1)
-    wanted = first.forward(IDS).copy()
-    second.forward(IDS[::-1])
+    first, second = (SequentialDecoder(backend, cache, cache_sequence=i) for i in range(2))
+    wanted = first.prompt(IDS).copy()
+    second.prompt(IDS[::-1])
     first.truncate(5)
     assert first.cached == 5
-    np.testing.assert_allclose(first.forward(IDS[5:]), wanted, atol=1e-5)
+    np.testing.assert_allclose(first.prompt(IDS[5:]), wanted, atol=1e-5)
     with pytest.raises(UsageError, match="cannot truncate 20 cached tokens to 21"):
         first.truncate(21)
 
 
 def test_observe_sees_every_depth_of_every_chunk(backend):
     seen = []
-    make_loop(backend, chunk=15, observe=lambda d, x: seen.append((d, x.shape))).forward(IDS)
+    make_loop(backend, chunk=15, observe=lambda d, x: seen.append((d, x.shape))).prompt(IDS)
     assert seen == [(d, (1, n, 32)) for n in (15, 5) for d in range(3)]
 
 
@@ -65,12 +66,13 @@ def test_exits_are_the_model_cut_off_after_a_depth(backend, maker):
         found[depth][first : first + len(logits)] = logits
 
     loop = make_loop(backend, chunk=6)
-    loop.forward_exits(IDS[:13], lambda *a: visit(*a))
-    loop.forward_exits(IDS[13:], lambda d, first, x: visit(d, first + 13, x))
+    reader = DepthReader(loop)
+    reader.run(IDS[:13], lambda *a: visit(*a))
+    reader.run(IDS[13:], lambda d, first, x: visit(d, first + 13, x))
     for depth in range(3):
         states = {}
         single = make_loop(backend, observe=lambda d, x, s=states: s.update({d: x.copy()}))
-        wanted = single.forward(IDS, "all").copy()
+        wanted = single.prompt(IDS, "all").copy()
         if depth < 2:
             lanes = Lanes.single(depth, 0, 20, 0)
             wanted = backend.epilogue(states[depth], np.arange(20), lanes, backend.new_cache(1, 24))
@@ -79,34 +81,46 @@ def test_exits_are_the_model_cut_off_after_a_depth(backend, maker):
 
 def test_exits_need_all_tokens(backend):
     loop = make_loop(backend)
-    loop.forward(IDS[:3])
+    loop.prompt(IDS[:3])
     with pytest.raises(UsageError, match="reset"):
-        loop.forward_exits(IDS[3:], lambda *_: None)
+        DepthReader(loop).run(IDS[3:], lambda *_: None)
     loop.reset()
-    loop.forward_exits(IDS, lambda *_: None)
+    DepthReader(loop).run(IDS, lambda *_: None)
 
 
 def test_the_context_is_a_limit(backend):
     loop = make_loop(backend)
-    loop.forward(IDS)
+    loop.prompt(IDS)
     with pytest.raises(ContextError, match="20 cached and 5 new tokens do not fit a context of 24"):
-        loop.forward(IDS[:5])
+        loop.prompt(IDS[:5])
     assert loop.cached == 20
-    loop.forward(IDS[:4])
+    loop.prompt(IDS[:4])
 
 
 def test_bad_ids(backend):
     for ids in (np.zeros(0, np.int64), np.zeros((1, 2), np.int64)):
         with pytest.raises(UsageError, match="wanted"):
-            make_loop(backend).forward(ids)
+            make_loop(backend).prompt(ids)
 
 
-def test_decoding_keeps_its_lanes(backend):
+def test_decoding_keeps_its_lanes(backend, monkeypatch):
     """Engines keep bindings by shape and slot; the loop hands them the same arrays each time."""
     loop = make_loop(backend)
-    loop.forward(IDS)
-    before = loop._calls[1]
-    loop.forward(IDS[:1])
-    assert loop._calls[1] is before
-    assert before.positions[0, 0] == 20
-    assert before.cached[0] == 20
+    loop.prompt(IDS)
+    loop.step(3)
+    seen = []
+    for stage in ("prologue", "block", "epilogue"):
+        method = getattr(backend, stage)
+
+        def spy(*args, method=method):
+            seen.append(args[-2])  # the lanes
+            return method(*args)
+
+        monkeypatch.setattr(backend, stage, spy)
+    loop.step(3)
+    first = list(seen)
+    seen.clear()
+    loop.step(3)
+    assert len(first) == 5
+    assert all(lanes is before for lanes, before in zip(seen, first, strict=True))
+    assert {(lanes.positions[0, 0], lanes.cached[0], lanes.last[0]) for lanes in seen} == {(22, 22, 22)}

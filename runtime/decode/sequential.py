@@ -1,0 +1,328 @@
+"""The driver for one sequence alone: runs the stage calls of a ``TokenSequence`` on an engine, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter_ns
+from typing import TypeVar
+
+import numpy as np
+
+from ..checks import longer
+from ..engines.backend import F32, I64, Backend, Lanes, runs_prompts
+from ..engines.kv import KVCache
+from ..errors import ContextError, UsageError
+from ..timing import LoopClock
+from .policy import Policy, full_depth
+from .sequence import LogitRows, TokenSequence
+from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, PROMPT, StageCall
+
+_KEPT = 128
+"""Numbers of tokens whose lanes are kept; chunks that lost some of their tokens come in every size."""
+Observe = Callable[[int, F32], None]
+"""Called with (depth, state [1, S, D]) after every block call; the state is only lent."""
+Result = TypeVar("Result")
+
+
+class SequentialDecoder:
+    """One sequence of a cache under a policy, from empty.
+
+    Logits that are returned belong to the engine: they are valid until the next call.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        cache: KVCache,
+        policy: Policy | None = None,
+        heads: Mapping[str, F32] | None = None,
+        *,
+        cache_sequence: int = 0,
+        chunk: int = 128,
+        observe: Observe | None = None,
+    ) -> None:
+        """``policy``: by default full depth, with K and V as the model and the cache have them.
+
+        ``heads``: what the host computes of a state (``bundle/heads.py``). ``cache_sequence``: which of the cache's
+        sequences is this one. ``chunk``: most tokens of a text that go through together. ``observe``: see ``Observe``;
+        it may be set later.
+        """
+        if chunk < 1:
+            raise UsageError(f"the chunk size is {chunk}, wanted at least 1")
+        self.backend, self.cache, self.cache_sequence = backend, cache, cache_sequence
+        self.heads = heads or {}
+        self.chunk = chunk
+        self.observe = observe
+        self.clock = LoopClock(backend.program.depths)
+        self.ran: I64 = np.empty(0, np.int64)
+        """Depths that each token of the last text ran, or the last token alone."""
+        self.entered: F32 | None = None
+        """The state [1, S, D] that entered depth 0 last; only lent."""
+        self._lanes: dict[int, _TokenLanes] = {}
+        # What the engine gave last [1, n, D], and its rows [n, D] as they were sent to the sequence: engines know
+        # their own arrays when they get them back.
+        self._state = np.empty((1, 0, 0), np.float32)
+        self._rows: F32 = self._state[0]
+        self._outside_ns = 0
+        self.sequence: TokenSequence
+        """What the driver drives."""
+        self.restart(policy or full_depth(backend.program, cache.slots))
+
+    def restart(self, policy: Policy) -> None:
+        """From empty, under ``policy``, over the same slots. UsageError for one that the engine cannot have."""
+        chunk = (
+            self.chunk
+        )  # not self: a cache is let go of with its last reference, and not when cycles are looked for
+        sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
+        if sequence.skipped.copies_rows and not self.backend.can.host_rows:
+            raise UsageError(
+                f"policy {policy.skipped_kv!r} for skipped K and V copies rows, and engine {self.backend.name} has "
+                "them to itself; choose another policy or engine"
+            )
+        self.sequence = sequence
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold."""
+        return self.cache.capacity
+
+    @property
+    def cached(self) -> int:
+        """Tokens that were run."""
+        return self.sequence.cached
+
+    @property
+    def filled(self) -> list[int]:
+        """By depth: tokens whose K and V are in its slot."""
+        return self.sequence.filled
+
+    def prompt(self, ids: I64, rows: LogitRows = "last") -> F32:
+        """Run ids [S] on top of the cached tokens → logits [N, V]; ``rows`` as in ``TokenSequence.prompt``.
+
+        ContextError when they do not fit into the cache; nothing is run then.
+        """
+        ids = self.checked(ids)
+        # Engines say nothing of what is between the stages of a whole prompt, and read out its last token only.
+        self.sequence.whole_prompt = self.backend.can.whole_prompt and rows != "all" and self.observe is None
+        with self._slot_for_each_depth(len(ids)):
+            logits, self.ran = self._drive(self.sequence.prompt(ids, rows))
+        return logits
+
+    def step(self, token: int) -> F32:
+        """Run one more token, as a generated one → its logits [1, V]; ``depth`` says how deep it went."""
+        if self.sequence.cached >= self.cache.capacity:
+            self.checked(np.array([token], np.int64))
+        logits, depth = self._drive(self.sequence.step(token))
+        self.ran = np.array([depth])
+        return logits
+
+    @property
+    def depth(self) -> int:
+        """Depths that the last token ran."""
+        return int(self.ran[-1])
+
+    def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
+        """Run each of ids [S] as a generated token, in turn → its logits [1, V], the depths that it ran."""
+        if self.sequence.rule.whole_text:
+            logits = self.prompt(ids, "all")
+            yield from ((logits[i : i + 1], int(depth)) for i, depth in enumerate(self.ran))
+            return
+        for token in ids.tolist():
+            yield self.step(token), self.depth
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError where the cache has lost rows."""
+        sequence = self.sequence
+        rows = sequence.rows_before(tokens)
+        slots = [(sequence.cached, tokens), *zip(sequence.filled, rows, strict=True)]
+        if 0 <= tokens <= sequence.cached and not all(self.cache.can_truncate(*slot) for slot in slots):
+            raise UsageError(
+                f"the cache no longer has what it had after {tokens} tokens: a sliding window has moved on, or a layer "
+                "keeps its last row only; start from an empty context instead"
+            )
+        sequence.truncate(tokens)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sequence.truncate(0)
+
+    def checked(self, ids: I64) -> I64:
+        """ids as a contiguous [S]; UsageError for another shape, ContextError when they do not fit."""
+        ids = np.ascontiguousarray(ids, np.int64)
+        if ids.ndim != 1 or not len(ids):
+            raise UsageError(f"token ids of shape {list(ids.shape)}, wanted [S] with at least one")
+        if self.cached + len(ids) > self.capacity:
+            raise ContextError(
+                f"{self.cached} cached and {len(ids)} new tokens do not fit a context of {self.capacity}; "
+                "shorten the text" + longer(self.capacity, self.backend.program.context_length)
+            )
+        return ids
+
+    def _drive(self, calls: Generator[StageCall, F32, Result]) -> Result:
+        """Run ``calls`` to their end → what they return."""
+        begin = perf_counter_ns()
+        self._outside_ns = 0
+        try:
+            call = next(calls)
+            while True:
+                call = calls.send(_RUN[call.stage](self, call))
+        except StopIteration as end:
+            result: Result = end.value
+        self.clock.total_ns += perf_counter_ns() - begin - self._outside_ns
+        return result
+
+    def _prologue(self, call: StageCall) -> F32:
+        lanes = self._lane(call)
+        start = perf_counter_ns()
+        state = self.backend.prologue(call.rows[None], lanes, self.cache)
+        clock = self.clock
+        clock.engine_ns += perf_counter_ns() - start
+        clock.tokens += len(call.rows)
+        clock.passes += 1
+        self.entered = self._state = state
+        self._rows = state[0]
+        return self._rows
+
+    def _block(self, call: StageCall) -> F32:
+        lanes = self._lane(call)
+        rows, depth = call.rows, call.depth
+        state = self._state if rows is self._rows else rows[None]
+        start = perf_counter_ns()
+        self._state = state = self.backend.block(state, lanes, self.cache)
+        spent = perf_counter_ns() - start
+        clock = self.clock
+        clock.block_ns[depth] += spent
+        clock.calls[depth] += 1
+        clock.engine_ns += spent
+        clock.block_calls += 1
+        clock.rows += len(rows)
+        self._rows = state[0]
+        if self.observe is not None:
+            start = perf_counter_ns()
+            self.observe(depth, state)
+            self._outside_ns += perf_counter_ns() - start
+        return self._rows
+
+    def _fill(self, call: StageCall) -> F32:
+        start = perf_counter_ns()
+        self.backend.fill(call.rows[None], self._lane(call), self.cache)
+        self.clock.engine_ns += perf_counter_ns() - start
+        return call.rows[:0]
+
+    def _epilogue(self, call: StageCall) -> F32:
+        tokens = self._tokens(len(call.positions))
+        lanes = tokens.lanes(call)
+        state = self._state if call.rows is self._rows else call.rows[None]
+        # Where nothing is read the head still gets one row, because graphs need not take an empty list.
+        rows = tokens.all if call.reads > 1 else tokens.last
+        start = perf_counter_ns()
+        logits = self.backend.epilogue(state, rows, lanes, self.cache)
+        self.clock.engine_ns += perf_counter_ns() - start
+        return logits
+
+    def _copy(self, call: StageCall) -> F32:
+        cache, position = self.cache, int(call.positions[0])
+        own, *deeper = (
+            cache.slot("block", self.cache_sequence, depth)
+            for depth in range(call.depth, self.backend.program.depths)
+        )
+        for slot in deeper:
+            cache.copy_rows("block", slot, cache, own, position, len(call.positions))
+        return call.rows
+
+    def _prompt(self, call: StageCall) -> F32:
+        backend, n = self.backend, len(call.rows)
+        assert runs_prompts(backend)
+        lanes = self._lane(call)
+        start = perf_counter_ns()
+        logits = backend.prompt(call.rows[None], call.reads > 0, lanes, self.cache)
+        clock = self.clock
+        clock.engine_ns += perf_counter_ns() - start
+        clock.rows += n * backend.program.depths
+        clock.tokens += n
+        clock.passes += 1
+        return logits
+
+    def _lane(self, call: StageCall) -> Lanes:
+        return self._tokens(len(call.positions)).lanes(call)
+
+    def _tokens(self, n: int) -> _TokenLanes:
+        """The lanes of n tokens, made once."""
+        tokens = self._lanes.get(n)
+        if tokens is None:
+            if len(self._lanes) >= _KEPT:
+                self._lanes.clear()
+            tokens = self._lanes[n] = _TokenLanes(self.cache, self.cache_sequence, n)
+        return tokens
+
+    @contextmanager
+    def _slot_for_each_depth(self, new: int) -> Iterator[None]:
+        """Where one slot serves all depths of a model that was trained with more: while a prompt of ``new`` tokens
+        runs, a slot a depth, of which the last one's rows stay."""
+        kept, lanes = self.cache, self._lanes
+        if new == 1 or kept.slots == self.backend.program.kv_slots:
+            yield
+            return
+        slot, end = self.cache_sequence, self.cached + new
+        wide = self.backend.new_cache(slot + 1, end)
+        own = range(wide.slot("block", slot, 0), wide.slot("block", slot + 1, 0))
+        for each in own:
+            wide.copy_rows("block", each, kept, slot, 0, self.cached)
+        kept.reserve(end)
+        self.cache, self._lanes = kept.with_block_of(wide), {}
+        try:
+            yield
+            kept.copy_rows("block", slot, wide, own[-1], 0, end)
+        finally:
+            self.cache, self._lanes = kept, lanes
+
+
+class _TokenLanes:
+    """The lanes of n tokens of one sequence for every stage and depth: one set of arrays, which all of them share.
+
+    They are written in place, so that decoding allocates nothing and an engine may keep its bindings; and only when
+    other tokens come than in the call before.
+    """
+
+    def __init__(self, cache: KVCache, cache_sequence: int, n: int) -> None:
+        self._cache, self._sequence = cache, cache_sequence
+        self._arrays = Lanes.single(0, 0, n, cache.slot("prologue", cache_sequence, 0))
+        self.all, self.last = np.arange(n), np.array([n - 1])
+        """Rows that may be read out: [n], and [1]."""
+        enters: dict[int, Lanes] = {}
+        loops: dict[int, Lanes] = {}
+        self._made: dict[str, tuple[str, dict[int, Lanes]]] = {
+            PROLOGUE: ("prologue", enters),
+            PROMPT: ("prologue", enters),
+            BLOCK: ("block", loops),
+            FILL: ("block", loops),
+            EPILOGUE: ("epilogue", {}),
+        }
+        self._cached = 0
+        self._positions: I64 | None = None
+
+    def lanes(self, call: StageCall) -> Lanes:
+        """Those of ``call``, with its tokens in them."""
+        if call.positions is not self._positions or call.cached != self._cached:
+            arrays = self._arrays
+            self._cached, self._positions = call.cached, call.positions
+            arrays.cached[0] = call.cached
+            arrays.positions[0] = call.positions
+            arrays.refresh()  # and with it all that share them
+        stage, made = self._made[call.stage]
+        lanes = made.get(call.depth)
+        if lanes is None:
+            slot = self._cache.slot(stage, self._sequence, call.depth)
+            lanes = made[call.depth] = self._arrays.at(call.depth, slot)
+        return lanes
+
+
+_RUN: dict[str, Callable[[SequentialDecoder, StageCall], F32]] = {
+    PROLOGUE: SequentialDecoder._prologue,
+    BLOCK: SequentialDecoder._block,
+    FILL: SequentialDecoder._fill,
+    EPILOGUE: SequentialDecoder._epilogue,
+    COPY: SequentialDecoder._copy,
+    PROMPT: SequentialDecoder._prompt,
+}

@@ -1,0 +1,185 @@
+"""K and V of the depths that a token skipped when it left early: what stands in for them, and when it is made.
+
+``exact``      its states wait, and run with the next token that goes deeper, in one call: the same K and V as without
+               exits (FREE, arXiv 2310.05424, section 3.2)
+``propagate``  K and V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1), for all that
+               left since a token last went that deep in one call
+``latest``     they are those of the last depth that it ran (Huginn's lookup ``latest-m4``, arXiv 2502.05171)
+``skip``       deeper depths do not see it: a slot holds who was there, at their true positions
+``shared``     nothing is missing, because depths share a slot
+
+What waits is part of a sequence's context, as its K and V are: it is saved and restored with it, and taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engines.backend import F32, I64
+from ..model.program import Program
+from .kv_layout import PerDepth
+from .stage_call import BLOCK, COPY, EPILOGUE, FILL, Calls, StageCall, tokens_from
+
+LIMIT = 64
+"""States that wait for a depth at most; then they run without a deep token to ride with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """States [n, D] of neighbouring tokens, the earliest at position ``first``, which a depth has not seen yet."""
+
+    first: int
+    states: F32
+
+
+Joined = Generator[StageCall, F32, tuple[F32, I64]]
+"""Calls that end with the states [n, D] of the tokens that run a depth together, and their positions [n]."""
+
+
+class NothingMissing:
+    """Nothing is missing. The base of the others, and what sequences have that run every depth."""
+
+    copies_rows = False
+    """Must the driver be able to copy rows between slots?"""
+    gaps = False
+    """Do slots lack the tokens that left before their depth?"""
+
+    def __init__(self, program: Program, layout: PerDepth) -> None:
+        self.layout = layout
+        self.depths = program.depths
+        self.waiting: list[list[Waiting]] = [[] for _ in range(program.depths)]
+        """By depth, the oldest first: what waits for it."""
+        self._coda = len(program.caches("epilogue")) > 0
+
+    def join(self, depth: int, state: F32, position: I64) -> Joined:
+        """What goes through ``depth`` with ``state`` [1, D] of the token at ``position`` [1], when some wait for it."""
+        yield from ()
+        return state, position
+
+    def ran(self, depth: int, state: F32, positions: I64) -> None:
+        """The tokens at ``positions`` [n] have run ``depth`` → ``state`` [n, D]."""
+
+    def left(self, depth: int, state: F32, position: int) -> Calls:
+        """The token at ``position`` leaves with ``state`` [1, D] after ``depth``."""
+        yield from ()
+
+    def catch_up(self) -> Calls:
+        """Run all that waits, or fill in its K and V, so that every slot holds every token that it will hold."""
+        yield from ()
+
+    @property
+    def overdue(self) -> bool:
+        """Do as many wait for some depth as may?"""
+        return any(waiting and _count(waiting) >= LIMIT for waiting in self.waiting)
+
+    def take_back(self, position: int, pending: Sequence[StageCall]) -> None:
+        """Forget the tokens from ``position`` on. ``pending``: calls that will not be run, the oldest token's first."""
+        self.layout.truncate(position)
+        for call in pending:  # the tokens before ``position`` that were to ride in it go on waiting
+            if call.depth and call.stage in (BLOCK, FILL):
+                self.waiting[call.depth].insert(0, Waiting(call.positions[0].item(), call.rows))
+        for waiting in self.waiting:
+            waiting[:] = [
+                Waiting(w.first, w.states[: position - w.first]) for w in waiting if w.first < position
+            ]
+
+    def _take(self, depth: int) -> F32:
+        """The states [n, D] that wait for ``depth``, which are neighbours; none are left."""
+        waiting = self.waiting[depth]
+        states = waiting[0].states if len(waiting) == 1 else np.concatenate([w.states for w in waiting])
+        waiting.clear()
+        return states
+
+
+class Exact(NothingMissing):
+    """States wait until a token goes deeper, and run with it."""
+
+    def join(self, depth: int, state: F32, position: I64) -> Joined:
+        """All that wait, of which the newest is ``state`` itself (``ran``)."""
+        waiting = self.waiting[depth]
+        if len(waiting) == 1 and len(waiting[0].states) == 1:
+            waiting.clear()
+            return state, position
+        yield from ()
+        states = self._take(depth)
+        return states, tokens_from(self.layout.filled[depth], len(states))
+
+    def ran(self, depth: int, state: F32, positions: I64) -> None:
+        """Those at ``positions`` wait for the next depth, until a token goes there: this one perhaps, at once."""
+        if depth + 1 < self.depths:
+            self.waiting[depth + 1].append(Waiting(int(positions[0]), state.copy()))
+
+    def catch_up(self) -> Calls:
+        """Through all depths, as full depth would have run them."""
+        for depth in range(1, self.depths):
+            if not self.waiting[depth]:
+                continue
+            state = self._take(depth)
+            positions = tokens_from(self.layout.filled[depth], len(state))
+            state = yield from self.layout.block(depth, state, positions)
+            self.ran(depth, state, positions)
+            if depth == self.depths - 1 and self._coda:
+                yield StageCall(EPILOGUE, depth, int(positions[0]), state, positions, 0)
+
+
+class Propagate(NothingMissing):
+    """K and V of skipped depths are projected from the state that a token left with."""
+
+    def join(self, depth: int, state: F32, position: I64) -> Joined:
+        """K and V of those that left are filled in first; the token runs alone."""
+        yield from self._fill(depth)
+        return state, position
+
+    def left(self, depth: int, state: F32, position: int) -> Calls:
+        """It waits for every deeper depth."""
+        waits = Waiting(position, state.copy())
+        for waiting in self.waiting[depth + 1 :]:
+            waiting.append(waits)
+        yield from ()
+
+    def catch_up(self) -> Calls:
+        """Fill in all that is missing."""
+        for depth in range(1, self.depths):
+            if self.waiting[depth]:
+                yield from self._fill(depth)
+
+    def _fill(self, depth: int) -> Calls:
+        states, first = self._take(depth), self.layout.filled[depth]
+        positions = tokens_from(first, len(states))
+        yield StageCall(FILL, depth, first, states, positions)
+        self.layout.wrote(depth, first, positions)
+
+
+class Latest(NothingMissing):
+    """K and V of skipped depths are those of the last depth that a token ran."""
+
+    copies_rows = True
+
+    def left(self, depth: int, state: F32, position: int) -> Calls:
+        """Its rows are copied into the slots of all deeper depths."""
+        here = np.array([position])
+        yield StageCall(COPY, depth, position, state[:0], here)
+        for deeper in range(depth + 1, self.depths):
+            self.layout.wrote(deeper, position, here)
+
+
+class Skip(NothingMissing):
+    """Deeper depths do not see a token that left: their slots have gaps."""
+
+    gaps = True
+
+
+SKIPPED_KV: dict[str, type[NothingMissing]] = {
+    "exact": Exact,
+    "propagate": Propagate,
+    "latest": Latest,
+    "shared": NothingMissing,
+    "skip": Skip,
+}
+
+
+def _count(waiting: Sequence[Waiting]) -> int:
+    return sum(len(w.states) for w in waiting)
