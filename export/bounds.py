@@ -60,6 +60,6 @@ def bounds(
     """How much each of ``wanted`` may differ, which ``run`` makes of ``reference`` with ``activations``."""
     found = [EXACT] * len(wanted)
     for seed in range(RUNS) if activations else ():
-        others = run(reference.with_activations(activations.shaken(seed)))  # type: ignore[union-attr]
+        others = run(reference.with_activations(activations.jittered(seed)))  # type: ignore[union-attr]
         found = [max(b, MARGIN * difference(*pair)) for b, *pair in zip(found, others, wanted, strict=True)]
     return found

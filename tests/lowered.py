@@ -23,7 +23,7 @@ from edgeloop.runtime.engines.reference.lane import Lane, Slot
 from edgeloop.runtime.engines.reference.ops import run
 from edgeloop.runtime.model.ops import Attend, Op
 from edgeloop.runtime.model.program import Carry, Loop, Program, Stage
-from edgeloop.runtime.model.rotary import turns
+from edgeloop.runtime.model.rotary import cos_sin
 from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Weight, tensors
 
@@ -143,7 +143,7 @@ def call(
     binding, memory = session.io_binding(), dict(given)
     for i, by in enumerate(program.rotations):
         tail = f".{i}" if i else ""
-        memory.update(zip((f"cos{tail}", f"sin{tail}"), turns(by, np.arange(32)), strict=True))
+        memory.update(zip((f"cos{tail}", f"sin{tail}"), cos_sin(by, np.arange(32)), strict=True))
     for i, pair in enumerate(caches):
         memory.update(zip((f"past.{i}.key", f"past.{i}.value"), pair, strict=True))
     for node in session.get_inputs():

@@ -37,7 +37,7 @@ from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight
 
 VOCAB, WIDTH, DEPTHS = 20, 8, 3
 RMS, LAYER = NormKind(1e-5), NormKind(1e-6, "layer", bias=True)
-HEADS = Attention(heads=2, kv_heads=1, head_dim=4, turns=Rotation(4, 10000.0))
+HEADS = Attention(heads=2, kv_heads=1, head_dim=4, rotation=Rotation(4, 10000.0))
 PLAIN = Layer(WIDTH, HEADS, Mlp(12), RMS)
 Body = Callable[[Writer], str]
 
@@ -107,7 +107,7 @@ def relaxed() -> Program:
         {},
         lambda w: stack(w, "embedded", "a", [PLAIN]),
         [lambda w: (stack(w, "state", "b", [looped, looped]),)],
-        epilogue=lambda w: stack(w, "state", "c", [replace(PLAIN, attention=replace(HEADS, turns=None))]),
+        epilogue=lambda w: stack(w, "state", "c", [replace(PLAIN, attention=replace(HEADS, rotation=None))]),
         gate=True,
     )
 
@@ -143,7 +143,7 @@ def twice() -> Program:
 
 def gpt() -> Program:
     """GPT-NeoX: parallel residual, LayerNorm with bias, biases, a part of each head turned, exact GELU."""
-    attention = replace(HEADS, turns=Rotation(2, 500.0, Interpolated(2.0)), bias=True, out_bias=True)
+    attention = replace(HEADS, rotation=Rotation(2, 500.0, Interpolated(2.0)), bias=True, out_bias=True)
     layer = Layer(WIDTH, attention, Mlp(12, "gelu", gated=False, bias=True), LAYER)
     return program({}, lambda w: "embedded", [lambda w: (parallel(w, "state", "b.0", layer),)], tied=False)
 
@@ -152,8 +152,8 @@ def gemma() -> Program:
     """Norms of outputs, of q and k; caps, a scale of scores, a window, rotations that are scaled."""
     llama3 = Rotation(4, 10000.0, Llama3(8.0, 1.0, 4.0, 16))
     yarn = Rotation(4, 10000.0, Yarn(4.0, 16, 1.1))
-    near = replace(HEADS, turns=llama3, pairs=True, scale=0.3, window=4, cap=50.0, qk_norm="heads")
-    far = replace(HEADS, turns=yarn, scale=0.3, cap=50.0, qk_norm="width")
+    near = replace(HEADS, rotation=llama3, pairs=True, scale=0.3, window=4, cap=50.0, qk_norm="heads")
+    far = replace(HEADS, rotation=yarn, scale=0.3, cap=50.0, qk_norm="width")
     gelu = Mlp(12, "gelu_tanh")
 
     def block(w: Writer) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ def experts() -> Program:
     """A mixture of experts in place of the MLP, without positions; K and V of the tokens before in a fixed number."""
 
     def block(w: Writer) -> tuple[str, ...]:
-        x = llama(w, "state", "b.0", replace(PLAIN, attention=replace(HEADS, turns=None)))
+        x = llama(w, "state", "b.0", replace(PLAIN, attention=replace(HEADS, rotation=None)))
         w.linear(x, ("scores",), "router", Matrix({"scores": 4}, WIDTH))
         w.weight("up", Matrix({"up": 12}, WIDTH, copies=4))
         w.weight("down", Matrix({"down": WIDTH}, 6, copies=4))
@@ -241,7 +241,7 @@ def parallel_loop() -> Program:
 
 def positioned() -> Program:
     """GPT-2: positions have a table, and are not turned by."""
-    layer = Layer(WIDTH, replace(HEADS, turns=None, bias=True), Mlp(12, "gelu_tanh", gated=False), LAYER)
+    layer = Layer(WIDTH, replace(HEADS, rotation=None, bias=True), Mlp(12, "gelu_tanh", gated=False), LAYER)
 
     def prologue(w: Writer) -> str:
         w.add(Embed("positions", "placed", w.weight("places", Matrix({"places": 32}, WIDTH))))
@@ -253,7 +253,7 @@ def positioned() -> Program:
 
 def encoder() -> Program:
     """ALBERT: attention both ways without a cache, groups in turn; the head's bias lies beside the embedding."""
-    attention = replace(HEADS, turns=None, mask="both", cached=False, bias=True)
+    attention = replace(HEADS, rotation=None, mask="both", cached=False, bias=True)
     layer = Layer(WIDTH, attention, Mlp(12, "gelu_tanh", gated=False, bias=True), LAYER)
 
     def group(name: str) -> Callable[[Writer], tuple[str, ...]]:

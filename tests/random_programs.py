@@ -106,7 +106,7 @@ class Draw:
             heads=kv_heads * self.one(1, 2, 3),
             kv_heads=kv_heads,
             head_dim=size,
-            turns=self.one(None, Rotation(dims, self.one(100.0, 1e4), scaling), Rotation(dims, 1e4)),
+            rotation=self.one(None, Rotation(dims, self.one(100.0, 1e4), scaling), Rotation(dims, 1e4)),
             pairs=self.chance(0.4),
             scale=self.one(None, None, 0.3),
             window=self.one(None, None, 4, 9),

@@ -20,7 +20,7 @@ from .config_keys import check_keys
 from .config_values import activation, flag, number, rope, size, token_ids
 from .near_ties import found_plan
 from .reader import FusedRows, Reader, Source
-from .ties import LayerNames, Run
+from .ties import LayerNames, TiedRun
 
 CLASS = "GPTNeoXForCausalLM"
 ROPE = {
@@ -120,7 +120,7 @@ class GptNeoxFamily:
         return Reading(program, reader.tensors, frozenset(reader.used | masks))
 
 
-def _layer(reader: Reader, run: Run, width: int, bias: bool, where: str) -> Layer:
+def _layer(reader: Reader, run: TiedRun, width: int, bias: bool, where: str) -> Layer:
     """What the layers of ``run`` are: sizes of config.json, and whether their norms differ between depths."""
     config = reader.checkpoint.config
     heads = size(config, "num_attention_heads", where)

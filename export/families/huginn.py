@@ -190,8 +190,8 @@ def program_of(config: HuginnConfig, tied: bool) -> Program:
     """The model as ops."""
     weights: dict[str, Weight] = {}
     c, width, head_dim = config, config.width, config.width // config.heads
-    turns, normal = Rotation(head_dim, c.rope_theta), NormKind(c.norm_eps)
-    attention = Attention(c.heads, c.heads, head_dim, turns, pairs=True, bias=c.qk_bias)
+    rotation, normal = Rotation(head_dim, c.rope_theta), NormKind(c.norm_eps)
+    attention = Attention(c.heads, c.heads, head_dim, rotation, pairs=True, bias=c.qk_bias)
     layer = Layer(width, attention, Mlp(c.mlp), normal)
 
     def stack(w: Writer, x: str, name: str) -> str:

@@ -15,7 +15,7 @@ from .llama_names import ATTENTION, SANDWICH_NORMS, LlamaNames
 from .llama_program import program_of
 from .llama_spec import Segment, Spec
 from .reader import Reader
-from .ties import Run
+from .ties import TiedRun
 
 Scale = Callable[[str, int], float]
 """(module name without PEFT's prefix, rank) → LoRA scale."""
@@ -24,7 +24,7 @@ Scale = Callable[[str, int], float]
 def read_layers(
     names: LlamaNames,
     config: LlamaConfig,
-    plan: Sequence[Run],
+    plan: Sequence[TiedRun],
     family: str,
     *,
     scale: Scale | None = None,
@@ -84,7 +84,7 @@ class _LlamaReader(Reader):
         self.shapes = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         self.shapes |= {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
 
-    def segment(self, number: int, run: Run) -> Segment:
+    def segment(self, number: int, run: TiedRun) -> Segment:
         prefix = f"segments.{number}.layers"
         lora: dict[str, int] = {}
         own_attention = run.own_attention and self.attention_differs(run)
@@ -115,7 +115,7 @@ class _LlamaReader(Reader):
                     self.plain(canonical, rows[0], (self.width,))
         return Segment(len(run.applied), repeats, per_repeat, lora, own_attention)
 
-    def attention_differs(self, run: Run) -> bool:
+    def attention_differs(self, run: TiedRun) -> bool:
         """Has any layer of the run another q, k, v or o at another depth?"""
         return self.differ(
             ([self.names.linear(layer, projection) for layer in applied], self.shapes[projection])
@@ -123,7 +123,7 @@ class _LlamaReader(Reader):
             for projection in ATTENTION
         )
 
-    def norms_differ(self, run: Run) -> bool:
+    def norms_differ(self, run: TiedRun) -> bool:
         groups = [
             [self.names.norm_of(layer, norm) for layer in applied]
             for applied in run.applied
@@ -135,7 +135,9 @@ class _LlamaReader(Reader):
         differ = self.differ((group, (self.width,)) for group in groups)
         return len(run.applied[0]) > 1 and (differ or bool(run.per_repeat_norms))
 
-    def merged(self, prefix: str, run: Run, projection: str, pairs: Sequence[tuple[str, str] | None]) -> None:
+    def merged(
+        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[tuple[str, str] | None]
+    ) -> None:
         """A LoRA that does not differ between depths is no delta: it is added to its matrix."""
         for j, pair in enumerate(pairs):
             if pair is None:
@@ -166,7 +168,7 @@ class _LlamaReader(Reader):
         return rank, self.scale(self.names.module(layer, projection), rank)
 
     def lora(
-        self, prefix: str, run: Run, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
+        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
     ) -> int:
         """Add A and B of one projection of the segment; a depth without a delta gets zeros. Returns the rank.
 

@@ -72,8 +72,8 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
         return ExportError(f"{who} takes Llama's layers only, and the model has {what}")
 
     found = attention(program)
-    turns = program.rotations
-    if found is None or len(turns) != 1 or len(program.loop.carries) != 1:
+    rotations = program.rotations
+    if found is None or len(rotations) != 1 or len(program.loop.carries) != 1:
         raise other("no attention with one kind of rotation over one state")
     norms = [op for op in program.head.ops if isinstance(op, Norm)]
     spec = Spec(
@@ -86,7 +86,7 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
         kv_heads=found.kv_heads,
         head_dim=found.head_dim,
         norm_eps=next((op.eps for s in program.stages for op in s.ops if isinstance(op, Norm)), 0.0),
-        rope_theta=turns[0].theta,
+        rope_theta=rotations[0].theta,
         context_length=program.context_length,
         tied_embedding=program.tied_embedding,
         sandwich_norms=any(name.endswith(".attention_out_norm") for name in program.weights),

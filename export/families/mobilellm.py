@@ -10,7 +10,7 @@ from .llama_config import read_llama_config
 from .llama_layers import read_layers
 from .llama_names import LlamaNames
 from .lora_scale import adapter_scale
-from .ties import Run
+from .ties import TiedRun
 
 REPEATS = 2  # fixed in the authors' forward, in no config
 
@@ -37,7 +37,7 @@ class MobileLlmFamily:
                 f"{where}: num_hidden_layers is {config.layers}, the weights have {names.layers} layers; "
                 "wanted the number of stored layers, each applied twice"
             )
-        plan = [Run(((layer,) * REPEATS,)) for layer in range(names.layers)]
+        plan = [TiedRun(((layer,) * REPEATS,)) for layer in range(names.layers)]
         return read_layers(
             names, config, plan, self.name, scale=adapter_scale(checkpoint), share_embedding=share
         )

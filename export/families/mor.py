@@ -26,7 +26,7 @@ from .llama_layers import Scale, read_layers
 from .llama_names import LlamaNames
 from .lora_scale import adapter_scale, training_scale
 from .mor_routing import RoutedNames, read_routing, router_heads
-from .ties import MAX_LAYERS, Run, plain
+from .ties import MAX_LAYERS, TiedRun, plain
 
 SECTIONS = ("recursive", "kv_sharing", "relaxation", "mor")
 KEYS = {
@@ -137,7 +137,7 @@ class MorFamily:
         return replace(reading, program=program, heads=heads.tensors)
 
 
-def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[Run]:
+def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[TiedRun]:
     """What conf.yaml says is shared; that it is, ``read_layers`` checks."""
     label = f"{where}: recursive"
     repeats = size(recursive, "num_recursion", label)
@@ -160,10 +160,10 @@ def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where:
     per_repeat = not flag(recursive, "ln_share", label, True)
     if sharing.endswith("cycle"):
         applied = tuple(tuple(edge + j + d * shared for d in range(repeats)) for j in range(shared))
-        middle = [Run(applied, per_repeat)]
+        middle = [TiedRun(applied, per_repeat)]
     else:
         starts = range(edge, edge + shared * repeats, repeats)
-        middle = [Run((tuple(range(at, at + repeats)),), per_repeat) for at in starts]
+        middle = [TiedRun((tuple(range(at, at + repeats)),), per_repeat) for at in starts]
     return [plain((0,)), *middle, plain((names.layers - 1,))] if edge else middle
 
 

@@ -10,14 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
-from .ties import LayerNames, Run, find_loop, first_same, plan_from_ties
+from .ties import LayerNames, TiedRun, find_loop, first_same, plan_from_ties
 
 logger = logging.getLogger(__name__)
 
 NAMED = 3
 
 
-def found_plan(names: LayerNames, declared: int) -> list[Run]:
+def found_plan(names: LayerNames, declared: int) -> list[TiedRun]:
     """What repeats; CheckpointError, or a warning where some does, says what keeps more from repeating.
 
     ``declared``: the layers that config.json says there are.

@@ -16,7 +16,7 @@ from .llama_config import read_llama_config
 from .llama_layers import read_layers
 from .llama_names import SANDWICH_NORMS, LlamaNames
 from .lora_scale import adapter_scale
-from .ties import MAX_LAYERS, Run
+from .ties import MAX_LAYERS, TiedRun
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class OuroFamily:
                 "told --exit gate:q",
                 repeats,
             )
-        plan = [Run(tuple((layer,) * repeats for layer in range(names.layers)))]
+        plan = [TiedRun(tuple((layer,) * repeats for layer in range(names.layers)))]
         shapes = {"weight": (1, config.hidden_size), "bias": (1,)}
         gate = {key: f"{names.prefix}model.early_exit_gate.{key}" for key in shapes}
         gated = not checkpoint.names.isdisjoint(gate.values())

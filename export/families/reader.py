@@ -13,7 +13,7 @@ from ...runtime.errors import CheckpointError
 from ...runtime.model.weights import Weight, canonical
 from ..family import Loader
 from . import is_buffer
-from .ties import LayerNames, Run
+from .ties import LayerNames, TiedRun
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Reader:
         return differ
 
     def layers(
-        self, weights: Mapping[str, Weight], plan: Sequence[Run], sources: Mapping[str, Source]
+        self, weights: Mapping[str, Weight], plan: Sequence[TiedRun], sources: Mapping[str, Source]
     ) -> None:
         """Supply all that ``weights`` say of the layers of ``plan``.
 

@@ -2,7 +2,7 @@
 
 The layers of a looped checkpoint are often written out one by one, as if unrolled. What repeats is found in
 the weights themselves, tensor by tensor, never in a flag: ``plan_from_ties``. A family that knows what
-repeats writes the plan, a list of ``Run``, itself.
+repeats writes the plan, a list of ``TiedRun``, itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
-class Run:
+class TiedRun:
     """A segment in terms of the checkpoint: ``applied[j][d]`` is the stored layer that is layer j at depth d."""
 
     applied: tuple[tuple[int, ...], ...]
@@ -67,7 +67,7 @@ class LayerNames:
         raise NotImplementedError
 
 
-def plan_from_ties(names: LayerNames) -> list[Run]:
+def plan_from_ties(names: LayerNames) -> list[TiedRun]:
     """What repeats, found in the weights; empty if nothing does.
 
     One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
@@ -79,10 +79,10 @@ def plan_from_ties(names: LayerNames) -> list[Run]:
     runs = find_runs(classes)
     in_runs = sum(length for _, length in runs if length > 1)
     if in_runs > k * repeats:
-        return _merge([Run((tuple(range(at, at + length)),)) for at, length in runs])
+        return _merge([TiedRun((tuple(range(at, at + length)),)) for at, length in runs])
     if repeats < 2:
         return []
-    block = Run(tuple(tuple(start + j + d * k for d in range(repeats)) for j in range(k)))
+    block = TiedRun(tuple(tuple(start + j + d * k for d in range(repeats)) for j in range(k)))
     end = start + k * repeats
     return [r for r in (plain(range(start)), block, plain(range(end, names.layers))) if r.applied]
 
@@ -95,9 +95,9 @@ def first_same(names: LayerNames) -> list[tuple[int, ...]]:
     )
 
 
-def plain(layers: Sequence[int]) -> Run:
+def plain(layers: Sequence[int]) -> TiedRun:
     """Layers that are applied once."""
-    return Run(tuple((layer,) for layer in layers))
+    return TiedRun(tuple((layer,) for layer in layers))
 
 
 def find_loop(classes: Sequence[int]) -> tuple[int, int, int]:
@@ -126,13 +126,13 @@ def find_runs(classes: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _merge(runs: Sequence[Run]) -> list[Run]:
+def _merge(runs: Sequence[TiedRun]) -> list[TiedRun]:
     """Neighbouring layers that are applied once become one segment."""
-    merged: list[Run] = []
+    merged: list[TiedRun] = []
     for run in runs:
         single = len(run.applied[0]) == 1
         if single and merged and len(merged[-1].applied[0]) == 1:
-            merged[-1] = Run(merged[-1].applied + run.applied)
+            merged[-1] = TiedRun(merged[-1].applied + run.applied)
         else:
             merged.append(run)
     return merged

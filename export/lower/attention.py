@@ -19,20 +19,20 @@ from ...runtime.model.program import Program
 from .depths import each_row
 from .elementwise import capped
 from .graph import Graph, StageValue
-from .values import Turned, Values
+from .values import Rotated, Values
 
 _MASKED = -1e30
 """A score that softmax makes 0 of, and of which a row may have nothing else: padding."""
 
 
-_HEAD_DIMS, _TURNED_DIMS = 8, 16
+_HEAD_DIMS, _ROTATED_DIMS = 8, 16
 """GroupQueryAttention takes heads of a multiple of so many dims, and turns so many of them."""
 
 
 def turn(graph: Graph, values: Values, op: Rotate) -> StageValue:
     """q or k turned to its positions, by an operator of its own."""
     x = values[op.x]
-    cos, sin = graph.turns(graph.program.rotations.index(op.by), op.by.dims // 2)
+    cos, sin = graph.cos_sin(graph.program.rotations.index(op.by), op.by.dims // 2)
     partial = {"rotary_embedding_dim": op.by.dims, "num_heads": op.heads}
     attributes = {"interleaved": 1} if op.pairs else {}
     attributes |= partial if op.by.dims * op.heads != x.size else {}
@@ -43,7 +43,7 @@ def turn(graph: Graph, values: Values, op: Rotate) -> StageValue:
 
 def rotate(graph: Graph, values: Values, op: Rotate) -> None:
     """A rotation, which the attention that reads it may do."""
-    values[op.y] = Turned(op)
+    values[op.y] = Rotated(op)
 
 
 def attend(graph: Graph, values: Values, op: Attend) -> None:
@@ -98,17 +98,17 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
     assert op.k is not None
     assert op.v is not None
     attributes: dict[str, Any] = {"num_heads": op.heads, "kv_num_heads": op.kv_heads}
-    turned = [values.peek(name) for name in (op.q, op.k)]
+    rotated = [values.peek(name) for name in (op.q, op.k)]
     rotations = [
         (value.op.by, value.op.pairs)
-        for value in turned
-        if isinstance(value, Turned) and value.op.by.dims % _TURNED_DIMS == 0
+        for value in rotated
+        if isinstance(value, Rotated) and value.op.by.dims % _ROTATED_DIMS == 0
     ]
-    names, turns = [op.q, op.k, op.v], list[ir.Value | None]()
+    names, cos_sin = [op.q, op.k, op.v], list[ir.Value | None]()
     if len(rotations) == 2 and rotations[0] == rotations[1]:
         by, pairs = rotations[0]
-        names[:2] = (value.op.x for value in turned if isinstance(value, Turned))
-        turns = [*graph.turns(graph.program.rotations.index(by), by.dims // 2), graph.given("positions")]
+        names[:2] = (value.op.x for value in rotated if isinstance(value, Rotated))
+        cos_sin = [*graph.cos_sin(graph.program.rotations.index(by), by.dims // 2), graph.given("positions")]
         attributes |= {"do_rotary": 1} | ({"rotary_interleaved": 1} if pairs else {})
     if op.scale != op.head_dim**-0.5:
         attributes["scale"] = op.scale
@@ -129,7 +129,7 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
             "target onnx does not take attend where K and V that depths share are used for more"
         )
     past = graph.past(op.cache, op.kv_heads, op.head_dim)
-    inputs = [*new, *past, graph.given("last"), graph.given("longest"), *turns]
+    inputs = [*new, *past, graph.given("last"), graph.given("longest"), *cos_sin]
     if not shared:  # the operator takes no tokens (query_seqlens) where key and value may have no rows
         inputs += [None] * (16 - len(inputs)) + [graph.given("tokens")]
     y, key, value = graph.node("GroupQueryAttention", *inputs, domain=MICROSOFT, outputs=3, **attributes)

@@ -195,7 +195,7 @@ class Graph:
         """The depth of each lane [B], in a packed graph of each row [N]."""
         return self.given("row_depth" if self.packed else "depth")
 
-    def turns(self, number: int, pairs: int) -> tuple[ir.Value, ir.Value]:
+    def cos_sin(self, number: int, pairs: int) -> tuple[ir.Value, ir.Value]:
         """cos and sin [P, pairs] of rotation ``number``."""
         tail = f".{number}" if number else ""
         cos, sin = (self._input(f"{n}{tail}", ir.DataType.FLOAT, ("P", pairs)) for n in ("cos", "sin"))

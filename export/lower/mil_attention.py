@@ -16,7 +16,7 @@ def rotate(scope: Scope, values: Values, op: Rotate) -> None:
     """x · cos + x with its pairs crossed · sin: each head turned to its token's position."""
     x = values.heads(op.x, op.heads)
     width = x.shape[-1]
-    cos, sin = scope.tokens.turns(op.by, width, op.pairs)
+    cos, sin = scope.tokens.cos_sin(op.by, width, op.pairs)
     rest = [width - op.by.dims] if op.by.dims < width else []
     if op.pairs:
         turned, *still = split(x, [op.by.dims, *rest])

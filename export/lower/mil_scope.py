@@ -66,7 +66,7 @@ class Tokens:
             # The padding of the last chunk has positions behind the end of the tables.
             self.inside = mb.minimum(x=self._positions, y=np.int32(plan.program.context_length - 1))
         self._stop: Var | None = None
-        self._turns: dict[tuple[Rotation, int, bool], tuple[Var, Var]] = {}
+        self._cos_sin: dict[tuple[Rotation, int, bool], tuple[Var, Var]] = {}
         self._masks: dict[tuple[int, int | None, bool], Var] = {}
 
     @property
@@ -109,26 +109,26 @@ class Tokens:
             self._masks[key] = mb.expand_dims(x=mb.tile(x=mask, reps=[groups, 1]), axes=[0, 1])
         return self._masks[key]
 
-    def turns(self, by: Rotation, width: int, pairs: bool) -> tuple[Var, Var]:
+    def cos_sin(self, by: Rotation, width: int, pairs: bool) -> tuple[Var, Var]:
         """cos and sin [1, T, 1, ``width``] of heads of that size, by the dims that turn against each other.
 
         Of each two the first has its sin negated; dims that do not turn have 1 and 0.
         """
         key = by, width, pairs
-        if key not in self._turns:
+        if key not in self._cos_sin:
             number = self._plan.program.rotations.index(by)
             cos, sin = (
                 mb.gather(
                     x=self._constants.array(f"rope{number or ''}.{f}", table), indices=self.inside, axis=0
                 )
-                for f, table in zip(("cos", "sin"), self._plan.turns[by], strict=True)
+                for f, table in zip(("cos", "sin"), self._plan.cos_sin[by], strict=True)
             )
             minus = mb.mul(x=sin, y=np.float16(-1))
-            self._turns[key] = (
+            self._cos_sin[key] = (
                 self._by_dim(cos, cos, np.float16(1), width, pairs),
                 self._by_dim(minus, sin, np.float16(0), width, pairs),
             )
-        return self._turns[key]
+        return self._cos_sin[key]
 
     def _by_dim(self, first: Var, second: Var, rest: np.float16, width: int, pairs: bool) -> Var:
         """Tables [T, dims/2] of the first and second of each two dims → [1, T, 1, width]."""

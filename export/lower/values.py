@@ -40,13 +40,13 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Turned:
+class Rotated:
     """``op.x``, turned."""
 
     op: Rotate
 
 
-Value = StageValue | Part | Sum | Turned
+Value = StageValue | Part | Sum | Rotated
 
 
 class Values:
@@ -72,7 +72,7 @@ class Values:
         elif isinstance(value, Sum):
             a, b = self[value.a], self[value.b]
             self._values[name] = StageValue(self.graph.one("Add", a.value, b.value), a.size, a.fresh)
-        elif isinstance(value, Turned):
+        elif isinstance(value, Rotated):
             self._values[name] = self._turn(self.graph, self, value.op)
         made = self._values[name]
         assert isinstance(made, StageValue)

@@ -16,7 +16,7 @@ from ...runtime.model import ops
 from ...runtime.model.program import Program, Stage
 from ...runtime.model.sizes import sizes
 from . import xnnpack_attend, xnnpack_ops
-from .xnnpack_attend import Turn, together
+from .xnnpack_attend import JointRotate, together
 from .xnnpack_call import Call
 from .xnnpack_ops import LoweringScope, plain
 from .xnnpack_weights import Delta, Held
@@ -34,7 +34,7 @@ LOWERINGS: Mapping[type, Lowering] = {
     ops.Softcap: plain(xnnpack_ops.softcap),
     ops.Concat: plain(xnnpack_ops.concat),
     ops.Slice: xnnpack_ops.Slice,
-    Turn: xnnpack_attend.Rotate,
+    JointRotate: xnnpack_attend.Rotate,
 }
 REFUSED: Mapping[type, str] = {
     ops.AttendTwice: "it reads two slots of a lane, and a method gets one",
@@ -53,7 +53,7 @@ class Steps(nn.Module):
         """``given``: the sizes of the inputs."""
         super().__init__()
         known = sizes(stage, given, held.program.weights)
-        self.found = together(stage.ops, known) if Turn in lowerings else list(stage.ops)
+        self.found = together(stage.ops, known) if JointRotate in lowerings else list(stage.ops)
         self.inputs, self.outputs, place = stage.inputs, stage.outputs, LoweringScope(held, known)
         self.steps = nn.ModuleList(lowerings[type(op)](op, place) for op in self.found)
 
@@ -66,13 +66,13 @@ class Steps(nn.Module):
         values: dict[str, Tensor] = dict(zip(self.inputs, given, strict=True))
         for op, step in zip(self.found, self.steps, strict=True):
             found = step(call, *(values[name] for name in _reads(op)))
-            written = op.y if isinstance(op, Turn) else ops.writes(op)
+            written = op.y if isinstance(op, JointRotate) else ops.writes(op)
             values.update(zip(written, found if len(written) > 1 else (found,), strict=True))
         return tuple(values[name] for name in self.outputs)
 
 
-def _reads(op: ops.Op | Turn) -> tuple[str, ...]:
-    return op.x if isinstance(op, Turn) else ops.reads(op)
+def _reads(op: ops.Op | JointRotate) -> tuple[str, ...]:
+    return op.x if isinstance(op, JointRotate) else ops.reads(op)
 
 
 def check(program: Program) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.engines.executorch.kinds import Turning, mask_of
+from ...runtime.engines.executorch.kinds import RotaryInput, mask_of
 from ...runtime.model import ops
 from ...runtime.model.rotation import Rotation
 from .xnnpack_call import Call, Pair
@@ -27,7 +27,7 @@ from .xnnpack_ops import LoweringScope, Slice, by_heads, capped, rows
 
 
 @dataclass(frozen=True)
-class Turn:
+class JointRotate:
     """``Rotate`` of several values at once: one turn for queries and keys is half the graph."""
 
     x: tuple[str, ...]
@@ -37,36 +37,38 @@ class Turn:
     pairs: bool
 
 
-def together(found: tuple[ops.Op, ...], sizes: Mapping[str, int]) -> list[ops.Op | Turn]:
+def together(found: tuple[ops.Op, ...], sizes: Mapping[str, int]) -> list[ops.Op | JointRotate]:
     """``found``, with rotations in a row that turn heads of one size alike as one."""
-    made = list[ops.Op | Turn]()
+    made = list[ops.Op | JointRotate]()
     for op in found:
         if not isinstance(op, ops.Rotate):
             made.append(op)
             continue
-        turn = Turn((op.x,), (op.y,), (op.heads,), op.by, op.pairs)
+        joint = JointRotate((op.x,), (op.y,), (op.heads,), op.by, op.pairs)
         last = made[-1] if made else None
-        if isinstance(last, Turn) and _alike(last, turn, sizes):
-            turn = Turn((*last.x, op.x), (*last.y, op.y), (*last.heads, op.heads), op.by, op.pairs)
+        if isinstance(last, JointRotate) and _alike(last, joint, sizes):
+            joint = JointRotate((*last.x, op.x), (*last.y, op.y), (*last.heads, op.heads), op.by, op.pairs)
             made.pop()
-        made.append(turn)
+        made.append(joint)
     return made
 
 
-def _alike(last: Turn, turn: Turn, sizes: Mapping[str, int]) -> bool:
-    """Can ``turn`` join ``last``?"""
-    widths = [sizes[each.x[0]] // each.heads[0] for each in (last, turn)]
+def _alike(last: JointRotate, joint: JointRotate, sizes: Mapping[str, int]) -> bool:
+    """Can ``joint`` join ``last``?"""
+    widths = [sizes[each.x[0]] // each.heads[0] for each in (last, joint)]
     return (
-        (last.by, last.pairs) == (turn.by, turn.pairs) and widths[0] == widths[1] and turn.x[0] not in last.y
+        (last.by, last.pairs) == (joint.by, joint.pairs)
+        and widths[0] == widths[1]
+        and joint.x[0] not in last.y
     )
 
 
 class Rotate(nn.Module):
     """Each head turned to its row's position; what is not turned of it stays behind."""
 
-    def __init__(self, op: Turn, place: LoweringScope) -> None:
+    def __init__(self, op: JointRotate, place: LoweringScope) -> None:
         super().__init__()
-        self.heads, self.turning, self.dims = op.heads, Turning(op.by, op.pairs), op.by.dims
+        self.heads, self.rotary_input, self.dims = op.heads, RotaryInput(op.by, op.pairs), op.by.dims
         self.width = place.sizes[op.x[0]] // op.heads[0]
         if op.pairs:
             self.register_buffer("swap", swapped(self.dims, True, self.dims))
@@ -75,11 +77,11 @@ class Rotate(nn.Module):
         x = values[0]
         if len(values) > 1:
             x = torch.cat([rows(value) for value in values], 1).view(len(x), -1, self.width)
-        x, (cos, sin) = by_heads(x, sum(self.heads)), call.turns[self.turning]
+        x, (cos, sin) = by_heads(x, sum(self.heads)), call.cos_sin[self.rotary_input]
         part, rest = x, None
         if self.dims < self.width:
             part, rest = x[..., : self.dims], x[..., self.dims :]
-        if self.turning.pairs:
+        if self.rotary_input.pairs:
             other = F.linear(part, self.get_buffer("swap"))
         else:
             half = self.dims // 2

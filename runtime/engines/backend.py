@@ -68,7 +68,7 @@ class Lanes:
             self.refresh()
 
     def refresh(self) -> None:
-        """Bring ``last`` and ``longest`` up to date with ``cached`` and ``tokens``."""
+        """Recompute ``last`` and ``longest`` from ``cached`` and ``tokens``."""
         if len(self.last) == 1:  # every token comes by here, and numbers are quicker than arrays
             total = self.cached.item() + self.tokens.item()
             self.last[0], self.longest[0] = total - 1, total
@@ -84,12 +84,13 @@ class Lanes:
         return batch, length
 
     def at(self, depth: int, first_slot: int) -> Lanes:
-        """The same lanes, all at ``depth`` and in other slots; the other arrays are shared."""
+        """Return the same lanes, all at ``depth`` and in the slots from ``first_slot`` on; the other arrays are
+        shared."""
         return replace(self, depth=np.full_like(self.depth, depth), first_slot=first_slot)
 
     @staticmethod
     def single(depth: int, cached: int, tokens: int, slot: int) -> Lanes:
-        """One lane whose S = ``tokens`` new tokens follow directly on the ``cached`` ones."""
+        """Return one lane whose S = ``tokens`` new tokens follow directly on the ``cached`` ones."""
         return Lanes(
             depth=np.array([depth], np.int64),
             cached=np.array([cached], np.int32),
@@ -111,19 +112,19 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of programs, weights and states now; the engine cannot be used any more. Twice is fine."""
+        """Release programs, weights and states now; the engine cannot be used any more. Closing twice is fine."""
         ...
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Caches of ``sequences`` sequences × ``capacity`` tokens, zeroed; ``slots`` as in KVCache.allocate."""
+        """Return zeroed caches of ``sequences`` × ``capacity`` tokens; ``slots`` as in ``KVCache.allocate``."""
         ...
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]: embedding and the layers before the loop."""
+        """Return the state [B, S, D] of ids [B, S] after the embedding and the layers before the loop."""
         ...
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D]: the looped layers once, each lane at its own depth.
+        """Return state [B, S, D] after the looped layers were applied once, each lane at its own depth.
 
         UsageError when the depths share K and V and the lanes are not what the module's text allows.
         """
@@ -138,7 +139,8 @@ class Backend(Protocol):
         ...
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N] of [B·S]: layers after the loop, norm, head."""
+        """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]: layers after the loop, norm,
+        head."""
         ...
 
 
@@ -146,7 +148,7 @@ class RunsPrompts(Backend, Protocol):
     """An engine that can run a prompt through all stages at once, which is quicker than stage by stage."""
 
     def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [1, S] at full depth → logits [1, V] of the last token, or [0, V] unless ``read``.
+        """Run ids [1, S] at full depth; return the logits [1, V] of the last token, or [0, V] unless ``read``.
 
         ``lanes`` are the prologue's.
         """
@@ -154,15 +156,16 @@ class RunsPrompts(Backend, Protocol):
 
 
 def runs_prompts(backend: Backend) -> TypeGuard[RunsPrompts]:
-    """Does ``backend`` say that it runs whole prompts?"""
+    """Does ``backend`` declare that it runs whole prompts?"""
     return backend.can.whole_prompt
 
 
 def can_fill(program: Program) -> bool:
-    """Has a model K and V of its own at depths that a token may skip, at rows that stay where they are?
+    """Can a token that skips depths get K and V there without running them?
 
-    Made with shared matrices: the fill stage has those of K and V alone; and of a token by itself: a depth that keeps
-    the row of the token before has none of a token that skipped it.
+    The model must have K and V of its own at each depth, in rows that stay where they are; shared matrices, because
+    the fill stage has those of K and V alone; and no Shift: a depth that keeps the row of the token before has none
+    of a token that skipped it.
     """
     return (
         bool(program.caches("block"))
@@ -176,7 +179,7 @@ def can_fill(program: Program) -> bool:
 
 
 def check_fill(program: Program) -> None:
-    """UsageError unless ``can_fill``."""
+    """Raise UsageError unless ``can_fill``."""
     if not can_fill(program):
         raise UsageError(
             "K and V of skipped depths can be filled in only where each depth has its own, without router, "
@@ -185,7 +188,7 @@ def check_fill(program: Program) -> None:
 
 
 def fresh_tokens(lanes: Lanes) -> int:
-    """New tokens of which a block whose depths share K and V computes K and V: S at depth 0, none deeper.
+    """Return for how many new tokens a block whose depths share K and V computes them: S at depth 0, 0 deeper.
 
     UsageError for lanes that such a block cannot take (see the module's text).
     """

@@ -1,4 +1,4 @@
-"""What an engine can do that others cannot: declared in its folder, asked before it is opened and while it runs."""
+"""What an engine can do that others cannot: declared in its folder, and asked before it is opened and while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the targets say of themselves in a manifest, and the graphs that engines ask them for, by name."""
+"""What targets say of themselves in a manifest, and the graphs that engines ask them for, by target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .executorch.flat import Flat
 
 Details = Package | Flat
 KINDS: dict[str, type[Details]] = {"coreml": Package, "executorch-flat": Flat}
-"""Of the targets that say something; the others say nothing."""
+"""By target, the struct that describes it; the others have none."""
 GRAPHS: dict[str, tuple[str, ...]] = {
     "onnx": ("prologue", "block", "epilogue"),
     "native": (),  # one file, its weights

@@ -1,13 +1,13 @@
-"""Lanes of which only the valid rows are computed: how calls that serve many sequences name them.
+"""Packed lanes: calls that serve many sequences compute only the valid rows of their lanes.
 
 A cache has a slot for each (sequence, depth), and a sequence is at one depth at a time: of the lanes between the first
-and the last that are wanted most are idle. Packed lanes keep them, because attention takes a range of slots, but
-states have no rows for them: ids are [N, 1] and states [N, 1, D], where N is the sum of ``tokens``, lane after lane.
-Measured with onnxruntime, 4 valid rows among 12 lanes cost 1.7 to 2.4 times as much as 4 of 4 when all 12 are
-computed, and as much as 4 of 4 when packed.
+and the last that are wanted most are idle. Packed lanes keep them, because attention takes a range of slots, but states
+have no rows for them: ids are [N, 1] and states [N, 1, D], where N is the sum of ``tokens``, lane after lane. Measured
+with onnxruntime, 4 valid rows among 12 lanes cost 1.7 to 2.4 times as much as 4 of 4 when all 12 are computed, and as
+much as 4 of 4 when packed.
 
-Where depths share K and V an idle lane is allowed too, unlike in ``backend.py``: at depth 0 row ``cached`` of its
-slot may be overwritten, so there must be one. Valid lanes are then of one token, or there is only one lane.
+Where depths share K and V an idle lane is allowed too, unlike in ``backend.py``: at depth 0 row ``cached`` of its slot
+may be overwritten, so there must be one. Valid lanes are then of one token, or there is only one lane.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NONE = np.empty(0, np.int64)
 class PackedLanes(Lanes):
     """B lanes × S tokens, of which N = ``rows``, the sum of ``tokens`` when they are made, are valid.
 
-    row_depth [N] is the depth of each row, spread [B, S] the row of each token (0 for padding), kept [N] the place of
-    each row in the flattened B·S. They follow from the other arrays: ``refresh`` after writing those.
+    row_depth [N] is the depth of each row, spread [B, S] the row of each token (0 for padding), kept [N] the index
+    of each row in the flattened B·S. They follow from the other arrays: call ``refresh`` after writing those.
     """
 
     shared: bool = False
-    """Do depths share K and V? Then a call is one of depth 0 (``fresh``) or one of deeper ones."""
+    """Depths share K and V: a call is one of depth 0 (``fresh``) or one of deeper ones."""
     fresh: bool = True
     rows: int = field(init=False, default=0)
     row_depth: I64 = field(default_factory=lambda: _NONE)
@@ -61,7 +61,7 @@ class PackedLanes(Lanes):
     def empty(
         lanes: int, length: int, rows: int, first_slot: int = 0, *, shared: bool = False, fresh: bool = True
     ) -> PackedLanes:
-        """Lanes to be written to and refreshed, which will have ``rows`` rows in all."""
+        """Return lanes to be written to and refreshed, which will have ``rows`` rows in all."""
         # Any tokens that make as many.
         tokens = np.clip(rows - length * np.arange(lanes), 0, length).astype(np.int32)
         depth, cached = np.zeros(lanes, np.int64), np.zeros(lanes, np.int32)
@@ -74,7 +74,7 @@ class PackedLanes(Lanes):
         return self.rows, 1
 
     def refresh(self) -> None:
-        """Bring all that follows up to date; UsageError when ``tokens`` are not ``rows`` in all."""
+        """Recompute all arrays that follow from others; UsageError when ``tokens`` do not sum to ``rows``."""
         super().refresh()
         length = self.spread.shape[1]
         valid = np.flatnonzero(np.arange(length) < self.tokens[:, None])
@@ -116,12 +116,12 @@ class PackedLanes(Lanes):
             self.longest[0] = max(cached) + 1
 
     def pad(self, rows: F32) -> F32:
-        """rows [N, 1, …] → [B, S, …], zeros where there is no token."""
+        """Return rows [N, 1, …] as [B, S, …], with zeros where there is no token."""
         out = np.zeros((self.spread.size, *rows.shape[2:]), rows.dtype)
         out[self.kept] = rows[:, 0]
         return out.reshape(*self.spread.shape, *rows.shape[2:])
 
     def pack(self, state: F32) -> F32:
-        """state [B, S, D] → its valid rows [N, 1, D]."""
+        """Return the valid rows [N, 1, D] of state [B, S, D]."""
         rows: F32 = state.reshape(self.spread.size, 1, -1)[self.kept]
         return rows

@@ -1,4 +1,4 @@
-"""The engines by name. A new engine is one file, one row here, one test."""
+"""The engines by name. A new engine is one file, one entry here, one test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .backend import Backend
 from .capabilities import Capabilities
 
 MAX_THREADS = 1024
-"""More than any engine has use for; some would make a hundred thousand."""
+"""More than any engine has use for; some would start a hundred thousand."""
 
 
 USUAL = ("native", "onnx")
@@ -163,7 +163,7 @@ class EngineStatus:
 
 
 def available() -> list[EngineStatus]:
-    """Every known engine, with the version of its package where it can run. Imports none of them."""
+    """Return every known engine, with the version of its package where it can run. Imports none of them."""
     return [
         EngineStatus(name, None, reason)
         if (reason := engine.unavailable_reason())
@@ -188,7 +188,7 @@ def open_backend(
     packed: bool = False,
     kv_bits: int = 32,
 ) -> Backend:
-    """The engine ``name`` with the model of ``bundle`` loaded; None: the usual one of ``bundle`` on this computer.
+    """Return the engine ``name`` with the model of ``bundle`` loaded; None: the usual engine for ``bundle`` here.
 
     ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K and V.
     UsageError: no such engine, or ``threads`` or ``kv_bits`` out of range. EngineError: its package is not installed.

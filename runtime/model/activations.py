@@ -1,15 +1,16 @@
-"""What engines make of the inputs x [M, K] of a quantized matrix: int8 codes, here as the floats that those stand for.
+"""How engines round the inputs x [M, K] of a quantized matrix to int8 codes; here as the floats that codes stand for.
 
-So the reference engine can say what an artifact with int8 kernels computes: x̂ times the matrix. What is left between
-the two is the order in which float32 is added up. Measured with onnxruntime 1.32 (AVX-512, 4 and 8 bits, groups of 32,
-64 and 128, K up to 4096): 1.3e-6 of the largest output, and 1.8e-5 for rows of one sign, whose large sums are added and
-taken away again for the offset of the codes; inputs that are not rounded differ by 1e-2.
+With these the reference engine computes what an artifact with int8 kernels computes: x̂ times the matrix. What is left
+between the two is the order in which float32 is added up. Measured with onnxruntime 1.32 (AVX-512, 4 and 8 bits, groups
+of 32, 64 and 128, K up to 4096): 1.3e-6 of the largest output, and 1.8e-5 for rows of one sign, whose large sums are
+added and taken away again for the offset of the codes; inputs that are not rounded differ by 1e-2.
 
 XNNPACK's kernels, from SSE4.1 to AVX-512, are within 1e-7; those of AVX-512 VNNI, in groups, within 1e-5.
 
-That holds for one matrix and equal inputs. Where inputs differ in their last bits, one that lies near the middle of two
-codes rounds the other way, by a whole step: 1.8e-3 of the largest output for K 64, 2.6e-4 for 4096; inputs that differ
-by 1e-6 have such a one in most calls with K 4096. ``shaken`` says what may come of it; of every input, it is 1e-2.
+That holds for one matrix and equal inputs. An input that lies near the middle between two codes may be rounded the
+other way, by a whole step, when inputs differ in their last bits: 1.8e-3 of the largest output for K 64, 2.6e-4 for
+4096; inputs that differ by 1e-6 have such a value in most calls with K 4096. ``jittered`` bounds the effect; where
+every input is rounded at random, it is 1e-2.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 Rounding = Callable[[F32], F32]
-"""Numbers of steps → whole numbers."""
+"""From float numbers of quantization steps to whole ones, in any shape."""
 _ONE, _STEPS = np.float32(1), np.float32(127)
 _TINY = np.float32(3.8e-37)
 _LOW, _HIGH = np.float32(-128), np.float32(127)
 
 
 def nearest(steps: F32) -> F32:
-    """Half goes to even."""
+    """Return ``steps`` rounded to the nearest whole number, halves to even."""
     return np.rint(steps)
 
 
-def by_chance(random: np.random.Generator, width: float) -> Rounding:
-    """To the one whole number or the other for what lies within ``width`` steps of the middle, the nearer the likelier.
+def stochastic(random: np.random.Generator, width: float) -> Rounding:
+    """Return a rounding that picks at random between the two whole numbers around a value near their middle.
 
-    0.5: for everything.
+    Values within ``width`` steps of the middle are affected, the nearer whole number being the likelier one; 0.5
+    affects every value.
     """
 
     def rounded(steps: F32) -> F32:
@@ -46,12 +48,13 @@ def by_chance(random: np.random.Generator, width: float) -> Rounding:
     return rounded
 
 
-def in_blocks(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
-    """MatMulNBits at accuracy level 4: whole numbers of 1/127 of the largest in each group of columns.
+def blockwise(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
+    """Return x [M, K] rounded as MatMulNBits does at accuracy level 4: each group of columns to 1/127 of its largest.
 
-    MLAS does so for 4 and 8 bits (QuantizeARow_CompInt8 in sqnbitgemm_kernel_avx2.cpp and …_avx512_int8.h), on x86-64
-    with AVX2. On a processor without, floats stay floats. ARM's kernel for 8 bits is the same; that for 4 bits divides
-    otherwise and rounds half away from zero, or is KleidiAI's, which takes whole rows and a zero point.
+    MLAS does so for 4 and 8 bits (QuantizeARow_CompInt8 in sqnbitgemm_kernel_avx2.cpp and …_avx512_int8.h), on
+    x86-64 with AVX2. On a processor without it floats stay floats. ARM's kernel for 8 bits is the same; that for 4
+    bits divides otherwise and rounds half away from zero, or is KleidiAI's, which takes whole rows and a zero
+    point.
     """
     rows, columns = x.shape
     padded = np.pad(x, ((0, 0), (0, -columns % group_size))).reshape(rows, -1, group_size)
@@ -61,8 +64,10 @@ def in_blocks(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
     return kept.reshape(rows, -1)[:, :columns]
 
 
-def in_groups(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
-    """The lane engine: as ``in_blocks``, for whole rows too (``group_size`` 0); tiny groups are zeros.
+def groupwise(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
+    """Return x [M, K] rounded as the lane engine does: as ``blockwise``, but tiny groups are zeros.
+
+    ``group_size`` 0: a row is one group.
 
     The arithmetic is that of `quantize` in runtime/engines/native/src/kernels, bit for bit.
     """
@@ -76,8 +81,12 @@ def in_groups(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
     return kept.reshape(rows, -1)[:, :columns]
 
 
-def by_peak(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
-    """Our graphs of 8 bits with a scale a row: x / peak of the row, QuantizeLinear by 1/127, times peak at the end."""
+def rowwise_symmetric(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
+    """Return x [M, K] rounded as our graphs with 8 bits and a scale a row do: each row to 1/127 of its largest value.
+
+    QuantizeLinear takes x / peak in steps of 1/127, and the product is multiplied by the peak. ``group_size`` is
+    ignored.
+    """
     peak = np.abs(x).max(-1, keepdims=True)
     share = np.divide(x, peak, out=np.zeros_like(x), where=peak > 0)
     step = _ONE / _STEPS
@@ -86,10 +95,11 @@ def by_peak(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
     return kept
 
 
-def by_range(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
-    """XNNPACK: the range of each row, with zero in it, in 255 steps, and a code for zero.
+def rowwise_asymmetric(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
+    """Return x [M, K] rounded as XNNPACK does: the range of each row, zero included, in 255 steps with a code for zero.
 
     The arithmetic is xnn_f32_qd8_asymmetric_quantization_params (src/params.c), in its order of operations.
+    ``group_size`` is ignored.
     """
     low = np.minimum(x.min(-1, keepdims=True), np.float32(0))
     high = np.maximum(x.max(-1, keepdims=True), np.float32(0))
@@ -104,24 +114,24 @@ def by_range(x: F32, group_size: int = 0, whole: Rounding = nearest) -> F32:
 
 @dataclass(frozen=True)
 class Activations:
-    """How an engine sees the inputs of quantized matrices."""
+    """How an engine rounds the inputs of quantized matrices."""
 
     codes: Callable[[F32, int, Rounding], F32]
     rounding: Rounding = nearest
 
     def __call__(self, x: F32, group_size: int) -> F32:
-        """x [..., K] → the values [..., K] that its codes stand for. ``group_size``: of the matrix."""
+        """Return the values [..., K] that the codes of x [..., K] stand for; ``group_size`` is that of the matrix."""
         return self.codes(x.reshape(-1, x.shape[-1]), group_size, self.rounding).reshape(x.shape)
 
-    def shaken(self, seed: int, width: float = 0.5) -> Activations:
-        """The same where chance rounds what lies within ``width`` steps of the middle; 0.5: all there is."""
-        return replace(self, rounding=by_chance(np.random.default_rng(seed), width))
+    def jittered(self, seed: int, width: float = 0.5) -> Activations:
+        """Return the same with values within ``width`` steps of a middle rounded at random; 0.5: all values."""
+        return replace(self, rounding=stochastic(np.random.default_rng(seed), width))
 
 
 ACTIVATIONS = {
-    "MatMulNBits": Activations(in_blocks),
-    "MatMulIntegerToFloat": Activations(by_peak),
-    "XNNPACK": Activations(by_range),
-    "lanes": Activations(in_groups),
+    "MatMulNBits": Activations(blockwise),
+    "MatMulIntegerToFloat": Activations(rowwise_symmetric),
+    "XNNPACK": Activations(rowwise_asymmetric),
+    "lanes": Activations(groupwise),
 }
-"""By what multiplies."""
+"""By the operator or library that multiplies."""

@@ -1,7 +1,8 @@
-"""Blocks of layers, as functions that write ops: what families compose their programs of.
+"""Transformer layers as functions that write ops: what families compose their programs of.
 
-A layer is attention and an MLP with norms and residuals around them; the functions here differ in where
-those are. Each takes the value that enters the layer and returns the one that leaves it.
+A layer is attention and an MLP with norms and residuals around them; the functions here differ in where those are. Each
+takes the name of the value that enters the layer and returns the name of the one that leaves it. ``prefix`` is that of
+the layer's weights, ``at`` the depth whose weights apply (None: that of the row's lane).
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 class Attention:
     """Sizes and rules of an attention, as ``ops.Attend`` has them.
 
-    ``turns``, and ``pairs`` as in ``ops.Rotate``: None is no position embedding. ``scale``: None is 1/√head_dim.
-    ``cached``: are K and V kept for the tokens that follow? ``qk_norm``: a norm of q and k before they are turned, of
-    each head by itself or over the full width. ``bias``: of q, k and v.
+    ``rotation`` and ``pairs`` are those of ``ops.Rotate``; None is no position embedding. ``scale`` None is
+    1/√head_dim. ``cached``: K and V are kept for the tokens that follow. ``qk_norm``: q and k are normed before
+    they are rotated, each head by itself or over the full width. ``bias`` is of q, k and v, ``out_bias`` of o.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
-    turns: Rotation | None
+    rotation: Rotation | None
     pairs: bool = False
     scale: float | None = None
     window: int | None = None
@@ -45,7 +46,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """``gated``: function(gate x) · up x goes down; else function(up x)."""
+    """An MLP of inner width ``size``: down(function(gate x) · up x) where ``gated``, else down(function(up x))."""
 
     size: int
     function: Function = "silu"
@@ -55,7 +56,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class NormKind:
-    """What the norms of a model are."""
+    """The kind, epsilon and bias of a model's norms."""
 
     eps: float
     kind: Literal["rms", "layer"] = "rms"
@@ -66,8 +67,8 @@ class NormKind:
 class Layer:
     """What the layers of a segment have in common, and what differs between its ``depths``.
 
-    ``norm_rows``: norms have a row for each depth. ``own_attention``: q, k, v and o a matrix for each. ``deltas``: by
-    projection.
+    ``norm_rows``: norms have a row for each depth. ``own_attention``: q, k, v and o have a matrix for each depth.
+    ``deltas`` are by projection.
     """
 
     width: int
@@ -81,38 +82,38 @@ class Layer:
 
 
 class Writer:
-    """Writes the ops of one stage: names for values, numbers for caches, and the weights that they use."""
+    """Collects the ops of one stage: names for values, numbers for caches, and the weights that the ops use."""
 
     def __init__(self, weights: dict[str, Weight], *inputs: str) -> None:
-        """``weights`` of the program, shared by all of its stages and added to."""
+        """``weights``: those of the program, shared by its stages and added to. ``inputs``: the stage's."""
         self.weights, self.inputs = weights, inputs
         self._ops: list[Op] = []
         self._layers: list[str] = []
         self._caches = 0
 
     def stage(self, *outputs: str) -> Stage:
-        """What was written, with its outputs."""
+        """Return the stage that was written, with ``outputs``."""
         return Stage(self.inputs, tuple(self._ops), outputs, tuple(self._layers))
 
     def add(self, op: Op) -> None:
-        """Write ``op``."""
+        """Append ``op``."""
         self._ops.append(op)
 
     def enter_layer(self, x: str) -> None:
-        """The next layer begins, with ``x``."""
+        """Begin the next layer, which the value ``x`` enters."""
         self._layers.append(x)
 
     def name(self, value: str) -> str:
-        """A name for ``value`` in the layer that is written."""
+        """Return a name for ``value`` that is unique to the current layer."""
         return f"{len(self._layers) - 1}.{value}" if self._layers else value
 
     def cache(self) -> int:
-        """The number of another cache of the stage."""
+        """Return the number of a new cache of the stage."""
         self._caches += 1
         return self._caches - 1
 
     def weight(self, name: str, weight: Weight) -> str:
-        """``name``, which is ``weight`` from now on."""
+        """Declare the weight ``name`` and return the name; ValueError when it was declared otherwise before."""
         if self.weights.setdefault(name, weight) != weight:
             raise ValueError(f"the weight {name} is {self.weights[name]}, and now {weight}")
         return name
@@ -128,7 +129,7 @@ class Writer:
         at: int | None = None,
         groups: int = 1,
     ) -> str:
-        """x [N, size] → ``y``, with weights [size / groups], or a row of them for each depth."""
+        """Write the norm of x [N, size] to ``y``, with weights [size / groups] or ``rows`` of them; return ``y``."""
         vector = Vector(size // groups, rows)
         self.weight(weight, vector)
         bias = self.weight(f"{weight}_bias", vector) if kind.bias else None
@@ -136,7 +137,7 @@ class Writer:
         return y
 
     def linear(self, x: str, y: tuple[str, ...], weight: str, matrix: Matrix, at: int | None = None) -> None:
-        """x through ``matrix`` to its parts ``y``."""
+        """Write x times ``matrix`` to ``y``, a value for each of its parts."""
         self.weight(weight, matrix)
         own = matrix.copies > 1 or matrix.deltas
         self.add(Linear(x, y, weight, at=at if own else None))
@@ -181,7 +182,7 @@ def output_norm(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = N
 
 
 def attention(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> str:
-    """x [N, D] → [N, D]: q, k and v of one stored matrix, turned, attended to, through o."""
+    """Write the attention of x [N, D] → [N, D]: q, k and v from one stored matrix, rotated, attended to, through o."""
     a = layer.attention
     sizes = {
         "q_proj": a.heads * a.head_dim,
@@ -198,9 +199,9 @@ def attention(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = Non
                 groups=heads if each else 1,
             )  # fmt: skip
         q, k = f"{q}_normed", f"{k}_normed"
-    if a.turns is not None:
-        w.add(Rotate(q, f"{q}_turned", a.heads, a.turns, a.pairs))
-        w.add(Rotate(k, f"{k}_turned", a.kv_heads, a.turns, a.pairs))
+    if a.rotation is not None:
+        w.add(Rotate(q, f"{q}_turned", a.heads, a.rotation, a.pairs))
+        w.add(Rotate(k, f"{k}_turned", a.kv_heads, a.rotation, a.pairs))
         q, k = f"{q}_turned", f"{k}_turned"
     mixed, out = w.name("mixed"), w.name("a")
     scale = a.head_dim**-0.5 if a.scale is None else a.scale
@@ -216,7 +217,7 @@ def attention(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = Non
 
 
 def mlp(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> str:
-    """x [N, D] → [N, D]."""
+    """Write the MLP of x [N, D] → [N, D]."""
     m = layer.mlp
     parts = ("gate_proj", "up_proj") if m.gated else ("up_proj",)
     inner = tuple(w.name(part.removesuffix("_proj")) for part in parts)
@@ -233,7 +234,7 @@ def mlp(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> 
 
 
 def matrix(layer: Layer, parts: dict[str, int], columns: int, bias: bool) -> Matrix:
-    """The matrix of ``parts`` in ``layer``: what differs between depths follows from it."""
+    """Return the matrix of ``parts`` (rows by name) as ``layer`` stores it, with copies and deltas for depths."""
     deltas = {part: layer.deltas[part] for part in parts if part in layer.deltas}
     own = layer.own_attention and not set(parts).isdisjoint(ATTENTION)
     return Matrix(
@@ -247,12 +248,12 @@ def matrix(layer: Layer, parts: dict[str, int], columns: int, bias: bool) -> Mat
 
 
 def norm(w: Writer, x: str, y: str, prefix: str, name: str, layer: Layer, at: int | None) -> str:
-    """A norm of the layer over its width."""
+    """Write a norm of the layer over its full width."""
     rows = layer.depths if layer.norm_rows else None
     return w.norm(x, w.name(y), f"{prefix}.{name}", layer.width, layer.norm, rows, at)
 
 
 def add(w: Writer, a: str, b: str, y: str) -> str:
-    """a + b."""
+    """Write a + b to ``y``."""
     w.add(Add(a, b, w.name(y)))
     return w.name(y)

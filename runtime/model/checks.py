@@ -1,7 +1,7 @@
-"""What is wrong with a program: it is read from files of other people, and is run.
+"""Checks of a program that was read from a file: it is run, and whoever wrote the file is not trusted.
 
-A problem is one line that names the stage and the op. All of it takes time in proportion to what the file says, and
-nothing is made of the sizes that it declares.
+A problem is one line that names the stage and the op. The time that checking takes is in proportion to the file, and
+nothing is allocated by the sizes that it declares.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .limits import FINITE, MAX_LAYERS, MAX_NUMBERS, MAX_OPS, MAX_SIZE, nameable, within
-from .op_checks import HOST_SIZES, Uses, depths_of
+from .op_checks import HOST_SIZES, WeightUses, depths_of
 from .program import Loop, Program, Routing
 from .sizes import IDS
-from .stage_checks import Found, idle_problems, stage_problems
+from .stage_checks import StageFindings, idle_problems, stage_problems
 from .weights import Vector, Weight, tensors
 
 
 def problems(program: Program) -> Iterator[str]:
-    """What is wrong with ``program``, one after the other; what would only follow from that is left out."""
+    """Yield what is wrong with ``program``; problems that would only follow from an earlier one are left out."""
     for check in (_number_problems, _weights_problems, _loop_problems, _amount_problems, _stages_problems):
         sound = True
         for problem in check(program):
@@ -40,7 +40,7 @@ def _number_problems(program: Program) -> Iterator[str]:
 
 
 def _weights_problems(program: Program) -> Iterator[str]:
-    """Of the weights by themselves; and of their tensors: how large they are, and that no two have one name."""
+    """Yield what is wrong with the weights: their own numbers, tensors that are too large, two of one name."""
     for name, weight in program.weights.items():
         if problem := next(_weight_problems(name, weight), None):
             yield problem
@@ -126,7 +126,7 @@ def _stages_problems(program: Program) -> Iterator[str]:
     carries = tuple(carry.width for carry in program.loop.carries)
     blocks = program.loop.blocks
     names = ["block"] if len(blocks) == 1 else [f"block {number}" for number in range(len(blocks))]
-    found = Found(program)
+    found = StageFindings(program)
     for value in program.prologue.inputs:
         if value not in HOST_SIZES:
             yield from nameable("an input of prologue", value)
@@ -155,13 +155,13 @@ def _stages_problems(program: Program) -> Iterator[str]:
 
 
 def _widths(sizes: Sequence[int]) -> str:
-    """Values of some sizes, a few of them."""
+    """Return some sizes of values as a text, the first few of them."""
     shapes = [f"[N, {size}]" if size else "ids" for size in sizes[:4]]
     return f"{', '.join(shapes) or 'nothing'}{' …' if len(sizes) > 4 else ''}"
 
 
-def _cache_problems(names: Sequence[str], found: Found) -> Iterator[str]:
-    """Of the caches of the loop: its blocks use the same ones, and its depths share all of them or none."""
+def _cache_problems(names: Sequence[str], found: StageFindings) -> Iterator[str]:
+    """Yield what is wrong with the loop's caches: blocks must use the same, and share all or none between depths."""
     first, *others = names
     for name in others:
         if found.caches[name] != found.caches[first]:
@@ -171,8 +171,8 @@ def _cache_problems(names: Sequence[str], found: Found) -> Iterator[str]:
         yield f"{first} has caches of slot {' and '.join(sorted(slots))}, wanted the same for all"
 
 
-def _use_problems(name: str, weight: Weight, uses: Uses | None, program: Program) -> Iterator[str]:
-    """Of the depths of a weight: as many as the loop has, or as ops name."""
+def _use_problems(name: str, weight: Weight, uses: WeightUses | None, program: Program) -> Iterator[str]:
+    """Yield what is wrong with a weight's number of depths: wanted are those of the loop, or those that ops name."""
     if uses is None:
         yield f"weight {name} is used by no op"
         return

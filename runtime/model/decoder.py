@@ -11,15 +11,16 @@ from .program import Carry, Loop, Program
 from .weights import Matrix, Weight
 
 Block = Callable[[Writer, str, str, Layer, int | None], str]
-"""Writes a layer, as those of ``blocks``: (writer, what enters, prefix of its weights, layer, depth) → what leaves."""
+"""Writes a layer, as ``blocks.llama``: (writer, value that enters, prefix of weights, layer, depth) → value after
+it."""
 
 Segment = tuple[int, Layer]
-"""So many stored layers, applied ``depths`` times in a row."""
+"""(stored layers, applied ``depths`` times in a row)."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Segment numbers of each stage, and how often the block is applied."""
+    """The numbers of the segments in each stage, and how often the block is applied."""
 
     prologue: tuple[int, ...]
     block: tuple[int, ...]
@@ -28,10 +29,10 @@ class Stages:
 
 
 def stages_of(repeats: Sequence[int]) -> Stages:
-    """How segments that are applied so often are split between the host's depth loop and the graphs around it.
+    """Return how segments, each applied ``repeats[i]`` times, are split into the depth loop and the graphs around it.
 
-    One segment with repeats > 1 is the loop. Where several repeat (MobileLLM-LS: every layer twice) or none does, all
-    of them are one block of depth 1, whose graph unrolls them with shared weights.
+    One segment with repeats > 1 is the loop. Where several repeat (MobileLLM-LS: every layer twice) or none does,
+    all of them are one block of depth 1, whose graph unrolls them with shared weights.
     """
     looped = [i for i, times in enumerate(repeats) if times > 1]
     everything = tuple(range(len(repeats)))
@@ -53,9 +54,10 @@ def decoder(
     tied_embedding: bool,
     norm_each_depth: bool = False,
 ) -> Program:
-    """The program of a decoder whose layers ``block`` writes, under ``segments.{number}.layers.{number}``.
+    """Return the program of a decoder whose layers ``block`` writes, named ``segments.{number}.layers.{number}``.
 
-    ``norm`` is the final one; ``norm_each_depth``: it is applied after every depth, and its output feeds the next one.
+    ``norm`` is the final one; with ``norm_each_depth`` it is applied after every depth, and its output feeds the
+    next one.
     """
     weights: dict[str, Weight] = {}
     stages = stages_of([layer.depths for _, layer in segments])

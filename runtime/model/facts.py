@@ -1,4 +1,4 @@
-"""What a program amounts to, in numbers that people compare: its layers, what its depths add, parameters."""
+"""What a program amounts to in numbers that people compare: layers, repeats, deltas, parameters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .program import Program, Stage
 from .weights import Delta, Matrix, tensors
 
 _LONGEST = 256
-"""Layers that repeat together are looked for up to this many: the search takes the square of it."""
+"""The longest run of layers that is searched for repeats: the search takes time by its square."""
 
 _TELLING = ("kind", "function", "mask")
-"""Fields of ops that say which one of several it is."""
+"""The fields that tell ops of one kind apart in a summary."""
 
 
 @dataclass(frozen=True)
-class Run:
+class LayerRun:
     """``layers`` stored layers, applied ``repeats`` times in a row."""
 
     layers: int
@@ -26,7 +26,7 @@ class Run:
 
 
 def layer_weights(stage: Stage) -> list[frozenset[str]]:
-    """The weights of each layer that ``stage`` applies, in order; ops behind the last layer are that one's."""
+    """Return the names of the weights of each layer that ``stage`` applies; ops after the last layer are in it."""
     found: list[set[str]] = []
     for op, number in numbered(stage):
         while len(found) <= number:
@@ -37,7 +37,7 @@ def layer_weights(stage: Stage) -> list[frozenset[str]]:
 
 
 def numbered(stage: Stage) -> list[tuple[Op, int]]:
-    """Each op with the number of its layer; −1 is before the first."""
+    """Return each op of ``stage`` with the number of its layer; −1 is before the first."""
     number, found = -1, list[tuple[Op, int]]()
     for op in stage.ops:
         if number + 1 < len(stage.layers) and stage.layers[number + 1] in reads(op):
@@ -46,56 +46,56 @@ def numbered(stage: Stage) -> list[tuple[Op, int]]:
     return found
 
 
-def runs(program: Program) -> list[Run]:
-    """The layers of a model, as they are stored and repeated."""
+def runs(program: Program) -> list[LayerRun]:
+    """Return the layers of a model in order, as they are stored and repeated."""
     found = _runs(layer_weights(program.prologue))
     if len(program.loop.blocks) == 1:
         block = _runs(layer_weights(program.loop.blocks[0]))
         once = len(block) == 1 and block[0].repeats == 1
-        found += [Run(block[0].layers, program.depths)] if once else block * program.depths
+        found += [LayerRun(block[0].layers, program.depths)] if once else block * program.depths
     else:
         every = [name for d in range(program.depths) for name in layer_weights(program.stage("block", d))]
         found += _runs(every)
     return found + _runs(layer_weights(program.epilogue))
 
 
-def _runs(layers: list[frozenset[str]]) -> list[Run]:
-    found, i = list[Run](), 0
+def _runs(layers: list[frozenset[str]]) -> list[LayerRun]:
+    found, i = list[LayerRun](), 0
     while i < len(layers):
         for length in range(1, min(_LONGEST, (len(layers) - i) // 2) + 1):
             unit, times = layers[i : i + length], 1
             while layers[i + times * length : i + (times + 1) * length] == unit:
                 times += 1
             if times > 1:
-                found.append(Run(length, times))
+                found.append(LayerRun(length, times))
                 i += length * times
                 break
         else:
-            single = Run(1, 1)
+            single = LayerRun(1, 1)
             if found and found[-1].repeats == 1:
-                single = Run(found.pop().layers + 1, 1)
+                single = LayerRun(found.pop().layers + 1, 1)
             found.append(single)
             i += 1
     return found
 
 
 def stored_layers(program: Program) -> int:
-    """Layers with weights of their own."""
+    """Return the number of layers with weights of their own."""
     return len({names for stage in program.stages for names in layer_weights(stage)})
 
 
 def attentions(program: Program) -> Iterator[Attend]:
-    """Every attention, stage by stage."""
+    """Yield every attention op, stage by stage."""
     return (op for stage in program.stages for op in stage.ops if isinstance(op, Attend))
 
 
 def attention(program: Program) -> Attend | None:
-    """The first attention, whose sizes most models have everywhere; None where there is none."""
+    """Return the first attention, whose sizes most models have everywhere; None where there is none."""
     return next(attentions(program), None)
 
 
 def op_kinds(program: Program) -> tuple[str, ...]:
-    """The ops of a program, each with what tells it from others of its name, by name."""
+    """Return the kinds of ops of a program, sorted, each with the fields that tell it from others of its name."""
     return tuple(sorted({_described(op) for stage in program.stages for op in stage.ops}))
 
 
@@ -107,7 +107,7 @@ def _described(op: Op) -> str:
 
 
 def mlp_size(program: Program) -> int:
-    """The widest output of a matrix that an activation reads; 0 where there is none."""
+    """Return the width of the widest matrix output that an activation reads; 0 where there is none."""
     widest = 0
     for stage in program.stages:
         active = {op.x for op in stage.ops if isinstance(op, Act)}
@@ -119,7 +119,7 @@ def mlp_size(program: Program) -> int:
 
 
 def deltas(program: Program) -> dict[str, Delta]:
-    """The deltas of every part of a matrix, by its canonical name."""
+    """Return the deltas of the parts of all matrices, by the part's canonical name."""
     matrices = ((name, w) for name, w in program.weights.items() if isinstance(w, Matrix))
     return {
         f"{name.rpartition('.')[0]}.{part}": delta for name, w in matrices for part, delta in w.deltas.items()
@@ -127,14 +127,14 @@ def deltas(program: Program) -> dict[str, Delta]:
 
 
 def delta_parameters(program: Program) -> int:
-    """Numbers in the deltas of all depths."""
+    """Return the number of parameters in the deltas of all depths."""
     return sum(t.numbers for _, t in tensors(program.weights) if t.kind == "delta")
 
 
 def count_parameters(program: Program, heads: int = 0) -> tuple[int, int]:
-    """(parameters of the model, parameters of the same model with every applied layer stored).
+    """Return (parameters of the model, parameters of the same model with every applied layer stored).
 
-    ``heads`` are the parameters of the heads that the host computes, which no target stores.
+    ``heads`` is the number of parameters of the heads that the host computes, which no target stores.
     """
     blocks = [program.stage("block", depth) for depth in range(program.depths)]
     applied, entire = Counter[str](), set[str]()

@@ -1,4 +1,4 @@
-"""What is wrong with an op: its numbers, its sizes, and the depths of its weights."""
+"""Checks of one op: its numbers, its sizes, and how many depths its weights have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .limits import FINITE, MAX_LAYERS, MAX_SIZE, nameable, within
 from .ops import Attend, AttendLearned, AttendTwice, Embed, Experts, Op, Rotate, Shift, weight_fields, writes
 from .program import Program
 from .rotation import Llama3, Rotation, Yarn
-from .sizes import Known, MisfitError
+from .sizes import OpMismatchError, ValueSizes
 from .weights import Vector, Weight
 
 _SIZE = (1, MAX_SIZE)
@@ -33,7 +33,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "stop": _SIZE,
     "top": _SIZE,
 }
-"""What the numbers of ops may be, by field: a name means the same in every op."""
+"""The range of the numbers of ops by field name; a name means the same in every op."""
 _SCALE = (1e-6, 1e6)
 _SCALING: dict[str, tuple[float, float]] = {
     "factor": _SCALE,
@@ -46,22 +46,24 @@ _SCALING: dict[str, tuple[float, float]] = {
 }
 _OTHERS = "the head has some tokens only: none of its ops knows their positions, or reads other tokens"
 HOST_SIZES = {"ids": "vocab_size", "positions": "context_length", "types": "token_types"}
-"""What the host gives the prologue, whole numbers [N], and how many there are of each."""
+"""What the host gives the prologue as whole numbers [N], and for each the end of its range."""
 
 
 @dataclass
-class Uses:
-    """The depths of a weight that ops use: those of a number, the one that a lane is at, or all at once."""
+class WeightUses:
+    """How ops use a weight that differs between depths: at a fixed depth, at that of the lane, or whole."""
 
     at: set[int] = field(default_factory=set)
     looped: bool = False
     whole: bool = False
 
 
-def op_problems(stage: str, op: Op, known: Known, program: Program, uses: dict[str, Uses]) -> Iterator[str]:
-    """What is wrong with ``op`` of ``stage``, one after the other; only the first is sure to be true.
+def op_problems(
+    stage: str, op: Op, known: ValueSizes, program: Program, uses: dict[str, WeightUses]
+) -> Iterator[str]:
+    """Yield what is wrong with ``op`` of ``stage``; problems after the first may only follow from it.
 
-    What it writes is added to ``known``, and what it uses of the weights to ``uses``.
+    The values that it writes are added to ``known``, and its uses of weights to ``uses``.
     """
     for value in writes(op):
         yield from nameable("a value", value)
@@ -72,7 +74,7 @@ def op_problems(stage: str, op: Op, known: Known, program: Program, uses: dict[s
         yield from _rotation_problems(op.by)
     try:
         known.write(op)
-    except MisfitError as misfit:
+    except OpMismatchError as misfit:
         yield str(misfit)
         return
     for value in writes(op):
@@ -91,7 +93,7 @@ def op_problems(stage: str, op: Op, known: Known, program: Program, uses: dict[s
 
 
 def depths_of(weight: Weight) -> int | None:
-    """How many depths ``weight`` has something of its own for; None when it is the same at all."""
+    """Return how many depths ``weight`` has values of its own for; None when all depths have the same."""
     if isinstance(weight, Vector):
         return weight.rows
     if weight.deltas:
@@ -131,10 +133,10 @@ def _attention_problems(stage: str, op: Attend | AttendTwice, program: Program) 
         yield "mask is both, and it has a cache: what a token sees would depend on how a text is cut into calls"
 
 
-def _depth_problems(stage: str, op: Op, program: Program, uses: dict[str, Uses]) -> Iterator[str]:
+def _depth_problems(stage: str, op: Op, program: Program, uses: dict[str, WeightUses]) -> Iterator[str]:
     differs, at = False, getattr(op, "at", None)
     for _, name in weight_fields(op):
-        used, depths = uses.setdefault(name, Uses()), depths_of(program.weights[name])
+        used, depths = uses.setdefault(name, WeightUses()), depths_of(program.weights[name])
         if depths is None or isinstance(op, Experts | AttendLearned):
             used.whole = True
             continue

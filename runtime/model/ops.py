@@ -19,7 +19,7 @@ Function = Literal["silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "sof
 
 
 def _tag(name: str) -> str:
-    """AttendTwice → attend_twice."""
+    """Return the tag of an op's class in files: AttendTwice → attend_twice."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
@@ -66,9 +66,9 @@ class Linear(_Op, frozen=True):
 
 
 class Rotate(_Op, frozen=True):
-    """x [N, heads · d] → y: the first ``by.dims`` of each head turned by position · frequency (RoPE, arXiv 2104.09864).
+    """x [N, heads · d] → y: rotary embedding of the first ``by.dims`` of each head (RoPE, arXiv 2104.09864).
 
-    Dims i and i + dims/2 turn against each other, or 2i and 2i + 1 where ``pairs``.
+    The pair (i, i + dims/2), or (2i, 2i + 1) where ``pairs``, is rotated by the angle position · frequency.
     """
 
     x: str
@@ -247,22 +247,22 @@ _WEIGHTS = ("table", "weight", "bias", "keys", "values", "up", "down")
 
 
 def reads(op: Op) -> tuple[str, ...]:
-    """The values that ``op`` reads."""
+    """Return the names of the values that ``op`` reads."""
     return tuple(name for field in _READ for name in _named(op, field))
 
 
 def writes(op: Op) -> tuple[str, ...]:
-    """The values that ``op`` writes."""
+    """Return the names of the values that ``op`` writes."""
     return _named(op, "y")
 
 
 def weight_fields(op: Op) -> tuple[tuple[str, str], ...]:
-    """The weights that ``op`` uses: the field, and the weight's name."""
+    """Return (field, weight's name) for each weight that ``op`` uses."""
     return tuple((field, name) for field in _WEIGHTS for name in _named(op, field))
 
 
 def with_names(op: Op, names: Mapping[str, str]) -> Op:
-    """``op`` with other names for the values that it reads or writes."""
+    """Return ``op`` with the values that it reads or writes renamed by ``names``."""
     changed: dict[str, str | tuple[str, ...]] = {}
     for field in (*_READ, "y"):
         value = getattr(op, field, None)
@@ -274,7 +274,7 @@ def with_names(op: Op, names: Mapping[str, str]) -> Op:
 
 
 def kind(op: Op) -> str:
-    """The name of ``op`` in a program, and in a table of lowerings."""
+    """Return the name of the kind of ``op``, as programs and tables of lowerings have it."""
     name = op.__struct_config__.tag
     assert isinstance(name, str)
     return name

@@ -1,7 +1,7 @@
-"""A model as data: what each stage computes, op by op, and the loop between them.
+"""A model as data: what each stage computes, op by op, and the loop between the stages.
 
-``prologue`` makes the carries of the tokens' ids, the ``loop`` changes them once a depth, ``epilogue`` (the layers
-after the loop) and ``head`` make logits of them; an encoder may have a head without ops, which gives what it reads.
+``prologue`` makes the carries from the tokens' ids, the ``loop`` changes them once a depth, ``epilogue`` (the layers
+after the loop) and ``head`` make logits of them; an encoder may have a head without ops, whose output is its input.
 Between stages the carries of a row lie side by side, as its *state* [N, width].
 """
 
@@ -18,13 +18,13 @@ from .rotation import Rotation
 from .weights import Matrix, Weight
 
 STAGES = ("prologue", "block", "epilogue")
-"""The stages that have caches, and that an engine has calls for."""
+"""The stages that have caches, and for which an engine has calls."""
 
 
 class Stage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Ops from values that are given to values that are taken away; a value is written once, before it is read.
+    """Ops from input values to output values; a value is written once, before it is read.
 
-    ``layers``: the value that enters each layer, in the order of their caches.
+    ``layers``: the value that enters each layer, in the order of the layers' caches.
     """
 
     inputs: tuple[str, ...]
@@ -34,16 +34,16 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class Carry(Struct, frozen=True, forbid_unknown_fields=True):
-    """What goes from depth to depth: a value [N, width]."""
+    """A value [N, width] that goes from depth to depth."""
 
     name: str
     width: int
 
 
 class Loop(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """``schedule`` names the block of each depth; blocks take the carries and give them, in their order.
+    """``schedule`` is the number of the block at each depth; blocks take and return the carries, in their order.
 
-    ``open_ended``: another number of depths may be chosen when the model is run; the last block goes on then.
+    ``open_ended``: the model may be run at another number of depths; the last block is then repeated or cut.
     """
 
     carries: tuple[Carry, ...]
@@ -82,7 +82,7 @@ class CacheShape:
     head_dim: int
     window: int | None
     shared: bool
-    """Do all depths read what depth 0 wrote?"""
+    """All depths read what depth 0 wrote."""
 
 
 class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -114,17 +114,17 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def width(self) -> int:
-        """Of a state: its carries side by side."""
+        """The width of a state: its carries side by side."""
         return sum(carry.width for carry in self.loop.carries)
 
     def stage(self, name: str, depth: int = 0) -> Stage:
-        """``prologue``, ``epilogue``, or the ``block`` of ``depth``."""
+        """Return the stage ``prologue`` or ``epilogue``, or the ``block`` of ``depth``."""
         if name == "block":
             return self.loop.blocks[self.loop.schedule[depth]]
         return self.prologue if name == "prologue" else self.epilogue
 
     def caches(self, name: str) -> tuple[CacheShape, ...]:
-        """The KV caches of a stage, by their numbers; the blocks of a loop use the same."""
+        """Return the KV caches of a stage, by their numbers; all blocks of a loop use the same ones."""
         stages = self.loop.blocks if name == "block" else (self.stage(name),)
         found: dict[int, CacheShape] = {}
         for stage in stages:
@@ -137,12 +137,12 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return tuple(found[number] for number in sorted(found))
 
     def _real(self, window: int | None) -> int | None:
-        """A window of the whole context is none."""
+        """Return ``window``, or None when it covers the whole context."""
         return None if window is None or window >= self.context_length else window
 
     @property
     def window(self) -> int | None:
-        """Tokens that any attention sees at most, the newest included; None where one sees the whole context."""
+        """The most tokens that any attention sees, the newest included; None where one sees the whole context."""
         windows = [shape.window for name in STAGES for shape in self.caches(name)]
         known = [window for window in windows if window is not None]
         return max(known) if windows and len(known) == len(windows) else None
@@ -159,7 +159,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """float32 K and V of every (slot, layer) pair, in bytes; routed models fill only part of it."""
+        """Bytes of float32 K and V of a token that runs every depth; routed models fill only a part of them."""
         slots = {"block": self.kv_slots}
         return sum(
             8 * shape.kv_heads * shape.head_dim * slots.get(name, 1)
@@ -174,11 +174,11 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def rotates(self) -> Iterator[Rotate]:
-        """The rotating ops of all stages."""
+        """Yield the Rotate ops of all stages."""
         return (op for stage in self.stages for op in stage.ops if isinstance(op, Rotate))
 
     def differs(self, stage: Stage) -> bool:
-        """Is there anything in ``stage`` that differs between the depths of the rows of a call?"""
+        """Does anything that ``stage`` uses differ between depths?"""
         return any(
             getattr(op, "at", 0) is None and self.weights[name].per_depth
             for op in stage.ops
@@ -187,13 +187,13 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def own_matrices(self) -> bool:
-        """Has a linear op a matrix for each depth?"""
+        """Does a linear op have a whole matrix for each depth?"""
         linear = (op for stage in self.stages for op in stage.ops if isinstance(op, Linear))
         return any(self.matrix(op.weight).copies > 1 for op in linear)
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """Every stage: the prologue, the blocks, the epilogue, the head."""
+        """Yield every stage: the prologue, the blocks, the epilogue, the head."""
         yield self.prologue
         yield from self.loop.blocks
         yield self.epilogue
@@ -201,35 +201,35 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def encoder(self) -> bool:
-        """Has no attention a cache, and is there any? Then calls are of whole texts, and there is no next token."""
+        """Does no attention have a cache? Then calls are of whole texts, and there is no next token."""
         attends = any(isinstance(op, Attend | AttendTwice) for stage in self.stages for op in stage.ops)
         return attends and not any(self.caches(name) for name in STAGES)
 
     @property
     def token_types(self) -> int:
-        """How many types there are that a token may be given; 0 where the prologue asks for none."""
+        """How many token types the prologue distinguishes; 0 where it takes none."""
         tables = (op.table for op in self.prologue.ops if isinstance(op, Embed) and op.ids == "types")
         return min((self.matrix(table).rows for table in tables), default=0)
 
     @property
     def kept_rows(self) -> int:
-        """Values of which the blocks of the loop, each the same, keep the last row of a lane (``Shift``)."""
+        """How many ``Shift`` ops a block has, each of which keeps the last row of a lane."""
         return sum(isinstance(op, Shift) for op in self.loop.blocks[0].ops)
 
     @property
     def applied_layers(self) -> int:
-        """Layers of the same model unrolled."""
+        """The number of layers of the same model unrolled."""
         blocks = sum(len(self.stage("block", d).layers) for d in range(self.depths))
         return len(self.prologue.layers) + blocks + len(self.epilogue.layers)
 
     @property
     def tied_embedding(self) -> bool:
-        """Is the embedding's table also the matrix that logits are made with?"""
+        """Is the embedding's table also the matrix of the logits?"""
         tables = {op.table for stage in self.stages for op in stage.ops if isinstance(op, Embed)}
         return any(weight in tables for op in self.head.ops for weight in (getattr(op, "weight", None),))
 
     def matrix(self, name: str) -> Matrix:
-        """The matrix ``name``."""
+        """Return the matrix ``name``."""
         weight = self.weights[name]
         assert isinstance(weight, Matrix)
         return weight

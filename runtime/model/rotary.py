@@ -1,4 +1,4 @@
-"""Rotary embeddings (RoPE, arXiv 2104.09864): by how much a position turns which pair of dims.
+"""Rotary embeddings (RoPE, arXiv 2104.09864): the angle by which a position rotates each pair of dims.
 
 A bundle stores none of it: tables are made for the positions that a cache has room for.
 """
@@ -19,8 +19,8 @@ STEP = 256
 _PIECE = 4096  # positions at a time: float64 angles of a long context would be larger than its tables
 
 
-def turns(by: Rotation, positions: I64) -> tuple[F32, F32]:
-    """cos and sin [n, dims/2] of the angles at ``positions`` [n], times the amplitude; float64 until the end."""
+def cos_sin(by: Rotation, positions: I64) -> tuple[F32, F32]:
+    """Return cos and sin [n, dims/2] of the angles at ``positions`` [n], times the amplitude, computed in float64."""
     angle = positions[:, None] * frequencies(by)
     amplitude = by.scaling.amplitude if isinstance(by.scaling, Yarn) else 1.0
     return (np.cos(angle) * amplitude).astype(np.float32), (np.sin(angle) * amplitude).astype(np.float32)
@@ -36,7 +36,7 @@ class RotaryTables:
         self._tables = self._made(0)
 
     def rows(self, capacity: int) -> tuple[F32, F32]:
-        """cos and sin of at least the first ``capacity`` positions; the same arrays until more are wanted."""
+        """Return cos and sin of at least the first ``capacity`` positions; the same arrays until more are wanted."""
         if capacity > len(self._tables[0]):
             self._tables = self._made(-(-capacity // STEP) * STEP)
         return self._tables
@@ -45,14 +45,14 @@ class RotaryTables:
         cos, sin = (np.empty((count, self._by.dims // 2), np.float32) for _ in range(2))
         for start in range(0, count, _PIECE):
             piece = slice(start, min(start + _PIECE, count))
-            found = turns(self._by, np.arange(piece.start, piece.stop))
+            found = cos_sin(self._by, np.arange(piece.start, piece.stop))
             for table, values in zip((cos, sin), found, strict=True):
                 table[piece] = values.astype(self._kept_as)
         return cos, sin
 
 
 def frequencies(by: Rotation) -> F64:
-    """By how much each pair of dims turns from one position to the next, [dims/2] in radians."""
+    """Return the angle [dims/2], in radians, by which each pair of dims is rotated from one position to the next."""
     plain: F64 = by.theta ** (-np.arange(0, by.dims, 2) / by.dims)
     scaling = by.scaling
     if scaling is None:
@@ -66,7 +66,7 @@ def frequencies(by: Rotation) -> F64:
 
 
 def _llama3(scaling: Llama3, plain: F64) -> F64:
-    """How much of each frequency stays: by how often its wave fits into the context of the training."""
+    """Return the factor for each frequency, by how often its wave fits into the context of the training."""
     waves = scaling.original_context * plain / (2 * np.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept: F64 = np.clip((waves - low) / (high - low), 0, 1)
@@ -74,7 +74,7 @@ def _llama3(scaling: Llama3, plain: F64) -> F64:
 
 
 def _yarn(scaling: Yarn, by: Rotation) -> F64:
-    """The same along the pairs: from the last of beta_fast turns to the first of beta_slow, in whole numbers."""
+    """Return the factor for each frequency, a ramp from the pair of beta_fast rotations to that of beta_slow."""
 
     def pair(turned: float) -> float:
         waves = scaling.original_context / (turned * 2 * np.pi)

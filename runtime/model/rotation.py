@@ -1,4 +1,4 @@
-"""How far a position turns a pair of dims (RoPE, arXiv 2104.09864), as data."""
+"""The parameters of a rotary embedding (RoPE, arXiv 2104.09864), as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Interpolated(Struct, frozen=True, forbid_unknown_fields=True, tag_field="r
 
 
 class Llama3(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="llama3"):
-    """Long waves slowed by ``factor``, short ones kept, those between blended (Llama 3.1)."""
+    """Low frequencies divided by ``factor``, high ones kept, those between blended (Llama 3.1)."""
 
     factor: float
     low_freq_factor: float
@@ -21,7 +21,7 @@ class Llama3(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", 
 
 
 class Yarn(Struct, frozen=True, forbid_unknown_fields=True, tag_field="rule", tag="yarn"):
-    """As ``Llama3`` by the number of turns, and cos and sin times ``amplitude`` (YaRN, arXiv 2309.00071)."""
+    """Frequencies blended by the number of rotations, and cos and sin times ``amplitude`` (YaRN, arXiv 2309.00071)."""
 
     factor: float
     original_context: int
@@ -34,7 +34,7 @@ Scaling = Interpolated | Llama3 | Yarn
 
 
 class Rotation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Pair i of the first ``dims`` dims of a head turns by position · theta^(−2i/dims), changed by ``scaling``."""
+    """Pair i of the first ``dims`` dims of a head is rotated by position · theta^(−2i/dims), changed by ``scaling``."""
 
     dims: int
     theta: float

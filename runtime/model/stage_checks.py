@@ -1,4 +1,4 @@
-"""What is wrong with a stage of a program: its values, its caches, and what makes K and V."""
+"""Checks of a stage of a program: its values, its caches, and the ops that make K and V."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .limits import nameable
-from .op_checks import Uses, op_problems
+from .op_checks import WeightUses, op_problems
 from .ops import Attend, AttendTwice, Linear, Op, Shift, kind, reads, writes
 from .program import Program, Stage
-from .sizes import Known
+from .sizes import ValueSizes
 from .transform import live
 from .weights import Weight
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What a cache of a stage is: of K and V, or of the last row that the stage keeps of a lane."""
+    """A cache of a stage: K and V, or the last row of a lane that a Shift keeps."""
 
     sizes: tuple[int, ...]
     window: int | None = None
@@ -24,24 +24,24 @@ class Cache:
 
 
 @dataclass
-class Found:
-    """What was found in the stages of ``program`` so far: of each the sizes that it gives, and its caches."""
+class StageFindings:
+    """What is known of the stages of ``program`` so far: the sizes that each gives, and its caches."""
 
     program: Program
     gives: dict[str, tuple[int, ...]] = field(default_factory=dict)
     caches: dict[str, list[Cache]] = field(default_factory=dict)
-    uses: dict[str, Uses] = field(default_factory=dict)
+    uses: dict[str, WeightUses] = field(default_factory=dict)
 
 
-def stage_problems(name: str, stage: Stage, given: Sequence[int], found: Found) -> Iterator[str]:
-    """The first problem of ``stage``, if any: what comes after it may follow from it.
+def stage_problems(name: str, stage: Stage, given: Sequence[int], found: StageFindings) -> Iterator[str]:
+    """Yield the first problem of ``stage``, if any.
 
-    ``given`` are the sizes of its inputs. Without a problem, what it gives is added to ``found``.
+    ``given`` are the sizes of its inputs. Without a problem, the sizes of its outputs are added to ``found``.
     """
     if (problem := next(_input_problems(name, stage, given), None)) is not None:
         yield problem
         return
-    known = Known(found.program.weights, dict(zip(stage.inputs, given, strict=True)))
+    known = ValueSizes(found.program.weights, dict(zip(stage.inputs, given, strict=True)))
     caches, kept = list[Cache](), list[Cache]()
     for number, op in enumerate(stage.ops):
         problem = next(op_problems(name, op, known, found.program, found.uses), None)
@@ -65,7 +65,7 @@ def stage_problems(name: str, stage: Stage, given: Sequence[int], found: Found) 
 
 
 def idle_problems(name: str, stage: Stage) -> Iterator[str]:
-    """Of ops without an effect."""
+    """Yield a problem for each op without an effect."""
     needed = {value for op in live(stage.ops, (*stage.outputs, *stage.layers)) for value in writes(op)}
     for number, op in enumerate(stage.ops):
         if needed.isdisjoint(writes(op)):
@@ -73,7 +73,7 @@ def idle_problems(name: str, stage: Stage) -> Iterator[str]:
 
 
 def _label(op: Op) -> str:
-    """An op in a message: its kind, and the first value that it writes."""
+    """Return the name of an op in a message: its kind, and the first value that it writes."""
     written = next(iter(writes(op)), "")
     return kind(op) if any(nameable("", written)) else f"{kind(op)}, {written}"
 
@@ -87,7 +87,7 @@ def _input_problems(name: str, stage: Stage, given: Sequence[int]) -> Iterator[s
         yield f"{name} has two inputs of one name"
 
 
-def _output_problems(name: str, stage: Stage, known: Known, caches: int) -> Iterator[str]:
+def _output_problems(name: str, stage: Stage, known: ValueSizes, caches: int) -> Iterator[str]:
     for what, values in (("outputs", stage.outputs), ("layers", stage.layers)):
         for value in values:
             if value not in known.sizes:
@@ -99,8 +99,8 @@ def _output_problems(name: str, stage: Stage, known: Known, caches: int) -> Iter
         yield f"{name} has {len(stage.layers)} layers and {caches} caches, wanted one for each layer"
 
 
-def _cache(op: Op, known: Known) -> Cache | None:
-    """The cache that ``op`` has."""
+def _cache(op: Op, known: ValueSizes) -> Cache | None:
+    """Return the cache that ``op`` has, if any."""
     if isinstance(op, Shift):
         return Cache((known.size(op.x),))
     if isinstance(op, AttendTwice):
@@ -116,8 +116,8 @@ def _numbered(op: Op, wanted: int) -> Iterator[str]:
         yield f"cache is {cache}, wanted {wanted}: they are numbered as they come"
 
 
-def _fill_problems(stage: Stage, known: Known, weights: dict[str, Weight]) -> Iterator[str]:
-    """Of what makes the K and V of a block's layers: for tokens that skip a depth it starts from its first input."""
+def _fill_problems(stage: Stage, known: ValueSizes, weights: dict[str, Weight]) -> Iterator[str]:
+    """Yield what keeps K and V of a block's layers from being made of its first input, for tokens that skip a depth."""
     makers = {value: op for op in stage.ops for value in writes(op)}
     attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
     todo = [value for op in attends for value in (op.k, op.v) if value is not None]

@@ -24,11 +24,11 @@ _FLOATS = ("float32", "float16")
 _NUMPY = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
 """Types that a bundle stores."""
 _PIECE = 8192
-"""Rows of a matrix that are float32 at a time, so that a large head is never held whole."""
+"""Rows of a matrix that are dequantized at a time, so that a large head is never held whole in float32."""
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file; BundleError when it is damaged or has types that numpy has not."""
+    """Return the tensors of a safetensors file; BundleError when it is damaged or has types that numpy has not."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -62,8 +62,9 @@ def map_tensors(path: Path) -> dict[str, Array]:
 class StoredWeights:
     """The weights of a program. Arrays that are returned are read only: they may be the stored ones.
 
-    ``kept_bytes`` of dequantized matrices are kept, those that were wanted first: a model's matrices are wanted in
-    turn, again and again, and of a model that is larger the most recent ones would never be those that come next.
+    Up to ``kept_bytes`` of dequantized matrices are kept, the first ones that were used: a model's matrices are
+    used in turn, again and again, so that of a larger model the most recent ones would never be those that come
+    next.
     """
 
     def __init__(
@@ -121,11 +122,11 @@ class StoredWeights:
             raise BundleError(f"{name} has shape {list(found)}, wanted {shapes}; export the checkpoint again")
 
     def forget(self) -> None:
-        """Let go of what is kept; it is made again when it is wanted."""
+        """Drop the dequantized matrices that are kept; they are made again when they are used."""
         self._kept.clear()
 
     def matrix(self, name: str) -> Matrix:
-        """What the matrix ``name`` consists of."""
+        """Return the description of the matrix ``name``."""
         weight = self.weights[name]
         assert isinstance(weight, Matrix)
         return weight
@@ -135,17 +136,17 @@ class StoredWeights:
         return isinstance(self._coded.get(name), Grouped)
 
     def small(self, name: str) -> F32:
-        """A vector, a bias or one side of a delta by its full name, as float32."""
+        """Return a vector, a bias or one side of a delta by its full name, as float32."""
         return self._stored[name].astype(np.float32, copy=False)
 
     def rows(self, name: str, ids: I64) -> F32:
-        """Rows ``ids`` [n] of the matrix ``name`` as [n, K] float32."""
+        """Return rows ``ids`` [n] of the matrix ``name`` as [n, K] float32."""
         if name in self._coded:
             return self._coded[name].values(ids)
         return self._stored[f"{name}.weight"][ids].astype(np.float32, copy=False)
 
     def pieces(self, name: str, first: int, last: int) -> Iterator[F32]:
-        """Rows ``first`` to ``last`` − 1 of the matrix ``name`` [N, K], some at a time: each [n, K] float32."""
+        """Yield rows ``first`` to ``last`` − 1 of the matrix ``name`` [N, K], some at a time: each [n, K] float32."""
         for start in range(first, last, _PIECE):
             yield self._piece(name, start, min(start + _PIECE, last))
 

@@ -1,4 +1,4 @@
-"""Programs made from programs: slices of a block, and the loop written out."""
+"""Programs made from programs: slices of a block, other windows and depths, and the loop written out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .weights import Matrix, Vector, Weight, tensors
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of an unrolled model is from: the canonical ``tensor`` of ``weight``, as it is at depth ``at``."""
+    """The origin of an unrolled model's tensor: the canonical ``tensor`` of ``weight``, as it is at depth ``at``."""
 
     weight: str
     tensor: str
@@ -27,10 +27,10 @@ class Source:
 
 
 def keys_values(stage: Stage) -> Stage:
-    """What of a block makes K and V, as if its first input entered every layer: for tokens that skip its depth.
+    """Return the ops of a block that make K and V as if its first input entered every layer: for tokens that skip it.
 
-    The outputs are the K and V of each cache, as an attention takes them, in the order of the caches. Copying the state
-    of an early exit to the layers that it skips is CALM's (arXiv 2207.07061, section 3.1.1).
+    The outputs are the K and V of each cache, as an attention takes them, in the order of the caches. Copying the
+    state of an early exit to the layers that it skips is CALM's (arXiv 2207.07061, section 3.1.1).
     """
     entered = dict.fromkeys(stage.layers, stage.inputs[0])
     outputs = tuple(entered.get(value, value) for value in _made(stage))
@@ -41,19 +41,19 @@ def keys_values(stage: Stage) -> Stage:
 
 
 def caching(stage: Stage) -> Stage:
-    """What of a stage makes K and V, for tokens of which nothing else is wanted; outputs are those of its caches."""
+    """Return the ops of a stage that make its K and V, which are the outputs: for tokens whose state is not needed."""
     made = _made(stage)
     return Stage(stage.inputs, tuple(live(stage.ops, made)), made)
 
 
 def _made(stage: Stage) -> tuple[str, ...]:
-    """K and V of each cache, as an attention takes them, in the order of the caches."""
+    """Return the names of K and V of each cache, as an attention takes them, in the order of the caches."""
     attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
     return tuple(value for op in attends for value in (op.k, op.v) if value is not None)
 
 
 def reading(stage: Stage) -> Stage:
-    """A block whose depths share K and V, at the depths that only read them: without the ops that make any."""
+    """Return a block whose depths share K and V as the deeper depths run it: without the ops that make K and V."""
     ops = live(
         [
             structs.replace(op, k=None, v=None) if isinstance(op, Attend) and op.slot == "first" else op
@@ -67,13 +67,13 @@ def reading(stage: Stage) -> Stage:
 
 
 def at_depth(program: Program, depth: int) -> Stage:
-    """The block of ``depth`` as it is run there."""
+    """Return the block of ``depth`` as it runs there."""
     block = program.stage("block", depth)
     return reading(block) if depth and program.shares_kv else block
 
 
 def live(ops: Iterable[Op], outputs: Iterable[str]) -> list[Op]:
-    """Those of ``ops`` that ``outputs`` need, in order; of a matrix only the parts that are needed."""
+    """Return those of ``ops`` that ``outputs`` depend on, in order; of a matrix only the parts that are needed."""
     needed, kept = set(outputs), list[Op]()
     for op in reversed(list(ops)):
         wanted = [i for i, y in enumerate(writes(op)) if y in needed]
@@ -87,9 +87,9 @@ def live(ops: Iterable[Op], outputs: Iterable[str]) -> list[Op]:
 
 
 def with_depths(program: Program, depths: int) -> Program:
-    """The same model at another number of depths: the first of its schedule, or its last block again and again.
+    """Return the same model at another number of depths: its schedule cut, or its last block repeated.
 
-    UsageError, one line, where nothing says what other depths would be.
+    UsageError, one line, where the model is not made for that.
     """
     own, last = program.loop.schedule, program.loop.blocks[program.loop.schedule[-1]]
     if depths == len(own):
@@ -108,12 +108,12 @@ def with_depths(program: Program, depths: int) -> Program:
 
 
 def windowed(program: Program, window: int | None) -> Program:
-    """The same model, whose attention sees the last ``window`` tokens, or all of them."""
+    """Return the same model with attention to the last ``window`` tokens; None: to all of them."""
     return _attending(program, program.stages, lambda op: structs.replace(op, window=window))
 
 
 def fitted(program: Program) -> Program:
-    """The same model without windows of the whole context, which are none."""
+    """Return the same model without the windows that cover the whole context."""
 
     def fit(op: Attend) -> Attend:
         seen = op.window or 0
@@ -123,14 +123,14 @@ def fitted(program: Program) -> Program:
 
 
 def sharing_kv(program: Program, shared: bool) -> Program:
-    """The same model, whose depths read the K and V of depth 0, or have their own."""
+    """Return the same model whose depths read the K and V of depth 0 (``shared``), or have their own."""
     return _attending(
         program, program.loop.blocks, lambda op: structs.replace(op, slot="first" if shared else "own")
     )
 
 
 def _attending(program: Program, stages: Iterable[Stage], change: Callable[[Attend], Attend]) -> Program:
-    """``program`` with the attention of ``stages`` changed."""
+    """Return ``program`` with the attention ops of ``stages`` changed."""
     chosen = [id(stage) for stage in stages]
 
     def changed(stage: Stage) -> Stage:
@@ -147,10 +147,10 @@ def _attending(program: Program, stages: Iterable[Stage], change: Callable[[Atte
 
 
 def whole(program: Program) -> Stage:
-    """The loop, and all that is around it, written out as one stage: ids [N] → logits.
+    """Return the whole model, loop and all, written out as one stage: ids [N] → logits.
 
-    Weights stay as they are; ops say whose rows and deltas apply (``at``). Each application of a layer has a cache of
-    its own, unless depths share them. ValueError for attention that reads two of them.
+    Weights stay as they are; ops name the depth whose rows and deltas apply (``at``). Each application of a layer
+    has a cache of its own, unless depths share them. ValueError for attention that reads the caches of two depths.
     """
     stage, head = _written_out(program), program.head
     taken = {*stage.inputs, *(value for op in stage.ops for value in writes(op))}
@@ -161,9 +161,9 @@ def whole(program: Program) -> Stage:
 
 
 def unrolled(program: Program) -> tuple[Program, dict[str, Source]]:
-    """The same model with every applied layer stored, all of them in its prologue; and where its tensors come from.
+    """Return the same model with every applied layer stored, all in its prologue, and the sources of its tensors.
 
-    Deltas are to be merged into the matrices that they change. ValueError as ``whole``.
+    Deltas are to be merged into the matrices that they change. ValueError as in ``whole``.
     """
     stage, stored = _written_out(program), _Stored(program)
     ops = list[Op]()
@@ -199,7 +199,7 @@ class _Stored:
             self._add(name, name, program.weights[name], None)
 
     def name(self, op: Op, name: str, number: int) -> str:
-        """What the weight ``name`` of ``op`` in layer ``number`` (−1: before the first) is called."""
+        """Return the new name of the weight ``name`` of ``op`` in layer ``number`` (−1: before the first layer)."""
         weight, at = self._theirs[name], getattr(op, "at", None)
         if hasattr(op, "at") and weight.per_depth:
             weight = _alone(weight)
@@ -210,7 +210,7 @@ class _Stored:
         return self._named[key]
 
     def _free(self, name: str, weight: Weight, at: int | None, number: int) -> str:
-        """A name that no tensor has: that of the layer, and another number where two weights would have one."""
+        """Return an unused name: the layer's, with another number where two weights would have the same one."""
         stem, base = f"layers.{number}" if number >= 0 else "before", name.rpartition(".")[2]
         plain = [name] if number < 0 and at is None else []
         tries = chain(plain, [f"{stem}.{base}"], (f"{stem}.{i}.{base}" for i in count(1)))
@@ -224,7 +224,7 @@ class _Stored:
 
 
 def _written_out(program: Program) -> Stage:
-    """ids [N] → the carries that the head takes."""
+    """Return everything before the head as one stage: ids [N] → the head's inputs."""
     parts: list[tuple[Stage, int | None]] = [(program.prologue, None)]
     parts += [(at_depth(program, depth), depth) for depth in range(program.depths)]
     parts.append((program.epilogue, None))
@@ -251,7 +251,7 @@ def _written_out(program: Program) -> Stage:
 
 
 def _at(op: Op, depth: int | None, weights: Mapping[str, Weight]) -> Op:
-    """``op`` of a block at ``depth``: a weight that differs between depths is that depth's."""
+    """Return ``op`` of a block with ``at`` set to ``depth`` where its weights differ between depths."""
     if depth is None or getattr(op, "at", depth) is not None:
         return op
     differs = any(weights[name].per_depth for _, name in weight_fields(op))
@@ -259,12 +259,12 @@ def _at(op: Op, depth: int | None, weights: Mapping[str, Weight]) -> Op:
 
 
 def _alone(weight: Weight) -> Weight:
-    """What ``weight`` is at one depth."""
+    """Return the description of ``weight`` at a single depth."""
     if isinstance(weight, Vector):
         return Vector(weight.size)
     return Matrix(weight.parts, weight.columns, weight.bias)
 
 
 def _canonical(name: str, weight: Weight) -> list[str]:
-    """The canonical names of the tensors of a weight."""
+    """Return the canonical names of the tensors of a weight."""
     return [part for _, tensor in tensors({name: weight}) for part in tensor.parts]

@@ -1,8 +1,8 @@
-"""What the weights of a program are: the one place from which names, shapes and storage of all tensors follow.
+"""The weights of a program: the one definition from which names, shapes and storage of all tensors follow.
 
-A weight of a program is *stored* under its name. What a checkpoint's family supplies are *parts*: a matrix is a stack
-of parts (one engine call for q, k and v), each with a canonical name, ``prefix.part``, where the matrix is
-``prefix.name``. All matrices are [out, in].
+A weight of a program is *stored* under its name. A checkpoint's family supplies *parts*: a matrix is a stack of parts
+(one engine call for q, k and v), each with a canonical name, ``prefix.part``, where the matrix is ``prefix.name``. All
+matrices are [out, in].
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Delta(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class Matrix(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="matrix"):
-    """A matrix [Σ rows, columns] of ``parts``, by name with the rows of each.
+    """A matrix [Σ rows, columns] of ``parts``: the rows of each by name.
 
-    ``copies``: so many matrices [rows, columns] under each other in every part, one for each depth (or expert).
-    ``bias``: a number for each row. ``deltas``: by part, for ``depths`` depths.
+    ``copies``: every part has so many matrices [rows, columns], one under the other, one for each depth (or
+    expert). ``bias``: there is a number for each row. ``deltas`` are by part, for ``depths`` depths.
     """
 
     parts: dict[str, int]
@@ -41,7 +41,7 @@ class Matrix(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     @property
     def rows(self) -> int:
-        """Of one copy."""
+        """The rows of one copy."""
         return sum(self.parts.values())
 
     @property
@@ -78,17 +78,18 @@ class Tensor:
 
     @property
     def numbers(self) -> int:
+        """How many numbers it holds."""
         return prod(self.shape)
 
 
 def sibling(name: str, part: str) -> str:
-    """The canonical name of ``part`` of the matrix ``name``."""
+    """Return the canonical name of ``part`` of the matrix ``name``."""
     prefix, dot, _ = name.rpartition(".")
     return f"{prefix}{dot}{part}"
 
 
 def tensors(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
-    """Every stored tensor by its name: matrices as ``name.weight``, whatever a recipe makes of them."""
+    """Yield every stored tensor with its name; a matrix is ``name.weight``, however it is stored."""
     for name, weight in weights.items():
         if isinstance(weight, Vector):
             shape = (weight.size,) if weight.rows is None else (weight.rows, weight.size)
@@ -114,7 +115,7 @@ def tensors(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Part:
-    """One canonical tensor: its shape, of which there is one for each depth where it differs between them."""
+    """One canonical tensor and its shape, of which there is one for each depth where ``per_depth``."""
 
     name: str
     shape: tuple[int, ...]
@@ -122,7 +123,7 @@ class Part:
 
 
 def canonical(weights: Mapping[str, Weight]) -> Iterator[Part]:
-    """Every tensor that a checkpoint's family supplies, in the order of ``tensors``."""
+    """Yield every tensor that a checkpoint's family supplies, in the order of ``tensors``."""
     for name, weight in weights.items():
         for _, tensor in tensors({name: weight}):
             if isinstance(weight, Vector) or tensor.kind == "delta":

@@ -16,7 +16,7 @@ from tiny import KINDS
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, unused
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.model.facts import Run, runs
+from edgeloop.runtime.model.facts import LayerRun, runs
 
 FIXTURES = (*AUTHORS, "mor_expert_middle_cycle_eager", "mor_token_middle_cycle")
 
@@ -373,7 +373,7 @@ def test_a_loop_that_would_be_longer_but_for_a_tensor(
 
     edit_weights(folder, same)
     program = read(folder).program
-    assert runs(program) == [Run(1, 5), Run(1, 1)]
+    assert runs(program) == [LayerRun(1, 5), LayerRun(1, 1)]
     assert "layers 0 to 5 repeat, 1 at a time and 6 times, but for 1 of their 42 tensors" in caplog.text
     assert f"{UP.format(5)} differs from {UP.format(0)}" in caplog.text
 

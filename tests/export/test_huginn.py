@@ -19,7 +19,7 @@ from edgeloop.export.family import Reading
 from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.checks import problems
-from edgeloop.runtime.model.facts import Run, runs
+from edgeloop.runtime.model.facts import LayerRun, runs
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference")
@@ -51,7 +51,7 @@ def decoded(session: Session, ids: npt.NDArray[np.int64]) -> F32:
 def test_the_program(reading: Callable[[str], Reading]) -> None:
     program = reading(NAME).program
     assert not list(problems(program))
-    assert runs(program) == [Run(2, 1), Run(4, 5), Run(2, 1)]
+    assert runs(program) == [LayerRun(2, 1), LayerRun(4, 5), LayerRun(2, 1)]
     assert (program.depths, program.width, program.kv_slots, program.tied_embedding) == (5, 128, 5, True)
 
 

@@ -54,7 +54,7 @@ class PackagePlan:
         return -(-(self.program.context_length + self.chunk - 1) // _ALIGN) * _ALIGN
 
     @cached_property
-    def turns(self) -> dict[Rotation, tuple[F16, F16]]:
+    def cos_sin(self) -> dict[Rotation, tuple[F16, F16]]:
         """cos and sin [context, dims/2] of every position: the ANE has no arithmetic to make them from."""
         return {by: self._tables(by) for by in self.program.rotations}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ....runtime.engines.backend import F32
-from ....runtime.engines.executorch.kinds import Mask, Turning, whole_lanes
+from ....runtime.engines.executorch.kinds import Mask, RotaryInput, whole_lanes
 from ....runtime.errors import ExportError
 from ....runtime.model import ops
 from ....runtime.model.program import Program, Stage
@@ -27,7 +27,7 @@ from ....runtime.model.rotation import Yarn
 from ....runtime.model.sizes import IDS, sizes
 from ....runtime.model.transform import whole
 from ...lower.xnnpack import LOWERINGS, Lowering, Steps, check
-from ...lower.xnnpack_attend import Turn
+from ...lower.xnnpack_attend import JointRotate
 from ...lower.xnnpack_weights import Held, float_activations
 from .ring import Attend, Call, Lookup, Ring, Rings, Rotate, Width
 
@@ -35,14 +35,14 @@ MASKED = -1e30
 """Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""
 
 
-class Turns(nn.Module):
+class RotaryLookup(nn.Module):
     """The tables of one rotation of heads of ``width``: what is not turned has a cosine of 1 and a sine of 0."""
 
-    def __init__(self, turning: Turning, width: int) -> None:
+    def __init__(self, rotary_input: RotaryInput, width: int) -> None:
         super().__init__()
-        dims, by = turning.by.dims, turning.by
-        each = np.repeat(np.arange(dims // 2), 2) if turning.pairs else np.tile(np.arange(dims // 2), 2)
-        first = np.arange(dims) % 2 == 0 if turning.pairs else np.arange(dims) < dims // 2
+        dims, by = rotary_input.by.dims, rotary_input.by
+        each = np.repeat(np.arange(dims // 2), 2) if rotary_input.pairs else np.tile(np.arange(dims // 2), 2)
+        first = np.arange(dims) % 2 == 0 if rotary_input.pairs else np.arange(dims) < dims // 2
         found = {"frequency": frequencies(by)[each], "sign": np.where(first, -1, 1)}
         for name, numbers in found.items():
             padded = np.concatenate((numbers, np.zeros(width - dims)))
@@ -70,7 +70,7 @@ class Flat(nn.Module):
         lowerings: dict[type, Lowering] = {
             **LOWERINGS, ops.Embed: Lookup, ops.Rotate: Rotate, ops.Attend: rings.attend,
         }  # fmt: skip
-        del lowerings[Turn]
+        del lowerings[JointRotate]
         body, head = _parted(program)
         given = [IDS] * len(body.inputs)
         known = sizes(body, given, program.weights)
@@ -78,9 +78,9 @@ class Flat(nn.Module):
         self.head = Steps(head, [known[value] for value in head.inputs], held, lowerings)
         attends = [module for module in self.modules() if isinstance(module, Attend)]
         self.layers, self.masks = len(attends), dict.fromkeys(module.mask for module in attends)
-        turns = [module.turning for module in self.modules() if isinstance(module, Rotate)]
-        self.widths: list[Width] = list(dict.fromkeys(turns))
-        self.turns = nn.ModuleList(Turns(*each) for each in self.widths)
+        found = [module.rotary_input for module in self.modules() if isinstance(module, Rotate)]
+        self.widths: list[Width] = list(dict.fromkeys(found))
+        self.rotary = nn.ModuleList(RotaryLookup(*each) for each in self.widths)
         self.register_buffer("steps", torch.arange(chunk))
         self.register_buffer("ring", torch.arange(rows))
         heads = attends[0].op.kv_heads if attends else 1
@@ -90,8 +90,8 @@ class Flat(nn.Module):
         rows, count = len(self.get_buffer("ring")), tokens.shape[1]
         positions = input_pos + self.get_buffer("steps")[:count]  # [S]
         at = (self.get_buffer("starts") + positions % rows).flatten()
-        turns = {width: table(positions) for width, table in zip(self.widths, self.turns, strict=True)}
-        call = Call(at, turns, self._seen(input_pos, positions, count))
+        cos_sin = {width: table(positions) for width, table in zip(self.widths, self.rotary, strict=True)}
+        call = Call(at, cos_sin, self._seen(input_pos, positions, count))
         hosts = {"ids": tokens.view(-1), "positions": positions}
         found = self.body(call, *(hosts[name] for name in self.body.inputs))
         logits: Tensor = self.head(call, *(value[-1:] for value in found))[0]

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....runtime.engines.executorch.kinds import Mask, given, role, stage_of, widths
+from ....runtime.engines.executorch.kinds import Mask, role, signature_of, stage_of, widths
 from ....runtime.engines.executorch.layout import Shapes
 from ....runtime.model.ops import Attend
 from ....runtime.model.program import Program
@@ -34,15 +34,15 @@ Methods = dict[str, "RowsMethod"]
 class RowsMethod(nn.Module):
     """A stage on ``rows`` rows, each of a lane of its own, or all of one lane if ``chunk``.
 
-    Inputs and outputs in order: ``Given`` of ``runtime/engines/executorch/kinds.py``; of each cache the new k and v
-    [M, K, d] are outputs behind the state.
+    Inputs and outputs are those of ``MethodSignature`` (``runtime/engines/executorch/kinds.py``), in order: the new
+    k and v [M, K, d] of each cache are outputs behind the state.
     """
 
     def __init__(self, program: Program, kind: str, rows: int, chunk: bool, steps: Steps) -> None:
         super().__init__()
         self.kind, self.rows, self.chunk, self.steps = kind, rows, chunk, steps
         self.lanes = 1 if chunk else rows
-        self.widths, self.given = widths(program, kind), given(program, kind)
+        self.widths, self.signature = widths(program, kind), signature_of(program, kind)
         self.context = program.context_length
         self.ranks = steps.ranks
         for rank in self.ranks:
@@ -54,13 +54,13 @@ class RowsMethod(nn.Module):
 
     def example(self) -> tuple[Inputs, list[dict[int, object] | None]]:
         """Valid inputs, and which of their dimensions is C."""
-        takes, m = self.given, self.rows
+        takes, m = self.signature, self.rows
         # XNNPACK reserves memory for the largest C when a method is loaded: no more than there can be.
         capacity = torch.export.Dim("C", min=2, max=max(self.context, 41))
         c = 40  # unlike any other size
         wanted: list[tuple[int, tuple[int, ...], dict[int, object] | None]] = [(1, (m, takes.width), None)]
         wanted += [(1, (m, takes.depths), None)] if takes.depths else []
-        wanted += [(2, (m, 1, turning.by.dims), None) for turning in takes.turnings]
+        wanted += [(2, (m, 1, rotary_input.by.dims), None) for rotary_input in takes.rotary_inputs]
         for mask in takes.masks:
             new, height = m if mask.fresh else 0, m if self.chunk else 1
             size = (c if mask.cached else 0) + new
@@ -73,15 +73,15 @@ class RowsMethod(nn.Module):
         return inputs, [free for count, _, free in wanted for _ in range(count)]
 
     def forward(self, state: Tensor, *inputs: Tensor) -> Inputs:
-        takes, rest = self.given, list(inputs)
+        takes, rest = self.signature, list(inputs)
         depth = rest.pop(0) if takes.depths else None
         columns = {}
         if depth is not None:
             columns = {rank: F.linear(depth, self.get_buffer(f"rank{rank}")) for rank in self.ranks}
-        turns = {turning: (rest.pop(0), rest.pop(0)) for turning in takes.turnings}
+        cos_sin = {rotary_input: (rest.pop(0), rest.pop(0)) for rotary_input in takes.rotary_inputs}
         masks = {mask: tuple(rest.pop(0) for _ in range(self.lanes)) for mask in takes.masks}
         caches = [[(rest.pop(0), rest.pop(0)) for _ in range(self.lanes)] for _ in takes.caches]
-        call = Call(depth, columns, turns, self._by_group(masks), caches, self.chunk)
+        call = Call(depth, columns, cos_sin, self._by_group(masks), caches, self.chunk)
         parts = [state]
         if len(self.widths) > 1:
             starts = [sum(self.widths[:i]) for i in range(len(self.widths))]

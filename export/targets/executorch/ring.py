@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....runtime.engines.executorch.kinds import Mask, Turning, mask_of
+from ....runtime.engines.executorch.kinds import Mask, RotaryInput, mask_of
 from ....runtime.model import ops
 from ...lower.xnnpack_attend import swapped
 from ...lower.xnnpack_ops import LoweringScope, by_heads, capped
 
-Width = tuple[Turning, int]
+Width = tuple[RotaryInput, int]
 """A rotation, and the size of the heads that it turns a part of."""
 
 
 @dataclass(frozen=True)
 class Call:
     """What a call's ops share: the ``rows`` [K·S] of a flattened cache that the new tokens get, the ``masks`` [S, C],
-    cos and sin [S, 1, d] of each of ``turns``, sin negative where a dim is the first of its pair."""
+    cos and sin [S, 1, d] of each of ``cos_sin``, sin negative where a dim is the first of its pair."""
 
     rows: Tensor
-    turns: Mapping[Width, tuple[Tensor, Tensor]]
+    cos_sin: Mapping[Width, tuple[Tensor, Tensor]]
     masks: Mapping[Mask, Tensor]
 
 
@@ -43,7 +43,7 @@ class Ring(nn.Module):
     def write(self, new: list[Tensor], rows: Tensor) -> None:
         """new k and v [S, K, d] into their rows."""
         for side, x in zip(("key", "value"), new, strict=True):
-            flat = turned(x).view(-1, x.shape[-1])
+            flat = heads_and_tokens_swapped(x).view(-1, x.shape[-1])
             self.get_buffer(side).index_put_((rows,), flat)
 
     def read(self) -> list[Tensor]:
@@ -81,7 +81,7 @@ class Attend(nn.Module):
         if new:
             self.ring.write([by_heads(y, op.kv_heads) for y in new], call.rows)
         key, value = self.ring.read()
-        query = turned(by_heads(q, op.heads) * op.scale)
+        query = heads_and_tokens_swapped(by_heads(q, op.heads) * op.scale)
         query = query.view(op.kv_heads, -1, op.head_dim)  # [K, G·S, d]: a KV head's queries share it
         scores = torch.bmm(query, key.transpose(1, 2))
         if op.cap is not None:
@@ -89,7 +89,7 @@ class Attend(nn.Module):
         scores = scores.view(op.kv_heads, op.heads // op.kv_heads, -1, key.shape[1]) + call.masks[self.mask]
         weights = torch.softmax(scores, dim=-1).view(op.kv_heads, -1, key.shape[1])
         mixed = torch.bmm(weights, value).view(op.heads, -1, op.head_dim)
-        return turned(mixed).view(-1, op.heads * op.head_dim)
+        return heads_and_tokens_swapped(mixed).view(-1, op.heads * op.head_dim)
 
 
 class Rotate(nn.Module):
@@ -98,11 +98,11 @@ class Rotate(nn.Module):
     def __init__(self, op: ops.Rotate, place: LoweringScope) -> None:
         super().__init__()
         width = place.sizes[op.x] // op.heads
-        self.heads, self.turning = op.heads, (Turning(op.by, op.pairs), width)
+        self.heads, self.rotary_input = op.heads, (RotaryInput(op.by, op.pairs), width)
         self.register_buffer("swap", swapped(op.by.dims, op.pairs, width))
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
-        cos, sin = call.turns[self.turning]
+        cos, sin = call.cos_sin[self.rotary_input]
         heads = by_heads(x, self.heads)
         return heads * cos + F.linear(heads, self.get_buffer("swap")) * sin
 
@@ -136,6 +136,6 @@ class Lookup(nn.Module):
         return rows
 
 
-def turned(x: Tensor) -> Tensor:
+def heads_and_tokens_swapped(x: Tensor) -> Tensor:
     """x with its first two axes swapped, laid out anew: whether it must be would be a question to each S."""
     return torch.clone(x.permute(1, 0, 2), memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""One method bound to slots of a cache: its inputs are written in place, call after call."""
+"""A method bound to slots of a cache: its inputs are arrays that are written in place, call after call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...model.rotary import RotaryTables
 from ..backend import F32, I64
 from ..kv import KVCache, rows_kept
 from .bridge import Bridge
-from .kinds import CACHED, Given, Turning, role
+from .kinds import CACHED, MethodSignature, RotaryInput, role
 from .masks import SeenRows
 
 I32 = npt.NDArray[np.int32]
@@ -20,84 +20,88 @@ class Rotary:
     """cos and sin as the methods take them: [P, dims], sin negative where a dim is the first of its pair."""
 
     def __init__(self, program: Program) -> None:
-        found = dict.fromkeys(Turning(op.by, op.pairs) for op in program.rotates)
-        self._tables = {turning: _Turned(turning) for turning in found}
+        found = dict.fromkeys(RotaryInput(op.by, op.pairs) for op in program.rotates)
+        self._tables = {rotary_input: _PairedTables(rotary_input) for rotary_input in found}
 
-    def rows(self, turning: Turning, capacity: int) -> tuple[F32, F32]:
-        """cos and sin of at least the first ``capacity`` positions."""
-        return self._tables[turning].rows(capacity)
+    def rows(self, rotary_input: RotaryInput, capacity: int) -> tuple[F32, F32]:
+        """Return cos and sin of at least the first ``capacity`` positions."""
+        return self._tables[rotary_input].rows(capacity)
 
 
-class _Turned:
-    def __init__(self, turning: Turning) -> None:
-        self._tables, self._pairs = RotaryTables(turning.by), turning.pairs
+class _PairedTables:
+    """cos and sin [P, dims] of one rotary input, made when more positions are wanted."""
+
+    def __init__(self, rotary_input: RotaryInput) -> None:
+        self._tables, self._pairs = RotaryTables(rotary_input.by), rotary_input.pairs
         self._half = self._tables.rows(0)[0]
-        self._turned = self._half, self._half
+        self._paired = self._half, self._half
 
     def rows(self, capacity: int) -> tuple[F32, F32]:
+        """Return cos and sin [P, dims] of at least the first ``capacity`` positions."""
         cos, sin = self._tables.rows(capacity)
         if cos is not self._half:
             self._half = cos
-            self._turned = self._whole(cos, cos), self._whole(-sin, sin)
-        return self._turned
+            self._paired = self._whole(cos, cos), self._whole(-sin, sin)
+        return self._paired
 
     def _whole(self, first: F32, second: F32) -> F32:
-        """A number for each dim of those for the first and for the second of each pair."""
+        """Return [P, dims] of [P, dims/2] for the first and for the second dim of each pair."""
         if self._pairs:
             return np.stack((first, second), -1).reshape(len(first), -1)
         return np.concatenate((first, second), 1)
 
 
 class Binding:
-    """A method of ``rows`` rows that takes what ``given`` says.
+    """A method of ``rows`` rows that takes the inputs of ``signature``.
 
     ``slots``: of each row, or the one of a chunk.
     """
 
     def __init__(
-        self, bridge: Bridge, program: Program, given: Given, kind: str, name: str, rows: int, cache: KVCache,
-        slots: tuple[int, ...], chunk: bool, rotary: Rotary,
+        self, bridge: Bridge, program: Program, signature: MethodSignature, kind: str, name: str, rows: int,
+        cache: KVCache, slots: tuple[int, ...], chunk: bool, rotary: Rotary,
     ) -> None:  # fmt: skip
         self.bridge, self.slots, self.chunk = bridge, slots, chunk
         self.window = program.window
         stored = cache.stages[CACHED[role(kind)]]
-        used = stored if given.caches or given.fresh else []
+        used = stored if signature.caches or signature.fresh else []
         self.pairs = [array for pair in used for array in pair]
         self.cache_rows = rows_of(cache, kind)
         self.most_rows = cache.rows
-        self.state = np.zeros((rows, given.width), np.float32)
-        self.depth = np.zeros((rows, given.depths), np.float32)
+        self.state = np.zeros((rows, signature.width), np.float32)
+        self.depth = np.zeros((rows, signature.depths), np.float32)
         self._turns = [
-            (table, np.zeros((rows, 1, turning.by.dims), np.float32))
-            for turning in given.turnings
-            for table in rotary.rows(turning, cache.capacity)
+            (table, np.zeros((rows, 1, rotary_input.by.dims), np.float32))
+            for rotary_input in signature.rotary_inputs
+            for table in rotary.rows(rotary_input, cache.capacity)
         ]
         self._masks = [
-            SeenRows(mask, rows, self.cache_rows, cache.rows, slots, chunk) for mask in given.masks
+            SeenRows(mask, rows, self.cache_rows, cache.rows, slots, chunk) for mask in signature.masks
         ]
         caches = [
             array[slot]
-            for i in range(0, len(self.pairs) if given.caches else 0, 2)
+            for i in range(0, len(self.pairs) if signature.caches else 0, 2)
             for slot in slots
             for array in self.pairs[i : i + 2]
         ]
         scattered = [array[slot] for array in self.pairs for slot in slots]
-        self.out = np.zeros((rows, given.gives), np.float32)
-        shapes = [(rows, array.shape[1], array.shape[3]) for array in self.pairs] if given.fresh else []
+        self.out = np.zeros((rows, signature.gives), np.float32)
+        shapes = [(rows, array.shape[1], array.shape[3]) for array in self.pairs] if signature.fresh else []
         fresh = [np.zeros(shape, np.float32) for shape in shapes]
         inputs = [
             self.state,
-            *([self.depth] if given.depths else []),
+            *([self.depth] if signature.depths else []),
             *(written for _, written in self._turns),
         ]
         inputs += [array for mask in self._masks for array in mask.arrays]
-        outputs = [*([self.out] if given.gives else []), *fresh]
+        outputs = [*([self.out] if signature.gives else []), *fresh]
         self.plan = bridge.plan(name, [*inputs, *caches], outputs, scattered, len(slots), fresh)
         # What the input says now: from one token to the next it seldom changes.
-        self._has_depth, self._depths = given.depths > 0, list[int]()
+        self._has_depth, self._depths = signature.depths > 0, list[int]()
 
     def run(self, state: F32, depth: I64, positions: I64, cached: I32) -> F32:
-        """state [n, D] at ``depth``, ``positions`` [n], each behind ``cached`` [n] tokens of its lane → [n, D]."""
+        """Return the output [n, D] of state [n, D] at ``depth`` and ``positions`` [n], behind ``cached`` [n] tokens
+        of its lane."""
         n = len(state)
         self.state[:n] = state
         if self._has_depth and (depths := depth.tolist()) != self._depths:
@@ -118,7 +122,8 @@ class Binding:
         return self.out[:n]
 
     def _rows(self, cached: I32) -> tuple[I32, dict[int, tuple[int, int]]]:
-        """Rows of the caches that the new tokens get, and by slot (rows in use then, those that leave afterwards)."""
+        """Return the cache rows of the new tokens, and by slot (rows in use then, rows that a window drops after the
+        call)."""
         if self.window is None:
             return cached, {}
         at, kept = np.zeros_like(cached), {}
@@ -142,6 +147,6 @@ class Binding:
 
 
 def rows_of(cache: KVCache, kind: str) -> int:
-    """Rows that the caches of a kind are laid out for now."""
+    """Return how many rows the caches of a kind are laid out for now."""
     pairs = cache.stages[CACHED[role(kind)]]
     return pairs[0][0].shape[2] if pairs else 0

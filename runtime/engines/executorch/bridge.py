@@ -1,4 +1,4 @@
-"""ExecuTorch's C++ runtime through ctypes: a program, its methods, and plans that bind them to arrays."""
+"""ExecuTorch's C++ runtime through ctypes: a program, its methods, and bindings of them to arrays."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Bridge:
         return EngineError(f"executorch cannot run {self.name}: {reason}")
 
     def method(self, name: str) -> tuple[int, int, int]:
-        """(handle, inputs, outputs) of the method ``name``, which is loaded when it is first wanted."""
+        """Return (handle, inputs, outputs) of the method ``name``, which is loaded when it is first used."""
         if name not in self._methods:
             if not self._program:
                 raise EngineError(f"{self.name} was closed; open it again")
@@ -68,7 +68,7 @@ class Bridge:
         return self._methods[name]
 
     def sizes(self, name: str, index: int, output: bool = False) -> list[int]:
-        """Sizes of an input or output, at the largest."""
+        """Return the largest sizes of an input, or of an output."""
         found = (ctypes.c_int32 * 8)()
         rank = self._lib.edgeloop_sizes(ctypes.c_void_p(self.method(name)[0]), int(output), index, found)
         return list(found[: max(rank, 0)])
@@ -82,10 +82,10 @@ class Bridge:
         lanes: int,
         fresh: list[F32],
     ) -> PteBinding:
-        """The method ``name`` on the memory of these arrays, each contiguous.
+        """Bind the method ``name`` to the memory of these arrays, each contiguous.
 
-        ``caches``: [K, C, hd] of each layer's key and value, of each lane in turn. ``fresh``: the outputs [M, K, hd]
-        that are written into them.
+        ``caches``: [K, C, hd] of each layer's key and value, of each lane in turn. ``fresh``: the outputs [M,
+        K, hd] that are written into them.
         """
         method, wanted, given = self.method(name)
         if (wanted, given) != (len(inputs), len(outputs)):
@@ -116,26 +116,26 @@ class Bridge:
         return PteBinding(self, handle, [*inputs, *outputs, *caches], len(outputs[0]))
 
     def run(self, plan: PteBinding, rows: int) -> None:
-        """Run a plan; its first ``rows`` rows' K and V go to rows ``plan.at`` of their caches."""
+        """Run a bound method; K and V of its first ``rows`` rows go to rows ``plan.at`` of their caches."""
         if not self._program:
             raise EngineError(f"{self.name} was closed; open it again")
         if self._lib.edgeloop_run(plan.handle, rows, plan.at_address, self._message, _ROOM):
             raise self._error()
 
     def write_profiles(self, folder: Path) -> None:
-        """METHOD.etdp of each method: an ETDump of its calls since it was loaded, or since the last time."""
+        """Write METHOD.etdp for each method: an ETDump of its calls since it was loaded, or since the last time."""
         for name in self._methods:
             path = folder / f"{name}.etdp"
             if self._lib.edgeloop_profile(ctypes.c_void_p(self._program), name.encode(), str(path).encode()):
                 raise EngineError(f"{path} cannot be written; choose another folder")
 
     def free(self, plan: PteBinding) -> None:
-        """Let go of a plan."""
+        """Release a binding."""
         if self._program:
             self._lib.edgeloop_free(plan.handle)
 
     def close(self) -> None:
-        """Let go of the program, its plans and its packed weights; nothing of it can be run any more."""
+        """Release the program, its bindings and its packed weights; nothing of it can be run any more."""
         program, self._program = self._program, None
         self._methods = {}
         if program:
@@ -146,7 +146,7 @@ class Bridge:
 
 
 class PteBinding:
-    """A bound method; ``memory`` keeps what its addresses point to. ``at``: see ``Bridge.run``."""
+    """A bound method; ``memory`` keeps the arrays that its addresses point to alive. ``at``: see ``Bridge.run``."""
 
     def __init__(self, bridge: Bridge, handle: int, memory: list[F32], rows: int) -> None:
         self._bridge, self.handle, self._memory = bridge, ctypes.c_void_p(handle), memory

@@ -32,7 +32,7 @@ LIBRARIES = ("executorch_backend_xnnpack", "executorch_threadpool", "executorch"
 SUFFIXES = {"linux": ".so", "darwin": ".dylib"}
 FLAGS = {"linux": ["-shared", "-Wl,--no-as-needed"], "darwin": ["-dynamiclib"]}
 PATIENCE = 300
-"""Seconds; a small board takes some twenty."""
+"""Seconds that compiling may take; a small board needs some twenty."""
 
 
 def why_not() -> str:
@@ -43,7 +43,7 @@ def why_not() -> str:
 
 
 def wheel() -> Path:
-    """The folder of the installed executorch; EngineError when there is none, or not all of it."""
+    """Return the folder of the installed executorch; EngineError when it is missing or not whole."""
     if reason := why_not():
         raise EngineError(f"engine executorch {reason}; choose another with --engine")
     found = importlib.util.find_spec("executorch")
@@ -64,7 +64,7 @@ def wheel() -> Path:
 
 
 def compile_bridge(profiled: bool = False) -> Path:
-    """The compiled bridge, made if it is not there yet or not whole; EngineError where it cannot be.
+    """Return the compiled bridge, which is made unless a whole one is there; EngineError where it cannot be.
 
     ``profiled``: with ExecuTorch's tracer, which takes time and memory.
     """
@@ -91,7 +91,7 @@ def compile_bridge(profiled: bool = False) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for compiled code, this user's own; EngineError when it is not, or cannot be written to."""
+    """Return the folder for compiled code, this user's own; EngineError when it is not, or cannot be written to."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         # The specification of XDG_CACHE_HOME: a relative path is to be ignored.
@@ -128,7 +128,7 @@ def is_whole(library: Path) -> bool:
 
 
 def _not_safe(found: os.stat_result, own: bool) -> str:
-    """Why others may change a file or folder, or what is in it; '' if they may not.
+    """Return why others may change a file or folder, or what is in it; '' if they may not.
 
     ``own``: it must be this user's, and its group counts as others. The folders above may be root's, and may be
     written by all if they are sticky, as /tmp is.

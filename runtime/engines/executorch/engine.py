@@ -1,8 +1,8 @@
-"""The ExecuTorch engine: methods of fixed numbers of rows on the caches of the host, without torch.
+"""The ExecuTorch engine: methods with fixed numbers of rows, on the caches of the host, without torch.
 
-A call's lanes are run as calls of mN methods, whose rows have depths and caches of their own, or chunk by chunk.
-K and V go in where they lie; what is new comes out, and the bridge puts it into the caches. The weights are in memory
-once for all methods: the bridge switches XNNPACK's weight cache on, and the file is mapped.
+The lanes of a call run as calls of mN methods, whose rows have depths and caches of their own, or chunk by chunk.
+Caches are read where they are; new K and V come out, and the bridge copies them into the caches. The weights are in
+memory once for all methods: the bridge switches XNNPACK's weight cache on, and the file is mapped.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from . import CAPABILITIES
 from .binding import Binding, Rotary, rows_of
 from .bridge import Bridge, PteBinding
 from .calls import Batch, batches, valid_runs, whole_runs
-from .kinds import given, head_columns, kinds, lookups, numbered, whole_lanes
+from .kinds import head_columns, kinds, lookups, numbered, signature_of, whole_lanes
 from .layout import EmbeddingTable, Layout, read_layout
 from .table import Embedding
 
 _BINDINGS = 128
-"""Kept for a cache: each has input buffers of its own."""
+"""Bindings kept for a cache: each has input buffers of its own."""
 WORTH_SHARING = 1 << 20
-"""Weights of a matrix: 40 µs of one core, where threads that meet after every operator take 5 to 50."""
+"""Weights of a matrix from which a second thread pays: 40 µs of one core, where meeting after an operator takes 5 to
+50."""
 
 
 class ExecutorchBackend:
-    """The Backend protocol on ExecuTorch with XNNPACK. Packed lanes are lanes like others."""
+    """The Backend protocol on ExecuTorch with XNNPACK. Packed lanes are treated like others."""
 
     name = "executorch"
     can = CAPABILITIES
@@ -64,7 +65,7 @@ class ExecutorchBackend:
             threads or -default_threads(program),
             profiled,
         )
-        self._given = {kind: given(program, kind) for kind in kinds(program)}
+        self._signatures = {kind: signature_of(program, kind) for kind in kinds(program)}
         self._whole, self._blocks = whole_lanes(program), len(program.loop.blocks)
         self._columns = head_columns(program)
         self._check(folder)
@@ -80,7 +81,7 @@ class ExecutorchBackend:
 
     @staticmethod
     def open(bundle: Bundle, threads: int | None = None, profiled: bool = False) -> ExecutorchBackend:
-        """The model of ``bundle``; BundleError when its program is not the model's."""
+        """Return the engine with the model of ``bundle``; BundleError when its program is not the model's."""
         target = bundle.manifest.targets["executorch"]
         path = bundle.path(target.graphs["layout"])
         layout = read_layout(path, bundle.manifest.program)
@@ -97,7 +98,7 @@ class ExecutorchBackend:
             ) from error
 
     def close(self) -> None:
-        """Let go of the program, its packed weights and the mapped embedding, whoever still refers to the engine."""
+        """Release the program, its packed weights and the mapped embedding, even while the engine is referred to."""
         self._bindings.clear()
         self._heads.clear()
         self.bridge.close()
@@ -105,18 +106,18 @@ class ExecutorchBackend:
             table.close()
 
     def _table(self, op: Embed, folder: Path, table: EmbeddingTable) -> tuple[str, str, Embedding]:
-        """The value that ``op`` writes, what the host looks up for it, and the rows."""
+        """Return the value that ``op`` writes, the host value that it looks up, and the table's rows."""
         matrix = self.program.matrix(op.table)
         rows = Embedding(folder / table.file, table, matrix.rows, matrix.columns, op.scale)
         return op.y, op.ids, rows
 
     def _check(self, folder: Path) -> None:
-        """BundleError unless the program's head is that of the program."""
+        """Raise BundleError unless the head of the .pte is that of the program."""
         program, name = self.program, "head_m1"
-        if "head" not in self._given:  # it gives states
+        if "head" not in self._signatures:  # it gives states
             return
         found = [self.bridge.sizes(name, 0), self.bridge.sizes(name, 0, output=True)]
-        wanted = self._given["head"].width, program.vocab_size
+        wanted = self._signatures["head"].width, program.vocab_size
         if found != [[1, wanted[0]], [1, wanted[1]]]:
             raise BundleError(
                 f"{folder / self.layout.program} has a head of {found[0][-1:]} → {found[1][-1:]}, wanted "
@@ -124,7 +125,8 @@ class ExecutorchBackend:
             )
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Caches of ``sequences`` × ``capacity`` tokens, zeroed; a method reads all rows that they are laid out for."""
+        """Return zeroed caches of ``sequences`` × ``capacity`` tokens; a method reads all rows that they are laid
+        out for."""
         cache = KVCache.allocate(
             self.program, sequences, max(capacity, 2), slots
         )  # a method's C is at least 2
@@ -138,7 +140,7 @@ class ExecutorchBackend:
             name: table.rows((ids if which == "ids" else _of_rows(lanes, which)).reshape(-1))
             for name, which, table in self._tables
         }
-        computes = "prologue" in self._given
+        computes = "prologue" in self._signatures
         parts = [*found.values()] if computes else [found[name] for name in self.program.prologue.outputs]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
         state = rows.reshape(*ids.shape, -1)
@@ -152,7 +154,8 @@ class ExecutorchBackend:
         return self._looped("read" if reads else "block", state, lanes, cache)
 
     def _looped(self, name: str, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] through the methods of the lanes' depths: one block's after the other's."""
+        """Return state [B, S, D] after the methods of the lanes' depths: those of one block after those of the
+        other."""
         if self._blocks == 1:
             return self._run(name, state, lanes, cache)
         schedule = self.program.loop.schedule
@@ -162,18 +165,19 @@ class ExecutorchBackend:
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
-        if "coda" in self._given:
+        if "coda" in self._signatures:
             state = self._run("coda", state, lanes, cache)
         return self._head(state.reshape(-1, state.shape[-1])[rows])
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots."""
+        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots."""
         check_fill(self.program)
         self._looped("fill", state, lanes, cache)
 
     def _run(self, kind: str, state: F32, lanes: Lanes, cache: KVCache, only: int | None = None) -> F32:
-        """state [B, S, D] through a kind of method, its valid rows only; ``only``: of lanes of that block's depths."""
-        rows, shape = state.reshape(-1, state.shape[-1]), (*state.shape[:-1], self._given[kind].gives)
+        """Return state [B, S, D] after a kind of method on its valid rows; ``only``: those of lanes of that block's
+        depths."""
+        rows, shape = state.reshape(-1, state.shape[-1]), (*state.shape[:-1], self._signatures[kind].gives)
         if only is None and len(rows) == 1 == len(lanes.tokens) == lanes.tokens[0]:
             return self._single(kind, rows, lanes, cache).reshape(shape)
         shapes, runs, schedule = self.layout.shapes, valid_runs(lanes), self.program.loop.schedule
@@ -195,7 +199,7 @@ class ExecutorchBackend:
         return out.reshape(shape)
 
     def _single(self, kind: str, row: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """One token of one lane, which is what decoding runs: row [1, D] → [1, D]."""
+        """Return row [1, D] after a method: one token of one lane, which is what decoding runs."""
         cache.reserve(int(lanes.cached[0]) + 1)
         binding = self._binding(kind, f"{kind}_m1", False, (lanes.first_slot,), cache)
         start = perf_counter_ns()
@@ -204,7 +208,7 @@ class ExecutorchBackend:
         return out
 
     def _call(self, kind: str, batch: Batch, rows: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """One call: the rows of ``batch`` → [n, D]."""
+        """Return the rows [n, D] of ``batch`` after one call."""
         runs = batch.runs
         slots = tuple(lanes.first_slot + run.lane for run in runs)
         name = f"{kind}_prefill" if batch.chunk else f"{kind}_m{len(runs)}"
@@ -230,7 +234,7 @@ class ExecutorchBackend:
         bindings = self._bindings.setdefault(cache, {})
         binding = bindings.pop((name, slots), None)
         if binding is None or binding.cache_rows != rows_of(cache, kind):
-            rows, takes = self.layout.shapes.chunk if chunk else len(slots), self._given[kind]
+            rows, takes = self.layout.shapes.chunk if chunk else len(slots), self._signatures[kind]
             binding = Binding(
                 self.bridge, self.program, takes, kind, name, rows, cache, slots, chunk, self._rotary
             )
@@ -240,8 +244,8 @@ class ExecutorchBackend:
         return binding
 
     def _head(self, state: F32) -> F32:
-        """state [N, D] → logits [N, V]."""
-        if "head" not in self._given:
+        """Return the logits [N, V] of state [N, D]."""
+        if "head" not in self._signatures:
             return state[:, self._columns]
         most, chunk = self.layout.shapes.counts("head")[-1], self.layout.shapes.chunk
         if len(state) in (1, most):
@@ -257,7 +261,7 @@ class ExecutorchBackend:
 
     def _head_call(self, name: str, rows: int, state: F32) -> F32:
         if name not in self._heads:
-            inputs = np.zeros((rows, self._given["head"].width), np.float32)
+            inputs = np.zeros((rows, self._signatures["head"].width), np.float32)
             logits = np.zeros((rows, self.program.vocab_size), np.float32)
             self._heads[name] = self.bridge.plan(name, [inputs], [logits], [], 1, []), inputs, logits
         plan, inputs, logits = self._heads[name]
@@ -269,14 +273,14 @@ class ExecutorchBackend:
 
 
 def _of_rows(lanes: Lanes, which: str) -> I64:
-    """``positions`` or ``types`` of the rows of a state: [B, S], or of packed lanes [N]."""
+    """Return ``positions`` or ``types`` of the rows of a state: [B, S], or [N] of packed lanes."""
     found = lanes.positions if which == "positions" else lanes.types
     found = np.zeros_like(lanes.positions) if found is None else found
     return found.reshape(-1)[lanes.kept] if isinstance(lanes, PackedLanes) else found
 
 
 def default_threads(program: Program) -> int:
-    """The cores that this process may use; one where no matrix is worth the wait for a second one."""
+    """Return the cores that this process may use; one where no matrix is worth the wait for a second one."""
     outside = {name for op in (*program.prologue.ops, *program.head.ops) for _, name in weight_fields(op)}
     sizes = [
         w.rows * w.columns for n, w in program.weights.items() if isinstance(w, Matrix) and n not in outside

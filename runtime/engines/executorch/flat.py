@@ -18,11 +18,11 @@ class Flat(Details, frozen=True, forbid_unknown_fields=True, tag="executorch-fla
     rows: int
 
     def problems(self, place: str) -> Iterator[str]:
-        """Sizes that no cache has."""
+        """Yield a problem for each size that no cache has."""
         yield from within(f"{place}.rows", self.rows, 1, MAX_SIZE)
 
     def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
-        """What a stock runner reads from the program, and the memory of its caches."""
+        """Yield what a stock runner reads from the program, and the memory of its caches."""
         caches = byte_count(program.kv_bytes_per_token * self.rows)
         rows: list[tuple[str, ...]] = [
             ("forward", f"tokens, input_pos → logits; caches of {self.rows} tokens, {caches}")

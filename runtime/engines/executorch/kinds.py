@@ -1,8 +1,8 @@
-"""The kinds of methods of a .pte: the stage that each computes, and what it takes and gives, in order.
+"""The kinds of methods of a .pte: the stage that each computes, and its inputs and outputs, in order.
 
-A loop of several blocks has a kind for each: ``block`` and ``block1``, ``fill`` and ``fill1``. Rows of tables are
-looked up by the host, which the ops that look them up are left out for. Where no op of the epilogue sees other rows,
-it is part of the head, which runs on the rows alone that are wanted.
+A loop of several blocks has a kind for each: ``block`` and ``block1``, ``fill`` and ``fill1``. The host looks up rows
+of tables, so methods leave out the ops that do. Where no op of the epilogue sees other rows, it is part of the head,
+which runs on the wanted rows alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from ...model.transform import keys_values, reading
 from ..backend import can_fill
 
 CACHED = {"prologue": "prologue", "block": "block", "read": "block", "fill": "block", "coda": "epilogue"}
-"""The stage of the runtime whose caches a kind has."""
+"""By role, the stage of the runtime whose caches its methods have."""
 
 
 @dataclass(frozen=True)
-class Turning:
-    """cos and sin [M, 1, dims] of ``by``: a number for each of the dims that turn, neighbours or halves of a head."""
+class RotaryInput:
+    """cos and sin [M, 1, dims] of the rotation ``by``: a number for each rotated dim, in the order of the head's dims.
+
+    ``pairs``: neighbouring dims are rotated together; else those of the two halves.
+    """
 
     by: Rotation
     pairs: bool
@@ -32,9 +35,9 @@ class Turning:
 
 @dataclass(frozen=True)
 class Mask:
-    """What an attention sees: the last ``window`` keys or all, those before a row or all.
+    """Which keys an attention sees: the last ``window`` or all (None), those up to the row or all (``both``).
 
-    ``cached``: keys of the cache, behind the new ones if it is ``fresh``; else only the new ones of a call.
+    ``cached``: keys of the cache, and the new ones if it is ``fresh``; else only the new ones of a call.
     """
 
     both: bool
@@ -44,17 +47,17 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a method of M rows takes, in this order, and gives.
+class MethodSignature:
+    """The inputs of a method of M rows, in this order, and its outputs.
 
-    A state [M, width]; one-hot depths [M, depths] unless 0; cos and sin of each of ``turnings``; of each of ``masks``
-    one for each lane; and for each of ``caches`` and each lane K and V. It gives a state [M, gives] unless 0, and the
-    new rows [M, heads, d] of K and V of each of ``fresh``.
+    Inputs: a state [M, width]; one-hot depths [M, depths] unless 0; cos and sin of each of ``rotary_inputs``; for
+    each lane one of each of ``masks``; and for each of ``caches`` and each lane K and V. Outputs: a state [M,
+    gives] unless 0, and the new rows [M, heads, d] of K and V of each of ``fresh``.
     """
 
     width: int
     depths: int
-    turnings: tuple[Turning, ...]
+    rotary_inputs: tuple[RotaryInput, ...]
     masks: tuple[Mask, ...]
     caches: tuple[CacheShape, ...]
     gives: int
@@ -62,7 +65,7 @@ class Given:
 
 
 def kinds(program: Program) -> list[str]:
-    """The kinds of methods that a model has, in the order of a pass."""
+    """Return the kinds of methods that a model has, in the order in which a pass runs them."""
     computes = any(not isinstance(op, Embed) for op in program.prologue.ops)
     found = ["prologue"] if computes else []
     numbers = range(len(program.loop.blocks))
@@ -76,17 +79,17 @@ def kinds(program: Program) -> list[str]:
 
 
 def numbered(role: str, block: int) -> str:
-    """The kind of ``role`` for the loop's block with that number."""
+    """Return the kind of ``role`` for the loop's block with that number."""
     return f"{role}{block or ''}"
 
 
 def role(kind: str) -> str:
-    """``block1`` → block."""
+    """Return the role of a kind: ``block1`` → ``block``."""
     return kind.rstrip("0123456789")
 
 
 def stage_of(program: Program, kind: str) -> Stage:
-    """What a method of ``kind`` computes of its state."""
+    """Return the stage that a method of ``kind`` computes of its state."""
     name = role(kind)
     if name == "head":
         return program.head if sees_rows(program.epilogue) else _joined(program.epilogue, program.head)
@@ -103,7 +106,7 @@ def stage_of(program: Program, kind: str) -> Stage:
 
 
 def widths(program: Program, kind: str) -> tuple[int, ...]:
-    """How wide the values are that lie side by side in the state of ``kind``."""
+    """Return the widths of the values that lie side by side in the input state of ``kind``."""
     if kind == "prologue":
         return tuple(program.matrix(op.table).columns for op in lookups(program))
     if kind == "head" and sees_rows(program.epilogue):
@@ -112,7 +115,7 @@ def widths(program: Program, kind: str) -> tuple[int, ...]:
 
 
 def head_columns(program: Program) -> list[int]:
-    """Where in its state a head without ops finds what it gives."""
+    """Return the columns of its state that a head without ops gives."""
     stage, wide = stage_of(program, "head"), widths(program, "head")
     if stage.ops:
         return []
@@ -122,22 +125,22 @@ def head_columns(program: Program) -> list[int]:
 
 
 def lookups(program: Program) -> tuple[Embed, ...]:
-    """The ops whose rows the host looks up, in order."""
+    """Return the ops whose rows the host looks up, in order."""
     return tuple(op for op in program.prologue.ops if isinstance(op, Embed))
 
 
-def given(program: Program, kind: str) -> Given:
-    """What a method of ``kind`` takes and gives."""
+def signature_of(program: Program, kind: str) -> MethodSignature:
+    """Return the inputs and outputs of a method of ``kind``."""
     stage, inputs, name = stage_of(program, kind), widths(program, kind), role(kind)
     known = sizes(stage, inputs, program.weights)
     attends = [op for op in stage.ops if isinstance(op, Attend)]
     cached = [op for op in attends if op.cache is not None]
     caches = program.caches(CACHED[name]) if name in CACHED else ()
     looped = CACHED.get(name) == "block" and program.depths > 1 and program.differs(_block(program, kind))
-    return Given(
+    return MethodSignature(
         sum(inputs),
         program.depths if looped else 0,
-        tuple(dict.fromkeys(Turning(op.by, op.pairs) for op in stage.ops if isinstance(op, Rotate))),
+        tuple(dict.fromkeys(RotaryInput(op.by, op.pairs) for op in stage.ops if isinstance(op, Rotate))),
         tuple(dict.fromkeys(mask_of(program, op) for op in attends)),
         caches if cached else (),
         0 if name == "fill" else sum(known[value] for value in stage.outputs),
@@ -146,18 +149,18 @@ def given(program: Program, kind: str) -> Given:
 
 
 def mask_of(program: Program, op: Attend) -> Mask:
-    """What ``op`` sees."""
+    """Return the mask of ``op``."""
     window = None if op.window is None or op.window >= program.context_length else op.window
     return Mask(op.mask == "both", window, op.cache is not None, op.k is not None)
 
 
 def whole_lanes(program: Program) -> bool:
-    """Must all new tokens of a lane be in one call, because nothing is kept of those before?"""
+    """Must all tokens of a lane be in one call, because an attention has no cache of those before?"""
     return any(isinstance(op, Attend) and op.cache is None for stage in program.stages for op in stage.ops)
 
 
 def sees_rows(stage: Stage) -> bool:
-    """Has ``stage`` an op that needs other rows than its own, or their positions?"""
+    """Does an op of ``stage`` need other rows than its own, or their positions?"""
     return any(isinstance(op, Attend | AttendTwice | Shift | Rotate | Embed) for op in stage.ops)
 
 
@@ -166,7 +169,7 @@ def _block(program: Program, kind: str) -> Stage:
 
 
 def _joined(first: Stage, then: Stage) -> Stage:
-    """Both, one after the other."""
+    """Return ``first`` followed by ``then`` as one stage."""
     taken = {*first.inputs, *(value for op in first.ops for value in writes(op))}
     names = {value: f"head/{value}" for op in then.ops for value in writes(op) if value in taken}
     names |= dict(zip(then.inputs, first.outputs, strict=True))

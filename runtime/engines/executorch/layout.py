@@ -1,4 +1,4 @@
-"""What a .pte of edgeloop holds: which methods with how many rows, and where the embedding lies in which file."""
+"""layout.json of a .pte: which methods with how many rows it has, and where the embedding is in which file."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from .kinds import kinds, lookups, role, whole_lanes, widths
 BASE, DELTAS = "base.ptd", "deltas.ptd"
 CHUNK = 64
 ENDS = 4096
-"""Bytes of a table that are looked at when it is opened: all of a large one would be read from the disk."""
+"""Bytes at each end of a table that are checked when it is opened: all of a large one would be read from the disk."""
 MOST_TOKENS = 4096
-"""Of a chunk: each has a row of a mask over the whole context."""
+"""Of a chunk: each token has a row of a mask over the whole context."""
 MOST_ROWS = 4
-"""Rows of depths of their own in one call at most: each has its attention written out."""
+"""Of the rows with depths of their own in one call: each has its attention written out."""
 
 
 class Shapes(Struct, frozen=True, forbid_unknown_fields=True):
-    """``rows``: of the largest mN method. ``chunk``: of the prefill methods."""
+    """The rows of the largest mN method (``rows``) and of the prefill methods (``chunk``)."""
 
     rows: int
     chunk: int
 
     @staticmethod
     def of(program: Program) -> Shapes:
-        """A row for each depth, within reason; a chunk of all that may have to be in one call."""
+        """Return the shapes for ``program``: a row for each depth, within reason; a chunk of all that one call may
+        need."""
         if whole_lanes(program):
             return Shapes(1, min(program.context_length, MOST_TOKENS))
         return Shapes(min(program.depths, MOST_ROWS), CHUNK)
 
     def kinds(self, program: Program) -> list[str]:
-        """The kinds of methods that a model has, in the order of a pass."""
+        """Return the kinds of methods that a model has, in the order in which a pass runs them."""
         return kinds(program)
 
     def counts(self, kind: str) -> list[int]:
-        """Rows of the mN methods of a kind."""
+        """Return the numbers of rows for which a kind has a method."""
         if role(kind) in ("block", "read"):
             return list(range(1, self.rows + 1))
         return sorted({1, self.rows}) if kind == "head" else [1]
 
     def methods(self, kind: str) -> Iterator[tuple[str, int, bool]]:
-        """(name, rows, is it of one lane?) of every method of a kind."""
+        """Yield (name, rows, whether all rows are of one lane) of every method of a kind."""
         for m in self.counts(kind):
             yield f"{kind}_m{m}", m, False
         yield f"{kind}_prefill", self.chunk, True
 
 
 def checksum(parts: Iterable[bytes | memoryview]) -> int:
-    """CRC-32 of the first and the last ``ENDS`` bytes of each part, one after another."""
+    """Return the CRC-32 of the first and the last ``ENDS`` bytes of each part, one after another."""
     found = 0
     for part in parts:
         data = memoryview(part).cast("B")
@@ -65,10 +66,10 @@ def checksum(parts: Iterable[bytes | memoryview]) -> int:
 
 
 class EmbeddingTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """The embedding, which the host looks up itself: values [V, D], or codes and scales as quant/pack.py has them.
+    """An embedding that the host looks up itself: values [V, D], or codes and scales as quant/pack.py has them.
 
-    A tied one is the head's matrix inside the program: it is stored once. Codes of 8 bits are signed there.
-    Offsets are bytes into ``file``. ``check``: ``checksum`` of values and scales: a host that finds others there has a
+    A tied one is the head's matrix inside the program: it is stored once. Codes of 8 bits are signed there. Offsets
+    are bytes into ``file``. ``check`` is the ``checksum`` of values and scales: a host that finds another one has a
     layout and a file of two exports.
     """
 
@@ -82,10 +83,10 @@ class EmbeddingTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a host that reads no program must know of the model: a small C++ loop, an app.
+    """What a host that does not read programs must know of the model: a small C++ loop, an app.
 
-    ``rope_theta``: 0 where nothing turns. ``rope_dims``: of a head, the first ones; 0 for all of them. ``beyond``: what
-    a host must do besides, in words; one that does not know all of it cannot run the model.
+    ``rope_theta``: 0 where nothing is rotated. ``rope_dims``: how many of a head's first dims are; 0 for all.
+    ``beyond``: what a host must do besides, in words; one that does not know all of it cannot run the model.
     """
 
     width: int
@@ -105,7 +106,7 @@ class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
 
     @staticmethod
     def of(program: Program) -> Sizes:
-        """Those of ``program``, whose caches have one shape."""
+        """Return the sizes of ``program``, whose caches have one shape."""
         shapes = [shape for name in STAGES for shape in program.caches(name)]
         heads, width = (shapes[0].kv_heads, shapes[0].head_dim) if shapes else (0, 0)
         turns = list(dict.fromkeys((op.by, op.pairs) for op in program.rotates))
@@ -161,7 +162,7 @@ class Layout(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_layout(path: Path, program: Program) -> Layout:
-    """The layout at ``path`` of a model with ``program``; BundleError when it is damaged or not that model's."""
+    """Return the layout at ``path`` of a model with ``program``; BundleError when it is damaged or not that model's."""
     try:
         layout = msgspec.json.decode(path.read_bytes(), type=Layout)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

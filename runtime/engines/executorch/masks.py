@@ -1,4 +1,4 @@
-"""The masks of a method: what each of its rows sees of the new rows and of the caches, written in place."""
+"""The masks of a method: which new rows and which cache rows each of its rows sees, written in place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ I32 = npt.NDArray[np.int32]
 
 
 class SeenRows:
-    """Of each lane a mask [1, 1 or rows, new + cache_rows], see ``export/lower/xnnpack_attend.py``.
+    """For each lane a mask [1, 1 or rows, new + cache_rows], as ``export/lower/xnnpack_attend.py`` describes it.
 
     ``most_rows``: of a cache, of which ``cache_rows`` are laid out. ``slots``: of each row, or the one of a chunk.
     """
@@ -30,7 +30,7 @@ class SeenRows:
         self._shown = -1
 
     def show(self, at: I32, n: int) -> None:
-        """``n`` new rows have rows ``at`` [n] of the caches."""
+        """Set the masks for ``n`` new rows that go to rows ``at`` [n] of the caches."""
         if not self._mask.cached:
             self._show_new(n)
         elif self._chunk:
@@ -41,7 +41,7 @@ class SeenRows:
             self._show_row(int(at[0]))
 
     def _show_row(self, at: int) -> None:
-        """A single row sees itself and the ``at`` rows before it: mostly one more than the last time."""
+        """Let a single row see itself and the ``at`` rows before it: usually one more than the last time."""
         seen, before = self.arrays[0][0, 0], self._shown
         first, end = (1, at + 1) if self._mask.fresh else (0, at + 1)
         if before < 0:
@@ -54,7 +54,7 @@ class SeenRows:
         self._shown = end
 
     def _show_rows(self, at: I32) -> None:
-        """Each row sees what its cache holds, and of the new rows of its own lane those up to itself."""
+        """Let each row see the rows of its cache, and the new rows of its own lane up to itself."""
         window, new = self._mask.window, len(self._slots)
         for i, mask in enumerate(self.arrays):
             slot, last, seen = self._slots[i], int(at[i]), mask[0, 0]
@@ -68,7 +68,7 @@ class SeenRows:
             seen[[j for j in own if at[j] >= low]] = 0
 
     def _show_chunk(self, at: I32, n: int) -> None:
-        """The same for rows that are all of one lane."""
+        """Do the same for rows that are all of one lane."""
         rows, fresh, window = self._rows, self._mask.fresh, self._mask.window
         columns = np.arange(self._cache_rows)
         if fresh:  # new rows come first, and padding is behind every other
@@ -81,7 +81,7 @@ class SeenRows:
         self._write(seen, n)
 
     def _show_new(self, n: int) -> None:
-        """Rows of a lane of which nothing is kept see each other."""
+        """Let the rows of a lane without caches see each other."""
         if not self._chunk:
             return  # a row that is alone sees itself
         row, column = np.arange(n)[:, None], np.arange(self._rows)

@@ -18,7 +18,7 @@ class Embedding:
     """Rows of a table, times ``scale``."""
 
     def __init__(self, path: Path, table: EmbeddingTable, count: int, width: int, scale: float = 1.0) -> None:
-        """``count`` rows of ``width``. BundleError when the file ends before they do, or has something else there."""
+        """``count`` rows of ``width``. BundleError when the file is too short, or holds other values than it should."""
         self._kind, self._scale = table.kind, np.float32(scale)
         self._scales: npt.NDArray[Any] | None = None
         groups = table.groups
@@ -38,11 +38,11 @@ class Embedding:
             )
 
     def close(self) -> None:
-        """Unmap the file; there are no rows any more."""
+        """Unmap the file; no rows can be looked up any more."""
         self._values, self._scales = np.empty((0, 1), np.float32), None
 
     def rows(self, ids: I64) -> F32:
-        """ids [n] → [n, D] float32."""
+        """Return rows ``ids`` [n] as [n, D] float32."""
         rows = self._rows(ids)
         return rows if self._scale == 1 else rows * self._scale
 

@@ -1,4 +1,4 @@
-"""Are the graphs of a bundle those that its manifest describes? Asked before anything of them runs."""
+"""Checks that a bundle's graphs are those that its manifest describes, before any of them runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _GIVEN = frozenset(
         "spread", "spread_new", "kept", "types",
     }
 )  # fmt: skip
-"""What the host gives a graph beside its caches."""
+"""The inputs that the host gives a graph beside its caches."""
 
 
 def check_graph(bundle: Bundle, name: str, weights: str) -> None:
-    """BundleError unless the graph ``name`` is of operators that an export writes, and what it reads is in ``weights``.
+    """Raise BundleError unless the graph ``name`` has known operators only, and reads no file but ``weights``.
 
     onnxruntime runs whatever operator a graph has, and reads whatever file of its folder a graph names.
     """
@@ -49,9 +49,9 @@ def check_graph(bundle: Bundle, name: str, weights: str) -> None:
 
 
 def check_signature(session: Any, path: Path, stage: str, output: str, program: Program) -> None:
-    """BundleError unless the graph of ``session`` takes and gives what a model with ``program`` has there.
+    """Raise BundleError unless the graph of ``session`` has the inputs and outputs of the stage of ``program``.
 
-    ``output``: the name of what it makes beside rows of caches.
+    ``output``: the name of its output beside rows of caches.
     """
     given = {value.name: list(value.shape) for value in session.get_inputs()}
     made = {value.name: list(value.shape) for value in session.get_outputs()}

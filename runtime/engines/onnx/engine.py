@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: a graph for each stage, and one more that fills K and V in."""
+"""The ONNX Runtime engine: a graph for each stage, and one more that fills in K and V."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..kv import KVCache
 from ..packed import PackedLanes
 from . import CAPABILITIES
 from .check import check_graph
-from .session import FillSession, GraphSession, Turns, use_threads
+from .session import FillSession, GraphSession, RotaryInputs, use_threads
 
 PACKED = ".packed"
-"""Ends the names of the graphs that take packed lanes."""
+"""The end of the names of graphs that take packed lanes."""
 
 
 def graph_name(stage: str, number: int = 0, packed: bool = False) -> str:
-    """The name of a graph in a manifest; ``number`` is that of a loop's block."""
+    """Return the name of a graph in a manifest; ``number`` is that of a loop's block."""
     return (f"{stage}.{number}" if number else stage) + (PACKED if packed else "")
 
 
@@ -54,14 +54,14 @@ class OnnxBackend:
             raise EngineError(
                 "the bundle has no packed graphs, which serving many users needs; export it again"
             )
-        self.turns = Turns(program)
+        self.rotary = RotaryInputs(program)
         """cos and sin of the positions that the largest cache so far has room for."""
 
         def session(stage: str, output: str, number: int = 0) -> GraphSession:
             name = graph_name(stage, number, packed)
             if name not in graphs:
                 raise EngineError(f"the bundle has no graph {name}; export it again")
-            return GraphSession(stage, output, graphs[name], program, self.turns)
+            return GraphSession(stage, output, graphs[name], program, self.rotary)
 
         self._prologue, self._epilogue = session("prologue", "state"), session("epilogue", "logits")
         self._blocks = [session("block", "next", number) for number in range(len(program.loop.blocks))]
@@ -72,7 +72,8 @@ class OnnxBackend:
 
     @staticmethod
     def open(bundle: Bundle, threads: int | None = None, packed: bool = False) -> OnnxBackend:
-        """The graphs of ``bundle``; BundleError when one of them reads a file that is not the bundle's weights."""
+        """Return the engine with the graphs of ``bundle``; BundleError when one reads a file that is not the
+        bundle's weights."""
         target = bundle.manifest.targets["onnx"]
         for stage, name in target.graphs.items():
             if stage.partition(".")[0] == "fill" or stage.endswith(PACKED) == packed:
@@ -81,7 +82,7 @@ class OnnxBackend:
         return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed)
 
     def close(self) -> None:
-        """Let go of the sessions, whoever still refers to the engine."""
+        """Release the sessions, even while the engine is referred to."""
         for graph in self._graphs():
             graph.close()
 
@@ -95,17 +96,17 @@ class OnnxBackend:
         return sum(graph.engine_ns for graph in self._graphs())
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Caches of ``sequences`` × ``capacity`` tokens, zeroed."""
+        """Return zeroed caches of ``sequences`` × ``capacity`` tokens."""
         return KVCache.allocate(self.program, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]; of packed lanes, as in every stage, [N, 1] → [N, 1, D]."""
+        """Return the state [B, S, D] of ids [B, S]; of packed lanes, as in every stage, [N, 1] → [N, 1, D]."""
         plan = self._prologue.plan(lanes, 0, cache)
         plan.ids[:] = ids
         return self._prologue.run(plan)
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
+        """Return state [B, S, D] after one pass, each lane at its own depth."""
         block = self._blocks[0]
         if len(self._blocks) > 1:
             schedule = self.program.loop.schedule
@@ -120,7 +121,7 @@ class OnnxBackend:
         return block.run(plan)
 
     def _lane_by_lane(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """As ``block``, for lanes at depths of different blocks, which no graph takes in one call."""
+        """Do what ``block`` does for lanes at depths of different blocks, which no graph takes in one call."""
         found, start = np.zeros_like(state), 0
         for b, n in enumerate(lanes.tokens.tolist()):
             if n:
@@ -135,14 +136,14 @@ class OnnxBackend:
         return found
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
+        """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]."""
         plan = self._epilogue.plan(lanes, len(rows), cache)
         plan.set_state(state)
         plan.rows[:] = rows
         return self._epilogue.run(plan)
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots.
+        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
 
         UsageError for a model that has nothing to fill, EngineError for a bundle without the graph.
         """
@@ -150,7 +151,7 @@ class OnnxBackend:
         if not self._fills:
             if len(self._fill_paths) < len(self._blocks):
                 raise EngineError("the bundle has no fill graph, which this policy needs; export it again")
-            self._fills = [FillSession(path, self.program, self.turns) for path in self._fill_paths]
+            self._fills = [FillSession(path, self.program, self.rotary) for path in self._fill_paths]
         schedule = self.program.loop.schedule
         for number, graph in enumerate(self._fills):
             graph.run(state, lanes, cache, [d for d, block in enumerate(schedule) if block == number])

@@ -1,6 +1,6 @@
-"""What is inside an ONNX file, by its protobuf fields, before an engine opens it: where its weights are, its operators.
+"""Reads an ONNX file by its protobuf fields, before an engine opens it: where its weights are, and its operators.
 
-``MESSAGES`` is onnx.proto (release 1.23) without what no graph here has: a field that is not in it is not known.
+``MESSAGES`` is onnx.proto (release 1.23) without what no graph here has: a field that is not in it is unknown.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ REPEATED = frozenset(
 )  # fmt: skip
 """Names of the fields that may come more than once."""
 _DEEPEST = 32
-"""Messages inside of messages: ten graphs inside of each other."""
+"""The deepest nesting of messages: ten graphs inside of each other."""
 
 
 def _leads_to(wanted: str) -> frozenset[str]:
-    """Messages that hold a ``wanted`` one, at whatever depth, and itself."""
+    """Return the messages that contain a ``wanted`` one, at whatever depth, and itself."""
     found = {wanted}
     while more := {m for m, held in MESSAGES.items() if any(k in found for _, k in held.values())} - found:
         found |= more
@@ -138,7 +138,7 @@ def _leads_to(wanted: str) -> frozenset[str]:
 
 
 _KEY = b"location"
-"""Of the entry that names another file: onnxruntime reads none for a tensor without it."""
+"""The key of the entry that names another file: onnxruntime reads none for a tensor without it."""
 _WITH_TENSORS = _leads_to("Tensor")
 
 
@@ -153,7 +153,7 @@ class External:
 
 
 def external_data(model: bytes) -> Iterator[External]:
-    """Every tensor of an ONNX model, in whatever graph, function or attribute, that another file holds.
+    """Yield every tensor of an ONNX model whose bytes are in another file, of whatever graph, function or attribute.
 
     ValueError when ``model`` is no protobuf, or a field that leads to tensors is not as onnx.proto has it.
     """
@@ -176,9 +176,10 @@ def external_data(model: bytes) -> Iterator[External]:
 
 
 def operators(model: bytes) -> Iterator[tuple[str, str]]:
-    """(domain, operator) of each node of the main graph; each function that the model brings is ("function", name).
+    """Yield (domain, operator) of each node of the main graph, and ("function", name) for each function of the model.
 
-    Graphs inside of operators are not looked into: an operator that has any is known by its name. ValueError as above.
+    Graphs inside of operators are not looked into: an operator that has any is known by its name. ValueError as
+    above.
     """
     for kind, start, end in _inside(model, "Model", 0, len(model)):
         if kind == "Function":
@@ -191,7 +192,7 @@ def operators(model: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _inside(model: bytes, kind: str, start: int, end: int) -> Iterator[tuple[str, int, int]]:
-    """The messages directly in one of ``kind``: what each is, and where."""
+    """Yield (kind, start, end) of each message directly inside one of ``kind``."""
     for found in fields(model, start, end):
         held = MESSAGES[kind].get(found.number, ("", ""))[1]
         if held in MESSAGES:
@@ -201,7 +202,7 @@ def _inside(model: bytes, kind: str, start: int, end: int) -> Iterator[tuple[str
 
 
 def _texts(model: bytes, start: int, end: int) -> dict[int, str]:
-    """The texts of a message by the field's number; of one that comes again, the last counts."""
+    """Return the texts of a message by the field's number; of a repeated one the last."""
     return {
         f.number: model[f.value : f.end].decode(errors="replace")
         for f in fields(model, start, end)

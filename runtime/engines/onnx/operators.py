@@ -6,7 +6,7 @@ None of them runs a graph inside of itself, calls a function of the model, or re
 from __future__ import annotations
 
 MICROSOFT = "com.microsoft"
-"""The domain of what ONNX Runtime has beside ONNX's own operators."""
+"""The domain of ONNX Runtime's own operators."""
 
 OPERATORS = frozenset(
     {
@@ -27,4 +27,4 @@ OPERATORS = frozenset(
         )
     }
 )  # fmt: skip
-"""(domain, operator); ``SimplifiedLayerNormalization`` is ONNX Runtime's own, in ONNX's domain."""
+"""(domain, operator) of all that may occur; ``SimplifiedLayerNormalization`` is ONNX Runtime's, in ONNX's domain."""

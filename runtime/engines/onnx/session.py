@@ -39,13 +39,14 @@ _threads: int | None = None
 
 
 def default_threads() -> int:
-    """The cores that this process may use."""
+    """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def use_threads(threads: int | None) -> None:
-    """One thread pool for all sessions: three pools of spinning workers would fight for the cores."""
+    """Set the size of the one thread pool of all sessions: three pools of spinning workers would fight for the
+    cores."""
     global _threads
     wanted = threads or default_threads()
     if _threads is None:
@@ -64,7 +65,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A session of one graph on the shared thread pool; EngineError says why it does not load."""
+    """Return a session of one graph on the shared thread pool; EngineError says why it does not load."""
     ort.set_default_logger_severity(4)  # it looks for GPUs, and warns that there are none
     options = ort.SessionOptions()
     options.use_per_session_threads = False
@@ -79,14 +80,15 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path.name}: {reason}") from error
 
 
-class Turns:
-    """The rotary tables of a model as its graphs name them: ``cos`` and ``sin``, ``cos.1`` of its second rotation …"""
+class RotaryInputs:
+    """The rotary tables of a model by the names of graph inputs: ``cos`` and ``sin``, ``cos.1`` of its second
+    rotation …"""
 
     def __init__(self, program: Program) -> None:
         self._tables = [RotaryTables(by) for by in program.rotations]
 
     def rows(self, capacity: int) -> dict[str, F32]:
-        """Those of at least the first ``capacity`` positions; the same arrays until more are wanted."""
+        """Return those of at least the first ``capacity`` positions; the same arrays until more are wanted."""
         found = dict[str, F32]()
         for i, table in enumerate(self._tables):
             tail = f".{i}" if i else ""
@@ -113,7 +115,7 @@ class OrtBinding:
         self.output: F32 = np.zeros(shape, np.float32)
         self._bind_output(graph.output, self.output)
         self.fresh = np.zeros(1, np.int64)
-        self._turns = graph.turns.rows(cache.capacity)
+        self._rotary = graph.rotary.rows(cache.capacity)
         own: dict[str, npt.NDArray[Any]]
         self._types = np.zeros_like(lanes.positions) if lanes.types is None else lanes.types
         own = {
@@ -121,7 +123,7 @@ class OrtBinding:
             "rows": self.rows,
             "fresh": self.fresh,
             "types": self._types,
-            **self._turns,
+            **self._rotary,
         }
         for name in graph.inputs:
             if name != "state" and not name.startswith("past."):
@@ -146,28 +148,28 @@ class OrtBinding:
 
 
 class GraphSession:
-    """One graph, its session and its plans."""
+    """One graph, its session and its bindings."""
 
     def __init__(
-        self, name: str, output: str, path: Path, program: Program, turns: Turns | None = None
+        self, name: str, output: str, path: Path, program: Program, rotary: RotaryInputs | None = None
     ) -> None:
-        """``turns``: tables that several graphs share."""
+        """``rotary``: tables that several graphs share."""
         self.name, self.output, self.program = name, output, program
-        self.turns = turns or Turns(program)
+        self.rotary = rotary or RotaryInputs(program)
         self.session = open_session(path)
         check_signature(self.session, path, name, output, program)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
-        """Time spent inside onnxruntime so far."""
+        """Nanoseconds spent inside onnxruntime so far."""
         self._plans: WeakKeyDictionary[KVCache, dict[tuple[int, int], OrtBinding]] = WeakKeyDictionary()
 
     def close(self) -> None:
-        """Let go of the session and of what was bound to it."""
+        """Release the session and what was bound to it."""
         self._plans.clear()
         vars(self).pop("session", None)
 
     def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> OrtBinding:
-        """The plan of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
+        """Return the binding of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""
         plans = self._plans.setdefault(cache, {})
         key = (id(lanes), rows)  # plans hold their lanes, so an id is not used again while its plan is here
         plan = plans.pop(key, None)
@@ -180,7 +182,7 @@ class GraphSession:
         return plan
 
     def run(self, plan: OrtBinding) -> F32:
-        """Run the graph once; the plan's output buffer."""
+        """Run the graph once and return the binding's output buffer."""
         start = perf_counter_ns()
         try:
             self.session.run_with_iobinding(plan.binding)
@@ -198,19 +200,19 @@ class OrtFillBinding:
         session: ort.InferenceSession,
         lanes: Lanes,
         program: Program,
-        turns: dict[str, F32],
+        rotary: dict[str, F32],
         capacity: int,
     ) -> None:
         shape = lanes.state_shape
         self.capacity = capacity
-        """Of the caches for whose positions there are ``turns``."""
+        """Of the caches for whose positions there are ``rotary``."""
         self.binding = session.io_binding()
         self.state: F32 = np.zeros((*shape, program.width), np.float32)
         given: dict[str, npt.NDArray[Any]] = {
             "state": self.state,
             "depth": lanes.depth,
             "positions": lanes.positions,
-            **turns,
+            **rotary,
         }
         if isinstance(lanes, PackedLanes):  # rows of a token each, as far as this graph is concerned
             given |= {"depth": lanes.row_depth, "positions": np.zeros(shape, np.int64)}
@@ -231,15 +233,15 @@ class OrtFillBinding:
 class FillSession:
     """The graph that only projects K and V."""
 
-    def __init__(self, path: Path, program: Program, turns: Turns) -> None:
+    def __init__(self, path: Path, program: Program, rotary: RotaryInputs) -> None:
         self.session = open_session(path)
         check_signature(self.session, path, "fill", "", program)
-        self.program, self.turns = program, turns
+        self.program, self.rotary = program, rotary
         self.engine_ns = 0
         self._plans: WeakKeyDictionary[Lanes, OrtFillBinding] = WeakKeyDictionary()
 
     def close(self) -> None:
-        """Let go of the session and of what was bound to it."""
+        """Release the session and what was bound to it."""
         self._plans.clear()
         vars(self).pop("session", None)
 
@@ -247,9 +249,9 @@ class FillSession:
         """Write K and V of ``state`` [B, S, D] into the slots of lanes at ``depths``, in every layer of the block."""
         plan = self._plans.get(lanes)
         if plan is None or plan.capacity < cache.capacity:
-            turns = self.turns.rows(cache.capacity)
+            rotary = self.rotary.rows(cache.capacity)
             plan = self._plans[lanes] = OrtFillBinding(
-                self.session, lanes, self.program, turns, cache.capacity
+                self.session, lanes, self.program, rotary, cache.capacity
             )
         packed = lanes if isinstance(lanes, PackedLanes) else None
         if packed:

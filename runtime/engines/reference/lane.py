@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ...model.rotary import turns
+from ...model.rotary import cos_sin
 from ...model.rotation import Rotation
 from ...model.stored import StoredWeights
 
@@ -49,11 +49,11 @@ class Lane:
     """The type in which the engine that is modelled keeps its rotary tables."""
     _turns: dict[Rotation, tuple[F32, F32]] = field(default_factory=dict)
 
-    def turns(self, by: Rotation) -> tuple[F32, F32]:
+    def cos_sin(self, by: Rotation) -> tuple[F32, F32]:
         """cos, sin [n, dims/2] of the tokens' positions."""
         if by not in self._turns:
             cos, sin = (
-                table.astype(self.tables_as).astype(np.float32) for table in turns(by, self.positions)
+                table.astype(self.tables_as).astype(np.float32) for table in cos_sin(by, self.positions)
             )
             self._turns[by] = cos, sin
         return self._turns[by]

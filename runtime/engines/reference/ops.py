@@ -81,7 +81,7 @@ def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
 
 
 def rotate(op: ops.Rotate, lane: Lane, x: F32) -> F32:
-    cos, sin = (table[:, None] for table in lane.turns(op.by))  # for every head alike
+    cos, sin = (table[:, None] for table in lane.cos_sin(op.by))  # for every head alike
     heads = x.reshape(len(x), op.heads, -1)
     y, dims = heads.copy(), op.by.dims
     one, two = (

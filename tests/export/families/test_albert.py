@@ -19,7 +19,7 @@ from edgeloop.export.families import find_family, read_checkpoint, unused
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
 from edgeloop.runtime.errors import CheckpointError, ContextError, UsageError
-from edgeloop.runtime.model.facts import Run, runs, stored_layers
+from edgeloop.runtime.model.facts import LayerRun, runs, stored_layers
 
 ENGINES = ("reference", "onnx")
 BOUND = 5e-5  # of logits up to 60: measured 7e-6 at most; without the mask 0.6 off, GELU without tanh 1e-3
@@ -47,7 +47,7 @@ def test_every_depth_of_padded_texts(bundles: dict[str, tuple[Path, Reference]],
     with Session.open(bundle, engine=engine) as session:
         assert session.program.loop.schedule == (0, 1, 0, 1, 2, 3, 2, 3)
         assert stored_layers(session.program) == 4
-        assert runs(session.program) == [Run(2, 2), Run(2, 2)]
+        assert runs(session.program) == [LayerRun(2, 2), LayerRun(2, 2)]
         for depth in range(1, 9):
             found = session.encode(texts, depth=depth, logits=True)
             assert found.logits is not None

@@ -22,7 +22,7 @@ from edgeloop.runtime import Session
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32
 from edgeloop.runtime.errors import CheckpointError
-from edgeloop.runtime.model.facts import Run, runs
+from edgeloop.runtime.model.facts import LayerRun, runs
 from edgeloop.runtime.model.ops import Act, Attend, Norm, Rotate
 from edgeloop.runtime.model.stored import StoredWeights, read_tensors
 from edgeloop.runtime.serve.serving import BatchServer
@@ -91,7 +91,7 @@ def test_logits_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tensor]], eng
     bundle, reference = pythia
     ids, wanted = reference["input_ids"][0], reference["logits_use_cache_False"][0].numpy()
     with Session.open(bundle, engine=engine) as session:
-        assert runs(session.program) == [Run(1, 1), Run(2, 2), Run(1, 1)]
+        assert runs(session.program) == [LayerRun(1, 1), LayerRun(2, 2), LayerRun(1, 1)]
         assert np.abs(full(session, ids) - wanted).max() <= BOUND
         step = token_by_token(session, ids)
         assert np.abs(step - full(session, ids)).max() <= BOUND
@@ -121,17 +121,21 @@ def test_every_recursion_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tens
         assert (logits - reference[f"exit_logits_after_recursion_{recursion}"][0]).abs().max() <= BOUND
 
 
-VARIANTS: dict[str, tuple[tuple[int, ...], dict[str, Any], list[Run]]] = {
-    "sequential": ((0, 1, 2, 1, 2, 1, 2, 7), {"use_parallel_residual": False}, [Run(1, 1), Run(2, 3), Run(1, 1)]),
-    "no biases of attention": ((0, 0, 0), {"attention_bias": False, "hidden_act": "gelu_new"}, [Run(1, 3)]),
+VARIANTS: dict[str, tuple[tuple[int, ...], dict[str, Any], list[LayerRun]]] = {
+    "sequential": (
+        (0, 1, 2, 1, 2, 1, 2, 7),
+        {"use_parallel_residual": False},
+        [LayerRun(1, 1), LayerRun(2, 3), LayerRun(1, 1)],
+    ),
+    "no biases of attention": ((0, 0, 0), {"attention_bias": False, "hidden_act": "gelu_new"}, [LayerRun(1, 3)]),
     "whole heads turn": (
         (0, 1, 0, 1, 4),
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
-        [Run(2, 2), Run(1, 1)],
+        [LayerRun(2, 2), LayerRun(1, 1)],
     ),
-    "16 of 64 turn": ((0, 0, 2), {"hidden_size": 128, "num_attention_heads": 2}, [Run(1, 2), Run(1, 1)]),
-    "wide heads, tied": ((0, 0), {"num_attention_heads": 2, "tie_word_embeddings": True}, [Run(1, 2)]),
-    "layer by layer": ((0, 0, 2, 2), {"hidden_act": "silu"}, [Run(1, 2), Run(1, 2)]),
+    "16 of 64 turn": ((0, 0, 2), {"hidden_size": 128, "num_attention_heads": 2}, [LayerRun(1, 2), LayerRun(1, 1)]),
+    "wide heads, tied": ((0, 0), {"num_attention_heads": 2, "tie_word_embeddings": True}, [LayerRun(1, 2)]),
+    "layer by layer": ((0, 0, 2, 2), {"hidden_act": "silu"}, [LayerRun(1, 2), LayerRun(1, 2)]),
 }  # fmt: skip
 
 
@@ -159,7 +163,7 @@ def test_norms_of_each_depth(tmp_path: Path) -> None:
     export_bundle(folder, tmp_path / "bundle", quant="none")
     for engine in ENGINES:
         with Session.open(tmp_path / "bundle", engine=engine) as session:
-            assert runs(session.program) == [Run(1, 1), Run(1, 2), Run(1, 1)]
+            assert runs(session.program) == [LayerRun(1, 1), LayerRun(1, 2), LayerRun(1, 1)]
             assert session.program.weights["segments.1.layers.0.attention_norm_bias"].per_depth
             assert np.abs(full(session, IDS) - wanted).max() <= BOUND
 

@@ -17,7 +17,7 @@ from edgeloop.runtime.errors import ExportError
 from edgeloop.runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama, parallel
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.decoder import Block, Stages, decoder, stages_of
-from edgeloop.runtime.model.facts import Run, runs
+from edgeloop.runtime.model.facts import LayerRun, runs
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.rotation import Rotation
 
@@ -50,7 +50,7 @@ def other(
     **attention: Any,
 ) -> Program:
     """The program of ``SPEC``, but for some of its parts."""
-    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 8, "turns": Rotation(8, 1e4)}
+    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 8, "rotation": Rotation(8, 1e4)}
     layer = Layer(16, Attention(**{**sizes, **attention}), mlp, norm)
     segments = [(1, layer), (2, replace(layer, depths=3)), (1, layer)]
     return decoder(
@@ -62,7 +62,10 @@ OTHERS: list[tuple[Callable[[], Program], str]] = [
     (partial(other, norm=NormKind(1e-6, "layer")), "norm of kind layer (0.h in prologue)"),
     (partial(other, parallel), "norm where Llama has add (0.g in prologue)"),
     (partial(other, mlp=Mlp(24, "gelu_tanh")), "act of function gelu_tanh (0.act in prologue)"),
-    (partial(other, turns=Rotation(4, 1e4)), "rotate of by Rotation(dims=4, theta=10000.0, scaling=None) (0.q_turned"),
+    (
+        partial(other, rotation=Rotation(4, 1e4)),
+        "rotate of by Rotation(dims=4, theta=10000.0, scaling=None) (0.q_turned",
+    ),
     (partial(other, scale=0.5), "attend of scale 0.5 (0.mixed in prologue)"),
     (partial(other, bias=True), "a weight segments.0.layers.0.qkv_proj of another kind (as with a bias)"),
     (PROGRAMS["hierarchical"], "no attention with one kind of rotation over one state"),
@@ -80,7 +83,7 @@ def test_any_block_makes_a_sound_program() -> None:
     norm = NormKind(1e-5, "layer", bias=True)
     program = other(parallel, Mlp(24, "gelu", gated=False, bias=True), norm, bias=True, out_bias=True)
     assert next(problems(program), None) is None
-    assert runs(program) == [Run(1, 1), Run(2, 3), Run(1, 1)]
+    assert runs(program) == [LayerRun(1, 1), LayerRun(2, 3), LayerRun(1, 1)]
     assert {"norm", "norm_bias", "head", "segments.1.layers.1.up_proj"} < program.weights.keys()
 
 

@@ -95,7 +95,9 @@ def test_matrices_of_codes(tmp_path: Path, name: str, quant: str) -> None:
 def test_every_activation_and_attentions_of_other_heads(tmp_path: Path) -> None:
     def block(w: Writer) -> tuple[str, ...]:
         x = llama(w, "state", "b.0", PLAIN)
-        wide = Attention(heads=4, kv_heads=2, head_dim=6, turns=Rotation(4, 100.0), pairs=True, mask="causal")
+        wide = Attention(
+            heads=4, kv_heads=2, head_dim=6, rotation=Rotation(4, 100.0), pairs=True, mask="causal"
+        )
         x = llama(w, x, "b.1", replace(PLAIN, attention=wide))
         x = llama(w, x, "b.2", PLAIN)
         normed = w.norm(x, "normed", "b.norm", WIDTH, RMS)

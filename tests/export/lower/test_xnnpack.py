@@ -36,7 +36,7 @@ from mutant_runs import close, filled, logits, small, sound
 from xnnpack_modules import opened
 
 from edgeloop.export.lower.xnnpack import LOWERINGS, REFUSED, check
-from edgeloop.export.lower.xnnpack_attend import Turn
+from edgeloop.export.lower.xnnpack_attend import JointRotate
 from edgeloop.export.targets.executorch.target import ExecutorchTarget
 from edgeloop.runtime.engines.executorch.kinds import kinds
 from edgeloop.runtime.engines.executorch.layout import Shapes
@@ -49,7 +49,10 @@ def every() -> Program:
 
     def block(w: Writer) -> tuple[str, ...]:
         x = stack(
-            w, "state", "b", [replace(PLAIN, attention=replace(HEADS, turns=Rotation(2, 50.0), pairs=True))]
+            w,
+            "state",
+            "b",
+            [replace(PLAIN, attention=replace(HEADS, rotation=Rotation(2, 50.0), pairs=True))],
         )
         for function in ("gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "silu"):
             w.add(Act(x, function, function))
@@ -201,8 +204,8 @@ def test_every_op_is_known() -> None:
     """Lowered, looked up by the host, or refused."""
     lowered = (
         set(LOWERINGS) | set(REFUSED) | {ops.Embed, ops.Rotate}
-    )  # rotations are lowered together, see Turn
-    assert set(ops.Op.__args__) | {Turn} == lowered  # type: ignore[attr-defined]
+    )  # rotations are lowered together, see JointRotate
+    assert set(ops.Op.__args__) | {JointRotate} == lowered  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["gpt", "every"])

@@ -30,7 +30,7 @@ from edgeloop.runtime.bundle.manifest import Parity
 from edgeloop.runtime.engines.backend import F32
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import ParityError
-from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, Rounding, by_range
+from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, Rounding, rowwise_asymmetric
 
 pytest.importorskip("executorch")
 from executorch.exir import EdgeProgramManager
@@ -205,7 +205,7 @@ def four_bits(x: F32, group_size: int, whole: Rounding) -> F32:
 
 def no_zero_point(x: F32, group_size: int, whole: Rounding) -> F32:
     """As if every row's values were as far above zero as below."""
-    return by_range(x - (x.max(-1, keepdims=True) + x.min(-1, keepdims=True)) / 2, 0, whole)
+    return rowwise_asymmetric(x - (x.max(-1, keepdims=True) + x.min(-1, keepdims=True)) / 2, 0, whole)
 
 
 @pytest.mark.parametrize("kernels", [four_bits, no_zero_point])
@@ -225,7 +225,9 @@ def test_any_order_of_adding_is_right(made: Made, wanted: Expected, size: float)
 
         def other(x: F32, group_size: int, whole: Rounding, random: np.random.Generator = random) -> F32:
             noise = (2 * random.random(x.shape) - 1).astype(np.float32)
-            return by_range(x + np.float32(size) * np.abs(x).max(-1, keepdims=True) * noise, 0, whole)
+            return rowwise_asymmetric(
+                x + np.float32(size) * np.abs(x).max(-1, keepdims=True) * noise, 0, whole
+            )
 
         model = made.oracle.with_activations(Activations(other))
         replace(wanted, bounds=[bound / 1.5 for bound in wanted.bounds]).check("others", model)

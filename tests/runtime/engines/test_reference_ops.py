@@ -239,8 +239,8 @@ def test_partial_rotation_of_pairs():
 def test_tables_of_another_type():
     x, by = normal(N, 8), Rotation(8, 100.0)
     cos = np.cos(np.arange(N)[:, None] * 100.0 ** (-np.arange(0, 8, 2) / 8)).astype(np.float16)
-    assert (lane(tables_as=np.float16).turns(by)[0] == cos).all()
-    assert (lane().turns(by)[0] != cos).any()
+    assert (lane(tables_as=np.float16).cos_sin(by)[0] == cos).all()
+    assert (lane().cos_sin(by)[0] != cos).any()
     assert (out(Rotate("x", "y", 1, by), lane(tables_as=np.float16), x=x) != x)[1:].any()
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.onnx.session import open_session, use_threads
-from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, by_chance
+from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, stochastic
 from edgeloop.runtime.model.codec import Grouped
 
 F32 = npt.NDArray[np.float32]
@@ -151,7 +151,7 @@ def test_chance_rounds_what_is_near_the_middle_either_way() -> None:
     steps = np.repeat(np.array([2.0, 2.25, 2.4999, 2.5001, -1.75], np.float32), 4000)
 
     def means(width: float) -> list[float]:
-        rounded = by_chance(np.random.default_rng(0), width)(steps).reshape(5, -1)
+        rounded = stochastic(np.random.default_rng(0), width)(steps).reshape(5, -1)
         assert set(np.unique(rounded)) <= {-2.0, -1.0, 2.0, 3.0}
         return [float(row.mean()) for row in rounded]
 
@@ -164,12 +164,12 @@ def test_chance_rounds_what_is_near_the_middle_either_way() -> None:
 def test_shaken_inputs_are_off_by_a_step_at_most(name: str) -> None:
     made, random = ACTIVATIONS[name], np.random.default_rng(1)
     x = random.standard_normal((5, 64)).astype(np.float32)
-    plain, shaken = made(x, 64), made.shaken(3)(x, 64)
+    plain, jittered = made(x, 64), made.jittered(3)(x, 64)
     step = (
         np.ptp(x, axis=1, keepdims=True) / 255 if name == "XNNPACK" else np.abs(x).max(1, keepdims=True) / 127
     )
     # XNNPACK's zero may round either way too.
-    assert (np.abs(shaken - x) <= (2.01 if name == "XNNPACK" else 1.01) * step).all()
-    assert 0.1 < np.mean(np.abs(shaken - plain) > 0.5 * step) < 0.9
-    np.testing.assert_array_equal(made.shaken(3)(x, 64), shaken)
-    assert not np.array_equal(made.shaken(4)(x, 64), shaken)
+    assert (np.abs(jittered - x) <= (2.01 if name == "XNNPACK" else 1.01) * step).all()
+    assert 0.1 < np.mean(np.abs(jittered - plain) > 0.5 * step) < 0.9
+    np.testing.assert_array_equal(made.jittered(3)(x, 64), jittered)
+    assert not np.array_equal(made.jittered(4)(x, 64), jittered)

@@ -29,11 +29,11 @@ from edgeloop.runtime.model.weights import Delta, Matrix, Vector, Weight
 
 F64 = npt.NDArray[np.float64]
 N, WIDTH, EPS = 6, 12, 1e-5
-ATTENTION = Attention(heads=4, kv_heads=2, head_dim=6, turns=Rotation(6, 100.0))
+ATTENTION = Attention(heads=4, kv_heads=2, head_dim=6, rotation=Rotation(6, 100.0))
 LLAMA = Layer(WIDTH, ATTENTION, Mlp(20), NormKind(EPS))
 NEOX = Layer(
     WIDTH,
-    replace(ATTENTION, turns=Rotation(4, 100.0), bias=True, out_bias=True),
+    replace(ATTENTION, rotation=Rotation(4, 100.0), bias=True, out_bias=True),
     Mlp(20, "gelu", gated=False, bias=True),
     NormKind(EPS, "layer", bias=True),
 )
@@ -98,7 +98,7 @@ class Formula:
             one, other, value = queries[head], keys[shared], vectors[shared]
             if a.qk_norm == "heads":
                 one, other = self.norm(one, "q_norm"), self.norm(other, "k_norm")
-            if a.turns is not None:
+            if a.rotation is not None:
                 one, other = (self.turned(y) for y in (one, other))
             scores = one @ other.T * (a.head_dim**-0.5 if a.scale is None else a.scale)
             scores = scores if a.cap is None else a.cap * np.tanh(scores / a.cap)
@@ -114,12 +114,12 @@ class Formula:
     def turned(self, x: F64) -> F64:
         """Pairs as complex numbers, times e^(i · position · frequency)."""
         a = self.layer.attention
-        assert a.turns is not None
-        dims = a.turns.dims
+        assert a.rotation is not None
+        dims = a.rotation.dims
         one, two = (
             (slice(0, dims, 2), slice(1, dims, 2)) if a.pairs else (slice(dims // 2), slice(dims // 2, dims))
         )
-        angles = np.outer(np.arange(N), a.turns.theta ** (-np.arange(dims // 2) * 2 / dims))
+        angles = np.outer(np.arange(N), a.rotation.theta ** (-np.arange(dims // 2) * 2 / dims))
         pairs = (x[:, one] + 1j * x[:, two]) * np.exp(1j * angles)
         y = x.copy()
         y[:, one], y[:, two] = pairs.real, pairs.imag
@@ -184,8 +184,8 @@ def test_where_norms_and_residuals_are(
         {"cap": 2.0, "scale": 0.7},
         {"qk_norm": "heads"},
         {"qk_norm": "width"},
-        {"turns": None},
-        {"turns": Rotation(2, 50.0), "pairs": True},
+        {"rotation": None},
+        {"rotation": Rotation(2, 50.0), "pairs": True},
         {"mask": "both", "cached": False},
         {"mask": "prefix"},
         {"bias": True},
@@ -203,7 +203,7 @@ def test_rules_of_attention(changes: dict[str, object]) -> None:
         layer = replace(layer, attention=replace(layer.attention, mask="both"))
     wanted = _llama(Formula(layer, tensors), x)
     assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    if changes.keys() <= {"window", "turns", "pairs", "mask", "cached"}:  # the weights are those of LLAMA
+    if changes.keys() <= {"window", "rotation", "pairs", "mask", "cached"}:  # the weights are those of LLAMA
         assert not np.allclose(found, written(llama, LLAMA)[1], rtol=1e-2, atol=1e-2)
 
 

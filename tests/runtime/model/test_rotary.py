@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from edgeloop.runtime.model.rotary import STEP, RotaryTables, frequencies, turns
+from edgeloop.runtime.model.rotary import STEP, RotaryTables, cos_sin, frequencies
 from edgeloop.runtime.model.rotation import Interpolated, Llama3, Rotation, Yarn
 
 ULP = 2.0**-24  # of numbers just below 1, in float32
@@ -59,7 +59,7 @@ def test_values_are_those_of_transformers():
     positions = torch.arange(200)
     for wanted, found in zip(
         LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None]),
-        turns(Rotation(16, 1e4), positions.numpy()),
+        cos_sin(Rotation(16, 1e4), positions.numpy()),
         strict=True,
     ):
         # It has both halves, and multiplies in float32.
