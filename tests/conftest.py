@@ -58,6 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def lane_engine() -> Path:
+    """The lane engine's library, made of the sources that are here; skips where there is no compiler."""
+    from edgeloop.runtime.engines.native import build
+
+    try:
+        build.build()
+    except build.BuildError as error:
+        if not build.LIBRARY.is_file():
+            pytest.skip(f"no lane engine: {error}")
+        if "found no C++ compiler" not in str(error):
+            raise
+    return build.LIBRARY
+
+
+@pytest.fixture(scope="session")
 def parity_folder() -> Path:
     """Tiny checkpoints with their authors' logits; see the README there."""
     return Path(__file__).parent / "fixtures" / "parity"

@@ -10,22 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from model_run import random_tensors
+from lanes_files import QUANTS, stored
 from programs import PROGRAMS
 from random_programs import random_program
 
-from edgeloop.quant.pack import quantize
-from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.engines.native import format as records
 from edgeloop.runtime.engines.native.build import SOURCES
 from edgeloop.runtime.engines.native.file import NAME, LanesFile, write_lanes
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.model.weights import tensors
 
-Tensors = dict[str, np.ndarray[Any, Any]]
-QUANTS = ("none", "int8", "int8-channel", "int4")
 HEADER = (SOURCES / "format.h").read_text(encoding="utf-8")
 STRUCTS = {
     "Table": records.TABLE,
@@ -85,22 +79,6 @@ def test_constants_are_those_of_the_header_file() -> None:
         assert re.search(rf"\b{name} = {value};", HEADER), name
     flags = re.findall(r"(\w+) = (\d+)", re.search(r"enum Flag .*", HEADER)[0])  # type: ignore[index]
     assert {name: int(value) for name, value in flags} == {flag.name: flag.value for flag in records.Flag}
-
-
-def stored(program: Program, quant: str, group: int = 32) -> tuple[Tensors, int]:
-    """Random tensors of ``program`` as a recipe stores them, and the group size."""
-    recipe = Recipe.named(quant, group)
-    found: Tensors = {}
-    random = random_tensors(program.weights)
-    for name, tensor in tensors(program.weights):
-        storage, value = recipe.storage(tensor.parts[0], tensor.kind), random[name]
-        if storage.is_float:
-            found[name] = value.astype(np.float32 if storage.bits == 32 else np.float16)
-        else:
-            packed = quantize(torch.from_numpy(value), storage.bits, recipe.group_size)
-            base = name.removesuffix(".weight")
-            found |= {f"{base}.codes": packed.codes, f"{base}.scales": packed.scales}
-    return found, recipe.group_size
 
 
 def check_round_trip(program: Program, quant: str, folder: Path) -> None:

@@ -1,0 +1,33 @@
+"""Random stored tensors of a program, as a recipe makes them: what a file of the lane engine is written from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from model_run import random_tensors
+
+from edgeloop.quant.pack import quantize
+from edgeloop.quant.recipe import Recipe
+from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.weights import tensors
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+QUANTS = ("none", "int8", "int8-channel", "int4")
+
+
+def stored(program: Program, quant: str, group: int = 32) -> tuple[Tensors, int]:
+    """Random tensors of ``program`` as a recipe stores them, and the group size."""
+    recipe = Recipe.named(quant, group)
+    found: Tensors = {}
+    random = random_tensors(program.weights)
+    for name, tensor in tensors(program.weights):
+        storage, value = recipe.storage(tensor.parts[0], tensor.kind), random[name]
+        if storage.is_float:
+            found[name] = value.astype(np.float32 if storage.bits == 32 else np.float16)
+        else:
+            packed = quantize(torch.from_numpy(value), storage.bits, recipe.group_size)
+            base = name.removesuffix(".weight")
+            found |= {f"{base}.codes": packed.codes, f"{base}.scales": packed.scales}
+    return found, recipe.group_size

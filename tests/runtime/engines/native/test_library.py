@@ -1,0 +1,116 @@
+"""The library and its interface: as edgeloop.h declares it, small, and an error in one line where it is not there."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+from edgeloop.apps.cli import main
+from edgeloop.runtime.engines.native import build, library
+from edgeloop.runtime.errors import EngineError
+
+HEADER = (build.SOURCES / "edgeloop.h").read_text(encoding="utf-8")
+NUMBERS = {"uint32_t": ctypes.c_uint32, "uint64_t": ctypes.c_uint64}
+
+
+@pytest.mark.parametrize("name", library.STRUCTS)
+def test_a_struct_is_that_of_the_header_file(name: str) -> None:
+    (body,) = re.findall(rf"^typedef struct {name} \{{(.*?)^\}} {name};", HEADER, re.MULTILINE | re.DOTALL)
+    wanted = []
+    for kind, field in re.findall(r"^\s*([^/;]+?)(\w+);", re.sub("//.*", "", body), re.MULTILINE):
+        if kind.rstrip().endswith("*"):
+            wanted.append((field, ctypes.c_char_p if "char" in kind else ctypes.c_void_p))
+        else:
+            wanted.append((field, NUMBERS[kind.strip()]))
+    assert list(library.STRUCTS[name]._fields_) == wanted
+
+
+def test_every_function_of_the_header_file_is_known() -> None:
+    """By its name, and by how many arguments it takes."""
+    text = re.sub(r"//.*", "", HEADER)
+    found = re.findall(r"^EL_API\s+[^;(]*?(\w+)\(([^;]*)\);", text, re.MULTILINE)
+    wanted = {name: 0 if args.strip() == "void" else args.count(",") + 1 for name, args in found}
+    assert {name: len(taken) for name, (_, taken) in library.FUNCTIONS.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("enum", "name"), [(library.Code, "code"), (library.Stage, "stage"), (library.Kv, "kv")]
+)
+def test_an_enum_is_that_of_the_header_file(enum: type[library.Code], name: str) -> None:
+    (body,) = re.findall(rf"typedef enum el_{name} \{{(.*?)\}}", HEADER, re.DOTALL)
+    found = re.findall(r"EL_(\w+) = (\d+)", body)
+    prefix = "KV_" if name == "kv" else ""
+    assert [(n.removeprefix(prefix), int(v)) for n, v in found] == [(e.name, e.value) for e in enum]
+
+
+def test_the_abi_is_that_of_the_header_file() -> None:
+    assert f"#define EL_ABI {library.ABI} " in HEADER
+    assert f"#define EL_ERROR_SIZE {library.ERROR_SIZE}\n" in HEADER
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / build.LIBRARY.name
+    monkeypatch.setattr(library, "LIBRARY", path)
+    library.library.cache_clear()
+    yield path
+    library.library.cache_clear()
+
+
+def test_without_a_library(no_library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Doctor says how to get it, and what wants it says so in one line."""
+    with pytest.raises(EngineError, match="has no library here: install a C\\+\\+17 compiler"):
+        library.library()
+    assert main(["doctor"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"engine native has no library here: {build.ADVICE}" in said
+    assert "target native without its engine" in said
+
+
+def test_another_file_is_no_library(no_library: Path) -> None:
+    no_library.write_bytes(b"no library")
+    with pytest.raises(EngineError, match="cannot load libedgeloop") as caught:
+        library.library()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_library_is_small_and_needs_the_c_library_only(lane_engine: Path) -> None:
+    assert lane_engine.stat().st_size < 1_000_000
+    data = lane_engine.read_bytes()
+    assert b"libstdc++.so" not in data
+    assert b"libgcc_s" not in data
+
+
+def test_a_build_compiles_what_changed(
+    lane_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is as it was is not compiled again, and a header counts for those that include it."""
+    source = tmp_path / "src"
+    (source / "kernels").mkdir(parents=True)
+    (source / "one.h").write_text("#define ONE 1\n", encoding="utf-8")
+    (source / "one.cpp").write_text('#include "one.h"\nint one() { return ONE; }\n', encoding="utf-8")
+    (source / "two.cpp").write_text("int two() { return 2; }\n", encoding="utf-8")
+    (source / "test_two.cpp").write_text("no C++\n", encoding="utf-8")
+    monkeypatch.setattr(build, "SOURCES", source)
+    made, objects = tmp_path / "lib.so", tmp_path / "objects"
+
+    def compiled() -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO", build.log.name):
+            build.build(made, objects)
+        return sorted(record.getMessage().removeprefix("compiling ") for record in caplog.records)
+
+    assert compiled() == ["one.cpp", "two.cpp"]
+    assert made.is_file()
+    assert compiled() == []
+    (source / "one.h").write_text("#define ONE 2\n", encoding="utf-8")
+    assert compiled() == ["one.cpp"]
+    assert len(list(objects.glob("*.o"))) == 2
+    (source / "two.cpp").write_text("int two() { return }\n", encoding="utf-8")
+    with pytest.raises(build.BuildError, match="failed: .*error") as caught:
+        build.build(made, objects)
+    assert "\n" not in str(caught.value)
+    assert made.is_file()  # of what compiled
