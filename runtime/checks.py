@@ -1,4 +1,4 @@
-"""Checks of the numbers that callers give, and what can be done about one that does not fit."""
+"""Checks of the numbers that callers give, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .wording import shown
 
 
 def whole_number(value: object, name: str, least: int, most: int | None = None) -> int:
-    """``value``, of whatever integer type; UsageError when it is something else, or not in ``least`` to ``most``."""
+    """Return ``value``, of whatever integer type; UsageError for another type, or outside ``least`` to ``most``."""
     wanted = f"at least {least}" if most is None else f"{least} to {most}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise UsageError(f"{name} is {shown(value)}, wanted a whole number, {wanted}")
@@ -22,7 +22,7 @@ def whole_number(value: object, name: str, least: int, most: int | None = None) 
 
 
 def real_number(value: object, name: str) -> float:
-    """``value``, of whatever real type; UsageError when it is something else. Its range is the caller's."""
+    """Return ``value``, of whatever real type; UsageError for another type. Its range is for the caller to check."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise UsageError(f"{name} is {shown(value)}, wanted a number")
     return float(value)
@@ -31,9 +31,9 @@ def real_number(value: object, name: str) -> float:
 def token_ids(
     ids: Sequence[int] | npt.NDArray[np.int64], vocab_size: int, what: str = "token ids"
 ) -> npt.NDArray[np.int64]:
-    """``ids`` as an array [S], S ≥ 1; UsageError when they are something else, or not of the vocabulary.
+    """Return ``ids`` as an array [S], S ≥ 1; UsageError when they are something else, or not of the vocabulary.
 
-    ``what`` they are, of which there are ``vocab_size``.
+    ``what``: the name of such numbers, of which there are ``vocab_size``.
     """
     try:
         array = np.asarray(ids)
@@ -60,7 +60,7 @@ def token_ids(
 
 
 def longer(context: int, largest: int) -> str:
-    """What to do where more tokens than ``context`` are needed, of a model that can have ``largest``."""
+    """Return what to do where more tokens than ``context`` are needed, of a model that can have ``largest``."""
     if context < largest:
         return f", or open the bundle with a longer context (--context, at most {largest})"
     return f"; {largest} is all that this model has"

@@ -1,7 +1,7 @@
-"""Protocol buffers as bytes: the fields of a message and where they lie, without a library or a schema.
+"""Protocol buffers as bytes: the fields of a message and where they are, without a library or a schema.
 
-What a stranger's file holds is looked at before an engine reads it, on boards that have no protobuf
-(the format: https://protobuf.dev/programming-guides/encoding).
+Files of strangers are examined before an engine reads them, on boards that have no protobuf (the format:
+https://protobuf.dev/programming-guides/encoding).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Field(NamedTuple):
 
 
 def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Field]:
-    """The fields of the message in ``data``, from ``start`` to ``end``; ValueError where it is none."""
+    """Yield the fields of the message in ``data`` from ``start`` to ``end``; ValueError where it is none."""
     at, end = start, len(data) if end is None else end
     while at < end:
         tag, value = varint(data, at, end)
@@ -46,7 +46,7 @@ def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Fiel
 
 
 def varint(data: bytes, at: int, end: int | None = None) -> tuple[int, int]:
-    """(the number at ``at``, where it ends); ValueError when it does not end in time."""
+    """Return (the number at ``at``, the index after it); ValueError when it is too long or cut off."""
     end = len(data) if end is None else end
     if at < end and data[at] < 128:  # most are
         return data[at], at + 1
@@ -59,7 +59,7 @@ def varint(data: bytes, at: int, end: int | None = None) -> tuple[int, int]:
 
 
 def number(value: int) -> bytes:
-    """``value`` as a varint."""
+    """Return ``value`` as a varint."""
     parts = []
     while value >= 128:
         parts.append(value & 127 | 128)
@@ -68,5 +68,5 @@ def number(value: int) -> bytes:
 
 
 def field(tag: int, payload: bytes) -> bytes:
-    """A field of the wire type ``TEXT``."""
+    """Return a field of the wire type ``TEXT``."""
     return number(tag << 3 | TEXT) + number(len(payload)) + payload

@@ -1,4 +1,4 @@
-"""Clocks and memory: what a generation cost, counted where it happens."""
+"""Clocks and memory: what a generation costs, counted where it happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def peak_rss_bytes() -> int | None:
-    """The largest resident memory of this process so far, in bytes; None where the platform does not say."""
+    """Return the largest resident memory of this process so far, in bytes; None where the platform does not say."""
     # Linux's ru_maxrss starts from the memory of the process that started this one; VmHWM is our own.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -26,7 +26,7 @@ def peak_rss_bytes() -> int | None:
 
 
 def rss_bytes() -> int | None:
-    """The resident memory of this process now, in bytes; None where the platform does not say."""
+    """Return the resident memory of this process now, in bytes; None where the platform does not say."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
@@ -46,7 +46,7 @@ class Stopwatch:
         return (time.perf_counter_ns() - self._start) / 1e6
 
     def lap_ms(self) -> float:
-        """Milliseconds so far; starts again from zero."""
+        """Return the milliseconds so far, and start again from zero."""
         now = time.perf_counter_ns()
         ms = (now - self._start) / 1e6
         self._start = now
@@ -83,7 +83,7 @@ class LoopClock:
         self.restart()
 
     def restart(self) -> None:
-        """Back to zero."""
+        """Set everything to zero."""
         self.total_ns = 0
         self.engine_ns = 0
         self.passes = self.rows = self.tokens = 0
@@ -93,7 +93,7 @@ class LoopClock:
         self.calls[:] = [0] * len(self.calls)
 
     def decided(self, start: int) -> None:
-        """A decision has taken since ``start``, a reading of ``perf_counter_ns``."""
+        """Count a decision that began at ``start``, a reading of ``perf_counter_ns``."""
         self.decide_ns += time.perf_counter_ns() - start
         self.decisions += 1
 
@@ -115,12 +115,12 @@ class LoopClock:
 
     @property
     def passes_per_token(self) -> float:
-        """Reads of the block's weights a token."""
+        """Block calls a token, each of which reads the block's weights."""
         return self.block_calls / self.tokens if self.tokens else 0.0
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the drafts that were right; None without drafts."""
+        """The acceptance rate: right drafts ÷ drafts; None without drafts."""
         return self.accepted / self.drafts if self.drafts else None
 
 
@@ -148,11 +148,11 @@ class GenerationStats:
     passes_per_token: float
     """Block calls a token while decoding: R without exits, towards 1 when pipelined."""
     acceptance: float | None
-    """Share of the drafts that were right; None without drafts."""
+    """The acceptance rate of drafts; None without drafts."""
     kv_bytes_per_token: int
-    """K and V of a token that runs every depth."""
+    """Bytes of K and V of a token that runs every depth."""
     kv_bytes: int
-    """K and V held at the end."""
+    """Bytes of K and V held at the end."""
     peak_rss_bytes: int | None
 
     @property
@@ -174,29 +174,29 @@ class GenerationClock:
         self._depths: list[int] = []
 
     def prefilled(self, tokens: int) -> None:
-        """The logits after a prompt of ``tokens`` tokens are there."""
+        """Record that a prompt of ``tokens`` tokens was run."""
         self._prefill_tokens = tokens
         self._prefill_ms = self._watch.ms
         self._loop.restart()
 
     def chose(self, depths: int) -> None:
-        """A token was chosen, after ``depths`` depths."""
+        """Record that a token was chosen, after ``depths`` depths."""
         self._depths.append(depths)
         if len(self._depths) == 1:
             self._first_ms = self._watch.lap_ms()
 
     def pause(self) -> float:
-        """The caller has the token. Milliseconds that it took."""
+        """Stop the clock while the caller has the token; return the milliseconds that it took."""
         ms = self._watch.lap_ms()
         self._decode_ms += ms
         return ms + self._first_ms if len(self._depths) == 1 else ms
 
     def resume(self) -> None:
-        """The caller wants the next one."""
+        """Start the clock again: the caller wants the next token."""
         self._watch.lap_ms()
 
     def stats(self) -> GenerationStats:
-        """What the generation has cost so far."""
+        """Return what the generation has cost so far."""
         return GenerationStats(
             prefill_tokens=self._prefill_tokens,
             prefill_tokens_per_s=_rate(self._prefill_tokens, self._prefill_ms),
@@ -216,5 +216,5 @@ class GenerationClock:
 
 
 def _rate(count: int, ms: float) -> float:
-    """``count`` per second."""
+    """Return ``count`` per second; 0 where nothing was counted."""
     return count / ms * 1000 if count > 0 and ms > 0 else 0.0

@@ -1,3 +1,3 @@
-"""The one place of the version."""
+"""The version of edgeloop; nothing else states it."""
 
 VERSION = "0.1.0"

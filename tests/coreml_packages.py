@@ -32,7 +32,7 @@ PALETTIZED = ["edgeloop", "ouro"]
 
 
 def package_of(bundle: Bundle) -> Path:
-    return bundle.folder / bundle.manifest.targets["coreml"].said(Package).path
+    return bundle.folder / bundle.manifest.targets["coreml"].details_as(Package).path
 
 
 def blob(blobs: Blobs, value: Any) -> npt.NDArray[Any]:

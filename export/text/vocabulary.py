@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 
 from ...runtime.errors import CheckpointError
-from ...runtime.text.guard import blamed
+from ...runtime.text.guard import library_error
 from ...runtime.text.tokenizer import open_engine
 from ...runtime.text.tokenizer_file import TokenizerFile, bounded, read_tokenizer_file
 from ...runtime.wording import reason
@@ -172,7 +172,7 @@ def _add(
         engine.add_tokens(tokens)
         engine.add_special_tokens([again(token) for token in (*named.values(), *extra)] if again else [])
     except BaseException as error:
-        raise blamed(error, CheckpointError, f"{path}: tokens cannot be added ({{reason}})") from error
+        raise library_error(error, CheckpointError, f"{path}: tokens cannot be added ({{reason}})") from error
 
 
 def _is_hidden(engine: Engine, number: int, path: Path) -> bool:
@@ -180,7 +180,7 @@ def _is_hidden(engine: Engine, number: int, path: Path) -> bool:
     try:
         shown, hidden = (engine.decode([number], skip_special_tokens=skip) for skip in (False, True))
     except BaseException as error:
-        raise blamed(
+        raise library_error(
             error, CheckpointError, f"{path}: its decoder fails ({{reason}}); copy it again"
         ) from error
     return shown != hidden

@@ -1,7 +1,7 @@
-"""Every byte of a bundle is accounted for by its manifest, or named with its place: there is no room for more.
+"""Accounts for every byte of a bundle by its manifest, and names those that it does not account for, with their place.
 
-What the numbers of the weights mean, and what the operators of a graph compute, is not judged here; an account says
-how many bytes of a file are which kind, and which kind is opaque.
+What the numbers of the weights mean, and what the operators of a graph compute, is not judged here; an account says how
+many bytes of a file are of which kind, and which kind is opaque.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Account", "Audit", "Finding", "audit"]
 
 Accountant = Callable[[Bundle, Ledger], None]
 OPAQUE = "opaque"
-"""Ends the names of kinds whose insides are not looked into."""
+"""The end of the names of kinds whose content is not examined."""
 
 PROGRAM: dict[str, Accountant] = {
     "pte": programs.program,
@@ -29,24 +29,24 @@ PROGRAM: dict[str, Accountant] = {
     "bin": programs.embedding,
     "json": texts.layout,
 }
-"""By the ends of the names of an ExecuTorch target's files."""
+"""The accountants of an ExecuTorch target's files, by the ends of their names."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What is in a bundle, file by file."""
+    """The accounts of a bundle's files."""
 
     folder: Path
     files: tuple[Account, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Bytes that nothing accounts for."""
+        """The bytes that nothing accounts for."""
         return tuple(finding for file in self.files for finding in file.findings)
 
 
 def audit(folder: str | Path) -> Audit:
-    """Account for every byte of the bundle ``folder``; BundleError when it is damaged."""
+    """Return the account of every file of the bundle ``folder``; BundleError when it is damaged."""
     bundle = Bundle.open(folder)
     roles = _roles(bundle.manifest)
     ledger = Ledger(MANIFEST, (bundle.folder / MANIFEST).read_bytes())
@@ -59,11 +59,11 @@ def audit(folder: str | Path) -> Audit:
         else:
             ledger.refuse(0, ledger.size, "no part of the bundle uses this file")
         files.append(ledger.close())
-    return Audit(bundle.folder, (*files, *_strangers(bundle)))
+    return Audit(bundle.folder, (*files, *_unlisted(bundle)))
 
 
 def _roles(manifest: Manifest) -> dict[str, Accountant]:
-    """Who accounts for which file, by what the manifest says that it is."""
+    """Return the accountant of each file, by what the manifest says that it is."""
     roles: dict[str, Accountant] = {}
     if manifest.text.tokenizer:
         roles[manifest.text.tokenizer] = texts.tokenizer
@@ -85,7 +85,7 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
     return roles
 
 
-def _strangers(bundle: Bundle) -> list[Account]:
+def _unlisted(bundle: Bundle) -> list[Account]:
     """Files, links and pipes of the folder that the manifest does not name."""
     found = []
     for path in sorted(bundle.folder.rglob("*")):
@@ -99,7 +99,7 @@ def _strangers(bundle: Bundle) -> list[Account]:
 
 
 def _data(path: Path) -> Data:
-    """The bytes of a file, mapped: weights are as large as they are."""
+    """Return the bytes of a file, mapped: weights may be larger than memory."""
     if not path.stat().st_size:
         return b""
     with path.open("rb") as file:

@@ -14,23 +14,23 @@ from .ledger import Data, Ledger
 
 Schema = Mapping[str, tuple[str, ...]]
 LONGEST = 1 << 16
-"""Bytes of a text: what describes the nesting of a method's arguments is the longest."""
+"""Bytes of a text; the longest in use describes the nesting of a method's arguments."""
 
 
 @dataclass
 class FlatbufferTable:
-    """A table as it was found: values of scalars, texts, tables, lists of these, by the number of the field."""
+    """A table that was read: values of scalars, texts, tables, and lists of these, by the number of the field."""
 
     kind: str
     fields: dict[int, Any] = field(default_factory=dict)
 
     def all(self, number: int) -> list[Any]:
-        """A vector's entries."""
+        """Return the entries of a vector."""
         return list(self.fields.get(number, ()))
 
 
 class Reader:
-    """Reads one FlatBuffer of a file. ValueError when it leads out of itself."""
+    """Reads one FlatBuffer of a file. ValueError when an offset points outside of it."""
 
     def __init__(self, ledger: Ledger, schema: Schema, start: int, end: int, kind: str) -> None:
         self._ledger, self._schema, self._start, self._end, self._kind = ledger, schema, start, end, kind
@@ -38,7 +38,7 @@ class Reader:
         self._tables: dict[int, FlatbufferTable] = {}
 
     def root(self, kind: str) -> FlatbufferTable:
-        """The root table; its offset and the four letters of the format come first."""
+        """Return the root table; its offset and the four letters of the format come first."""
         self._take(self._start, 8)
         found = self._table(kind, self._start + self._number(self._start, 4))
         for start, end in self._ledger.gaps(self._start, self._end):

@@ -1,4 +1,4 @@
-"""An ONNX graph: operators whose results are used, constants and weights that operators use, and no notes."""
+"""Accounts for an ONNX graph: operators whose results are used, and the constants and weights that operators use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INSIDE = frozenset({"functions", "g", "graphs", "sparse_tensor", "sparse_tensor
 _WITH_TENSORS = frozenset({"Constant", "ConstantOfShape"})
 """Operators that have a tensor among their attributes."""
 _WIDTHS = {"float_data": 4, "double_data": 8, "int32_data": 0, "int64_data": 0, "uint64_data": 0}
-"""Bytes of a number in the fields that have them one by one; 0 for varints."""
+"""Bytes of a number in the fields that hold them unpacked; 0 for varints."""
 _DATA = ("raw_data", *_WIDTHS, "string_data", "external_data")
 _BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 """Bytes of a number, by the types of onnx.proto."""
@@ -61,7 +61,7 @@ def _judge(kind: str, name: str, found: Field) -> str:
 
 
 def _used(ledger: Ledger, data: bytes, main: Message) -> set[str]:
-    """Names that the graph's outputs depend on; operators that make none of them are refused."""
+    """Return the names that the graph's outputs depend on; operators that make none of them are refused."""
     nodes = [
         (node, [data[f.value : f.end].decode(errors="replace") for f in node.values.get("output", ())])
         for node in main.all("node")
@@ -86,7 +86,7 @@ def _used(ledger: Ledger, data: bytes, main: Message) -> set[str]:
 
 
 def _check_tensor(ledger: Ledger, data: bytes, tensor: Message, place: External | None) -> None:
-    """Its numbers are in one field, and as many as its shape says."""
+    """Refuse a tensor unless its numbers are in one field, and as many as its shape says."""
     kinds = [name for name in _DATA if name in tensor.values or name in tensor.inner]
     if len(kinds) > 1:
         ledger.refuse(tensor.start, tensor.end, f"a tensor with numbers in {' and '.join(kinds)}")
@@ -109,7 +109,7 @@ def _check_tensor(ledger: Ledger, data: bytes, tensor: Message, place: External 
 
 
 def _count(data: bytes, found: list[Field], width: int) -> int:
-    """Numbers in a repeated field, packed or one by one."""
+    """Return how many numbers a repeated field has, packed or one by one."""
     count = 0
     for each in found:
         if each.wire != TEXT:

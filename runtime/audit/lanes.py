@@ -9,7 +9,8 @@ from .ledger import Ledger
 
 
 def lanes(bundle: Bundle, ledger: Ledger) -> None:
-    """Every byte follows from the program, but for the numbers of its tensors."""
+    """Account for a file of the lane engine: every byte follows from the program, but for the numbers of its
+    tensors."""
     try:
         file = LanesFile(bundle.path(ledger.file), bundle.manifest.program)
     except BundleError as error:

@@ -1,4 +1,4 @@
-"""Which bytes of a file are accounted for, by what; the rest is found by subtraction."""
+"""Records which bytes of a file are accounted for, and by what; the rest is found by subtraction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Account:
-    """A file of ``bytes`` bytes: how many are of which kind, and those that are of none."""
+    """A file of ``bytes`` bytes: how many are of each kind, and the findings."""
 
     file: str
     bytes: int
@@ -29,7 +29,7 @@ class Account:
 
 
 class Ledger:
-    """What an accountant writes down of one file."""
+    """The record that an accountant keeps of one file."""
 
     def __init__(self, file: str, data: Data) -> None:
         self.file, self.data, self.size = file, data, len(data)
@@ -37,18 +37,18 @@ class Ledger:
         self._findings: list[Finding] = []
 
     def take(self, start: int, end: int, kind: str) -> None:
-        """The bytes ``start`` … ``end`` are of that kind. What was taken before stays what it was."""
+        """Record that the bytes ``start`` … ``end`` are of that kind. Bytes that were taken before keep their kind."""
         if start < end:
             self._spans.append((start, end, kind))
 
     def refuse(self, start: int, end: int, what: str) -> None:
-        """The bytes ``start`` … ``end`` are there for no good reason."""
+        """Record that the bytes ``start`` … ``end`` should not be there."""
         start, end = max(0, min(start, self.size)), min(end, self.size)
         self._findings.append(Finding(self.file, start, max(0, end - start), what))
         self.take(start, end, "")
 
     def padding(self, start: int, end: int) -> None:
-        """The bytes ``start`` … ``end`` are zeros between other things, or else they are refused."""
+        """Record that the bytes ``start`` … ``end`` are padding; they are refused unless they are zeros."""
         if start < end:
             if self.data[start:end].strip(b"\0"):
                 self.refuse(start, end, "padding that is not zero")
@@ -56,12 +56,12 @@ class Ledger:
                 self.take(start, end, "padding")
 
     def adopt(self, other: Ledger) -> None:
-        """All that is written down in ``other``, of the same bytes."""
+        """Add the records of ``other``, which are of the same bytes."""
         self._spans += other._spans
         self._findings += (replace(finding, file=self.file) for finding in other._findings)
 
     def gaps(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-        """What nobody took of ``start`` … ``end``."""
+        """Return the parts of ``start`` … ``end`` that were not taken."""
         at, end = start, self.size if end is None else end
         found = []
         for first, last, _ in sorted(self._spans):
@@ -75,7 +75,7 @@ class Ledger:
         return found
 
     def close(self) -> Account:
-        """The account; what is left becomes findings."""
+        """Return the account; bytes that were not taken become findings."""
         for start, end in self.gaps():
             self.refuse(start, end, "nothing in the file refers to it")
         kinds: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Protobuf files against a closed table of messages: fields that are known, once each, and texts of bearable length."""
+"""Checks protobuf files against a closed table of messages: known fields only, once each, texts of limited length."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LONGEST = 256
 """Bytes of a name."""
 DEEPEST = 100
 _WIRES = {"number": (VARINT, FIXED64, FIXED32, TEXT), "text": (TEXT,), "bytes": (TEXT,)}
-"""What scalars are written as; numbers that follow each other may be packed into a TEXT."""
+"""The wire type of each kind of scalar; numbers that follow each other may be packed into a TEXT."""
 
 
 @dataclass
 class Message:
-    """A message as it was found: its fields by name, messages among them as such."""
+    """A message that was read: its fields by name, inner messages parsed."""
 
     kind: str
     start: int
@@ -27,17 +27,17 @@ class Message:
     values: dict[str, list[Field]] = field(default_factory=dict)
 
     def text(self, data: bytes, name: str) -> str:
-        """The last value of a text field; empty where there is none."""
+        """Return the last value of a text field; empty where there is none."""
         found = self.values.get(name)
         return data[found[-1].value : found[-1].end].decode(errors="replace") if found else ""
 
     def all(self, name: str) -> list[Message]:
-        """The messages in a field."""
+        """Return the messages in a field."""
         return self.inner.get(name, [])
 
 
 Judge = Callable[[str, str, Field], str]
-"""(message, field name, field) → why it has no place here; empty where it has."""
+"""(message, field name, field) → why it should not be there; empty where it may be."""
 
 
 def read_message(
@@ -47,10 +47,10 @@ def read_message(
     repeats: Callable[[str, str], bool],
     judge: Judge,
 ) -> Message:
-    """The file of ``ledger`` as a ``root`` message; ValueError when it is no protobuf.
+    """Return the file of ``ledger`` as a ``root`` message; ValueError when it is no protobuf.
 
-    Fields that are not known are refused, those that ``judge`` has something against, and all but the first where
-    ``repeats`` (message, field) says that there is one.
+    Refused are unknown fields, those that ``judge`` objects to, and all but the first where ``repeats`` (message,
+    field) says that there is one.
     """
     data = bytes(ledger.data)
 

@@ -1,4 +1,4 @@
-"""A Core ML package: its list of files, its program, and the arrays that the program takes from weight.bin."""
+"""Accounts for a Core ML package: its list of files, its program, and the arrays that the program has in weight.bin."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ MESSAGES: Messages = {
     "Argument": {1: ("arguments", "Binding")},
     "Binding": {1: ("name", "text"), 2: ("value", "Value")},
 }
-"""Model.proto and MIL.proto of coremltools 9, as far as edgeloop's packages go."""
+"""Model.proto and MIL.proto of coremltools 9, as far as edgeloop's packages use them."""
 REPEATED = frozenset(
     {
         "input", "output", "state", "functions", "shape", "userDefined", "attributes", "inputs",
@@ -143,13 +143,13 @@ REPEATED = frozenset(
     }
 )  # fmt: skip
 _ITEMS = ("model.mlmodel", "weights")
-"""A package's list has these two, by the ends of their paths."""
+"""The two entries of a package's list, by the ends of their paths."""
 WEIGHTS = "@model_path/weights/weight.bin"
 _SHORT = frozenset({"edgeloop.version", "edgeloop.quantization", "com.github.apple.coremltools.version"})
-"""Metadata that the manifest does not say in the same words: a version, a scheme."""
+"""Metadata that the manifest does not have in the same words: a version, a scheme."""
 _SENTINEL, _ALIGNED = 0xDEADBEEF, 64
 _BITS = {1: 16, 2: 32, 3: 8, 4: 8, 8: 4, 11: 4, 14: 32}
-"""Of an array's number, by its type: see runtime/engines/coreml/blobs.py."""
+"""Bits of an array's number, by its type: see runtime/engines/coreml/blobs.py."""
 
 
 def repeats(kind: str, name: str) -> bool:
@@ -158,7 +158,7 @@ def repeats(kind: str, name: str) -> bool:
 
 
 def model(bundle: Bundle, ledger: Ledger) -> None:
-    """model.mlmodel: the program, and what a Swift host reads of the model."""
+    """Account for model.mlmodel: the program, and what a Swift host reads of the model."""
     data = bytes(ledger.data)
     try:
         root, read = _read(data)
@@ -184,18 +184,18 @@ def model(bundle: Bundle, ledger: Ledger) -> None:
 
 @lru_cache(maxsize=1)
 def _read(data: bytes) -> tuple[Message, Ledger]:
-    """The program, and what its bytes are: two files ask for it."""
+    """Return the program and the account of its bytes; cached, since two files need it."""
     ledger = Ledger("", data)
     return read_message(ledger, MESSAGES, "Model", repeats, lambda kind, name, found: ""), ledger
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
-    """What a Swift host reads in a package, by its keys: the manifest and the heads say the same."""
+    """Return what a Swift host reads in a package, by its keys, as manifest and heads have it."""
     manifest = bundle.manifest
     tokenizer = manifest.text.tokenizer
     parts = {
         "edgeloop.spec": specification(bundle.program),
-        "edgeloop.package": manifest.targets["coreml"].said(Package),
+        "edgeloop.package": manifest.targets["coreml"].details_as(Package),
         "edgeloop.tokenizer": {"sha256": manifest.files[tokenizer].sha256} if tokenizer else None,
     }
     texts = {key: msgspec.json.encode(value) for key, value in parts.items()}
@@ -204,7 +204,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
 
 
 def _check_entry(ledger: Ledger, data: bytes, entry: Message, described: Mapping[str, Any]) -> None:
-    """Something short, or JSON that says what is ``described`` with nothing around it."""
+    """Refuse an entry unless it is short, or JSON that says exactly what is ``described``."""
     key, found = entry.text(data, "key"), entry.values.get("value", [])
     value = data[found[-1].value : found[-1].end] if found else b""
     if key in described:
@@ -231,7 +231,7 @@ def _blob_values(message: Message) -> Iterator[Message]:
 
 
 def weights(bundle: Bundle, ledger: Ledger) -> None:
-    """weight.bin: a header, and the arrays that the program names, each behind a header of its own."""
+    """Account for weight.bin: a header, and the arrays that the program names, each behind a header of its own."""
     target = bundle.manifest.targets["coreml"]
     data = bundle.path(target.graphs["model"]).read_bytes()
     try:
@@ -259,7 +259,7 @@ def weights(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def listing(bundle: Bundle, ledger: Ledger) -> None:
-    """The package's own Manifest.json: two files, by their ids."""
+    """Account for the package's own Manifest.json: two files, by their ids."""
     data = bytes(ledger.data)
     try:
         found: dict[str, Any] = json.loads(data)

@@ -1,7 +1,7 @@
-"""ExecuTorch's files: .pte programs, the .ptd data beside them, and the table of an embedding.
+"""Accounts for ExecuTorch's files: .pte programs, the .ptd data beside them, and the table of an embedding.
 
-Program and data are FlatBuffers with segments behind them. The methods' own instructions are looked into; what XNNPACK
-is to run lies in segments of its format, of which only the extent is known: the account calls them by their name.
+Program and data are FlatBuffers with segments behind them. The methods' own instructions are examined; what XNNPACK
+runs is in segments of its format, of which only the extent is known: the account counts them as opaque.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ DATA: Schema = {
 }
 """flat_tensor.fbs of executorch 1.5."""
 _NAME = re.compile("(scale_)?[0-9a-f]{64}")
-"""Of weights, by the SHA-256 that ExecuTorch's exporter makes of them; shorter texts are in every program."""
+"""The name of weights, the SHA-256 that ExecuTorch's exporter makes of them; shorter texts are in every program."""
 _HEAD = 8
-"""Where the header is: behind the FlatBuffer's offset and its four letters."""
+"""The offset of the header: behind the FlatBuffer's offset and its four letters."""
 _OPAQUE = "program for XNNPACK, opaque"
 
 
 def program(bundle: Bundle, ledger: Ledger) -> None:
-    """A .pte: every method, and the segments that they and their weights are in."""
+    """Account for a .pte: every method, and the segments that they and their weights are in."""
     _parts(ledger, _program)
 
 
 def data(bundle: Bundle, ledger: Ledger) -> None:
-    """A .ptd: weights by name, each of which a program of the bundle asks for."""
+    """Account for a .ptd: weights by name, each of which a program of the bundle asks for."""
     names = [name for name in bundle.manifest.files if name.endswith(".pte")]
     asked = [bundle.path(name).read_bytes() for name in names]
 
@@ -115,7 +115,7 @@ def data(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def embedding(bundle: Bundle, ledger: Ledger) -> None:
-    """The table that the host looks rows up in, in a file of its own."""
+    """Account for the table in which the host looks up rows, in a file of its own."""
     target = bundle.manifest.targets.get("executorch")
     if target is None:
         return  # a flat program has its own
@@ -170,7 +170,7 @@ def _program(ledger: Ledger, at: int) -> None:
 
 
 def _named(ledger: Ledger, named: list[FlatbufferTable], asked: list[bytes]) -> dict[int, str]:
-    """The kinds of segments with weights: those whose name a method asks for."""
+    """Return the kinds of segments with weights: those whose name a method asks for."""
     kinds = {}
     for entry in named:
         key, segment = str(entry.fields.get(0, "")), int(entry.fields.get(1, 0))
@@ -183,7 +183,7 @@ def _named(ledger: Ledger, named: list[FlatbufferTable], asked: list[bytes]) -> 
 def _segments(
     ledger: Ledger, segments: list[FlatbufferTable], base: int, end: int, kinds: dict[int, str]
 ) -> None:
-    """Account for each, and for the zeros between them."""
+    """Account for each segment, and for the zeros between them."""
     for i, segment in enumerate(segments):
         start = base + segment.fields.get(0, 0)
         stop = start + segment.fields.get(1, 0)

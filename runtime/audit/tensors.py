@@ -1,4 +1,5 @@
-"""A safetensors file: its header, the tensors that the model has, and nothing between, in or behind them."""
+"""Accounts for a safetensors file: its header, the tensors that the model has, and nothing between, in or after
+them."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from ..model.weights import tensors
 from .ledger import Ledger
 
 _BYTES = {"F32": 4, "F16": 2, "U8": 1}
-"""Types that a bundle stores."""
+"""The types that a bundle stores, and the bytes of a number."""
 Shapes = Mapping[str, tuple[tuple[int | None, ...], ...]]
-"""By a tensor's name, the shapes that it may have; None is a size that the file may choose."""
+"""The shapes that each tensor may have, by its name; None is a size that the file may choose."""
 
 
 def weights(bundle: Bundle, ledger: Ledger) -> None:
-    """The weights of the model: ``program`` says which tensors they are."""
+    """Account for the weights of the model: ``program`` says which tensors there are."""
     group = bundle.manifest.quantization.group_size
     found = _tensors(ledger, _model_shapes(bundle.program, group))
     for name, tensor in tensors(bundle.program.weights):
@@ -33,7 +34,7 @@ def weights(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def heads(bundle: Bundle, ledger: Ledger) -> None:
-    """The heads that the host computes."""
+    """Account for the heads that the host computes."""
     shapes = {**head_shapes(bundle.program), **probe_shapes(bundle.program)}
     _tensors(ledger, {name: (shape,) for name, shape in shapes.items()})
 
@@ -51,7 +52,7 @@ def _model_shapes(program: Program, group_size: int) -> Shapes:
 
 
 def _tensors(ledger: Ledger, wanted: Shapes) -> dict[str, tuple[int, int, list[int]]]:
-    """Account for every tensor; where each one that is wanted begins and ends, and its shape."""
+    """Account for every tensor; return (start, end, shape) of each one that is wanted."""
     data = ledger.data
     end = 8 + int.from_bytes(data[:8], "little")
     text = bytes(data[8:end])
@@ -100,7 +101,7 @@ def _place(entry: Mapping[str, Any]) -> tuple[int, int, list[int], str]:
 def _check_filling(
     ledger: Ledger, name: str, start: int, stop: int, shape: list[int], group: int, used: int
 ) -> None:
-    """The last group of a row [groups, bytes] has room behind its ``used`` columns: codes of zero, all of them."""
+    """Refuse the last group of a row [groups, bytes] unless the codes after its ``used`` columns are zero."""
     codes = np.frombuffer(ledger.data[start:stop], np.uint8).reshape(shape)[:, -1]
     if around_zero(codes, 8 * shape[-1] // group)[:, used:].any():
         ledger.refuse(start, stop, f"tensor {name} has values behind its last column")

@@ -1,4 +1,4 @@
-"""JSON: files that edgeloop writes must be what it would write again; others have no repeated or unread keys."""
+"""Accounts for JSON files: edgeloop's own must be as it writes them; others have no repeated or unread keys."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ..errors import BundleError, EdgeloopError
 from .ledger import Ledger
 
 _BLANKS = re.compile(rb"[ \t\r\n]{129,}")
-"""Longer than the indentation of any level of a tokenizer.json."""
+"""More blanks than the indentation of any level of a tokenizer.json has."""
 _MOST = 100
-"""Keys of a kind that are looked for in the file: one is enough to refuse it."""
+"""Keys of a kind that are searched for in the file: one is enough to refuse it."""
 _OLD_KEYS = frozenset({"add_prefix_space", "str_rep"})
-"""Keys of older versions, which the library reads and writes otherwise."""
+"""Keys of older versions, which the library reads and writes under other names."""
 
 
 def manifest(ledger: Ledger) -> None:
-    """manifest.json."""
+    """Account for manifest.json."""
     _as_written(ledger, Manifest, "manifest", json_text)
 
 
 def layout(bundle: Bundle, ledger: Ledger) -> None:
-    """layout.json of an ExecuTorch program."""
+    """Account for layout.json of an ExecuTorch program."""
     _as_written(ledger, Layout, "layout", _indented)
 
 
 def _indented(value: object) -> bytes:
-    """A value a line."""
+    """Return ``value`` as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1)
 
 
 def _as_written(ledger: Ledger, kind: Any, name: str, written: Callable[[object], bytes]) -> None:
-    """A file of ``kind`` as edgeloop writes it."""
+    """Account for a file of ``kind``, which must be as edgeloop writes it."""
     data = bytes(ledger.data)
     try:
         msgspec.json.decode(data, type=kind)  # closed: it has no other keys
@@ -55,7 +55,7 @@ def _as_written(ledger: Ledger, kind: Any, name: str, written: Callable[[object]
 
 
 def _compare(ledger: Ledger, data: bytes, wanted: bytes, name: str) -> None:
-    """Where ``data`` is not what it says written again, it has more in it: blanks, repeated keys, defaults."""
+    """Refuse the parts of ``data`` that ``wanted`` does not have: blanks, repeated keys, defaults."""
     if data != wanted:
         shorter = min(len(data), len(wanted))
         first = next((i for i in range(shorter) if data[i] != wanted[i]), shorter)
@@ -65,7 +65,7 @@ def _compare(ledger: Ledger, data: bytes, wanted: bytes, name: str) -> None:
 
 
 def tokenizer(bundle: Bundle, ledger: Ledger) -> None:
-    """tokenizer.json: no key twice, and none that the tokenizers library does not read."""
+    """Account for tokenizer.json: no key twice, and none that the tokenizers library does not read."""
     data, repeated = bytes(ledger.data), list[str]()
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _reprinted(path: Path) -> str:
 
 
 def _unread(found: Any, read: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Keys of objects that the library, which wrote down what it had read, left out."""
+    """Yield the keys of ``found`` that ``read``, what the library wrote after reading it, does not have."""
     if isinstance(found, dict) and isinstance(read, dict):
         for key, value in found.items():
             if key not in read and key not in _OLD_KEYS:

@@ -1,6 +1,6 @@
-"""The part of a manifest that a target says of itself: a tagged struct in the folder of its engine.
+"""The part of a manifest that describes one target: a tagged struct in the folder of its engine.
 
-The tag is the target's name. Who reads a manifest asks it, and knows no field of it.
+The tag is the target's name. Readers of a manifest use its methods, and know none of its fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..model.program import Program
 
 ByteCount = Callable[[float], str]
-"""How a number of bytes is written for people."""
+"""Writes a number of bytes for people."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class DetailsTable:
 
 
 class Details(Struct, frozen=True, forbid_unknown_fields=True, tag_field="target"):
-    """What one target says of itself."""
+    """The base of the structs that describe a target."""
 
     def problems(self, place: str) -> Iterator[str]:
-        """What is wrong with its numbers, one after the other; ``place`` is where it is in the manifest."""
+        """Yield what is wrong with its numbers; ``place`` is its path in the manifest, for the message."""
         raise NotImplementedError
 
     def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
-        """What `edgeloop show` says of it."""
+        """Yield the tables that `edgeloop show` prints of it."""
         raise NotImplementedError
 
     def position_bytes(self, program: Program) -> int:
-        """Bytes that the target stores for each position of the context, caches aside."""
+        """Return the bytes that the target stores for each position of the context, caches aside."""
         return 0
 
     @property
     def target(self) -> str:
-        """The name of the target that says this."""
+        """The name of the target."""
         return str(self.__struct_config__.tag)

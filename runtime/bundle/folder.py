@@ -1,4 +1,4 @@
-"""A bundle: the folder that ships. Opening one checks that it is whole before anything of it is used."""
+"""A bundle: the folder that ships. Opening one checks that it is whole before anything in it is used."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Bundle:
     def open(folder: str | Path, verify: bool = True) -> Bundle:
         """Read the manifest of ``folder`` and check its files: names, sizes and, with ``verify``, SHA-256.
 
-        BundleError names the first file that is missing or differs. Without ``verify`` no file but
-        the manifest is read, so that opening a large bundle takes no time. That is for files that this process or its
-        user has checked or made: engines find a damaged table of a graph, but damaged weights are other weights, and
+        BundleError names the first file that is missing or differs. Without ``verify`` no file but the manifest
+        is read, so that opening a large bundle takes no time. That is for files that this process or its user
+        has checked or made: engines find a damaged table of a graph, but damaged weights are other weights, and
         a program that was changed on purpose can end the process or worse.
         """
         root = Path(folder)
@@ -57,7 +57,7 @@ class Bundle:
         return self.deeper or self.manifest.program
 
     def at_depth(self, depths: int | None) -> Bundle:
-        """This bundle, whose loop runs ``depths`` times; None: as often as it was exported for.
+        """Return this bundle with a loop that runs ``depths`` times; None: as often as it was exported for.
 
         UsageError where the model has no other number of depths.
         """
@@ -71,11 +71,11 @@ class Bundle:
         return self.program.depths == self.manifest.program.depths
 
     def path(self, name: str) -> Path:
-        """The path of the file that the manifest lists as ``name``: every file of a bundle is found here.
+        """Return the path of the file that the manifest lists as ``name``; every file of a bundle is found by this.
 
-        BundleError when it is not listed, or leads out of the folder: bundles come from other people. A link may lead
-        to another file of the bundle, and in the Hugging Face cache to any of the same repository. The path is that
-        of the link: files that find each other by their names still do.
+        BundleError when it is not listed, or leads out of the folder: bundles come from other people. A link
+        may lead to another file of the bundle, and in the Hugging Face cache to any of the same repository. The
+        path is that of the link: files that find each other by their names still do.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: {name!r} is not listed in the manifest; export it again")
@@ -97,7 +97,7 @@ class Bundle:
         return path
 
     def beside(self, name: str, other: str) -> Path:
-        """The path of the listed file that the file ``name`` calls ``other``, relative to its own folder."""
+        """Return the path of the listed file that the file ``name`` calls ``other``, relative to its own folder."""
         if PurePosixPath(other).is_absolute():
             raise BundleError(
                 f"{self.folder}: {name} names {other!r}, wanted a file of the bundle; export it again"
@@ -105,10 +105,7 @@ class Bundle:
         return self.path((PurePosixPath(name).parent / other).as_posix())
 
     def package(self, name: str) -> Path:
-        """The folder ``name``, which an engine opens as a whole.
-
-        BundleError unless each of its files is one that the manifest lists.
-        """
+        """Return the folder ``name``, which an engine opens as a whole; BundleError unless all its files are listed."""
         inside = [listed for listed in self.manifest.files if listed.startswith(f"{name}/")]
         if not name or not inside:
             raise BundleError(
@@ -126,9 +123,9 @@ class Bundle:
 
 
 def _repository(folder: Path) -> list[Path]:
-    """The repository of the Hugging Face cache that ``folder`` is a snapshot of, or part of one; none elsewhere.
+    """Return the folders of the Hugging Face cache's repository that ``folder`` is a snapshot of; none elsewhere.
 
-    Its layout is models--WHO--NAME/snapshots/REVISION, whose files are links into models--WHO--NAME/blobs.
+    The cache's layout is models--WHO--NAME/snapshots/REVISION, whose files are links into models--WHO--NAME/blobs.
     """
     return [
         parent.parent
@@ -139,13 +136,13 @@ def _repository(folder: Path) -> list[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named_files(manifest: Manifest) -> list[str]:
-    """Every file that some other part of the manifest refers to."""
+    """Return every file that some other part of the manifest refers to."""
     names = [name for name in (manifest.text.tokenizer, manifest.heads) if name]
     for target in manifest.targets.values():
         names += [*target.graphs.values(), target.weights]

@@ -22,7 +22,7 @@ HEADS = "heads.safetensors"
 
 
 def head_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the heads that a model with ``program`` has; None is a size that the file may choose."""
+    """Return the shapes of the heads that a model with ``program`` has; None is a size that the file may choose."""
     d, r = program.loop.carries[0].width, program.depths
     shapes: dict[str, tuple[int | None, ...]] = {}
     if program.exit_gate:
@@ -38,7 +38,7 @@ def head_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
 
 
 def probe_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the fitted probes."""
+    """Return the shapes of the fitted probes."""
     return {
         "probe.weight": (program.depths - 1, program.loop.carries[0].width),
         "probe.bias": (program.depths - 1,),
@@ -46,9 +46,9 @@ def probe_shapes(program: Program) -> dict[str, tuple[int | None, ...]]:
 
 
 def read_heads(bundle: Bundle) -> dict[str, F32]:
-    """Every head of ``bundle``, float32; BundleError when one is missing or of another shape.
+    """Return every head of ``bundle``, float32; BundleError when one is missing or of another shape.
 
-    At another number of depths than those that probes were fitted to there are none.
+    At another number of depths than the probes were fitted for there are no probes.
     """
     name = bundle.manifest.heads
     tensors = {} if name is None else read_tensors(bundle.path(name))
@@ -62,7 +62,7 @@ def read_heads(bundle: Bundle) -> dict[str, F32]:
 def check_heads(
     tensors: Mapping[str, npt.NDArray[np.generic]], wanted: Mapping[str, tuple[int | None, ...]], where: str
 ) -> dict[str, F32]:
-    """``tensors`` as float32, exactly those that are ``wanted``; BundleError names the first that is not right."""
+    """Return ``tensors`` as float32, exactly those that are ``wanted``; BundleError names the first wrong one."""
     if strange := min(set(tensors) - set(wanted), default=None):
         raise BundleError(f"{where}: a head {strange}, which the model does not have; export it again")
     for key, shape in wanted.items():
@@ -79,7 +79,7 @@ def check_heads(
 
 
 def _described(key: str, shape: tuple[int, ...] | None) -> str:
-    """A head as it was found."""
+    """Return name and shape of a head for a message."""
     return (
         f"there is no head {key}"
         if shape is None

@@ -1,4 +1,4 @@
-"""JSON that people read, too: what fits into a line is one, so that an op of a program is."""
+"""JSON that people read, too: what fits into a line is on one, so that an op of a program is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH = 200
 
 
 def json_text(value: object) -> bytes:
-    """``value``, of structs or plain, as UTF-8."""
+    """Return ``value``, made of structs or plain types, as UTF-8."""
     return _text(msgspec.json.decode(msgspec.json.encode(value)), "").encode()
 
 

@@ -22,13 +22,13 @@ from .json_text import json_text
 FORMAT = 4
 MANIFEST = "manifest.json"
 MOST_BYTES = 64 << 20
-"""Of a manifest; a real one has some thousands, and whatever the chat templates take."""
+"""Of a manifest; a real one has some thousands, and the chat templates."""
 BITS = (4, 8, 32)
-"""Of a stored number of a matrix: codes, or float32."""
+"""The bits of a matrix's stored numbers: codes, or float32."""
 NEVER = 1e30
-"""The threshold of a depth that nobody leaves after; its negative for rules that leave when a score is low."""
+"""The threshold of a depth after which no token leaves; negative for rules that leave when a score is low."""
 
-Said = TypeVar("Said", bound=base.Details)
+DetailsKind = TypeVar("DetailsKind", bound=base.Details)
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,15 +65,15 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """One exported target: its graphs, by stage, as paths inside the bundle. ``details``: what it says of itself."""
+    """One exported target: the paths of its graphs inside the bundle, by stage, and its own ``details``."""
 
     graphs: dict[str, str]
     weights: str
     parity: Parity
     details: Details | None = None
 
-    def said(self, kind: type[Said]) -> Said:
-        """Its details; BundleError when they are not of that ``kind``."""
+    def details_as(self, kind: type[DetailsKind]) -> DetailsKind:
+        """Return its details; BundleError when they are not of that ``kind``."""
         if not isinstance(self.details, kind):
             raise BundleError(
                 f"the manifest describes no {kind.__name__.lower()}; export the checkpoint again"
@@ -82,7 +82,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An exit rule as ``edgeloop calibrate`` left it: thresholds for each depth but the last, and what they gave.
+    """An exit rule that `edgeloop calibrate` wrote: thresholds for each depth but the last, and what they achieved.
 
     ``agreement`` is the share of ``tokens`` for which the likeliest next token was that of full depth.
     """
@@ -98,11 +98,11 @@ class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What surrounds the model when it reads and writes text.
+    """The text side of the model: its tokenizer and chat templates.
 
     ``tokenizer`` is the name of its file. ``special_tokens`` are the tokenizer's own, as a chat template sees them
-    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each); with ``split_special_tokens`` those that a text
-    holds are text like any other. ``chat_templates`` are Jinja sources by name; the usual one is ``default``.
+    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each); with ``split_special_tokens`` those in a text
+    are text like any other. ``chat_templates`` are Jinja sources by name; the usual one is ``default``.
     """
 
     tokenizer: str | None = None
@@ -133,16 +133,16 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder``/manifest.json, as a new file: the one that is there may have a second name elsewhere."""
+    """Write ``folder``/manifest.json as a new file: the present one may be linked elsewhere."""
     fresh = folder / f"{MANIFEST}.new"
     fresh.write_bytes(json_text(manifest))
     fresh.replace(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the bundle ``folder``.
+    """Return the manifest of the bundle ``folder``.
 
-    BundleError when it is missing, damaged, of another format, or has a number that cannot be meant.
+    BundleError when it is missing, damaged, of another format, or has a number out of range.
     """
     path = folder / MANIFEST
     try:
@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _other_maker(keys: Mapping[str, msgspec.Raw]) -> str:
-    """Which edgeloop wrote a manifest with ``keys``, where it was another one, which may know other ops."""
+    """Return which edgeloop wrote a manifest with ``keys``, if another one did: it may know other ops."""
     said = bytes(keys.get("edgeloop", b"")).decode(errors="replace").strip('"')
     if not re.fullmatch(r"[0-9A-Za-z.+-]{1,20}", said) or said == VERSION:
         return ""
@@ -186,7 +186,7 @@ def _other_maker(keys: Mapping[str, msgspec.Raw]) -> str:
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:
-    """What is wrong with the numbers of ``manifest``, and with what has to go together, one after the other."""
+    """Yield what is wrong with the numbers of ``manifest``, and with what has to go together."""
     program, stored = manifest.program, manifest.quantization
     yield from problems(program)
     yield from within("quantization.bits", stored.bits, 4, 32)

@@ -1,4 +1,4 @@
-"""What a caller holds of a request: its steps as they come, for threads and for asyncio."""
+"""A caller's view of a request: its steps as they come, for threads and for asyncio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .requests import Finish, Request, Step
 
 @dataclass(frozen=True)
 class Completion:
-    """All that a request gave: ``cancelled`` when its caller or the engine's close ended it."""
+    """All steps of a request; ``cancelled``: its caller, or the closing of the server, ended it."""
 
     steps: tuple[Step, ...]
     cancelled: bool
@@ -31,12 +31,12 @@ class Completion:
 
     @property
     def finish(self) -> Finish | None:
-        """Why it ended, as ``Step.finish`` says; None where it was cancelled before."""
+        """Why it ended, as in ``Step.finish``; None where it was cancelled before."""
         return self.steps[-1].finish if self.steps else None
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Depths that were run for each token."""
+        """How many depths each token ran."""
         return tuple(step.depth for step in self.steps)
 
 
@@ -67,19 +67,20 @@ class Handle:
         return self._ended.is_set()
 
     def cancel(self) -> None:
-        """End the request wherever it is; its lane is free for others at once. Nothing happens when it has ended."""
+        """End the request wherever it is; its sequence is free for others at once. No effect when it has ended."""
         cancel = self._cancel
         if not self.done and cancel is not None:
             cancel(self)
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end, at most ``timeout`` seconds (then TimeoutError); raises what ended the request."""
+        """Wait for the end and return all steps; raise the error that ended it, or TimeoutError after ``timeout``
+        seconds."""
         if not self._ended.wait(timeout):
             raise TimeoutError(f"the request has not ended within {timeout} s")
         return self._completion()
 
     async def wait(self) -> Completion:
-        """As ``result``, for asyncio. Cancelling the task that waits here cancels the request."""
+        """Do what ``result`` does, for asyncio. Cancelling the task that waits here cancels the request."""
         async for _ in self:
             pass
         return self._completion()
@@ -137,7 +138,7 @@ class Handle:
                     raise
 
     def push(self, step: Step) -> None:
-        """One more step; the engine's side."""
+        """Append a step. Called by the server."""
         with self._lock:
             self._steps.append(step)
             wake, self._wake = self._wake, []
@@ -145,7 +146,7 @@ class Handle:
             call()
 
     def end(self, error: BaseException | None = None, cancelled: bool = False) -> None:
-        """There will be no more steps; the engine's side. The first end counts."""
+        """Mark the request as ended; only the first call has an effect. Called by the server."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -157,7 +158,7 @@ class Handle:
             call()
 
     def forked(self, error: BaseException) -> None:
-        """This is the child of a fork, where nobody works on the request; the engine's side."""
+        """End a request that is running in the child of a fork, where no worker serves it. Called by the server."""
         ended, self._ended, self._lock = self._ended.is_set(), threading.Event(), threading.Lock()
         if ended:
             self._ended.set()
@@ -166,7 +167,10 @@ class Handle:
             self.end(error)
 
     def _after(self, seen: int, wake: Callable[[], object]) -> tuple[list[Step], bool]:
-        """The steps after the first ``seen``, and were they the last? With neither, ``wake`` is called on a change."""
+        """Return the steps after the first ``seen``, and whether the request has ended.
+
+        Without new steps or an end, ``wake`` is called at the next change.
+        """
         with self._lock:
             steps, done = self._steps[seen:], self._ended.is_set()
             if not steps and not done:

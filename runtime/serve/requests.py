@@ -1,4 +1,4 @@
-"""What is asked of a model: a request, and the answer that grows token by token until something ends it."""
+"""A request, and the answer that grows token by token until something ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..model.program import Program
 from ..text.tokenizer import Tokenizer
 
 Finish = Literal["eos", "stop", "length", "context"]
-"""Why an answer ended: an end-of-text token, a stop string, ``max_tokens``, the end of the context. The first holds."""
+"""Why an answer ended: an end-of-text token, a stop string, ``max_tokens``, a full context. The first reason counts."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Request:
     logprobs: int | None = None
 
     def room(self, context: int) -> int:
-        """Tokens that the answer can have in a context of so many. The last one needs no place in it."""
+        """Return how many tokens the answer can have in a context of so many. Its last token needs no row in the
+        cache."""
         return min(self.max_tokens, context - len(self.prompt) + 1)
 
 
@@ -55,12 +56,12 @@ class Step:
 
 
 class Answer:
-    """The tokens and the text of one request, by the same rules as ``Session.generate``."""
+    """The tokens and the text of one request, by the rules of ``Session.generate``."""
 
     def __init__(
         self, request: Request, choose: Choose, program: Program, tokenizer: Tokenizer | None, context: int
     ) -> None:
-        """``choose``: a sampler's. ``context``: tokens of prompt and answer together, the last one not counted."""
+        """``choose``: a sampler's. ``context``: tokens that prompt and answer may have, the last one not counted."""
         self._ends = program.eos_token_ids
         self._choose = choose
         prompt = request.prompt

@@ -1,4 +1,4 @@
-"""How much memory another process holds, on each system."""
+"""The memory of another process, on each operating system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def resident_bytes(process: subprocess.Popen[bytes]) -> int | None:
-    """Bytes that a child process holds; None when it has ended or the system does not tell."""
+    """Return the resident memory of a child process in bytes; None when it has ended or the system does not tell."""
     read = READERS.get(sys.platform, _by_ps)
     try:
         return read(process)
@@ -23,7 +23,7 @@ def _linux(process: subprocess.Popen[bytes]) -> int:
 
 
 def _by_ps(process: subprocess.Popen[bytes]) -> int:
-    """The way of macOS and every other Unix: kilobytes in a column."""
+    """Return what ``ps`` says, in kilobytes: on macOS and every other Unix."""
     told = subprocess.run(
         ("/bin/ps", "-o", "rss=", "-p", str(process.pid)), capture_output=True, timeout=1, check=True
     )
@@ -31,7 +31,7 @@ def _by_ps(process: subprocess.Popen[bytes]) -> int:
 
 
 READERS: dict[str, Callable[[subprocess.Popen[bytes]], int | None]] = {"linux": _linux}
-"""Those that need no other program; every other system has ``ps``."""
+"""Systems with a reader that needs no other program; every other one has ``ps``."""
 
 if sys.platform == "win32":
 

@@ -1,4 +1,4 @@
-"""What the tokenizers library raises, as one line: its exceptions, and its panics, which no ``except Exception`` sees.
+"""Turns what the tokenizers library raises into errors of one line: exceptions, and panics, which are no ``Exception``.
 
 The library is Rust. A bug or a hostile file makes it panic; that arrives as a BaseException, after a report on stderr
 that Python cannot switch off.
@@ -18,10 +18,10 @@ from ..wording import reason
 _one_at_a_time = threading.Lock()
 
 
-def blamed(error: BaseException, kind: type[EdgeloopError], message: str) -> EdgeloopError:
-    """``message`` (with ``{reason}``) as a ``kind``, for an error or a panic of the library.
+def library_error(error: BaseException, kind: type[EdgeloopError], message: str) -> EdgeloopError:
+    """Return an error of ``kind`` with ``message``, whose ``{reason}`` is the error or panic of the library.
 
-    Raises ``error`` itself where it is neither: an interrupt, memory that is not there, an error that is ours already.
+    Raises ``error`` itself where it is neither: an interrupt, a MemoryError, an EdgeloopError.
     """
     is_panic = type(error).__name__ == "PanicException"  # pyo3 makes the class anew in every library
     if isinstance(error, EdgeloopError | MemoryError) or not (is_panic or isinstance(error, Exception)):
@@ -30,8 +30,8 @@ def blamed(error: BaseException, kind: type[EdgeloopError], message: str) -> Edg
 
 
 @contextmanager
-def without_reports() -> Iterator[None]:
-    """Within, what a panic writes to stderr is held back, and dropped where an error comes of it.
+def stderr_held_back() -> Iterator[None]:
+    """Hold back what a panic writes to stderr within the block, and drop it when an EdgeloopError leaves the block.
 
     The process has one stderr, so this is for opening a file, not for every call.
     """

@@ -18,7 +18,7 @@ BEFORE = "abcdef"
 
 
 class Pieces:
-    """The bytes of single tokens, special ones as they are written. Found when asked for, and kept."""
+    """The bytes that each token writes, special ones as they are named. Computed when asked for, and kept."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class Pieces:
         self._values: dict[int, int | None] = {}
 
     def __getitem__(self, token: int) -> bytes:
-        """What ``token`` writes behind other text: half a character of it perhaps; b'' for an unknown id."""
+        """Return what ``token`` writes behind other text, perhaps half a character; b'' for an unknown id."""
         piece = self._found.get(token)
         if piece is None:
             piece = self._found[token] = self._piece(token)
         return piece
 
     def silent(self, token: int) -> bool:
-        """Is it left out of texts, as special tokens and unknown ids are?"""
+        """Is ``token`` left out of texts, as special tokens and unknown ids are?"""
         silent = self._silent.get(token)
         if silent is None:
             unknown = self._engine.id_to_token(token) is None
@@ -51,14 +51,14 @@ class Pieces:
         return silent
 
     def byte(self, token: int) -> int | None:
-        """The byte that ``token`` stands for where the decoder falls back to bytes (``<0x0A>``), else None."""
+        """Return the byte that ``token`` stands for where the decoder falls back to bytes (``<0x0A>``), else None."""
         if token not in self._values:
             name = self._engine.id_to_token(token) if "ByteFallback" in self._kinds else None
             self._values[token] = _value(name or "")
         return self._values[token]
 
     def can_write(self, text: str) -> bool:
-        """Is there a sequence of tokens in whose bytes ``text`` occurs?"""
+        """Is there a sequence of tokens whose bytes contain ``text``?"""
         wanted = text.encode()
         with suppress(UsageError):  # the tokenizer has no tokens for it as it stands
             if wanted in b"".join(self[i] for i in self._encode(text, False)):
@@ -119,7 +119,7 @@ class Pieces:
 
     @cached_property
     def _before(self) -> tuple[list[int], str]:
-        """Tokens to put one behind, and their text."""
+        """Tokens to put another one behind, and their text."""
         ids: list[int] = []
         with suppress(UsageError):  # the tokenizer has no tokens for it
             ids = self._encode(BEFORE, False)
@@ -127,7 +127,7 @@ class Pieces:
 
 
 def _byte_level() -> Iterator[tuple[str, int]]:
-    """The characters that byte-level vocabularies are written in, as GPT-2 chose them, and their bytes."""
+    """Yield the characters in which byte-level vocabularies are written, as GPT-2 chose them, and their bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = 0
     for byte in range(256):
@@ -150,12 +150,12 @@ def _value(name: str) -> int | None:
 
 
 def _state(decoder: Any) -> Any:
-    """A decoder's own JSON; None without one."""
+    """Return a decoder's own JSON; None without one."""
     return None if decoder is None else json.loads(decoder.__getstate__())
 
 
 def _types(state: Any) -> Iterator[str]:
-    """The types of a decoder and of those that it is made of."""
+    """Yield the types of a decoder and of those that it consists of."""
     if isinstance(state, dict):
         if isinstance(kind := state.get("type"), str):
             yield kind

@@ -1,4 +1,4 @@
-"""From what a caller gives to a checked request: token ids of a prompt or a conversation, options, stop strings."""
+"""Makes checked requests of what callers give: prompts or conversations as token ids, options, stop strings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tokenizer import Tokenizer
 
 Row = Sequence[int] | I64
 Texts = str | Row | Sequence[str | tuple[str, str] | Row]
-"""One text or several: each text, a pair of texts, or token ids."""
+"""One text or several: each a text, a pair of texts, or token ids."""
 Types = Row | Sequence[Row]
 
 
@@ -57,7 +57,7 @@ class Prompts:
         documents: Objects | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Token ids of a conversation, as ``Session.encode_chat`` describes it."""
+        """Return the token ids of a conversation, as ``Session.encode_chat`` describes it."""
         if not self.chat_templates.templates:
             raise UsageError(f"{self._bundle.folder} has no chat template; leave chat off")
         text = self.chat_templates.render(messages, tools=tools, documents=documents, template=template)
@@ -76,7 +76,7 @@ class Prompts:
         template: str | None = None,
         logprobs: int | None = None,
     ) -> Request:
-        """A request of ``Session.generate``'s arguments, with the errors that it describes."""
+        """Return the request of ``Session.generate``'s arguments, with the errors that it describes."""
         max_tokens = whole_number(max_tokens, "max_tokens", 1)
         if isinstance(prompt, bytes | bytearray | memoryview):
             raise UsageError("the prompt is bytes, wanted text (str) or token ids; decode it")
@@ -120,7 +120,7 @@ class Prompts:
         return replace(sampling, logit_bias=bias)
 
     def texts(self, texts: Texts, types: Types | None = None) -> list[Text]:
-        """Ids and types of each text that ``Session.encode`` is given, with the errors that it describes."""
+        """Return ids and types of each text that ``Session.encode`` is given, with the errors that it describes."""
         given = _rows(texts)
         if types is not None:
             kinds = _rows(types)
@@ -152,11 +152,11 @@ class Prompts:
         return Text(ids, row)
 
     def stops(self, stop: Sequence[str]) -> tuple[str, ...]:
-        """The stop strings; UsageError for one that this bundle's tokens can never write."""
+        """Return the checked stop strings; UsageError for one that this bundle's tokens can never write."""
         return check_stops(stop, self.tokenizer.pieces if self.tokenizer else None)
 
     def ids(self, ids: Sequence[int] | I64) -> I64:
-        """``ids`` [S], S ≥ 1, as an array; UsageError when they are no token ids of the model."""
+        """Return ``ids`` [S], S ≥ 1, as an array; UsageError when they are no token ids of the model."""
         return token_ids(ids, self._bundle.program.vocab_size)
 
     def close(self) -> None:
@@ -165,12 +165,12 @@ class Prompts:
 
 
 def _rows(given: Any) -> list[Any]:
-    """One text or several as several; row by row what was given for them."""
+    """Return one text or several as a list of texts."""
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
         return [given]
     return [given] if len(given) and isinstance(given[0], int | np.integer) else list(given)
 
 
 def _is_text(text: Any) -> bool:
-    """Is it text or a pair of texts, and no token ids?"""
+    """Is it a text or a pair of texts, rather than token ids?"""
     return isinstance(text, str) or (isinstance(text, tuple) and all(isinstance(part, str) for part in text))

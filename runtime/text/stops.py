@@ -1,8 +1,8 @@
-"""Stop strings: where the text of an answer ends.
+"""Stop strings: they end the text of an answer.
 
-As transformers' ``stop_strings`` do it: what counts is what the tokens write, special ones as they are written though
-a text leaves them out; generation ends with the first token that completes a stop string, wherever in it that is; and
-a stop string may begin in the prompt, but not end there.
+The rules are those of transformers' ``stop_strings``: what counts is what the tokens write, special ones by their names
+though a text leaves them out; generation ends with the first token that completes a stop string, wherever in the token
+that is; and a stop string may begin in the prompt, but not end there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_STOPS, MAX_LENGTH = 1000, 10_000
 
 
 def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
-    """The stop strings, of which one may be given as it is. ``pieces``: None for a bundle without a tokenizer.
+    """Return the stop strings; ``stop`` may be one string. ``pieces``: None for a bundle without a tokenizer.
 
     UsageError for one that is empty, too long, no text, or that no sequence of tokens writes.
     """
@@ -56,11 +56,11 @@ def check_stops(stop: Sequence[str], pieces: Pieces | None) -> tuple[str, ...]:
 
 
 class StopMatcher:
-    """Looks for stop strings in a stream of bytes, at the same cost for every byte (Knuth, Morris and Pratt)."""
+    """Finds stop strings in a stream of bytes, at the same cost for every byte (Knuth, Morris and Pratt)."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop.encode() for stop in stops]
-        self._falls = [_falls(stop) for stop in self._stops]
+        self._failure_table = [_failure_table(stop) for stop in self._stops]
         self._states = [0] * len(self._stops)
         self.longest = max(map(len, self._stops), default=0)
         """Bytes of the longest stop string."""
@@ -68,32 +68,32 @@ class StopMatcher:
         """How many bytes before the end of the stream a stop string begins, or what may become one; else 0."""
 
     def push(self, data: bytes) -> bool:
-        """Go on by ``data``: does a stop string end in it? Then ``begins`` is where the earliest begins."""
+        """Read ``data``, and return whether a stop string ends in it; ``begins`` is then where the earliest begins."""
         first: int | None = None
-        for n, (stop, falls) in enumerate(zip(self._stops, self._falls, strict=True)):
+        for n, (stop, failures) in enumerate(zip(self._stops, self._failure_table, strict=True)):
             state = self._states[n]
             for at, byte in enumerate(data):
                 while state and byte != stop[state]:
-                    state = falls[state - 1]
+                    state = failures[state - 1]
                 state += byte == stop[state]
                 if state == len(stop):
                     begins = state + len(data) - at - 1
                     first = begins if first is None else max(first, begins)
-                    state = falls[state - 1]
+                    state = failures[state - 1]
             self._states[n] = state
         self.begins = max(self._states, default=0) if first is None else first
         return first is not None
 
 
-def _falls(stop: bytes) -> list[int]:
-    """For every beginning of ``stop``: the length of the longest shorter one that it ends in."""
-    falls, state = [0] * len(stop), 0
+def _failure_table(stop: bytes) -> list[int]:
+    """Return for every prefix of ``stop`` the length of the longest shorter prefix that it ends with."""
+    failures, state = [0] * len(stop), 0
     for at in range(1, len(stop)):
         while state and stop[at] != stop[state]:
-            state = falls[state - 1]
+            state = failures[state - 1]
         state += stop[at] == stop[state]
-        falls[at] = state
-    return falls
+        failures[at] = state
+    return failures
 
 
 class AnswerText:
@@ -108,7 +108,7 @@ class AnswerText:
         self._held: deque[tuple[int, bytes]] = deque()
         self._bytes = 0  # of the tokens held back
         self.stopped = False
-        """Was there a stop string?"""
+        """A stop string has come."""
         before, missing = [], self._matcher.longest - 1
         for token in reversed(prompt):
             if missing <= 0:
@@ -118,7 +118,7 @@ class AnswerText:
         self._matcher.push(b"".join(reversed(before)))
 
     def push(self, token: int) -> str:
-        """The text that is certain to come before any stop string, now that ``token`` has come."""
+        """Return the text that, now that ``token`` has come, is certain to stand before any stop string."""
         if not self._matcher.longest:
             return self._stream.push(token)
         piece = self._pieces[token]
@@ -134,7 +134,7 @@ class AnswerText:
         return text + self._last(begins) if self.stopped else text
 
     def flush(self) -> str:
-        """What was held back: at the end of an answer it is no stop string. Nothing comes after it."""
+        """Return what was held back: at the end of an answer it is no stop string. Nothing comes after it."""
         if self.stopped:
             return ""
         text = "".join(self._stream.push(token) for token, _ in self._held)
@@ -142,7 +142,8 @@ class AnswerText:
         return text + self._stream.flush()
 
     def _last(self, begins: int) -> str:
-        """The end of the text, where a stop string begins ``begins`` bytes before that of the tokens held back."""
+        """Return the end of the text, given that a stop string begins ``begins`` bytes before the end of what is
+        held back."""
         if begins >= self._bytes:  # with a token, or in the prompt
             return self._stream.flush()
         token, piece = self._held[0]

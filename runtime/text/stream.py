@@ -1,4 +1,4 @@
-"""Text that grows token by token, without ever showing half a character."""
+"""Detokenization of a stream: text that grows token by token, without ever showing half a character."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Detokenizer:
         self._begin(prompt)
 
     def push(self, token: int) -> str:
-        """The text that the next ``token`` completes; '' while it is half a character."""
+        """Return the text that the next ``token`` completes; '' while it is half a character."""
         if self._pieces.silent(token):
             return ""
         byte = self._pieces.byte(token)
@@ -71,11 +71,11 @@ class Detokenizer:
         return self._grow(part)
 
     def flush(self) -> str:
-        """What is still held back, broken bytes as U+FFFD. Nothing comes after it."""
+        """Return what is still held back, broken bytes as U+FFFD. Nothing comes after it."""
         return self._release() + self._send(len(self._text))
 
     def _begin(self, prompt: Sequence[int]) -> None:
-        """Take the last tokens of ``prompt`` as what was returned."""
+        """Start the window with the last tokens of ``prompt``, whose text counts as returned."""
         ids: list[int] = []
         run: list[int] = []
         for token in reversed(prompt):
@@ -111,7 +111,7 @@ class Detokenizer:
             self._known = after if self._long else after[self._sent :]
 
     def _release(self, *then: int) -> str:
-        """What is held back of a run as it is now, followed by the tokens ``then``."""
+        """Return what is held back of a run of bytes, followed by the tokens ``then``."""
         held, self._run = self._run, []
         self._data.clear()
         if not self._long:
@@ -136,7 +136,7 @@ class Detokenizer:
         return self._new(new)
 
     def _new(self, text: str) -> str:
-        """``text`` without what the prompt's own text has said already."""
+        """Return ``text`` without what the prompt's own text has already."""
         if not self._known or not text:
             return text
         same = 0
@@ -146,7 +146,7 @@ class Detokenizer:
         return text[same:]
 
     def _move(self) -> None:
-        """Drop old tokens from the window, at a place where those that stay read as they did."""
+        """Drop old tokens from the window, at a place where the text of the others does not change."""
         unsent = len(self._text) - self._sent
         for start in range(len(self._ids) - self.KEEP, 0, -1):
             text = self._decode(self._ids[start:])
@@ -161,7 +161,7 @@ class Detokenizer:
 
 
 def _whole(data: bytes | bytearray) -> int | None:
-    """Bytes of ``data`` that are whole characters, where the rest may become one; None when it is no text."""
+    """Return how many bytes of ``data`` are whole characters, where the rest may become one; None for broken bytes."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation to the text that transformers' ``apply_chat_template`` makes of it."""
+"""Chat templates: they make the text of a conversation that transformers' ``apply_chat_template`` makes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..errors import UsageError
 from .template_process import Limits, TemplateProcess
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-"""The template that is taken, and the one that is taken where there are tools, unless another is named."""
+"""The template that is used, and the one that is used where there are tools, unless another is named."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which a message may have its reasoning; templates read the first one, some the second."""
+"""Keys under which a message may have its reasoning; templates read the first one, some the second."""
 
 Objects = Sequence[Mapping[str, Any]]
 """Messages, tools, documents: JSON objects."""
@@ -40,12 +40,13 @@ class ChatTemplates:
         template: str | None = None,
         generate: bool = True,
     ) -> str:
-        """The text of ``messages`` ({"role": …, "content": …}).
+        """Return the text of ``messages`` ({"role": …, "content": …}).
 
-        ``tools`` (JSON schemas of functions) and ``documents`` ({"title": …, "text": …}) are None for the template
-        unless given. ``template``: the name of one; without, the default one, or ``tool_use`` where there are tools.
-        ``generate`` asks for the opening of the assistant's turn. UsageError, in one line, when there is no such
-        template, and when it is wrong, refuses the messages or takes more than its limits.
+        ``tools`` (JSON schemas of functions) and ``documents`` ({"title": …, "text": …}) are None for the
+        template unless given. ``template``: the name of one; without, the default one, or ``tool_use`` where
+        there are tools. ``generate`` asks for the opening of the assistant's turn. UsageError, in one line,
+        when there is no such template, and when it is wrong, refuses the messages or takes more than its
+        limits.
         """
         name = self.choose(template, with_tools=tools is not None)
         turns = [_turn(message) for message in checked("messages", messages)]
@@ -61,7 +62,7 @@ class ChatTemplates:
         return self._process.render(self.templates[name], values)
 
     def choose(self, name: str | None = None, *, with_tools: bool = False) -> str:
-        """The name of the template that is taken; UsageError when there is none."""
+        """Return the name of the template to use; UsageError when there is none."""
         if name is None:
             name = TOOL_USE if with_tools and TOOL_USE in self.templates else DEFAULT
             if name not in self.templates and self.templates:
@@ -81,7 +82,7 @@ class ChatTemplates:
 
 
 def checked(what: str, values: Any) -> list[dict[str, Any]]:
-    """``values`` as a list of JSON objects; UsageError when they are something else."""
+    """Return ``values`` as a list of JSON objects; UsageError when they are something else."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence):
         raise UsageError(f"{what} are of type {type(values).__name__}, wanted a list of JSON objects")
     for number, value in enumerate(values, 1):
@@ -98,7 +99,7 @@ def checked(what: str, values: Any) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types; TypeError names one that is none of them."""
+    """Return ``value`` in JSON's own types; TypeError names one that is none of them."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -111,7 +112,8 @@ def _plain(value: Any) -> Any:
 
 
 def _turn(message: dict[str, Any]) -> dict[str, Any]:
-    """``message`` as templates expect it: without what is None, its reasoning under each name that they read."""
+    """Return ``message`` as templates expect it: without keys that are None, its reasoning under each key that they
+    read."""
     message = {key: value for key, value in message.items() if value is not None}
     reasoning = next((message[key] for key in REASONING if key in message), None)
     if reasoning is None:

@@ -1,12 +1,12 @@
-"""A process of its own for chat templates, whose time and memory are bounded whatever a template says.
+"""A process of its own for chat templates, whose time and memory are limited whatever a template does.
 
-It is started when the first template is rendered and kept for the next ones. It is ended at a deadline, when it takes
+It is started when the first template is rendered and kept for the next ones. It is killed at a deadline, when it takes
 too much, when its owner is closed or dropped, and when the interpreter ends.
 
-What bounds its memory: on Linux the kernel does (``RLIMIT_AS`` and ``RLIMIT_DATA``, which the process lowers for itself
-before it sees a template). macOS and Windows hold no such limit. There, and on Linux beside it, the memory of the
-process is read every ``POLL`` seconds while it works, and too much is its end; so a template may have for a moment
-what the machine can give in that time.
+Memory is limited on Linux by the kernel (``RLIMIT_AS`` and ``RLIMIT_DATA``, which the process lowers for itself before
+it sees a template). macOS and Windows have no such limit. There, and on Linux too, the memory of the process is read
+every ``POLL`` seconds while it works, and it is killed when it has too much; so for a moment a template may have what
+the machine can give in that time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from ..wording import reason
 from .child_memory import resident_bytes
 
 POLL, START_SECONDS = 0.02, 60.0
-"""Seconds between two looks at the process, and those that its start may take: nothing of a template runs then."""
+"""Seconds between two readings of the memory, and those that its start may take: nothing of a template runs then."""
 BOOT = (
     "import sys; sys.path.extend(sys.argv[4:]); from template_worker import main; "
     "main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
 )
 KEPT_VARIABLES = ("DYLD_LIBRARY_PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT", "TZ")
-"""What a Python may need to start at all, and the time zone; nothing else of the environment reaches a template."""
+"""Environment variables that a Python may need to start, and the time zone; a template's process gets no others."""
 HOSTILE = "it is broken or hostile"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one rendering may take: seconds, bytes of its process, characters of source, bytes of values, characters."""
+    """The limits of one rendering: seconds, bytes of its process, characters of source, bytes of values, characters."""
 
     seconds: float = 2.0
     memory: int = 64 << 20
@@ -61,14 +61,14 @@ class TemplateProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process that is there now, or None."""
+        """The id of the process, or None when there is none."""
         child = self._children.get(os.getpid())
         return child.process.pid if child and child.process else None
 
     def render(self, template: str, values: dict[str, Any]) -> str:
-        """The text of ``template`` where it sees ``values``, which are JSON.
+        """Return the text of ``template`` where it sees ``values``, which are JSON.
 
-        UsageError of one line when it is wrong, refuses the values, or takes more than the limits.
+        UsageError of one line when it is wrong, refuses the values, or exceeds the limits.
         """
         limits = self.limits
         if len(template) > limits.template:
@@ -122,7 +122,7 @@ class _Child:
         self._finalize: weakref.finalize[..., _Child] | None = None
 
     def ask(self, request: bytes, limits: Limits) -> bytes:
-        """The answer to ``request``; UsageError when there is none."""
+        """Return the answer to ``request``; UsageError when there is none."""
         started, answer = time.monotonic(), None
         if self.process is not None and self.process.poll() is None:
             answer = self._ask(request, limits, limits.seconds)
@@ -136,7 +136,7 @@ class _Child:
         return answer
 
     def _ask(self, request: bytes, limits: Limits, seconds: float) -> bytes | None:
-        """The answer of the process; None when it died. UsageError where it had to be killed."""
+        """Return the answer of the process; None when it died. UsageError where it had to be killed."""
         assert self.process is not None
         watch = _Watch(self.process, seconds, limits)
         try:
@@ -154,7 +154,7 @@ class _Child:
         return answer
 
     def end(self) -> int | None:
-        """Kill the process and wait for it; its exit code."""
+        """Kill the process, wait for it, and return its exit code."""
         process, self.process = self.process, None
         if self._finalize is not None:
             self._finalize.detach()
@@ -164,7 +164,7 @@ class _Child:
         return process.returncode if process else None
 
     def abandon(self) -> None:
-        """Forget the process of another one, from which this one was forked."""
+        """Forget the process, which belongs to the one that this process was forked from."""
         process, self.process = self.process, None
         if self._finalize is not None:
             self._finalize.detach()
@@ -212,7 +212,7 @@ class _Child:
 
 
 class _Watch(threading.Thread):
-    """Kills the process after ``seconds``, or when it takes more memory than ``limits`` say, and knows why."""
+    """Kills the process after ``seconds``, or when it has more memory than ``limits`` allow, and keeps the reason."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], seconds: float, limits: Limits | None = None
@@ -231,6 +231,7 @@ class _Watch(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        """Watch until the process has answered or was killed."""
         while not self._done.wait(POLL):
             limits = self._limits
             if limits and (resident_bytes(self._process) or 0) > limits.memory:
@@ -244,6 +245,7 @@ class _Watch(threading.Thread):
 
 
 def too_much(memory: int) -> str:
+    """Return the message for a template that took more than ``memory`` bytes."""
     return f"the chat template takes more than {memory >> 20} MB of memory; {HOSTILE}"
 
 
@@ -256,7 +258,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, longest: int) ->
 
 
 def _read_frame(file: IO[bytes] | None, longest: int) -> bytes | None:
-    """The next frame; None when the process ended, or writes what is no answer."""
+    """Return the next frame; None when the process ended, or wrote no valid frame."""
     assert file is not None
     head = _read(file, 4)
     size = int.from_bytes(head)
@@ -285,7 +287,7 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 
 
 def _folder_of(package: str) -> str:
-    """What has to be in sys.path for ``package``; UsageError when it is not installed."""
+    """Return the folder that must be in sys.path for ``package``; UsageError when it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UsageError(f"chat templates need {package}, which is not installed: pip install {package}")
@@ -293,7 +295,7 @@ def _folder_of(package: str) -> str:
 
 
 def _interpreter() -> str:
-    """A Python to start: what ``multiprocessing`` was told, or this one; UsageError inside a program that is none."""
+    """Return the Python to start: what ``multiprocessing`` was told, or this one; UsageError in a frozen program."""
     from multiprocessing import spawn
 
     told, own = os.fsdecode(spawn.get_executable() or ""), sys.executable or ""

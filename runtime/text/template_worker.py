@@ -1,7 +1,7 @@
-"""What runs in the process that renders chat templates: jinja2, json and this file, nothing else of edgeloop.
+"""The program of the process that renders chat templates: jinja2, json and this file, nothing else of edgeloop.
 
 A template is a program by a stranger. jinja2's sandbox keeps it away from Python's internals, but lets it loop and
-allocate at will; so it runs here, where the system bounds what it takes and where its end ends nothing else.
+allocate at will; so it runs here, where the system limits what it takes and where its end ends nothing else.
 ``template_process.py`` starts this and speaks to it in frames: four bytes of length, and so many bytes. The first frame
 is empty and says that the process is ready. Then comes one frame for each request, and one for its answer:
 
@@ -73,19 +73,20 @@ def main(seconds: float, memory: int, longest: int) -> None:
 
 
 def read_frame(file: BinaryIO) -> bytes | None:
-    """The next frame; None at the end of ``file``."""
+    """Return the next frame; None at the end of ``file``."""
     head = file.read(4)
     return file.read(int.from_bytes(head)) if len(head) == 4 else None
 
 
 def write_frame(file: BinaryIO, data: bytes) -> None:
+    """Write ``data`` as a frame, and flush."""
     file.write(len(data).to_bytes(4))
     file.write(data)
     file.flush()
 
 
 class Renderer:
-    """jinja2's environment and the last few templates."""
+    """jinja2's environment and the last few templates, compiled."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
@@ -93,18 +94,18 @@ class Renderer:
         self.compiled: OrderedDict[str, Template] = OrderedDict()
 
     def answer(self, request: dict[str, Any]) -> bytes:
-        """The answer to ``request``, a letter and text; MemoryError is the caller's."""
+        """Return the answer to ``request``, a letter and text; MemoryError is left to the caller."""
         try:
             text = joined(self._template(request["template"]).generate(request["values"]), self.longest)
             return b"L" if text is None else b"T" + text.encode("utf-8", "surrogatepass")
         except RefusedError as error:
-            return told(b"R", error.message or "")
+            return reply(b"R", error.message or "")
         except TemplateError as error:
-            return told(b"F", error.message or type(error).__name__)
+            return reply(b"F", error.message or type(error).__name__)
         except MemoryError:
             raise
         except Exception as error:  # a template can raise whatever Python's operators do
-            return told(b"F", f"{type(error).__name__}: {error}")
+            return reply(b"F", f"{type(error).__name__}: {error}")
 
     def _template(self, source: str) -> Template:
         template = self.compiled.pop(source, None) or self.environment.from_string(source)
@@ -115,7 +116,7 @@ class Renderer:
 
 
 def joined(parts: Iterable[str], longest: int) -> str | None:
-    """The text of ``parts``, or None as soon as it has more than ``longest`` characters."""
+    """Return the text of ``parts``, or None as soon as it has more than ``longest`` characters."""
     text, size = StringIO(), 0
     for part in parts:
         size += len(part)
@@ -125,12 +126,13 @@ def joined(parts: Iterable[str], longest: int) -> str | None:
     return text.getvalue()
 
 
-def told(letter: bytes, message: object) -> bytes:
+def reply(letter: bytes, message: object) -> bytes:
+    """Return an answer: its letter, and the start of ``message`` as UTF-8."""
     return letter + str(message)[:MAX_MESSAGE].encode("utf-8", "backslashreplace")
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
-    """jinja2's sandbox with all that it has, and what transformers adds to it for chat templates."""
+    """Return jinja2's sandbox with all its extensions, and what transformers adds to it for chat templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -145,11 +147,12 @@ def make_environment() -> ImmutableSandboxedEnvironment:
 
 
 class Generation(Extension):
-    """``{% generation %}`` … ``{% endgeneration %}``: what the assistant says, which only training asks for."""
+    """``{% generation %}`` … ``{% endgeneration %}``: marks the assistant's text, which only training asks for."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """Return the body of the block as it is."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         # A called block has a scope of its own: what is set in it is not seen outside.
@@ -175,18 +178,19 @@ class TemplateNamespace(Namespace):
 
 
 def check_name(name: object) -> None:
-    """SecurityError for a name that begins with an underscore."""
+    """Raise SecurityError for a name that begins with an underscore."""
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace has no name {name[:40]!r}; leave the underscore away")
 
 
 class DictMaker:
-    """``dict`` as a template sees it: it makes dicts, and is no class that something could be done to."""
+    """``dict`` as a template sees it: it makes dicts, and has no attributes of the class."""
 
     def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
         return dict(*args, **values)
 
     def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        """Return a dict of ``keys``, each with ``value``."""
         return dict.fromkeys(keys, value)
 
 
@@ -197,27 +201,30 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The ``tojson`` filter. jinja2's own escapes <, > and & for HTML, which a prompt must not."""
+    """Return ``value`` as JSON: the ``tojson`` filter. jinja2's own escapes <, > and & for HTML, which a prompt must
+    not."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def strftime_now(format: str) -> str:  # noqa: A002 - a template may name it
-    """The local time of now."""
+    """Return the local time in ``format``, as transformers' templates ask for it."""
     return datetime.now().strftime(format)
 
 
 class RefusedError(TemplateError):
-    """What a template raises itself."""
+    """The error that a template itself raises."""
 
 
 def refuse(message: str) -> NoReturn:
+    """Raise RefusedError: ``raise_exception`` of a template."""
     raise RefusedError(message)
 
 
 def bound_process(memory: int) -> None:
-    """From now on: about ``memory`` bytes, no more open files, none written, no core, no other process."""
+    """Limit this process to about ``memory`` bytes, no more open files, no writing, no core file, no child
+    processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked
     if resource is None:
         return  # the other process watches
@@ -242,7 +249,7 @@ def bound_process(memory: int) -> None:
 
 
 def bound_time(seconds: float) -> None:
-    """End this process in ``seconds`` of time and of work, even if nobody is there any more to do it; 0: do not."""
+    """End this process after ``seconds`` of wall and CPU time, even when its parent is gone; 0 takes the limit away."""
     if resource is None:
         return
     signal.setitimer(signal.ITIMER_REAL, 2 * seconds)  # the one who asked comes first, and says why

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BundleError, EdgeloopError, UsageError
-from .guard import blamed, without_reports
+from .guard import library_error, stderr_held_back
 from .pieces import Pieces
 from .stops import AnswerText
 from .stream import Detokenizer
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
 ENOUGH = 1 << 26
-"""Characters that a normalizer may make of a text that it blows up; the library takes some 17 bytes for each."""
+"""Characters that a normalizer that expands a text may make of it; the library takes some 17 bytes for each."""
 
 
 class Tokenizer:
     """A tokenizer.json. Its calls raise EdgeloopErrors of one line, whatever the file made the library do."""
 
     def __init__(self, engine: Engine, growth: float = 1, split_special: bool = False) -> None:
-        """``growth``: characters that one may become (``tokenizer_file.py``). ``split_special``: special tokens
-        in a text are text like any other."""
+        """``growth``: characters that one may become (``tokenizer_file.py``). ``split_special``: special tokens in a
+        text are text."""
         self._engine = engine
         self._growth = growth
         if split_special:
@@ -40,20 +40,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids, added tokens included."""
+        """The number of ids, added tokens included."""
         return self._engine.get_vocab_size()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of ``text``; with ``special``, what the tokenizer puts around a text (often BOS) too.
+        """Return the token ids of ``text``; with ``special``, also those that the tokenizer puts around a text
+        (often BOS).
 
         UsageError for what is not Unicode text, and for text that the tokenizer has no tokens for.
         """
         return self._encoded(text, None, special)[0]
 
     def encode_typed(self, text: str, second: str | None = None) -> tuple[list[int], list[int]]:
-        """Token ids of ``text``, or of a pair of texts, with what the tokenizer puts around them; and their types.
+        """Return the token ids of ``text``, or of a pair of texts, with the tokens around them, and the types of all.
 
-        As transformers calls a tokenizer: input_ids and token_type_ids. UsageError as in ``encode``.
+        As transformers' tokenizers do: input_ids and token_type_ids. UsageError as in ``encode``.
         """
         return self._encoded(text, second, True)
 
@@ -67,20 +68,20 @@ class Tokenizer:
             message = (
                 "the tokenizer cannot encode this text ({reason}); use characters that its vocabulary has"
             )
-            raise blamed(error, UsageError, message) from error
+            raise library_error(error, UsageError, message) from error
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of ``ids``; special tokens give no text unless ``special``."""
+        """Return the text of ``ids``; special tokens give no text unless ``special``."""
         try:
             return self._engine.decode(list(ids), skip_special_tokens=not special)
         except (OverflowError, TypeError) as error:
             raise UsageError("token ids are whole numbers from 0 to 4294967295; give such a list") from error
         except BaseException as error:
             message = "the bundle's tokenizer cannot decode these tokens ({reason}); export it again"
-            raise blamed(error, BundleError, message) from error
+            raise library_error(error, BundleError, message) from error
 
     def written(self, token: int | None) -> str:
-        """The token as it is written in the vocabulary; '' for None or an unknown id."""
+        """Return the token as it is written in the vocabulary; '' for None or an unknown id."""
         try:
             return ("" if token is None else self._engine.id_to_token(token)) or ""
         except OverflowError:  # no id at all
@@ -92,11 +93,11 @@ class Tokenizer:
         return Pieces(self._engine, self.encode, self.decode)
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
-        """A new stream of text, of what comes after the tokens ``prompt``."""
+        """Return a new stream of the text that follows the tokens ``prompt``."""
         return Detokenizer(self.decode, self.pieces, prompt)
 
     def answer_text(self, prompt: Sequence[int], stops: Sequence[str]) -> AnswerText:
-        """As ``detokenizer``, ended by the first of ``stops``."""
+        """Return a stream as ``detokenizer`` does, ended by the first of ``stops``."""
         return AnswerText(self.detokenizer(prompt), self.pieces, stops, prompt)
 
     def _check(self, text: object) -> None:
@@ -121,19 +122,19 @@ class Tokenizer:
 
 
 def open_engine(file: TokenizerFile, path: str | Path, kind: type[EdgeloopError]) -> Engine:
-    """The library's tokenizer of ``file``; ``kind`` with a line that names ``path`` when it cannot be used."""
+    """Return the library's tokenizer of ``file``; an error of ``kind`` names ``path`` when it cannot be used."""
     from tokenizers import Tokenizer as Engine
 
-    with without_reports():
+    with stderr_held_back():
         try:
             engine = Engine.from_buffer(file.data)
         except BaseException as error:
             message = f"{path} is not a tokenizer ({{reason}}); copy it again"
-            raise blamed(error, kind, message) from error
+            raise library_error(error, kind, message) from error
         try:
             engine.decode(engine.encode("a b").ids)
         except BaseException as error:
             if not isinstance(error, Exception):  # having no token for these letters is none: others may come
                 message = f"{path} is a tokenizer that fails on plain text ({{reason}}); copy it again"
-                raise blamed(error, kind, message) from error
+                raise library_error(error, kind, message) from error
     return engine

@@ -1,7 +1,7 @@
-"""A tokenizer.json, made safe to give to the tokenizers library.
+"""Reads a tokenizer.json, and makes it safe to give to the tokenizers library.
 
 The file may come from a stranger, and the library trusts it: a padding of 2³³ tokens or a dozen replacements of one
-letter by ten end the process, out of memory. So what makes text grow is bounded here, before the library sees it; and
+letter by ten end the process, out of memory. So what makes text grow is limited here, before the library sees it; and
 what training left switched on and no prompt wants (truncation, padding, random merges) is switched off.
 """
 
@@ -34,6 +34,8 @@ PARTS = ("normalizers", "decoders", "pretokenizers", "processors")
 
 
 class _Named(msgspec.Struct):
+    """An added token, of which only the text is checked."""
+
     content: str
 
 
@@ -46,7 +48,7 @@ class TokenizerFile:
 
 
 def read_tokenizer_file(path: Path, kind: type[EdgeloopError] = BundleError) -> TokenizerFile:
-    """Read ``path``; ``kind`` with a line that names it when it is missing, damaged, or asks for too much."""
+    """Return the file at ``path``; an error of ``kind`` names it when it is missing, damaged, or asks for too much."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -61,7 +63,7 @@ def read_tokenizer_file(path: Path, kind: type[EdgeloopError] = BundleError) -> 
 
 
 def bounded(data: bytes) -> TokenizerFile:
-    """The same for the bytes of a file; ValueError says what is wrong."""
+    """Return the same for the bytes of a file; ValueError says what is wrong."""
     parts = msgspec.json.decode(data, type=dict[str, Raw])
     model = _fields(parts.get("model", NULL), "model")
     _check_names(model.get("vocab", NULL))
@@ -89,7 +91,10 @@ def _value(parts: dict[str, Raw], name: str) -> Any:
 
 
 def _check_names(part: Raw) -> None:
-    """The vocabulary stays text: parsed, one of 250,000 tokens takes 60 MB, and a board has no use for it."""
+    """Raise ValueError for names that are too long or too many.
+
+    The vocabulary stays text: parsed, one of 250,000 tokens takes 60 MB, and a board has no use for it.
+    """
     longest = max(map(len, bytes(part).split(b'"')))
     if longest > MAX_TOKEN:
         raise ValueError(f"a token has {longest} bytes, at most {MAX_TOKEN} are read")
@@ -103,7 +108,8 @@ def _check_growth(name: str, growth: float) -> None:
 
 
 def _check_tries(parts: dict[str, Raw], model: dict[str, Raw]) -> None:
-    """A Unigram's pieces take the library up to 1 kB a character, and added tokens 200 bytes."""
+    """Raise ValueError for too many characters: a Unigram's cost the library up to 1 kB each, added tokens' 200
+    bytes."""
     vocabulary = model.get("vocab", NULL)
     pieces = 0
     if bytes(vocabulary).lstrip().startswith(b"["):
@@ -116,7 +122,7 @@ def _check_tries(parts: dict[str, Raw], model: dict[str, Raw]) -> None:
 
 
 def _growth(rule: Any) -> float:
-    """How many times longer a normalizer or decoder can make a text, at most."""
+    """Return how many times longer a normalizer or decoder can make a text, at most."""
     if isinstance(rule, list):
         return math.prod(_growth(each) for each in rule)
     if not isinstance(rule, dict):
@@ -135,7 +141,10 @@ def _growth(rule: Any) -> float:
 
 
 def _longest_replacement(charsmap: str) -> int:
-    """Of SentencePiece's table: the size of a trie (uint32), the trie, and the replacements, each ended by a zero."""
+    """Return the longest replacement in SentencePiece's table.
+
+    The table is the size of a trie (uint32), the trie, and the replacements, each ended by a zero.
+    """
     try:
         table = base64.b64decode(charsmap, validate=True)
     except binascii.Error as error:
@@ -147,7 +156,7 @@ def _longest_replacement(charsmap: str) -> int:
 
 
 def _check_template(rule: Any) -> None:
-    """What a post-processor puts around one text: every token known, not too many of them, the text itself once."""
+    """Raise ValueError unless a post-processor puts known tokens, not too many, around one text, which it has once."""
     if isinstance(rule, dict) and isinstance(rule.get("processors"), list):
         for each in rule["processors"]:
             _check_template(each)

@@ -32,7 +32,7 @@ def bundle(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 
 
 def test_functions_and_features(bundle: Path) -> None:
-    package = read_manifest(bundle).targets["coreml"].said(Package)
+    package = read_manifest(bundle).targets["coreml"].details_as(Package)
     model = read_model(bundle / package.path)
     description = model.description
     functions = {re.sub(r"_d\d+$", "_d{}", f.name) for f in description.functions}
@@ -55,7 +55,7 @@ def test_every_name_is_used() -> None:
 
 
 def test_units_are_known_to_swift(bundle: Path) -> None:
-    package = read_manifest(bundle).targets["coreml"].said(Package)
+    package = read_manifest(bundle).targets["coreml"].details_as(Package)
     swift = (SOURCES / "RecursiveModel.swift").read_text(encoding="utf-8")
     assert set(package.functions.values()) <= set(re.findall(r'"(\w+)": \.\w+', swift))
 

@@ -68,7 +68,7 @@ class CoremlBackend:
     @staticmethod
     def open(bundle: Bundle, interpreted: bool = False) -> CoremlBackend:
         """The package of ``bundle``, in Core ML or ``interpreted``; BundleError when it is not the model's."""
-        package = bundle.manifest.targets["coreml"].said(Package)
+        package = bundle.manifest.targets["coreml"].details_as(Package)
         check_described(package, bundle.program)
         path = bundle.package(package.path)
         if interpreted:

@@ -43,7 +43,7 @@ def test_the_functions_of_a_looped_model(packaged: Callable[..., Bundle]) -> Non
     assert names == [
         "decode_all", "prefill", "embed", "decode_d0", "decode_d1", "decode_d2", "kvfill_d0", "kvfill_d1", "head",
     ]  # fmt: skip
-    package = bundle.manifest.targets["coreml"].said(Package)
+    package = bundle.manifest.targets["coreml"].details_as(Package)
     assert list(package.functions) == names
     states = {
         "prologue_keys": (1, 2, 96, 16),

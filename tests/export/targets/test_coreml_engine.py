@@ -36,7 +36,7 @@ def bundle(packaged: Callable[..., Bundle]) -> Bundle:
 
 @pytest.fixture
 def backend(bundle: Bundle) -> CoremlBackend:
-    package = bundle.manifest.targets["coreml"].said(Package)
+    package = bundle.manifest.targets["coreml"].details_as(Package)
     return CoremlBackend(bundle.program, package, Interpreter(bundle.folder / package.path, rounding=False))
 
 
@@ -68,7 +68,7 @@ class Counted:
 @pytest.mark.parametrize("kind", ["mor-middle-cycle", "edgeloop-window", "edgeloop-shared"])
 def test_prompts_go_in_by_chunks(kind: str, packaged: Callable[..., Bundle]) -> None:
     bundle = packaged(kind)
-    package = bundle.manifest.targets["coreml"].said(Package)
+    package = bundle.manifest.targets["coreml"].details_as(Package)
     runner = Counted(Interpreter(bundle.folder / package.path, rounding=False))
     engine = CoremlBackend(bundle.program, package, runner)
     ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, 40)
@@ -197,7 +197,7 @@ def test_a_package_of_another_model_is_refused(bundle: Bundle, change: dict[str,
 
 def test_a_package_that_is_described_as_another_is_refused(bundle: Bundle) -> None:
     target = bundle.manifest.targets["coreml"]
-    said = target.said(Package)
+    said = target.details_as(Package)
     functions = {**said.functions, "more": "cpuOnly"}
     for change, told in (
         ({"chunk": 3}, "prefill takes"),

@@ -149,7 +149,7 @@ def test_palettized_weights(
     target = bundle.manifest.targets["coreml"]
     assert 0 < max(target.parity.per_depth) <= EXACT
     assert EXACT < target.parity.shipped <= SHIPPED
-    package = target.said(Package)
+    package = target.details_as(Package)
     assert package is not None
     assert package.palettized
     assert package.functions["decode_d0"] == package.functions["prefill"] == "cpuAndNeuralEngine"

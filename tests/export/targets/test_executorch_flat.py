@@ -222,7 +222,7 @@ def test_weights_are_stored_once_and_bit_for_bit(codes: Path, looped: Path, tmp_
 def test_a_bundle_of_it(codes: Path) -> None:
     manifest = Bundle.open(codes).manifest
     target = manifest.targets["executorch-flat"]
-    said = target.said(Details)
+    said = target.details_as(Details)
     assert said.rows == 160
     assert said.constants["get_n_layers"] == 2
     assert target.parity.per_depth == ()

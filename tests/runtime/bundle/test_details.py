@@ -22,10 +22,10 @@ def test_it_is_read_as_its_target_wrote_it(said: Package | Flat) -> None:
     found = msgspec.json.decode(msgspec.json.encode(target), type=Target)
     assert found == target
     assert KINDS[said.target] is type(said)
-    assert found.said(type(said)) == said
+    assert found.details_as(type(said)) == said
     other = Flat if isinstance(said, Package) else Package
     with pytest.raises(BundleError, match=f"describes no {other.__name__.lower()}; export"):
-        found.said(other)
+        found.details_as(other)
 
 
 @pytest.mark.parametrize(
