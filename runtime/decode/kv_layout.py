@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from ..engines.backend import F32, I64
-from .stage_call import BLOCK, StageCall, StateCalls
+from .stage_call import BLOCK, StageCall
 
 RIDERS = 5
 """Rows between two chosen ones that ride along: up to here they cost less than one call more (demo model, int4: a call
@@ -48,22 +48,20 @@ class PerDepth:
         self.held: list[list[int]] = [[] for _ in range(depths)] if gaps else []
         """By depth: the positions of its slot's rows. Empty without gaps, where row i is the token at position i."""
 
-    def row(self, depth: int, positions: I64) -> int:
-        """The row of ``depth``'s slot where K and V of the tokens at ``positions`` [n] begin."""
-        return self.filled[depth]
+    def block(self, depth: int, rows: F32, positions: I64) -> StageCall:
+        """The call that brings ``rows`` [n, D] of the tokens at ``positions`` [n] through ``depth``."""
+        return StageCall(BLOCK, depth, self.filled[depth], rows, positions)
 
-    def block(self, depth: int, rows: F32, positions: I64) -> StateCalls:
-        """Run ``rows`` [n, D] of the tokens at ``positions`` [n] through ``depth`` → [n, D]."""
-        first = self.row(depth, positions)
-        state = yield StageCall(BLOCK, depth, first, rows, positions)
-        self.wrote(depth, first, positions)
-        return state
-
-    def wrote(self, depth: int, first: int, positions: I64) -> None:
-        """The slot of ``depth`` holds K and V of the tokens at ``positions`` [n] from row ``first`` on."""
-        self.filled[depth] = first + len(positions)
+    def wrote(self, call: StageCall) -> None:
+        """``call`` was run: the slot of its depth holds K and V of its tokens."""
+        self.filled[call.depth] = call.cached + len(call.positions)
         if self.held:
-            self.held[depth] += positions.tolist()
+            self.held[call.depth] += call.positions.tolist()
+
+    def wrote_from(self, depth: int, call: StageCall) -> None:
+        """``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones."""
+        for each in range(depth, len(self.filled)):
+            self.wrote(replace(call, depth=each))
 
     def finished(self, cached: int) -> None:
         """All tokens before position ``cached`` have run as deep as they will."""
@@ -89,13 +87,13 @@ class PerDepth:
 class SharedSlot(PerDepth):
     """One slot for all depths, where a token's row is its position: those that leave early have one too."""
 
-    def row(self, depth: int, positions: I64) -> int:
-        """The earliest position."""
-        return int(positions[0])
+    def block(self, depth: int, rows: F32, positions: I64) -> StageCall:
+        """As ``PerDepth.block``, at the row that is the earliest position."""
+        return StageCall(BLOCK, depth, positions.item(0), rows, positions)
 
-    def wrote(self, depth: int, first: int, positions: I64) -> None:
-        """Rows behind these stay valid, which depth 0 wrote and deeper calls of earlier tokens do not touch."""
-        self.filled[depth] = max(self.filled[depth], first + len(positions))
+    def wrote(self, call: StageCall) -> None:
+        """Rows behind the call's stay valid: depth 0 wrote them, and deeper calls leave them alone."""
+        self.filled[call.depth] = max(self.filled[call.depth], call.cached + len(call.positions))
 
     def finished(self, cached: int) -> None:
         """Every depth finds all tokens, however deep they went."""

@@ -74,6 +74,7 @@ class TokenSequence:
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
         self._depths = program.depths
         self._coda = len(program.caches("epilogue")) > 0
+        self._every_depth = np.array([program.depths])
         self._no_logits = np.empty((0, program.vocab_size), np.float32)
         self._first_carry = program.loop.carries[0].width
 
@@ -95,7 +96,8 @@ class TokenSequence:
         while end < len(ids):
             start, end = end, len(ids) if self.rule.whole_text else min(end + self.chunk(), len(ids))
             reads = {None: 0, "last": int(end == len(ids)), "all": end - start}[rows]
-            logits, ran[start:end] = yield from self._chunk(ids[start:end], self.cached, reads)
+            positions = tokens_from(self.cached, end - start)
+            logits, ran[start:end] = yield from self._chunk(ids[start:end], positions, reads)
             if rows == "all":
                 kept.append(logits.copy())
         if kept:
@@ -108,53 +110,62 @@ class TokenSequence:
         → logits [1, V], the depths that it ran.
         """
         at = self.cached if position is None else position
-        ids = np.array([token], np.int64)
+        ids, here = np.array([token]), np.array([at])
         if isinstance(self.rule, ExitRule) and self.rule.lets_go:
             if self.skipped.overdue:
                 yield from self.skipped.catch_up()
-            logits, depth = yield from self._until_exit(self.rule, ids, at)
+            logits, depth = yield from self._until_exit(self.rule, ids, here)
             self._finish(at + 1)
             return logits, depth
-        logits, ran = yield from self._chunk(ids, at, 1)
-        return logits, int(ran[0])
+        logits, ran = yield from self._chunk(ids, here, 1)
+        return logits, ran.item()
 
-    def _chunk(self, ids: I64, first: int, reads: int) -> PromptCalls:
-        """Tokens ids [n] at positions from ``first`` on, through the depths together."""
-        n = len(ids)
-        positions = tokens_from(first, n)
+    def _chunk(self, ids: I64, positions: I64, reads: int) -> PromptCalls:
+        """Tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together."""
+        n, first = len(ids), positions.item(0)
+        ran = self._every_depth if n == 1 else np.full(n, self._depths)
         if self.whole_prompt and n > 1 >= reads and self._router is None:
-            logits = yield StageCall(PROMPT, 0, first, ids, positions, reads)
-            for depth in range(self._depths):
-                self.layout.wrote(depth, first, positions)
+            call = StageCall(PROMPT, 0, first, ids, positions, reads)
+            logits = yield call
+            self.layout.wrote_from(0, call)
             self._finish(first + n)
-            return logits, np.full(n, self._depths)
+            return logits, ran
         state = yield StageCall(PROLOGUE, 0, first, ids, positions)
         if self._router is None:
             for depth in range(self._depths):
-                state = yield from self.layout.block(depth, state, positions)
-            ran = np.full(n, self._depths)
+                call = self.layout.block(depth, state, positions)
+                state = yield call
+                self.layout.wrote(call)
         else:
             state, ran = yield from self._routed(self._router, state, positions)
         logits = self._no_logits
         if reads or self._coda:
             logits = yield StageCall(EPILOGUE, self._depths - 1, first, state, positions, reads)
         self._finish(first + n)
-        return logits[len(logits) - reads :], ran
+        return logits if reads else self._no_logits, ran
 
     def _finish(self, cached: int) -> None:
         self.cached = cached
         self.layout.finished(cached)
 
-    def _until_exit(self, rule: ExitRule, ids: I64, at: int) -> StageCalls:
-        """One token, ids [1], through the depths until ``rule`` lets it go."""
-        here = np.array([at])
-        last = self._depths - 1
+    def _until_exit(self, rule: ExitRule, ids: I64, here: I64) -> StageCalls:
+        """One token, ids [1] at ``here`` [1], through the depths until ``rule`` lets it go."""
+        layout, skipped = self.layout, self.skipped
+        at, last = here.item(), self._depths - 1
         state = yield StageCall(PROLOGUE, 0, at, ids, here)
         outcome = Outcome(-1, state[:, : self._first_carry].copy())
-        for depth in range(last):
-            state = yield from self._deeper(depth, state, here)
+        positions = here
+        for depth in range(self._depths):
+            if skipped.waiting[depth]:
+                state, positions = yield from skipped.join(depth, state, here)
+            call = layout.block(depth, state, positions)
+            state = yield call
+            layout.wrote(call)
+            skipped.ran(depth, state, positions)
+            if depth == last:
+                break
             if len(state) > 1:  # tokens that had waited ran along
-                state = state[-1:]
+                state, positions = state[-1:], here
             deciding = perf_counter_ns()
             logits = None
             if rule.reads_logits:
@@ -163,25 +174,15 @@ class TokenSequence:
             leaves = rule.leaves(outcome, self.heads)
             self.clock.decided(deciding)
             if leaves:
-                yield from self.skipped.left(depth, state, at)
+                yield from skipped.left(depth, state, at)
                 if logits is None:
                     logits = yield StageCall(EPILOGUE, last, at, state, here)
                 return logits, depth + 1
-        state = yield from self._deeper(last, state, here)
+        if len(state) > 1 and not self._coda:
+            state, positions = state[-1:], here
         # The coda of those that waited saw their early states: now that they are deep, it sees these.
-        state = state if self._coda else state[-1:] if len(state) > 1 else state
-        positions = here if len(state) == 1 else tokens_from(at + 1 - len(state), len(state))
-        logits = yield StageCall(EPILOGUE, last, int(positions[0]), state, positions)
-        return logits, last + 1
-
-    def _deeper(self, depth: int, state: F32, here: I64) -> Generator[StageCall, F32, F32]:
-        """One depth for state [1, D] of the token at ``here`` [1], behind all that wait for it → [n, D]."""
-        positions = here
-        if self.skipped.waiting[depth]:
-            state, positions = yield from self.skipped.join(depth, state, here)
-        state = yield from self.layout.block(depth, state, positions)
-        self.skipped.ran(depth, state, positions)
-        return state
+        logits = yield StageCall(EPILOGUE, last, positions.item(0), state, positions)
+        return logits, self._depths
 
     def _routed(
         self, router: Router, state: F32, positions: I64
@@ -194,13 +195,15 @@ class TokenSequence:
         chunk = router.chunk(self.rule, state.copy(), self.clock)
         for depth in range(self.rule.stop):
             chosen = chunk.choose(depth)
-            calls = list(self.layout.row_calls(depth, chosen, len(state)))
-            if not calls:
+            pieces = list(self.layout.row_calls(depth, chosen, len(state)))
+            if not pieces:
                 break
             out = np.empty((len(chosen), self.program.width), np.float32)
-            for call in calls:
-                found = yield from self.layout.block(depth, chunk.state[call.rows], positions[call.rows])
-                out[call.part] = found[call.kept]
+            for piece in pieces:
+                call = self.layout.block(depth, chunk.state[piece.rows], positions[piece.rows])
+                found = yield call
+                self.layout.wrote(call)
+                out[piece.part] = found[piece.kept]
             chunk.update(out)
         return chunk.output(), chunk.ran
 
@@ -221,13 +224,6 @@ class TokenSequence:
         """
         self.skipped.take_back(position, pending)
         self.cached = min(self.cached, position)
-
-    def ran_elsewhere(self, cached: int) -> None:
-        """Another driver's calls brought the tokens before position ``cached`` through every depth."""
-        for depth in range(self._depths):
-            first = self.layout.filled[depth]
-            self.layout.wrote(depth, first, tokens_from(first, cached - first))
-        self.cached = cached
 
     def snapshot(self) -> SequenceState:
         """Its state now; later steps leave it as it is."""

@@ -10,16 +10,15 @@ from typing import TypeVar
 import numpy as np
 
 from ..checks import longer
-from ..engines.backend import F32, I64, Backend, Lanes, runs_prompts
+from ..engines.backend import F32, I64, Backend, runs_prompts
 from ..engines.kv import KVCache
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 from .policy import Policy, full_depth
 from .sequence import LogitRows, TokenSequence
 from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, PROMPT, StageCall
+from .token_lanes import SequenceLanes
 
-_KEPT = 128
-"""Numbers of tokens whose lanes are kept; chunks that lost some of their tokens come in every size."""
 Observe = Callable[[int, F32], None]
 """Called with (depth, state [1, S, D]) after every block call; the state is only lent."""
 Result = TypeVar("Result")
@@ -55,11 +54,13 @@ class SequentialDecoder:
         self.chunk = chunk
         self.observe = observe
         self.clock = LoopClock(backend.program.depths)
+        self.depth = 0
+        """Depths that the last token ran."""
         self.ran: I64 = np.empty(0, np.int64)
-        """Depths that each token of the last text ran, or the last token alone."""
+        """Depths that each token of the last text ran."""
         self.entered: F32 | None = None
         """The state [1, S, D] that entered depth 0 last; only lent."""
-        self._lanes: dict[int, _TokenLanes] = {}
+        self._lanes = SequenceLanes(cache, cache_sequence)
         # What the engine gave last [1, n, D], and its rows [n, D] as they were sent to the sequence: engines know
         # their own arrays when they get them back.
         self._state = np.empty((1, 0, 0), np.float32)
@@ -107,20 +108,15 @@ class SequentialDecoder:
         self.sequence.whole_prompt = self.backend.can.whole_prompt and rows != "all" and self.observe is None
         with self._slot_for_each_depth(len(ids)):
             logits, self.ran = self._drive(self.sequence.prompt(ids, rows))
+        self.depth = self.ran[-1].item()
         return logits
 
     def step(self, token: int) -> F32:
         """Run one more token, as a generated one → its logits [1, V]; ``depth`` says how deep it went."""
         if self.sequence.cached >= self.cache.capacity:
             self.checked(np.array([token], np.int64))
-        logits, depth = self._drive(self.sequence.step(token))
-        self.ran = np.array([depth])
+        logits, self.depth = self._drive(self.sequence.step(token))
         return logits
-
-    @property
-    def depth(self) -> int:
-        """Depths that the last token ran."""
-        return int(self.ran[-1])
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
         """Run each of ids [S] as a generated token, in turn → its logits [1, V], the depths that it ran."""
@@ -173,7 +169,7 @@ class SequentialDecoder:
         return result
 
     def _prologue(self, call: StageCall) -> F32:
-        lanes = self._lane(call)
+        lanes = self._lanes.of(call)
         start = perf_counter_ns()
         state = self.backend.prologue(call.rows[None], lanes, self.cache)
         clock = self.clock
@@ -185,7 +181,7 @@ class SequentialDecoder:
         return self._rows
 
     def _block(self, call: StageCall) -> F32:
-        lanes = self._lane(call)
+        lanes = self._lanes.of(call)
         rows, depth = call.rows, call.depth
         state = self._state if rows is self._rows else rows[None]
         start = perf_counter_ns()
@@ -206,13 +202,13 @@ class SequentialDecoder:
 
     def _fill(self, call: StageCall) -> F32:
         start = perf_counter_ns()
-        self.backend.fill(call.rows[None], self._lane(call), self.cache)
+        self.backend.fill(call.rows[None], self._lanes.of(call), self.cache)
         self.clock.engine_ns += perf_counter_ns() - start
         return call.rows[:0]
 
     def _epilogue(self, call: StageCall) -> F32:
-        tokens = self._tokens(len(call.positions))
-        lanes = tokens.lanes(call)
+        tokens = self._lanes.place(call)
+        lanes = tokens.made[EPILOGUE][call.depth]
         state = self._state if call.rows is self._rows else call.rows[None]
         # Where nothing is read the head still gets one row, because graphs need not take an empty list.
         rows = tokens.all if call.reads > 1 else tokens.last
@@ -234,7 +230,7 @@ class SequentialDecoder:
     def _prompt(self, call: StageCall) -> F32:
         backend, n = self.backend, len(call.rows)
         assert runs_prompts(backend)
-        lanes = self._lane(call)
+        lanes = self._lanes.of(call)
         start = perf_counter_ns()
         logits = backend.prompt(call.rows[None], call.reads > 0, lanes, self.cache)
         clock = self.clock
@@ -243,18 +239,6 @@ class SequentialDecoder:
         clock.tokens += n
         clock.passes += 1
         return logits
-
-    def _lane(self, call: StageCall) -> Lanes:
-        return self._tokens(len(call.positions)).lanes(call)
-
-    def _tokens(self, n: int) -> _TokenLanes:
-        """The lanes of n tokens, made once."""
-        tokens = self._lanes.get(n)
-        if tokens is None:
-            if len(self._lanes) >= _KEPT:
-                self._lanes.clear()
-            tokens = self._lanes[n] = _TokenLanes(self.cache, self.cache_sequence, n)
-        return tokens
 
     @contextmanager
     def _slot_for_each_depth(self, new: int) -> Iterator[None]:
@@ -270,52 +254,13 @@ class SequentialDecoder:
         for each in own:
             wide.copy_rows("block", each, kept, slot, 0, self.cached)
         kept.reserve(end)
-        self.cache, self._lanes = kept.with_block_of(wide), {}
+        self.cache = kept.with_block_of(wide)
+        self._lanes = SequenceLanes(self.cache, slot)
         try:
             yield
             kept.copy_rows("block", slot, wide, own[-1], 0, end)
         finally:
             self.cache, self._lanes = kept, lanes
-
-
-class _TokenLanes:
-    """The lanes of n tokens of one sequence for every stage and depth: one set of arrays, which all of them share.
-
-    They are written in place, so that decoding allocates nothing and an engine may keep its bindings; and only when
-    other tokens come than in the call before.
-    """
-
-    def __init__(self, cache: KVCache, cache_sequence: int, n: int) -> None:
-        self._cache, self._sequence = cache, cache_sequence
-        self._arrays = Lanes.single(0, 0, n, cache.slot("prologue", cache_sequence, 0))
-        self.all, self.last = np.arange(n), np.array([n - 1])
-        """Rows that may be read out: [n], and [1]."""
-        enters: dict[int, Lanes] = {}
-        loops: dict[int, Lanes] = {}
-        self._made: dict[str, tuple[str, dict[int, Lanes]]] = {
-            PROLOGUE: ("prologue", enters),
-            PROMPT: ("prologue", enters),
-            BLOCK: ("block", loops),
-            FILL: ("block", loops),
-            EPILOGUE: ("epilogue", {}),
-        }
-        self._cached = 0
-        self._positions: I64 | None = None
-
-    def lanes(self, call: StageCall) -> Lanes:
-        """Those of ``call``, with its tokens in them."""
-        if call.positions is not self._positions or call.cached != self._cached:
-            arrays = self._arrays
-            self._cached, self._positions = call.cached, call.positions
-            arrays.cached[0] = call.cached
-            arrays.positions[0] = call.positions
-            arrays.refresh()  # and with it all that share them
-        stage, made = self._made[call.stage]
-        lanes = made.get(call.depth)
-        if lanes is None:
-            slot = self._cache.slot(stage, self._sequence, call.depth)
-            lanes = made[call.depth] = self._arrays.at(call.depth, slot)
-        return lanes
 
 
 _RUN: dict[str, Callable[[SequentialDecoder, StageCall], F32]] = {

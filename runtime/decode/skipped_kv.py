@@ -119,7 +119,9 @@ class Exact(NothingMissing):
                 continue
             state = self._take(depth)
             positions = tokens_from(self.layout.filled[depth], len(state))
-            state = yield from self.layout.block(depth, state, positions)
+            call = self.layout.block(depth, state, positions)
+            state = yield call
+            self.layout.wrote(call)
             self.ran(depth, state, positions)
             if depth == self.depths - 1 and self._coda:
                 yield StageCall(EPILOGUE, depth, int(positions[0]), state, positions, 0)
@@ -148,9 +150,9 @@ class Propagate(NothingMissing):
 
     def _fill(self, depth: int) -> Calls:
         states, first = self._take(depth), self.layout.filled[depth]
-        positions = tokens_from(first, len(states))
-        yield StageCall(FILL, depth, first, states, positions)
-        self.layout.wrote(depth, first, positions)
+        call = StageCall(FILL, depth, first, states, tokens_from(first, len(states)))
+        yield call
+        self.layout.wrote(call)
 
 
 class Latest(NothingMissing):
@@ -160,10 +162,9 @@ class Latest(NothingMissing):
 
     def left(self, depth: int, state: F32, position: int) -> Calls:
         """Its rows are copied into the slots of all deeper depths."""
-        here = np.array([position])
-        yield StageCall(COPY, depth, position, state[:0], here)
-        for deeper in range(depth + 1, self.depths):
-            self.layout.wrote(deeper, position, here)
+        call = StageCall(COPY, depth, position, state[:0], np.array([position]))
+        yield call
+        self.layout.wrote_from(depth + 1, call)
 
 
 class Skip(NothingMissing):
