@@ -20,10 +20,9 @@ import numpy as np
 
 from ..runtime.bundle.folder import Bundle
 from ..runtime.bundle.heads import read_heads
-from ..runtime.decode.decoding import check_decode
 from ..runtime.decode.draft_control import DraftController
+from ..runtime.decode.modes import PIPELINED, Mode, check_mode, choose_policy
 from ..runtime.decode.pipeline import Pipeline
-from ..runtime.decode.policy import choose_policy
 from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend, Lanes
@@ -84,7 +83,8 @@ class Call:
 def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
     """Measure and report; UsageError for a model that is not decoded pipelined."""
     program = bundle.program
-    check_decode("pipelined", program, choose_policy(program, read_heads(bundle), bundle.manifest.exits))
+    policy = choose_policy(program, read_heads(bundle), bundle.manifest.exits)
+    check_mode(Mode(program, policy, PIPELINED, backend.name, backend.can))
     capacity = max(args.prompt_tokens, PROMPT) + args.tokens
     loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
     with console.progress() as progress:

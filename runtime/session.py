@@ -11,14 +11,14 @@ import numpy as np
 from .bundle.folder import Bundle
 from .bundle.heads import read_heads
 from .checks import whole_number
-from .decode.decoding import check_decode, exits_early
 from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
 from .decode.kv_layout import KV_LAYOUTS
 from .decode.logprobs import Score, score
+from .decode.modes import PIPELINED, SEQUENTIAL, Mode, check_mode, choose_policy
 from .decode.pipeline import Pipeline
-from .decode.policy import Policy, choose_policy, full_depth
+from .decode.policy import Policy, full_depth
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
@@ -66,12 +66,12 @@ class Session:
             bundle.program, self.heads, bundle.manifest.exits, exit, skipped_kv, kv
         )
         """Who stops where, and what that means for K and V."""
-        check_decode(decode, bundle.program, self.policy)
+        check_mode(Mode(bundle.program, self.policy, decode, backend.name, backend.can))
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
         self._pace: DraftController | None = None
-        if decode == "pipelined":
-            self._pace = (WholeTokenController if exits_early(self.policy) else DraftController)(
+        if decode == PIPELINED:
+            self._pace = (WholeTokenController if self.policy.rule.lets_go else DraftController)(
                 bundle.program.depths
             )
         self._pipelined: Pipeline | None = None
@@ -271,9 +271,12 @@ class Session:
         return evaluate(stream, self.context, decoder, policies, self.choose("never"))
 
     def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
-        """Another policy over the same KV slots; UsageError when the model cannot have it."""
+        """Another policy over the same KV slots; UsageError when the model or the engine cannot have it."""
         exits = self.bundle.manifest.exits
-        return choose_policy(self.program, self.heads, exits, exit, skipped_kv, self.policy.kv)
+        policy = choose_policy(self.program, self.heads, exits, exit, skipped_kv, self.policy.kv)
+        if self.backend is not None:
+            check_mode(Mode(self.program, policy, SEQUENTIAL, self.backend.name, self.backend.can))
+        return policy
 
     def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
         """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""

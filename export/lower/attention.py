@@ -64,16 +64,11 @@ def problem(program: Program, op: Attend) -> str | None:
     """Why no graph computes ``op`` of a block."""
     shared, tokens = op.slot == "first" and program.shares_kv, window(program, op)
     odd = f"mask {op.mask}" if op.mask != "causal" else f"heads of {op.head_dim}"
-    if shared and tokens is not None:
-        return (
-            f"the depths share K and V and attention sees {tokens} tokens; target onnx takes one or the other, "
-            "export with per-depth K and V"
-        )
     if shared and not _fits(op):
         return f"target onnx does not take attend with {odd} where depths share K and V"
-    if program.window is not None and op.cache is not None and not _fits(op):
+    if program.moving_window is not None and op.cache is not None and not _fits(op):
         return f"target onnx does not take attend with {odd} in a sliding window"
-    if program.window is not None and tokens != program.window:
+    if program.moving_window is not None and tokens != program.moving_window:
         return f"attention sees {tokens} tokens in some layers and {program.window} in others; target onnx takes one"
     return None
 
@@ -116,7 +111,7 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
         attributes["softcap"] = op.cap
     if (tokens := window(graph.program, op)) is not None:
         attributes["local_window_size"] = tokens
-        if graph.program.window is not None:  # slots are no longer than that, and some more rows
+        if graph.program.moving_window is not None:  # slots are no longer than that, and some more rows
             attributes["sliding_window_cache"] = 1
     shared = op.slot == "first" and graph.shared
     packed = None if shared else values.together(*names)

@@ -240,20 +240,3 @@ class TokenSequence:
         self.layout.filled[:] = state.filled
         self.skipped.waiting = [list(waiting) for waiting in state.waiting]
         self.layout.held = [held.tolist() for held in state.held]
-
-
-def check_batched(program: Program, policy: Policy) -> None:
-    """UsageError, one line, for a policy that only a sequence alone can have."""
-    if policy.kv == "last":
-        raise UsageError(
-            "KV policy last runs a prompt in caches of its own; many users at once take per-depth"
-        )
-    if policy.skipped_kv == "latest":
-        raise UsageError(
-            "policy latest for skipped K and V copies rows of one sequence's slots; many users at once take exact, "
-            "propagate or skip"
-        )
-    if isinstance(policy.rule, RoutingRule) and policy.rule.topk:
-        raise UsageError(
-            "exit rule chunk-topk takes its share of a whole prompt; many users at once take router"
-        )

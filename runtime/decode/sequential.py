@@ -71,17 +71,11 @@ class SequentialDecoder:
         self.restart(policy or full_depth(backend.program, cache.slots))
 
     def restart(self, policy: Policy) -> None:
-        """From empty, under ``policy``, over the same slots. UsageError for one that the engine cannot have."""
+        """From empty, under ``policy``, over the same slots; it is one that the engine can have (``modes.py``)."""
         chunk = (
             self.chunk
         )  # not self: a cache is let go of with its last reference, and not when cycles are looked for
-        sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
-        if sequence.skipped.copies_rows and not self.backend.can.host_rows:
-            raise UsageError(
-                f"policy {policy.skipped_kv!r} for skipped K and V copies rows, and engine {self.backend.name} has "
-                "them to itself; choose another policy or engine"
-            )
-        self.sequence = sequence
+        self.sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
 
     @property
     def capacity(self) -> int:

@@ -4,9 +4,10 @@ A cache belongs to one layer of one stage's graph and is K, V [slots, K heads, r
 The block has as many slots a sequence as depths that keep K and V of their own, the prologue and epilogue one.
 All caches of a sequence lie in one piece of memory, so choose the capacity no larger than what is needed.
 
-Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens: then a slot has no
-more than W + ``SLACK`` rows, the first ``rows_kept`` of them hold the most recent tokens in order, and the engine
-makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed KV Cache").
+Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens and depths have K and V
+of their own: then a slot has no more than W + ``SLACK`` rows, the first ``rows_kept`` of them hold the most recent
+tokens in order, and the engine makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed
+KV Cache").
 
 Rows are copied, read and written by ``KVCache``'s methods, whoever wants that: an engine whose K and V lie elsewhere
 has a subclass that answers them, and leaves ``stages`` empty.
@@ -30,6 +31,8 @@ from ..model.program import STAGES, Program
 F32 = npt.NDArray[np.float32]
 SLACK = 128
 """Rows beside the window: old tokens are moved out once in this many steps, not in each."""
+TAKEN_BACK = 64
+"""Tokens of a slot of which ``Shift``'s rows are kept: drafts are never as many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +40,8 @@ class KVCache:
     """``stages[name]`` is a list of (K, V), one pair a layer of that stage's graph.
 
     ``capacity``: tokens that a sequence may have. ``rows``: those that a slot holds at once. ``slots``: slots of a
-    sequence in the block's caches. ``window``: the sliding window, or None. ``row_sizes``: by stage, the numbers of
-    a row of one slot, K and V of all its caches.
+    sequence in the block's caches. ``window``: the sliding window that its rows move with, or None. ``row_sizes``: by
+    stage, the numbers of a row of one slot, K and V of all its caches.
     """
 
     stages: dict[str, list[tuple[F32, F32]]]
@@ -49,6 +52,8 @@ class KVCache:
     row_sizes: dict[str, int]
     last_rows: dict[tuple[str, int], tuple[int, dict[int, F32]]] = field(default_factory=dict)
     """By stage and slot: after how many tokens, and the last row of each Shift by its number."""
+    earlier_rows: dict[tuple[str, int], dict[int, dict[int, F32]]] = field(default_factory=dict)
+    """The same after fewer tokens: once drafts are taken back, a token goes on from there."""
     number_bytes: ClassVar[int] = 4
 
     @staticmethod
@@ -63,7 +68,7 @@ class KVCache:
             raise UsageError(
                 f"{slots} KV slots a sequence, wanted 1 to {program.kv_slots}, which the model has"
             )
-        window = program.window
+        window = program.moving_window
         rows = capacity if window is None else max(window, min(capacity, window + SLACK))
         shapes = {
             stage: [
@@ -126,6 +131,18 @@ class KVCache:
             self.copy_rows(stage, slot, source, source_slot, 0, source.rows_in(tokens))
             self.write_last(stage, slot, *source.read_last(stage, source_slot))
 
+    def rows_after(self, stage: str, slot: int, tokens: int) -> dict[int, F32] | None:
+        """The rows that ``Shift`` keeps of a slot after its first ``tokens`` tokens; None where nobody knows them."""
+        newest, rows = self.last_rows.get((stage, slot), (tokens, {}))
+        return rows if newest == tokens else self.earlier_rows.get((stage, slot), {}).get(tokens)
+
+    def keep_rows(self, stage: str, slot: int, cached: int, tokens: int, rows: dict[int, F32]) -> None:
+        """A call behind ``cached`` tokens left ``rows`` after ``tokens``; those of other tokens there are forgotten."""
+        newest, old = self.last_rows.get((stage, slot), (0, {}))
+        known = {**self.earlier_rows.get((stage, slot), {}), newest: old}
+        self.earlier_rows[stage, slot] = {n: known[n] for n in known if tokens - TAKEN_BACK <= n <= cached}
+        self.last_rows[stage, slot] = tokens, rows
+
     def read_last(self, stage: str, slot: int) -> tuple[int, list[F32]]:
         """The rows [D] that ``Shift`` keeps of a slot, and after how many tokens they are the last; (0, []): none."""
         tokens, rows = self.last_rows.get((stage, slot), (0, {}))
@@ -134,6 +151,7 @@ class KVCache:
     def write_last(self, stage: str, slot: int, tokens: int, rows: Sequence[F32]) -> None:
         """What ``read_last`` gave."""
         self.last_rows.pop((stage, slot), None)
+        self.earlier_rows.pop((stage, slot), None)
         if rows:
             self.last_rows[stage, slot] = tokens, {i: row.reshape(1, -1).copy() for i, row in enumerate(rows)}
 

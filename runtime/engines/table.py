@@ -219,10 +219,6 @@ def open_backend(
             f"{bundle.folder} holds no {engine.target} target (only: {found}), which engine {name} needs; "
             f"{choice}export with --target {engine.target}"
         )
-    if packed and not engine.can.packed:
-        raise UsageError(
-            f"engine {name} takes one lane at a time, not packed lanes; use engine onnx for many"
-        )
     if kv_bits not in engine.can.kv_bits:
         known = " or ".join(map(str, engine.can.kv_bits))
         raise UsageError(

@@ -148,6 +148,14 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return max(known) if windows and len(known) == len(windows) else None
 
     @property
+    def moving_window(self) -> int | None:
+        """The window that caches move with: tokens that no later one sees make room. None where rows stay.
+
+        They stay where depths share K and V, too: depth 0 would move out rows that the depths after it still read.
+        """
+        return None if self.shares_kv else self.window
+
+    @property
     def shares_kv(self) -> bool:
         """Do the depths of the loop read the K and V of depth 0?"""
         return self.depths > 1 and any(shape.shared for shape in self.caches("block"))

@@ -12,13 +12,14 @@ from pathlib import Path
 from types import TracebackType
 
 from ..bundle.folder import Bundle
+from ..bundle.heads import read_heads
 from ..checks import whole_number
 from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
+from ..decode.modes import MANY, Mode, check_mode, choose_policy
 from ..decode.sampling import SamplingOptions
-from ..decode.sequence import check_batched
 from ..engines.backend import I64, Backend
-from ..engines.table import open_backend
+from ..engines.table import ENGINES, open_backend, usual_engine
 from ..model.program import Program
 from ..session import Session
 from ..text.template import Objects
@@ -54,7 +55,7 @@ class BatchServer:
         self._session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
         self.policy, self.context = self._session.policy, self._session.context
         """Who stops where, and the tokens that prompt and answer may have together."""
-        check_batched(bundle.program, self.policy)
+        check_mode(Mode(bundle.program, self.policy, MANY, backend.name, backend.can))
         self.sequences, self.waiting = sequences, waiting
         cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
         rule = self.policy.rule
@@ -88,6 +89,12 @@ class BatchServer:
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         check_encoder(bundle.program, bundle.folder, False)
+        name = engine or usual_engine(bundle)
+        if name in ENGINES:  # nothing is loaded for what would be refused
+            policy = choose_policy(
+                bundle.program, read_heads(bundle), bundle.manifest.exits, exit, skipped_kv, kv
+            )
+            check_mode(Mode(bundle.program, policy, MANY, name, ENGINES[name].can))
         backend = open_backend(engine, bundle, threads, packed=True, kv_bits=kv_bits)
         return BatchServer(
             bundle,

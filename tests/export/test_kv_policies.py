@@ -27,7 +27,7 @@ from edgeloop.runtime.engines.backend import F32, Backend, Lanes
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.onnx.engine import OnnxBackend
 from edgeloop.runtime.engines.onnx.session import _PLANS
-from edgeloop.runtime.errors import EngineError, ExportError, UsageError
+from edgeloop.runtime.errors import EngineError, UsageError
 
 IDS = np.random.default_rng(5).integers(0, 97, 31)
 ENGINES = ("reference", "onnx")
@@ -106,7 +106,9 @@ PIECES = {
 
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
-@pytest.mark.parametrize("changes", [SHARED, WINDOW, {}], ids=["shared", "window", "plain"])
+@pytest.mark.parametrize(
+    "changes", [SHARED, WINDOW, SHARED | WINDOW, {}], ids=["shared", "window", "shared window", "plain"]
+)
 @pytest.mark.parametrize("kind", ["mor-lora", "mor-norms", "ouro"])
 def test_engines_agree_after_every_depth(
     models: Models, kind: str, changes: dict[str, object], pieces: list[int]
@@ -124,7 +126,9 @@ def test_engines_agree_after_every_depth(
                     assert near(a[:, :, :resident], b[:, :, :resident]), (engine.name, stage)
 
 
-@pytest.mark.parametrize("changes", [SHARED, WINDOW], ids=["shared", "window"])
+@pytest.mark.parametrize(
+    "changes", [SHARED, WINDOW, SHARED | WINDOW], ids=["shared", "window", "shared window"]
+)
 @pytest.mark.parametrize("quant", ["int4", "int8"])
 def test_quantized(models: Models, quant: str, changes: dict[str, object]) -> None:
     """Parity was checked by the target; here, that the shipped graphs run token by token."""
@@ -312,11 +316,6 @@ def test_one_slot_for_all_depths(models: Models, kind: str) -> None:
         for pair, other in zip(cache.stages["block"], wanted[2].stages["block"], strict=True):
             assert near(np.stack(pair), np.stack(other))
     assert not near(wanted[1], run(model.engines["reference"], [1] * 31)[1], 1e-3)
-
-
-def test_shared_behind_a_window_is_refused(models: Models) -> None:
-    with pytest.raises(ExportError, match="target onnx takes one or the other"):
-        models("mor-lora", kv="shared", sliding_window=5)
 
 
 def test_the_oldest_plan_goes_first(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,11 +50,6 @@ class ExecutorchTarget:
 
     def check(self, program: Program, recipe: Recipe) -> None:
         """ExportError for what XNNPACK gets wrong or does not take."""
-        if program.shares_kv and program.window is not None:
-            raise ExportError(
-                f"the depths share K and V and attention sees {program.window} tokens; "
-                "target executorch takes one or the other, export with per-depth K and V"
-            )
         check_shared(program, "executorch")
         xnnpack.check(program)
         check_recipe(program, recipe)

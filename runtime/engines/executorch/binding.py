@@ -62,7 +62,7 @@ class Binding:
         cache: KVCache, slots: tuple[int, ...], chunk: bool, rotary: Rotary,
     ) -> None:  # fmt: skip
         self.bridge, self.slots, self.chunk = bridge, slots, chunk
-        self.window = program.window
+        self.window = program.moving_window
         stored = cache.stages[CACHED[role(kind)]]
         used = stored if signature.caches or signature.fresh else []
         self.pairs = [array for pair in used for array in pair]

@@ -3,5 +3,11 @@
 from ..capabilities import Capabilities
 
 CAPABILITIES = Capabilities(
-    packed=True, any_depth=True, whole_prompt=False, host_rows=True, row_exact=True, kv_bits=(32, 16)
+    packed=True,
+    any_depth=True,
+    whole_prompt=False,
+    free_rows=True,
+    host_rows=True,
+    row_exact=True,
+    kv_bits=(32, 16),
 )

@@ -127,18 +127,18 @@ class ReferenceBackend:
             stage = self._blocks[lane.depth] if name == "block" else self.program.stage(name)
             out[b, :n] = np.concatenate(compute(stage, lane, *values), axis=1)
             if lane.last_rows:
-                cache.last_rows[name, lanes.first_slot + b] = lane.cached + n, lane.last_rows
+                cache.keep_rows(name, lanes.first_slot + b, lane.cached, lane.cached + n, lane.last_rows)
         return packed.pack(out) if packed else out
 
     def _of(self, lanes: Lanes, b: int, stage: str, cache: KVCache) -> Lane:
         """Lane ``b`` of ``lanes`` with its slots of ``stage``."""
         depth, cached, n = int(lanes.depth[b]), int(lanes.cached[b]), int(lanes.tokens[b])
         own = lanes.first_slot + b
-        tokens, last_rows = cache.last_rows.get((stage, own), (cached, {})) if cached else (0, {})
-        if tokens != cached:
+        last_rows = cache.rows_after(stage, own, cached) if cached else {}
+        if last_rows is None:
             raise UsageError(
-                f"{cached} tokens before the next one, but the row that is kept for it is that of token {tokens}; "
-                "this model's shift takes tokens in order, start again"
+                f"{cached} tokens before the next one, but the row that is kept for it is that of token "
+                f"{cache.last_rows[stage, own][0]}; this model's shift takes tokens in order, start again"
             )
         first = own - min(depth, cache.slots - 1) if stage == "block" else own
         slots = ([Slot(k[at], v[at], cache.window) for k, v in cache.stages[stage]] for at in (own, first))
@@ -148,7 +148,7 @@ class ReferenceBackend:
             cached=cached,
             own=next(slots),
             first=next(slots),
-            last_rows=last_rows,
+            last_rows=dict(last_rows),
             block=0 if cached else n,
         )
 

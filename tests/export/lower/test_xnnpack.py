@@ -81,7 +81,6 @@ def every() -> Program:
 
 MADE: dict[str, Callable[[], Program]] = {**PROGRAMS, "every": every}
 NOT_TAKEN = {
-    "shared": "the depths share K and V and attention sees 5 tokens; target executorch takes one or the other",
     "routed": "attention has matrices of its own for each depth, which target executorch does not take",
     "experts": "target executorch does not take experts: it chooses matrices by the token",
     "parallel_loop": "target executorch does not take shift: it keeps a row of each lane from call to call",

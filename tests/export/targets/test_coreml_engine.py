@@ -16,7 +16,7 @@ from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.parity import trace
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.exits import ExitRule
-from edgeloop.runtime.decode.policy import choose_policy
+from edgeloop.runtime.decode.modes import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.coreml.engine import CoremlBackend, why_not
@@ -25,6 +25,7 @@ from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.engines.table import ENGINES, open_backend
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
+from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
 
@@ -162,9 +163,9 @@ def test_the_interpreter_is_an_engine(
     assert 1e-5 < difference(found, wanted) < 5e-3  # float16
     with pytest.raises(
         UsageError,
-        match="engine coreml-reference takes one lane at a time, not packed lanes; use engine onnx",
+        match="engine coreml-reference: it takes one lane at a time, and many users need packed lanes; use",
     ):
-        open_backend("coreml-reference", packaged("mor-middle-cycle"), packed=True)
+        BatchServer.open(packaged("mor-middle-cycle").folder, engine="coreml-reference")
 
 
 @pytest.mark.skipif(why_not() == "", reason="this computer has Core ML")

@@ -12,6 +12,7 @@ from stored_bundle import FOLDER, logits
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines import table as backends
 from edgeloop.runtime.errors import BundleError, EngineError, UsageError
+from edgeloop.runtime.serve.serving import BatchServer
 
 STORED = max(FOLDER.glob("format-*/"))
 
@@ -65,7 +66,7 @@ def test_an_engine_can_what_its_folder_says_and_closes_twice(maker, tmp_path, na
 
 
 def test_packed_lanes_are_refused_before_anything_is_loaded(maker, tmp_path, monkeypatch):
-    bundle = Bundle.open(maker.bundle(tmp_path / "b", maker.program()))
+    bundle = maker.bundle(tmp_path / "b", maker.program())
     engine = backends.ENGINES["reference"]
     monkeypatch.setitem(
         backends.ENGINES,
@@ -73,6 +74,7 @@ def test_packed_lanes_are_refused_before_anything_is_loaded(maker, tmp_path, mon
         dataclasses.replace(engine, load=None, can=dataclasses.replace(engine.can, packed=False)),
     )
     with pytest.raises(
-        UsageError, match="engine reference takes one lane at a time, not packed lanes; use engine"
+        UsageError,
+        match="engine reference: it takes one lane at a time, and many users need packed lanes; use",
     ):
-        backends.open_backend("reference", bundle, packed=True)
+        BatchServer.open(bundle, engine="reference")

@@ -260,9 +260,9 @@ def test_sizes_are_checked(bundle: Path):
 
 
 def test_what_only_one_sequence_can_have_is_refused(bundle: Path):
-    with pytest.raises(UsageError, match="KV policy last runs a prompt in caches of its own"):
+    with pytest.raises(UsageError, match="KV layout 'last': it runs a prompt in caches of its own"):
         BatchServer.open(bundle, engine="reference", kv="last")
-    with pytest.raises(UsageError, match="policy latest for skipped K and V copies rows of one sequence"):
+    with pytest.raises(UsageError, match="'latest' for skipped K and V: it copies rows of one sequence"):
         BatchServer.open(bundle, engine="reference", exit="depth:1", skipped_kv="latest")
 
 

@@ -1,0 +1,383 @@
+"""Which ways to decode go together: one table of what does not, and why.
+
+A way is a model, an exit rule or its router, what becomes of skipped K and V, a KV layout, a driver and an engine.
+Every row of ``REFUSED`` is a condition and a reason; the first that applies is what a user is told, and what no row
+refuses gives the tokens of the reference engine. docs/modes.md shows what is left for each trait of a model;
+tests/mode_cells.py tries every cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..bundle.manifest import Exit
+from ..engines.backend import F32
+from ..engines.capabilities import Capabilities
+from ..errors import UsageError
+from ..model.program import Program
+from .exits import ExitRule, parse_rule
+from .kv_layout import KV_LAYOUTS
+from .policy import Policy
+from .routing import parse_routing
+from .skipped_kv import SKIPPED_KV
+
+SEQUENTIAL, PIPELINED, MANY = "sequential", "pipelined", "many users"
+DECODE = (SEQUENTIAL, PIPELINED)
+"""The drivers of one sequence, as ``--decode`` names them; ``MANY`` is that of the batch server."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to decode. ``can``: what the engine ``engine`` says of itself; None: whatever the engine."""
+
+    program: Program
+    policy: Policy
+    driver: str = SEQUENTIAL
+    engine: str = ""
+    can: Capabilities | None = None
+
+    @property
+    def kv(self) -> str:
+        """The KV layout."""
+        return self.policy.kv
+
+    @property
+    def skipped_kv(self) -> str:
+        """What becomes of skipped K and V."""
+        return self.policy.skipped_kv
+
+    @property
+    def own_kv(self) -> str:
+        """The KV layout that the model was trained for."""
+        return "shared" if self.program.shares_kv else "per-depth"
+
+    @property
+    def depths(self) -> int:
+        """How often the loop runs."""
+        return self.program.depths
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window, in tokens."""
+        return self.program.window
+
+    @property
+    def routed(self) -> bool:
+        """Does a router of the model's own decide who goes on?"""
+        return self.program.routing is not None
+
+    @property
+    def coda(self) -> bool:
+        """Have the layers after the loop K and V, so that a token's logits depend on those before it?"""
+        return len(self.program.caches("epilogue")) > 0
+
+    @property
+    def differs(self) -> bool:
+        """Has the block anything that is another at each depth?"""
+        return self.program.differs(self.program.stage("block"))
+
+    @property
+    def leaves(self) -> bool:
+        """May an exit rule let a token go before the last depth?"""
+        rule = self.policy.rule
+        return isinstance(rule, ExitRule) and (rule.measure is not None or rule.stop < self.depths)
+
+    @property
+    def varies(self) -> bool:
+        """May one token run more depths than another?"""
+        rule = self.policy.rule
+        return not isinstance(rule, ExitRule) or rule.measure is not None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Does the exit rule read logits?"""
+        return self.policy.rule.reads_logits
+
+    @property
+    def by_chunk(self) -> bool:
+        """Does the router take its share of a whole chunk?"""
+        return self.policy.rule.whole_text
+
+    def lacks(self, capability: str) -> bool:
+        """Is the engine one that cannot do that?"""
+        return self.can is not None and not getattr(self.can, capability)
+
+
+CHOICES = {
+    "kv": "KV layout {m.kv!r}",
+    "skipped_kv": "policy {m.skipped_kv!r} for skipped K and V",
+    "exit": "exit rule {m.policy.exit!r}",
+    "decode": "decode {m.driver!r}",
+    "engine": "engine {m.engine}",
+}
+"""How a refusal begins, by the choice that it is of."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Refuses the value of ``choice`` when it ``applies``, which ``when`` says in words; what to do ``instead``."""
+
+    choice: str
+    when: str
+    applies: Callable[[Mode], bool]
+    why: str
+    instead: str
+
+    def line(self, mode: Mode) -> str:
+        """What a user is told."""
+        return f"{CHOICES[self.choice]}: {self.why}; {self.instead}".format(m=mode)
+
+
+REFUSED: tuple[Row, ...] = (
+    Row(
+        "kv",
+        "shared or last, with one depth",
+        lambda m: m.kv != m.own_kv and m.depths == 1,
+        "the model has one depth, and nothing else could use its K and V",
+        "leave it out",
+    ),
+    Row(
+        "kv",
+        "shared, where depths have K and V of their own",
+        lambda m: m.kv == "shared" != m.own_kv,
+        "the depths of this model have K and V of their own",
+        "leave it out, or export the model with --kv shared",
+    ),
+    Row(
+        "kv",
+        "per-depth, where depths share K and V",
+        lambda m: m.kv == "per-depth" != m.own_kv,
+        "the depths of this model share K and V",
+        "leave it out, or export the model with --kv per-depth",
+    ),
+    Row(
+        "kv",
+        "last, where depths share K and V",
+        lambda m: m.kv == "last" and m.own_kv == "shared",
+        "the depths of this model share the K and V of the first one",
+        "leave it out",
+    ),
+    Row(
+        "kv",
+        "last, with a router",
+        lambda m: m.kv == "last" and m.routed,
+        "a router was trained with a slot a depth, which holds those that ran it",
+        "leave it out",
+    ),
+    Row(
+        "kv",
+        "last, with a sliding window",
+        lambda m: m.kv == "last" and m.window is not None,
+        "rows of a window of {m.window} tokens move when they are written, and every depth would write them",
+        "leave it out",
+    ),
+    Row(
+        "kv",
+        "last, where a depth keeps the row of the token before",
+        lambda m: m.kv == "last" and m.program.kept_rows > 0,
+        "each depth keeps a row of the token before, and one slot has room for one",
+        "leave it out",
+    ),
+    Row(
+        "kv",
+        "last, on an engine that places rows itself",
+        lambda m: m.kv == "last" and m.lacks("free_rows"),
+        "engine {m.engine} gives each depth a slot of its own",
+        "leave it out, or choose another engine",
+    ),
+    Row(
+        "skipped_kv",
+        "any but shared, where one slot serves all depths",
+        lambda m: m.kv != "per-depth" and m.skipped_kv != "shared",
+        "with {m.kv} K and V one slot serves all depths, so that none are missing",
+        "leave it out",
+    ),
+    Row(
+        "skipped_kv",
+        "any but skip, with a router",
+        lambda m: m.kv == "per-depth" and m.routed and m.skipped_kv != "skip",
+        "the model's router was trained with depths that do not see those that left",
+        "leave it out",
+    ),
+    Row(
+        "skipped_kv",
+        "shared, with a slot a depth",
+        lambda m: m.kv == "per-depth" and m.skipped_kv == "shared",
+        "each depth has K and V of its own, so that those of skipped depths are missing",
+        "choose exact, propagate, latest or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "propagate or latest, with one depth",
+        lambda m: m.skipped_kv in ("propagate", "latest") and m.depths == 1,
+        "the model has one depth, which no token skips",
+        "leave it out",
+    ),
+    Row(
+        "skipped_kv",
+        "propagate, where a depth keeps the row of the token before",
+        lambda m: m.skipped_kv == "propagate" and m.program.kept_rows > 0,
+        "a depth keeps a row of the token before, and a token that skipped it has none",
+        "choose exact or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "propagate, with attention matrices for each depth",
+        lambda m: m.skipped_kv == "propagate" and m.program.own_matrices,
+        "K and V are filled in with matrices that all depths share, and this model has some for each depth",
+        "choose exact, latest or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "propagate, where the loop keeps no K and V",
+        lambda m: m.skipped_kv == "propagate" and not m.program.caches("block"),
+        "the loop of this model keeps no K and V",
+        "choose exact or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "propagate or latest, with a sliding window",
+        lambda m: m.skipped_kv in ("propagate", "latest") and m.window is not None,
+        "rows that are filled in later have to stay where they are, and a window of {m.window} tokens moves them",
+        "choose exact or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "latest under an exit rule, where a depth keeps the row of the token before",
+        lambda m: m.skipped_kv == "latest" and m.leaves and m.program.kept_rows > 0,
+        "a depth keeps a row of the token before, which is no copy of another depth's",
+        "choose exact or skip",
+    ),
+    Row(
+        "skipped_kv",
+        "latest under an exit rule, on an engine that keeps rows to itself",
+        lambda m: SKIPPED_KV[m.skipped_kv].copies_rows and m.leaves and m.lacks("host_rows"),
+        "it copies rows, and engine {m.engine} keeps them to itself",
+        "choose exact or propagate, or another engine",
+    ),
+    Row(
+        "skipped_kv",
+        "skip under a rule of measures or a router, on an engine that places rows itself",
+        lambda m: m.skipped_kv == "skip" and m.varies and m.lacks("free_rows"),
+        "a token's row is then not its position, and engine {m.engine} has no others",
+        "choose exact or propagate, or another engine",
+    ),
+    Row(
+        "decode",
+        "pipelined, with one depth",
+        lambda m: m.driver == PIPELINED and m.depths == 1,
+        "the model has one depth, so there is nothing to pipeline",
+        "use sequential",
+    ),
+    Row(
+        "decode",
+        "pipelined, KV layout last",
+        lambda m: m.driver == PIPELINED and m.kv == "last",
+        "with one KV slot for all depths a token has to finish before the next one begins",
+        "use sequential",
+    ),
+    Row(
+        "decode",
+        "pipelined under an exit rule, skipped K and V latest",
+        lambda m: m.driver == PIPELINED and m.policy.rule.lets_go and m.skipped_kv == "latest",
+        "policy latest copies the K and V of a token that left, which a wrong draft would need back",
+        "use sequential, or exact, propagate or skip",
+    ),
+    Row(
+        "decode",
+        "pipelined, exit rule chunk-topk",
+        lambda m: m.driver == PIPELINED and m.by_chunk,
+        "exit rule {m.policy.exit!r} has to see a whole text at once",
+        "use sequential",
+    ),
+    Row(
+        "decode",
+        "pipelined under an exit rule or a router, with a sliding window",
+        lambda m: m.driver == PIPELINED and m.policy.rule.lets_go and m.window is not None,
+        "exit rule {m.policy.exit!r} and a sliding window move rows that a wrong draft needs back",
+        "use sequential",
+    ),
+    Row(
+        "decode",
+        "pipelined under a rule that reads logits, with layers after the loop",
+        lambda m: m.driver == PIPELINED and m.reads_logits and m.coda,
+        "exit rule {m.policy.exit!r} reads logits, for which the layers after the loop wait for the tokens before",
+        "use sequential, or a rule that reads states",
+    ),
+    Row(
+        "decode",
+        "pipelined, shared K and V with two depths or with norms or deltas of each depth",
+        lambda m: m.driver == PIPELINED and m.program.shares_kv and (m.depths == 2 or m.differs),
+        "depths that share K and V ride in one call only if there are three or more, without own norms or deltas",
+        "use sequential",
+    ),
+    Row(
+        "kv",
+        "last, for many users",
+        lambda m: m.driver == MANY and m.kv == "last",
+        "it runs a prompt in caches of its own, and many users at once have one cache",
+        "leave it out",
+    ),
+    Row(
+        "skipped_kv",
+        "latest, for many users",
+        lambda m: m.driver == MANY and m.skipped_kv == "latest",
+        "it copies rows of one sequence's slots, and many users at once have one cache",
+        "choose exact, propagate or skip",
+    ),
+    Row(
+        "exit",
+        "chunk-topk, for many users",
+        lambda m: m.driver == MANY and m.by_chunk,
+        "it takes its share of a whole prompt, and many users' prompts go in by chunks",
+        "use router",
+    ),
+    Row(
+        "engine",
+        "many users, on an engine that takes one lane at a time",
+        lambda m: m.driver == MANY and m.lacks("packed"),
+        "it takes one lane at a time, and many users need packed lanes",
+        "use engine onnx",
+    ),
+)
+"""The first row that applies refuses a mode."""
+
+
+def refusal(mode: Mode) -> str | None:
+    """Why ``mode`` is refused, in one line; None: it is not."""
+    return next((row.line(mode) for row in REFUSED if row.applies(mode)), None)
+
+
+def check_mode(mode: Mode) -> None:
+    """UsageError with the reason of the first row that refuses ``mode``, or for a driver that there is not."""
+    if mode.driver not in (*DECODE, MANY):
+        raise UsageError(f"decode {mode.driver!r}; known: {', '.join(DECODE)}")
+    if reason := refusal(mode):
+        raise UsageError(reason)
+
+
+def choose_policy(
+    program: Program,
+    heads: Mapping[str, F32],
+    calibrated: Mapping[str, Exit],
+    exit: str | None = None,  # noqa: A002 - the word of the command line
+    skipped_kv: str | None = None,
+    kv: str | None = None,
+) -> Policy:
+    """The policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
+    text = exit or ("router" if program.routing else "never")
+    rule = parse_routing(text, program) if program.routing else parse_rule(text, program, heads, calibrated)
+    kv = kv or ("shared" if program.shares_kv else "per-depth")
+    if skipped_kv is None and text in calibrated and kv == "per-depth" and not program.routing:
+        skipped_kv = calibrated[text].skipped_kv
+    asked = (("KV layout", kv, KV_LAYOUTS), ("policy for skipped K and V", skipped_kv, SKIPPED_KV))
+    for what, value, known in asked:
+        if value not in (None, *known):
+            raise UsageError(f"{what} {value!r}; known: {', '.join(known)}")
+    modes = [
+        Mode(program, Policy(text, kv, name, rule)) for name in ([skipped_kv] if skipped_kv else SKIPPED_KV)
+    ]
+    mode = next((mode for mode in modes if refusal(mode) is None), modes[0])
+    check_mode(mode)
+    return mode.policy
