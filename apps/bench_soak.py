@@ -62,7 +62,7 @@ def soak(args: argparse.Namespace, console: Console) -> None:
         end = time.monotonic() + 5
         while engine.scheduler.tasks and time.monotonic() < end:  # the last one is being put away
             time.sleep(0.01)
-        free = len(engine.scheduler.free)
+        free = len(engine.pool.free)
     if free != SEQUENCES:
         raise EngineError(
             f"{SEQUENCES - free} of {SEQUENCES} lanes were lost; this is a bug, please report it"

@@ -175,6 +175,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Batch
         exit=args.exit,
         skipped_kv=args.skipped_kv,
         kv=args.kv,
+        reuse=False,  # every round sends the same prompts
     )
 
 

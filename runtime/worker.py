@@ -1,8 +1,8 @@
-"""The thread that serves many requests: lets them in and out, and runs the scheduler's ticks.
+"""The thread that serves many requests: starts and ends them, and runs the scheduler's ticks.
 
-It knows nothing of the ``BatchServer`` that a caller holds. So one that is dropped without ``close`` is collected, and
-its thread ends once everything that was submitted has been served; the thread of one that is open when the interpreter
-exits is closed before that.
+It holds no reference to the ``BatchServer`` that a caller has. So one that is dropped without ``close`` is collected,
+and its thread ends once everything that was submitted has been served. A worker that is open when the interpreter exits
+is closed before that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from .decode.sampling import Sampler
-from .decode.sequence import TokenSequence
 from .decode.stage_call import StageCall
 from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
+from .serve.pool import Place, SequencePool
 from .serve.requests import Answer, Step
 from .serve.scheduler import Scheduler, Task
 from .session import Session
@@ -37,12 +37,12 @@ _watched = False
 class Worker:
     """A queue of requests, and the thread that serves them."""
 
-    def __init__(self, session: Session, scheduler: Scheduler, waiting: int) -> None:
-        """``session``: one that generates nothing, but knows the model; ``waiting``: requests that may wait."""
-        self._session, self._scheduler, self._waiting = session, scheduler, waiting
+    def __init__(self, session: Session, scheduler: Scheduler, pool: SequencePool, waiting: int) -> None:
+        """``session``: the model and its policy; it generates nothing itself. ``waiting``: the queue's length."""
+        self._session, self._scheduler, self._pool, self._waiting = session, scheduler, pool, waiting
         self._changed = threading.Condition()
         self._queue: deque[Handle] = deque()
-        self._running: dict[Handle, Task] = {}
+        self._running: dict[Handle, tuple[Task, Place]] = {}
         self._cancelled: list[Handle] = []
         self._closing = self._finishing = False
         self._failure: EngineError | None = None
@@ -53,7 +53,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, handle: Handle) -> None:
-        """Take a request; EngineError, UsageError or BusyError where that cannot be."""
+        """Queue a request. EngineError, UsageError or BusyError where it cannot be served."""
         if self._forked is not None:
             raise self._forked
         scheduler = self._scheduler
@@ -62,7 +62,7 @@ class Worker:
                 raise EngineError(f"the engine has failed ({self._failure}); open it again")
             if self._closing:
                 raise UsageError("the engine is closed; open it again")
-            # Whoever waits for a sequence that is free already is not waiting.
+            # A request in the queue for which a sequence is free does not count as waiting.
             if len(self._queue) + len(self._running) >= scheduler.sequences + self._waiting:
                 raise BusyError(
                     f"{len(self._running)} requests run and {len(self._queue)} wait, which is all that this engine "
@@ -88,13 +88,13 @@ class Worker:
         _workers.discard(self)
 
     def finish(self) -> None:
-        """Nobody can submit any more: end the thread when all is served. Returns at once."""
+        """End the thread once everything that was submitted is served. Returns at once."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
 
     def forked(self) -> None:
-        """This is the child of a fork, which has no thread of ours: end what would wait for it for ever."""
+        """End all requests in the child of a fork, where the thread does not exist: they would wait for ever."""
         self._changed = threading.Condition()  # the parent's thread may have held the other one
         self._closing = True
         self._forked = EngineError(
@@ -118,7 +118,7 @@ class Worker:
             if error is not None:
                 self._failure = EngineError(str(error))
             left = [*self._running, *self._queue]
-            tasks = list(self._running.values())
+            tasks = [task for task, _ in self._running.values()]
             self._running.clear()
             self._queue.clear()
         for task in tasks:
@@ -127,7 +127,7 @@ class Worker:
             handle.end(error, cancelled=error is None)
 
     def _admit(self) -> bool:
-        """Sleep until there is something to do; let requests in and out. False when the engine is closed."""
+        """Sleep until there is work; end cancelled requests and start queued ones. False when the engine is closed."""
         tasks = self._scheduler.tasks
         if tasks and not (self._closing or self._queue or self._cancelled):
             return True  # most ticks; a change that is seen one tick later does no harm
@@ -141,48 +141,69 @@ class Worker:
             for handle in cancelled:
                 if handle in self._queue:
                     self._queue.remove(handle)
-            dropped = [task for h in cancelled if (task := self._running.pop(h, None)) is not None]
-            new: list[Handle] = []
-            free = len(self._scheduler.free) + len(dropped)
-            while self._queue and len(new) < free:
-                handle = self._queue.popleft()
-                new.append(handle)
-                self._running[handle] = self._task(handle)
-        for task in dropped:
-            self._scheduler.remove(task)
+            dropped = [running for h in cancelled if (running := self._running.pop(h, None)) is not None]
+        for task, place in dropped:
+            self._stop(task, place)
         for handle in cancelled:
             handle.end(cancelled=True)
-        for handle in new:
-            self._scheduler.add(self._running[handle])
+        self._start_queued()
         return True
 
-    def _task(self, handle: Handle) -> Task:
+    def _start_queued(self) -> None:
+        """Start queued requests, the oldest first, while sequences are free."""
+        started: list[Task] = []
+        with self._changed:
+            while self._queue and self._pool.free:
+                handle = self._queue.popleft()
+                place, reused = self._pool.take(handle.request.prompt)
+                task = Task(place.number, self._answer(handle, place, reused), self._ended(handle, place))
+                self._running[handle] = task, place
+                started.append(task)
+        for task in started:
+            self._scheduler.add(task)
+
+    def _stop(self, task: Task, place: Place) -> None:
+        """End a cancelled task; its sequence keeps the tokens that were done."""
+        call = self._scheduler.remove(task)
+        place.tokens.take_back(place.tokens.cached, [call] if call is not None else [])
+        self._pool.give_back(place)
+
+    def _ended(self, handle: Handle, place: Place) -> Callable[[BaseException | None], None]:
+        """What the scheduler calls when the request of ``handle`` has ended by itself."""
+
         def ended(error: BaseException | None) -> None:
             with self._changed:
                 self._running.pop(handle, None)
+            if error is not None:
+                self._pool.clear(place)
+            self._pool.give_back(place)
             handle.end(None if error is None else as_error(error))
 
-        return Task(self._answer(handle), ended)
+        return ended
 
-    def _answer(self, handle: Handle) -> Generator[StageCall, F32, None]:
-        """The engine calls that a request needs, one at a time for the scheduler; its steps go to its handle."""
-        request, session = handle.request, self._session
-        course = TokenSequence(session.program, session.policy, session.heads, self._scheduler.chunk)
+    def _answer(self, handle: Handle, place: Place, reused: int) -> Generator[StageCall, F32, None]:
+        """The stage calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
+
+        Its steps go to its handle.
+        """
+        request, session, sequence = handle.request, self._session, place.tokens
         choose = Sampler(request.sampling, len(request.prompt)).choose
         answer = Answer(request, choose, session.program, session.tokenizer_or_none, session.context)
+        place.ids = answer.ids
+        handle.reused = reused
         watch = Stopwatch()
-        logits, ran = yield from course.prompt(request.prompt)
+        logits, ran = yield from sequence.prompt(request.prompt[reused:])
         depth = int(ran[-1])
         while True:
             token, text = answer.choose(logits[-1])
             handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
             if answer.finish:
                 return
-            logits, depth = yield from course.step(token)
+            logits, depth = yield from sequence.step(token)
 
 
 def as_error(failure: BaseException) -> Exception:
-    """``failure`` for whoever waits for a request: a library's panic, which no ``except Exception`` sees, as one."""
+    """Return ``failure`` as an Exception. A library's panic, which is none, becomes an EngineError."""
     if isinstance(failure, Exception):
         return failure
     error = EngineError(f"the request failed: {type(failure).__name__}: {reason(failure)}")

@@ -320,13 +320,6 @@ REFUSED: tuple[Row, ...] = (
         "leave it out",
     ),
     Row(
-        "skipped_kv",
-        "latest, for many users",
-        lambda m: m.driver == MANY and m.skipped_kv == "latest",
-        "it copies rows of one sequence's slots, and many users at once have one cache",
-        "choose exact, propagate or skip",
-    ),
-    Row(
         "exit",
         "chunk-topk, for many users",
         lambda m: m.driver == MANY and m.by_chunk,

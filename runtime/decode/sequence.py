@@ -83,6 +83,15 @@ class TokenSequence:
         """By depth: tokens whose K and V are in its slot."""
         return self.layout.filled
 
+    @property
+    def steps_like_prompt(self) -> bool:
+        """Do steps leave the K and V that a prompt of the same tokens leaves?
+
+        An exit rule lets tokens of steps go, not those of a prompt; a router treats both alike.
+        """
+        rule = self.rule
+        return isinstance(rule, RoutingRule) or not rule.lets_go or self.skipped.complete
+
     def prompt(self, ids: I64, rows: LogitRows = "last") -> PromptCalls:
         """Run ids [S], S ≥ 1: every token at full depth, or as the router says → logits [N, V], depths run [S].
 

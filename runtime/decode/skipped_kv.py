@@ -46,6 +46,8 @@ class NothingMissing:
     """Must the driver be able to copy rows between slots?"""
     gaps = False
     """Do slots lack the tokens that left before their depth?"""
+    complete = False
+    """Are K and V those of full depth in the end, though tokens left early?"""
 
     def __init__(self, program: Program, layout: PerDepth) -> None:
         self.layout = layout
@@ -96,6 +98,8 @@ class NothingMissing:
 
 class Exact(NothingMissing):
     """States wait until a token goes deeper, and run with it."""
+
+    complete = True
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
         """All that wait, of which the newest is ``state`` itself (``ran``)."""

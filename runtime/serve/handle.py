@@ -14,10 +14,14 @@ from .requests import Finish, Request, Step
 
 @dataclass(frozen=True)
 class Completion:
-    """All steps of a request; ``cancelled``: its caller, or the closing of the server, ended it."""
+    """All steps of a request; ``cancelled``: its caller, or the closing of the server, ended it.
+
+    ``reused``: tokens of its prompt that a sequence held already, so that they were not prefilled.
+    """
 
     steps: tuple[Step, ...]
     cancelled: bool
+    reused: int = 0
 
     @property
     def text(self) -> str:
@@ -41,17 +45,19 @@ class Completion:
 
 
 class Handle:
-    """One request. Any thread may read it, and any number of readers: each sees every step from the first.
+    """One request, for any number of readers in any thread: each gets every step from the first on.
 
     ``for step in handle`` and ``async for step in handle`` stream the steps; they end when the request does, with the
-    error that ended it if there was one. Leaving such a loop early does not end the request, for others may read it:
-    ``cancel`` does, and so does leaving ``with handle:`` (or ``async with handle:``) around it. An asyncio task that
-    is cancelled while it waits, in ``wait`` or ``async for``, cancels the request; ``asyncio.shield(handle.wait())``
-    does not. Steps that nobody reads are kept; there are ``max_tokens`` at most.
+    error that ended it if there was one. Leaving such a loop early does not end the request, since it may have other
+    readers: ``cancel`` does, and so does leaving ``with handle:`` (or ``async with handle:``) around it. Cancelling an
+    asyncio task in ``wait`` or ``async for`` cancels the request; ``asyncio.shield(handle.wait())`` does not. All
+    steps are kept; there are ``max_tokens`` at most.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
         self.request = request
+        self.reused = 0
+        """Tokens of its prompt that a sequence held already, once it has started."""
         self._cancel: Callable[[Handle], None] | None = cancel
         self._lock = threading.Lock()
         self._steps: list[Step] = []
@@ -59,11 +65,11 @@ class Handle:
         self._error: BaseException | None = None
         self._cancelled = False
         self._wake: list[Callable[[], object]] = []
-        """Called once each at the next change: readers that wait for it."""
+        """Called once each at the next change, on behalf of waiting readers."""
 
     @property
     def done(self) -> bool:
-        """Has it ended, in whatever way?"""
+        """True once the request has ended: finished, cancelled or failed."""
         return self._ended.is_set()
 
     def cancel(self) -> None:
@@ -152,7 +158,7 @@ class Handle:
                 return
             self._error, self._cancelled = error, cancelled
             self._ended.set()
-            self._cancel = None  # which would keep the engine alive
+            self._cancel = None  # it would keep the engine alive
             wake, self._wake = self._wake, []
         for call in wake:
             call()
@@ -163,7 +169,7 @@ class Handle:
         if ended:
             self._ended.set()
         else:
-            self._wake = []  # they belong to threads and loops that are not here
+            self._wake = []  # of threads and event loops that the child does not have
             self.end(error)
 
     def _after(self, seen: int, wake: Callable[[], object]) -> tuple[list[Step], bool]:
@@ -180,4 +186,4 @@ class Handle:
     def _completion(self) -> Completion:
         if self._error is not None:
             raise self._error
-        return Completion(tuple(self._steps), self._cancelled)
+        return Completion(tuple(self._steps), self._cancelled, self.reused)

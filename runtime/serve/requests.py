@@ -77,6 +77,11 @@ class Answer:
         """Of the last token, where the request asks for them."""
         self._top = request.logprobs
 
+    @property
+    def ids(self) -> I64:
+        """The ids of prompt and answer, with room for what is still to come; written in place."""
+        return self._tokens
+
     def choose(self, logits: F32) -> tuple[int, str]:
         """Return the next token, given logits [V], and the text that it completes."""
         position = self._length

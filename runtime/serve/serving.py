@@ -1,7 +1,7 @@
-"""The batch engine: requests from any thread or from asyncio, which one worker thread serves together.
+"""The batch server: takes requests from any thread or from asyncio, and serves them together in one worker thread.
 
-The worker (``worker.py``) sleeps when there is nothing to do. What is taken is bounded from the start: so many
-sequences of so many tokens each, and so many requests that wait; what does not fit is refused at once.
+Its memory and its queue are bounded when it is opened: a number of sequences of a number of tokens each, and a number
+of requests that wait. A request beyond that is refused at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
 from ..decode.modes import MANY, Mode, check_mode, choose_policy
 from ..decode.sampling import SamplingOptions
+from ..decode.sequence import TokenSequence
 from ..engines.backend import I64, Backend
 from ..engines.table import ENGINES, open_backend, usual_engine
 from ..model.program import Program
@@ -25,6 +26,7 @@ from ..session import Session
 from ..text.template import Objects
 from ..worker import Worker
 from .handle import Handle
+from .pool import SequencePool
 from .scheduler import Scheduler
 
 __all__ = ["BatchServer", "Handle"]
@@ -47,23 +49,31 @@ class BatchServer:
         exit: str | None = None,  # noqa: A002 - the word of the command line
         skipped_kv: str | None = None,
         kv: str | None = None,
+        reuse: bool | None = None,
     ) -> None:
         """As ``open``, with a backend that was opened for packed lanes."""
         for name, value, least in (("sequences", sequences, 1), ("waiting", waiting, 0)):
             whole_number(value, name, least)
-        # A session that generates nothing: it checks requests and knows the policy.
-        self._session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
-        self.policy, self.context = self._session.policy, self._session.context
-        """Who stops where, and the tokens that prompt and answer may have together."""
+        # It checks requests and holds the policy; it generates nothing.
+        self._session = session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
+        self.policy, self.context = session.policy, session.context
+        """Exit rule, KV layout and skipped K and V; the tokens that prompt and answer may have together."""
         check_mode(Mode(bundle.program, self.policy, MANY, backend.name, backend.can))
         self.sequences, self.waiting = sequences, waiting
         cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
-        self.scheduler = Scheduler(backend, cache, sequences, aligned=even)
+        scheduler = self.scheduler = Scheduler(backend, cache, sequences, aligned=even)
         self.kv_bytes = cache.nbytes
         """Bytes reserved for K and V."""
-        self._worker = Worker(self._session, self.scheduler, waiting)
+        self.pool = SequencePool(
+            cache,
+            sequences,
+            lambda: TokenSequence(session.program, session.policy, session.heads, scheduler.chunk),
+            reuse=backend.can.row_exact if reuse is None else reuse,
+            copies=backend.can.host_rows,
+        )
+        self._worker = Worker(session, scheduler, self.pool, waiting)
         weakref.finalize(self, self._worker.finish).atexit = False  # then it is closed (worker.py)
 
     @staticmethod
@@ -81,11 +91,14 @@ class BatchServer:
         skipped_kv: str | None = None,
         kv: str | None = None,
         kv_bits: int = 32,
+        reuse: bool | None = None,
     ) -> BatchServer:
         """Open the bundle at ``path`` for ``sequences`` requests at once, and ``waiting`` more in a queue.
 
         ``context``: tokens that prompt and answer may have together; K and V of ``sequences`` times as many are
-        reserved. The rest is as in ``Session.open``, and so are the errors.
+        reserved. ``reuse``: a prompt that begins as one that a sequence still holds is prefilled from where they
+        differ; None: where the engine is row-exact, so that no answer depends on it. The rest is as in
+        ``Session.open``, and so are the errors.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         check_encoder(bundle.program, bundle.folder, False)
@@ -105,6 +118,7 @@ class BatchServer:
             exit=exit,
             skipped_kv=skipped_kv,
             kv=kv,
+            reuse=reuse,
         )
 
     @property
@@ -125,10 +139,10 @@ class BatchServer:
         template: str | None = None,
         logprobs: int | None = None,
     ) -> Handle:
-        """Ask for a text, as ``Session.generate`` does, from any thread; returns at once.
+        """Submit a request, as ``Session.generate`` takes it, from any thread; returns at once.
 
-        Refused at once: what ``generate`` refuses, with the same errors; BusyError when the queue is full, EngineError
-        when the engine has failed or this is a fork of the process that opened it, UsageError when it is closed.
+        Raises what ``generate`` raises; BusyError when the queue is full, EngineError when the engine has failed or
+        this is a fork of the process that opened it, UsageError when it is closed.
         """
         request = self._session.prompts.request(
             prompt,

@@ -30,7 +30,7 @@ REQUESTS = [
         (17, 1, SamplingOptions(temperature=1.0, min_p=0.05, seed=1)),
     )
 ]
-PER_DEPTH = ("exact", "propagate", "skip")
+PER_DEPTH = ("exact", "propagate", "latest", "skip")
 POLICIES = [
     ("edgeloop", {}),
     *(
@@ -96,7 +96,7 @@ def test_every_answer_is_its_lone_run(
     with BatchServer.open(bundle, engine=engine, sequences=3, **policy) as serving:
         found = together(serving)
         scheduler = serving.scheduler
-        assert sorted(scheduler.free) == [0, 1, 2]
+        assert sorted(serving.pool.free) == [0, 1, 2]
         assert scheduler.rows > 1.2 * scheduler.calls  # they did share calls
     for one, other in zip(found, wanted, strict=True):
         assert one.tokens == other.tokens
@@ -113,13 +113,13 @@ def test_rounded_answers_are_those_of_a_lone_run(
     with Session.open(bundle) as session:
         wanted = [[step.token for step in session.generate(prompt, 40)] for prompt in prompts]
     counts: list[list[int]] = []
-    call = Scheduler._call
+    run = Scheduler._run
 
     def watched(self: Scheduler, stage: str, group: list[tuple[Any, Any]]) -> None:
-        counts.append([len(ask.rows) for _, ask in group])
-        call(self, stage, group)
+        counts.append([len(call.rows) for _, call in group])
+        run(self, stage, group)
 
-    monkeypatch.setattr(Scheduler, "_call", watched)
+    monkeypatch.setattr(Scheduler, "_run", watched)
     with BatchServer.open(bundle, sequences=4) as serving:
         handles = [serving.submit(prompt, 40) for prompt in prompts]
         found = [[step.token for step in handle] for handle in handles]

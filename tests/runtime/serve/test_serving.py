@@ -95,8 +95,7 @@ def alone(bundle: Path, *request: object, **options: str) -> list[int]:
 
 
 def all_free(engine: BatchServer) -> bool:
-    scheduler = engine.scheduler
-    return sorted(scheduler.free) == list(range(engine.sequences)) and not scheduler.tasks
+    return sorted(engine.pool.free) == list(range(engine.sequences)) and not engine.scheduler.tasks
 
 
 def test_texts_stream_to_threads(bundle: Path, engine: BatchServer):
@@ -262,8 +261,6 @@ def test_sizes_are_checked(bundle: Path):
 def test_what_only_one_sequence_can_have_is_refused(bundle: Path):
     with pytest.raises(UsageError, match="KV layout 'last': it runs a prompt in caches of its own"):
         BatchServer.open(bundle, engine="reference", kv="last")
-    with pytest.raises(UsageError, match="'latest' for skipped K and V: it copies rows of one sequence"):
-        BatchServer.open(bundle, engine="reference", exit="depth:1", skipped_kv="latest")
 
 
 def test_cancelling_before_it_started(engine: BatchServer, gate: threading.Semaphore):
@@ -513,7 +510,7 @@ def test_random_arrivals_and_cancellations(bundle: Path, options: dict[str, str]
         results = [handle.result(60) for _, handle in kept]
         assert all_free(engine)
         assert engine.kv_bytes == engine.scheduler.cache.nbytes == nbytes
-        assert not any(engine.scheduler._wants.values())
+        assert not any(engine.scheduler._pending.values())
     assert refused
     assert any(result.cancelled for result in results)
     with Session.open(bundle, engine="reference", **options) as session:
