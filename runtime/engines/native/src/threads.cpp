@@ -125,7 +125,7 @@ Team::~Team() {
         (void)bed_.release();  // its end would wait for those who slept
         return;
     }
-    pass_.store(0);
+    pass_.store(((pass_.load() >> 8) + 1) << 8);  // another word than any thread has seen, also before the first pass
     wake();
     for (std::thread& thread : workers_) thread.join();
 }
