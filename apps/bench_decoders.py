@@ -13,13 +13,13 @@ from ..export.pipeline import export_bundle
 from ..export.unrolled import WEIGHTS, plain_llama, write_unrolled_checkpoint, write_unrolled_graph
 from ..quant.recipe import Recipe
 from ..runtime.bundle.folder import Bundle
+from ..runtime.context.context import CACHE_STEP
 from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Lanes
 from ..runtime.engines.kv import KVCache
 from ..runtime.engines.onnx.engine import OnnxBackend
 from ..runtime.engines.onnx.session import GraphSession, default_threads, use_threads
 from ..runtime.errors import EngineError, ExportError
-from ..runtime.session import CACHE_STEP
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder
 from .contender import Decoder

@@ -162,7 +162,8 @@ def generation(steps: list[Step], stats: GenerationStats) -> dict[str, Any]:
         "acceptance": stats.acceptance,
         "kv_bytes_per_token": stats.kv_bytes_per_token,
         "kv_bytes": stats.kv_bytes,
-        "prompt_tokens": stats.prefill_tokens,
+        "prompt_tokens": stats.prompt_tokens,
+        "prefill_tokens": stats.prefill_tokens,
         "prefill_tokens_per_s": stats.prefill_tokens_per_s,
         "decode_tokens_per_s": stats.decode_tokens_per_s,
         "time_to_first_token_ms": stats.time_to_first_token_ms,
@@ -181,10 +182,16 @@ def legend(depths: tuple[int, ...]) -> str:
 def cost(stats: GenerationStats, finish: Finish | None) -> str:
     """Why a generation ended, and what it cost, in one line."""
     end = f" (ended by {ENDS[finish]})" if finish else ""
+    before = stats.prompt_tokens - stats.prefill_tokens
+    prompt = (
+        f"{stats.prefill_tokens} of {stats.prompt_tokens} prompt"
+        if before
+        else f"{stats.prompt_tokens} prompt"
+    )
     parts = [
         f"{stats.decode_tokens} tokens{end}",
         f"{stats.decode_tokens_per_s:.0f} tokens/s",
-        f"first after {stats.time_to_first_token_ms:.0f} ms ({stats.prefill_tokens} prompt tokens)",
+        f"first after {stats.time_to_first_token_ms:.0f} ms ({prompt} tokens)",
     ]
     if len(set(stats.depths)) > 1:
         parts.append(f"{stats.mean_depth:.2f} depths a token")

@@ -25,6 +25,10 @@ class BundleError(EdgeloopError):
     """A bundle that is missing, incomplete, of another version, or does not match its hashes."""
 
 
+class SessionError(EdgeloopError):
+    """A saved session that is damaged, of another bundle or policy, or cannot be written."""
+
+
 class ExportError(EdgeloopError):
     """An export that cannot be done: folder exists, disk full, a target that is not installed."""
 

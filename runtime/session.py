@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from .bundle.folder import Bundle
-from .bundle.heads import read_heads
-from .checks import whole_number
+from .context.context import Context
+from .context.saved import opened
+from .context.session_context import ContextSession
 from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
-from .decode.kv_layout import KV_LAYOUTS
 from .decode.logprobs import Score, score
-from .decode.modes import PIPELINED, SEQUENTIAL, Mode, check_mode, choose_policy
+from .decode.modes import SEQUENTIAL, Mode, check_mode, choose_policy
 from .decode.pipeline import Pipeline
 from .decode.policy import Policy, full_depth
 from .decode.sampling import Choose, Sampler, SamplingOptions
@@ -25,21 +25,16 @@ from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
 from .engines.backend import F32, I64, Backend
 from .engines.table import open_backend
 from .errors import UsageError
-from .model.program import Program
 from .serve.requests import Answer, Request, Step
-from .text.prompts import Prompts, Texts, Types
-from .text.template import ChatTemplates, Objects
-from .text.tokenizer import Tokenizer
+from .text.prompts import Texts, Types
+from .text.template import Objects
 from .timing import GenerationClock, GenerationStats
 
 __all__ = ["Session", "Step"]
 
-CACHE_STEP = 256
-"""Caches are made for a multiple of this many tokens: what a request needs, not the model's whole context."""
 
-
-class Session:
-    """One sequence at a time on one engine. Every call starts from an empty context."""
+class Session(ContextSession):
+    """One sequence at a time on one engine: generates, scores and evaluates; its context stays between generations."""
 
     def __init__(
         self,
@@ -53,32 +48,12 @@ class Session:
         decode: str = "sequential",
     ) -> None:
         """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
-        limit = backend.program.context_length
-        if context is not None:
-            context = whole_number(context, "context", 1, limit)
-        self.bundle = bundle
-        self.backend: Backend | None = backend
-        self.context = context or limit
-        """Tokens that prompt and answer may have together."""
-        self.heads = read_heads(bundle)
-        """What the host itself computes of a state: exit gate, routers, probes."""
-        self.policy: Policy = choose_policy(
-            bundle.program, self.heads, bundle.manifest.exits, exit, skipped_kv, kv
-        )
-        """Who stops where, and what that means for K and V."""
+        super().__init__(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
         check_mode(Mode(bundle.program, self.policy, decode, backend.name, backend.can))
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
-        self._pace: DraftController | None = None
-        if decode == PIPELINED:
-            self._pace = (WholeTokenController if self.policy.rule.lets_go else DraftController)(
-                bundle.program.depths
-            )
+        self._pace = self._new_pace()
         self._pipelined: Pipeline | None = None
-        self._decoder: SequentialDecoder | None = None
-        self.prompts = Prompts(bundle, self.context)
-        """Makes checked requests of prompts and options."""
-        self._generation = 0
         self._clock: GenerationClock | None = None
 
     @staticmethod
@@ -110,25 +85,39 @@ class Session:
         backend = open_backend(engine, bundle, threads, kv_bits=kv_bits)
         return Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv, decode=decode)
 
-    @property
-    def program(self) -> Program:
-        """The model's architecture."""
-        return self.bundle.program
+    @staticmethod
+    def load(
+        path: str | Path,
+        file: str | Path,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        verify: bool = True,
+        decode: str = "sequential",
+        kv_bits: int = 32,
+    ) -> Session:
+        """Open the bundle at ``path`` and go on from the context that ``save`` wrote to ``file``.
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer; UsageError when it has none."""
-        return self.prompts.need_tokenizer()
-
-    @property
-    def tokenizer_or_none(self) -> Tokenizer | None:
-        """The bundle's tokenizer, where it has one."""
-        return self.prompts.tokenizer
-
-    @property
-    def chat_templates(self) -> ChatTemplates:
-        """The bundle's chat templates."""
-        return self.prompts.chat_templates
+        Depth, exit rule and KV policies are those of the saved session; the rest is as in ``open``, and so are the
+        errors. SessionError, one line, for a damaged file and for one of another bundle.
+        """
+        with opened(Path(file)) as saved:
+            owner = saved.owner
+        bundle = Bundle.open(path, verify=verify)
+        saved.check_bundle(bundle)
+        if owner.depths != bundle.program.depths:
+            bundle = bundle.at_depth(owner.depths)
+        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits)
+        session = Session(
+            bundle, backend, context, exit=owner.exit, skipped_kv=owner.skipped_kv, kv=owner.kv, decode=decode
+        )
+        try:
+            session.restore(file)
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     @property
     def stats(self) -> GenerationStats:
@@ -159,24 +148,9 @@ class Session:
             raise UsageError("the session is closed; open it again")
         return encode(self.backend, self.prompts.texts(texts, types), depth, logits)
 
-    def encode_chat(
-        self,
-        messages: Objects,
-        *,
-        tools: Objects | None = None,
-        documents: Objects | None = None,
-        template: str | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer.
-
-        ``tools`` (JSON schemas of functions), ``documents`` and ``template``, the name of one, are as transformers'
-        ``apply_chat_template`` takes them. UsageError when there is no such template, or when it refuses them.
-        """
-        return self.prompts.encode_chat(messages, tools=tools, documents=documents, template=template)
-
     def generate(
         self,
-        prompt: str | Sequence[int] | I64,
+        prompt: str | Sequence[int] | I64 | None = None,
         max_tokens: int = 256,
         sampling: SamplingOptions | None = None,
         stop: Sequence[str] = (),
@@ -186,10 +160,15 @@ class Session:
         documents: Objects | None = None,
         template: str | None = None,
         logprobs: int | None = None,
+        reuse: bool = False,
     ) -> Iterator[Step]:
         """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
         the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn;
         ``tools``, ``documents`` and ``template`` are for it (``encode_chat``).
+
+        The context is forgotten first. With ``reuse``, what it has in common with the beginning of the prompt is not
+        run again. Without a prompt the context goes on: what was appended to it is answered, or the last answer goes on
+        as if it had not ended, by default with its sampling options.
 
         The texts of the steps together are what follows the prompt in the text of prompt and answer: the space before
         the first word is there. Stop strings are those of transformers (``text/stops.py``). With ``logprobs`` each step
@@ -199,6 +178,11 @@ class Session:
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
         """
         check_encoder(self.program, self.bundle.folder, False)
+        if prompt is None:
+            if not self._context.ids:
+                raise UsageError("the context is empty; give a prompt, or append one")
+            prompt, reuse = self._context.ids, True
+            sampling = sampling or self._context.sampling
         request = self.prompts.request(
             prompt,
             max_tokens,
@@ -210,12 +194,39 @@ class Session:
             template=template,
             logprobs=logprobs,
         )
-        return self._generate(request)
+        return self._generate(request, reuse)
 
-    def _generate(self, request: Request) -> Iterator[Step]:
-        decoder = self._start(len(request.prompt) + request.room(self.context))
+    def regenerate(
+        self,
+        max_tokens: int = 256,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        *,
+        logprobs: int | None = None,
+    ) -> Iterator[Step]:
+        """Another answer in the place of the last one. The prompt is not run again, but for its last token.
+
+        ``sampling``: by default that of the last answer with the next seed; a greedy answer would be the same one. The
+        rest as in ``generate``. UsageError when there is no answer, or something was appended to it.
+        """
+        context = self._context
+        if context.answer is None:
+            raise UsageError("there is no answer at the end of the context; generate one first")
+        if sampling is None:
+            sampling = replace(context.sampling, seed=(context.sampling.seed + 1) % 2**64)
+        prompt = context.ids[: context.answer]
+        request = self.prompts.request(prompt, max_tokens, sampling, stop, logprobs=logprobs)
+        return self._generate(request, True)
+
+    def _generate(self, request: Request, reuse: bool) -> Iterator[Step]:
+        context = self._use_context()
         generation = self._generation
-        choose: Choose = Sampler(request.sampling, len(request.prompt)).choose
+        if not reuse:
+            context.truncate(0)
+        context.replace(request.prompt.tolist())
+        decoder = context.room(len(request.prompt) + request.room(self.context))
+        context.sampling = request.sampling
+        choose: Choose = Sampler(request.sampling, context.begin_answer()).choose
         pipeline = self._pipeline(decoder, choose)
         if self._pace:
             choose = self._pace.timed(choose)
@@ -227,15 +238,16 @@ class Session:
                 decoder.cache.used_bytes(decoder.cached, decoder.sequence.rows_before(decoder.cached)),
             ),
         )
-        logits = decoder.prompt(request.prompt)
+        logits, ran = context.prefill()
         depth = decoder.depth
         runner: SequentialDecoder | Pipeline = decoder
         if pipeline is not None:
             pipeline.begin(request.prompt)
             runner = pipeline
-        clock.prefilled(len(request.prompt))
+        clock.prefilled(ran, len(request.prompt))
         while True:
             token, text = answer.choose(logits[-1])
+            context.generated(token)
             clock.chose(depth)
             yield Step(text, token, depth, clock.pause(), answer.finish, answer.logprobs)
             if answer.finish:
@@ -293,36 +305,42 @@ class Session:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
         return perplexity(self._full_depth(len(stream)), stream, self.context)
 
+    def fork(self) -> Session:
+        """As ``ContextSession.fork``."""
+        other = super().fork()
+        other._clock = other._pipelined = None
+        other._pace = self._new_pace()
+        return other
+
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
-        self._generation += 1
-        backend, self._decoder, self._pipelined, self.backend = self.backend, None, None, None
-        if backend is not None:
-            backend.close()
-        self.prompts.close()
+        self._pipelined = None
+        super().close()
 
-    def __enter__(self) -> Session:
-        return self
+    def _new_decoder(self, tokens: int) -> SequentialDecoder:
+        self._pipelined = None  # it is another decoder's, whose cache is to go
+        return super()._new_decoder(tokens)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _use_context(self) -> Context:
+        """The context; drafts of a generation that was left are forgotten."""
+        context = super()._use_context()
+        if self._pipelined is not None:
+            self._pipelined.cancel()
+        return context
 
     def _start(self, tokens: int) -> SequentialDecoder:
-        """An empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends."""
-        if self.backend is None:
-            raise UsageError("the session is closed; open it again")
-        check_encoder(self.program, self.bundle.folder, False)
-        self._generation += 1
-        room = min(self.context, -(-tokens // CACHE_STEP) * CACHE_STEP)
-        if self._decoder is None or self._decoder.capacity < room:
-            self._decoder = self._pipelined = None  # the old cache goes before the new one comes
-            cache = self.backend.new_cache(1, room, KV_LAYOUTS[self.policy.kv].slots)
-            self._decoder = SequentialDecoder(self.backend, cache, self.policy, self.heads)
-        else:
-            self._decoder.restart(self.policy)
-        return self._decoder
+        """An empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.
+
+        The context keeps its tokens, which are run again when it goes on.
+        """
+        return self._use_context().lend(tokens)
+
+    def _new_pace(self) -> DraftController | None:
+        """What decides how many drafts there are; None when it decodes sequentially."""
+        if self.decode == SEQUENTIAL:
+            return None
+        kind = WholeTokenController if self.policy.rule.lets_go else DraftController
+        return kind(self.program.depths)
 
     def _full_depth(self, tokens: int) -> SequentialDecoder:
         """As ``_start``, for every token at every depth, whoever may leave otherwise."""

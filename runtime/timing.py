@@ -132,6 +132,8 @@ class GenerationStats:
     last one, without the time that the caller took between steps; its rate counts the tokens after the first.
     """
 
+    prompt_tokens: int
+    """Tokens before the answer, of which ``prefill_tokens`` were run for it; the others had been run before."""
     prefill_tokens: int
     prefill_tokens_per_s: float
     time_to_first_token_ms: float
@@ -169,13 +171,13 @@ class GenerationClock:
         self._loop = loop
         self._kv = kv
         self._watch = Stopwatch()
-        self._prefill_tokens = 0
+        self._prompt_tokens = self._prefill_tokens = 0
         self._prefill_ms = self._first_ms = self._decode_ms = 0.0
         self._depths: list[int] = []
 
-    def prefilled(self, tokens: int) -> None:
-        """Record that a prompt of ``tokens`` tokens was run."""
-        self._prefill_tokens = tokens
+    def prefilled(self, tokens: int, prompt: int) -> None:
+        """Record that the logits after a prompt of ``prompt`` tokens are there, ``tokens`` of which were run now."""
+        self._prompt_tokens, self._prefill_tokens = prompt, tokens
         self._prefill_ms = self._watch.ms
         self._loop.restart()
 
@@ -198,6 +200,7 @@ class GenerationClock:
     def stats(self) -> GenerationStats:
         """Return what the generation has cost so far."""
         return GenerationStats(
+            prompt_tokens=self._prompt_tokens,
             prefill_tokens=self._prefill_tokens,
             prefill_tokens_per_s=_rate(self._prefill_tokens, self._prefill_ms),
             time_to_first_token_ms=self._first_ms,

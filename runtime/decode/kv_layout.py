@@ -40,6 +40,8 @@ class PerDepth:
 
     slots: int | None = None
     """Slots a sequence needs in the block's caches; None: as many as the model has."""
+    grows = True
+    """Do texts one after the other get what they would get as one?"""
 
     def __init__(self, depths: int, gaps: bool = False) -> None:
         """``gaps``: do slots lack the tokens that left before their depth? Then a row is not its token's position."""
@@ -126,6 +128,7 @@ class LastDepth(SharedSlot):
     """
 
     slots = 1
+    grows = False
 
 
 KV_LAYOUTS: dict[str, type[PerDepth]] = {"per-depth": PerDepth, "shared": SharedSlot, "last": LastDepth}

@@ -79,6 +79,11 @@ class TokenSequence:
         self._first_carry = program.loop.carries[0].width
 
     @property
+    def grows(self) -> bool:
+        """Do texts one after the other get what they would get as one? Not where a text is treated as a whole."""
+        return self.layout.grows and not self.rule.whole_text
+
+    @property
     def filled(self) -> list[int]:
         """By depth: tokens whose K and V are in its slot."""
         return self.layout.filled

@@ -121,17 +121,18 @@ class SequentialDecoder:
         for token in ids.tolist():
             yield self.step(token), self.depth
 
-    def truncate(self, tokens: int) -> None:
-        """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError where the cache has lost rows."""
+    def can_truncate(self, tokens: int) -> bool:
+        """Do the slots still hold what they held when the first ``tokens`` tokens had been run?"""
         sequence = self.sequence
         rows = sequence.rows_before(tokens)
         slots = [(sequence.cached, tokens), *zip(sequence.filled, rows, strict=True)]
-        if 0 <= tokens <= sequence.cached and not all(self.cache.can_truncate(*slot) for slot in slots):
-            raise UsageError(
-                f"the cache no longer has what it had after {tokens} tokens: a sliding window has moved on, or a layer "
-                "keeps its last row only; start from an empty context instead"
-            )
-        sequence.truncate(tokens)
+        return all(self.cache.can_truncate(*slot) for slot in slots)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError unless ``can_truncate``."""
+        if tokens <= self.cached and not self.can_truncate(tokens):
+            raise UsageError(f"the sliding window has moved past token {tokens}; reset the decoder instead")
+        self.sequence.truncate(tokens)
 
     def reset(self) -> None:
         """Forget everything."""

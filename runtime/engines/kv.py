@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +53,6 @@ class KVCache:
     """By stage and slot: after how many tokens, and the last row of each Shift by its number."""
     earlier_rows: dict[tuple[str, int], dict[int, dict[int, F32]]] = field(default_factory=dict)
     """The same after fewer tokens: once drafts are taken back, a token goes on from there."""
-    number_bytes: ClassVar[int] = 4
 
     @staticmethod
     def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
@@ -129,7 +127,7 @@ class KVCache:
             self.held(sequence, cached, filled), source.held(source_sequence, cached, filled), strict=True
         ):
             self.copy_rows(stage, slot, source, source_slot, 0, source.rows_in(tokens))
-            self.write_last(stage, slot, *source.read_last(stage, source_slot))
+            self.write_last(stage, slot, tokens, source.read_last(stage, source_slot, tokens))
 
     def rows_after(self, stage: str, slot: int, tokens: int) -> dict[int, F32] | None:
         """The rows that ``Shift`` keeps of a slot after its first ``tokens`` tokens; None where nobody knows them."""
@@ -143,13 +141,13 @@ class KVCache:
         self.earlier_rows[stage, slot] = {n: known[n] for n in known if tokens - TAKEN_BACK <= n <= cached}
         self.last_rows[stage, slot] = tokens, rows
 
-    def read_last(self, stage: str, slot: int) -> tuple[int, list[F32]]:
-        """The rows [D] that ``Shift`` keeps of a slot, and after how many tokens they are the last; (0, []): none."""
-        tokens, rows = self.last_rows.get((stage, slot), (0, {}))
-        return tokens, [rows[number].reshape(-1).copy() for number in sorted(rows)]
+    def read_last(self, stage: str, slot: int, tokens: int) -> list[F32]:
+        """The rows [D] that ``Shift`` keeps of a slot after its first ``tokens`` tokens; [] where there are none."""
+        rows = self.rows_after(stage, slot, tokens) or {}
+        return [rows[number].reshape(-1).copy() for number in sorted(rows)]
 
     def write_last(self, stage: str, slot: int, tokens: int, rows: Sequence[F32]) -> None:
-        """What ``read_last`` gave."""
+        """Make ``rows`` those that ``read_last`` gives."""
         self.last_rows.pop((stage, slot), None)
         self.earlier_rows.pop((stage, slot), None)
         if rows:
@@ -195,6 +193,11 @@ class KVCache:
             self.number_bytes * self.row_sizes[stage] * self.rows_in(tokens)
             for stage, _, tokens in self.held(0, cached, filled)
         )
+
+    @property
+    def number_bytes(self) -> int:
+        """Of a number of K and V."""
+        return 4
 
     @property
     def nbytes(self) -> int:

@@ -116,6 +116,15 @@ def output_size(program: Program) -> int:
     return program.vocab_size if program.head.ops else sum(head_sizes(program))
 
 
+def kept_sizes(program: Program, name: str) -> list[int]:
+    """The sizes of the rows that ``Shift`` keeps in the stage ``name``; blocks of a loop keep the same."""
+    stage = program.loop.blocks[0] if name == "block" else program.stage(name)
+    given = [0] * len(stage.inputs) if name == "prologue" else [c.width for c in program.loop.carries]
+    known = sizes(stage, given, program.weights)
+    found = {op.cache: known[op.x] for op in stage.ops if isinstance(op, Shift)}
+    return [found[number] for number in sorted(found)]
+
+
 def written(op: Op, known: ValueSizes) -> tuple[int, ...]:
     """Return the sizes of the values that ``op`` writes; OpMismatchError when it does not fit its inputs or weights."""
     return _RULES[type(op)](op, known)

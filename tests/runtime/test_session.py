@@ -95,7 +95,7 @@ def test_an_answer_takes_no_more_room_than_the_context(text_bundle):
         ({"prompt": "a", "stop": ["\udcff"]}, "the stop string .* is half of a pair"),
         ({"prompt": b"abc"}, "the prompt is bytes, wanted text"),
         ({"prompt": memoryview(b"abc")}, "the prompt is bytes, wanted text"),
-        ({"prompt": None}, "of type NoneType, wanted token ids"),
+        ({"prompt": None}, "the context is empty; give a prompt"),
         ({"prompt": 7}, "of type int, wanted token ids"),
         ({"prompt": {1, 2}}, "of type set, wanted token ids"),
         ({"prompt": [True, 2]}, "token ids of type bool"),

@@ -51,7 +51,7 @@ def test_loop_clock():
 def test_the_callers_time_is_not_ours(wait):
     clock = GenerationClock(LoopClock(1), lambda: (8, 96))
     wait(20)
-    clock.prefilled(10)
+    clock.prefilled(7, 10)
     for _ in range(3):
         clock.chose(2)
         clock.pause()
@@ -59,7 +59,8 @@ def test_the_callers_time_is_not_ours(wait):
         clock.resume()
         wait(5)
     stats = clock.stats()
-    assert (stats.prefill_tokens, stats.decode_tokens, stats.depths) == (10, 3, (2, 2, 2))
+    assert (stats.prompt_tokens, stats.prefill_tokens, stats.decode_tokens) == (10, 7, 3)
+    assert stats.depths == (2, 2, 2)
     assert (stats.mean_depth, stats.kv_bytes_per_token, stats.kv_bytes) == (2.0, 8, 96)
     assert stats.decode_tokens_per_s == pytest.approx(200)  # a token in 5 ms, not in 55
-    assert stats.prefill_tokens_per_s == pytest.approx(500)
+    assert stats.prefill_tokens_per_s == pytest.approx(350)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ class StatesCache(KVCache):
     reserved: int
     """Bytes of the states of all sequences."""
     states: dict[int, Any] = field(default_factory=dict)
-    number_bytes: ClassVar[int] = 2
 
     @staticmethod
     def empty(
@@ -88,6 +87,11 @@ class StatesCache(KVCache):
             held[name][row, :, first : first + new.shape[1]] = new
         for name, value in held.items():
             self.runner.write_state(self.states_of(sequence), name, value)
+
+    @property
+    def number_bytes(self) -> int:
+        """Of float16."""
+        return 2
 
     @property
     def nbytes(self) -> int:

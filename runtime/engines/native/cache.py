@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 from ...model.program import STAGES, CacheShape, Program
+from ...model.sizes import kept_sizes
 from ..kv import F32, KVCache, row_sizes
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
-from .tables import kept_sizes
 
 _TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
 
@@ -85,17 +85,17 @@ class NativeCache(KVCache):
         """All of ``tokens``: rows are called by their tokens here, also behind a window."""
         return tokens
 
-    def read_last(self, stage: str, slot: int) -> tuple[int, list[F32]]:
-        """The rows [D] that ``Shift`` keeps of a slot, and after how many tokens they are the last; (0, []): none."""
+    def read_last(self, stage: str, slot: int, tokens: int) -> list[F32]:
+        """The rows [D] that ``Shift`` keeps of a slot after its first ``tokens`` tokens; [] where there are none."""
         session, sizes = self.sessions[stage], self._kept(stage)
-        rows, tokens = np.zeros(sum(sizes), np.float32), ctypes.c_uint32()
+        rows, newest = np.zeros(sum(sizes), np.float32), ctypes.c_uint32()
         if sizes:
-            session("el_read_kept", Stage[stage.upper()], slot, ctypes.byref(tokens), rows.ctypes.data)
-        found = np.split(rows, np.cumsum(sizes)[:-1]) if tokens.value else []
-        return tokens.value, [row.copy() for row in found]
+            session("el_read_kept", Stage[stage.upper()], slot, ctypes.byref(newest), rows.ctypes.data)
+        found = np.split(rows, np.cumsum(sizes)[:-1]) if tokens and newest.value == tokens else []
+        return [row.copy() for row in found]
 
     def write_last(self, stage: str, slot: int, tokens: int, rows: Sequence[F32]) -> None:
-        """What ``read_last`` gave."""
+        """Make ``rows`` those that ``read_last`` gives."""
         sizes = self._kept(stage)
         if sizes:
             flat = np.concatenate(rows) if rows else np.zeros(sum(sizes), np.float32)
@@ -170,6 +170,11 @@ class NativeCache(KVCache):
                 row = 2 * size * shape.kv_heads * shape.head_dim
                 total += row * sum(min(count, shape.window or count) for count in tokens)
         return total
+
+    @property
+    def number_bytes(self) -> int:
+        """Of a number of K and V."""
+        return np.dtype(_TYPES[self.sessions["block"].kv]).itemsize
 
     @property
     def nbytes(self) -> int:

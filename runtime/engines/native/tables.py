@@ -15,7 +15,7 @@ from ...model import ops
 from ...model.program import STAGES, Program, Stage
 from ...model.rotary import frequencies
 from ...model.rotation import Yarn
-from ...model.sizes import head_sizes, sizes
+from ...model.sizes import head_sizes, kept_sizes, sizes
 from ...model.transform import at_depth, keys_values
 from ...model.weights import Matrix
 from ..backend import can_fill
@@ -276,15 +276,6 @@ class Tables:
                 record[name] = value
         self._operands += [numbers[value] for value in (*reads, *writes)]
         return record
-
-
-def kept_sizes(program: Program, name: str) -> list[int]:
-    """The sizes of the rows that ``Shift`` keeps in the stage ``name``; blocks of a loop keep the same."""
-    stage = program.loop.blocks[0] if name == "block" else program.stage(name)
-    given = [0] * len(stage.inputs) if name == "prologue" else [c.width for c in program.loop.carries]
-    known = sizes(stage, given, program.weights)
-    found = {op.cache: known[op.x] for op in stage.ops if isinstance(op, ops.Shift)}
-    return [found[number] for number in sorted(found)]
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:

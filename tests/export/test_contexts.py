@@ -1,0 +1,183 @@
+"""Contexts that grow, go back, fork and are saved, under every policy: the tokens of one that was never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgeloop.runtime.session import Session
+
+F32 = npt.NDArray[np.float32]
+IDS: list[int] = np.random.default_rng(3).integers(0, 90, 60).tolist()
+POLICIES: dict[str, tuple[str, dict[str, str]]] = {
+    "full depth": ("edgeloop", {}),
+    "a slot a depth, one kept": ("ouro", {"kv": "last"}),
+    "exact": ("edgeloop", {"exit": "latent:0.9", "skipped_kv": "exact"}),
+    "exact, all leave": ("mor-norms", {"exit": "depth:1", "skipped_kv": "exact"}),
+    "propagate": ("edgeloop", {"exit": "entropy:4.4", "skipped_kv": "propagate"}),
+    "latest": ("edgeloop", {"exit": "latent:0.9", "skipped_kv": "latest"}),
+    "skip": ("edgeloop", {"exit": "latent:0.9", "skipped_kv": "skip"}),
+    "shared": ("edgeloop-shared", {}),
+    "shared, leaving": ("edgeloop-shared", {"exit": "latent:0.9"}),
+    "window": ("edgeloop-window", {}),
+    "window, exact": ("edgeloop-window", {"exit": "latent:0.9", "skipped_kv": "exact"}),
+    "window, skip": ("edgeloop-window", {"exit": "latent:0.9", "skipped_kv": "skip"}),
+    "expert choice": ("mor-expert", {}),
+    "token choice": ("mor-token", {}),
+    "routed and shared": ("mor-expert-shared", {}),
+    "a whole text": ("mor-expert", {"exit": "chunk-topk"}),
+    "drafts": ("edgeloop", {"decode": "pipelined"}),
+    "drafts that leave": ("edgeloop", {"decode": "pipelined", "exit": "latent:0.9", "skipped_kv": "exact"}),
+    "drafts, skip": ("edgeloop", {"decode": "pipelined", "exit": "depth:2", "skipped_kv": "skip"}),
+}
+REBUILT = frozenset(POLICIES) - {
+    "a slot a depth, one kept",
+    "propagate",
+    "latest",
+    "skip",
+    "shared, leaving",
+    "window, skip",
+    "a whole text",
+    "drafts, skip",
+}
+"""Policies under which an answer's tokens leave what a prompt's would."""
+policies = pytest.mark.parametrize("policy", POLICIES)
+
+
+@pytest.fixture(scope="module")
+def opened(exported: Callable[..., Path]) -> Iterator[Callable[..., Session]]:
+    sessions: list[Session] = []
+
+    def get(kind: str, quant: str = "none", **options: Any) -> Session:
+        sessions.append(Session.open(exported(kind, quant), **{"engine": "onnx", **options}))
+        return sessions[-1]
+
+    yield get
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches that have to grow within a few tokens, and windows that move on."""
+    monkeypatch.setattr("edgeloop.runtime.context.context.CACHE_STEP", 8)
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 3)
+
+
+def logits(session: Session) -> F32:
+    """Behind the context's last token."""
+    return session._use_context().prefill()[0][-1].copy()
+
+
+def tokens(session: Session, count: int, **options: Any) -> list[int]:
+    return [step.token for step in session.generate(max_tokens=count, **options)]
+
+
+def near(found: F32, wanted: F32, bound: float = 1e-4) -> bool:
+    return bool(np.abs(found - wanted).max() <= bound * np.abs(wanted).max())
+
+
+@policies
+def test_a_grown_context_is_a_rebuilt_one(opened: Callable[..., Session], policy: str) -> None:
+    """Texts one after the other, and one text."""
+    kind, options = POLICIES[policy]
+    session = opened(kind, **options)
+    for piece in (IDS[:9], IDS[9:10], IDS[10:31], IDS[31:40]):
+        session.append(piece)
+        found = logits(session)
+    assert session.ids == IDS[:40]
+    again = opened(kind, **options)
+    again.append(IDS[:40])
+    assert near(found, logits(again))
+
+
+@policies
+def test_an_answer_that_goes_on_is_one_answer(opened: Callable[..., Session], policy: str) -> None:
+    kind, options = POLICIES[policy]
+    session = opened(kind, **options)
+    wanted = [step.token for step in session.generate(IDS[:20], 12)]
+    assert len(wanted) == 12
+    session.reset()
+    session.append(IDS[:20])
+    assert [token for count in (1, 5, 6) for token in tokens(session, count)] == wanted
+    assert session.ids == IDS[:20] + wanted
+
+
+def conversation(session: Session, between: Callable[[Session], Session]) -> tuple[list[int], F32]:
+    """Texts and answers in turn → tokens and the logits behind; ``between``: what is done before each turn."""
+    session.reset()
+    for start in (0, 20, 27):
+        session = between(session)
+        session.append(IDS[start : start + 7])
+        tokens(session, 5)
+    session = between(session)
+    session.append(IDS[40:43])
+    return session.ids, logits(session)
+
+
+def untouched(session: Session) -> Session:
+    return session
+
+
+def gone_too_far(session: Session) -> Session:
+    """It goes on, and back again."""
+    before = session.ids
+    if before:
+        tokens(session, 3)
+        session.append(IDS[50:55])
+        tokens(session, 2)
+        session.truncate(len(before))
+        assert session.ids == before
+    return session
+
+
+def forked(session: Session) -> Session:
+    """Two go on from here, and the one that is left goes another way meanwhile."""
+    other = session.fork()
+    session.append(IDS[50:59])
+    tokens(session, 4)
+    return other
+
+
+def saved(session: Session, folder: Path) -> Session:
+    file = folder / "context.session"
+    session.save(file)
+    before = session.ids
+    session.append(IDS[50:59])
+    tokens(session, 4)
+    session.restore(file)
+    assert session.ids == before
+    return session
+
+
+def used_for_something_else(session: Session) -> Session:
+    """Tokens stay, and have to be run again."""
+    session.logits(IDS[:30])
+    return session
+
+
+@policies
+@pytest.mark.parametrize("engine", ["onnx", "reference"])
+def test_what_is_done_between_turns_leaves_no_trace(
+    opened: Callable[..., Session], tmp_path: Path, policy: str, engine: str
+) -> None:
+    kind, options = POLICIES[policy]
+    session = opened(kind, engine=engine, **options)
+    ids, wanted = conversation(session, untouched)
+    assert len(ids) == 39
+    # What a window has moved out is run again, at full depth: where tokens had left, others come then.
+    replayed = "window" in policy and "exit" in options
+    ways = [] if replayed else [gone_too_far]
+    for way in (*ways, forked, lambda session: saved(session, tmp_path)):
+        found, last = conversation(session, way)
+        assert found == ids
+        assert near(last, wanted)
+    if policy in REBUILT:
+        found, last = conversation(session, used_for_something_else)
+        assert found == ids
+        assert near(last, wanted)
