@@ -16,14 +16,15 @@ template <int M>
 inline void add_int4(const uint8_t* w, const Factors& f, int32_t k, __m256i (&sums)[M]) {
     const __m256i low = _mm256_set1_epi8(15);
     __m256i pairs[M];
+    for (int m = 0; m < M; m++) pairs[m] = _mm256_setzero_si256();
     for (int step = 0; step < 2; step++) {
         const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + step * 64));
         const __m256i v0 = _mm256_and_si256(bytes, low), v1 = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
             const int8_t* x = f.x + int64_t(m) * f.stride + k + step * 8;
-            const __m256i eight = _mm256_add_epi16(_mm256_maddubs_epi16(v0, words_of(x)), _mm256_maddubs_epi16(v1, words_of(x + 4)));
-            pairs[m] = step == 0 ? eight : _mm256_add_epi16(pairs[m], eight);
+            pairs[m] = _mm256_add_epi16(pairs[m], _mm256_maddubs_epi16(v0, words_of(x)));
+            pairs[m] = _mm256_add_epi16(pairs[m], _mm256_maddubs_epi16(v1, words_of(x + 4)));
         }
     }
     for (int m = 0; m < M; m++) sums[m] = _mm256_add_epi32(sums[m], in_words(pairs[m]));
