@@ -8,7 +8,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12"
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo bench test lint clean
+WAYS := test bench asan ubsan tsan
+
+.PHONY: help install native demo bench test lint clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -17,6 +19,7 @@ help:
 	@echo "make bench     measure the demo model, and a 360M shape against its peers"
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
+	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make clean     remove what was built (not .venv)"
 
 install: $(VENV)/installed $(VENV)/native
@@ -58,6 +61,10 @@ lint: $(VENV)/installed
 	@$(BIN)/ruff format --check --quiet .
 	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop
 	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
+
+# Compiled each time, with the flags of the library and, for the last three, a sanitizer.
+$(WAYS:%=native-%): native-%: $(VENV)/installed
+	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
 
 clean:
 	rm -rf build dist $(NATIVE)/libedgeloop.* $(VENV)/native .pytest_cache .mypy_cache .ruff_cache

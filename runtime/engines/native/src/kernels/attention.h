@@ -41,9 +41,13 @@ struct Queries {
 template <class T, int N>
 inline void score(const Queries& a, int32_t block) {
     const T* keys = keys_of<T>(a.cached, block);
+    // The mix reads this block's values, the next score its keys. Blocks lie anywhere, so no processor guesses them.
+    const T *values = values_of<T>(a.cached, block), *next = keys_of<T>(a.cached, block * kLanes + kLanes < a.last ? block + 1 : block);
     F s[N];
     for (int j = 0; j < N; j++) s[j] = set1(0.f);
     for (int32_t d = 0; d < a.head_dim; d++) {
+        prefetch(values + d * kLanes);
+        prefetch(next + d * kLanes);
         const F k = load_cached(keys + d * kLanes);
         for (int j = 0; j < N; j++) s[j] = s[j] + set1(a.q[j * a.head_dim + d]) * k;
     }

@@ -4,7 +4,7 @@
 #include "simd_avx512.h"
 
 namespace {
-constexpr int kCodeRows = 12, kFloatRows = 4, kMixLanes = 4;
+constexpr int kCodeRows = 12, kFloatRows = 3, kMixLanes = 4;
 }
 
 #include "codes_avx512.h"

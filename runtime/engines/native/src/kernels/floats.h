@@ -7,6 +7,9 @@ namespace {
 
 using namespace edgeloop;
 
+// How far ahead weights are fetched: they are read once, from memory.
+constexpr int kAhead = 4096;
+
 // Column J of the 8 that begin at p. A code times a scale is exact: 8 bits times 11.
 template <Kind kind> struct Columns;
 
@@ -81,20 +84,30 @@ void floats_tile(const Matrix& w, int32_t tile, const float* x, int64_t stride, 
     for (int32_t k = 0; k < w.columns;) {
         if (coded) scale = load_half(scales), scales += kLanes;
         const int32_t end = w.columns - k < group ? w.columns : k + group;
-        for (; k + 8 <= end; k += 8, p += Columns<kind>::kBytes) add_columns<kind>(p, scale, x + k, stride, 8, s);
+        for (; k + 8 <= end; k += 8, p += Columns<kind>::kBytes) {
+            for (int i = 0; i < Columns<kind>::kBytes; i += 64) prefetch(p + kAhead + i);
+            add_columns<kind>(p, scale, x + k, stride, 8, s);
+        }
         if (k < end) add_columns<kind>(p, scale, x + k, stride, end - k, s), k = end;
     }
     for (int m = 0; m < M; m++) put(w, tile, row + m, (s[m][0] + s[m][1]) + (s[m][2] + s[m][3]), out);
 }
 
+// A tile times `rows` rows, at most M.
+template <Kind kind, int M = kFloatRows>
+inline void floats_rows(const Matrix& w, int32_t tile, const float* x, int64_t stride, int32_t row, int32_t rows, const Output& out) {
+    if constexpr (M > 0) {
+        if (rows == M) floats_tile<kind, M>(w, tile, x, stride, row, out);
+        else floats_rows<kind, M - 1>(w, tile, x, stride, row, rows, out);
+    }
+}
+
 template <Kind kind>
 void floats_product(const Matrix& w, const float* x, int64_t stride, int32_t rows, int32_t first, int32_t last, const Output& out) {
-    constexpr int most = kFloatRows;
-    for (int32_t tile = first; tile < last; tile++) {
-        int32_t m = 0;
-        for (; m + most <= rows; m += most) floats_tile<kind, most>(w, tile, x, stride, m, out);
-        for (; m < rows; m++) floats_tile<kind, 1>(w, tile, x, stride, m, out);
-    }
+    for (int32_t tile = first; tile < last; tile++)
+        for (int32_t m = 0; m < rows; m += kFloatRows) {
+            floats_rows<kind>(w, tile, x, stride, m, rows - m < kFloatRows ? rows - m : kFloatRows, out);
+        }
 }
 
 void product_floats(const Matrix& w, const float* x, int64_t stride, int32_t rows, int32_t first, int32_t last, const Output& out) {
@@ -106,32 +119,42 @@ void product_floats(const Matrix& w, const float* x, int64_t stride, int32_t row
     }
 }
 
-inline float one_float(uint16_t half) {
-    const uint16_t halves[kLanes] = {half};
-    float floats[kLanes];
-    store(floats, load_half(halves));
-    return floats[0];
+// Row n of a tile of codes; `scales` are its own, 16 apart.
+inline void row_of_codes(const Matrix& w, const uint8_t* codes, const uint16_t* scales, float factor, float* y) {
+    uint16_t halves[kLanes] = {};
+    float floats[kLanes], scale = 0;
+    const int32_t run = w.kind == Kind::int4 ? 8 : 4;
+    for (int32_t k = 0, next = 0; k < w.columns; k += run, codes += 64) {
+        if (k == next) {
+            halves[0] = *scales;
+            store(floats, load_half(halves));
+            scale = floats[0], scales += kLanes, next += w.group;
+        }
+        const int32_t n = w.columns - k < run ? w.columns - k : run;
+        for (int32_t j = 0; j < n; j++) {
+            const int32_t byte = codes[j % 4];
+            const int32_t code = run == 4 ? byte - 128 : (j < 4 ? byte & 15 : byte >> 4) - 8;
+            y[k + j] = (float(code) * scale) * factor;
+        }
+    }
 }
 
 void matrix_row(const Matrix& w, int32_t n, float factor, float* y) {
-    const size_t tile = size_t(n / kLanes), lane = size_t(n % kLanes), columns = size_t(w.columns);
+    const size_t tile = size_t(n / kLanes), lane = size_t(n % kLanes);
     const uint8_t* p = static_cast<const uint8_t*>(w.data) + tile * tile_bytes(w);
     if (w.kind == Kind::float32) {
-        for (size_t k = 0; k < columns; k++) y[k] = reinterpret_cast<const float*>(p)[k * kLanes + lane] * factor;
-        return;
-    }
-    if (w.kind == Kind::float16) {
-        for (size_t k = 0; k < columns; k++) y[k] = one_float(reinterpret_cast<const uint16_t*>(p)[k * kLanes + lane]) * factor;
-        return;
-    }
-    const uint16_t* scales = w.scales + tile * size_t(groups_of(w)) * kLanes + lane;
-    const size_t run = w.kind == Kind::int4 ? 8 : 4;
-    float scale = 0;
-    for (size_t k = 0; k < columns; k++) {
-        if (k % size_t(w.group) == 0) scale = one_float(scales[k / size_t(w.group) * kLanes]);
-        const int32_t byte = p[k / run * 64 + lane * 4 + k % 4];
-        const int32_t code = w.kind == Kind::int8 ? byte - 128 : (k % 8 < 4 ? byte & 15 : byte >> 4) - 8;
-        y[k] = (float(code) * scale) * factor;
+        const float* numbers = reinterpret_cast<const float*>(p) + lane;
+        for (int32_t k = 0; k < w.columns; k++) y[k] = numbers[k * kLanes] * factor;
+    } else if (w.kind == Kind::float16) {
+        const uint16_t* numbers = reinterpret_cast<const uint16_t*>(p) + lane;
+        for (int32_t k = 0; k < w.columns; k += kLanes) {
+            const int32_t n_here = w.columns - k < kLanes ? w.columns - k : kLanes;
+            uint16_t halves[kLanes] = {};
+            for (int32_t j = 0; j < n_here; j++) halves[j] = numbers[(k + j) * kLanes];
+            store_n(y + k, load_half(halves) * set1(factor), n_here);
+        }
+    } else {
+        row_of_codes(w, p + lane * 4, w.scales + tile * size_t(groups_of(w)) * kLanes + lane, factor, y);
     }
 }
 

@@ -1,0 +1,163 @@
+"""The kernels and the threads of the lane engine: their C++ tests, and a twin of their products in numpy.
+
+Compiled here with -O1, which gives the same bits as the library's -O3 and is quicker. Without a compiler: skipped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from native_programs import KERNEL_TESTS, compiled, compiler
+
+from edgeloop.quant.pack import quantize
+from edgeloop.runtime.engines.native.build import sources
+from edgeloop.runtime.engines.native.tiles import code_tiles, float_tiles
+from edgeloop.runtime.model.codec import Grouped, around_zero
+
+F32 = npt.NDArray[np.float32]
+TABLES = ("portable", "avx2", "avx512")
+FLOAT32, FLOAT16, INT8, INT4 = range(4)
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("native")
+    return {
+        name: compiled(name, folder, ["-O1"], shared=name == "binding")
+        for name in ("kernels", "threads", "binding")
+    }
+
+
+@pytest.mark.parametrize("part", KERNEL_TESTS[1:])
+def test_kernels(built: dict[str, Path], part: str) -> None:
+    ran(built["kernels"], part)
+
+
+def test_threads(built: dict[str, Path]) -> None:
+    ran(built["threads"])
+
+
+def ran(program: Path, *arguments: str) -> None:
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_files_of_an_instruction_set_share_nothing(built: dict[str, Path]) -> None:
+    """One linker symbol for a function of two files would let the one with AVX-512 run where there is none."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm")
+    for source in sources():
+        if source.parent.name == "kernels":
+            listed = subprocess.run(
+                [nm, built["kernels"].parent / f"{source.stem}.o"], capture_output=True, text=True, check=True
+            )
+            kinds = {line.split()[-2] for line in listed.stdout.splitlines()}
+            assert not kinds & set("WwVu"), f"{source.name} has functions that the linker may merge"
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    ("bits", "group", "columns"), [(4, 32, 96), (4, 128, 200), (8, 64, 130), (8, 0, 100), (4, 0, 72)]
+)
+def test_int8_products_are_those_of_numpy(
+    built: dict[str, Path], table: str, bits: int, group: int, columns: int
+) -> None:
+    """Quantized as bundles are, laid out as files are, multiplied as docs/native.md says: the same bits."""
+    library = binding(built, table)
+    random = np.random.default_rng(bits + group)
+    n, rows = 37, 5
+    weights = quantize(torch.from_numpy(random.standard_normal((n, columns), np.float32)), bits, group)
+    x = random.standard_normal((rows, columns), np.float32)
+    x[1] = 0
+    x[2, 3] = 1e30
+    x[3] *= np.float32(1e-39)
+    size = group or columns
+    groups, stride = -(-columns // size), -(-columns // 16) * 16
+    codes, y = np.empty((rows, stride), np.int8), np.empty((rows, n), np.float32)
+    scales, sums = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.int32)
+    tiles, tile_scales = laid_out(weights, columns)
+    library.int8_product(
+        table.encode(), INT4 if bits == 4 else INT8, at(tiles), at(tile_scales), n, columns, size,
+        at(x), rows, at(codes), at(scales), at(sums), at(y),
+    )  # fmt: skip
+    wanted = int8_twin(x, weights, size)
+    np.testing.assert_array_equal(y.view(np.uint32), wanted.view(np.uint32))
+
+    if table == "portable":
+        exact = x.astype(np.float64) @ weights.values().T.astype(np.float64)
+        assert np.abs(y[0] - exact[0]).max() < 0.02 * np.abs(exact[0]).max()  # codes, not something else
+
+    floats = np.empty_like(y)
+    library.float_product(
+        table.encode(), INT4 if bits == 4 else INT8, at(tiles), at(tile_scales), n, columns, size,
+        at(x), rows, at(floats),
+    )  # fmt: skip
+    wanted = float_twin(x, weights.values())
+    np.testing.assert_array_equal(floats.view(np.uint32), wanted.view(np.uint32))
+
+    dense, same = aligned(float_tiles(weights.values())), np.empty_like(y)
+    library.float_product(table.encode(), FLOAT32, at(dense), None, n, columns, size, at(x), rows, at(same))
+    np.testing.assert_array_equal(same.view(np.uint32), floats.view(np.uint32))
+
+
+def int8_twin(x: F32, weights: Grouped, group: int) -> F32:
+    """Σ over groups, in order: float32(Σ codes · codes) · (scale of the weights · scale of the activations)."""
+    rows, columns = x.shape
+    padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(rows, -1, group)
+    peak = np.abs(padded).max(-1)
+    with np.errstate(over="ignore", divide="ignore"):
+        per_step = np.float32(127) / peak
+    some = np.isfinite(per_step)
+    steps = np.rint(padded * np.where(some, per_step, 0)[..., None]).astype(np.int32)
+    scales = np.where(some, peak / np.float32(127), np.float32(0))
+    codes = around_zero(weights.codes, weights.bits).astype(np.int32)
+    y = np.zeros((rows, len(codes)), np.float32)
+    for g in range(codes.shape[1]):
+        sums = (steps[:, g] @ codes[:, g].T).astype(np.float32)
+        y = y + sums * (weights.scales[:, g].astype(np.float32)[None] * scales[:, g, None])
+    return y
+
+
+def float_twin(x: F32, weights: F32) -> F32:
+    """Column k goes to sum k % 4, in order."""
+    s = np.zeros((4, len(x), len(weights)), np.float32)
+    for k in range(x.shape[1]):
+        s[k % 4] = s[k % 4] + x[:, k, None] * weights[None, :, k]
+    y: F32 = (s[0] + s[1]) + (s[2] + s[3])
+    return y
+
+
+def binding(built: dict[str, Path], table: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(built["binding"]))
+    if not library.kernels_run(table.encode()):
+        pytest.skip(f"{table}: this processor does not run it")
+    return library
+
+
+def laid_out(weights: Grouped, columns: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    tiles = aligned(code_tiles(weights.codes, weights.bits, columns))
+    return tiles, aligned(float_tiles(weights.scales))
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy of ``array`` that begins at a multiple of 64 bytes."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def at(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
