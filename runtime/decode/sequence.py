@@ -249,8 +249,19 @@ class TokenSequence:
         )
 
     def restore(self, state: SequenceState) -> None:
-        """Go on from ``state``, of a sequence of the same model under the same policy, whose rows the cache holds."""
+        """Go on from ``state``, of a sequence of the same model under the same policy, whose rows the cache holds.
+
+        UsageError for one that cannot be.
+        """
+        if len(state.filled) != self._depths:
+            raise UsageError(f"the state of a sequence of {len(state.filled)} depths, wanted {self._depths}")
+        if len(state.held) != len(self.layout.held):
+            kinds = ["without gaps in its slots", "with gaps"]
+            found, wanted = (kinds[len(held) > 0] for held in (state.held, self.layout.held))
+            raise UsageError(
+                f"the state of a sequence {found}, wanted one {wanted}: the policy is another one"
+            )
         self.cached = state.cached
         self.layout.filled[:] = state.filled
-        self.skipped.waiting = [list(waiting) for waiting in state.waiting]
         self.layout.held = [held.tolist() for held in state.held]
+        self.skipped.waiting = [list(waiting) for waiting in state.waiting]

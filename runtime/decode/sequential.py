@@ -72,9 +72,7 @@ class SequentialDecoder:
 
     def restart(self, policy: Policy) -> None:
         """From empty, under ``policy``, over the same slots; it is one that the engine can have (``modes.py``)."""
-        chunk = (
-            self.chunk
-        )  # not self: a cache is let go of with its last reference, and not when cycles are looked for
+        chunk = self.chunk  # without self: a cycle would keep the cache until the next collection
         self.sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
 
     @property
@@ -130,8 +128,11 @@ class SequentialDecoder:
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError unless ``can_truncate``."""
-        if tokens <= self.cached and not self.can_truncate(tokens):
-            raise UsageError(f"the sliding window has moved past token {tokens}; reset the decoder instead")
+        if 0 <= tokens <= self.cached and not self.can_truncate(tokens):
+            raise UsageError(
+                f"the cache no longer has what it had after {tokens} tokens: a sliding window has moved on, or a layer "
+                "keeps its last row only; start from an empty context instead"
+            )
         self.sequence.truncate(tokens)
 
     def reset(self) -> None:

@@ -46,8 +46,6 @@ class StageCall:
 
 Calls = Generator[StageCall, F32, None]
 """Calls after which there is nothing to return."""
-StateCalls = Generator[StageCall, F32, F32]
-"""Calls that end with states [n, D]."""
 StageCalls = Generator[StageCall, F32, tuple[F32, int]]
 """Calls of one token, that end with its logits [1, V] and the number of depths that it ran."""
 PromptCalls = Generator[StageCall, F32, tuple[F32, I64]]

@@ -13,7 +13,6 @@ import routed_forward
 import torch
 
 from edgeloop.export.family import Reading
-from edgeloop.runtime.decode.kv_layout import SharedSlot
 from edgeloop.runtime.decode.routing import RoutingRule
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.errors import UsageError
@@ -117,22 +116,6 @@ def test_a_session_of_it(opened: Callable[[str, str], Session], exported: Callab
     assert [step.token for step in steps] == found[8:].argmax(-1).tolist()
     with pytest.raises(UsageError, match="'skip' for skipped K and V: with shared K and V one slot"):
         Session.open(exported("mor-token-shared"), skipped_kv="skip")
-
-
-def test_calls_are_runs_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeloop.runtime.decode.kv_layout.RIDERS", 1)
-    rows = np.array([1, 2, 4, 7, 8, 12])
-    layout = SharedSlot(2)
-    calls = [
-        (call.rows, call.kept.tolist(), rows[call.part].tolist()) for call in layout.row_calls(1, rows, 20)
-    ]
-    assert calls == [
-        (slice(1, 5), [0, 1, 3], [1, 2, 4]),
-        (slice(7, 9), [0, 1], [7, 8]),
-        (slice(12, 13), [0], [12]),
-    ]
-    assert [call.rows for call in layout.row_calls(0, rows[:0], 20)] == [slice(0, 20)]
-    assert list(layout.row_calls(1, rows[:0], 20)) == []
 
 
 def test_who_runs_no_depth_is_seen_all_the_same(opened: Callable[[str, str], Session]) -> None:

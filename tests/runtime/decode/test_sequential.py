@@ -1,4 +1,4 @@
-"""Chunks, hooks, exits and limits of the driver for one sequence alone."""
+"""Chunks, hooks and limits of the driver for one sequence alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import pytest
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.sequential import SequentialDecoder
-from edgeloop.runtime.decode.windows import DepthReader
-from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.errors import ContextError, UsageError
 
 ROUNDING = 2e-5  # float32 sums over another number of rows: 1.24e-5 was seen on one machine
@@ -56,36 +54,6 @@ def test_observe_sees_every_depth_of_every_chunk(backend):
     seen = []
     make_loop(backend, chunk=15, observe=lambda d, x: seen.append((d, x.shape))).prompt(IDS)
     assert seen == [(d, (1, n, 32)) for n in (15, 5) for d in range(3)]
-
-
-def test_exits_are_the_model_cut_off_after_a_depth(backend, maker):
-    """Exit d equals the loop's own epilogue on a model whose last depth is d."""
-    found = {d: np.empty((20, 60), np.float32) for d in range(3)}
-
-    def visit(depth, first, logits):
-        found[depth][first : first + len(logits)] = logits
-
-    loop = make_loop(backend, chunk=6)
-    reader = DepthReader(loop)
-    reader.run(IDS[:13], lambda *a: visit(*a))
-    reader.run(IDS[13:], lambda d, first, x: visit(d, first + 13, x))
-    for depth in range(3):
-        states = {}
-        single = make_loop(backend, observe=lambda d, x, s=states: s.update({d: x.copy()}))
-        wanted = single.prompt(IDS, "all").copy()
-        if depth < 2:
-            lanes = Lanes.single(depth, 0, 20, 0)
-            wanted = backend.epilogue(states[depth], np.arange(20), lanes, backend.new_cache(1, 24))
-        np.testing.assert_allclose(found[depth], wanted, atol=ROUNDING)
-
-
-def test_exits_need_all_tokens(backend):
-    loop = make_loop(backend)
-    loop.prompt(IDS[:3])
-    with pytest.raises(UsageError, match="reset"):
-        DepthReader(loop).run(IDS[3:], lambda *_: None)
-    loop.reset()
-    DepthReader(loop).run(IDS, lambda *_: None)
 
 
 def test_the_context_is_a_limit(backend):
