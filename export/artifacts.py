@@ -1,4 +1,4 @@
-"""The targets of one export, one after another: the quickest first, and a failure tells what did not fail."""
+"""Writes the targets of one export one after another, the quickest first; a failure tells which ones did not fail."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ QUICKEST = ("native", "onnx", "coreml", "executorch-flat", "executorch")
 
 
 def make_artifacts(chosen: Mapping[Pair, Target], job: Callable[[Target], Job]) -> dict[str, manifest.Target]:
-    """What each target of ``chosen`` wrote, in that order.
+    """Return what each target of ``chosen`` wrote, in that order.
 
-    ExportError or ParityError of one that failed; it says how to export those that succeeded before it by themselves.
+    ExportError or ParityError of one that failed; it says how to export those that succeeded before it by
+    themselves.
     """
     done: dict[Pair, manifest.Target] = {}
     for pair, target in sorted(chosen.items(), key=lambda each: _rank(each[1].name)):
@@ -38,7 +39,7 @@ def _rank(name: str) -> int:
 
 
 def _options(pairs: Mapping[Pair, object]) -> str:
-    """The command line's options for just these."""
+    """Return the command line's options for just these."""
     layouts: dict[str, list[str]] = {}
     for target, layout in pairs:
         layouts.setdefault(layout, []).append(target)

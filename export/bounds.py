@@ -1,17 +1,17 @@
 """How near an artifact must be to what the reference engine computes.
 
-With float arithmetic on both sides the order of adding is all that may differ: ``EXACT``. Engines with int8 activations
-are compared with the reference engine on the same activations (``runtime/model/activations.py``), but even so no two
+With float arithmetic on both sides only the order of adding may differ: ``EXACT``. Engines with int8 activations are
+compared with the reference engine on the same activations (``runtime/model/activations.py``), but even so no two
 processors agree: their kernels add in other orders and take 1/√x from other instructions, and a value near the middle
 of a step that rounds the other way is off by the whole step. In a model with several layers one such value moves
 everything behind it nearly as far as all of them would: on the demo, with XNNPACK's activations, a last bit changed
-here and there gives 0.009, and *every* activation rounded up or down by chance 0.03.
+here and there gives 0.009, and *every* activation rounded up or down at random 0.03.
 
-So that is the bound: what comes of it when every activation, and every zero point, may round either way. No processor
-can do more to a correct artifact, and it says nothing of the one that the export runs on. It is measured for each
-thing that is compared, in ``RUNS`` runs, and ``MARGIN`` times the largest is allowed, because a largest difference is
-itself a matter of chance: two such runs differ by up to 2. That an artifact is right in all else is not
-left to this bound: it is held to ``EXACT`` with float activations.
+So that is the bound: the effect of rounding every activation, and every zero point, either way. No processor can do
+more to a correct artifact, and the bound does not depend on the processor that the export runs on. It is measured for
+each thing that is compared, in ``RUNS`` runs, and ``MARGIN`` times the largest is allowed, because a largest difference
+is itself random: two such runs differ by up to 2. That an artifact is right in all else is not left to this bound: it
+is held to ``EXACT`` with float activations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.model.activations import ACTIVATIONS, Activations
 
 EXACT = 1e-4
-"""Bound for float arithmetic on both sides: rounding order is all that may differ."""
+"""Bound for float arithmetic on both sides: only the order of adding may differ."""
 RUNS, MARGIN = 2, 3
 REPORT = "please report the checkpoint's config"
 KERNELS = (
@@ -37,7 +37,7 @@ KERNELS = (
 
 
 def activations_of(recipe: Recipe, engine: str) -> Activations | None:
-    """What the kernels of ``engine``, a target's, make of a matrix's inputs; None where all is float."""
+    """Return how the kernels of ``engine``, a target's, round a matrix's inputs; None where all is float."""
     if recipe.bits == 32:
         return None
     onnx = "MatMulNBits" if recipe.group_size else "MatMulIntegerToFloat"
@@ -45,7 +45,7 @@ def activations_of(recipe: Recipe, engine: str) -> Activations | None:
 
 
 def difference(found: F32, wanted: F32) -> float:
-    """Largest absolute difference over the largest absolute value; infinite when anything is not finite."""
+    """Return the largest absolute difference over the largest absolute value; infinite when anything is not finite."""
     if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
         return float("inf")
     return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
@@ -57,7 +57,7 @@ def bounds(
     run: Callable[[ReferenceBackend], list[F32]],
     wanted: list[F32],
 ) -> list[float]:
-    """How much each of ``wanted`` may differ, which ``run`` makes of ``reference`` with ``activations``."""
+    """Return how much each of ``wanted``, the results of ``run`` on ``reference`` with ``activations``, may differ."""
     found = [EXACT] * len(wanted)
     for seed in range(RUNS) if activations else ():
         others = run(reference.with_activations(activations.jittered(seed)))  # type: ignore[union-attr]

@@ -43,5 +43,5 @@ class Family(Protocol):
         ...
 
     def read(self, checkpoint: Checkpoint) -> Reading:
-        """Program and tensors; CheckpointError names any flag or tensor that is not understood."""
+        """Return program and tensors; CheckpointError names any flag or tensor that is not understood."""
         ...

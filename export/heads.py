@@ -1,4 +1,4 @@
-"""The heads that the host computes itself: from a reading to heads.safetensors, float32 as they are."""
+"""Writes the heads that the host computes itself: from a reading to heads.safetensors, in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .family import Reading
 
 
 def write_heads(reading: Reading, folder: Path) -> str | None:
-    """Write the heads of ``reading`` to ``folder``; the file's name, or None where the model has no head."""
+    """Write the heads of ``reading`` to ``folder`` and return the file's name, or None where the model has no head."""
     tensors = load_heads(reading)
     if not tensors:
         return None
@@ -23,7 +23,8 @@ def write_heads(reading: Reading, folder: Path) -> str | None:
 
 
 def load_heads(reading: Reading) -> dict[str, torch.Tensor]:
-    """Every head that the program has, float32; CheckpointError where one is missing, misshapen or not finite."""
+    """Return every head that the program has, float32; CheckpointError where one is missing, misshapen or not
+    finite."""
     tensors = {}
     for name, wanted in head_shapes(reading.program).items():
         if name not in reading.heads:
@@ -46,5 +47,5 @@ def load_heads(reading: Reading) -> dict[str, torch.Tensor]:
 
 
 def count_heads(reading: Reading) -> int:
-    """Parameters of the heads."""
+    """Return the number of parameters of the heads."""
     return sum(prod(tensor.shape) for tensor in load_heads(reading).values())

@@ -1,4 +1,4 @@
-"""What a user may ask of one target: a frozen class in that target's folder, which nobody else knows the fields of.
+"""The options of one target: a frozen class in that target's folder, whose fields only the target knows.
 
 A field made with ``option`` is a flag of ``edgeloop export`` and a name in ``export_bundle(options=…)``. Nothing heavy
 is imported here, nor by those classes: the command line reads them for its ``--help``.
@@ -15,15 +15,15 @@ from ..runtime.errors import UsageError
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of an ``Options``; ``text`` is for ``--help``.
+    """Return a field of an ``Options``; ``text`` is for ``--help``.
 
-    ``default``: False of a flag that is off unless it is given, else the number or the text that is meant without it.
+    ``default``: False of a flag that is off unless it is given, else the number or text that is meant without it.
     """
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredOption:
     """One option, as its target declares it."""
 
     name: str
@@ -32,13 +32,13 @@ class Declared:
 
     @property
     def flag(self) -> str:
-        """As the command line has it."""
+        """The flag of the command line."""
         return f"--{self.name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What else an export was asked for, which an option may not go with."""
+    """The rest of what an export was asked for, which an option may not go with."""
 
     targets: tuple[str, ...]
     layouts: tuple[str, ...]
@@ -47,17 +47,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """A target without options; one with some has a class of its own below this."""
+    """The options of a target that has none; others have a subclass."""
 
     @classmethod
-    def declared(cls) -> Iterator[Declared]:
-        """The options, in the order of the fields."""
+    def declared(cls) -> Iterator[DeclaredOption]:
+        """Yield the options, in the order of the fields."""
         for each in fields(cls):
-            yield Declared(each.name, each.default, each.metadata["help"])  # type: ignore[arg-type]
+            yield DeclaredOption(each.name, each.default, each.metadata["help"])  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Self:
-        """Those of ``given`` that are this target's; UsageError for a value of another type."""
+        """Return those of ``given`` that are this target's; UsageError for a value of another type."""
         own = {}
         for each in cls.declared():
             own[each.name] = value = given.get(each.name, each.default)
@@ -68,8 +68,8 @@ class Options:
         return cls(**own)
 
     def check(self, request: Request) -> None:
-        """UsageError for options that do not go with ``request``; asked whether or not the target is in it."""
+        """Raise UsageError for options that do not go with ``request``; called whether or not the target is in it."""
 
     def recipe(self, asked: Recipe) -> Recipe:
-        """How the target's weights are stored where ``asked`` is what the user named."""
+        """Return how the target's weights are stored where ``asked`` is what the user named."""
         return asked

@@ -1,4 +1,5 @@
-"""What a request changes in the model that the checkpoint describes: its context, its KV cache."""
+"""What a request changes in the model that the checkpoint describes: its context, its KV cache, its window, its
+depth."""
 
 from __future__ import annotations
 
@@ -23,12 +24,11 @@ def overridden(
     window: int | None = None,
     depth: int | None = None,
 ) -> Reading:
-    """``reading`` with what is not None in place of what its family declares.
+    """Return ``reading`` with what is not None in place of what its family declares.
 
     ``context``: tokens of context, at most the model's own. ``kv``: one of ``KV``. ``window``: tokens that
     attention sees, the newest included, at most the context; a window of the whole context is none. ``depth``: how
-    often the loop runs, where nothing else is said when the bundle is run.
-    UsageError for what the model cannot do.
+    often the loop runs, unless the bundle is run at another depth. UsageError for what the model cannot do.
     """
     program = reading.program
     if program.encoder and (

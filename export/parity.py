@@ -38,20 +38,20 @@ class Trace:
 
     @property
     def arrays(self) -> list[F32]:
-        """All that it holds."""
+        """All arrays."""
         filled = [] if self.filled is None else [self.filled]
         return [*self.per_depth, self.logits, self.mixed, *filled]
 
     @property
     def names(self) -> list[str]:
-        """What each of ``arrays`` is."""
+        """The names of ``arrays``, for messages."""
         depths = [f"the state after depth {d}" for d in range(len(self.per_depth))]
         filled = [] if self.filled is None else ["filled-in K and V"]
         return [*depths, "the logits", "a call of mixed depths", *filled]
 
 
 def trace(backend: Backend, seed: int = 0) -> Trace:
-    """Run the schedule on ``backend``."""
+    """Run the schedule on ``backend`` and return its results."""
     program = backend.program
     random = np.random.default_rng(seed)
     if program.encoder:
@@ -83,9 +83,10 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
 
 
 def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
-    """What each stage gives for packed lanes of three sequences, and the block's caches after it.
+    """Return the outputs of each stage for packed lanes of three sequences, and the block's caches after it.
 
-    Some lanes are idle, and where the operator allows it one has two tokens. Nothing of an encoder, which has none.
+    Some lanes are idle, and where the operator allows it one has two tokens. An encoder, which has no packed lanes,
+    gives none.
     """
     program, random = backend.program, np.random.default_rng(seed)
     if program.encoder:
@@ -122,7 +123,7 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
 
 
 def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
-    """One call with a lane a depth, as depth-pipelined decoding makes it: deeper lanes are further behind.
+    """Return a state and lanes with one lane a depth, as pipelined decoding has them: deeper lanes are further behind.
 
     Where depth 0 has to go first, because the depths share its K and V, it is left out.
     """
@@ -136,7 +137,7 @@ def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> 
 
 
 def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) -> KVCache:
-    """A sequence for each of R lanes, in which every row holds something."""
+    """Return a cache with a sequence for each of R lanes, every row of which is random."""
     program = backend.program
     cache = backend.new_cache(program.depths, capacity)
     _randomize(cache, program, "block", program.depths * cache.slots, capacity, random)
@@ -146,7 +147,7 @@ def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) 
 def _randomize(
     cache: KVCache, program: Program, stage: str, slots: int, rows: int, random: np.random.Generator
 ) -> None:
-    """Put something into the first ``rows`` rows of every slot of ``stage``."""
+    """Fill the first ``rows`` rows of every slot of ``stage`` with random numbers."""
     for slot in range(slots):
         made = [
             random.standard_normal((2, shape.kv_heads, rows, shape.head_dim)).astype(np.float32)
@@ -156,7 +157,7 @@ def _randomize(
 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
-    """K and V of every layer of the block, one behind the other, after filling ``tokens`` tokens at every depth.
+    """Return K and V of every layer of the block, concatenated, after filling ``tokens`` tokens at every depth.
 
     Each lane has one less than the one before it.
     """
@@ -177,7 +178,7 @@ def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an engine has to give, of single and of packed lanes, and how near each of it must be."""
+    """The results that an engine must give, for single and for packed lanes, and the bounds of each."""
 
     trace: Trace
     packed: list[F32]
@@ -185,7 +186,7 @@ class Expected:
 
     @staticmethod
     def of(reference: ReferenceBackend, activations: Activations | None = None) -> Expected:
-        """What ``reference`` gives with ``activations``, or with floats."""
+        """Return the results of ``reference`` with ``activations``, or with floats."""
         reference = reference.with_activations(activations)
 
         def run(model: ReferenceBackend) -> list[F32]:
@@ -198,7 +199,8 @@ class Expected:
     def both(
         reference: ReferenceBackend, activations: Activations | None
     ) -> tuple[Expected, Expected | None]:
-        """With floats, and with ``activations`` if there are any. Of ``reference`` nothing is kept in memory then."""
+        """Return those with floats, and those with ``activations`` if there are any; ``reference`` forgets its
+        matrices."""
         found = Expected.of(reference), Expected.of(reference, activations) if activations else None
         reference.forget()
         return found
@@ -211,7 +213,8 @@ class Expected:
     def check(
         self, engine: str, backend: Backend, packed: Backend | None = None, advice: str = REPORT
     ) -> tuple[tuple[float, ...], float]:
-        """(difference after each depth, of the logits) of ``backend``, and of ``packed`` where that is another one.
+        """Return (difference after each depth, of the logits) of ``backend``, and of ``packed`` where that is
+        another one.
 
         ParityError names the first thing beyond its bound. ``advice``: what a person is told to do about it.
         """

@@ -1,4 +1,4 @@
-"""Checkpoint → bundle: the table of contents."""
+"""Checkpoint → bundle: the table of contents of an export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .text.vocabulary import read_vocabulary
 
 @dataclass(frozen=True)
 class Report:
-    """What an export did."""
+    """The outcome of an export."""
 
     bundle: Path
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""Libraries that warn of their own insides, or of GPUs that are not there, on import and at work."""
+"""Silences libraries that warn of their own insides, or of GPUs that are not there, on import and at work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, in logs or otherwise; errors are raised as ever."""
+    """Suppress warnings within the block, in logs or otherwise; errors are raised as ever."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The reference engine over an export's stored weights: what every artifact is compared with."""
+"""The reference engine over an export's stored weights: every artifact is compared with it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..runtime.model.stored import Array
 
 
 def reference_engine(program: Program, weights: Path, recipe: Recipe) -> ReferenceBackend:
-    """The model of ``program`` with the weights that ``recipe`` made."""
+    """Return the model of ``program`` with the weights that ``recipe`` made."""
     return ReferenceBackend(program, mapped(weights), recipe.group_size)
 
 
 def mapped(weights: Path) -> dict[str, Array]:
-    """The tensors of a weights file, mapped rather than read."""
+    """Return the tensors of a weights file, mapped rather than read."""
     return {name: tensor.numpy() for name, tensor in load_file(weights).items()}

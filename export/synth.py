@@ -47,7 +47,7 @@ def synthesize(
 def synthesize_shape(
     shape: Shape, out: Path, *, seed: int = 0, dtype: str = "float16", force: bool = False, lora_rank: int = 0
 ) -> Path:
-    """``synthesize`` for a shape that has no name."""
+    """Write a checkpoint of ``shape``, as ``synthesize`` does of a named one."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; wanted {' or '.join(DTYPES)}")
     if lora_rank < 0 or (lora_rank and shape.family != "mor"):
@@ -70,7 +70,7 @@ def synthesize_shape(
 
 
 def _check_free(out: Path, force: bool) -> None:
-    """UsageError when ``out`` exists and may not be replaced."""
+    """Raise UsageError when ``out`` exists and may not be replaced."""
     if not out.exists() and not out.is_symlink():
         return
     if not force:

@@ -29,14 +29,15 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
+        """The size of a head."""
         return self.hidden_size // self.heads
 
     @property
     def stored_layers(self) -> list[int]:
         """For each layer written to the checkpoint, the first layer that has its weights.
 
-        Where MoR's L is not divisible by R, its authors keep L rounded down: SmolLM's 30 layers become
-        1 + 9 × 3 + 1 = 29.
+        Where MoR's L is not divisible by R, its authors keep L rounded down: SmolLM's 30 layers become 1 + 9 ×
+        3 + 1 = 29.
         """
         if self.family != "mor":
             return list(range(self.layers))
@@ -50,6 +51,7 @@ class Shape:
 
     @property
     def applied_layers(self) -> int:
+        """The number of layers of the same model unrolled."""
         return len(self.stored_layers) * (1 if self.family == "mor" else self.repeats)
 
 

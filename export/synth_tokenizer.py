@@ -14,7 +14,7 @@ END = "<|endoftext|>"
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """tokenizer.json and tokenizer_config.json: id 0 is END, 1 … 256 are bytes, the rest ``<|filler_N|>``.
+    """Write tokenizer.json and tokenizer_config.json: id 0 is END, 1 … 256 are bytes, the rest ``<|filler_N|>``.
 
     A vocabulary below 257 keeps only the bytes that fit; other bytes are then dropped from a text.
     """

@@ -33,6 +33,7 @@ class SynthWeights:
         self.parameters = 0
 
     def bytes_wanted(self) -> int:
+        """Bytes of all tensors."""
         layers, d, v = len(set(self.shape.stored_layers)), self.shape.hidden_size, self.shape.vocab_size
         total = layers * sum(a * b for a, b in self.linears.values()) + v * d * (1 if self.shape.tied else 2)
         if self.rank:
@@ -41,6 +42,7 @@ class SynthWeights:
         return total * self.dtype.itemsize + (16 << 20)  # norms, configs, tokenizer
 
     def write(self, folder: Path) -> None:
+        """Write configs and weights to ``folder``."""
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         if self.shape.family == "mor":
             (folder / "conf.yaml").write_text(
@@ -51,7 +53,7 @@ class SynthWeights:
             self.write_safetensors(folder)
 
     def write_safetensors(self, folder: Path) -> None:
-        """model.safetensors, or shards of SHARD_BYTES with their index if it is larger."""
+        """Write model.safetensors, or shards of SHARD_BYTES with their index if it is larger."""
         shards: list[tuple[Path, list[str]]] = []
         batch: dict[str, torch.Tensor] = {}
         total = 0
@@ -82,7 +84,7 @@ class SynthWeights:
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) in the authors' naming; tied tensors are one object, so torch.save aliases them."""
+        """Yield (name, tensor) by the authors' names; tied tensors are one object, so torch.save aliases them."""
         shape = self.shape
         prefix = "base_model.model." if self.rank else ""
         d, v = shape.hidden_size, shape.vocab_size
@@ -103,7 +105,8 @@ class SynthWeights:
     def layer(
         self, source: int, shared: bool, made: dict[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """One layer; ``made`` keeps what later layers share (nothing where no layer is shared)."""
+        """Yield the tensors of one layer; ``made`` keeps those that later layers share (none where no layer is
+        shared)."""
 
         def once(key: str, make: torch.Tensor | None) -> torch.Tensor:
             if make is not None and shared:
@@ -132,6 +135,7 @@ class SynthWeights:
             yield f"{name}.weight", once(name, None if tie else self.norm(scale))
 
     def normal(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
+        """Return a tensor of normal numbers with standard deviation ``std``."""
         self.parameters += math.prod(shape)
         tensor = torch.empty(shape, dtype=self.dtype)
         for rows in tensor.split(4096):  # a float32 copy of a whole embedding would be the memory's peak
@@ -139,11 +143,13 @@ class SynthWeights:
         return tensor
 
     def norm(self, scale: float) -> torch.Tensor:
+        """Return the weights of a norm, around ``scale``."""
         noise = torch.randn(self.shape.hidden_size, generator=self.generator) * NORM_NOISE
         self.parameters += noise.numel()
         return ((1 + noise) * scale).to(self.dtype)
 
     def config(self) -> dict[str, Any]:
+        """Return config.json."""
         shape = self.shape
         architectures = {
             "mor": "LlamaForCausalLM",
@@ -178,7 +184,7 @@ class SynthWeights:
         return config
 
     def training_config(self) -> dict[str, Any]:
-        """conf.yaml as far as it says what the model is."""
+        """Return conf.yaml as far as it says what the model is."""
         shape = self.shape
         recursion = {"base_depth": None, "num_recursion": shape.repeats, "sharing": shape.sharing}
         lora: dict[str, Any] = {
@@ -208,7 +214,7 @@ class SynthWeights:
 
 
 def save_pickle(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """``torch.save``, with the OSError of a disk that is full instead of the RuntimeError that it becomes."""
+    """Call ``torch.save``, and raise the OSError of a full disk instead of the RuntimeError that torch makes of it."""
     with path.open("wb") as file:
         try:
             torch.save(tensors, file)

@@ -35,7 +35,7 @@ class Job:
 
 
 def check_shared(program: Program, target: str) -> None:
-    """ExportError for attention with matrices for each depth, which ``target`` has no operators for."""
+    """Raise ExportError for attention with matrices for each depth, which ``target`` has no operators for."""
     if program.own_matrices:
         raise ExportError(
             f"attention has matrices of its own for each depth, which target {target} does not take; export to onnx"
@@ -48,11 +48,12 @@ class Target(Protocol):
     name: str
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """Refuse what the target cannot hold, by name, before any work (ExportError)."""
+        """Raise ExportError, by name, for what the target cannot hold, before any work."""
         ...
 
     def export(self, job: Job) -> manifest.Target:
-        """Write artifacts below ``job.folder``/<name>, compare them with the reference engine, and describe them.
+        """Write artifacts below ``job.folder``/<name>, compare them with the reference engine, and return their
+        description.
 
         ParityError when an artifact does not compute what that computes.
         """

@@ -1,4 +1,4 @@
-"""The same model with every applied layer written out: the yardstick that the benchmark holds bundles against."""
+"""The same model with every applied layer written out: benchmarks compare bundles with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LLAMA = {
 
 
 def unroll(reading: Reading) -> Reading:
-    """``reading`` with its layers in order of application, as ``layers.N``, deltas added to their matrices.
+    """Return ``reading`` with its layers in order of application, as ``layers.N``, deltas added to their matrices.
 
     ExportError for models that compute something else then: those with a router, or whose depths share K and V.
     """
@@ -54,7 +54,8 @@ def unroll(reading: Reading) -> Reading:
 
 
 def plain_llama(program: Program, who: str) -> Spec:
-    """The numbers of a model whose unrolled layers are Llama's, which is all that ``who`` takes; else ExportError."""
+    """Return the spec of a model whose unrolled layers are Llama's, which is all that ``who`` takes; else
+    ExportError."""
     spec = spec_of(program, who)
     others = {
         "norms of what layers add": spec.sandwich_norms,
@@ -67,7 +68,7 @@ def plain_llama(program: Program, who: str) -> Spec:
 
 
 def _loader(reading: Reading, source: Source) -> Loader:
-    """The tensor of ``source``, as it is at its depth."""
+    """Return the loader of the tensor of ``source``, as it is at its depth."""
     load, at, weight = reading.tensors[source.tensor], source.at, reading.program.weights[source.weight]
     if at is None:
         return load
@@ -87,7 +88,7 @@ def _loader(reading: Reading, source: Source) -> Loader:
 
 
 def write_unrolled_graph(reading: Reading, recipe: Recipe, folder: Path) -> tuple[Program, Path]:
-    """One ONNX graph of the unrolled model in ``folder`` → its program and the graph's path."""
+    """Write one ONNX graph of the unrolled model to ``folder``; return its program and the graph's path."""
     twin = unroll(reading)
     write_weights(twin, recipe, folder / WEIGHTS)
     ir.save(whole_graph(twin.program, Stored.open(folder / WEIGHTS, recipe.group_size)), folder / GRAPH)
@@ -95,7 +96,7 @@ def write_unrolled_graph(reading: Reading, recipe: Recipe, folder: Path) -> tupl
 
 
 def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
-    """The unrolled model as a float16 LlamaForCausalLM folder, sharded by layers; tokenizer files are the caller's.
+    """Write the unrolled model as a float16 LlamaForCausalLM folder, sharded by layers, without tokenizer files.
 
     ExportError for models that are none when unrolled.
     """
@@ -117,7 +118,7 @@ def write_unrolled_checkpoint(reading: Reading, folder: Path) -> None:
 
 
 def _llama_name(name: str) -> tuple[str, int]:
-    """The name in a Llama checkpoint of a canonical tensor, and its shard."""
+    """Return the name in a Llama checkpoint of a canonical tensor, and its shard."""
     outer = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     if not name.startswith("layers."):
         return outer.get(name, "lm_head.weight"), 0

@@ -26,7 +26,7 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """Where a tensor's bytes are in the file, and what they are: F32, F16 or U8."""
+    """The position of a tensor's bytes in the file, and their type: F32, F16 or U8."""
 
     offset: int
     length: int
@@ -34,14 +34,14 @@ class TensorSpan:
     shape: tuple[int, ...]
 
     def rows(self, start: int, stop: int) -> TensorSpan:
-        """Rows ``start`` … ``stop`` − 1."""
+        """Return the span of rows ``start`` … ``stop`` − 1."""
         size = self.length // self.shape[0]
         shape = (stop - start, *self.shape[1:])
         return TensorSpan(self.offset + start * size, (stop - start) * size, self.dtype, shape)
 
 
 class WeightsWriter:
-    """``with WeightsWriter(path, count) as w: w.add(name, array)``, at most ``count`` times."""
+    """Writes a file: ``with WeightsWriter(path, count) as w: w.add(name, array)``, at most ``count`` times."""
 
     def __init__(self, path: Path, count: int) -> None:
         self._path = path
@@ -80,7 +80,7 @@ class WeightsWriter:
 
 
 def tensor_spans(path: Path) -> dict[str, TensorSpan]:
-    """Name → place in the file, for a file that WeightsWriter wrote."""
+    """Return the span of each tensor, for a file that WeightsWriter wrote."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(size))

@@ -1,4 +1,5 @@
-"""What an encoder is compared by: texts of several lengths in one call, each whole, with padding behind it."""
+"""The calls by which an encoder is compared: texts of several lengths in one call, each whole, with padding behind
+it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ LENGTHS = (11, 7, 1)
 
 
 def whole_texts(backend: Backend, random: np.random.Generator) -> tuple[list[F32], F32, F32]:
-    """Of the valid rows: the state after each depth, what the head gives, and a call with a text at each depth."""
+    """Return, of the valid rows, the state after each depth, the head's output, and a call with a text at each
+    depth."""
     program = backend.program
     tokens = np.minimum(LENGTHS, program.context_length).astype(np.int32)
     ids, types = some_tokens(program, random, (len(tokens), int(tokens.max())))
@@ -24,13 +26,14 @@ def whole_texts(backend: Backend, random: np.random.Generator) -> tuple[list[F32
 
 
 def some_tokens(program: Program, random: np.random.Generator, shape: tuple[int, int]) -> tuple[I64, I64]:
-    """Ids and types of that shape."""
+    """Return random ids and types of ``shape``."""
     ids = random.integers(0, program.vocab_size, shape, dtype=np.int64)
     return ids, random.integers(0, max(program.token_types, 1), shape, dtype=np.int64)
 
 
 def through(backend: Backend, ids: I64, types: I64, tokens: I32) -> tuple[list[F32], F32]:
-    """ids, types [B, S], of which ``tokens`` [B] are valid → the valid rows after each depth, and through the head."""
+    """Return the valid rows of ids, types [B, S], ``tokens`` [B] of which are valid, after each depth and after the
+    head."""
     cache, lanes = backend.new_cache(*ids.shape), _lanes(np.zeros(len(tokens), np.int64), tokens, types)
     valid, per_depth = _valid(lanes), []
     state = backend.prologue(ids, lanes, cache)
@@ -42,11 +45,11 @@ def through(backend: Backend, ids: I64, types: I64, tokens: I32) -> tuple[list[F
 
 
 def _lanes(depths: I64, tokens: I32, types: I64 | None = None) -> Lanes:
-    """Lanes that begin with their first token."""
+    """Return lanes that begin with their first token."""
     positions = np.tile(np.arange(tokens.max()), (len(tokens), 1))
     return Lanes(depths, np.zeros_like(tokens), tokens, positions, types=types)
 
 
 def _valid(lanes: Lanes) -> np.ndarray:
-    """[B, S]: is it a token, and no padding?"""
+    """Return [B, S]: is it a token, and no padding?"""
     return np.arange(lanes.positions.shape[1]) < lanes.tokens[:, None]

@@ -1,4 +1,4 @@
-"""Group-wise symmetric integer codes: the one place where a weight becomes a number of few bits.
+"""Group-wise symmetric integer codes: the only code that turns a weight into a number of few bits.
 
 A row [K] of a matrix is cut into groups of G, the last padded with zeros, or it is one group. Each has one scale and
 codes around zero; their bytes are those of ``runtime/model/codec.py``. Scales are rounded to bfloat16 and kept in
@@ -20,7 +20,7 @@ _SLICE = 1 << 22  # elements worked on at a time, to bound temporaries
 
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> Grouped:
-    """Round-to-nearest codes of ``weight`` [N, K] float32; the last group is padded with zeros to G.
+    """Return the round-to-nearest codes of ``weight`` [N, K] float32; the last group is padded with zeros to G.
 
     ``group_size`` 0: a row is a group.
     """
@@ -39,7 +39,7 @@ def quantize(weight: Tensor, bits: int, group_size: int) -> Grouped:
 
 
 def _quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """x [N, groups, G] → unsigned codes [N, groups, G] uint8, scales [N, groups] float16."""
+    """Return unsigned codes [N, groups, G] uint8 and scales [N, groups] float16 of x [N, groups, G]."""
     largest = 2 ** (bits - 1) - 1
     low = -largest - 1 if bits == 4 else -largest
     scales = (x.abs().amax(-1) / largest).bfloat16().float().clamp(SMALLEST_SCALE, LARGEST_SCALE)

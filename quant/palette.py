@@ -26,13 +26,13 @@ _BINS = 1024
 
 
 def table_rows(parts: list[int]) -> int:
-    """How many rows share a table, so that it belongs to one part of a matrix of ``parts`` rows each."""
+    """Return how many rows share a table, so that it belongs to one part of a matrix of ``parts`` rows each."""
     common = gcd(*parts)
     return next((n for n in range(ROWS, common) if common % n == 0), common)
 
 
 def palettize(weight: Tensor, rows: int) -> Palette:
-    """``weight`` [N, K] float32 with a table for each ``rows`` of its rows, which divide N."""
+    """Return ``weight`` [N, K] float32 with a table for each ``rows`` of its rows, which divide N."""
     indices = np.empty(weight.shape, np.uint8)
     tables = np.empty((len(weight) // rows, ENTRIES), np.float16)
     for t in range(len(tables)):
@@ -44,7 +44,7 @@ def palettize(weight: Tensor, rows: int) -> Palette:
 
 
 def _table(values: F32) -> F16:
-    """The 16 values, ascending; where fewer do, the largest repeats."""
+    """Return the 16 values, ascending; where fewer do, the largest repeats."""
     from coremltools._deps import _kmeans1d as kmeans1d  # what coremltools' own palettization calls
 
     counts, edges = np.histogram(values, _BINS)
@@ -60,5 +60,5 @@ def _table(values: F32) -> F16:
 
 
 def _borders(table: F32) -> F32:
-    """[k − 1]: below which weights belong to an entry rather than to the next."""
+    """Return [k − 1]: the limits below which weights belong to an entry rather than to the next."""
     return np.asarray((table[1:] + table[:-1]) / 2, np.float32)

@@ -1,4 +1,4 @@
-"""Which tensor is stored how: a short ordered list of rules, the first match wins."""
+"""How each tensor is stored: a short ordered list of rules, the first match wins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How one tensor is stored: float32, float16, or integer codes of ``bits`` with float16 group scales.
+class StorageFormat:
+    """The format of one stored tensor: float32, float16, or integer codes of ``bits`` with float16 group scales.
 
     ``palette``: the codes are indices into tables of float16 values (``palette.py``).
     """
@@ -22,6 +22,7 @@ class Storage:
 
     @property
     def is_float(self) -> bool:
+        """Is it stored as float32 or float16?"""
         return self.bits >= 16
 
 
@@ -30,24 +31,24 @@ class Rule:
     """Tensors whose canonical name matches ``pattern`` are stored as ``storage``."""
 
     pattern: str
-    storage: Storage
+    storage: StorageFormat
 
 
-FLOAT32, FLOAT16 = Storage(32), Storage(16)
+FLOAT32, FLOAT16 = StorageFormat(32), StorageFormat(16)
 
 # Deltas are a thousandth of the bytes: not worth quantizing.
 _SMALL = (Rule("*.lora_scale", FLOAT32), Rule("*.lora_?", FLOAT16))
 
 RECIPES: dict[str, tuple[Rule, ...]] = {
     "none": (Rule("*", FLOAT32),),
-    "int8": (*_SMALL, Rule("*", Storage(8))),
-    "int8-channel": (*_SMALL, Rule("*", Storage(8))),
-    "int4": (*_SMALL, Rule("*", Storage(4))),
+    "int8": (*_SMALL, Rule("*", StorageFormat(8))),
+    "int8-channel": (*_SMALL, Rule("*", StorageFormat(8))),
+    "int4": (*_SMALL, Rule("*", StorageFormat(4))),
 }
 
 _PALETTE = "palette4"
-_RULES = RECIPES | {_PALETTE: (*_SMALL, Rule("*", Storage(4, palette=True)))}
-"""With what a target asks for rather than a user: the tables of one target's format."""
+_RULES = RECIPES | {_PALETTE: (*_SMALL, Rule("*", StorageFormat(4, palette=True)))}
+"""Also the recipe that a target asks for rather than a user: the tables of one target's format."""
 
 PER_CHANNEL = frozenset({"int8-channel"})
 """Recipes whose groups are whole rows: output channels, as engines call them."""
@@ -62,7 +63,8 @@ class Recipe:
 
     @staticmethod
     def named(name: str, group_size: int) -> Recipe:
-        """UsageError for a recipe or group size that does not exist; ``group_size`` is for those that have groups."""
+        """Return a recipe; UsageError for a name or group size that does not exist. ``group_size``: for those that
+        have groups."""
         if name not in RECIPES:
             raise UsageError(f"unknown quantization {name!r}: choose one of {', '.join(RECIPES)}")
         if group_size not in GROUP_SIZES:
@@ -71,7 +73,7 @@ class Recipe:
 
     @staticmethod
     def palettes() -> Recipe:
-        """4-bit indices into tables; no target but Core ML takes them."""
+        """Return the recipe of 4-bit indices into tables; no target but Core ML takes them."""
         return Recipe(_PALETTE, 0)
 
     @property
@@ -84,8 +86,8 @@ class Recipe:
         """Are the large matrices indices into tables?"""
         return self._rest.palette
 
-    def storage(self, name: str, kind: str = "matrix") -> Storage:
-        """How the tensor ``name`` is stored, whose kind is as in ``runtime.model.weights``.
+    def storage(self, name: str, kind: str = "matrix") -> StorageFormat:
+        """Return the format of the tensor ``name``, whose ``kind`` is as in ``runtime.model.weights``.
 
         Vectors are floats, whatever they are called: norms and biases act on every number of a state.
         """
@@ -94,5 +96,5 @@ class Recipe:
         return next(r.storage for r in _RULES[self.name] if fnmatchcase(name, r.pattern))
 
     @property
-    def _rest(self) -> Storage:
+    def _rest(self) -> StorageFormat:
         return _RULES[self.name][-1].storage

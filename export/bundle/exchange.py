@@ -1,4 +1,4 @@
-"""Two folders swap their names in one step, where the system and its file system can: nobody ever sees neither."""
+"""Exchanges the names of two folders in one step, where the system and its file system can."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h of macOS
 _CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a kernel or file system without it answers."""
+"""The errors of a kernel or file system that cannot."""
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two paths of one file system; False where that cannot be had. OSError when it fails."""
+    """Swap the names of two paths of one file system; return False where the system cannot. OSError when it fails."""
     system = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
     first, second = os.fsencode(one), os.fsencode(other)
     if swap := getattr(system, "renameat2", None):

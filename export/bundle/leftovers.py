@@ -1,7 +1,7 @@
-"""The hidden folders that exports work in: who owns one, and what becomes of those that killed exports left.
+"""The hidden folders that exports work in: who owns one, and the removal of those that killed exports left.
 
-A working process holds a lock on its folder, which the system takes back when it dies. Where there are no locks
-(Windows, some network file systems), a folder in which nothing changed for a day is taken as left behind.
+A working process holds a lock on its folder, which the system releases when it dies. Where there are no locks (Windows,
+some network file systems), a folder in which nothing changed for a day counts as left behind.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ except ImportError:  # Windows
 
 MARK = ".edgeloop-partial-"
 NEW, OLD, PLACE = "new", "old", "place"
-"""In a hidden folder: the folder to be, the one that it replaces, and a file that says where that one was."""
+"""In a hidden folder: the new folder, the one that it replaces, and a file with the path of that one."""
 AGE = 24 * 3600.0
 _TRIES = 100
 
 
 def hidden_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new hidden folder in ``parent``, and the handle that holds its lock; None where there are no locks."""
+    """Return a new hidden folder in ``parent``, and the handle that holds its lock; None where there are no locks."""
     for _ in range(_TRIES):
         folder = Path(tempfile.mkdtemp(prefix=MARK, dir=parent))
         try:
@@ -62,8 +62,8 @@ def take(folder: Path) -> int | None:
 def sweep(parent: Path) -> None:
     """Remove what killed exports of this user left in ``parent``.
 
-    A link or a pipe under such a name goes too, and nothing that it leads to. Only a folder that an export had moved
-    aside is put back, to the place that is written beside it, if that is free.
+    A link or a pipe under such a name goes too, and nothing that it leads to. Only a folder that an export had
+    moved aside is put back, to the path that is written beside it, if that is free.
     """
     for path in parent.glob(f"{MARK}*"):
         with suppress(OSError, ValueError):

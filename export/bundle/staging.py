@@ -1,7 +1,7 @@
-"""A folder is made in hiding beside its place and takes it in one step, or never.
+"""Makes a folder in hiding beside its place, which it takes in one step, or never.
 
-What was at the place stays whole until that step: the two names are exchanged. Where a system has no such call, the
-old folder is moved aside first; if the process dies between these two steps, the next export beside it puts it back.
+What was at the place stays whole until that step: the two names are exchanged. Where a system has no such call, the old
+folder is moved aside first; if the process dies between these two steps, the next export beside it puts it back.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .leftovers import NEW, OLD, PLACE, hidden_folder, sweep
 
 @contextmanager
 def staged(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well, and disappears when it does not.
+    """Yield a folder that becomes ``out`` when the block ends without an error, and is removed when it does not.
 
-    Everything in it is on the disk before it gets its name. ``check`` is asked just before that, and may raise.
+    Everything in it is on the disk before it gets its name. ``check`` is called just before that, and may raise.
     Where ``out`` is a link, what it points to is written, and the link stays. ExportError when the file system
     refuses (full disk, no permission).
     """
@@ -71,7 +71,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """What is in the file or folder ``path`` is on the disk."""
+    """Flush the file or folder ``path`` to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders, and its file systems order such changes themselves
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

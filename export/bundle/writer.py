@@ -1,4 +1,4 @@
-"""Bundles on the disk: where one may be written, how one takes its place, and how one that exists is changed."""
+"""Bundles on the disk: where one may be written, and how an existing one is replaced or changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .staging import staged
 
 
 def check_free(out: Path, force: bool) -> None:
-    """UsageError when ``out`` exists and may not be replaced: only a bundle may, and only with ``force``."""
+    """Raise UsageError when ``out`` exists and may not be replaced: only a bundle may, and only with ``force``."""
     try:
         if inside := next((p for p in out.absolute().parents if _listed(p)), None):
             raise UsageError(
@@ -40,7 +40,7 @@ def check_free(out: Path, force: bool) -> None:
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder that becomes the bundle ``out`` when the block ends well; see ``staged`` and ``check_free``."""
+    """Yield a folder that becomes the bundle ``out`` when the block ends well; see ``staged`` and ``check_free``."""
     check_free(out, force)
     with staged(out, lambda: check_free(out, force)) as folder:
         yield folder
@@ -48,7 +48,7 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def edited(bundle: Path) -> Iterator[Path]:
-    """A copy of ``bundle`` to change, which takes its place when the block ends well: old or new, at any moment.
+    """Yield a copy of ``bundle`` to change, which replaces it in one step when the block ends well.
 
     Its files are hard links where the file system has them, so replace them and never write into one. BundleError
     when the bundle is damaged. UsageError when this process stands in its folder, which is another one afterwards.
@@ -78,7 +78,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def _link_all(source: Path, destination: Path) -> None:
-    """Everything in ``source``, under second names. Links to files become what they lead to."""
+    """Link everything in ``source`` to ``destination``. Links to files become what they lead to."""
     shutil.copymode(source, destination)
     for path in sorted(source.rglob("*")):
         there = destination / path.relative_to(source)
@@ -92,7 +92,7 @@ def _link_all(source: Path, destination: Path) -> None:
 
 
 def link(source: Path, destination: Path) -> None:
-    """The same bytes under a second name; copied where that cannot be."""
+    """Give the file ``source`` a second name; copy it where that cannot be."""
     try:
         os.link(source, destination)
     except OSError:
@@ -100,7 +100,7 @@ def link(source: Path, destination: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files of the bundle ``folder``; none when it is no bundle. One of an older format is a bundle too."""
+    """Return the files of the bundle ``folder``, of older formats too; none when it is no bundle."""
     try:
         path = folder / MANIFEST
         manifest = json.loads(path.read_bytes()) if path.is_file() else {}  # a pipe would be waited for
@@ -110,6 +110,6 @@ def _listed(folder: Path) -> set[str]:
 
 
 def describe_files(folder: Path) -> dict[str, File]:
-    """Size and hash of every file below ``folder``, by its path inside it."""
+    """Return size and hash of every file below ``folder``, by its path inside it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): File(path.stat().st_size, sha256_of(path)) for path in paths}

@@ -18,7 +18,7 @@ MARKERS = "osD^vPX"
 COLOURS = 7
 _INK, _MUTED, _GRID, _PAPER = "#010101", "#010102", "#010103", "#010104"
 _NAMES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _PAPER: "paper"}
-"""Colours that matplotlib draws with → the CSS variables of the page that take their place."""
+"""The colours that matplotlib draws with, and the page's CSS variables that replace them."""
 _SERIES = [f"#01020{i}" for i in range(COLOURS)]
 
 
@@ -32,8 +32,10 @@ def panel(
     line: float | None = None,
     percent: bool = False,
 ) -> str:
-    """An inline ``<svg>``: a line for each rule (points where ``x`` and ``y`` are known), a star at full depth,
-    rings at chosen thresholds, and with ``line`` a dashed line at the goal.
+    """Return an inline ``<svg>`` of the trade between ``x`` and ``y``.
+
+    It has a line for each rule (points where ``x`` and ``y`` are known), a star at full depth, rings at chosen
+    thresholds, and with ``line`` a dashed line at the goal.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -79,7 +81,7 @@ def _rule(axes: Axes, points: Sequence[Measured], x: Measure, y: Measure, colour
 
 
 def _inline(svg: str, title: str) -> str:
-    """``svg`` without its XML head, with the page's colours and font, and no ids but those that are referred to."""
+    """Return ``svg`` without its XML head, with the page's colours and font, and only the ids that are referred to."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What every depth of a model says of every token of a text, collected in one run at full depth."""
+"""Collects what every depth of a model predicts for every token of a text, in one run at full depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Collected:
-    """``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the first carry [R−1, N, D] and
+    """The outcomes of a text at every depth, and the scores of rules.
+
+    ``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the first carry [R−1, N, D] and
     ``kept`` [R−1, N], exp(−KL) from full depth's prediction to each depth's.
     """
 

@@ -1,4 +1,4 @@
-"""What an exit rule gave on a text: a row of the report, a point of its curves."""
+"""What an exit rule achieved on a text: a row of the report, a point of its curves."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measured:
-    """A rule with its thresholds (R − 1) and what they gave on a text.
+    """A rule with its thresholds (R − 1), and what they achieved on a text.
 
-    ``mean_depth`` counts depths run, 1 … R. ``full_perplexity``: that of the text at full depth. ``tokens_per_s`` and
-    ``speed``, which is that of full depth where it ran beside it, are None where nobody timed them. ``chosen``: these
-    thresholds went into the bundle.
+    ``mean_depth`` counts depths run, 1 … R. ``full_perplexity``: that of the text at full depth. ``tokens_per_s``
+    and ``speed``, relative to full depth where it ran beside it, are None where they were not measured. ``chosen``:
+    these thresholds went into the bundle.
     """
 
     rule: str

@@ -1,15 +1,14 @@
 """Linear probes: how settled a token's prediction is after a depth, from its state, at D multiplications.
 
-A logistic regression for each depth but the last. At run time its score is σ(w·x / rms(x) + b) with
-rms(x) = √(mean x² + 1e-6). Its target is what the goal counts: that the likeliest token is that of full depth, a yes or
-no, or exp(−KL) from full depth's prediction to this one, which says what leaving costs in nats before chance has picked
-the next token. On the demo model's validation text, +1% perplexity then takes 1.62 depths instead of 1.67. The
-regression is fitted on standardised features, which is folded back into w and b.
+A logistic regression for each depth but the last. At run time its score is σ(w·x / rms(x) + b) with rms(x) = √(mean x²
++ 1e-6). Its target is what the goal counts: that the likeliest token is that of full depth, a yes or no, or exp(−KL)
+from full depth's prediction to this one, which says what leaving costs in nats before the next token is drawn. On the
+demo model's validation text, +1% perplexity then takes 1.62 depths instead of 1.67. The regression is fitted on
+standardised features, which is folded back into w and b.
 
-The strength of the L2 penalty is chosen on the end of the text, not on tokens drawn from all over it: neighbours
-share their context, and would tell on each other. The probes stay those fitted on the beginning, so that
-thresholds can be searched on tokens they have not seen (``Probes.fitted_tokens`` on); on their own they look
-too good.
+The strength of the L2 penalty is chosen on the end of the text, not on tokens drawn from all over it: neighbours share
+their context, so that one would leak into the other. The probes stay those fitted on the beginning, so that thresholds
+can be searched on tokens they have not seen (``Probes.fitted_tokens`` on); on the fitted ones they look too good.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class ProbeFit:
-    """How the probe of one depth fares on the held-out end of the text.
+    """The quality of one depth's probe on the held-out end of the text.
 
-    ``auc``: chance that it ranks a token of which more than half is settled above another, None where only one kind is
-    there; ``loss``: nats a token; ``settled``: mean of the target; ``penalty``: the C that was chosen, None where the
-    beginning of the text has only one answer and nothing was fitted.
+    ``auc``: probability that it ranks a token of which more than half is settled above another, None where only one
+    kind is there; ``loss``: nats a token; ``settled``: mean of the target; ``penalty``: the C that was chosen, None
+    where the beginning of the text has only one answer and nothing was fitted.
     """
 
     auc: float | None
@@ -52,7 +51,7 @@ class ProbeFit:
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """``weight`` [R − 1, D] and ``bias`` [R − 1] as the bundle stores them, float32, and how each depth fares."""
+    """``weight`` [R − 1, D] and ``bias`` [R − 1] as the bundle stores them, float32, and the quality at each depth."""
 
     weight: F32
     bias: F32
@@ -61,10 +60,10 @@ class Probes:
 
 
 def fit_probes(states: F32, target: Bool | F32, *, held_out: float = 0.2) -> Probes:
-    """Probes for ``states`` [R − 1, N, D] (after each depth, in the order of the text) and ``target`` [R − 1, N],
-    0 … 1: how settled each token is.
+    """Return probes fitted to ``states`` [R − 1, N, D] and ``target`` [R − 1, N], 0 … 1: how settled each token is.
 
-    The last ``held_out`` of the text chooses the penalty and is not fitted. UsageError when the text is short.
+    States are those after each depth, in the order of the text. The last ``held_out`` of the text chooses the
+    penalty and is not fitted. UsageError when the text is short.
     """
     depths, tokens, width = states.shape
     fitted = tokens - round(tokens * held_out)
@@ -86,19 +85,19 @@ def fit_probes(states: F32, target: Bool | F32, *, held_out: float = 0.2) -> Pro
 
 
 def probe_scores(states: F32, weight: F32, bias: F32) -> F32:
-    """σ(w·x / rms(x) + b), [R − 1, N], of ``states`` [R − 1, N, D]."""
+    """Return σ(w·x / rms(x) + b), [R − 1, N], of ``states`` [R − 1, N, D]."""
     logits = np.stack([normalised(x) @ w + b for x, w, b in zip(states, weight, bias, strict=True)])
     return np.asarray(1 / (1 + np.exp(-logits, dtype=np.float64)), np.float32)
 
 
 def normalised(states: F32) -> F32:
-    """``states`` [N, D], each token at unit root mean square."""
+    """Return ``states`` [N, D], each token divided by its root mean square."""
     mean = np.mean(np.square(states), axis=-1, keepdims=True)
     return np.asarray(states / np.sqrt(mean + RMS_EPS), np.float32)
 
 
 def _fit(features: F32, target: F64, fitted: int) -> tuple[F64, float, float | None]:
-    """Weight, bias and penalty of one depth; ``features`` [N, D], of which the first ``fitted`` are fitted."""
+    """Return weight, bias and penalty of one depth; of ``features`` [N, D] the first ``fitted`` are fitted."""
     seen = target[:fitted]
     if seen.min() == seen.max() and seen[0] in (0, 1):
         return np.zeros(features.shape[1]), SETTLED if seen[0] else -SETTLED, None
@@ -141,6 +140,6 @@ def _judge(logits: F32, target: F64, penalty: float | None) -> ProbeFit:
 
 
 def _loss(logits: npt.NDArray[np.floating], target: F64) -> float:
-    """Nats a token: log(1 + e^−z) for the share that is settled, log(1 + e^z) for the rest."""
+    """Return nats a token: log(1 + e^−z) for the share that is settled, log(1 + e^z) for the rest."""
     z = np.asarray(logits, np.float64)
     return float((target * np.logaddexp(0, -z) + (1 - target) * np.logaddexp(0, z)).mean())

@@ -1,4 +1,4 @@
-"""One self-contained HTML page on calibrated exit rules: curves of what each trades, and the thresholds."""
+"""One self-contained HTML page on calibrated exit rules: the curves of each, and the thresholds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_report(
 def render(
     measured: Sequence[Measured], full: Measured, *, title: str, goal: Goal | None, facts: Mapping[str, str]
 ) -> str:
-    """The page of ``write_report``."""
+    """Return the page of ``write_report``."""
     from jinja2 import Environment, StrictUndefined
 
     rules: dict[str, list[Measured]] = {}

@@ -46,7 +46,7 @@ _GAIN = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class DepthOutcomes:
-    """What a text of N tokens gives when it is read out after each of R depths.
+    """The outcomes of a text of N tokens when it is read out after each of R depths.
 
     ``loss`` [R, N]: nats of the true next token; ``agree`` [R, N]: the likeliest token is that of full depth.
     """
@@ -72,14 +72,16 @@ class DepthOutcomes:
 
     @cached_property
     def full(self) -> Point:
-        """What full depth gives."""
+        """The point of full depth."""
         return Point(float(self.depths), 1.0, math.exp(float(self.loss[-1].mean(dtype=np.float64))))
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What an exit rule may cost: ``value`` is the least agreement with full depth, or the most perplexity
-    over full depth's, as a share (0.01 is +1%).
+    """What an exit rule may cost.
+
+    ``value`` is the least agreement with full depth, or the most perplexity over full depth's, as a share (0.01 is
+    +1%).
     """
 
     kind: Literal["agree", "perplexity"]
@@ -87,7 +89,7 @@ class Goal:
 
     @classmethod
     def agree(cls, text: str) -> Goal:
-        """From ``0.99`` or ``99%``; UsageError unless it is a share in 0 … 1."""
+        """Return the goal of ``0.99`` or ``99%``; UsageError unless it is a share in 0 … 1."""
         value = _number(text)
         if value is None or not 0 <= value <= 1:
             raise UsageError(f"--agree {text}: wanted a share from 0 to 1, such as 0.99")
@@ -95,7 +97,8 @@ class Goal:
 
     @classmethod
     def perplexity(cls, text: str) -> Goal:
-        """From ``+1%``; UsageError unless it is a growth of 0% or more. A bare 1 could mean 1% or double."""
+        """Return the goal of ``+1%``; UsageError unless it is a growth of 0% or more. A bare 1 could mean 1% or
+        double."""
         value = _number(text)
         if value is None or value < 0 or not text.rstrip().endswith("%"):
             raise UsageError(f"--perplexity {text}: wanted a growth over full depth in percent, such as +1%")
@@ -105,7 +108,7 @@ class Goal:
         return f"agree {self.value:g}" if self.kind == "agree" else f"perplexity +{self.value * 100:g}%"
 
     def excess(self, table: DepthOutcomes) -> F64:
-        """[R, N]: what a token costs when it leaves after each depth; 0 after the last one."""
+        """Return [R, N]: what a token costs when it leaves after each depth; 0 after the last one."""
         if self.kind == "agree":
             return (~table.agree).astype(np.float64)
         lost: F64 = table.loss.astype(np.float64) - table.loss[-1]
@@ -119,7 +122,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Point:
-    """What a rule gave on a text. ``mean_depth`` counts the depths that a token ran, 1 … R."""
+    """What a rule achieved on a text. ``mean_depth`` counts the depths that a token ran, 1 … R."""
 
     mean_depth: float
     agreement: float
@@ -127,7 +130,7 @@ class Point:
 
 
 def outcome(table: DepthOutcomes, scores: F32, thresholds: Sequence[float], up: bool) -> Point:
-    """What ``thresholds`` (R − 1 of them) give on ``table``; ``scores`` [R − 1, N] is the rule's measure."""
+    """Return what ``thresholds`` (R − 1) achieve on ``table``; ``scores`` [R − 1, N] is the rule's measure."""
     scores = _checked(table, scores, up)
     limits = np.array(thresholds, np.float32)[:, None]
     passes = scores >= limits if up else scores <= limits
@@ -141,10 +144,10 @@ def outcome(table: DepthOutcomes, scores: F32, thresholds: Sequence[float], up: 
 
 
 def search(table: DepthOutcomes, scores: F32, up: bool, goal: Goal, *, margin: float = 1.0) -> Thresholds:
-    """R − 1 thresholds with the least mean depth that keeps ``goal`` on ``table``, as exact float32 values.
+    """Return R − 1 thresholds with the least mean depth that keeps ``goal`` on ``table``, as exact float32 values.
 
-    ``scores`` [R − 1, N] is the rule's measure at each depth but the last. ``margin``: standard errors that
-    the goal is kept by; 0 trusts the text. Where nothing keeps the goal, no token leaves (``NEVER``).
+    ``scores`` [R − 1, N] is the rule's measure at each depth but the last. ``margin``: standard errors that the
+    goal is kept by; 0 trusts the text. Where nothing keeps the goal, no token leaves (``NEVER``).
     """
     return frontier(table, scores, up, [goal], margin=margin)[0]
 
@@ -152,7 +155,7 @@ def search(table: DepthOutcomes, scores: F32, up: bool, goal: Goal, *, margin: f
 def frontier(
     table: DepthOutcomes, scores: F32, up: bool, goals: Sequence[Goal], *, margin: float = 1.0
 ) -> list[Thresholds]:
-    """``search`` for each of ``goals``, for the curve of a rule."""
+    """Return the thresholds of ``search`` for each of ``goals``: the curve of a rule."""
     scores = _checked(table, scores, up)
     edges, bins = _binned(scores if up else -scores)
     sign = 1.0 if up else -1.0
@@ -178,7 +181,7 @@ class _Search:
         self._costs = np.stack([steps, excess, np.square(excess)])
 
     def best(self) -> list[int]:
-        """The level of each depth."""
+        """Return the level of each depth."""
         at = self._priced() if len(self._never) > 2 else list(self._never)
         pairs = list(combinations(range(len(at)), 2)) or [(d, d) for d in range(len(at))]
         depth = self._totals(at)[0]
@@ -194,9 +197,8 @@ class _Search:
         return at
 
     def _priced(self) -> list[int]:
-        """Levels that are best where a unit of excess costs a fixed number of depths, at the least price that keeps
-        the goal.
-        """
+        """Return the best levels where a unit of excess costs a fixed number of depths, at the least price that
+        meets the goal."""
         low, high = -10.0, 20.0  # powers of two
         kept = list(self._never)
         at = list(self._never)
@@ -214,7 +216,7 @@ class _Search:
         return kept
 
     def _take(self, at: list[int], d: int, e: int, cost: F64, excess: F64) -> None:
-        """Set the levels of ``d`` and ``e`` to the cheapest; of equals, to the one with the least excess."""
+        """Set the levels of ``d`` and ``e`` to the cheapest ones; of equals, to those with the least excess."""
         cheapest = cost <= cost.min() + 1e-9 * max(1.0, abs(cost.min()))
         i, j = np.unravel_index(np.argmin(np.where(cheapest, excess, np.inf)), cost.shape)
         at[d] = int(i) + 1
@@ -222,8 +224,9 @@ class _Search:
             at[e] = int(j) + 1
 
     def _surface(self, at: list[int], d: int, e: int) -> tuple[F64, F64, F64]:
-        """Totals of depths, excess and excess² for every level of ``d`` and of ``e``, [levels, levels]; with
-        ``d`` = ``e`` for that one alone, [levels, 1].
+        """Return totals of depths, excess and excess² for every level of ``d`` and of ``e``, [levels, levels].
+
+        With ``d`` = ``e`` they are for that one alone, [levels, 1].
         """
         others = self._passes(at)
         others[[d, e]] = False
@@ -263,7 +266,7 @@ class _Search:
 
 
 def _binned(scores: F32) -> tuple[list[F32], I64]:
-    """Thresholds to choose from at each depth, ascending, and how many of them each score passes."""
+    """Return thresholds to choose from at each depth, ascending, and how many of them each score passes."""
     tokens = scores.shape[1]
     step = max(_FEWEST, math.ceil(tokens / _LEVELS))
     edges, bins = [], []
@@ -277,13 +280,13 @@ def _binned(scores: F32) -> tuple[list[F32], I64]:
 
 
 def _exit_depths(passes: Bool) -> I64:
-    """[N]: the first depth that each token passes, else the last; ``passes`` is [R − 1, N]."""
+    """Return [N]: the first depth that each token passes, else the last; ``passes`` is [R − 1, N]."""
     last = np.ones((1, passes.shape[1]), np.bool_)
     return np.asarray(np.concatenate([passes, last]).argmax(axis=0), np.int64)
 
 
 def _checked(table: DepthOutcomes, scores: F32, up: bool) -> F32:
-    """``scores`` as float32; ValueError unless they are [R − 1, N] of ``table`` and none reaches ``NEVER``."""
+    """Return ``scores`` as float32; ValueError unless they are [R − 1, N] of ``table`` and none reaches ``NEVER``."""
     scores = np.asarray(scores, np.float32)
     if scores.shape != (table.depths - 1, table.tokens):
         raise ValueError(f"scores are {scores.shape}, wanted {(table.depths - 1, table.tokens)}")
@@ -293,7 +296,7 @@ def _checked(table: DepthOutcomes, scores: F32, up: bool) -> F32:
 
 
 def _number(text: str) -> float | None:
-    """``0.99``, ``99%``, ``+1%``; None when it is no finite number."""
+    """Return the number of ``0.99``, ``99%`` or ``+1%``; None when it is no finite number."""
     body, percent = text.strip(), text.strip().endswith("%")
     try:
         value = float(body[:-1] if percent else body) / (100 if percent else 1)

@@ -1,6 +1,6 @@
-"""Calibrated exits and fitted probes, written into a bundle: it is the old or the new one at any moment.
+"""Writes calibrated exits and fitted probes into a bundle, which is the old or the new one at any moment.
 
-A Core ML package says them again in its own metadata, because a Swift host reads nothing else.
+A Core ML package gets them in its own metadata too, because a Swift host reads nothing else.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ F32 = npt.NDArray[np.float32]
 
 
 def write_probes(bundle: Path, weight: F32, bias: F32) -> None:
-    """Put probes [R−1, D], [R−1] beside the heads that the bundle has. BundleError when it is damaged.
+    """Write probes [R−1, D], [R−1] beside the heads that the bundle has. BundleError when it is damaged.
 
-    Thresholds that were calibrated for other probes go: they mean nothing for these.
+    Thresholds that were calibrated for other probes are removed.
     """
     with edited(bundle) as folder:
         opened = Bundle.open(folder, verify=False)
@@ -49,7 +49,7 @@ def write_exits(bundle: Path, exits: Mapping[str, Exit]) -> None:
 
 
 def _write(folder: Path, manifest: Manifest, *changed: str) -> None:
-    """The manifest of an edited folder of which the files ``changed`` are new, and packages' metadata with it."""
+    """Write the manifest of an edited folder of which the files ``changed`` are new, and packages' metadata with it."""
     files = dict(manifest.files)
     for name in changed:
         files[name] = File((folder / name).stat().st_size, sha256_of(folder / name))

@@ -30,7 +30,8 @@ class Adapter:
 
 
 def open_adapter(folder: Path) -> Adapter:
-    """CheckpointError where a part is missing or damaged, or for a tensor that is no A or B of a LoRA."""
+    """Return the adapter of a folder; CheckpointError for a missing or damaged part, or a tensor that is no LoRA's A
+    or B."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{folder} has no {ADAPTER_CONFIG}; wanted the folder that PEFT's save_pretrained wrote"

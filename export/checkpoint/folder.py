@@ -87,7 +87,7 @@ class Checkpoint:
             raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the file's header; CheckpointError if it is missing."""
+        """Return the shape of a tensor, from the file's header; CheckpointError if it is missing."""
         file, stored = self._file(name)
         return file.shape(stored)
 
@@ -107,7 +107,7 @@ class Checkpoint:
         self._dtype(name)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The tensor, a contiguous float32 copy of its own.
+        """Return the tensor, a contiguous float32 copy of its own.
 
         CheckpointError if it is missing, of another shape than ``shape``, of an unsupported dtype, or has
         values that are not finite.
@@ -144,7 +144,7 @@ class Checkpoint:
         return self._sample(a) == self._sample(b) and self._hash(a) == self._hash(b)
 
     def first_same(self, names: Sequence[str]) -> list[int]:
-        """Of each name, the place in ``names`` of the first one whose weights are the same; errors as in ``same``."""
+        """Return for each name the index in ``names`` of the first one with the same weights; errors as in ``same``."""
         alike: dict[object, list[int]] = {}  # most that differ are in lists of their own: no pair is compared
         first: list[int] = []
         for place, name in enumerate(names):
@@ -158,7 +158,7 @@ class Checkpoint:
         return first
 
     def _add(self, adapter: Adapter) -> None:
-        """The adapter's tensors, beside the model's own."""
+        """Add the adapter's tensors to the model's own."""
         stored = _plain_names(adapter.files, adapter.folder)
         if own := min((name for name in self._stored if ".lora_" in name), default=None):
             raise CheckpointError(
@@ -170,11 +170,11 @@ class Checkpoint:
         self.adapter_names = frozenset(stored)
 
     def _home(self, name: str) -> Path:
-        """The folder that a tensor comes from."""
+        """Return the folder that a tensor comes from."""
         return self.adapter_folder if name in self.adapter_names else self.folder
 
     def _file(self, name: str) -> tuple[WeightFile, str]:
-        """The file that has a tensor, and the tensor's name there."""
+        """Return the file that has a tensor, and the tensor's name there."""
         try:
             stored = self._stored[name]
         except KeyError:
@@ -207,7 +207,7 @@ class Checkpoint:
 
 
 def locate(given: Path, config: str = "config.json") -> Path:
-    """The folder that is meant: the folder itself, or a snapshot in the Hugging Face cache.
+    """Return the folder that ``given`` means: itself, or a snapshot in the Hugging Face cache.
 
     CheckpointError says what ``given`` is if it is neither; ``config`` is the file by which to know the folder.
     """
@@ -230,7 +230,7 @@ def locate(given: Path, config: str = "config.json") -> Path:
 
 
 def _plain_names(files: Mapping[str, WeightFile], folder: Path) -> dict[str, str]:
-    """Each tensor's name without wrappers → its name in the file; CheckpointError where two become one."""
+    """Return for each tensor's name without wrappers its name in the file; CheckpointError where two become one."""
     plain: dict[str, str] = {}
     for stored in sorted(files):
         name = ".".join(part for part in stored.split(".") if part not in WRAPPERS)

@@ -20,7 +20,7 @@ NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{
 
 
 def cache_folder() -> Path:
-    """Where huggingface_hub keeps its cache: HF_HUB_CACHE, or hub in HF_HOME, or in the user's cache folder."""
+    """Return huggingface_hub's cache: HF_HUB_CACHE, or hub in HF_HOME, or in the user's cache folder."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface"
     )
@@ -29,7 +29,8 @@ def cache_folder() -> Path:
 
 
 def find_model(name: str) -> Path | None:
-    """The snapshot of the model ``name`` in the cache; None if ``name`` is no name, or there is no such model."""
+    """Return the snapshot of the model ``name`` in the cache; None if ``name`` is no name, or there is no such
+    model."""
     repository = cache_folder() / f"models--{name.replace('/', '--')}"
     if not NAME.fullmatch(name) or not (repository / "snapshots").is_dir():
         return None
@@ -42,7 +43,7 @@ def is_repository(folder: Path) -> bool:
 
 
 def snapshot(repository: Path) -> Path:
-    """The snapshot of refs/main, or the only one there is; CheckpointError says which ones there are."""
+    """Return the snapshot of refs/main, or the only one there is; CheckpointError lists those that there are."""
     main = repository / "refs" / "main"
     commit = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
     there = sorted(path for path in (repository / "snapshots").iterdir() if path.is_dir())
@@ -58,7 +59,7 @@ def snapshot(repository: Path) -> Path:
 
 
 def not_there(name: str) -> str | None:
-    """What to do about a name that looks like one of the Hub and is not in the cache; None for other names."""
+    """Return what to do about a name that looks like one of the Hub and is not in the cache; None for other names."""
     if "/" not in name or not NAME.fullmatch(name):
         return None
     return (

@@ -45,25 +45,30 @@ class SafetensorsFile:
         return self._file.get_slice(self._alias.get(name, name))
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
+        """Return the stored dtype of a tensor, as safetensors names it."""
         return str(self._slice(name).get_dtype())
 
     def read(self, name: str) -> torch.Tensor:
+        """Return the tensor in its stored dtype."""
         tensor: torch.Tensor = self._file.get_tensor(self._alias.get(name, name))
         return tensor
 
     def first_row(self, name: str) -> torch.Tensor:
+        """Return the first row of a tensor, or a scalar, in its stored dtype."""
         row: torch.Tensor = self._slice(name)[:1] if self.shape(name) else self.read(name)
         return row
 
     def storage(self, name: str) -> object:
+        """Return what is equal for tensors that share their bytes."""
         return (self._path, self._alias.get(name, name))
 
 
 def _check_header(path: Path) -> None:
-    """ValueError for a header that no model has; what else may be wrong with it, the library says."""
+    """Raise ValueError for a header that no model has; other faults are left to the library."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER_BYTES:

@@ -1,4 +1,4 @@
-"""What a file or folder is that is not what was wanted: one table of files, one of folders, one of paths.
+"""Recognises files and folders that are not what was wanted: one table of files, one of folders, one of paths.
 
 Each line says what was found, and what to do about it. Recognisers look at names and first bytes only.
 """
@@ -23,7 +23,7 @@ COMPANIONS = (
 """JSON files beside config.json and the weights that an export reads if they are there."""
 
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
-"""Those that are read too, and may be empty."""
+"""Files that are read too, and may be empty."""
 
 PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head)", re.IGNORECASE)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".zst")
@@ -67,11 +67,12 @@ FILES: tuple[tuple[_File, str], ...] = (
         "model asks for one",
     ),
 )  # fmt: skip
-"""Files by their first bytes: the first line that fits is said of the file."""
+"""Files by their first bytes: the first recogniser that fits describes the file."""
 
 
 def what_file(path: Path) -> str | None:
-    """What the file ``path`` is instead of what its name says, in one line; None where nothing strange is seen."""
+    """Return what the file ``path`` is instead of what its name says, in one line; None where nothing strange is
+    seen."""
     line = _content(path)
     return line and f"{path} {line}"
 
@@ -86,7 +87,7 @@ def _content(path: Path) -> str | None:
 
 
 def strange_companion(folder: Path) -> str | None:
-    """What one of ``COMPANIONS`` or ``TEMPLATES`` is instead of a text file, in one line."""
+    """Return what one of ``COMPANIONS`` or ``TEMPLATES`` is instead of a text file, in one line; None where all are."""
     there = [path for name in COMPANIONS if (path := folder / name).is_file()]
     templates = (path for pattern in TEMPLATES for path in sorted(folder.glob(pattern)) if path.is_file())
     there += [path for path in templates if path.stat().st_size]
@@ -177,7 +178,7 @@ _FORMATS = (
     ),
     (r".*(\.incomplete|\.part|\.crdownload|\.aria2)", "a download that was cut off", "go on with it"),
 )
-"""Names of files → what they are, and what to do."""
+"""File names of other formats: what they are, and what to do."""
 
 
 _PLAIN = re.compile(
@@ -211,11 +212,11 @@ FOLDERS: tuple[Callable[[Path, Sequence[str]], str | None], ...] = (
         None if names else "is empty; give the folder with config.json that save_pretrained wrote"
     ),
 )
-"""Folders by what they hold: the first that answers is said of the folder."""
+"""Folders by what they hold: the first recogniser that answers describes the folder."""
 
 
 def what_folder(folder: Path, lack: str) -> str:
-    """What the folder is, which lacks a part of a checkpoint; ``lack`` says which where nothing is recognised."""
+    """Return what the folder is, which lacks a part of a checkpoint: ``lack`` where nothing is recognised."""
     names = sorted(path.name for path in folder.iterdir())
     lines = (line for recognise in FOLDERS if (line := recognise(folder, names)))
     return f"{folder} {next(lines, lack)}"
@@ -245,11 +246,12 @@ PATHS: tuple[_Path, ...] = (
         else None
     ),
 )
-"""Paths that are no folder: the first that answers is said of the path. ``config``: what the folder should hold."""
+"""Paths that are no folder: the first recogniser that answers describes the path. ``config``: what the folder should
+hold."""
 
 
 def what_path(path: Path, config: str) -> str:
-    """What the path is, which is no folder with a ``config``."""
+    """Return what the path is, which is no folder with a ``config``."""
     lines = (line for recognise in PATHS if (line := recognise(path, config)))
     return f"{path} {next(lines, f'is not a folder; give one with {config}')}"
 
@@ -267,11 +269,11 @@ NAMES = (
         "Meta's own names; transformers' convert_llama_weights_to_hf converts them",
     ),
 )
-"""Names of tensors → what they are those of, and what to do."""
+"""Names of tensors by which other models are recognised: what they are, and what to do."""
 
 
 def what_names(names: Collection[str]) -> str | None:
-    """What tensors of such names are, where they are not Llama's."""
+    """Return what tensors of such names are, where they are not Llama's."""
     for pattern, line in NAMES:
         if found := min((name for name in names if re.search(pattern, name)), default=None):
             return f"holds {found}: {line}"
@@ -285,7 +287,8 @@ TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "voc
 
 
 def without_tokenizer(folder: Path) -> str:
-    """What a folder without tokenizer.json means for the bundle, and how to get one where it has another kind."""
+    """Return what a folder without tokenizer.json means for the bundle, and how to get one where it has another
+    kind."""
     if other := next((name for name in TOKENIZERS if (folder / name).is_file()), None):
         return (
             f"{folder} has {other} and no tokenizer.json: the bundle takes token ids, not text. transformers, with "

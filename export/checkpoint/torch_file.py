@@ -24,7 +24,7 @@ MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 LOCAL_MAGIC = b"PK\x03\x04"
 LOCAL_HEADER = 30  # bytes, before the name and the extra field
 TAIL = struct.Struct("<4s44xQ4s4xQ4x16xIH")
-"""The end of an archive: zip64's end of the directory, where that one lies, and the end of the directory."""
+"""The end of an archive: zip64's end of the directory, its locator, and the end of the directory."""
 LONG_MAGIC, LOCATOR_MAGIC = b"PK\x06\x06", b"PK\x06\x07"
 OTHER_BYTES = "is a zip archive with other bytes around it, no file of torch.save"
 REMEDY = "save the state_dict as safetensors"
@@ -52,20 +52,25 @@ class TorchFile:
         self.names = frozenset(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> str:
+        """Return the stored dtype of a tensor, as safetensors names it."""
         dtype = self._tensors[name].dtype
         return next((short for short, known in DTYPES.items() if known is dtype), str(dtype))
 
     def read(self, name: str) -> torch.Tensor:
+        """Return the tensor in its stored dtype."""
         return self._tensors[name]
 
     def first_row(self, name: str) -> torch.Tensor:
+        """Return the first row of a tensor, or a scalar, in its stored dtype."""
         tensor = self._tensors[name]
         return tensor[:1] if tensor.dim() else tensor
 
     def storage(self, name: str) -> object:
+        """Return what is equal for tensors that share their storage."""
         t = self._tensors[name]
         return (t.data_ptr(), tuple(t.stride()))
 
@@ -92,13 +97,14 @@ def _load(path: Path) -> dict[Any, Any]:
 
 
 def _is_zip(path: Path) -> bool:
-    """As torch tells: by the first bytes, not by the directory at the end."""
+    """Is it a zip archive for torch, which looks at the first bytes and not for a directory at the end?"""
     with path.open("rb") as file:
         return file.read(4) == LOCAL_MAGIC
 
 
 def _check_zip(path: Path) -> None:
-    """PickleRefusedError unless each record lies in the file by itself, as it is, and as large as the pickle says."""
+    """Raise PickleRefusedError unless each record is stored by itself, uncompressed, with the size that the pickle
+    says."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         if archive.comment or _directory(file, size) != archive.start_dir:
@@ -132,7 +138,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _directory(file: io.BufferedReader, size: int) -> int | None:
-    """Where the archive's last bytes say that its directory is, without a comment; None where they disagree.
+    """Return the offset of the directory by the archive's last bytes, without a comment; None where they disagree.
 
     Python looks for it before those bytes, torch where they say: two readers would see two archives.
     """
@@ -148,7 +154,7 @@ def _directory(file: io.BufferedReader, size: int) -> int | None:
 
 
 def _end(file: io.BufferedReader, record: zipfile.ZipInfo) -> int:
-    """Where the record's bytes end: they begin behind the names in its own header, not in the directory's."""
+    """Return where the record's bytes end: they begin behind the names in its own header, not in the directory's."""
     file.seek(record.header_offset)
     header = file.read(LOCAL_HEADER)
     if len(header) < LOCAL_HEADER or header[:4] != LOCAL_MAGIC or record.file_size != record.compress_size:
@@ -158,7 +164,7 @@ def _end(file: io.BufferedReader, record: zipfile.ZipInfo) -> int:
 
 
 def _check_legacy(path: Path) -> None:
-    """PickleRefusedError unless the storages behind the pickles are as large as these say."""
+    """Raise PickleRefusedError unless the storages behind the pickles have the sizes that these say."""
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)

@@ -1,9 +1,9 @@
-"""What the pickle in a ``.bin`` says, read before torch reads it.
+"""Reads the pickle in a ``.bin`` before torch does.
 
 ``torch.load(weights_only=True)`` runs no code, but it allocates what the pickle asks for: ``bytearray(10**10)`` is 10
-GB. A state_dict needs a dozen opcodes and a handful of names; whatever else is there is refused by its name. What is
-left is unpickled with stand-ins that allocate nothing, which tells the storages: torch then gets only a file whose
-claims fit the bytes that it has.
+GB. A state_dict needs a dozen opcodes and a handful of names; anything else is refused by its name. What is left is
+unpickled with stand-ins that allocate nothing, which gives the storages: torch then gets only a file whose claims fit
+the bytes that it has.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ ITEM_BYTES = {
     "UntypedStorage": 1,
 }
 DTYPES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "uint16", "uint32", "uint64")
-"""Those without a storage class of their own; they are read so far as to be named."""
+"""Dtypes without a storage class of their own; they are read only so that they can be named."""
 
 
 class PickleRefusedError(Exception):
-    """What the pickle holds that a state_dict does not need, in words that follow "it"."""
+    """The pickle holds something that a state_dict does not need; the message follows "it"."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ class Storage:
 
     @property
     def size(self) -> int:
+        """The size in bytes."""
         return self.items * self.item_bytes
 
 
 class StateDict(dict[Any, Any]):
-    """Stands in for collections.OrderedDict, whose attributes (``_metadata``) nobody reads."""
+    """Stands in for collections.OrderedDict, whose attributes (``_metadata``) are not needed."""
 
     def __init__(self, *pairs: Any) -> None:
         # With entries, one list could be copied any number of times; torch.save writes none.
@@ -98,7 +99,7 @@ class StateDict(dict[Any, Any]):
 
 
 def _parts(*parts: Any) -> tuple[Any, ...]:
-    """Stands in for a tensor."""
+    """Stands in for a tensor: returns its parts."""
     return parts
 
 
@@ -116,7 +117,7 @@ GLOBALS: dict[tuple[str, str], Callable[..., Any] | int | str] = {
 
 
 def read_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
-    """The next pickle of the stream as plain data, and the storages that it refers to.
+    """Return the next pickle of the stream as plain data, and the storages that it refers to.
 
     PickleRefusedError for an opcode or a name that a state_dict does not need, and for a damaged pickle.
     """
@@ -150,17 +151,21 @@ def _check_opcodes(stream: io.BytesIO) -> None:
 
 
 class _Reader(pickle.Unpickler):
+    """Unpickles with stand-ins, and collects the storages."""
+
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a name; PickleRefusedError for one that a state_dict does not need."""
         try:
             return GLOBALS[module, name]
         except KeyError:
             raise PickleRefusedError(f"asks for {module}.{name}, which no state_dict needs") from None
 
     def persistent_load(self, pid: Any) -> Storage:
+        """Return the storage that ``pid`` describes, the same one for the same key."""
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
             raise PickleRefusedError(f"refers to {pid!r:.80}, which is no storage")
         _, item_bytes, key, _, items, *view = pid

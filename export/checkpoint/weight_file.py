@@ -14,8 +14,17 @@ class WeightFile(Protocol):
 
     names: frozenset[str]
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> str: ...
-    def read(self, name: str) -> torch.Tensor: ...
-    def first_row(self, name: str) -> torch.Tensor: ...
-    def storage(self, name: str) -> object: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+
+    def dtype(self, name: str) -> str:
+        """Return the stored dtype of a tensor, as safetensors names it."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return the tensor in its stored dtype."""
+
+    def first_row(self, name: str) -> torch.Tensor:
+        """Return the first row of a tensor, or a scalar, in its stored dtype."""
+
+    def storage(self, name: str) -> object:
+        """Return what is equal for tensors that share their bytes."""

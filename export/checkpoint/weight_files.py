@@ -23,7 +23,7 @@ MAX_TEXT_BYTES = 64 << 20  # a config or shard index; the largest in the wild ar
 
 
 def weight_files(folder: Path, names: Sequence[str] = WEIGHTS) -> Iterator[tuple[str, WeightFile]]:
-    """(tensor name, file) of every tensor in the first file of ``names`` that is there, whole or as shards."""
+    """Yield (tensor name, file) of every tensor in the first file of ``names`` that is there, whole or as shards."""
     for whole in names:
         kind = SafetensorsFile if whole.endswith(".safetensors") else TorchFile
         index = folder / f"{whole}.index.json"
@@ -52,7 +52,7 @@ def weight_files(folder: Path, names: Sequence[str] = WEIGHTS) -> Iterator[tuple
 
 
 def _shard_names(index: Path) -> dict[str, str]:
-    """tensor name → shard file name, each a plain name of a file in the folder."""
+    """Return the shard's file name for each tensor name, each a plain name of a file in the folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index} has no weight_map of tensor names to files; download it again")
@@ -69,6 +69,7 @@ def _shard_names(index: Path) -> dict[str, str]:
 
 
 def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a file; CheckpointError when it cannot be read or is something else."""
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise CheckpointError(
             f"{path} has {path.stat().st_size} bytes; no config is larger than {MAX_TEXT_BYTES}"
@@ -80,6 +81,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; CheckpointError when it is something else."""
     try:
         value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -90,4 +92,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the YAML mapping of a file; CheckpointError when it is something else."""
     return parse_yaml(read_text(path), path)

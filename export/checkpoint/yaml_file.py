@@ -1,4 +1,5 @@
-"""A YAML config of a stranger, bounded before it is built: its size, its depth, and what its aliases amount to."""
+"""Reads a YAML config of a stranger, with limits before it is built: its size, its depth, and its aliases written
+out."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MAX_NODES = 20_000  # written out, aliases too
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """The mapping that ``text``, read from ``path``, holds; CheckpointError for anything else, and for a bomb."""
+    """Return the mapping that ``text``, read from ``path``, holds; CheckpointError for anything else, and for a
+    bomb."""
     if len(text) > MAX_BYTES:
         raise CheckpointError(
             f"{path} has {len(text)} characters of YAML; a training config has {MAX_BYTES} at most: leave out what is "
@@ -39,7 +41,8 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _written_out(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Nodes below ``node`` and itself, an alias counted as what it stands for; one inside itself is no end of them."""
+    """Return how many nodes ``node`` has, an alias counted as what it stands for; infinitely many if it contains
+    itself."""
     if id(node) in counted:
         return counted[id(node)]
     counted[id(node)] = MAX_NODES + 1  # until it is known: only a node inside itself meets this

@@ -13,8 +13,8 @@ from ..family import Family, Reading
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One family: its module and class, imported when needed, and what marks its checkpoints."""
+class FamilyEntry:
+    """One family: its module and class, imported when needed, and what its checkpoints have."""
 
     name: str
     module: str
@@ -22,23 +22,26 @@ class Entry:
     mark: str
 
     def load(self) -> Family:
+        """Import the family's module and return an instance of its class."""
         return cast(Family, getattr(importlib.import_module(f".{self.module}", __name__), self.cls)())
 
 
 FAMILIES = (
-    Entry("edgeloop", "edgeloop", "EdgeloopFamily", "model_type edgeloop"),
-    Entry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
-    Entry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
-    Entry("ouro", "ouro", "OuroFamily", "model_type ouro"),
-    Entry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
-    Entry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
-    Entry("albert", "albert", "AlbertFamily", "model_type albert"),
-    Entry("llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"),
+    FamilyEntry("edgeloop", "edgeloop", "EdgeloopFamily", "model_type edgeloop"),
+    FamilyEntry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
+    FamilyEntry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
+    FamilyEntry("ouro", "ouro", "OuroFamily", "model_type ouro"),
+    FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
+    FamilyEntry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
+    FamilyEntry("albert", "albert", "AlbertFamily", "model_type albert"),
+    FamilyEntry(
+        "llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"
+    ),
 )
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
-    """The family of a checkpoint, by its configs; CheckpointError says what was found and what is supported."""
+    """Return the family of a checkpoint, by its configs; CheckpointError says what was found and what is supported."""
     for entry in FAMILIES:
         family = entry.load()
         if family.matches(checkpoint):
@@ -56,7 +59,7 @@ def find_family(checkpoint: Checkpoint) -> Family:
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> Reading:
-    """What the checkpoint says, as its family reads it; CheckpointError for what it does not understand."""
+    """Return the checkpoint as its family reads it; CheckpointError for what the family does not understand."""
     reading = find_family(checkpoint).read(checkpoint)
     if name := min(checkpoint.adapter_names - reading.used, default=None):
         matrix = re.sub(r"\.lora_[AB]\..*", ".weight", name)
@@ -73,10 +76,10 @@ def read_checkpoint(checkpoint: Checkpoint) -> Reading:
 
 
 def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
-    """Tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies aside."""
+    """Return the tensors of the checkpoint that the reading leaves out, sorted; rotary frequencies aside."""
     return sorted(n for n in checkpoint.names - reading.used if not is_buffer(n))
 
 
 def is_buffer(name: str) -> bool:
-    """Rotary frequencies, which old checkpoints store: they follow from rope_theta."""
+    """Is it the name of rotary frequencies, which old checkpoints store? They follow from rope_theta."""
     return name.endswith("rotary_emb.inv_freq")

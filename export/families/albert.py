@@ -41,7 +41,8 @@ ONLY = {
     "net_structure_type": (0,),
     "num_memory_blocks": (0,),
 }
-"""Keys that would change the computation; the last five are of the authors' first code, and have one value each."""
+"""Keys that would change the computation, and the values that are computed here; the last five are of the authors'
+code."""
 
 EMBEDDINGS = {
     "embed.weight": "embeddings.word_embeddings.weight",
@@ -60,7 +61,7 @@ HEAD = {
     "head.weight": "predictions.decoder.weight",
 }
 BIASES = ("predictions.bias", "predictions.decoder.bias")
-"""Of the vocabulary: one tensor, which some files have under both names; untied, the last one is the head's."""
+"""The vocabulary's bias: one tensor, which some files have under both names; untied, the last one is the head's."""
 LAYER = {
     "q_proj": "attention.query",
     "k_proj": "attention.key",
@@ -86,7 +87,7 @@ class AlbertNames(LayerNames):
         self.has_head = stored or "AlbertForMaskedLM" in said
 
     def stored(self, name: str) -> str:
-        """Where the checkpoint has the canonical tensor ``name``."""
+        """Return the checkpoint's name of the canonical tensor ``name``."""
         if name in EMBEDDINGS:
             return f"{self.prefix}{EMBEDDINGS[name]}"
         if name in HEAD:
@@ -103,9 +104,11 @@ class AlbertFamily:
     name = "albert"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it an ALBERT's config?"""
         return checkpoint.config.get("model_type") == "albert"
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         config, where = checkpoint.config, str(checkpoint.folder / "config.json")
         check_keys(config, (), where, READ, ONLY)
         names = AlbertNames(checkpoint)
@@ -131,7 +134,7 @@ class AlbertFamily:
 
 
 def _order(config: Mapping[str, Any], where: str) -> Iterator[tuple[int, int]]:
-    """(group, layer of the group) of each depth."""
+    """Yield (group, layer of the group) of each depth."""
     groups, inner = (size(config, key, where, 1) for key in ("num_hidden_groups", "inner_group_num"))
     layers = size(config, "num_hidden_layers", where, 12)
     if layers * inner > MAX_LAYERS:
@@ -140,7 +143,7 @@ def _order(config: Mapping[str, Any], where: str) -> Iterator[tuple[int, int]]:
 
 
 def _program(checkpoint: Checkpoint, head: bool, tied: bool) -> Program:
-    """The model as ops. Without a ``head`` it gives states."""
+    """Return the model's program. Without a ``head`` its output is states."""
     config, where = checkpoint.config, str(checkpoint.folder / "config.json")
     vocab, context = size(config, "vocab_size", where), size(config, "max_position_embeddings", where, 512)
     width, narrow = size(config, "hidden_size", where), size(config, "embedding_size", where, 128)

@@ -1,7 +1,7 @@
-"""Which keys of a Llama-like config.json may be there: a list of what is known, for everything else a line.
+"""The keys that a Llama-like config.json may have: a list of known ones, and an error or a warning for all others.
 
-A key that changes what the model computes and is not understood must never be passed over: the export would
-be silently wrong.
+A key that changes what the model computes and is not understood must never be ignored: the export would be silently
+wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "pruned_heads": (None, {}),
     "per_layer_config": (None, {}),
 }
-"""Keys that change the computation → the values that are computed here."""
+"""Keys that change the computation, and the values that are computed here."""
 
 WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 """Keys that say which layers attend to the last tokens only; ``llama_config`` reads them together."""
@@ -78,7 +78,8 @@ HARMLESS = _words("""
     repetition_penalty return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """)
-"""Known not to change the logits: transformers' bookkeeping, training only, tokens' names, how text is generated."""
+"""Keys that do not change the logits: transformers' bookkeeping, training only, tokens' names, how text is
+generated."""
 
 TRAINING = _words("""
     WANDB_MODE wandb wandb_entity wandb_mode wandb_project wandb_run_id wandb_run_name wandb_watch tensorboard
@@ -100,7 +101,7 @@ CHANGES = re.compile(
     "|logit|layer|head|hidden|rank|mamba|ssm|conv|gat(e|ing)|temperature|sink|chunk|sparse|skip|mup|block|quant|mask"
     "|interleave|_dim|_size|num_|alpha|beta|factor|mix|fus"
 )
-"""An unknown key with one of these in its name says something of the computation: refused."""
+"""An unknown key with one of these in its name may change the computation: it is refused."""
 
 
 def check_keys(
@@ -110,10 +111,10 @@ def check_keys(
     read: Collection[str] = READ,
     only: Mapping[str, tuple[Any, ...]] = ONLY,
 ) -> None:
-    """CheckpointError for a key that may change the computation and is not read; a warning lists others not known.
+    """Raise CheckpointError for a key that may change the computation and is not read; warn of others not known.
 
-    ``understood`` are keys that the family itself reads, ``read`` those that its sizes come from, ``only`` those that
-    may have some values. A key that is null or false changes nothing.
+    ``understood`` are keys that the family itself reads, ``read`` those that its sizes come from, ``only`` those
+    that may have some values. A key that is null or false changes nothing.
     """
     strange = []
     for key, value in config.items():
@@ -139,7 +140,7 @@ def check_keys(
 
 
 def warn_of(strange: Collection[str], where: str) -> None:
-    """A warning that lists keys that are not known, if there are any."""
+    """Log a warning that lists unknown keys, if there are any."""
     if strange:
         named = ", ".join(f"{key!r:.60}" for key in sorted(strange)[:10]) + (
             " …" if len(strange) > 10 else ""

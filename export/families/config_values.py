@@ -15,11 +15,11 @@ FUNCTIONS: dict[str, Function] = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
 }  # fmt: skip
-"""transformers' name of an activation → the op."""
+"""The op's activation by transformers' name for it."""
 
 
 def size(table: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """A positive integer; ``default`` where the key is absent or null."""
+    """Return a positive integer; ``default`` where the key is absent or null. CheckpointError for anything else."""
     value = table.get(key)
     if value is None:
         value = default
@@ -31,7 +31,8 @@ def size(table: Mapping[str, Any], key: str, where: str, default: int | None = N
 
 
 def number(table: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A positive finite number; ``default`` where the key is absent or null."""
+    """Return a positive finite number; ``default`` where the key is absent or null. CheckpointError for anything
+    else."""
     value = table.get(key)
     if value is None:
         value = default
@@ -41,7 +42,7 @@ def number(table: Mapping[str, Any], key: str, where: str, default: float | None
 
 
 def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
-    """true or false; ``default`` where the key is absent or null."""
+    """Return true or false; ``default`` where the key is absent or null. CheckpointError for anything else."""
     value = table.get(key)
     if value is None:
         return default
@@ -51,7 +52,7 @@ def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
 
 
 def activation(table: Mapping[str, Any], key: str, where: str) -> Function:
-    """The activation by the name that transformers has for it; gelu where the key is absent or null."""
+    """Return the activation by transformers' name for it; gelu where the key is absent or null."""
     said = "gelu" if table.get(key) is None else table[key]
     if (function := FUNCTIONS.get(str(said))) is None:
         raise CheckpointError(f"{where}: {key} is {shown(said)}; wanted one of {', '.join(FUNCTIONS)}")
@@ -59,7 +60,7 @@ def activation(table: Mapping[str, Any], key: str, where: str) -> Function:
 
 
 def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tuple[int, ...]:
-    """The ids of bos or eos: absent, one, or a list."""
+    """Return the ids of bos or eos: none where the key is absent, one, or a list."""
     value = config.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for token in ids:
@@ -71,10 +72,10 @@ def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tu
 
 
 def rope(config: Mapping[str, Any], where: str, own: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """What is said of plain rotary embeddings: in transformers 5's rope_parameters, or by keys of their own.
+    """Return the numbers of plain rotary embeddings, from transformers 5's rope_parameters or from keys of their own.
 
-    ``own``: by the name that a number has in rope_parameters, the keys that say the same. CheckpointError where two
-    places differ, and for another kind of rotary embeddings.
+    ``own``: for each name in rope_parameters, the keys that say the same. CheckpointError where the two differ, and
+    for another kind of rotary embeddings.
     """
     found: dict[str, dict[str, float]] = {
         name: {key: number(config, key, where) for key in keys if config.get(key) is not None}

@@ -57,9 +57,11 @@ class EdgeloopFamily:
     name = "edgeloop"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it a config of edgeloop's own format?"""
         return bool(checkpoint.config.get("model_type") == "edgeloop")
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         config, where = checkpoint.config, str(checkpoint.folder / "config.json")
         if strange := min(set(config) - KEYS, default=None):
             raise CheckpointError(f"{where}: unknown key {strange}; wanted only {', '.join(sorted(KEYS))}")
@@ -130,6 +132,8 @@ class EdgeloopFamily:
 
 
 class _Reader:
+    """Collects the loaders of the canonical tensors, and the names that were used."""
+
     def __init__(self, checkpoint: Checkpoint, scale: float) -> None:
         self.checkpoint, self.scale = checkpoint, scale
         self.tensors: dict[str, Loader] = {}
@@ -138,7 +142,7 @@ class _Reader:
     def add(
         self, canonical: str, name: str, shape: tuple[int, ...], first: bool = False, scale: float = 1.0
     ) -> None:
-        """``first``: a stack of one row, stored as such and read as the row."""
+        """Add a canonical tensor. ``first``: it is stored as a stack of one row, and read as the row."""
         self.checkpoint.require(name, shape)
         self.used.add(name)
         self.tensors[canonical] = partial(_load, self.checkpoint, name, shape, first, scale)
@@ -155,7 +159,10 @@ class _Reader:
         mlp: int,
         usual: int,
     ) -> Segment:
-        """``mlp``: the width of this stage's MLPs; ``usual``: that of the model's other layers."""
+        """Add the tensors of a segment and return it.
+
+        ``mlp``: the width of this stage's MLPs; ``usual``: that of the model's other layers.
+        """
         shapes = {**attention, "gate_proj": (mlp, width), "up_proj": (mlp, width), "down_proj": (width, mlp)}
         for j in range(layers):
             stem, target = f"{stage}.{j}", f"segments.{number}.layers.{j}"
@@ -180,7 +187,7 @@ def _load(
 
 
 def _routing(config: Mapping[str, Any], repeats: int, where: str) -> Routing | None:
-    """Expert choice with a linear sigmoid router (``apps/demo/routed.py``), where config.json has its keys."""
+    """Return expert choice with a linear sigmoid router (``apps/demo/routed.py``), where config.json has its keys."""
     shares = config.get("router_capacity")
     if shares is None:
         if config.get("router_alpha") is not None:
@@ -213,7 +220,7 @@ def _kv(
 def _count(
     config: Mapping[str, Any], key: str, where: str, minimum: int = 0, maximum: int | None = None
 ) -> int:
-    """An integer from ``minimum`` up; layers and depths are bounded as in the other families."""
+    """Return an integer from ``minimum`` to ``maximum``; CheckpointError for anything else."""
     value = config.get(key)
     if maximum is None:
         maximum = MAX_SIZE if key == "lora_rank" else MAX_LAYERS

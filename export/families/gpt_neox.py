@@ -27,7 +27,7 @@ ROPE = {
     "rope_theta": ("rotary_emb_base", "rope_theta"),
     "partial_rotary_factor": ("rotary_pct", "partial_rotary_factor"),
 }
-"""What transformers 5 keeps in rope_parameters → the keys of those before."""
+"""The older keys of what transformers 5 keeps in rope_parameters."""
 
 READ = frozenset(
     """
@@ -43,7 +43,7 @@ MATRICES = {
 }
 NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 HEADS = ("embed_out", "lm_head")
-"""In files of save_pretrained, and in a state_dict of transformers 5."""
+"""The head's names: in files of save_pretrained, and in a state_dict of transformers 5."""
 
 FUSED = "attention.query_key_value"
 MASKS = re.compile(r"\d+\.attention\.(bias|masked_bias)")
@@ -62,6 +62,7 @@ class NeoxNames(LayerNames):
         self.head = next((name for name in heads if name in checkpoint.names), heads[0])
 
     def shared(self, layer: int) -> list[str]:
+        """Return the tensors of a layer that every layer that repeats it has too."""
         matrices = (FUSED, *MATRICES.values())
         biased = [part for part in matrices if self.attention_bias or not part.startswith("attention.")]
         names = [f"{part}.weight" for part in matrices] + [f"{part}.bias" for part in biased]
@@ -74,10 +75,12 @@ class GptNeoxFamily:
     name = "gpt_neox"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it a GPT-NeoX config?"""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return kind == "gpt_neox" and architectures in (None, [CLASS])
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         config, where = checkpoint.config, str(checkpoint.folder / "config.json")
         check_keys(config, (), where, READ)
         bias = flag(config, "attention_bias", where, True)
@@ -121,7 +124,8 @@ class GptNeoxFamily:
 
 
 def _layer(reader: Reader, run: TiedRun, width: int, bias: bool, where: str) -> Layer:
-    """What the layers of ``run`` are: sizes of config.json, and whether their norms differ between depths."""
+    """Return the description of the layers of ``run``: sizes of config.json, and whether norms differ between
+    depths."""
     config = reader.checkpoint.config
     heads = size(config, "num_attention_heads", where)
     if width % heads:
@@ -162,7 +166,7 @@ def _rotation(reader: Reader, head_dim: int, where: str) -> Rotation:
 
 
 def _sources(heads: int) -> dict[str, Source]:
-    """Where a layer of the checkpoint has what. Of the fused matrix the rows are q, k and v of head 0, of head 1 …"""
+    """Return the checkpoint's tensors of a layer. The rows of the fused matrix are q, k and v of head 0, of head 1 …"""
     found = {}
     for kind in ("weight", "bias"):
         for place, part in enumerate(("q_proj", "k_proj", "v_proj")):

@@ -28,7 +28,7 @@ STACKS = {
     "core_block": "n_layers_in_recurrent_block",
     "coda": "n_layers_in_coda",
 }
-"""The layers of the prologue, the block and the epilogue: where they are, and the key that counts them."""
+"""The layers of the prologue, the block and the epilogue: their names, and the key that counts them."""
 
 PARTS = {
     "attention_norm.weight": Source("norm_1.weight"),
@@ -43,9 +43,9 @@ PARTS = {
     "up_proj.weight": Source("mlp.fc.weight", FusedRows(1, 2)),
     "down_proj.weight": Source("mlp.proj.weight"),
 }
-"""Where a layer has its tensors."""
+"""The names of a layer's tensors."""
 BIASES = {"q_proj.bias": 0, "k_proj.bias": 1, "v_proj.bias": None}
-"""Which of ``attn.qk_bias`` [2, 1, H, d] they are; v has none, and gets zeros."""
+"""The rows of ``attn.qk_bias`` [2, 1, H, d]; v has none, and gets zeros."""
 
 KINDS = ONLY | {
     "architecture_class_name": (None, "RecurrentGPT"),
@@ -58,13 +58,13 @@ KINDS = ONLY | {
     "test_time_noise": (None, 0),
     "bias": OFF,
 }
-"""Keys that change the computation → the values that are computed here."""
+"""Keys that change the computation, and the values that are computed here."""
 
 TRAINED = (
     "activation_checkpoint_impl", "effective_expected_depth", "init_orthogonal", "init_strategy", "mean_backprop_depth",
     "padding_multiple", "sampling_scheme", "test_time_noise_type",
 )  # fmt: skip
-"""Keys that say how the weights came to be."""
+"""Keys that say how the weights were trained."""
 
 READ = (
     "architectures", "auto_map", "block_size", "bos_token_id", "eos_token_id", "head_dim", "init_values",
@@ -80,15 +80,17 @@ class HuginnFamily:
     name = "huginn"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it a Huginn config?"""
         return bool(checkpoint.config.get("model_type") == "huginn_raven")
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         names = HuginnNames(checkpoint)
         config = read_config(checkpoint)
         reader = Reader(names)
         tied = reader.head_is_embedding(f"{names.prefix}lm_head.weight", config.tied)
         program = program_of(config, tied)
-        check_turns(reader, config)
+        check_rotary_tables(reader, config)
         stored = {
             "embed.weight": Source(names.embed),
             "adapter.weight": Source(f"{names.inside}adapter.weight"),
@@ -146,7 +148,7 @@ class HuginnConfig:
 
 
 def read_config(checkpoint: Checkpoint) -> HuginnConfig:
-    """config.json → sizes; CheckpointError names a key that is missing, malformed or not understood."""
+    """Return the sizes in config.json; CheckpointError names a key that is missing, malformed or not understood."""
     config, where = checkpoint.config, str(checkpoint.folder / "config.json")
     check_keys(config, TRAINED, where, READ, KINDS)
     width, heads = size(config, "n_embd", where), size(config, "n_heads", where)
@@ -187,7 +189,7 @@ def read_config(checkpoint: Checkpoint) -> HuginnConfig:
 
 
 def program_of(config: HuginnConfig, tied: bool) -> Program:
-    """The model as ops."""
+    """Return the model's program."""
     weights: dict[str, Weight] = {}
     c, width, head_dim = config, config.width, config.width // config.heads
     rotation, normal = Rotation(head_dim, c.rope_theta), NormKind(c.norm_eps)
@@ -231,7 +233,7 @@ def program_of(config: HuginnConfig, tied: bool) -> Program:
 
 
 def sandwich(w: Writer, x: str, prefix: str, layer: Layer) -> str:
-    """norm(x + attention(norm x)), then norm(x + mlp(norm x))."""
+    """Write norm(x + attention(norm x)), then norm(x + mlp(norm x))."""
     w.enter_layer(x)
     a = blocks.attention(w, blocks.norm(w, x, "h", prefix, "attention_norm", layer, None), prefix, layer)
     x = blocks.norm(w, blocks.add(w, x, a, "xa"), "x", prefix, "attention_out_norm", layer, None)
@@ -239,8 +241,9 @@ def sandwich(w: Writer, x: str, prefix: str, layer: Layer) -> str:
     return blocks.norm(w, blocks.add(w, x, m, "xm"), "out", prefix, "mlp_out_norm", layer, None)
 
 
-def check_turns(reader: Reader, config: HuginnConfig) -> None:
-    """The tables of cos and sin that lie beside the weights are those of rope_base; CheckpointError."""
+def check_rotary_tables(reader: Reader, config: HuginnConfig) -> None:
+    """Raise CheckpointError unless the tables of cos and sin that are stored with the weights are those of
+    rope_base."""
     name, half = f"{reader.names.prefix}freqs_cis", config.width // config.heads // 2
     if name not in reader.checkpoint.names:
         return

@@ -19,10 +19,12 @@ class LlamaFamily:
     name = "llama"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it a Llama or Mistral config?"""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return isinstance(kind, str) and kind in CLASSES and architectures in (None, [CLASSES[kind]])
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         config = read_llama_config(checkpoint)
         names = LlamaNames(checkpoint)
         plan = found_plan(names, config.layers)

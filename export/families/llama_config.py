@@ -1,4 +1,4 @@
-"""What a Llama-like config.json says: the sizes that are read, each checked where it is."""
+"""Reads a Llama-like config.json: the sizes of the model, each checked where it is read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LlamaConfig:
 
 
 def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) -> LlamaConfig:
-    """config.json → sizes; CheckpointError names a key that is missing, malformed or not understood.
+    """Return the sizes in config.json; CheckpointError names a key that is missing, malformed or not understood.
 
     ``understood`` are keys that the family itself reads.
     """
@@ -82,10 +82,10 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
-    """Tokens that every layer attends to at most, the newest included; None: all.
+    """Return how many tokens every layer attends to at most, the newest included; None: all.
 
-    As the code of the model_type takes the keys. Mistral does not read ``use_sliding_window``, Ouro (as Qwen)
-    reads all of ``WINDOW``, Llama none of them.
+    The keys are read as the code of the model_type does: Mistral does not read ``use_sliding_window``, Ouro (as
+    Qwen) reads all of ``WINDOW``, Llama none of them.
     """
     types = config.get("layer_types")
     kinds = {str(t) for t in types} if isinstance(types, list) else {str(types)} - {"None"}
@@ -109,7 +109,7 @@ def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
 
 
 def _mistral_window(config: Mapping[str, Any], kinds: set[str], where: str) -> int | None:
-    """``sliding_window`` of every layer; transformers' default where there is no such key.
+    """Return ``sliding_window`` of every layer; transformers' default where there is no such key.
 
     With ``layer_types`` transformers takes the model for a Ministral, which goes by them.
     """
@@ -120,7 +120,7 @@ def _mistral_window(config: Mapping[str, Any], kinds: set[str], where: str) -> i
 
 
 def _ouro_window(config: Mapping[str, Any], kinds: set[str], where: str) -> int | None:
-    """``layer_types`` decides where there is one; else the layers from ``max_window_layers`` on have the window."""
+    """Return the window of ``layer_types`` where there are any; else layers from ``max_window_layers`` on have it."""
     _uniform(config, kinds, where)
     if not flag(config, "use_sliding_window", where, False) or config.get("sliding_window") is None:
         if "sliding_attention" in kinds:

@@ -1,4 +1,4 @@
-"""From a plan of runs to a Reading: ties, shapes and dtypes checked, loaders made, nothing loaded."""
+"""From a plan of runs to a Reading: ties, shapes and dtypes are checked, loaders made, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def read_layers(
     loop_norm: bool = False,
     read: Collection[str] = (),
 ) -> Reading:
-    """The Reading of a plan: ties, shapes and dtypes checked from headers and hashes, no tensor loaded.
+    """Return the Reading of a plan: ties, shapes and dtypes checked from headers and hashes, no tensor loaded.
 
     CheckpointError names two tensors that ought to be tied, a tensor that is missing or of a wrong shape, one
-    inside a layer that nothing reads (it would change what is computed), and a LoRA without a known scale.
-    ``read`` are names that the family has read itself.
+    inside a layer that nothing reads (it would change what is computed), and a LoRA without a known scale. ``read``
+    are names that the family has read itself.
     """
     c = config
     reader = _LlamaReader(names, config, scale)
@@ -85,6 +85,7 @@ class _LlamaReader(Reader):
         self.shapes |= {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
 
     def segment(self, number: int, run: TiedRun) -> Segment:
+        """Add the tensors of a run and return its segment."""
         prefix = f"segments.{number}.layers"
         lora: dict[str, int] = {}
         own_attention = run.own_attention and self.attention_differs(run)
@@ -116,7 +117,7 @@ class _LlamaReader(Reader):
         return Segment(len(run.applied), repeats, per_repeat, lora, own_attention)
 
     def attention_differs(self, run: TiedRun) -> bool:
-        """Has any layer of the run another q, k, v or o at another depth?"""
+        """Does any layer of the run have another q, k, v or o at another depth?"""
         return self.differ(
             ([self.names.linear(layer, projection) for layer in applied], self.shapes[projection])
             for applied in run.applied
@@ -124,6 +125,7 @@ class _LlamaReader(Reader):
         )
 
     def norms_differ(self, run: TiedRun) -> bool:
+        """Do the norms of the run differ between depths?"""
         groups = [
             [self.names.norm_of(layer, norm) for layer in applied]
             for applied in run.applied
@@ -138,7 +140,7 @@ class _LlamaReader(Reader):
     def merged(
         self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[tuple[str, str] | None]
     ) -> None:
-        """A LoRA that does not differ between depths is no delta: it is added to its matrix."""
+        """Add a LoRA to its matrix, because it does not differ between depths."""
         for j, pair in enumerate(pairs):
             if pair is None:
                 continue
@@ -150,7 +152,7 @@ class _LlamaReader(Reader):
             )
 
     def pair(self, layer: int, projection: str, pair: tuple[str, str]) -> tuple[int, float]:
-        """Mark A and B of a layer's projection as used, and check them → (rank, scale)."""
+        """Mark A and B of a layer's projection as used, check them, and return (rank, scale)."""
         d_out, d_in = self.shapes[projection]
         rank = (*self.checkpoint.shape(pair[0]), 0)[0]
         if not 0 < rank <= max(d_in, d_out):
@@ -170,7 +172,7 @@ class _LlamaReader(Reader):
     def lora(
         self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
     ) -> int:
-        """Add A and B of one projection of the segment; a depth without a delta gets zeros. Returns the rank.
+        """Add A and B of one projection of the segment, with zeros for depths without a delta; return the rank.
 
         Depths of lower rank (PEFT's rank_pattern) are filled up with zeros.
         """
@@ -206,7 +208,7 @@ def _padded(
     shape: tuple[int, ...],
     scales: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """[len(names), *shape]; None is a row of zeros, and so is what a smaller tensor lacks."""
+    """Return [len(names), *shape]; None is a row of zeros, and smaller tensors are filled up with zeros."""
     stack = torch.zeros(len(names), *shape)
     for i, name in enumerate(names):
         if name is not None:

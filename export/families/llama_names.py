@@ -19,7 +19,7 @@ SANDWICH_NORMS = {
 
 
 class LlamaNames(LayerNames):
-    """The names of a checkpoint with Llama's keys."""
+    """The tensor names of a checkpoint with Llama's keys."""
 
     whose, embedding, stack = "Llama", "model.embed_tokens.weight", "model.layers"
 
@@ -30,27 +30,30 @@ class LlamaNames(LayerNames):
         self.head = f"{self.prefix}lm_head.weight"
 
     def shared(self, layer: int) -> list[str]:
+        """Return the tensors of a layer that every layer that repeats it has too."""
         return [self.linear(layer, projection) for projection in (*ATTENTION, *MLP)]
 
-    def place(self, layer: int) -> str:
-        """Where a layer is, below ``model.layers.``."""
+    def layer_stem(self, layer: int) -> str:
+        """Return the part of a layer's names below ``model.layers.``."""
         return str(layer)
 
     def module(self, layer: int, projection: str) -> str:
+        """Return the name of a projection's module."""
         part = "self_attn" if projection in ATTENTION else "mlp"
-        return f"model.layers.{self.place(layer)}.{part}.{projection}"
+        return f"model.layers.{self.layer_stem(layer)}.{part}.{projection}"
 
     def linear(self, layer: int, projection: str) -> str:
-        """The shared matrix; under LoRA it is PEFT's base layer."""
+        """Return the name of the shared matrix; under LoRA it is PEFT's base layer."""
         plain = f"{self.prefix}{self.module(layer, projection)}"
         base = f"{plain}.base_layer.weight"
         return base if base in self.checkpoint.names else f"{plain}.weight"
 
     def lora(self, layer: int, projection: str) -> tuple[str, str] | None:
-        """Names of A [r, in] and B [out, r], or None."""
+        """Return the names of A [r, in] and B [out, r], or None."""
         stem = f"{self.prefix}{self.module(layer, projection)}"
         a, b = (f"{stem}.lora_{x}.default.weight" for x in "AB")
         return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
 
     def norm_of(self, layer: int, norm: str) -> str:
-        return f"{self.prefix}model.layers.{self.place(layer)}.{self.norms[norm]}.weight"
+        """Return the name of a norm's weight."""
+        return f"{self.prefix}model.layers.{self.layer_stem(layer)}.{self.norms[norm]}.weight"

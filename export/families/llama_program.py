@@ -1,4 +1,4 @@
-"""Models of Llama's layers, described in a few numbers (``Spec``), as programs; and the way back.
+"""Programs of models of Llama's layers, described in a few numbers (``Spec``), and the inverse.
 
 The families of such models make a spec, because ties and deltas are the same search in all of them.
 """
@@ -19,7 +19,7 @@ from .llama_spec import PROJECTIONS, Segment, Spec
 
 
 def program_of(spec: Spec) -> Program:
-    """The program of a model of Llama layers."""
+    """Return the program of a model of Llama layers."""
 
     def block(w: Writer, x: str, prefix: str, layer: Layer, at: int | None) -> str:
         return llama(w, x, prefix, layer, at, spec.sandwich_norms)
@@ -66,7 +66,7 @@ def _layer(spec: Spec, segment: Segment) -> Layer:
 
 
 def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
-    """The numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take."""
+    """Return the numbers of a model of Llama layers; ExportError names the first op that ``who`` does not take."""
 
     def other(what: str) -> ExportError:
         return ExportError(f"{who} takes Llama's layers only, and the model has {what}")
@@ -115,7 +115,7 @@ def spec_of(program: Program, who: str = "this edgeloop") -> Spec:
 
 
 def _segments_of(program: Program) -> tuple[Segment, ...]:
-    """What the names and kinds of the weights say; whether the ops are those is compared afterwards."""
+    """Return segments by the names and kinds of the weights; whether the ops are those is compared afterwards."""
     layers = [name.split(".") for name in program.weights if name.startswith("segments.")]
     counts: dict[int, int] = {}
     for name in layers:
@@ -154,7 +154,7 @@ def _four(program: Program) -> tuple[Stage, Stage, Stage, Stage]:
 
 
 def _differing(op: Op, wanted: Op) -> str:
-    """What ``op`` is where Llama has ``wanted``, which is another one."""
+    """Return how ``op`` differs from ``wanted``, which Llama has there."""
     if type(op) is not type(wanted):
         return f"{kind(op)} where Llama has {kind(wanted)}"
     field = next(name for name in op.__struct_fields__ if getattr(op, name) != getattr(wanted, name))

@@ -65,7 +65,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kv: Literal["per-depth", "shared"] = "per-depth"
     """``shared``: depths ≥ 1 read the K and V that depth 0 made, and only compute queries of their own."""
     sliding_window: int | None = None
-    """Tokens that attention sees at most, the newest included; None: all."""
+    """How many tokens attention sees at most, the newest included; None: all."""
     exit_gate: bool = False
     """A head on the state after each depth gives the probability to stop there (Ouro)."""
     routing: Routing | None = None
@@ -74,7 +74,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def stages(self) -> Stages:
-        """How the segments are split between the host's depth loop and the graphs around it."""
+        """How the segments are split into the host's depth loop and the graphs around it."""
         return stages_of([segment.repeats for segment in self.segments])
 
     @property
@@ -84,7 +84,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def applied_layers(self) -> int:
-        """Layers of the same model unrolled."""
+        """The number of layers of the same model unrolled."""
         return sum(s.layers * s.repeats for s in self.segments)
 
     @property

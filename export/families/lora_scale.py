@@ -22,14 +22,14 @@ KNOWN = frozenset(
     task_type use_rslora
     """.split()  # noqa: SIM905
 )
-"""Settings of PEFT that are read, or that say how the LoRA was made: which matrices have one, the weights tell."""
+"""Settings of PEFT that are read, or that say how the LoRA was made: the weights tell which matrices have one."""
 
 INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Ways to begin a LoRA that leave the model's own weights as they are; the others (PiSSA, OLoRA, …) change them."""
+"""Initialisations of a LoRA that leave the model's weights as they are; the others (PiSSA, OLoRA, …) change them."""
 
 
 def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
-    """PEFT's rule: alpha / r (rsLoRA: / √r), each overridden by alpha_pattern / rank_pattern.
+    """Return PEFT's scale: alpha / r (rsLoRA: / √r), each overridden by alpha_pattern / rank_pattern.
 
     None without adapter_config.json; CheckpointError names a setting that is not plain LoRA.
     """
@@ -75,9 +75,9 @@ def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
 
 
 def training_scale(checkpoint: Checkpoint, lora: Mapping[str, Any]) -> Scale:
-    """MoR's rule: ``alpha_pattern`` is the scale itself (their code sets alpha = rank · alpha_pattern for each
-    module, after clipping the rank); where it is null or 0, the scale is alpha / rank.
+    """Return MoR's scale: ``alpha_pattern`` itself where it is neither null nor 0, else alpha / rank.
 
+    The authors' code sets alpha = rank · alpha_pattern for each module, after clipping the rank.
     adapter_config.json beside it wins, as it records what PEFT was given.
     """
     if (recorded := adapter_scale(checkpoint)) is not None:

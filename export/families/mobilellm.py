@@ -21,9 +21,11 @@ class MobileLlmFamily:
     name = "mobilellm"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Does the config share layers?"""
         return checkpoint.config.get("layer_sharing") is True
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         where = str(checkpoint.folder / "config.json")
         if (kind := checkpoint.config.get("model_type")) not in ("mobilellm", "llama"):
             raise CheckpointError(

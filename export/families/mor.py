@@ -68,10 +68,12 @@ class MorFamily:
     name = "mor"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Does the training config say that the model is recursive?"""
         recursive = (checkpoint.training_config or {}).get("recursive")
         return isinstance(recursive, dict) and bool(recursive.get("enable"))
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         where = str(checkpoint.folder / "conf.yaml")
         training = checkpoint.training_config or {}
         if (kind := checkpoint.config.get("model_type")) != "llama":
@@ -138,7 +140,7 @@ class MorFamily:
 
 
 def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where: str) -> list[TiedRun]:
-    """What conf.yaml says is shared; that it is, ``read_layers`` checks."""
+    """Return the runs that conf.yaml declares as shared; ``read_layers`` checks that they are."""
     label = f"{where}: recursive"
     repeats = size(recursive, "num_recursion", label)
     sharing = recursive.get("sharing")
@@ -168,7 +170,7 @@ def _plan(recursive: Mapping[str, Any], names: LlamaNames, declared: int, where:
 
 
 def _refuse(training: Mapping[str, Any], where: str) -> None:
-    """CheckpointError for a setting that changes the computation and is not read; a warning lists others not known."""
+    """Raise CheckpointError for a setting that changes the computation and is not read; warn of others not known."""
     strange = []
     for key, value in training.items():
         off = not value or (isinstance(value, dict) and value.get("enable") is False)

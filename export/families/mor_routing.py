@@ -29,7 +29,7 @@ T = TypeVar("T")
 Squash = Literal["sigmoid", "tanh", "softmax", "none"]
 
 ROUTERS = {"linear": False, "mlp": True, "wide_mlp": True}
-"""router_type → has it a hidden layer? The last two are one architecture."""
+"""By router_type, whether it has a hidden layer. The last two are one architecture."""
 
 EXPERT_SQUASH: dict[str | None, Squash] = {None: "none", "sigmoid": "sigmoid", "tanh": "tanh"}
 TOKEN_SQUASH: dict[str | None, Squash] = {None: "softmax", "softmax": "softmax", "sigmoid": "sigmoid"}
@@ -71,12 +71,13 @@ class RoutedNames(LlamaNames):
         self.places = [*map(str, range(edge)), *looped, *last]
         self.layers = len(self.places)
 
-    def place(self, layer: int) -> str:
+    def layer_stem(self, layer: int) -> str:
+        """Return the part of a layer's names below ``model.layers.``."""
         return self.places[layer]
 
 
 def read_routing(mor: Mapping[str, Any], repeats: int, where: str) -> Routing:
-    """The ``mor`` section, whose keys are known; CheckpointError names a value that is not."""
+    """Return the routing of the ``mor`` section, whose keys are known; CheckpointError names a value that is not."""
     if flag(mor, "rand_router", where, False):
         raise CheckpointError(
             f"{where}.rand_router is true: random routing is not supported; wanted a trained router"
@@ -109,7 +110,7 @@ def read_routing(mor: Mapping[str, Any], repeats: int, where: str) -> Routing:
 
 
 def router_heads(names: RoutedNames, routing: Routing, width: int, biased: bool) -> RouterHeads:
-    """The routers' tensors; ``biased``: token choice was balanced by a bias on the choice.
+    """Return the routers' tensors; ``biased``: token choice was balanced by a bias on the choice.
 
     CheckpointError for one that is missing or of another shape.
     """
@@ -144,7 +145,10 @@ def _router(
     hidden: bool,
     factor: float,
 ) -> tuple[dict[str, Loader], list[str]]:
-    """A router that is stored in one piece or one a depth, each of ``shape``, its first matrix times ``factor``."""
+    """Return the loaders and names of a router that is stored in one piece or one a depth.
+
+    Each piece is of ``shape``; the first matrix is multiplied by ``factor``.
+    """
     rows, width = shape
     if not hidden:
         names = [f"{stem}router.weight" for stem in stems]
@@ -165,7 +169,7 @@ def _stacked(
     factor: float = 1.0,
     new: bool = False,
 ) -> Loader:
-    """A loader of tensors of one shape, one after another along the first axis, or along a new one."""
+    """Return a loader of tensors of one shape, concatenated along the first axis, or stacked along a new one."""
     for name in names:
         checkpoint.require(name, shape)
     join: Callable[[list[torch.Tensor]], torch.Tensor] = torch.stack if new else torch.cat
@@ -186,7 +190,7 @@ def _capacity(value: object, repeats: int, where: str) -> tuple[float, ...]:
 
 
 def check_capacity(shares: tuple[float, ...], repeats: int, what: str) -> tuple[float, ...]:
-    """``shares``; CheckpointError unless there is one a depth, falling, each above 0 and at most 1."""
+    """Return ``shares``; CheckpointError unless there is one a depth, falling, each above 0 and at most 1."""
     sane = all(math.isfinite(s) and 0 < s <= 1 for s in shares)
     if len(shares) != repeats or not sane or list(shares) != sorted(shares, reverse=True):
         raise CheckpointError(

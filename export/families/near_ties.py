@@ -1,4 +1,4 @@
-"""What repeats in an ordinary folder; and why nothing does, or less than it might.
+"""Finds what repeats in an ordinary folder, and says why nothing does, or less than it might.
 
 A block may be broken by a few tensors, or the model be an ordinary one.
 """
@@ -18,7 +18,7 @@ NAMED = 3
 
 
 def found_plan(names: LayerNames, declared: int) -> list[TiedRun]:
-    """What repeats; CheckpointError, or a warning where some does, says what keeps more from repeating.
+    """Return what repeats; CheckpointError, or a warning where some does, says what keeps more from repeating.
 
     ``declared``: the layers that config.json says there are.
     """
@@ -43,10 +43,10 @@ def found_plan(names: LayerNames, declared: int) -> list[TiedRun]:
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenLoop:
     """A loop of ``width`` layers from layer ``start``, ``repeats`` times, but for the tensors of ``pairs``.
 
-    ``pairs``: each tensor that is alone, and the one that the most other depths have in its place.
+    ``pairs``: each tensor that differs, and the one that most other depths have instead.
     """
 
     start: int
@@ -54,7 +54,7 @@ class Broken:
     repeats: int
     pairs: tuple[tuple[str, str], ...]
     tensors: int
-    """Of a layer, those that its repetitions share."""
+    """How many tensors of a layer its repetitions share."""
 
     def __str__(self) -> str:
         last = self.start + self.width * self.repeats - 1
@@ -66,8 +66,9 @@ class Broken:
         )
 
 
-def broken_loop(names: LayerNames, covered: int) -> Broken | None:
-    """The loop that would cover more than ``covered`` layers if a few tensors were equal; None if there is none."""
+def broken_loop(names: LayerNames, covered: int) -> BrokenLoop | None:
+    """Return the loop that would cover more than ``covered`` layers if a few tensors were equal; None if there is
+    none."""
     layers = first_same(names)
     shared = [names.shared(layer) for layer in range(names.layers)]
     # Biases are no sign that layers were meant to be one: those that were never trained are all zero.
@@ -89,11 +90,11 @@ def broken_loop(names: LayerNames, covered: int) -> Broken | None:
         for p in range(len(shared[0])):
             usual, _ = Counter(layers[layer][p] for layer in depths).most_common(1)[0]
             pairs += [(shared[layer][p], shared[usual][p]) for layer in depths if layers[layer][p] != usual]
-    return Broken(start, width, repeats, tuple(pairs), len(shared[0]))
+    return BrokenLoop(start, width, repeats, tuple(pairs), len(shared[0]))
 
 
 def ordinary(names: LayerNames) -> str:
-    """What to say of a model in which no layer repeats another."""
+    """Return the message for a model in which no layer repeats another."""
     return (
         f"this is an ordinary model: none of its {names.layers} layers repeats another's weights, so there is no "
         "loop to export; a recursive checkpoint has a block of layers that is applied several times, tied or stored as "

@@ -27,9 +27,11 @@ class OuroFamily:
     name = "ouro"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
+        """Is it an Ouro config?"""
         return bool(checkpoint.config.get("model_type") == "ouro")
 
     def read(self, checkpoint: Checkpoint) -> Reading:
+        """Return program and tensors; CheckpointError names what is not understood."""
         where = str(checkpoint.folder / "config.json")
         config = read_llama_config(checkpoint, ("total_ut_steps", "early_exit_threshold", "auto_map"))
         repeats = size(checkpoint.config, "total_ut_steps", where)

@@ -1,4 +1,4 @@
-"""Canonical tensors out of a checkpoint: what is shared is checked, loaders are made, nothing is loaded."""
+"""Reads canonical tensors from a checkpoint: what is shared is checked, loaders are made, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FusedRows:
-    """Part ``number`` of ``parts`` equal ones in a fused tensor, whose rows are ``groups`` times these parts in turn.
+    """Part ``number`` of the ``parts`` equal parts of a fused tensor, whose rows are ``groups`` times these parts in
+    turn.
 
     Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``FusedRows(0, 3, heads)``.
     """
@@ -49,15 +50,15 @@ class Reader:
         self.used: set[str] = set()
 
     def plain(self, name: str, stored: str | Source, shape: Shape) -> None:
-        """The canonical tensor ``name`` is the stored one, or some of its rows."""
+        """Add the canonical tensor ``name``, which is the stored one or some of its rows."""
         self.tensors[name] = self._loader(Source(stored) if isinstance(stored, str) else stored, shape)
 
     def stacked(self, name: str, stored: Sequence[str], shape: Shape) -> None:
-        """The canonical tensor ``name`` is one stored tensor of ``shape`` for each depth."""
+        """Add the canonical tensor ``name``, which is one stored tensor of ``shape`` for each depth."""
         self.tensors[name] = partial(_stack, [self._loader(Source(each), shape) for each in stored], shape)
 
     def tied(self, group: Sequence[str], shape: Shape) -> None:
-        """Mark a group as used and insist that it is one tensor."""
+        """Mark a group as used; CheckpointError unless all of it is one tensor."""
         for name in group:
             self.checkpoint.require(name, shape)
             if not self.checkpoint.same(group[0], name):
@@ -68,7 +69,8 @@ class Reader:
         self.used.update(group)
 
     def differ(self, groups: Iterable[tuple[Sequence[str], Shape]]) -> bool:
-        """Has any group, each with the shape of its tensors, two that differ? All are checked and marked as used."""
+        """Does any group, given with the shape of its tensors, have two that differ? All are checked and marked as
+        used."""
         differ = False
         for group, shape in groups:
             for name in group:
@@ -80,9 +82,9 @@ class Reader:
     def layers(
         self, weights: Mapping[str, Weight], plan: Sequence[TiedRun], sources: Mapping[str, Source]
     ) -> None:
-        """Supply all that ``weights`` say of the layers of ``plan``.
+        """Add all tensors that ``weights`` have in the layers of ``plan``.
 
-        ``sources``: by the canonical name of a tensor within its layer, where the checkpoint's layer has it.
+        ``sources``: by the canonical name of a tensor within its layer, the checkpoint's tensor in the layer.
         """
         for tensor in canonical(weights):
             if not tensor.name.startswith("segments."):
@@ -98,7 +100,7 @@ class Reader:
                 self.tensors[tensor.name] = loaders[0]
 
     def head_is_embedding(self, head: str, declared: bool, insisted: bool = False) -> bool:
-        """Does ``head`` read out with the embedding? By content where both are stored.
+        """Is the matrix ``head`` that of the embedding? Decided by content where both are stored.
 
         ``declared``: tie_word_embeddings. ``insisted``: that they differ is an error, not a warning.
         """
@@ -123,7 +125,8 @@ class Reader:
         return False
 
     def refuse_leftovers(self, wanted: str, known: Collection[str] = ()) -> None:
-        """A bias, a gate, a magnitude: unread inside a layer, it would change what the layer computes."""
+        """Raise CheckpointError for an unread tensor of a layer (a bias, a gate, …): it would change what is
+        computed."""
         own = (
             self.checkpoint.names - self.checkpoint.adapter_names
         )  # of an adapter's, read_checkpoint takes care
@@ -135,7 +138,7 @@ class Reader:
             )
 
     def _loader(self, source: Source, shape: Shape) -> Loader:
-        """Of ``shape``, checked by the header alone."""
+        """Return the loader of a tensor of ``shape``, which is checked by the header alone."""
         whole = _whole(shape, source.rows)
         self.checkpoint.require(source.name, whole)
         self.used.add(source.name)
@@ -144,7 +147,7 @@ class Reader:
 
 
 def _whole(shape: Shape, rows: FusedRows | None) -> Shape:
-    """The shape of the tensor that has ``shape`` in some of its rows."""
+    """Return the shape of the tensor that has ``shape`` in some of its rows."""
     return shape if rows is None else (rows.parts * shape[0], *shape[1:])
 
 
@@ -155,7 +158,7 @@ def _rows(load: Loader, rows: FusedRows) -> torch.Tensor:
 
 
 def _stack(loaders: Sequence[Loader], shape: Shape) -> torch.Tensor:
-    """[len(loaders), *shape]."""
+    """Return [len(loaders), *shape]."""
     stack = torch.empty(len(loaders), *shape)
     for place, load in zip(stack, loaders, strict=True):
         place.copy_(load())

@@ -1,8 +1,8 @@
-"""The layers of a checkpoint by their numbers, and what repeats among them.
+"""The layers of a checkpoint by their numbers, and the repetitions among them.
 
-The layers of a looped checkpoint are often written out one by one, as if unrolled. What repeats is found in
-the weights themselves, tensor by tensor, never in a flag: ``plan_from_ties``. A family that knows what
-repeats writes the plan, a list of ``TiedRun``, itself.
+The layers of a looped checkpoint are often written out one by one, as if unrolled. What repeats is found in the weights
+themselves, tensor by tensor, never in a flag: ``plan_from_ties``. A family that knows what repeats writes the plan, a
+list of ``TiedRun``, itself.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ MAX_LAYERS = 1024
 
 @dataclass(frozen=True)
 class TiedRun:
-    """A segment in terms of the checkpoint: ``applied[j][d]`` is the stored layer that is layer j at depth d."""
+    """A segment by the checkpoint's layers: ``applied[j][d]`` is the stored layer that is layer j at depth d."""
 
     applied: tuple[tuple[int, ...], ...]
     per_repeat_norms: bool | None = None
-    """None: as the weights say. False: tied norms are part of the promise, and checked."""
+    """None: as the weights say. False: norms must be tied, which is checked."""
     own_attention: bool = False
-    """May q, k, v and o differ between depths? Then as the weights say; else that they are tied is checked."""
+    """q, k, v and o may differ between depths, as the weights say; else they must be tied, which is checked."""
 
 
 class LayerNames:
     """The names of a checkpoint's tensors, under any wrapper's prefix (PEFT, DDP, torch.compile).
 
-    A family says where the embedding and the layers are, and which tensors of a layer one that repeats it has too.
+    A family says where the embedding and the layers are, and which tensors of a layer its repetitions share.
     """
 
     whose: str
@@ -63,15 +63,15 @@ class LayerNames:
             )
 
     def shared(self, layer: int) -> list[str]:
-        """The tensors of a layer that are the same ones in every layer that repeats it."""
+        """Return the tensors of a layer that are the same ones in every layer that repeats it."""
         raise NotImplementedError
 
 
 def plan_from_ties(names: LayerNames) -> list[TiedRun]:
-    """What repeats, found in the weights; empty if nothing does.
+    """Return the runs found in the weights; empty if nothing repeats.
 
-    One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover
-    as much, the one with the smallest K.
+    One loop of K layers × R, or runs of equal neighbours, whichever covers more layers; of loops that cover as
+    much, the one with the smallest K.
     """
     first: dict[tuple[int, ...], int] = {}
     classes = [first.setdefault(tensors, layer) for layer, tensors in enumerate(first_same(names))]
@@ -88,7 +88,7 @@ def plan_from_ties(names: LayerNames) -> list[TiedRun]:
 
 
 def first_same(names: LayerNames) -> list[tuple[int, ...]]:
-    """Of each layer, for each of its shared tensors the first layer that has the same one."""
+    """Return for each layer and each of its shared tensors the first layer that has the same one."""
     layers = [names.shared(layer) for layer in range(names.layers)]
     return list(
         zip(*(names.checkpoint.first_same(group) for group in zip(*layers, strict=True)), strict=True)
@@ -96,12 +96,12 @@ def first_same(names: LayerNames) -> list[tuple[int, ...]]:
 
 
 def plain(layers: Sequence[int]) -> TiedRun:
-    """Layers that are applied once."""
+    """Return the run of layers that are applied once."""
     return TiedRun(tuple((layer,) for layer in layers))
 
 
 def find_loop(classes: Sequence[int]) -> tuple[int, int, int]:
-    """(start, K, R) of the loop that covers most layers, of those with the smallest K; R is 1 if none."""
+    """Return (start, K, R) of the loop that covers most layers, of those with the smallest K; R is 1 if none."""
     best, n = (0, 1, 1), len(classes)
     covered = 1
     for k in range(1, n // 2 + 1):
@@ -116,7 +116,7 @@ def find_loop(classes: Sequence[int]) -> tuple[int, int, int]:
 
 
 def find_runs(classes: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, length) of each run of equal neighbours, covering all layers."""
+    """Return (start, length) of each run of equal neighbours, covering all layers."""
     runs: list[tuple[int, int]] = []
     for at, c in enumerate(classes):
         if runs and classes[runs[-1][0]] == c:
@@ -127,7 +127,7 @@ def find_runs(classes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _merge(runs: Sequence[TiedRun]) -> list[TiedRun]:
-    """Neighbouring layers that are applied once become one segment."""
+    """Return the runs with neighbouring layers that are applied once merged into one."""
     merged: list[TiedRun] = []
     for run in runs:
         single = len(run.applied[0]) == 1

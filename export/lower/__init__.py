@@ -1,1 +1,1 @@
-"""Programs in the words of an engine: one function for each op."""
+"""Programs in the operators of an engine: one function for each op."""

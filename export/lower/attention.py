@@ -1,7 +1,7 @@
-"""Attention as nodes: the fused operator where it computes what is wanted, standard operators elsewhere.
+"""Attention as ONNX nodes: the fused operator where it computes what is wanted, standard operators elsewhere.
 
-GroupQueryAttention writes K and V into the caches in place, takes q, k and v as one matrix gives them, and turns q and
-k itself. The standard operators copy the caches, once a call.
+GroupQueryAttention writes K and V into the caches in place, takes q, k and v as one matrix gives them, and rotates q
+and k itself. The standard operators copy the caches, once a call.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ...runtime.model.program import Program
 from .depths import each_row
 from .elementwise import capped
 from .graph import Graph, StageValue
-from .values import Rotated, Values
+from .values import PendingRotation, Values
 
 _MASKED = -1e30
-"""A score that softmax makes 0 of, and of which a row may have nothing else: padding."""
+"""A score that softmax turns into 0, and that may fill a whole row: padding."""
 
 
 _HEAD_DIMS, _ROTATED_DIMS = 8, 16
-"""GroupQueryAttention takes heads of a multiple of so many dims, and turns so many of them."""
+"""GroupQueryAttention takes heads of a multiple of so many dims, and rotates a multiple of so many of them."""
 
 
-def turn(graph: Graph, values: Values, op: Rotate) -> StageValue:
-    """q or k turned to its positions, by an operator of its own."""
+def rotate_now(graph: Graph, values: Values, op: Rotate) -> StageValue:
+    """Return q or k rotated to its positions, by an operator of its own."""
     x = values[op.x]
     cos, sin = graph.cos_sin(graph.program.rotations.index(op.by), op.by.dims // 2)
     partial = {"rotary_embedding_dim": op.by.dims, "num_heads": op.heads}
@@ -42,12 +42,12 @@ def turn(graph: Graph, values: Values, op: Rotate) -> StageValue:
 
 
 def rotate(graph: Graph, values: Values, op: Rotate) -> None:
-    """A rotation, which the attention that reads it may do."""
-    values[op.y] = Rotated(op)
+    """Record a rotation, which the attention that reads it may do."""
+    values[op.y] = PendingRotation(op)
 
 
 def attend(graph: Graph, values: Values, op: Attend) -> None:
-    """Attention over a lane's slot, or over the new tokens alone."""
+    """Write attention over a lane's slot, or over the new tokens alone."""
     y = (_fused if _fits(op) else _standard)(graph, values, op)
     if graph.packed:
         flat = graph.one("Reshape", y, graph.numbers(-1, 1, op.heads * op.head_dim))
@@ -56,12 +56,12 @@ def attend(graph: Graph, values: Values, op: Attend) -> None:
 
 
 def _fits(op: Attend) -> bool:
-    """Does the fused operator compute it?"""
+    """Does the fused operator compute ``op``?"""
     return op.cache is not None and op.mask == "causal" and op.head_dim % _HEAD_DIMS == 0
 
 
 def problem(program: Program, op: Attend) -> str | None:
-    """Why no graph computes ``op`` of a block."""
+    """Return why no graph computes ``op`` of a block; None where one does."""
     shared, tokens = op.slot == "first" and program.shares_kv, window(program, op)
     odd = f"mask {op.mask}" if op.mask != "causal" else f"heads of {op.head_dim}"
     if shared and not _fits(op):
@@ -74,7 +74,7 @@ def problem(program: Program, op: Attend) -> str | None:
 
 
 def attend_learned(graph: Graph, values: Values, op: AttendLearned) -> None:
-    """Attention over keys and values that are weights, [P, K · d] each."""
+    """Write attention over keys and values that are weights, [P, K · d] each."""
     q = _queries(graph, values[op.q].value, op)
     shape = graph.numbers(-1, op.kv_heads, 1, op.head_dim)
     keys, learned = (
@@ -93,16 +93,16 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
     assert op.k is not None
     assert op.v is not None
     attributes: dict[str, Any] = {"num_heads": op.heads, "kv_num_heads": op.kv_heads}
-    rotated = [values.peek(name) for name in (op.q, op.k)]
+    rotated = [values.pending(name) for name in (op.q, op.k)]
     rotations = [
         (value.op.by, value.op.pairs)
         for value in rotated
-        if isinstance(value, Rotated) and value.op.by.dims % _ROTATED_DIMS == 0
+        if isinstance(value, PendingRotation) and value.op.by.dims % _ROTATED_DIMS == 0
     ]
     names, cos_sin = [op.q, op.k, op.v], list[ir.Value | None]()
     if len(rotations) == 2 and rotations[0] == rotations[1]:
         by, pairs = rotations[0]
-        names[:2] = (value.op.x for value in rotated if isinstance(value, Rotated))
+        names[:2] = (value.op.x for value in rotated if isinstance(value, PendingRotation))
         cos_sin = [*graph.cos_sin(graph.program.rotations.index(by), by.dims // 2), graph.given("positions")]
         attributes |= {"do_rotary": 1} | ({"rotary_interleaved": 1} if pairs else {})
     if op.scale != op.head_dim**-0.5:
@@ -133,7 +133,7 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
 
 
 def _in_lanes(graph: Graph, x: StageValue) -> ir.Value:
-    """x as [B, S, size]."""
+    """Return x as [B, S, size]."""
     if not graph.packed:
         return x.value
     flat = graph.one("Reshape", x.value, graph.numbers(-1, x.size))
@@ -141,7 +141,7 @@ def _in_lanes(graph: Graph, x: StageValue) -> ir.Value:
 
 
 def _standard(graph: Graph, values: Values, op: Attend) -> ir.Value:
-    """softmax(mask(cap(scale · q kᵀ))) v written out."""
+    """Return softmax(mask(cap(scale · q kᵀ))) v, written out."""
     assert op.k is not None
     assert op.v is not None
     q, k, v = (_in_lanes(graph, values[name]) for name in (op.q, op.k, op.v))
@@ -180,6 +180,8 @@ class _LaneNumbers:
 
     @staticmethod
     def of(graph: Graph) -> _LaneNumbers:
+        """Return the numbers of the lanes of ``graph``."""
+
         def wide(name: str) -> ir.Value:
             whole = graph.one("Cast", graph.given(name), to=ir.DataType.INT64)
             return graph.one("Unsqueeze", whole, graph.numbers(1))
@@ -191,14 +193,14 @@ class _LaneNumbers:
 
 
 def _count(graph: Graph, length: ir.Value) -> ir.Value:
-    """0 … length − 1, [1, length] int64."""
+    """Return 0 … length − 1, [1, length] int64."""
     scalar = graph.one("Reshape", length, graph.constant(np.empty(0), np.int64))
     zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
     return graph.one("Unsqueeze", graph.one("Range", zero, scalar, one), graph.numbers(0))
 
 
 def _written(graph: Graph, new: ir.Value, past: ir.Value, columns: ir.Value) -> ir.Value:
-    """past [B, K, C, d] with the valid rows of new [B, K, S, d] behind what is cached."""
+    """Return past [B, K, C, d] with the valid rows of new [B, K, S, d] behind the cached ones."""
     lanes = _LaneNumbers.of(graph)
     step = graph.one("Sub", columns, lanes.cached)  # [B, C]
     last = graph.one("Sub", lanes.length, graph.numbers(1))
@@ -214,7 +216,7 @@ def _written(graph: Graph, new: ir.Value, past: ir.Value, columns: ir.Value) -> 
 
 
 def _seen(graph: Graph, op: Attend, columns: ir.Value) -> ir.Value:
-    """[B, S, T]: does row s see key t? ``columns`` [1 or B, T] are the keys' places."""
+    """Return [B, S, T]: does row s see key t? ``columns`` [1 or B, T] are the keys' positions."""
     lanes = _LaneNumbers.of(graph)
     keys = graph.one("Unsqueeze", columns, graph.numbers(1))
     seen = graph.one("Less", keys, graph.one("Unsqueeze", lanes.total, graph.numbers(2)))
@@ -235,17 +237,17 @@ def _seen(graph: Graph, op: Attend, columns: ir.Value) -> ir.Value:
 
 
 def window(program: Program, op: Attend) -> int | None:
-    """The tokens that a row sees at most; a window of the whole context is none."""
+    """Return how many tokens a row sees at most; None where a window covers the whole context."""
     return None if op.window is None or op.window >= program.context_length else op.window
 
 
 def _queries(graph: Graph, q: ir.Value, op: Attend | AttendLearned) -> ir.Value:
-    """q [B, S, H · d] → [B, K, H / K, S, d]."""
+    """Return q [B, S, H · d] as [B, K, H / K, S, d]."""
     parts = graph.one("Reshape", q, graph.numbers(0, 0, op.kv_heads, op.heads // op.kv_heads, op.head_dim))
     return graph.one("Transpose", parts, perm=(0, 2, 3, 1, 4))
 
 
 def _merged(graph: Graph, y: ir.Value, op: Attend | AttendLearned) -> ir.Value:
-    """[B, K, H / K, S, d] → [B, S, H · d]."""
+    """Return y [B, K, H / K, S, d] as [B, S, H · d]."""
     rows = graph.one("Transpose", y, perm=(0, 3, 1, 2, 4))
     return graph.one("Reshape", rows, graph.numbers(0, 0, op.heads * op.head_dim))

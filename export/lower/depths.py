@@ -1,4 +1,4 @@
-"""What of a weight is a lane's: its row, its share of what all depths give, the numbers of its rows."""
+"""The parts of a weight that belong to a lane's depth, and host values for each row, as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .graph import Graph
 
 
 def vector(graph: Graph, name: str, at: int | None) -> tuple[ir.Value, bool]:
-    """The numbers [size] of the vector ``name`` at depth ``at``, or [B, 1, size] of each lane; are they by lane?"""
+    """Return the vector ``name`` [size] at depth ``at``, or [B, 1, size] of each lane, and whether it is by lane."""
     found = graph.program.weights[name]
     assert isinstance(found, Vector)
     stored = f"{name}.weight"
@@ -23,7 +23,7 @@ def vector(graph: Graph, name: str, at: int | None) -> tuple[ir.Value, bool]:
 
 
 def of_depth(graph: Graph, rows: ir.Value, at: int | None) -> ir.Value:
-    """rows [R, n] → [1, n] of depth ``at``, or [B, 1, n] by lane."""
+    """Return row ``at`` of rows [R, n] as [1, n], or each lane's as [B, 1, n]."""
     if at is not None:
         return graph.one("Slice", rows, graph.numbers(at), graph.numbers(at + 1), graph.numbers(0))
     # In this order engines fold the new axis into the table.
@@ -32,7 +32,7 @@ def of_depth(graph: Graph, rows: ir.Value, at: int | None) -> ir.Value:
 
 
 def mask(graph: Graph, owners: tuple[int, ...]) -> ir.Value:
-    """[B, 1, len(owners)]: 1 where the column's owner is the lane's depth."""
+    """Return [B, 1, len(owners)]: 1 where the column's owner is the lane's depth."""
 
     def make() -> ir.Value:
         depth = graph.once(("depths",), lambda: graph.one("Unsqueeze", graph.depth(), graph.numbers(1, 2)))
@@ -42,9 +42,9 @@ def mask(graph: Graph, owners: tuple[int, ...]) -> ir.Value:
 
 
 def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
-    """What the host gives for the tokens of each lane [B, S], for each row of a value: [B, S], packed [N, 1].
+    """Return the host's values for the tokens of each lane [B, S] for each row of a value: [B, S], packed [N, 1].
 
-    ``fresh``: of the rows that get new K and V.
+    ``fresh``: only for the rows that get new K and V.
     """
 
     def make() -> ir.Value:
@@ -59,5 +59,5 @@ def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
 
 
 def fresh_rows(graph: Graph, x: ir.Value) -> ir.Value:
-    """x [B, S, …] → [B, fresh, …]."""
+    """Return the rows of x [B, S, …] that get new K and V, [B, fresh, …]."""
     return graph.one("Slice", x, graph.numbers(0), graph.given("fresh"), graph.numbers(1))

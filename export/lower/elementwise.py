@@ -1,4 +1,4 @@
-"""Norms, activations and arithmetic of rows, as nodes."""
+"""Norms, activations and arithmetic of rows, as ONNX nodes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import onnx_ir as ir
 from ...runtime.engines.onnx.operators import MICROSOFT
 from ...runtime.model.ops import Act, Add, Concat, Function, Mul, Norm, Scale, Slice, Softcap
 from .depths import fresh_rows, vector
-from .fresh import Fresh
+from .fresh import FreshRows
 from .graph import Graph, StageValue
-from .values import Sum, Values
+from .values import PendingSum, Values
 
 
 def norm(graph: Graph, values: Values, op: Norm) -> None:
-    """RMSNorm or LayerNorm; with the addition before it where that was not made yet.
+    """Write RMSNorm or LayerNorm, with the addition before it where that is still pending.
 
-    The operators take one weight for all lanes: weights of a lane's depth multiply afterwards.
+    The operators take one weight for all lanes: weights of a lane's depth are multiplied afterwards.
     """
     size = values.size(op.x) // op.groups
     weight, by_lane = (None, False) if op.weight is None else vector(graph, op.weight, op.at)
     gamma = _ones(graph, size) if weight is None or by_lane else weight
     bias, bias_by_lane = (None, False) if op.bias is None else vector(graph, op.bias, op.at)
-    added, x = values.peek(op.x), None
-    if op.kind == "rms" and op.groups == 1 and isinstance(added, Sum):
+    added, x = values.pending(op.x), None
+    if op.kind == "rms" and op.groups == 1 and isinstance(added, PendingSum):
         a, b = values[added.a], values[added.b]
         y, _, _, total = graph.node(
             "SkipSimplifiedLayerNormalization", a.value, b.value, gamma,
@@ -53,23 +53,23 @@ def norm(graph: Graph, values: Values, op: Norm) -> None:
 
 
 def act(graph: Graph, x: ir.Value, function: Function) -> ir.Value:
-    """x, elementwise."""
+    """Return ``function`` of x, elementwise."""
     return _ACTS[function](graph, x)
 
 
 def acted(graph: Graph, values: Values, op: Act) -> None:
-    """An activation."""
+    """Write an activation."""
     x = values[op.x]
     values[op.y] = StageValue(act(graph, x.value, op.function), x.size, x.fresh)
 
 
 def add(graph: Graph, values: Values, op: Add) -> None:
-    """a + b, which a norm may do."""
-    values[op.y] = Sum(op.a, op.b)
+    """Record a + b, which a norm may do."""
+    values[op.y] = PendingSum(op.a, op.b)
 
 
 def mul(graph: Graph, values: Values, op: Mul) -> None:
-    """a · b; a number of b for each of equal parts of a, where b is shorter."""
+    """Write a · b; where b is shorter, each of its numbers is for one of the equal parts of a."""
     a, b = values[op.a], values[op.b]
     if b.size in (1, a.size):
         y = graph.one("Mul", a.value, b.value)
@@ -81,7 +81,7 @@ def mul(graph: Graph, values: Values, op: Mul) -> None:
 
 
 def scale(graph: Graph, values: Values, op: Scale) -> None:
-    """factor · x · w + offset."""
+    """Write factor · x · w + offset."""
     x = values[op.x]
     y = x.value
     if op.weight is not None:
@@ -94,38 +94,38 @@ def scale(graph: Graph, values: Values, op: Scale) -> None:
 
 
 def softcap(graph: Graph, values: Values, op: Softcap) -> None:
-    """cap · tanh(x / cap)."""
+    """Write cap · tanh(x / cap)."""
     x = values[op.x]
     values[op.y] = StageValue(capped(graph, x.value, op.cap), x.size, x.fresh)
 
 
 def capped(graph: Graph, x: ir.Value, cap: float) -> ir.Value:
-    """cap · tanh(x / cap)."""
+    """Return cap · tanh(x / cap)."""
     return graph.one("Mul", graph.one("Tanh", graph.one("Div", x, graph.number(cap))), graph.number(cap))
 
 
 def concat(graph: Graph, values: Values, op: Concat) -> None:
-    """Values side by side."""
+    """Write the concatenation of values."""
     parts = [values[name] for name in op.x]
     joined = graph.one("Concat", *(part.value for part in parts), axis=-1)
     values[op.y] = StageValue(joined, sum(part.size for part in parts), parts[0].fresh)
 
 
 def cut(graph: Graph, values: Values, op: Slice) -> None:
-    """Some columns."""
+    """Write some columns of a value."""
     x = values[op.x]
     bounds = graph.numbers(op.start), graph.numbers(op.stop), graph.numbers(-1)
     values[op.y] = StageValue(graph.one("Slice", x.value, *bounds), op.stop - op.start, x.fresh)
 
 
-def fresh(graph: Graph, values: Values, op: Fresh) -> None:
-    """The rows that get new K and V."""
+def fresh(graph: Graph, values: Values, op: FreshRows) -> None:
+    """Write the rows that get new K and V."""
     x = values[op.x]
     values[op.y] = StageValue(fresh_rows(graph, x.value), x.size, fresh=True)
 
 
 def _by_group(graph: Graph, numbers: ir.Value | None, op: Norm) -> ir.Value:
-    """[B, 1, n] of each lane, for every group alike."""
+    """Return [B, 1, n] numbers of each lane, repeated for every group."""
     assert numbers is not None
     return graph.one("Unsqueeze", numbers, graph.numbers(1)) if op.groups > 1 else numbers
 

@@ -1,4 +1,4 @@
-"""A graph as it ships, but with float32 activations: what can be held against an oracle that rounds nothing."""
+"""A graph as it ships, but with float32 activations, so that it can be compared with an oracle that rounds nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ FLOAT_ACTIVATIONS = 1
 
 
 def with_float_activations(path: Path) -> Path:
-    """A copy of the graph that computes in float32, beside it because its weights are found relative to it.
+    """Write a copy of the graph that computes in float32, beside it because weights are found relative to it; return
+    its path.
 
     onnxruntime's option mlas.qnbit.force_fp32 would do without a copy, but it leaves 8-bit matrices as they are.
     """
@@ -31,7 +32,7 @@ def with_float_activations(path: Path) -> Path:
 
 
 def _without_quantization(graph: onnx.GraphProto) -> None:
-    """Products of float activations with what codes stand for, instead of integers, in place."""
+    """Replace integer products by products of float activations with dequantized codes, in place."""
     quantized = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
     nodes = []
     for node in graph.node:

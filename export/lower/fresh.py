@@ -1,6 +1,7 @@
-"""Where depths share K and V, only a call of depth 0 makes some: what of a block is computed for fresh rows alone.
+"""Where depths share K and V, only calls of depth 0 make them: those parts of a block are computed for fresh rows
+alone.
 
-Such a block has an input ``fresh``: of so many of the S tokens, all or none, K and V are made.
+Such a block has an input ``fresh``: for how many of the S tokens, all or none, K and V are made.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ...runtime.model.ops import Attend, Linear, Op, reads, with_names, writes
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """x [B, S, D] → y [B, S or 0, D]: those of its rows of which K and V are made."""
+class FreshRows:
+    """x [B, S, D] → y [B, S or 0, D]: the rows for which K and V are made."""
 
     x: str
     y: str
 
 
-def with_fresh(ops: Sequence[Op], outputs: Iterable[str]) -> Iterator[Op | Fresh]:
-    """``ops`` of a block whose depths share K and V; what only makes K and V has fresh rows."""
+def with_fresh(ops: Sequence[Op], outputs: Iterable[str]) -> Iterator[Op | FreshRows]:
+    """Yield ``ops`` of a block whose depths share K and V; ops that only make K and V have fresh rows."""
     alone = _keys_values(ops, set(outputs))
     sliced: dict[str, str] = {}
     for op in (part for whole in ops for part in _cut(whole, alone)):
@@ -31,13 +32,13 @@ def with_fresh(ops: Sequence[Op], outputs: Iterable[str]) -> Iterator[Op | Fresh
             for name in reads(op):
                 if name not in alone and name not in sliced:
                     sliced[name] = f"{name} (fresh)"
-                    yield Fresh(name, sliced[name])
+                    yield FreshRows(name, sliced[name])
             op = with_names(op, {name: sliced[name] for name in reads(op) if name in sliced})
         yield op
 
 
 def _keys_values(ops: Sequence[Op], outputs: set[str]) -> set[str]:
-    """Names of the values that are made into K and V of shared slots, and into nothing else."""
+    """Return the names of the values that are used for K and V of shared slots, and for nothing else."""
     alone: set[str] = set()
     for op in reversed(ops):
         for name in writes(op):
@@ -54,7 +55,7 @@ def _only_keys(name: str, reader: Op, alone: set[str]) -> bool:
 
 
 def _cut(op: Op, alone: set[str]) -> Iterator[Op]:
-    """A matrix that gives q, k and v as two."""
+    """Yield a matrix that gives q, k and v as two matrices."""
     if not isinstance(op, Linear):
         yield op
         return

@@ -1,7 +1,7 @@
-"""An ONNX graph while it is written: nodes, constants, and weights that lie in the bundle's one file.
+"""An ONNX graph while it is written: nodes, constants, and weights in the bundle's one file.
 
 Values of the program are [B, S, size] here, or [N, 1, size] in a packed graph, and [N, size] where only some rows are
-left. Some are not made until something reads them, because what reads them may do their work too: see ``values.py``.
+left. Some are pending until something reads them, because the reader may do their work too: see ``values.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GIVEN: dict[str, tuple[ir.DataType, tuple[str | int, ...]]] = {
     "spread_new": (ir.DataType.INT64, ("B", "S_new")),
     "kept": (ir.DataType.INT64, ("N",)),
 }
-"""What the host gives beside states, rotations and caches; see ``runtime/engines/packed.py`` for the last three."""
+"""The inputs beside states, rotations and caches; see ``runtime/engines/packed.py`` for the last three."""
 _ORDER = (
     "ids",
     "state",
@@ -65,7 +65,7 @@ class StageValue:
 
 @dataclass(frozen=True)
 class Stored:
-    """The stored tensors of a model: the file, where in it each is, and the group size of the codes (0: a row)."""
+    """The stored tensors of a model: the file, where each is in it, and the group size of the codes (0: a row)."""
 
     file: Path
     tensor_spans: Mapping[str, TensorSpan]
@@ -73,7 +73,7 @@ class Stored:
 
     @staticmethod
     def open(file: Path, group_size: int) -> Stored:
-        """Of a file that ``WeightsWriter`` wrote."""
+        """Return those of a file that ``WeightsWriter`` wrote."""
         return Stored(file, tensor_spans(file), group_size)
 
 
@@ -96,7 +96,7 @@ class Graph:
     def node(
         self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
     ) -> tuple[ir.Value, ...]:
-        """Write a node; its outputs."""
+        """Write a node and return its outputs."""
         if (domain, kind) not in OPERATORS:
             raise ValueError(
                 f"{domain or 'ai.onnx'}.{kind} is not among the operators that a bundle may have"
@@ -106,16 +106,16 @@ class Graph:
         return tuple(made.outputs)
 
     def one(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """Write a node with one output."""
+        """Write a node with one output and return that."""
         (made,) = self.node(kind, *inputs, domain=domain, **attributes)
         return made
 
     def fused(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """Write a node of ONNX Runtime's domain with one output."""
+        """Write a node of ONNX Runtime's domain with one output and return that."""
         return self.one(kind, *inputs, domain=MICROSOFT, **attributes)
 
     def constant(self, numbers: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
-        """A few numbers, in the graph itself; the same ones once."""
+        """Return a small constant in the graph itself; equal ones are written once."""
         array = np.asarray(numbers, dtype)
 
         def make() -> ir.Value:
@@ -126,11 +126,11 @@ class Graph:
         return self.once(("constant", array.dtype.str, array.shape, array.tobytes()), make)
 
     def numbers(self, *values: int) -> ir.Value:
-        """[n] int64: sizes, axes, bounds."""
+        """Return a constant [n] int64: sizes, axes, bounds."""
         return self.constant(values, np.int64)
 
     def number(self, value: float) -> ir.Value:
-        """A float32 scalar."""
+        """Return a float32 scalar."""
         return self.constant(value, np.float32)
 
     def weight(
@@ -140,7 +140,7 @@ class Graph:
         shape: Sequence[int] | None = None,
         as_float: bool = False,
     ) -> ir.Value:
-        """The stored tensor ``name``, or some of its rows, read as ``shape``; cast to float32 ``as_float``."""
+        """Return the stored tensor ``name``, or some of its rows, as ``shape``; cast to float32 if ``as_float``."""
         place = self.stored.tensor_spans[name]
         if rows is not None and rows != (0, place.shape[0]):
             place, name = place.rows(*rows), f"{name}[{rows[0]}:{rows[1]}]"
@@ -166,11 +166,11 @@ class Graph:
         return value
 
     def cast(self, value: ir.Value) -> ir.Value:
-        """``value`` as float32, once."""
+        """Return ``value`` as float32; the cast is written once."""
         return self.once(("cast", id(value)), lambda: self.one("Cast", value, to=ir.DataType.FLOAT))
 
     def once(self, key: tuple[object, ...], make: Callable[[], ir.Value]) -> ir.Value:
-        """What ``make`` writes, the first time that it is wanted under ``key``."""
+        """Return what ``make`` writes; it is called the first time that ``key`` is used."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -180,29 +180,29 @@ class Graph:
         return name in self.stored.tensor_spans
 
     def given(self, name: str) -> ir.Value:
-        """What the host gives as ``name``."""
+        """Return the input ``name``."""
         dtype, shape = _GIVEN[name]
         if self.packed and name == "ids":
             shape = ("N", 1)
         return self._input(name, dtype, shape)
 
     def state(self) -> ir.Value:
-        """The carries of each row, side by side."""
+        """Return the carries of each row, side by side."""
         lead = ("N", 1) if self.packed else ("B", "S")
         return self._input("state", ir.DataType.FLOAT, (*lead, self.program.width))
 
     def depth(self) -> ir.Value:
-        """The depth of each lane [B], in a packed graph of each row [N]."""
+        """Return the depth of each lane [B], in a packed graph of each row [N]."""
         return self.given("row_depth" if self.packed else "depth")
 
     def cos_sin(self, number: int, pairs: int) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [P, pairs] of rotation ``number``."""
+        """Return cos and sin [P, pairs] of rotation ``number``."""
         tail = f".{number}" if number else ""
         cos, sin = (self._input(f"{n}{tail}", ir.DataType.FLOAT, ("P", pairs)) for n in ("cos", "sin"))
         return cos, sin
 
     def past(self, cache: int, kv_heads: int, head_dim: int) -> tuple[ir.Value, ir.Value]:
-        """K and V [B, K heads, C, head_dim] of the cache with that number."""
+        """Return K and V [B, K heads, C, head_dim] of the cache with that number."""
         shape = ("B", kv_heads, "C", head_dim)
         key, value = (
             self._input(f"past.{cache}.{side}", ir.DataType.FLOAT, shape) for side in ("key", "value")
@@ -215,11 +215,11 @@ class Graph:
         return self.inputs[name]
 
     def reshaped(self, x: ir.Value, *sizes: int) -> ir.Value:
-        """x [..., n] → [..., *sizes]: its rows in another shape."""
+        """Return x [..., n] as [..., *sizes]."""
         return self.one("Reshape", x, self.numbers(*(0, 0) if self.lanes else (0,), *sizes))
 
     def model(self, outputs: Mapping[str, tuple[ir.Value, Sequence[str | int]]]) -> ir.Model:
-        """The finished graph; ``outputs`` by name, each with its shape, then the caches."""
+        """Return the finished graph; ``outputs`` by name, each with its shape, then the caches."""
         made = list[ir.Value]()
         present = {
             f"present.{cache}.{side}": (value, self.inputs[f"past.{cache}.{side}"].shape or ())
@@ -250,7 +250,7 @@ class Graph:
 
 
 def _place_of(value: ir.Value) -> tuple[int, int, str]:
-    """Where an input stands: first what a stage computes on, then lanes, rotations, caches, and how rows are packed."""
+    """Return the sort key of an input: first those that a stage computes on, then lanes, rotations, caches, packing."""
     name = value.name or ""
     first = name.partition(".")[0]
     if first in _ORDER:

@@ -1,8 +1,8 @@
-"""Matrices as nodes: float, codes in groups, codes a row; tables; and what differs between depths.
+"""Matrices as ONNX nodes: float, codes in groups, codes with a scale a row; tables; and deltas of depths.
 
-ONNX Runtime multiplies codes with one scale a row in integers, and so a token's result does not depend on what else is
-in the call, bit for bit. Its integer kernel also reads the weights once for several tokens, which MatMulNBits does
-not: on two cores with AVX2 three tokens cost 1.1 to 1.3 times as much as one, against 1.6 to 1.8 (4 or 8 bits in
+ONNX Runtime multiplies codes with one scale a row in integers, so that a token's result does not depend on the other
+tokens of the call, bit for bit. Its integer kernel also reads the weights once for several tokens, which MatMulNBits
+does not: on two cores with AVX2 three tokens cost 1.1 to 1.3 times as much as one, against 1.6 to 1.8 (4 or 8 bits in
 groups). Those codes are unsigned on purpose: where a processor has no dot-product instructions, the kernel for signed
 ones adds pairs of products in 16 bits, which overflow.
 """
@@ -19,7 +19,7 @@ from ...runtime.model.weights import Delta, Matrix, sibling
 from .depths import each_row, mask, of_depth
 from .elementwise import act
 from .graph import Graph, StageValue
-from .values import Joint, Part, Values
+from .values import MatrixOutput, MatrixOutputs, Values
 
 INT8_ACTIVATIONS = 4
 """An accuracy level of MatMulNBits."""
@@ -28,7 +28,7 @@ STEPS, ZERO = 127, 128
 
 
 def linear(graph: Graph, values: Values, op: Linear) -> None:
-    """x through a matrix, or some of its parts, with bias and deltas."""
+    """Write x through a matrix, or some of its parts, with bias and deltas."""
     matrix, x = graph.program.matrix(op.weight), values[op.x]
     names = list(matrix.parts)[op.first : op.first + len(op.y)]
     sizes = tuple(matrix.parts[name] for name in names)
@@ -51,13 +51,13 @@ def linear(graph: Graph, values: Values, op: Linear) -> None:
     if len(op.y) == 1:
         values[op.y[0]] = joined
         return
-    joint = Joint(joined, op.y, sizes)
+    outputs = MatrixOutputs(joined, op.y, sizes)
     for name in op.y:
-        values[name] = Part(joint, name)
+        values[name] = MatrixOutput(outputs, name)
 
 
 def matmul(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int], bias: bool = False) -> ir.Value:
-    """x [..., K] → [..., n] through rows of the stored matrix ``name``.
+    """Return x [..., K] through rows of the stored matrix ``name``: [..., n].
 
     Scales are cast to float32 by an operator, which engines fold when they load the graph. They have to: with graph
     optimization switched off, onnxruntime 1.32 packs before it casts and computes nonsense.
@@ -80,9 +80,9 @@ def matmul(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int], bias: bo
 
 
 def embed(graph: Graph, values: Values, op: Embed) -> None:
-    """Rows of a table by number.
+    """Write the lookup of rows of a table.
 
-    Its codes are read as [V, bytes], the shape that the operator takes: turning a matrix's codes into it would make
+    Its codes are read as [V, bytes], the shape that the operator takes: reshaping a matrix's codes would make
     engines hold a second copy of the largest tensor.
     """
     ids = graph.given("ids") if op.ids == "ids" else each_row(graph, op.ids)
@@ -112,7 +112,7 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
 
 
 def experts(graph: Graph, values: Values, op: Experts) -> None:
-    """All experts, each weighed by its share: 0 for those that are not among the chosen ones."""
+    """Write all experts, each weighed by its share: 0 for those that were not chosen."""
     x, scores = values[op.x], values[op.scores]
     up, down = graph.program.matrix(op.up), graph.program.matrix(op.down)
     shares = _shares(graph, scores, op)
@@ -136,7 +136,7 @@ def experts(graph: Graph, values: Values, op: Experts) -> None:
 
 
 def _shares(graph: Graph, scores: StageValue, op: Experts) -> ir.Value:
-    """[..., X]: what each expert counts."""
+    """Return the weight of each expert, [..., X]."""
     p = graph.one("Softmax", scores.value, axis=-1)
     _, chosen = graph.node("TopK", p, graph.numbers(op.top), outputs=2, axis=-1)
     count, on = graph.constant(scores.size, np.int64), graph.constant((0, 1), np.float32)
@@ -156,7 +156,7 @@ def _transposed(graph: Graph, weight: ir.Value) -> ir.Value:
 
 
 def _by_rows(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int]) -> ir.Value:
-    """x [..., K] → [..., n] through codes with a scale a row; x is quantized token by token."""
+    """Return x [..., K] through codes with a scale a row: [..., n]; x is quantized token by token."""
     codes = graph.weight(f"{name}.codes", rows, (rows[1] - rows[0], graph.program.matrix(name).columns))
     scales = graph.weight(f"{name}.scales", rows, (rows[1] - rows[0],), as_float=True)
     step, zero = graph.number(1 / STEPS), graph.constant(ZERO, np.uint8)
@@ -172,7 +172,7 @@ def _by_rows(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int]) -> ir.
 
 
 def _of_lanes(graph: Graph, every: ir.Value, copies: int) -> ir.Value:
-    """Of what the matrices of all depths give, each lane's: the weights stay as they are stored."""
+    """Return each lane's part of the outputs of all depths' matrices: the weights stay as they are stored."""
     masks = mask(graph, tuple(range(copies)))
     parts = graph.node("Split", every, outputs=copies, axis=-1, num_outputs=copies)
     owns = graph.node("Split", masks, outputs=copies, axis=-1, num_outputs=copies)
@@ -183,14 +183,14 @@ def _of_lanes(graph: Graph, every: ir.Value, copies: int) -> ir.Value:
 
 
 def _bias(graph: Graph, name: str, at: int | None) -> ir.Value:
-    """The bias of the matrix at depth ``at``, or of each lane's."""
+    """Return the bias of the matrix at depth ``at``, or of each lane's."""
     matrix = graph.program.matrix(name)
     rows = graph.weight(f"{name}.bias", shape=(matrix.copies, matrix.rows), as_float=True)
     return of_depth(graph, rows, at)
 
 
 def _columns(graph: Graph, x: ir.Value, matrix: Matrix, start: int, width: int) -> ir.Value:
-    """What some parts of a matrix give, of what all of them do."""
+    """Return the outputs of some parts of a matrix, of those of all parts."""
     if width == matrix.rows:
         return x
     bounds = graph.numbers(start), graph.numbers(start + width), graph.numbers(-1)
@@ -200,7 +200,7 @@ def _columns(graph: Graph, x: ir.Value, matrix: Matrix, start: int, width: int) 
 def _with_deltas(
     graph: Graph, x: ir.Value, y: ir.Value, op: Linear, matrix: Matrix, names: list[str]
 ) -> ir.Value:
-    """y + B_all · (mask ⊙ A_all · x), rescaled where the deltas are.
+    """Return y + B_all · (mask ⊙ A_all · x), rescaled where the deltas are.
 
     All depths' A are stacked into one matrix of rank Σ R·r and the columns of other depths are masked, so lanes of
     different depth ride in one call without copying weights. B_all is block-diagonal over the parts; it is put
@@ -234,7 +234,7 @@ def _with_deltas(
 
 
 def _row_scales(graph: Graph, op: Linear, matrix: Matrix, names: list[str], at: int | None) -> ir.Value:
-    """What each output is multiplied with: [1, width] at a depth, [B, 1, width] by lane."""
+    """Return the factor of each output: [1, width] at a depth, [B, 1, width] by lane."""
     none, parts = Delta(0), list[ir.Value]()
     for name in names:
         if matrix.deltas.get(name, none).rescaled:

@@ -1,4 +1,4 @@
-"""MIL from a program: one function for each op, by coremltools' builder, and the numbers that float16 makes of them."""
+"""MIL from a program: one function for each op, by coremltools' builder, and its numbers as float16."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REFUSED: Mapping[type, str] = {
 
 
 def check(program: Program) -> None:
-    """ExportError names the first op that no function of a package computes."""
+    """Raise ExportError, which names the first op that no function of a package computes."""
     for stage in program.stages:
         for op in stage.ops:
             if (reason := _problem(op, program.encoder)) is not None:
@@ -59,13 +59,14 @@ def _problem(op: ops.Op, encoder: bool) -> str | None:
 
 
 def run(scope: Scope, name: str, stage: Stage, depth: int, given: Iterable[Var]) -> list[Var]:
-    """The outputs of ``stage`` [1, T, size] each, made of its inputs; it is that of ``name`` at ``depth``."""
+    """Write ``stage``, which is that of ``name`` at ``depth``, and return its outputs [1, T, size] each."""
     values = _run(scope, name, stage, depth, given)
     return [values.flat(output) for output in stage.outputs]
 
 
 def fill(scope: Scope, name: str, stage: Stage, depth: int, given: Iterable[Var]) -> None:
-    """Run a ``stage`` whose outputs are K and V of each of its caches, and write those that it has not written."""
+    """Write a ``stage`` whose outputs are K and V of each of its caches, and the writes of those that it has not
+    written."""
     values = _run(scope, name, stage, depth, given)
     for cache, (k, v) in enumerate(zip(stage.outputs[::2], stage.outputs[1::2], strict=True)):
         if cache not in scope.written:
@@ -83,7 +84,7 @@ def _run(scope: Scope, name: str, stage: Stage, depth: int, given: Iterable[Var]
 
 
 def halved(program: Program) -> Program:
-    """``program`` with the numbers of its ops as functions of float16 have them, except eps, which is a bound."""
+    """Return ``program`` with its numbers as float16 functions have them, except eps, which is a bound."""
     loop = structs.replace(program.loop, blocks=tuple(map(_halved, program.loop.blocks)))
     stages = {name: _halved(getattr(program, name)) for name in ("prologue", "epilogue", "head")}
     return structs.replace(program, loop=loop, **stages)

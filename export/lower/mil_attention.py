@@ -13,7 +13,7 @@ from .mil_scope import Scope, Values
 
 
 def rotate(scope: Scope, values: Values, op: Rotate) -> None:
-    """x · cos + x with its pairs crossed · sin: each head turned to its token's position."""
+    """Write x · cos + x with its pairs crossed · sin: each head rotated to its token's position."""
     x = values.heads(op.x, op.heads)
     width = x.shape[-1]
     cos, sin = scope.tokens.cos_sin(op.by, width, op.pairs)
@@ -31,9 +31,10 @@ def rotate(scope: Scope, values: Values, op: Rotate) -> None:
 
 
 def attend(scope: Scope, values: Values, op: Attend) -> None:
-    """Attention over a state's rows, into which new K and V are written first; without a cache over those alone."""
+    """Write attention over a state's rows, into which new K and V are written first; without a cache over those
+    alone."""
     causal = op.cache is not None or op.mask == "causal"
-    mask = scope.tokens.unseen(op.heads // op.kv_heads, window(scope, op), causal)
+    mask = scope.tokens.hidden_mask(op.heads // op.kv_heads, window(scope, op), causal)
     keys, held = _keys_values(scope, values, op)
     q = _queries(scope, values, op)
     if op.cap is None:
@@ -48,7 +49,7 @@ def attend(scope: Scope, values: Values, op: Attend) -> None:
 
 
 def attend_learned(scope: Scope, values: Values, op: AttendLearned) -> None:
-    """Attention over keys and values that are weights, [P, K · d] each."""
+    """Write attention over keys and values that are weights, [P, K · d] each."""
     keys, held = (_by_head(scope, name, op) for name in (op.keys, op.values))
     q = scaled(_queries(scope, values, op), sharpness(op))
     values[op.y] = _tokens_first(scope, mb.scaled_dot_product_attention(query=q, key=keys, value=held), op)
@@ -64,7 +65,7 @@ def keep(scope: Scope, values: Values, cache: int, k: str, v: str) -> None:
 
 
 def _keys_values(scope: Scope, values: Values, op: Attend) -> list[Var]:
-    """What is attended to, [1, K, C, d] each."""
+    """Return the K and V that are attended to, [1, K, C, d] each."""
     if op.k is not None and op.v is not None:
         if op.cache is None:
             return [_heads_first(scope, values, name, op.kv_heads) for name in (op.k, op.v)]
@@ -75,30 +76,31 @@ def _keys_values(scope: Scope, values: Values, op: Attend) -> list[Var]:
 
 
 def _heads_first(scope: Scope, values: Values, name: str, heads: int) -> Var:
-    """A value as [1, heads, T, d]; of one token a reshape does, which states like better."""
+    """Return a value as [1, heads, T, d]; for one token by a reshape, which states prefer."""
     if scope.count == 1:
         return mb.reshape(x=values[name], shape=[1, heads, 1, values.size(name) // heads])
     return mb.transpose(x=values.heads(name, heads), perm=[0, 2, 1, 3])
 
 
 def sharpness(op: Attend | AttendLearned) -> np.float16:
-    """What queries are multiplied with, for an operator that divides by √d."""
+    """Return the factor of queries for an operator that divides by √d."""
     return np.float16(op.scale * op.head_dim**0.5)
 
 
 def scaled(q: Var, factor: np.float16) -> Var:
-    """q · factor."""
+    """Return q · factor."""
     return q if factor == 1 else mb.mul(x=q, y=factor)
 
 
 def window(scope: Scope, op: Attend) -> int | None:
-    """The tokens that a row sees at most; a window of the whole context is none."""
+    """Return how many tokens a row sees at most; None where a window covers the whole context."""
     tokens = op.window
     return None if tokens is None or tokens >= scope.plan.program.context_length else tokens
 
 
 def _queries(scope: Scope, values: Values, op: Attend | AttendLearned) -> Var:
-    """q as [1, K, G·T, d]: the query heads of a KV head go through one product, so that K and V are not repeated."""
+    """Return q as [1, K, G·T, d]: the query heads of a KV head go through one product, so that K and V are not
+    repeated."""
     shape = [1, op.kv_heads, op.heads // op.kv_heads * scope.count, op.head_dim]
     if scope.count == 1:
         return mb.reshape(x=values[op.q], shape=shape)
@@ -106,7 +108,7 @@ def _queries(scope: Scope, values: Values, op: Attend | AttendLearned) -> Var:
 
 
 def _tokens_first(scope: Scope, y: Var, op: Attend | AttendLearned) -> Var:
-    """y [1, K, G·T, d] → [1, T, H·d]."""
+    """Return y [1, K, G·T, d] as [1, T, H·d]."""
     if scope.count > 1:
         y = mb.reshape(x=y, shape=[1, op.heads, scope.count, op.head_dim])
         y = mb.transpose(x=y, perm=[0, 2, 1, 3])
@@ -114,7 +116,7 @@ def _tokens_first(scope: Scope, y: Var, op: Attend | AttendLearned) -> Var:
 
 
 def _by_head(scope: Scope, name: str, op: AttendLearned) -> Var:
-    """The vectors ``name`` as [1, K, P, d]."""
+    """Return the vectors ``name`` as [1, K, P, d]."""
     key, rows = scope.constants.store.half(f"{name}.weight")
     heads = rows.reshape(len(rows), op.kv_heads, op.head_dim).transpose(1, 0, 2)
     return scope.constants.array(f"{key}.heads", np.ascontiguousarray(heads[None]))

@@ -18,11 +18,11 @@ _EPS = 2.0**-16
 
 
 def norm(scope: Scope, values: Values, op: Norm) -> None:
-    """RMSNorm or LayerNorm of each group of a row.
+    """Write RMSNorm or LayerNorm of each group of a row.
 
-    Squares of float16 overflow from 256 on and vanish below 2e-4, and a sum of numbers may overflow too, so each row is
-    first divided by its largest value m; then eps is divided by m². Where m is below 1/16, eps is most of the sum
-    anyway.
+    Squares of float16 overflow from 256 on and vanish below 2e-4, and a sum of numbers may overflow too, so each
+    row is first divided by its largest value m; then eps is divided by m². Where m is below 1/16, eps is most of
+    the sum anyway.
     """
     x = values.heads(op.x, op.groups) if op.groups > 1 else values.flat(op.x)
     largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True), y=SMALLEST)
@@ -39,17 +39,17 @@ def norm(scope: Scope, values: Values, op: Norm) -> None:
 
 
 def act(scope: Scope, values: Values, op: Act) -> None:
-    """An activation."""
+    """Write an activation."""
     values[op.y] = ACTS[op.function](values[op.x])
 
 
 def add(scope: Scope, values: Values, op: Add) -> None:
-    """a + b."""
+    """Write a + b."""
     values[op.y] = mb.add(x=values.flat(op.a), y=values.flat(op.b))
 
 
 def mul(scope: Scope, values: Values, op: Mul) -> None:
-    """a · b; a number of b for each of equal parts of a, where b is shorter."""
+    """Write a · b; where b is shorter, each of its numbers is for one of the equal parts of a."""
     parts, width = values.size(op.b), values.size(op.a)
     if parts in (1, width):
         values[op.y] = mb.mul(x=values.flat(op.a), y=values.flat(op.b))
@@ -58,7 +58,7 @@ def mul(scope: Scope, values: Values, op: Mul) -> None:
 
 
 def scale(scope: Scope, values: Values, op: Scale) -> None:
-    """factor · x · w + offset."""
+    """Write factor · x · w + offset."""
     y = values.flat(op.x)
     if op.factor != 1 or (op.weight is None and not op.offset):
         y = mb.mul(x=y, y=np.float16(op.factor))
@@ -68,22 +68,22 @@ def scale(scope: Scope, values: Values, op: Scale) -> None:
 
 
 def softcap(scope: Scope, values: Values, op: Softcap) -> None:
-    """cap · tanh(x / cap)."""
+    """Write cap · tanh(x / cap)."""
     values[op.y] = capped(values[op.x], op.cap)
 
 
 def capped(x: Var, cap: float) -> Var:
-    """cap · tanh(x / cap)."""
+    """Return cap · tanh(x / cap)."""
     return mb.mul(x=mb.tanh(x=mb.real_div(x=x, y=np.float16(cap))), y=np.float16(cap))
 
 
 def concat(scope: Scope, values: Values, op: Concat) -> None:
-    """Values side by side."""
+    """Write the concatenation of values."""
     values[op.y] = mb.concat(values=[values.flat(name) for name in op.x], axis=-1)
 
 
 def cut(scope: Scope, values: Values, op: Slice) -> None:
-    """Some columns."""
+    """Write some columns of a value."""
     x = values.flat(op.x)
     values[op.y] = mb.slice_by_index(x=x, begin=[0, 0, op.start], end=[1, scope.count, op.stop])
 

@@ -1,4 +1,4 @@
-"""Matrices as MIL: rows that are looked up, and products with what differs between depths."""
+"""Matrices as MIL: lookups of rows, and products with the deltas of a depth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NONE = Delta(0)
 
 
 def embed(scope: Scope, values: Values, op: Embed) -> None:
-    """The table's rows."""
+    """Write the lookup of the table's rows."""
     width = scope.plan.program.matrix(op.table).columns
     x = mb.gather(x=scope.constants.matrix(op.table), indices=values.flat(op.ids), axis=0)
     if x.shape[-1] > width:  # its last group was padded
@@ -23,7 +23,7 @@ def embed(scope: Scope, values: Values, op: Embed) -> None:
 
 
 def linear(scope: Scope, values: Values, op: Linear) -> None:
-    """The parts of a matrix, those together that every function wants together."""
+    """Write the parts of a matrix; parts that every function needs together are one product."""
     matrix = scope.plan.program.matrix(op.weight)
     x, parts = values.flat(op.x), list(matrix.parts)
     padded = scope.constants.padded(x, op.weight, matrix.columns)
@@ -43,7 +43,7 @@ def linear(scope: Scope, values: Values, op: Linear) -> None:
 
 
 def _piece(scope: Scope, x: Var, weight: str, start: int, names: list[str], biased: bool) -> list[Var]:
-    """x [1, T, K] times the rows of the parts ``names``, which begin with row ``start`` of the matrix."""
+    """Return x [1, T, K] times the rows of the parts ``names``, which begin with row ``start`` of the matrix."""
     matrix = scope.plan.program.matrix(weight)
     sizes = [matrix.parts[name] for name in names]
     entire = sum(sizes) == matrix.rows and matrix.copies == 1
@@ -54,7 +54,7 @@ def _piece(scope: Scope, x: Var, weight: str, start: int, names: list[str], bias
 
 
 def split(x: Var, sizes: list[int]) -> list[Var]:
-    """x [..., Σ sizes], cut along its last axis."""
+    """Return x [..., Σ sizes], cut along its last axis."""
     if len(sizes) == 1:
         return [x]
     cut = {"num_splits": len(sizes)} if len(set(sizes)) == 1 else {"split_sizes": sizes}
@@ -62,7 +62,7 @@ def split(x: Var, sizes: list[int]) -> list[Var]:
 
 
 def _with_delta(scope: Scope, y: Var, x: Var, op: Linear, matrix: Matrix, part: str) -> Var:
-    """y [1, T, out] plus the depth's delta of ``part`` of x [1, T, in]."""
+    """Return y [1, T, out] plus the depth's delta of ``part`` of x [1, T, in]."""
     delta = matrix.deltas.get(part)
     if delta is None:
         return y

@@ -1,4 +1,4 @@
-"""What the ops of a function of a Core ML package have in common: its tokens, its states, and the values of a stage.
+"""What the ops of a function of a Core ML package share: its tokens, its states, and the values of a stage.
 
 Float16 throughout. T new tokens, C rows of a state, G query heads of a KV head.
 """
@@ -30,12 +30,12 @@ class States:
         self._values: dict[str, Var] = {}
 
     def row(self, state: str, row: int) -> Var:
-        """One row of a state, [1, K, C, d]."""
+        """Return one row of a state, [1, K, C, d]."""
         _, *rest = self._shapes[state]
         return mb.slice_by_index(x=self._value(state), begin=[row, 0, 0, 0], end=[row + 1, *rest])
 
     def write(self, state: str, row: int, new: Var, start: Var, stop: Var) -> None:
-        """new [1, K, T, d] into the tokens ``start`` … ``stop`` − 1, [1] each, of one row of a state."""
+        """Write new [1, K, T, d] into the tokens ``start`` … ``stop`` − 1, [1] each, of one row of a state."""
         _, heads, _, width = self._shapes[state]
         zero, end = np.array([0], np.int32), np.array([width], np.int32)
         begin = mb.concat(values=[np.array([row, 0], np.int32), start, zero], axis=0)
@@ -50,7 +50,7 @@ class States:
 
 
 class Tokens:
-    """The T tokens of a function: their places, what they see, and how far they turn; each made when it is wanted."""
+    """The T tokens of a function: their positions, masks, and cos and sin; each is made when it is first used."""
 
     def __init__(self, plan: PackagePlan, constants: Constants, inputs: dict[str, Var], count: int) -> None:
         """``inputs`` of the function: the ``position`` [1] int32 of the first of ``count`` tokens, or for a text that
@@ -71,25 +71,27 @@ class Tokens:
 
     @property
     def start(self) -> Var:
-        """[1]: the row of the first token."""
+        """The row of the first token, [1]."""
         return self._inputs["position"]
 
     @property
-    def places(self) -> Var:
-        """[1, T]: their positions, as rows of a table."""
+    def positions(self) -> Var:
+        """The tokens' positions [1, T], as rows of a table."""
         return mb.expand_dims(x=self.inside, axes=[0])
 
     @property
     def stop(self) -> Var:
-        """[1]: the row behind the last token's."""
+        """The row behind the last token's, [1]."""
         if self._stop is None:
             self._stop = mb.add(x=self.start, y=np.array([self.count], np.int32))
         return self._stop
 
-    def unseen(self, groups: int, window: int | None, causal: bool = True) -> Var:
-        """[1, 1, G·T, C]: what is added to the scores, of a sliding ``window`` of tokens or of all that came before.
+    def hidden_mask(self, groups: int, window: int | None, causal: bool = True) -> Var:
+        """Return [1, 1, G·T, C], which is added to the scores: of a sliding ``window`` of tokens, or of all that
+        came before.
 
-        Of a text that is read at once the columns are its T tokens; ``causal``: what comes after a token is not seen.
+        Of a text that is read at once the columns are its T tokens; ``causal``: tokens after a row's own are
+        hidden.
         """
         key = groups, window, causal
         if key not in self._masks:
@@ -110,9 +112,9 @@ class Tokens:
         return self._masks[key]
 
     def cos_sin(self, by: Rotation, width: int, pairs: bool) -> tuple[Var, Var]:
-        """cos and sin [1, T, 1, ``width``] of heads of that size, by the dims that turn against each other.
+        """Return cos and sin [1, T, 1, ``width``] for heads of that size, in the order of the head's dims.
 
-        Of each two the first has its sin negated; dims that do not turn have 1 and 0.
+        The first dim of each pair has its sin negated; dims that are not rotated have 1 and 0.
         """
         key = by, width, pairs
         if key not in self._cos_sin:
@@ -131,7 +133,7 @@ class Tokens:
         return self._cos_sin[key]
 
     def _by_dim(self, first: Var, second: Var, rest: np.float16, width: int, pairs: bool) -> Var:
-        """Tables [T, dims/2] of the first and second of each two dims → [1, T, 1, width]."""
+        """Return [1, T, 1, width] from tables [T, dims/2] of the first and of the second dim of each pair."""
         dims = 2 * first.shape[-1]
         if pairs:
             sides = [mb.expand_dims(x=side, axes=[2]) for side in (first, second)]
@@ -148,8 +150,8 @@ class Tokens:
 class Scope:
     """A function while its ops are written.
 
-    ``stage``, ``depth``: what runs now, whose caches ``place`` finds. ``written``: those of its caches whose new K and
-    V are in the states.
+    ``stage``, ``depth``: those that run now, whose caches ``place`` finds. ``written``: those of its caches whose
+    new K and V are in the states.
     """
 
     def __init__(self, plan: PackagePlan, store: Store, inputs: dict[str, Var], count: int) -> None:
@@ -162,28 +164,28 @@ class Scope:
 
     @property
     def tokens(self) -> Tokens:
-        """Made when the first op wants them: functions that need no position have none."""
+        """The function's tokens, made when the first op uses them: functions that need no position have none."""
         if self._tokens is None:
             self._tokens = Tokens(self.plan, self.constants, self.inputs, self.count)
         return self._tokens
 
     def enter(self, stage: str, depth: int) -> None:
-        """What runs from now on."""
+        """Set the stage and the depth that run from now on."""
         self.stage, self.depth, self.written = stage, depth, set()
 
     def at(self, depth: int | None) -> int:
-        """The depth whose weights an op wants that says ``depth``."""
+        """Return the depth whose weights an op uses: its own ``depth``, or the one that runs now."""
         return self.depth if depth is None else depth
 
     def vector(self, name: str, depth: int | None = None) -> Var:
-        """The numbers ``name`` [size] as they are at ``depth``."""
+        """Return the vector ``name`` [size] at ``depth``."""
         vector = self.plan.program.weights[name]
         assert isinstance(vector, Vector)
         pick = None if vector.rows is None else 0 if vector.rows == 1 else self.at(depth)
         return self.constants.half(f"{name}.weight", pick)
 
     def place(self, cache: int) -> CacheState:
-        """Where the K and V of ``cache`` are."""
+        """Return the states and the row of ``cache``."""
         return self.plan.layout.place(self.stage, cache, self.depth)
 
 
@@ -198,20 +200,20 @@ class Values:
         self._made[name] = [value]
 
     def __getitem__(self, name: str) -> Var:
-        """In the form in which it was made."""
+        """Return the value in the form in which it was made."""
         return self._made[name][0]
 
     def size(self, name: str) -> int:
-        """Numbers of a token."""
+        """Return how many numbers a token has."""
         _, _, *rest = self[name].shape
         return int(np.prod(rest))
 
     def flat(self, name: str) -> Var:
-        """As [1, T, size]; ids as they are."""
+        """Return the value as [1, T, size]; ids as they are."""
         return self._shaped(name, (1, self._count, self.size(name))) if self[name].rank > 2 else self[name]
 
     def heads(self, name: str, count: int) -> Var:
-        """As [1, T, count, size / count]."""
+        """Return the value as [1, T, count, size / count]."""
         return self._shaped(name, (1, self._count, count, self.size(name) // count))
 
     def _shaped(self, name: str, shape: tuple[int, ...]) -> Var:

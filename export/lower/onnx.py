@@ -20,7 +20,7 @@ from ...runtime.model.program import Program, Stage
 from ...runtime.model.sizes import output_size
 from ...runtime.model.transform import keys_values
 from . import attention, elementwise, matrices
-from .fresh import Fresh, with_fresh
+from .fresh import FreshRows, with_fresh
 from .graph import Graph, StageValue, Stored
 from .values import Values
 
@@ -39,7 +39,7 @@ LOWERINGS: Mapping[type, Callable[[Graph, Values, Any], None]] = {
     ops.Concat: elementwise.concat,
     ops.Slice: elementwise.cut,
     ops.Experts: matrices.experts,
-    Fresh: elementwise.fresh,
+    FreshRows: elementwise.fresh,
 }
 REFUSED: Mapping[type, str] = {
     ops.AttendTwice: "it reads two slots of a lane, and a graph gets one",
@@ -49,7 +49,7 @@ REFUSED: Mapping[type, str] = {
 
 
 def check(program: Program) -> None:
-    """ExportError names the first op that no graph computes."""
+    """Raise ExportError, which names the first op that no graph computes."""
     for stage in program.stages:
         for op in stage.ops:
             if type(op) in REFUSED:
@@ -59,7 +59,7 @@ def check(program: Program) -> None:
 
 
 def write_graphs(program: Program, stored: Stored, fill: bool, packed: bool = True) -> dict[str, Path]:
-    """The graphs of all stages, and of each but ``fill`` its ``packed`` form: files by name, beside the weights."""
+    """Write the graphs of all stages beside the weights, all but ``fill`` also ``packed``; return the files by name."""
     numbers, forms = range(len(program.loop.blocks)), (False, True) if packed else (False,)
     stages = [("prologue", 0), *(("block", n) for n in numbers), ("epilogue", 0)]
     wanted = [(stage, number, form) for stage, number in stages for form in forms]
@@ -75,7 +75,7 @@ def write_graphs(program: Program, stored: Stored, fill: bool, packed: bool = Tr
 def stage_graph(
     program: Program, stored: Stored, stage: str, number: int = 0, packed: bool = False
 ) -> ir.Model:
-    """The graph of ``prologue``, ``block``, ``fill`` (of the loop's block with that number) or ``epilogue``."""
+    """Return the graph of ``prologue``, ``block``, ``fill`` (of the loop's block with that number) or ``epilogue``."""
     graph = Graph(program, stored, packed)
     if stage == "prologue":
         return _with_outputs(graph, program.prologue, "state")
@@ -88,7 +88,7 @@ def stage_graph(
 
 
 def whole_graph(program: Program, stored: Stored) -> ir.Model:
-    """ids → logits of a program that has all of its layers in its prologue, without depths."""
+    """Return the graph from ids to logits of a program that has all of its layers in its prologue, without depths."""
     return _with_logits(Graph(program, stored), program.prologue)
 
 
@@ -102,7 +102,7 @@ def _with_outputs(graph: Graph, stage: Stage, output: str) -> ir.Model:
 
 def _with_logits(graph: Graph, stage: Stage) -> ir.Model:
     head, values = graph.program.head, write_ops(graph, stage)
-    chosen = Values(graph, attention.turn)
+    chosen = Values(graph, attention.rotate_now)
     for name, given in zip(head.inputs, stage.outputs, strict=True):
         x = values[given]
         flat = graph.one("Reshape", x.value, graph.numbers(-1, x.size))
@@ -122,8 +122,8 @@ def _with_keys_values(graph: Graph, stage: Stage) -> ir.Model:
 
 
 def write_ops(graph: Graph, stage: Stage, shared: bool = False) -> Values:
-    """Write the ops of ``stage``; its values. ``shared``: its depths share K and V."""
-    values = Values(graph, attention.turn)
+    """Write the ops of ``stage`` and return its values. ``shared``: its depths share K and V."""
+    values = Values(graph, attention.rotate_now)
     if stage is not graph.program.prologue:
         carries = graph.program.loop.carries
         sizes, parts = [carry.width for carry in carries], [graph.state()]
@@ -136,6 +136,6 @@ def write_ops(graph: Graph, stage: Stage, shared: bool = False) -> Values:
     return values
 
 
-def _write(graph: Graph, values: Values, found: Iterable[ops.Op | Fresh]) -> None:
+def _write(graph: Graph, values: Values, found: Iterable[ops.Op | FreshRows]) -> None:
     for op in found:
         LOWERINGS[type(op)](graph, values, op)

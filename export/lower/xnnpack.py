@@ -1,7 +1,7 @@
-"""A program as torch modules, in the words that XNNPACK takes into one delegate: a module or function for each op.
+"""A program as torch modules, in operators that XNNPACK takes into one delegate: a module or function for each op.
 
-What the modules compute is traced and lowered method by method (``export/targets/executorch/``): a stage of the
-program for the depth loop on the host, or the whole program with the loop written out.
+The modules are traced and lowered method by method (``export/targets/executorch/``): a stage of the program for the
+depth loop on the host, or the whole program with the loop written out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import xnnpack_attend, xnnpack_ops
 from .xnnpack_attend import JointRotate, together
 from .xnnpack_call import Call
 from .xnnpack_ops import LoweringScope, plain
-from .xnnpack_weights import Delta, Held
+from .xnnpack_weights import Delta, WeightModules
 
 Lowering = Callable[[Any, LoweringScope], nn.Module]
 LOWERINGS: Mapping[type, Lowering] = {
@@ -48,21 +48,26 @@ class Steps(nn.Module):
     """The ops of a stage, one after the other: its inputs → its outputs."""
 
     def __init__(
-        self, stage: Stage, given: Sequence[int], held: Held, lowerings: Mapping[type, Lowering] = LOWERINGS
+        self,
+        stage: Stage,
+        given: Sequence[int],
+        held: WeightModules,
+        lowerings: Mapping[type, Lowering] = LOWERINGS,
     ) -> None:
         """``given``: the sizes of the inputs."""
         super().__init__()
         known = sizes(stage, given, held.program.weights)
         self.found = together(stage.ops, known) if JointRotate in lowerings else list(stage.ops)
-        self.inputs, self.outputs, place = stage.inputs, stage.outputs, LoweringScope(held, known)
-        self.steps = nn.ModuleList(lowerings[type(op)](op, place) for op in self.found)
+        self.inputs, self.outputs, scope = stage.inputs, stage.outputs, LoweringScope(held, known)
+        self.steps = nn.ModuleList(lowerings[type(op)](op, scope) for op in self.found)
 
     @property
     def ranks(self) -> set[int]:
-        """Of deltas whose depth is that of the row."""
+        """Return the ranks of deltas whose depth is that of the row."""
         return {module.rank for module in self.modules() if isinstance(module, Delta) and module.by_row}
 
     def forward(self, call: Call, *given: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of the stage."""
         values: dict[str, Tensor] = dict(zip(self.inputs, given, strict=True))
         for op, step in zip(self.found, self.steps, strict=True):
             found = step(call, *(values[name] for name in _reads(op)))
@@ -76,7 +81,7 @@ def _reads(op: ops.Op | JointRotate) -> tuple[str, ...]:
 
 
 def check(program: Program) -> None:
-    """ExportError names the first op that no method computes."""
+    """Raise ExportError, which names the first op that no method computes."""
     for stage in program.stages:
         for op in stage.ops:
             if type(op) in REFUSED:

@@ -28,7 +28,7 @@ from .xnnpack_ops import LoweringScope, Slice, by_heads, capped, rows
 
 @dataclass(frozen=True)
 class JointRotate:
-    """``Rotate`` of several values at once: one turn for queries and keys is half the graph."""
+    """``Rotate`` of several values at once: one rotation of queries and keys is half the graph."""
 
     x: tuple[str, ...]
     y: tuple[str, ...]
@@ -38,7 +38,7 @@ class JointRotate:
 
 
 def together(found: tuple[ops.Op, ...], sizes: Mapping[str, int]) -> list[ops.Op | JointRotate]:
-    """``found``, with rotations in a row that turn heads of one size alike as one."""
+    """Return ``found`` with consecutive equal rotations of heads of one size joined."""
     made = list[ops.Op | JointRotate]()
     for op in found:
         if not isinstance(op, ops.Rotate):
@@ -54,7 +54,7 @@ def together(found: tuple[ops.Op, ...], sizes: Mapping[str, int]) -> list[ops.Op
 
 
 def _alike(last: JointRotate, joint: JointRotate, sizes: Mapping[str, int]) -> bool:
-    """Can ``joint`` join ``last``?"""
+    """Can ``joint`` be joined to ``last``?"""
     widths = [sizes[each.x[0]] // each.heads[0] for each in (last, joint)]
     return (
         (last.by, last.pairs) == (joint.by, joint.pairs)
@@ -64,16 +64,17 @@ def _alike(last: JointRotate, joint: JointRotate, sizes: Mapping[str, int]) -> b
 
 
 class Rotate(nn.Module):
-    """Each head turned to its row's position; what is not turned of it stays behind."""
+    """Each head rotated to its row's position; dims that are not rotated stay as they are."""
 
-    def __init__(self, op: JointRotate, place: LoweringScope) -> None:
+    def __init__(self, op: JointRotate, scope: LoweringScope) -> None:
         super().__init__()
         self.heads, self.rotary_input, self.dims = op.heads, RotaryInput(op.by, op.pairs), op.by.dims
-        self.width = place.sizes[op.x[0]] // op.heads[0]
+        self.width = scope.sizes[op.x[0]] // op.heads[0]
         if op.pairs:
             self.register_buffer("swap", swapped(self.dims, True, self.dims))
 
     def forward(self, call: Call, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the values rotated, in order."""
         x = values[0]
         if len(values) > 1:
             x = torch.cat([rows(value) for value in values], 1).view(len(x), -1, self.width)
@@ -99,7 +100,8 @@ class Rotate(nn.Module):
 
 
 def swapped(dims: int, pairs: bool, width: int) -> Tensor:
-    """[width, width]: the matrix that gives each of ``dims`` turning dims the other one of its pair, and the rest 0."""
+    """Return [width, width]: the matrix that maps each of ``dims`` rotated dims to the other one of its pair, others
+    to 0."""
     half = dims // 2
     other = [i ^ 1 if pairs else (i + half) % dims for i in range(dims)]
     matrix = torch.zeros(width, width)
@@ -110,11 +112,12 @@ def swapped(dims: int, pairs: bool, width: int) -> Tensor:
 class Attend(nn.Module):
     """Attention of M rows, each with a cache of its own, or all of one lane."""
 
-    def __init__(self, op: ops.Attend, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Attend, scope: LoweringScope) -> None:
         super().__init__()
-        self.op, self.mask = op, (mask_of(place.held.program, op), op.heads // op.kv_heads)
+        self.op, self.mask = op, (mask_of(scope.held.program, op), op.heads // op.kv_heads)
 
     def forward(self, call: Call, q: Tensor, *new: Tensor) -> Tensor:
+        """Return the attention of q over the new rows and the caches, [M, H·d]."""
         op = self.op
         q = by_heads(q, op.heads) * op.scale
         made = [by_heads(y, op.kv_heads) for y in new]
@@ -126,7 +129,7 @@ class Attend(nn.Module):
         return attend(q, own, caches, call.masks[self.mask])
 
     def _rows(self, q: Tensor, own: list[Tensor], caches: Sequence[Pair], masks: Sequence[Tensor]) -> Tensor:
-        """q [M, H, d], each row with a cache of its own → [M, H·d]."""
+        """Return [M, H·d] of q [M, H, d], each row with a cache of its own."""
         count, _, width = q.shape
         out = []
         for i in range(count):
@@ -136,7 +139,7 @@ class Attend(nn.Module):
         return torch.cat(out) if count > 1 else out[0]
 
     def _chunk(self, q: Tensor, own: list[Tensor], caches: Sequence[Pair], masks: Sequence[Tensor]) -> Tensor:
-        """q [M, H, d] of one lane → [M, H·d]."""
+        """Return [M, H·d] of q [M, H, d] of one lane."""
         (count, _, width), kv_heads = q.shape, self.op.kv_heads
         key, value = _joined(own, caches[0] if caches else None)
         query = q.view(count, kv_heads, -1, width).permute(1, 2, 0, 3)
@@ -154,15 +157,15 @@ class Attend(nn.Module):
 class AttendLearned(nn.Module):
     """Attention over keys and values that are weights: a matrix product for each KV head."""
 
-    def __init__(self, op: ops.AttendLearned, place: LoweringScope) -> None:
+    def __init__(self, op: ops.AttendLearned, scope: LoweringScope) -> None:
         super().__init__()
         self.op, group = op, op.heads // op.kv_heads * op.head_dim
         starts = [k * group for k in range(op.kv_heads)]
         # A KV head's queries are some columns of q.
-        parts = [Slice(ops.Slice(op.q, "", start, start + group), place) for start in starts]
+        parts = [Slice(ops.Slice(op.q, "", start, start + group), scope) for start in starts]
         self.parts = nn.ModuleList(parts)
         keys, values = (
-            place.held.weights[f"{name}.weight"].float().unflatten(1, (op.kv_heads, -1))
+            scope.held.weights[f"{name}.weight"].float().unflatten(1, (op.kv_heads, -1))
             for name in (op.keys, op.values)
         )
         for k in range(op.kv_heads):
@@ -170,6 +173,7 @@ class AttendLearned(nn.Module):
             self.register_buffer(f"values{k}", values[:, k].t().contiguous().clone())  # [d, P]
 
     def forward(self, call: Call, q: Tensor) -> Tensor:
+        """Return the attention of q over the learned keys, [M, H·d]."""
         op = self.op
         group, mixed = op.heads // op.kv_heads * op.head_dim, []
         for k, part in enumerate(self.parts):
@@ -180,12 +184,12 @@ class AttendLearned(nn.Module):
 
 
 def heads_first(y: Tensor) -> Tensor:
-    """y [M, K, d] → [K, M, d], laid out as the caches are that it is joined to."""
+    """Return y [M, K, d] as [K, M, d], laid out as the caches are that it is concatenated with."""
     return y.permute(1, 0, 2).contiguous()
 
 
 def _joined(own: list[Tensor], cache: Pair | None) -> tuple[Tensor, Tensor]:
-    """K and V [K, M + C, d]: the new rows, and behind them the cache."""
+    """Return K and V [K, M + C, d]: the new rows, then the cache."""
     if cache is None:
         return own[0], own[1]
     if not own:

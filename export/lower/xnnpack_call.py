@@ -33,6 +33,6 @@ class Call:
 
     @property
     def one_hot(self) -> Tensor:
-        """``depth``, where something differs between depths."""
+        """``depth``, which something that differs between depths needs."""
         assert self.depth is not None
         return self.depth

@@ -1,4 +1,4 @@
-"""Matrices, norms and arithmetic of rows, in the words that XNNPACK takes into one delegate.
+"""Matrices, norms and arithmetic of rows, in operators that XNNPACK takes into one delegate.
 
 A module for each op that has constants, a function for each other. Values are [M, size], or [M, heads, d] where the
 next op wants heads anyway: XNNPACK copies a tensor to read it in another shape.
@@ -15,49 +15,51 @@ from torch import Tensor, nn
 
 from ...runtime.model import ops
 from .xnnpack_call import Call
-from .xnnpack_weights import Held, rescaled
+from .xnnpack_weights import WeightModules, rescaled
 
 Result = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class LoweringScope:
-    """Where an op is lowered: the weights, and the sizes of the values of its stage."""
+    """What lowering an op needs: the weights, and the sizes of the values of its stage."""
 
-    held: Held
+    held: WeightModules
     sizes: Mapping[str, int]
 
 
 class Plain(nn.Module):
-    """An op without constants: what ``function`` makes of the op and the values that it reads."""
+    """An op without constants: ``function`` of the op and the values that it reads."""
 
     def __init__(self, op: ops.Op, function: Callable[..., Result]) -> None:
         super().__init__()
         self.op, self.function = op, function
 
     def forward(self, call: Call, *x: Tensor) -> Result:
+        """Return the values that the op writes."""
         return self.function(self.op, *x)
 
 
 def plain(function: Callable[..., Result]) -> Callable[[ops.Op, LoweringScope], Plain]:
-    """The lowering of an op without constants."""
-    return lambda op, place: Plain(op, function)
+    """Return the lowering of an op without constants."""
+    return lambda op, scope: Plain(op, function)
 
 
 class Norm(nn.Module):
     """RMSNorm or LayerNorm. Means are matrix products: XNNPACK takes no mean over the last of two axes."""
 
-    def __init__(self, op: ops.Norm, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Norm, scope: LoweringScope) -> None:
         super().__init__()
-        size = place.sizes[op.x] // op.groups
+        size = scope.sizes[op.x] // op.groups
         self.groups, self.centred = op.groups, op.kind == "layer"
         self.register_buffer("mean", torch.full((1, size), 1 / size))
         self.register_buffer("eps", torch.full((1,), op.eps))
-        held = place.held
+        held = scope.held
         self.weight = None if op.weight is None else held.numbers(op.weight, op.at)
         self.bias = None if op.bias is None else held.numbers(op.bias, op.at)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Return x [M, D] normed."""
         y = rows(x) if self.groups == 1 else by_heads(x, self.groups)
         if self.centred:
             y = y - F.linear(y, self.get_buffer("mean"))
@@ -67,21 +69,21 @@ class Norm(nn.Module):
         return y if self.bias is None else y + self._each(self.bias(call))
 
     def _each(self, numbers: Tensor) -> Tensor:
-        """``numbers`` of every group alike."""
+        """Return ``numbers`` repeated for every group."""
         return numbers.unsqueeze(1) if self.groups > 1 and numbers.ndim == 2 else numbers
 
 
 class Linear(nn.Module):
     """x through a matrix, or some of its parts, with biases and deltas."""
 
-    def __init__(self, op: ops.Linear, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Linear, scope: LoweringScope) -> None:
         super().__init__()
-        matrix = place.held.program.matrix(op.weight)
+        matrix = scope.held.program.matrix(op.weight)
         sizes, last = list(matrix.parts.values()), op.first + len(op.y)
         self.matrices, self.deltas, self.scales = nn.ModuleList(), nn.ModuleDict(), nn.ModuleDict()
         self.columns: list[list[tuple[int, int] | None]] = []
         """Of each matrix, its columns of each part that is wanted; None: all of them."""
-        for start, stop, piece in place.held.pieces(op.weight):
+        for start, stop, piece in scope.held.pieces(op.weight):
             wanted = [i for i in range(start, stop) if op.first <= i < last]
             if wanted:
                 self.matrices.append(piece)
@@ -91,17 +93,18 @@ class Linear(nn.Module):
         names = list(matrix.parts)[op.first : last]
         for i, part in enumerate(names):
             if part in matrix.deltas:
-                self.deltas[str(i)], scale = place.held.delta(op.weight, part, op.at)
+                self.deltas[str(i)], scale = scope.held.delta(op.weight, part, op.at)
                 if scale is not None:
                     self.scales[str(i)] = scale
         self.biases: list[str] = []
         if matrix.bias and rescaled(matrix):
-            bias = place.held.weights[f"{op.weight}.bias"].float().split(sizes)[op.first : last]
+            bias = scope.held.weights[f"{op.weight}.bias"].float().split(sizes)[op.first : last]
             for i, numbers in enumerate(bias):
                 self.register_buffer(f"bias{i}", numbers.clone())
                 self.biases.append(f"bias{i}")
 
     def forward(self, call: Call, x: Tensor) -> Result:
+        """Return the parts, [M, outᵢ] each."""
         x = rows(x)
         found = []
         for matrix, columns in zip(self.matrices, self.columns, strict=True):
@@ -118,12 +121,13 @@ class Linear(nn.Module):
 class Scale(nn.Module):
     """factor · x · w + offset."""
 
-    def __init__(self, op: ops.Scale, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Scale, scope: LoweringScope) -> None:
         super().__init__()
         self.op = op
-        self.weight = None if op.weight is None else place.held.numbers(op.weight, op.at)
+        self.weight = None if op.weight is None else scope.held.numbers(op.weight, op.at)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Return factor · x · w + offset."""
         y = rows(x)
         if self.op.factor != 1:
             y = y * self.op.factor
@@ -135,26 +139,30 @@ class Scale(nn.Module):
 class Slice(nn.Module):
     """Some columns; by a matrix where XNNPACK does not slice."""
 
-    def __init__(self, op: ops.Slice, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Slice, scope: LoweringScope) -> None:
         super().__init__()
-        self.op, self.free = op, place.held.free
+        self.op, self.free = op, scope.held.free
         if self.free:
-            self.register_buffer("chosen", torch.eye(place.sizes[op.x])[op.start : op.stop].clone())
+            self.register_buffer("chosen", torch.eye(scope.sizes[op.x])[op.start : op.stop].clone())
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Return the columns."""
         x = rows(x)
         return F.linear(x, self.get_buffer("chosen")) if self.free else x[:, self.op.start : self.op.stop]
 
 
 def act(op: ops.Act, x: Tensor) -> Tensor:
+    """Return ``op.function`` of x, elementwise."""
     return ACTS[op.function](x)
 
 
 def add(op: ops.Add, a: Tensor, b: Tensor) -> Tensor:
+    """Return a + b."""
     return rows(a) + rows(b)
 
 
 def mul(op: ops.Mul, a: Tensor, b: Tensor) -> Tensor:
+    """Return a · b; where b is shorter, each of its numbers is for one of the equal parts of a."""
     a, b = rows(a), rows(b)
     if b.shape[1] in (1, a.shape[1]):
         return a * b
@@ -162,25 +170,27 @@ def mul(op: ops.Mul, a: Tensor, b: Tensor) -> Tensor:
 
 
 def softcap(op: ops.Softcap, x: Tensor) -> Tensor:
+    """Return cap · tanh(x / cap)."""
     return capped(x, op.cap)
 
 
 def capped(x: Tensor, cap: float) -> Tensor:
-    """cap · tanh(x / cap)."""
+    """Return cap · tanh(x / cap)."""
     return torch.tanh(x * (1 / cap)) * cap
 
 
 def concat(op: ops.Concat, *x: Tensor) -> Tensor:
+    """Return the values concatenated."""
     return torch.cat([rows(part) for part in x], dim=1)
 
 
 def rows(x: Tensor) -> Tensor:
-    """x [M, …] → [M, size]."""
+    """Return x [M, …] as [M, size]."""
     return x if x.ndim == 2 else x.reshape(-1, x.shape[1] * x.shape[2])
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:
-    """x [M, …] → [M, heads, d]."""
+    """Return x [M, …] as [M, heads, d]."""
     if x.ndim == 3 and x.shape[1] == heads:
         return x
     return x.reshape(-1, heads, x.shape[1:].numel() // heads)
@@ -192,12 +202,12 @@ def _relu2(x: Tensor) -> Tensor:
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    """Written out: XNNPACK's own operator is the exact one, whatever it is told."""
+    """Return gelu by a tanh, written out: XNNPACK's own operator is the exact one, whatever it is told."""
     return x * torch.sigmoid((x + x * x * x * 0.044715) * (8 / torch.pi) ** 0.5)
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), without overflowing."""
+    """Return log(1 + exp(x)), without overflowing."""
     return torch.relu(x) + torch.log(torch.exp(-torch.abs(x)) + 1.0)
 
 

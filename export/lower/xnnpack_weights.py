@@ -48,12 +48,13 @@ class Matrix(nn.Module):
         self.register_buffer("bias", weights[f"{name}.bias"][rows].float().clone() if biased else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [M, N] of x [M, K]."""
         y: Tensor = F.linear(x, self.weight, self.bias)
         return y
 
 
 def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """codes [N, K/G, G·bits/8] uint8, scales [N, K/G] → the tensor that lowering takes for a matrix [N, K]."""
+    """Return the tensor that lowering takes for a matrix [N, K] of codes [N, K/G, G·bits/8] uint8, scales [N, K/G]."""
     signed = torch.from_numpy(around_zero(codes.numpy(), bits))
     tensor: Tensor = IntxUnpackedToInt8Tensor(
         qdata=signed.flatten(1),
@@ -69,7 +70,7 @@ def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 @contextmanager
 def float_activations(model: nn.Module) -> Iterator[None]:
-    """Inputs of quantized matrices stay floats when the module itself is called."""
+    """Keep inputs of quantized matrices as floats while the block calls modules themselves."""
     weights = [m.weight for m in model.modules() if isinstance(m, Matrix)]
     quantized = [w for w in weights if isinstance(w, IntxUnpackedToInt8Tensor)]
     for weight in quantized:
@@ -94,6 +95,7 @@ class Numbers(nn.Module):
         self.register_buffer("numbers", kept)
 
     def forward(self, call: Call) -> Tensor:
+        """Return the vector [D], or [M, D] by the rows' depths."""
         numbers = self.get_buffer("numbers")
         return F.linear(call.one_hot, numbers) if self.looked_up else numbers
 
@@ -101,7 +103,8 @@ class Numbers(nn.Module):
 class Delta(nn.Module):
     """One projection's LoRA: x [M, in] → [M, out], at one depth or for each row that of its own.
 
-    All depths' A are one matrix then, and the columns of other depths are masked: rows of any depth ride in one call.
+    All depths' A are one matrix then, and the columns of other depths are masked: rows of any depth ride in one
+    call.
     """
 
     def __init__(self, weights: Weights, name: str, at: int | None) -> None:
@@ -113,17 +116,19 @@ class Delta(nn.Module):
         self.register_buffer("b", stacked if at is None else b[at].clone())
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Return the delta [M, out] of x [M, in]."""
         inner = F.linear(x, self.get_buffer("a"))
         if self.by_row:
             inner = inner * call.columns[self.rank]
         return F.linear(inner, self.get_buffer("b"))
 
 
-class Held:
-    """The weights of a program, made when an op first wants them and shared by all methods that use them.
+class WeightModules:
+    """The weights of a program as modules, made when an op first uses them and shared by all methods.
 
     ``free``: the number of rows M is not fixed, and XNNPACK slices nothing then: every part is a matrix by itself.
-    ``apart``: stages that take some parts of a matrix and run for every token; it is cut so that no other is computed.
+    ``apart``: stages that take some parts of a matrix and run for every token; it is cut so that no other is
+    computed.
     """
 
     def __init__(
@@ -138,7 +143,7 @@ class Held:
                     self._cuts.setdefault(op.weight, set()).update((op.first, op.first + len(op.y)))
 
     def pieces(self, name: str) -> list[tuple[int, int, Matrix]]:
-        """The matrices that ``name`` is made of: the first part of each, the one behind its last, and the matrix."""
+        """Return the matrices that ``name`` consists of: (first part, the one behind the last, matrix) of each."""
         matrix = self.program.matrix(name)
         count = len(matrix.parts)
         cuts = range(count + 1) if self.free else sorted({0, count, *self._cuts.get(name, ())})
@@ -155,7 +160,7 @@ class Held:
         return made
 
     def numbers(self, name: str, at: int | None) -> Numbers:
-        """The vector ``name`` at depth ``at``, or of the depth of each row."""
+        """Return the vector ``name`` at depth ``at``, or of the depth of each row."""
         vector = self.program.weights[name]
         at = 0 if isinstance(vector, Vector) and vector.rows == 1 else at
         made = self._once(("numbers", name, at), lambda: Numbers(self.weights, name, at))
@@ -163,7 +168,7 @@ class Held:
         return made
 
     def delta(self, name: str, part: str, at: int | None) -> tuple[Delta, nn.Module | None]:
-        """What is added to ``part`` of the matrix ``name``, and by what the sum is multiplied."""
+        """Return the delta of ``part`` of the matrix ``name``, and the factor of the sum, if any."""
         matrix, stem = self.program.matrix(name), sibling(name, part)
         at = 0 if matrix.depths == 1 else at
         added = self._once(("delta", stem, at), lambda: Delta(self.weights, stem, at))

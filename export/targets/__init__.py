@@ -1,4 +1,4 @@
-"""The table of targets: name → what must be installed, what may be asked of it, and how to load it."""
+"""The table of targets: by name, what must be installed, what its options are, and how to load it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from ...runtime.errors import ExportError, UsageError
-from ..options import Declared, Options, Request
+from ..options import DeclaredOption, Options, Request
 from ..quiet import quiet
 from ..target import Target
 from .coreml.options import CoremlOptions
@@ -57,8 +57,8 @@ def _coreml(options: CoremlOptions) -> Target:
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Asked]):
-    """One target: the modules it needs, the extra that installs them, its loader, and what a user may ask of it.
+class TargetEntry(Generic[Asked]):
+    """One target: the modules it needs, the extra that installs them, its loader, and its options.
 
     ``unavailable_reason`` says what else is missing on this computer; empty where nothing is.
     """
@@ -76,40 +76,40 @@ class Entry(Generic[Asked]):
 
     @property
     def available(self) -> bool:
-        """Can it be exported to here?"""
+        """Can this computer export to it?"""
         return not self.missing and not self.unavailable_reason()
 
 
-TARGETS: dict[str, Entry[Any]] = {
-    "onnx": Entry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),
-    "native": Entry(("torch",), "export", _native, Options, _no_lane_engine),
-    "executorch": Entry(
+TARGETS: dict[str, TargetEntry[Any]] = {
+    "onnx": TargetEntry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),
+    "native": TargetEntry(("torch",), "export", _native, Options, _no_lane_engine),
+    "executorch": TargetEntry(
         ("torch", "executorch", "torchao"), "export,executorch", _executorch, ExecutorchOptions
     ),
-    "coreml": Entry(("torch", "coremltools"), "export,coreml", _coreml, CoremlOptions),
+    "coreml": TargetEntry(("torch", "coremltools"), "export,coreml", _coreml, CoremlOptions),
 }
 
 
 # staged: graphs of the stages and a loop on the host. flat: one graph that hosts run which know no loop.
-LAYOUTS: dict[str, dict[str, Entry[Any]]] = {
+LAYOUTS: dict[str, dict[str, TargetEntry[Any]]] = {
     "staged": TARGETS,
     "flat": {
-        "executorch": Entry(
+        "executorch": TargetEntry(
             ("torch", "executorch", "torchao"), "export,executorch", _executorch_flat, Options
         )
     },
 }
 
 
-def declared_options() -> Iterator[Declared]:
-    """What may be asked of the targets, in the order of the table."""
+def declared_options() -> Iterator[DeclaredOption]:
+    """Yield the options of the targets, in the order of the table."""
     for entries in LAYOUTS.values():
         for entry in entries.values():
             yield from entry.options.declared()
 
 
 def read_options(given: Mapping[str, object], request: Request) -> dict[tuple[str, str], Options]:
-    """The options of every (target, layout) where ``given`` are those that somebody asked for, by their names.
+    """Return the options of every (target, layout), where ``given`` are those that were asked for, by name.
 
     UsageError for one that no target has, that is of another type, or that does not go with ``request``.
     """
@@ -127,7 +127,7 @@ def read_options(given: Mapping[str, object], request: Request) -> dict[tuple[st
 
 
 def open_target(name: str, layout: str = "staged", options: Options | None = None) -> Target:
-    """The target ``name`` in ``layout``, with its usual ``options`` unless it gets some of its own.
+    """Return the target ``name`` in ``layout``, with its usual ``options`` unless some are given.
 
     UsageError when unknown, ExportError when its packages are missing.
     """

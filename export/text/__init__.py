@@ -1,1 +1,1 @@
-"""What the text files beside a checkpoint mean, in the form that a bundle ships."""
+"""Reads the text files beside a checkpoint, and writes what they mean in the form that a bundle ships."""

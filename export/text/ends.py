@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def with_ends(program: Program, folder: Path) -> Program:
-    """``program``, whose ids are config.json's, with those of generation_config.json where that file names some.
+    """Return ``program`` with config.json's ids, or those of generation_config.json where that file names some.
 
     That is what ``generate`` does, but for one case: beside a generation_config.json that names no end at all it
-    passes over config.json's too, and never stops. CheckpointError for ids that are no tokens of the model.
+    ignores config.json's too, and never stops. CheckpointError for ids that are no tokens of the model.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -33,7 +33,7 @@ def with_ends(program: Program, folder: Path) -> Program:
 def warn_of_ends(program: Program, vocabulary: Vocabulary, folder: Path) -> None:
     """Log a warning where the tokenizer has a token to end a text, and nothing says that generation ends there.
 
-    ``generate`` takes no notice of the tokenizer's either; models that were trained to chat often have it only there.
+    ``generate`` ignores the tokenizer's too; models that were trained to chat often have it only there.
     """
     if vocabulary.eos_id is not None and vocabulary.eos_id not in program.eos_token_ids:
         log.warning(

@@ -26,11 +26,11 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files say.
+    """The contents of the files.
 
-    ``options`` are all keys of tokenizer_config.json, named tokens included; a token that is null there is none, even
-    where its class has a default. ``added`` are tokens by id. ``specific``: named tokens of this model alone, such as
-    ``image_token``.
+    ``options`` are all keys of tokenizer_config.json, named tokens included; a token that is null there is none,
+    even where its class has a default. ``added`` are tokens by id. ``specific``: named tokens of this model alone,
+    such as ``image_token``.
     """
 
     options: Mapping[str, Any]
@@ -43,7 +43,8 @@ class Settings:
     where: str
 
     def named(self, defaults: Mapping[str, str | None]) -> dict[str, AddedToken | str]:
-        """The named special tokens, ``defaults`` of a class included, in the order in which transformers adds them."""
+        """Return the named special tokens, ``defaults`` of a class included, in the order in which transformers adds
+        them."""
         found: dict[str, AddedToken | str] = {}
         by_text = {token.content: token for token in self.added.values()}
         for name in NAMED:
@@ -57,7 +58,7 @@ class Settings:
         return found | {name: token for name, token in self.specific.items() if name not in NAMED}
 
     def flag(self, name: str, default: bool | None) -> bool | None:
-        """A switch: true, false, or null for what the class does by itself."""
+        """Return a switch: true, false, or null for the default of the class."""
         value = self.options.get(name, default)
         if value is not None and not isinstance(value, bool):
             raise CheckpointError(f"{self.where}: {name} is {shown(value)}; wanted true, false or null")
@@ -65,7 +66,8 @@ class Settings:
 
 
 def read_settings(folder: Path, tokenizer: Mapping[str, Any]) -> Settings:
-    """The files of ``folder``; ``tokenizer`` is its tokenizer.json. CheckpointError names a key that is malformed."""
+    """Return the settings in ``folder``, whose tokenizer.json is ``tokenizer``; CheckpointError names a malformed
+    key."""
     options = _read(folder, "tokenizer_config.json")
     where = str(folder / "tokenizer_config.json")
     # Beside a tokenizer.json these switches are not read: its post-processor says what is put around a text.
@@ -95,7 +97,7 @@ def read_settings(folder: Path, tokenizer: Mapping[str, Any]) -> Settings:
 
 
 def text_of(token: AddedToken | str) -> str:
-    """A token as it is written."""
+    """Return the text of a token."""
     return token if isinstance(token, str) else token.content
 
 
@@ -104,7 +106,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _merge(options: dict[str, Any], specific: dict[str, Any], old: Mapping[str, Any], where: str) -> None:
-    """special_tokens_map.json wins over tokenizer_config.json, but for lists, which are joined."""
+    """Add special_tokens_map.json, which wins over tokenizer_config.json, but for lists, which are joined."""
     for name, value in old.items():
         if name == EXTRA and isinstance(value, list):
             joined = list(options.get(EXTRA) or [])
@@ -120,7 +122,7 @@ def _merge(options: dict[str, Any], specific: dict[str, Any], old: Mapping[str, 
 
 
 def _older(folder: Path, options: Mapping[str, Any], where: str) -> dict[int, AddedToken]:
-    """added_tokens.json: ids by text. Special is what some other file names as such, without flags."""
+    """Return the tokens of added_tokens.json by id. Special ones are those that another file names, without flags."""
     path = str(folder / "added_tokens.json")
     others = [(name, options[name]) for name in NAMED if options.get(name)]
     others += [(EXTRA, value) for value in options.get(EXTRA) or []]
@@ -136,7 +138,7 @@ def _older(folder: Path, options: Mapping[str, Any], where: str) -> dict[int, Ad
 
 
 def _own(tokenizer: Mapping[str, Any], where: str) -> dict[int, AddedToken]:
-    """The added tokens of tokenizer.json."""
+    """Return the added tokens of tokenizer.json by id."""
     tokens = tokenizer.get("added_tokens") or []
     if not isinstance(tokens, list):
         raise CheckpointError(f"{where}: added_tokens is {shown(tokens)}; wanted a list of tokens")
@@ -172,7 +174,7 @@ def _all_tokens(values: Mapping[str, Any], where: str) -> dict[str, AddedToken |
 
 
 def _token(value: object, where: str) -> AddedToken | str:
-    """A token, as text or as an object with flags."""
+    """Return a token, given as text or as an object with flags."""
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, str):
@@ -191,7 +193,7 @@ def _added(value: Mapping[str, Any], where: str) -> AddedToken:
 
 
 def _text(value: str, where: str) -> str:
-    """``value``, if it is text: JSON can hold halves of surrogate pairs."""
+    """Return ``value``; CheckpointError when it is no text: JSON can hold halves of surrogate pairs."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -49,7 +49,7 @@ class Rebuilt:
 
 
 def _around(before: tuple[str, ...], after: tuple[str, ...]) -> Callable[..., Json | None]:
-    """A template of the special tokens with these names."""
+    """Return the maker of a template of the special tokens with these names."""
 
     def around(s: Settings, file: Json | None, token: Token) -> Json:
         return template([token(name) for name in before], [token(name) for name in after])
@@ -58,7 +58,7 @@ def _around(before: tuple[str, ...], after: tuple[str, ...]) -> Callable[..., Js
 
 
 def template(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> Json:
-    """A post-processor that puts tokens (text and id) before and after a text."""
+    """Return a post-processor that puts tokens (text and id) before and after a text."""
 
     def text(name: str, kind: int) -> list[Json]:
         return [
@@ -108,7 +108,7 @@ def _infilling(s: Settings, old: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _sentinels(s: Settings, old: tuple[str, ...]) -> tuple[str, ...]:
-    """T5's ``<extra_id_N>``, 100 unless the file says how many."""
+    """Return T5's ``<extra_id_N>``, 100 unless the file says how many."""
     count = s.options.get("extra_ids", 100)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1 << 16:
         raise CheckpointError(f"{s.where}: extra_ids is {shown(count)}; wanted a number of tokens")
@@ -190,4 +190,4 @@ REBUILT = {
         _around(("cls_token",), ("sep_token",)),
     ),
 }
-"""class (without ``Fast``) → what it builds anew."""
+"""By class (without ``Fast``), what it builds anew."""

@@ -1,4 +1,4 @@
-"""The chat templates that a checkpoint folder carries, by name; rendering them is the runtime's work."""
+"""Finds the chat templates of a checkpoint folder, by name; the runtime renders them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ SAMPLES: tuple[tuple[str, list[dict[str, str]]], ...] = (
     ("a conversation of several turns", TURNS),
     ("a system message", [SYSTEM, *TURNS]),
 )
-"""What every template is tried on, and what it is told as."""
+"""The conversations that every template is tried on, and their names in warnings."""
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """The Jinja sources by name, from the places where transformers looks.
+    """Return the Jinja sources by name, from the files in which transformers looks.
 
     ``chat_template.jinja`` is the default one, the files of ``additional_chat_templates/`` have the others' names.
-    Where there is any of these, ``tokenizer_config.json`` is not asked: a text there is the default one, a list has
+    Where there is any of these, ``tokenizer_config.json`` is not read: a text there is the default one, a list has
     names.
     """
     own = folder / "chat_template.jinja"
@@ -64,7 +64,7 @@ def chat_templates(folder: Path) -> dict[str, str]:
 
 
 def _configured(value: Any, path: Path) -> dict[str, str]:
-    """The templates of a ``chat_template`` entry: a text, or texts by name."""
+    """Return the templates of a ``chat_template`` entry: a text, or texts by name."""
     named = value
     if value is None:
         named = {}

@@ -1,4 +1,4 @@
-"""Which class transformers 5 reads a folder's tokenizer.json with.
+"""Chooses the class with which transformers 5 reads a folder's tokenizer.json.
 
 Most classes take the file as it is; those of ``REBUILT`` build parts of it anew. A class that is in neither table is
 warned about by its name, and the file is taken as it is.
@@ -37,7 +37,7 @@ MISNAMED = ("qwen2", "phi3")
 
 
 def choose_class(config: Mapping[str, Any], options: Mapping[str, Any], byte_level: bool, where: str) -> str:
-    """The name of the class, without ``Fast``: one of ``REBUILT``, or "" for the file as it is.
+    """Return the name of the class, without ``Fast``: one of ``REBUILT``, or "" for the file as it is.
 
     ``config`` is config.json, ``options`` tokenizer_config.json; ``byte_level``: tokenizer.json has such a part.
     """

@@ -1,7 +1,7 @@
-"""What the classes of ``rebuilt.py`` build, as parts of a tokenizer.json: any host that reads them does the same.
+"""The parts of a tokenizer.json that the classes of ``rebuilt.py`` build: any host that reads them does the same.
 
-A function a class: the switches of tokenizer_config.json and the folder's own tokenizer.json → the parts that the class
-builds. A part that is not there is none.
+There is a function for each class: from the switches of tokenizer_config.json and the folder's own tokenizer.json to
+the parts that the class builds. A part that is absent does nothing.
 """
 
 from __future__ import annotations
@@ -66,16 +66,19 @@ GPT2_MODEL = _bpe(continuing_subword_prefix="", end_of_word_suffix="")
 
 
 def gpt2(s: Settings, file: Json) -> Json:
+    """Return the parts of GPT-2's class: a ByteLevel pre-tokenizer and decoder."""
     prefix = s.flag("add_prefix_space", False)
     return {"model": GPT2_MODEL, "pre_tokenizer": _byte_level(prefix), "decoder": BYTES}
 
 
 def neox(s: Settings, file: Json) -> Json:
+    """Return the parts of GPT-NeoX's class."""
     words = _byte_level(s.flag("add_prefix_space", False), trim=bool(s.flag("trim_offsets", True)))
     return {"model": GPT2_MODEL, "normalizer": NFC, "pre_tokenizer": words, "decoder": BYTES}
 
 
 def qwen(pattern: str) -> Callable[[Settings, Json], Json]:
+    """Return the maker of the parts of a Qwen class, which splits by ``pattern``."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
     def parts(s: Settings, file: Json) -> Json:
@@ -91,6 +94,7 @@ def qwen(pattern: str) -> Callable[[Settings, Json], Json]:
 
 
 def llama(s: Settings, file: Json) -> Json:
+    """Return the parts of Llama's class."""
     prefix = s.flag("add_prefix_space", True) is not False
     scheme = ("always" if s.flag("legacy", False) else "first") if prefix else "never"
     return {
@@ -101,6 +105,7 @@ def llama(s: Settings, file: Json) -> Json:
 
 
 def code_llama(s: Settings, file: Json) -> Json:
+    """Return the parts of Code Llama's class."""
     prefix = s.flag("add_prefix_space", True) is not False
     return {
         "model": _bpe(fuse_unk=True, byte_fallback=True, unk_token=_unknown(s, "<unk>")),
@@ -110,6 +115,7 @@ def code_llama(s: Settings, file: Json) -> Json:
 
 
 def gemma(s: Settings, file: Json) -> Json:
+    """Return the parts of Gemma's class."""
     spaces = {
         "type": "Split",
         "pattern": {"String": " "},
@@ -125,6 +131,7 @@ def gemma(s: Settings, file: Json) -> Json:
 
 
 def cohere(s: Settings, file: Json) -> Json:
+    """Return the parts of Cohere's class."""
     prefix = s.flag("add_prefix_space", False)
     words = [{"type": "Digits", "individual_digits": True}, _byte_level(prefix)]
     return {
@@ -136,14 +143,17 @@ def cohere(s: Settings, file: Json) -> Json:
 
 
 def t5(s: Settings, file: Json) -> Json:
+    """Return the parts of T5's class."""
     return _spm(2, "always", file)
 
 
 def xlm_roberta(s: Settings, file: Json) -> Json:
+    """Return the parts of XLM-RoBERTa's class."""
     return _spm(3, "always" if s.flag("add_prefix_space", True) else "never", file)
 
 
 def albert(s: Settings, file: Json) -> Json:
+    """Return the parts of ALBERT's class."""
     rules = [_replace("``", '"'), _replace("''", '"')]
     if not s.flag("keep_accents", False):
         rules += [{"type": "NFKD"}, {"type": "StripAccents"}]
@@ -156,6 +166,7 @@ def albert(s: Settings, file: Json) -> Json:
 
 
 def bert(s: Settings, file: Json) -> Json:
+    """Return the parts of BERT's class."""
     return {
         "model": {
             "type": "WordPiece",
@@ -176,7 +187,7 @@ def bert(s: Settings, file: Json) -> Json:
 
 
 def _spm(unknown: int, scheme: str, file: Json) -> Json:
-    """SentencePiece's Unigram: its table of characters is the file's, wherever in the normalizer it stands first."""
+    """Return SentencePiece's Unigram: the table of characters is the file's, wherever in the normalizer it is first."""
     normalizer = file.get("normalizer") or {}
     rules = normalizer.get("normalizers") if normalizer.get("type") == "Sequence" else [normalizer]
     tables = [r for r in rules or [] if isinstance(r, dict) and r.get("type") == "Precompiled"]
@@ -189,6 +200,6 @@ def _spm(unknown: int, scheme: str, file: Json) -> Json:
 
 
 def _unknown(s: Settings, default: str) -> str:
-    """As the class writes it into its model: Python's word for nothing where it is null."""
+    """Return the unknown token as the class writes it into its model: Python's None where it is null."""
     value = s.options.get("unk_token", default)
     return str(value.get("content") if isinstance(value, dict) else value)

@@ -52,14 +52,14 @@ class Vocabulary:
     eos_id: int | None
 
     def write(self, folder: Path) -> Path:
-        """Write tokenizer.json to ``folder``; returns its path."""
+        """Write tokenizer.json to ``folder`` and return its path."""
         path = folder / "tokenizer.json"
         path.write_bytes(self.data)
         return path
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Vocabulary | None:
-    """The tokenizer of a checkpoint folder, or None with a warning; CheckpointError when it cannot be read.
+    """Return the tokenizer of a checkpoint folder, or None with a warning; CheckpointError when it cannot be read.
 
     ``config`` is config.json. Tokens that the model does not have are warned about only: a padding token that was
     added later and never learned is common, and no text holds it. Where a text does, the runtime refuses it.
@@ -100,7 +100,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], vocab_size: int) ->
 
 
 def _rules(config: Mapping[str, Any], folder: Path, file: Json, where: str) -> Rebuilt | None:
-    """The class that the folder names, if it builds anything anew."""
+    """Return the class that the folder names, if it builds anything anew."""
     path = folder / "tokenizer_config.json"
     options = read_json(path) if path.is_file() else {}
     name = choose_class(config, options, '"ByteLevel"' in json.dumps(_without_words(file)), where)
@@ -131,7 +131,7 @@ def _rebuilt(rules: Rebuilt, settings: Settings, file: Json, path: Path) -> Engi
 
 
 def _defaults(rules: Rebuilt | None, original: Json) -> dict[str, str | None]:
-    """Special tokens that no file names: those of the class, and the one that tokenizer.json pads with."""
+    """Return special tokens that no file names: those of the class, and the one that tokenizer.json pads with."""
     found: dict[str, str | None] = dict(rules.tokens) if rules else {}
     padding = original.get("padding")
     if isinstance(padding, dict) and isinstance(padding.get("pad_token"), str):
@@ -140,7 +140,7 @@ def _defaults(rules: Rebuilt | None, original: Json) -> dict[str, str | None]:
 
 
 def _extra(rules: Rebuilt | None, settings: Settings) -> tuple[AddedToken | str, ...]:
-    """Special tokens without a name."""
+    """Return special tokens without a name."""
     if settings.extra is not None:
         return settings.extra
     if rules is None:
@@ -157,7 +157,7 @@ def _add(
     again: Callable[[AddedToken | str], AddedToken] | None,
     path: Path,
 ) -> None:
-    """Give the tokens that the files name to the tokenizer; one that it has takes the flags that they say."""
+    """Add the tokens that the files name to the tokenizer; one that it has gets their flags."""
     names = {text_of(token) for token in named.values()}
     tokens = [token for _, token in sorted(settings.added.items())]
     known = {token.content for token in (*tokens, *engine.get_added_tokens_decoder().values())}
@@ -193,7 +193,7 @@ def _around(
     file: Json,
     engine: Engine,
 ) -> Json | None:
-    """The post-processor: what is put around a text."""
+    """Return the post-processor: the tokens that are put around a text."""
     own: Json | None = file.get("post_processor")
     if rules is None:
         return own
@@ -211,7 +211,7 @@ def _around(
 
 
 def _tidy(shipped: Json, settings: Settings) -> Json | None:
-    """The decoder, with the spaces before punctuation taken out where the files ask for it and the model is no BPE."""
+    """Return the decoder, without spaces before punctuation where the files ask for it and the model is no BPE."""
     decoder: Json | None = shipped["decoder"]
     forced = settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     wanted = settings.flag("clean_up_tokenization_spaces", False)
@@ -222,14 +222,14 @@ def _tidy(shipped: Json, settings: Settings) -> Json | None:
 
 
 def _check(data: bytes, engine: Engine, path: Path) -> None:
-    """The file, read again, must have the tokens that it was made with."""
+    """Raise CheckpointError unless the file, read again, has the tokens that it was made with."""
     again = open_engine(_bounded(data, path), path, CheckpointError)
     if again.get_vocab() != engine.get_vocab():
         raise CheckpointError(f"{path}: its added tokens have ids that no tokenizer.json can give them")
 
 
 def _bounded(data: bytes, path: Path) -> TokenizerFile:
-    """As a bundle's is read: what the other files add must not be too much either."""
+    """Return the file as a bundle's is read: what the other files add must not be too much either."""
     try:
         return bounded(data)
     except ValueError as error:

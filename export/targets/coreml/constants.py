@@ -35,13 +35,15 @@ class Store:
         self._arrays: dict[str, Array] = {}
 
     def quantized(self, matrix: str) -> bool:
+        """Is the matrix stored as codes with scales?"""
         return f"{matrix}.codes" in self._names
 
     def palettized(self, matrix: str) -> bool:
+        """Is the matrix stored as indices into tables?"""
         return f"{matrix}.indices" in self._names
 
     def half(self, name: str, pick: int | RowRange = None) -> tuple[str, Array]:
-        """(id, float16 array) of a float tensor, or of one repeat of it, or of some rows.
+        """Return (id, float16 array) of a float tensor, or of one repeat of it, or of some rows.
 
         ExportError for values that float16 does not hold.
         """
@@ -61,7 +63,7 @@ class Store:
         return key, self._arrays[key]
 
     def codes(self, matrix: str, rows: RowRange) -> tuple[str, Array]:
-        """(id, codes [N, ⌈K/G⌉·G]) around zero, marked int4 where that is what they are."""
+        """Return (id, codes [N, ⌈K/G⌉·G]) around zero, marked int4 where that is what they are."""
         key = f"{matrix}.codes" if rows is None else f"{matrix}.codes.{rows[0]}-{rows[1]}"
         if key not in self._arrays:
             stored = self._file.get_tensor(f"{matrix}.codes")
@@ -72,7 +74,7 @@ class Store:
         return key, self._arrays[key]
 
     def palette(self, matrix: str, rows: RowRange) -> tuple[tuple[str, Array], tuple[str, Array]]:
-        """(id, indices [N, K] marked uint4), (id, tables [N/n, 1, 16, 1]): n rows share a table."""
+        """Return (id, indices [N, K] marked uint4), (id, tables [N/n, 1, 16, 1]): n rows share a table."""
         part = "" if rows is None else f".{rows[0]}-{rows[1]}"
         keys = f"{matrix}.indices{part}", f"{matrix}.tables{part}"
         if keys[0] not in self._arrays:
@@ -91,11 +93,11 @@ class Constants:
         self._made: dict[str, Var] = {}
 
     def half(self, name: str, pick: int | RowRange = None) -> Var:
-        """A float tensor as float16; ``pick`` as in ``Store.half``."""
+        """Return a float tensor as float16; ``pick`` as in ``Store.half``."""
         return self.array(*self.store.half(name, pick))
 
     def matrix(self, name: str, rows: RowRange = None) -> Var:
-        """A matrix [N, K], K padded to whole groups; ``rows``: first, and the one behind the last."""
+        """Return a matrix [N, K], K padded to whole groups; ``rows``: first, and the one behind the last."""
         if not self.store.quantized(name) and not self.store.palettized(name):
             return self.half(f"{name}.weight", rows)
         key = name if rows is None else f"{name}.{rows[0]}-{rows[1]}"
@@ -118,7 +120,7 @@ class Constants:
         return made
 
     def linear_by(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
-        """x [..., K] times weight [N, K], plus ``bias`` [N] where there is one → [..., N]."""
+        """Return x [..., K] times weight [N, K], plus ``bias`` [N] where there is one: [..., N]."""
         if bias is not None:
             return mb.linear(x=x, weight=weight, bias=bias)
         out = mb.linear(x=x, weight=weight)
@@ -127,7 +129,7 @@ class Constants:
         return out
 
     def padded(self, x: Var, name: str, columns: int) -> Var:
-        """x [..., K] with zeros behind, where the last group of the matrix ``name`` is longer than the row."""
+        """Return x [..., K] followed by zeros, where the last group of the matrix ``name`` is longer than the row."""
         group = self.store.recipe.group_size
         missing = -columns % group if group and self.store.quantized(name) else 0
         if not missing:
@@ -136,7 +138,7 @@ class Constants:
         return mb.concat(values=[x, self.array(f"zeros.{x.shape[1]}x{missing}", zeros)], axis=-1)
 
     def array(self, key: str, array: Array) -> Var:
-        """``array`` under the id ``key``."""
+        """Return ``array`` under the id ``key``."""
         if key not in self._made:
             self._made[key] = mb.const(val=array)
             self._made[key].op.weight_id = key

@@ -1,7 +1,7 @@
-"""What Xcode shows of a package: its author, version and licence, and what every input, output and state is.
+"""What Xcode shows of a package: its author, version and licence, and texts for every input, output and state.
 
 Texts follow from the model and the recipe alone, so that a package is the same whenever it is written; each is short,
-because `edgeloop audit` knows none that is longer than 256 bytes.
+because `edgeloop audit` accepts none that is longer than 256 bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TEXTS: dict[str, dict[str, str]] = {
         "logits": "a score for each token of the vocabulary",
     },
 }
-"""Of each function, without the number of its depth: its features."""
+"""By function, without the number of its depth: the texts of its features."""
 _TEXT = {
     "ids": "the tokens of a text, padded with any at the end",
     **_TYPES,

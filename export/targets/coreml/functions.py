@@ -37,7 +37,7 @@ from .plan import PackagePlan
 
 Outputs = dict[str, Var]
 Carries = list[Var]
-"""What goes from stage to stage, [1, T, width] each."""
+"""The values between stages, [1, T, width] each."""
 
 
 class Body:
@@ -49,47 +49,48 @@ class Body:
 
     @property
     def hidden(self) -> Carries:
-        """Those that the host gives side by side, [1, T, D]."""
+        """Return the carries that the host gives side by side, [1, T, D]."""
         return split(self._inputs["hidden"], [carry.width for carry in self.plan.program.loop.carries])
 
     def embed(self) -> Carries:
-        """The ids' rows through the layers before the loop."""
+        """Return the carries after the embedding and the layers before the loop."""
         prologue = self.plan.program.prologue
         hosts = {
             "ids": lambda: self._inputs["ids"],
             "types": lambda: self._inputs["types"],
-            "positions": lambda: self._scope.tokens.places,
+            "positions": lambda: self._scope.tokens.positions,
         }
         return mil.run(self._scope, "prologue", prologue, 0, [hosts[name]() for name in prologue.inputs])
 
     def block(self, carries: Carries, depth: int) -> Carries:
-        """Through one depth."""
+        """Return the carries after one depth."""
         return mil.run(self._scope, "block", self.plan.blocks[depth], depth, carries)
 
     def loop(self, carries: Carries) -> Carries:
-        """Through every depth."""
+        """Return the carries after every depth."""
         for depth in range(self.plan.program.depths):
             carries = self.block(carries, depth)
         return carries
 
     def fill(self, carries: Carries, left: int) -> None:
-        """K and V of every depth behind ``left``, of tokens that left with ``carries``."""
+        """Write K and V of every depth after ``left``, of tokens that left with ``carries``."""
         for depth in range(left + 1, self.plan.program.depths):
             mil.fill(self._scope, "block", self.plan.fillers[depth], depth, carries)
 
     def behind(self, carries: Carries) -> None:
-        """K and V in the layers after the loop."""
+        """Write K and V of the layers after the loop."""
         mil.fill(self._scope, "epilogue", self.plan.behind, 0, carries)
 
     def logits(self, carries: Carries) -> Var:
-        """Through the layers after the loop and the head → [1, V] of one token, or of each [1, T, V]."""
+        """Return the logits after the layers behind the loop and the head: [1, V] of one token, or [1, T, V] of
+        each."""
         program = self.plan.program
         given = mil.run(self._scope, "epilogue", program.epilogue, 0, carries)
         (logits,) = mil.run(self._scope, "head", program.head, 0, given)
         return logits if self.plan.at_once else mb.reshape(x=logits, shape=[1, program.vocab_size])
 
     def state(self, carries: Carries) -> Var:
-        """As the host gets them, side by side."""
+        """Return the carries side by side, as the host gets them."""
         return mb.concat(values=carries, axis=-1) if len(carries) > 1 else carries[0]
 
 
@@ -133,7 +134,7 @@ _BUILDERS: dict[str, Callable[[Body, int], Outputs]] = {
 
 
 def build(plan: PackagePlan, store: Store, name: str) -> Function:
-    """The function ``name`` of the package."""
+    """Return the function ``name`` of the package."""
     stem, _, depth = name.rpartition("_d") if name.rpartition("_d")[2].isdigit() else (name, "", "0")
     count = plan.most if stem == "prefill" or plan.at_once else 1
     inputs = {
@@ -150,7 +151,7 @@ def build(plan: PackagePlan, store: Store, name: str) -> Function:
 
 
 def _inputs(plan: PackagePlan, stem: str, count: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and type of the inputs that a function has."""
+    """Return shape and type of the inputs of a function."""
     first: dict[str, tuple[tuple[int, ...], type]] = {"ids": ((1, count), types.int32)}
     if stem in ("decode", "kvfill", "head"):
         first = {"hidden": ((1, count, plan.program.width), types.fp16)}
@@ -162,7 +163,7 @@ def _inputs(plan: PackagePlan, stem: str, count: int) -> dict[str, tuple[tuple[i
 
 
 def _stages(plan: PackagePlan, stem: str) -> Iterator[Stage]:
-    """Those that the functions of ``stem`` run, or more of them: what is left out of one needs no other inputs."""
+    """Yield the stages that functions of ``stem`` run, or more: those that one leaves out need no other inputs."""
     program = plan.program
     if stem in ("embed", "prefill", "decode_all"):
         yield program.prologue
@@ -178,7 +179,7 @@ def _reads(stage: Stage) -> bool:
 
 
 def _placed(stage: Stage) -> bool:
-    """Is it of interest to ``stage`` where its tokens are?"""
+    """Does ``stage`` depend on the positions of its tokens?"""
     return any(
         isinstance(op, Rotate | Attend) or (isinstance(op, Embed) and op.ids == "positions")
         for op in stage.ops

@@ -1,7 +1,7 @@
-"""What a package tells a Swift host is changed in a package that was written before.
+"""Changes what a package tells a Swift host, in a package that was written before.
 
 ``model.mlmodel`` is a protobuf: Model.description (2), its metadata (100), a map of texts in that (100). Those few
-fields are replaced in the bytes; everything else stays as it is, and neither coremltools nor a Mac is wanted.
+fields are replaced in the bytes; everything else stays as it is, and neither coremltools nor a Mac is needed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ENTRIES = 100
 
 
 def with_metadata(model: bytes, values: Mapping[str, str]) -> bytes:
-    """The bytes of a model.mlmodel with ``values`` in its metadata, in the place of others under those names.
+    """Return the bytes of a model.mlmodel with ``values`` in its metadata, replacing others under those names.
 
-    BundleError when they are no model that edgeloop wrote.
+    BundleError when it is no model that edgeloop wrote.
     """
     try:
         return _patched(model, _PATH, values)
@@ -52,5 +52,5 @@ def _patched(message: bytes, path: tuple[int, ...], values: Mapping[str, str]) -
 
 
 def _text(message: bytes, number: int) -> str:
-    """The text in the field ``number``; empty where it is not there."""
+    """Return the text in the field ``number``; empty where it is not there."""
     return next((message[f.value : f.end].decode() for f in fields(message) if f.number == number), "")

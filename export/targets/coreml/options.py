@@ -1,4 +1,4 @@
-"""What a user may ask of target coreml."""
+"""The options of target coreml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CoremlOptions(Options):
     coreml_ane: bool = option(False, "target coreml: 4-bit weights in tables, for the Neural Engine")
 
     def check(self, request: Request) -> None:
-        """UsageError unless a package is asked for, and 4 bits."""
+        """Raise UsageError unless a package is asked for, and 4 bits."""
         if not self.coreml_ane:
             return
         if "coreml" not in request.targets:
@@ -30,5 +30,5 @@ class CoremlOptions(Options):
             )
 
     def recipe(self, asked: Recipe) -> Recipe:
-        """Tables are another format of the same bits."""
+        """Return tables, another format of the same bits, where they are asked for."""
         return Recipe.palettes() if self.coreml_ane else asked

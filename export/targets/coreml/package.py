@@ -1,4 +1,4 @@
-"""Writing an .mlpackage: every function, every array once, and what a host must know as metadata."""
+"""Writes an .mlpackage: every function, every array once, and what a host must know as metadata."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_package(
 
 
 def make_reproducible(path: Path) -> None:
-    """The same package, byte for byte, whenever it is written: tables sorted, and no number drawn by lot."""
+    """Rewrite the package so that it is the same bytes whenever it is written: tables sorted, no random ids."""
     model = path / MODEL
     specification = Model()
     specification.ParseFromString(model.read_bytes())

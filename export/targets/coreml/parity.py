@@ -31,7 +31,7 @@ from ...whole_texts import some_tokens, through
 from .plan import PackagePlan
 
 EXACT = 1e-5
-"""Bound in float32: rounding order is all that may differ."""
+"""Bound in float32: only the order of adding may differ."""
 SHIPPED = 5e-3
 """Bound with every result rounded to float16, for models of ``LAYERS`` applied layers or fewer."""
 LAYERS = 16
@@ -41,8 +41,9 @@ _DECODES = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the reference engine gives: states [tokens, D] after each depth, logits [tokens, V], and their caches."""
+class ExpectedValues:
+    """The results of the reference engine: states [tokens, D] after each depth, logits [tokens, V], and their
+    caches."""
 
     ids: I64
     types: I64
@@ -60,6 +61,7 @@ class Errors:
         self.found: dict[str, float] = defaultdict(float)
 
     def compare(self, what: str, found: Any, wanted: Any, bound: float | None = None) -> None:
+        """Record the difference between ``found`` and ``wanted``; ParityError beyond ``bound``."""
         bound = self._bound if bound is None else bound
         error = difference(np.asarray(found), np.asarray(wanted))
         if not error <= bound:
@@ -103,12 +105,14 @@ def check_parity(
 
 
 def shipped(program: Program) -> float:
-    """The bound in float16: what layers round adds up as chance does, by the root of how many there are."""
+    """Return the bound in float16: roundings of layers add up as random numbers do, by the root of how many there
+    are."""
     return SHIPPED * math.sqrt(max(1.0, program.applied_layers / LAYERS))
 
 
 def check_interface(interpreter: Interpreter, plan: PackagePlan) -> None:
-    """ParityError unless the package has the functions and states of ``plan``, the same states in each function."""
+    """Raise ParityError unless the package has the functions and states of ``plan``, the same states in each
+    function."""
     if missing := set(plan.functions) ^ interpreter.functions.keys():
         raise ParityError(
             f"the package and its plan disagree about the functions {', '.join(sorted(missing))}"
@@ -121,15 +125,15 @@ def check_interface(interpreter: Interpreter, plan: PackagePlan) -> None:
             )
 
 
-def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 0) -> Wanted:
-    """Run a prompt of a chunk and a piece, and some more tokens, through the reference engine."""
+def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 0) -> ExpectedValues:
+    """Run a prompt of a chunk and a part of one, and more tokens, through the reference engine; return its results."""
     program = plan.program
     total = min(plan.chunk + 5 + _DECODES, program.context_length)
     prompt = max(total - _DECODES, 1)
     (ids,), (types,) = some_tokens(program, np.random.default_rng(seed), (1, total))
     if plan.at_once:
         per_depth, given = through(reference, ids[None], types[None], np.array([total], np.int32))
-        return Wanted(ids, types, total, per_depth, given, reference.new_cache(1, 1))
+        return ExpectedValues(ids, types, total, per_depth, given, reference.new_cache(1, 1))
     types = np.zeros_like(types)  # which a loop gives
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
@@ -138,7 +142,7 @@ def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 
         reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
     )
     logits = loop.prompt(ids, rows="all")
-    return Wanted(
+    return ExpectedValues(
         ids, types, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
     )
 
@@ -150,12 +154,14 @@ def _state(depth: int) -> str:
 class Comparison:
     """One run of every function, compared as it goes."""
 
-    def __init__(self, interpreter: Interpreter, plan: PackagePlan, wanted: Wanted, errors: Errors) -> None:
+    def __init__(
+        self, interpreter: Interpreter, plan: PackagePlan, wanted: ExpectedValues, errors: Errors
+    ) -> None:
         self._interpreter, self._plan, self._wanted, self._errors = interpreter, plan, wanted, errors
         self._states = interpreter.new_states()
 
     def run(self, filler: ReferenceBackend) -> None:
-        """Everything, in the order in which a host would call it."""
+        """Run everything, in the order in which a host would call it."""
         if self._plan.at_once:
             self._text()
             return
@@ -170,7 +176,7 @@ class Comparison:
         return self._interpreter.run(name, {"position": np.array([position]), **types, **inputs}, states)
 
     def _text(self) -> None:
-        """A text in steps, then at once."""
+        """Run a text in steps, then at once."""
         wanted, n = self._wanted, len(self._wanted.ids)
         tokens, (ids, types) = np.array([n]), np.zeros((2, 1, self._plan.most), np.int32)
         ids[0, :n], types[0, :n] = wanted.ids, wanted.types
@@ -224,7 +230,7 @@ class Comparison:
         self._compare_caches(position + 1)
 
     def _fill(self, filler: ReferenceBackend) -> None:
-        """Each kvfill behind the last token, with a state of its own."""
+        """Run each kvfill behind the last token, with a state of its own."""
         cache = filler.new_cache(1, len(self._wanted.ids) + 1)
         program, position = self._plan.program, len(self._wanted.ids)
         if position >= program.context_length:
@@ -242,7 +248,7 @@ class Comparison:
                         self._errors.compare("filled-in K and V", filled, array[depth, :, position])
 
     def _compare_caches(self, tokens: int) -> None:
-        """K and V of every layer at every depth."""
+        """Compare K and V of every layer at every depth."""
         for stage in STAGES:
             for layer, pair in enumerate(self._wanted.cache.stages[stage]):
                 for slot in range(len(pair[0])):
@@ -253,7 +259,7 @@ class Comparison:
     def _kept(
         self, stage: str, layer: int, depth: int, pair: tuple[F32, F32]
     ) -> Iterator[tuple[str, int, F32]]:
-        """The states and the row of a cache at a depth, with what the reference has in it: K, then V."""
+        """Yield the states and the row of a cache at a depth, with the reference's rows: K, then V."""
         place = self._plan.layout.place(stage, layer, depth)
         for state, array in zip((place.keys, place.values), pair, strict=True):
             yield state, place.row, array

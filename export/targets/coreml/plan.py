@@ -1,8 +1,8 @@
-"""What the package of a program holds: its functions, its states, and the stages that the functions are made of.
+"""The contents of a program's package: its functions, its states, and the stages that the functions are made of.
 
 ``embed`` runs the layers before the loop and ``head`` those after it. States hold C tokens: the context and one chunk
 more, so that the padding of a chunk never runs over the end; padded tokens leave rows behind the last valid one, which
-nobody sees before they are overwritten.
+are overwritten before anything sees them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PackagePlan:
 
     @property
     def fills(self) -> bool:
-        """Can a token that left early be skipped K and V? With a sliding window too: a token keeps its row here."""
+        """Can a token that left early get K and V? With a sliding window too: a token keeps its row here."""
         program = self.program
         return (
             program.depths > 1
@@ -90,17 +90,17 @@ class PackagePlan:
 
     @cached_property
     def blocks(self) -> tuple[Stage, ...]:
-        """The block of each depth as it is run there."""
+        """The block of each depth as it runs there."""
         return tuple(at_depth(self.program, depth) for depth in range(self.program.depths))
 
     @cached_property
     def fillers(self) -> tuple[Stage, ...]:
-        """What of each depth makes K and V of a token that left before it."""
+        """For each depth, the ops that make K and V of a token that left before it."""
         return tuple(keys_values(block) for block in self.blocks) if self.fills else ()
 
     @cached_property
     def behind(self) -> Stage:
-        """What of the layers after the loop makes K and V."""
+        """The ops that make K and V in the layers after the loop."""
         return caching(self.program.epilogue)
 
     @cached_property
@@ -120,10 +120,10 @@ class PackagePlan:
         return cuts
 
     def pieces(self, op: Linear) -> Iterator[tuple[int, int]]:
-        """The parts of its matrix that ``op`` makes, first and the one behind the last, in pieces.
+        """Yield the parts of its matrix that ``op`` makes, as pieces: (first, the one behind the last).
 
-        Each piece is an array of its own. No function makes a part of one, so arrays serve every function that they
-        are wanted in, and are stored once.
+        Each piece is an array of its own. No function makes a part of one, so arrays serve every function that
+        uses them, and are stored once.
         """
         first, last = op.first, op.first + len(op.y)
         bounds = sorted(cut for cut in self._cuts[op.weight] if first <= cut <= last)

@@ -48,7 +48,7 @@ class CoremlTarget:
     name = "coreml"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """ExportError for routers, whose rows depend on the data, and for states larger than a device holds."""
+        """Raise ExportError for routers, whose rows depend on the data, and for states larger than a device holds."""
         if program.routing is not None:
             raise ExportError(
                 f"a router chooses which tokens run a depth ({program.routing.kind} choice), and a function of Core ML "
@@ -63,7 +63,8 @@ class CoremlTarget:
             )
 
     def export(self, job: Job) -> manifest.Target:
-        """The package under coreml/, every function of what was saved checked against the reference engine."""
+        """Write the package under coreml/, with every function of what was saved checked against the reference
+        engine."""
         path = job.folder / PACKAGE
         path.parent.mkdir()
         plan = PackagePlan(job.program)
@@ -95,7 +96,7 @@ class CoremlTarget:
 
 
 def describe(plan: PackagePlan, recipe: Recipe) -> Package:
-    """What the manifest says of the package."""
+    """Return the manifest's description of the package."""
     return Package(
         path=PACKAGE,
         functions={name: unit(name, recipe.palettized) for name in plan.functions},
@@ -107,7 +108,7 @@ def describe(plan: PackagePlan, recipe: Recipe) -> Package:
 
 
 def unit(function: str, palettized: bool) -> str:
-    """The compute unit that a function is meant for: a look-up gains nothing from leaving the CPU.
+    """Return the compute unit that a function is meant for: a look-up gains nothing from leaving the CPU.
 
     Weights in blocks are the GPU's format, those in tables the Neural Engine's.
     """
@@ -117,7 +118,7 @@ def unit(function: str, palettized: bool) -> str:
 
 
 def metadata(job: Job, package: Package) -> dict[str, str]:
-    """What a Swift host reads from the package itself; all but the version is JSON."""
+    """Return what a Swift host reads from the package itself; all but the version is JSON."""
     heads = job.folder / HEADS
     return {
         "edgeloop.version": VERSION,
@@ -134,12 +135,12 @@ def metadata(job: Job, package: Package) -> dict[str, str]:
 
 
 def state_bytes(plan: PackagePlan) -> int:
-    """Bytes of all states of one sequence, float16."""
+    """Return the bytes of all states of one sequence, float16."""
     return sum(2 * prod(shape) for shape in plan.states.values())
 
 
 def halved(weights: Path) -> dict[str, Array]:
-    """The stored tensors as the package has them: codes and tables as they are, floats as float16 numbers."""
+    """Return the stored tensors as the package has them: codes and tables as they are, floats as float16 numbers."""
     return {
         name: tensor.astype(np.float16).astype(np.float32) if tensor.dtype == np.float32 else tensor
         for name, tensor in mapped(weights).items()

@@ -1,11 +1,11 @@
 """The same program with exact activations: its own graphs, codes and scales, and nothing rounded to int8.
 
-What int8 activations make of a correct program differs from one processor to the next, by whole steps of the rounding,
-so it can only be bound loosely. Float arithmetic agrees to 1e-4 everywhere. So each delegate is taken as it was
-serialized, the very bytes that are in the .pte: where it converts an activation to int8 it copies it, and a matrix is
-the floats that its codes and scales stand for. A wrong scale, swapped rows or a delta of another depth are in those
-bytes and stay wrong. Nothing is lowered a second time, which is what takes the time of an export; memory and disk are
-those of an export with ``--quant none``.
+The effect of int8 activations on a correct program differs from one processor to the next, by whole steps of the
+rounding, so that only a loose bound is possible. Float arithmetic agrees to 1e-4 everywhere. So each delegate is taken
+as it was serialized, the very bytes that are in the .pte: where it converts an activation to int8 it copies it, and a
+matrix is the floats that its codes and scales stand for. A wrong scale, swapped rows or a delta of another depth are in
+those bytes and stay wrong. Nothing is lowered a second time, which is what takes the time of an export; memory and disk
+are those of an export with ``--quant none``.
 
 What is not checked this way is XNNPACK's int8 kernels themselves: that is left to a bound (``export/bounds.py``).
 """
@@ -35,7 +35,7 @@ from ....runtime.errors import ExportError
 from ....runtime.model.codec import around_zero, from_bfloat16, scaled
 
 EXACT_PROGRAM = "exact.scratch"
-"""The file that it is written to for a while."""
+"""The temporary file that it is written to."""
 NAMED = 2**64 - 1
 """The offset of a constant that is found by its key."""
 Graph = dict[str, Any]
@@ -44,7 +44,7 @@ Made = dict[tuple[str, str], tuple[str, bytes]]
 
 
 def exact_activations(edge: EdgeProgramManager) -> EdgeProgramManager:
-    """``edge``, which must have been serialized already: its delegates are changed in place."""
+    """Change the delegates of ``edge``, which must have been serialized already, in place, and return it."""
     made: Made = {}
     programs = {name: edge.exported_program(name) for name in sorted(edge.methods)}
     for program in programs.values():
@@ -71,7 +71,7 @@ def _exact_delegate(delegate: LoweredBackendModule, made: Made) -> None:
 
 
 def _exact_graph(graph: Graph, data: dict[str, bytes], made: Made) -> None:
-    """In place. ``data``: constants by key, to which those of floats are added."""
+    """Change a delegate's graph in place. ``data``: constants by key, to which those of floats are added."""
     for node in graph["xnodes"]:
         if node["xnode_union_type"] == "XNNConvert":
             node["xnode_union_type"] = "XNNCopy"
@@ -107,13 +107,13 @@ def _exact_graph(graph: Graph, data: dict[str, bytes], made: Made) -> None:
 
 
 def _int4(codes: bytes, scales: bytes, rows: int) -> F32:
-    """Two codes a byte with an offset, and bfloat16 scales of groups."""
+    """Return the values of two codes a byte with an offset, and bfloat16 scales of groups."""
     stored = np.frombuffer(codes, np.uint8).reshape(rows, -1)
     return scaled(around_zero(stored, 4), from_bfloat16(np.frombuffer(scales, np.uint16)).reshape(rows, -1))
 
 
 def _int8(codes: bytes, scales: bytes, rows: int) -> F32:
-    """A code a byte without an offset, and a float32 scale a row."""
+    """Return the values of a code a byte without an offset, and a float32 scale a row."""
     return scaled(
         np.frombuffer(codes, np.int8).reshape(rows, -1), np.frombuffer(scales, np.float32).reshape(rows, -1)
     )
@@ -123,7 +123,7 @@ _CODES = {"xnn_datatype_qbint4": _int4, "xnn_datatype_qcint8": _int8}
 
 
 def read_graph(delegate: bytes) -> tuple[Graph, bytes]:
-    """The graph of a serialized delegate, as its schema names things, and its constants without a key."""
+    """Return the graph of a serialized delegate, as its schema names things, and its constants without a key."""
     header = XNNHeader.from_bytes(delegate[: XNNHeader.EXPECTED_LENGTH])
     at, constants = header.flatbuffer_offset, header.constant_data_offset
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def read_graph(delegate: bytes) -> tuple[Graph, bytes]:
 
 
 def write_graph(graph: Mapping[str, Any], constants: bytes) -> bytes:
-    """The delegate of a graph: ``read_graph`` backwards."""
+    """Return the delegate of a graph; the inverse of ``read_graph``."""
     with tempfile.TemporaryDirectory() as folder:
         schema, text = Path(folder) / "schema.fbs", Path(folder) / "graph.json"
         schema.write_bytes(_get_schema_bytes())

@@ -28,15 +28,16 @@ from ....runtime.model.sizes import IDS, sizes
 from ....runtime.model.transform import whole
 from ...lower.xnnpack import LOWERINGS, Lowering, Steps, check
 from ...lower.xnnpack_attend import JointRotate
-from ...lower.xnnpack_weights import Held, float_activations
+from ...lower.xnnpack_weights import WeightModules, float_activations
 from .ring import Attend, Call, Lookup, Ring, Rings, Rotate, Width
 
 MASKED = -1e30
-"""Of a score that is not seen; infinities would be compared by XNNPACK's softmax."""
+"""The score of a key that is not seen; infinities would be compared by XNNPACK's softmax."""
 
 
 class RotaryLookup(nn.Module):
-    """The tables of one rotation of heads of ``width``: what is not turned has a cosine of 1 and a sine of 0."""
+    """The tables of one rotation of heads of ``width``: dims that are not rotated have a cosine of 1 and a sine of
+    0."""
 
     def __init__(self, rotary_input: RotaryInput, width: int) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class RotaryLookup(nn.Module):
         self.register_buffer("factor", torch.tensor([self.amplitude] * dims + [1.0] * (width - dims)))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [S] → cos and sin [S, 1, width]."""
+        """Return cos and sin [S, 1, width] at positions [S]."""
         angle = positions.unsqueeze(1).float() * self.get_buffer("frequency")
         cos, sin = torch.cos(angle), torch.sin(angle) * self.get_buffer("sign")
         if self.amplitude != 1:
@@ -66,7 +67,7 @@ class Flat(nn.Module):
         self, program: Program, weights: Mapping[str, Tensor], bits: int, rows: int, chunk: int
     ) -> None:
         super().__init__()
-        self.chunk, held, rings = chunk, Held(program, weights, bits, free=True), Rings(rows)
+        self.chunk, held, rings = chunk, WeightModules(program, weights, bits, free=True), Rings(rows)
         lowerings: dict[type, Lowering] = {
             **LOWERINGS, ops.Embed: Lookup, ops.Rotate: Rotate, ops.Attend: rings.attend,
         }  # fmt: skip
@@ -87,6 +88,7 @@ class Flat(nn.Module):
         self.register_buffer("starts", torch.arange(heads).unsqueeze(1) * rows)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+        """Return the logits [1, V] of the last of tokens [1, S] from position input_pos [1] on."""
         rows, count = len(self.get_buffer("ring")), tokens.shape[1]
         positions = input_pos + self.get_buffer("steps")[:count]  # [S]
         at = (self.get_buffer("starts") + positions % rows).flatten()
@@ -98,7 +100,7 @@ class Flat(nn.Module):
         return logits
 
     def _seen(self, start: Tensor, positions: Tensor, count: int) -> dict[Mask, Tensor]:
-        """The masks [S, C] of ``count`` tokens from position ``start`` [1] on."""
+        """Return the masks [S, C] of ``count`` tokens from position ``start`` [1] on."""
         # Row c holds the newest position up to the call's last that is c modulo C.
         ring = self.get_buffer("ring")
         last = start + (count - 1)
@@ -113,7 +115,7 @@ class Flat(nn.Module):
 
 
 def check_flat(program: Program) -> None:
-    """ExportError for what the whole model as one method does not compute."""
+    """Raise ExportError for what the whole model as one method does not compute."""
     check(program)
     if whole_lanes(program) or not any(program.caches(name) for name in ("prologue", "block", "epilogue")):
         raise ExportError(
@@ -122,7 +124,7 @@ def check_flat(program: Program) -> None:
 
 
 def _parted(program: Program) -> tuple[Stage, Stage]:
-    """The whole model: all but its head, and the head, which runs on the last token alone."""
+    """Return the whole model as two stages: all but its head, and the head, which runs on the last token alone."""
     stage, count = whole(program), len(program.head.ops)
     ahead, head = stage.ops[: len(stage.ops) - count], stage.ops[len(stage.ops) - count :]
     own = {value for op in head for value in ops.writes(op)}
@@ -131,14 +133,14 @@ def _parted(program: Program) -> tuple[Stage, Stage]:
     return Stage(stage.inputs, ahead, given), Stage(given, head, stage.outputs)
 
 
-class Unsaved:
+class UnsavedProgram:
     """The module itself as a program, with float activations; ``close`` empties its caches."""
 
     def __init__(self, model: Flat) -> None:
         self._model = model
 
     def logits(self, ids: Sequence[int], start: int) -> F32:
-        """The tokens ``ids`` from position ``start`` on → logits [V] of the last one."""
+        """Return the logits [V] of the last of the tokens ``ids`` from position ``start`` on."""
         with torch.no_grad(), float_activations(self._model):
             found: F32 = self._model(torch.tensor([list(ids)]), torch.tensor([start]))[0].numpy()
         return found

@@ -1,4 +1,4 @@
-"""The flat model becomes one .pte, with the constants that ExecuTorch's stock LLM runner asks a program for."""
+"""The flat model as one .pte, with the constants that ExecuTorch's stock LLM runner asks a program for."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ CHUNK = 64
 
 
 def chunk_of(program: Program) -> int:
-    """Tokens of a call at most."""
+    """Return the most tokens of a call."""
     return min(CHUNK, program.context_length)
 
 
 def rows_of(program: Program, chunk: int) -> int:
-    """Rows of a cache: the context, or what a chunk's first and last token see between them."""
+    """Return the rows of a cache: the context, or what a chunk's first and last token see between them."""
     window = program.window
     return program.context_length if window is None else min(program.context_length, window + chunk - 1)
 
 
 def constants(program: Program, chunk: int) -> dict[str, Constant]:
-    """What extension/llm/runner/constants.h names, as methods without inputs; and get_n_layers, as its exporter has.
+    """Return the constants of extension/llm/runner/constants.h, methods without inputs; and get_n_layers, as its
+    exporter has.
 
     A runner cuts prompts into pieces of get_max_seq_len, and with enable_dynamic_shape gives each in one call.
     """
@@ -63,7 +64,8 @@ def constants(program: Program, chunk: int) -> dict[str, Constant]:
 
 
 def lower_flat(model: Flat, named: dict[str, Constant]) -> EdgeProgramManager:
-    """``model``: a delegate between two writes to a cache. ExportError when XNNPACK left arithmetic of a layer out."""
+    """Lower ``model`` to delegates between writes to caches. ExportError when XNNPACK left arithmetic of a layer
+    out."""
     tokens, free = torch.zeros(1, min(model.chunk, 5), dtype=torch.long), None
     if model.chunk > 1:
         free = {1: torch.export.Dim("S", min=1, max=model.chunk)}
@@ -95,7 +97,7 @@ def lower_flat(model: Flat, named: dict[str, Constant]) -> EdgeProgramManager:
 
 
 def serialize_flat(edge: EdgeProgramManager) -> bytes:
-    """The .pte; caches are written in place."""
+    """Return the .pte; caches are written in place."""
     with quiet():
         return bytes(edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True)).buffer)
 
@@ -105,7 +107,7 @@ _HEAVY = ("linear", "mm", "bmm", "addmm", "_softmax", "sigmoid", "permute_copy",
 
 
 def heavy(graph: torch.fx.GraphModule) -> list[str]:
-    """Operators outside of delegates that belong into them."""
+    """Return the operators outside of delegates that belong into them."""
     called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     return sorted({name for name in called if any(f".{word}." in name for word in _HEAVY)})
 
@@ -120,11 +122,11 @@ class FlatProgram:
         self._forward = self._program.load_method(METHOD)
 
     def constant(self, name: str) -> list[object]:
-        """What a method without inputs gives."""
+        """Return the outputs of a method without inputs."""
         return list(self._program.load_method(name).execute([]))
 
     def logits(self, ids: Sequence[int], start: int) -> F32:
-        """The tokens ``ids`` from position ``start`` on → logits [V] of the last one."""
+        """Return the logits [V] of the last of the tokens ``ids`` from position ``start`` on."""
         tokens = torch.tensor([list(ids)], dtype=torch.long)
         (out,) = self._forward.execute([tokens, torch.tensor([start])])
         found: F32 = np.array(out[0].numpy(), np.float32)

@@ -25,7 +25,7 @@ from ...parity import CHUNKS
 from ...reference import reference_engine
 from ...target import Job, check_shared
 from .exact import EXACT_PROGRAM, exact_activations
-from .flat import Flat, Unsaved, check_flat
+from .flat import Flat, UnsavedProgram, check_flat
 from .flat_program import FlatProgram, chunk_of, constants, lower_flat, rows_of, serialize_flat
 from .target import check_recipe
 
@@ -40,7 +40,7 @@ class ExecutorchFlatTarget:
     name = "executorch-flat"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """ExportError for a router, which decides token by token, and for what XNNPACK does not take."""
+        """Raise ExportError for a router, which decides token by token, and for what XNNPACK does not take."""
         if program.routing is not None:
             raise ExportError(
                 f"the model has a router ({program.routing.kind} choice), and a flat graph runs every depth for every "
@@ -51,7 +51,7 @@ class ExecutorchFlatTarget:
         check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
-        """executorch-flat/model.pte, its logits checked."""
+        """Write executorch-flat/model.pte, and check its logits."""
         (job.folder / FOLDER).mkdir()
         path = job.folder / FOLDER / PROGRAM
         weights, bits = load_file(job.weights), job.recipe.bits
@@ -61,7 +61,7 @@ class ExecutorchFlatTarget:
         model = Flat(job.program, weights, bits, rows, chunk)
         reference = reference_engine(job.program, job.weights, job.recipe)
         job.progress("executorch: the unrolled model", 0.0)
-        unsaved = Unsaved(model)
+        unsaved = UnsavedProgram(model)
         check_parity(unsaved, reference, chunk, "the unrolled model")  # seconds; lowering takes minutes
         unsaved.close()
         job.progress("executorch: the unrolled graph", 0.1)
@@ -75,11 +75,11 @@ class ExecutorchFlatTarget:
         return manifest.Target({}, f"{FOLDER}/{PROGRAM}", parity, details)
 
 
-class Forward(Protocol):
+class FlatModel(Protocol):
     """A flat model, saved or not."""
 
     def logits(self, ids: Sequence[int], start: int) -> F32:
-        """The tokens ``ids`` from position ``start`` on → logits [V] of the last one."""
+        """Return the logits [V] of the last of the tokens ``ids`` from position ``start`` on."""
         ...
 
 
@@ -90,9 +90,9 @@ def check_program(
     chunk: int,
     activations: Activations | None,
 ) -> manifest.Parity:
-    """With float activations the program must equal the reference engine, and as it is that with ``activations``.
+    """Check that the program equals the reference engine with float activations, and as it ships with ``activations``.
 
-    ``edge`` is what the program was made of, before that; it is used up. ParityError where they differ.
+    ``edge`` is what the program was made of; it is used up. ParityError where they differ.
     """
     if activations is None:
         logits, _ = check_parity(FlatProgram(path), reference, chunk)
@@ -111,14 +111,14 @@ def check_program(
 
 
 def check_parity(
-    program: Forward,
+    program: FlatModel,
     reference: ReferenceBackend,
     chunk: int,
     what: str = "the flat program",
     advice: str = REPORT,
     activations: Activations | None = None,
 ) -> tuple[float, float]:
-    """(largest relative difference of the logits, its bound), of a prompt in pieces and of tokens one by one.
+    """Return (largest relative difference of the logits, its bound), of a prompt in pieces and of tokens one by one.
 
     ParityError where one is beyond its bound.
     """

@@ -1,4 +1,4 @@
-"""The same model unrolled, by ExecuTorch's own LLM exporter: what a bundle is held against.
+"""The same model unrolled, by ExecuTorch's own LLM exporter: bundles are compared with it.
 
 The exporter knows no loop: a recursive model becomes R times its layers, deltas merged, in the format of its Llama.
 """
@@ -33,7 +33,7 @@ _LAYER = {
 
 
 def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
-    """consolidated.pth and params.json of the unrolled model, as the exporter reads them."""
+    """Write consolidated.pth and params.json of the unrolled model, as the exporter reads them."""
     spec = plain_llama(reading.program, EXPORTER)
     tensors = {llama_name(name): load().float() for name, load in unroll(reading).tensors.items()}
     tensors.setdefault("output.weight", tensors["tok_embeddings.weight"])
@@ -42,7 +42,7 @@ def write_llama_checkpoint(reading: Reading, folder: Path) -> None:
 
 
 def llama_name(name: str) -> str:
-    """The exporter's name of a canonical tensor of an unrolled model."""
+    """Return the exporter's name of a canonical tensor of an unrolled model."""
     if not name.startswith("layers."):
         stem, _, side = name.partition(".")
         return f"{_OUTER[stem]}.{side}"
@@ -51,7 +51,7 @@ def llama_name(name: str) -> str:
 
 
 def llama_params(spec: Spec) -> dict[str, object]:
-    """params.json: the fields of the exporter's ModelArgs."""
+    """Return params.json: the fields of the exporter's ModelArgs."""
     return {
         "dim": spec.hidden_size,
         "n_layers": spec.applied_layers,
@@ -67,7 +67,8 @@ def llama_params(spec: Spec) -> dict[str, object]:
 
 
 def llama_config(folder: Path, spec: Spec, group_size: int, context: int) -> dict[str, object]:
-    """Its options as its documentation recommends them: 8da4w, int4 embedding, its attention with a KV cache."""
+    """Return the exporter's options as its documentation recommends them: 8da4w, int4 embedding, attention with a KV
+    cache."""
     ids = {"get_bos_id": spec.bos_token_id or 0, "get_eos_ids": list(spec.eos_token_ids)}
     return {
         "base": {
@@ -94,7 +95,7 @@ def llama_config(folder: Path, spec: Spec, group_size: int, context: int) -> dic
 
 
 def export_llama(reading: Reading, folder: Path, group_size: int, context: int) -> Path:
-    """The exporter's .pte in ``folder``; ExportError with its last words when it fails."""
+    """Run the exporter and return its .pte in ``folder``; ExportError with its last words when it fails."""
     folder = folder.resolve()  # it runs there, and its options are paths
     write_llama_checkpoint(reading, folder)
     config = llama_config(folder, plain_llama(reading.program, EXPORTER), group_size, context)

@@ -1,4 +1,5 @@
-"""Methods become one .pte: exported, partitioned to XNNPACK and serialized together, so weights are stored once."""
+"""Methods become one .pte: exported, partitioned to XNNPACK and serialized together, so that weights are stored
+once."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ Step = Callable[[str], None]
 
 
 def lower(methods: Methods, step: Step) -> EdgeProgramManager:
-    """Every method, each as one XNNPACK delegate; ``step`` is told what goes on.
+    """Lower every method to one XNNPACK delegate; ``step`` is told the progress.
 
     ExportError when XNNPACK left an operator of a method out: it would run on slow portable kernels, if at all.
     """
@@ -62,14 +63,14 @@ def lower(methods: Methods, step: Step) -> EdgeProgramManager:
 
 
 def outside(edge: EdgeProgramManager, name: str) -> list[str]:
-    """What a method calls: delegates, and operators outside of them."""
+    """Return what a method calls: delegates, and operators outside of them."""
     nodes = edge.exported_program(name).graph_module.graph.nodes
     called = [node.target for node in nodes if node.op == "call_function"]
     return [getattr(t, "__name__", str(t)) for t in called if getattr(t, "__name__", "") != "getitem"]
 
 
 def serialize(edge: EdgeProgramManager) -> ExecutorchProgramManager:
-    """The .pte, and what was split from it. Inputs and outputs have no memory: the host's is used in place."""
+    """Return the .pte, and what was split from it. Inputs and outputs have no memory: the host's is used in place."""
     plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
     with quiet():
         return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
@@ -77,13 +78,13 @@ def serialize(edge: EdgeProgramManager) -> ExecutorchProgramManager:
 
 @contextlib.contextmanager
 def few_passes() -> Iterator[None]:
-    """XNNPACK's preprocessing with ``PASSES`` only; it has no option for that."""
+    """Run only ``PASSES`` of XNNPACK's preprocessing within the block; it has no option for that."""
 
-    class Few(XNNPACKPassManager):  # type: ignore[misc]  # it has no types
+    class ReducedPasses(XNNPACKPassManager):  # type: ignore[misc]  # it has no types
         def __init__(self, program: torch.export.ExportedProgram, passes: object = None) -> None:
             super().__init__(program, PASSES)
 
-    xnnpack_preprocess.XNNPACKPassManager = Few
+    xnnpack_preprocess.XNNPACKPassManager = ReducedPasses
     try:
         yield
     finally:
@@ -92,7 +93,7 @@ def few_passes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Without garbage collection, which walks millions of graph nodes that all stay: a quarter of the time."""
+    """Switch off garbage collection within the block: it walks millions of graph nodes, a quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

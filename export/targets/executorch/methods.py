@@ -25,7 +25,7 @@ from ....runtime.model.ops import Attend
 from ....runtime.model.program import Program
 from ...lower.xnnpack import Steps
 from ...lower.xnnpack_call import Call
-from ...lower.xnnpack_weights import Held
+from ...lower.xnnpack_weights import WeightModules
 
 Inputs = tuple[Tensor, ...]
 Methods = dict[str, "RowsMethod"]
@@ -53,7 +53,7 @@ class RowsMethod(nn.Module):
             self.register_buffer(f"copies{group}", torch.zeros(1, group, 1, 1))
 
     def example(self) -> tuple[Inputs, list[dict[int, object] | None]]:
-        """Valid inputs, and which of their dimensions is C."""
+        """Return valid inputs, and which of their dimensions is C."""
         takes, m = self.signature, self.rows
         # XNNPACK reserves memory for the largest C when a method is loaded: no more than there can be.
         capacity = torch.export.Dim("C", min=2, max=max(self.context, 41))
@@ -73,6 +73,7 @@ class RowsMethod(nn.Module):
         return inputs, [free for count, _, free in wanted for _ in range(count)]
 
     def forward(self, state: Tensor, *inputs: Tensor) -> Inputs:
+        """Return the outputs of the method."""
         takes, rest = self.signature, list(inputs)
         depth = rest.pop(0) if takes.depths else None
         columns = {}
@@ -94,7 +95,7 @@ class RowsMethod(nn.Module):
         return (torch.cat(found, 1) if len(found) > 1 else found[0], *new)
 
     def _by_group(self, masks: Mapping[Mask, Inputs]) -> dict[tuple[Mask, int], Inputs]:
-        """Of a chunk, ``masks`` for the query heads of a KV head, which are rows of one matrix."""
+        """Return ``masks``, of a chunk repeated for the query heads of a KV head, which are rows of one matrix."""
         found = {}
         for mask, seen in masks.items():
             for group in self.groups:
@@ -106,11 +107,11 @@ class RowsMethod(nn.Module):
 
 
 def build_methods(program: Program, weights: Mapping[str, Tensor], bits: int, shapes: Shapes) -> Methods:
-    """Every method of ``program`` over stored ``weights``."""
+    """Return every method of ``program`` over stored ``weights``."""
     kinds = shapes.kinds(program)
     # Not those that only fill in: they are few, and would have the largest matrices of all layers in pieces.
     apart = [stage_of(program, kind) for kind in kinds if role(kind) != "fill"]
-    held = Held(program, weights, bits, apart=apart)
+    held = WeightModules(program, weights, bits, apart=apart)
     methods: Methods = {}
     for kind in kinds:
         steps = Steps(stage_of(program, kind), widths(program, kind), held)

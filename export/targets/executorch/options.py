@@ -1,4 +1,4 @@
-"""What a user may ask of target executorch in layout staged."""
+"""The options of target executorch in layout staged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExecutorchOptions(Options):
     )
 
     def check(self, request: Request) -> None:
-        """UsageError unless there is a program whose weights can be split from it."""
+        """Raise UsageError unless there is a program whose weights can be split from it."""
         if self.split_weights and not ("executorch" in request.targets and "staged" in request.layouts):
             raise UsageError(
                 f"--split-weights is for target executorch in layout staged, found {', '.join(request.targets)} in "

@@ -1,4 +1,4 @@
-"""What the flat layout has of its own: attention over rings that the method writes, lookups, rotation without slices.
+"""The modules of the flat layout alone: attention over rings that the method writes, lookups, rotation without slices.
 
 S new tokens, C rows of a cache, H heads, K KV heads, d size of a head.
 """
@@ -18,7 +18,7 @@ from ...lower.xnnpack_attend import swapped
 from ...lower.xnnpack_ops import LoweringScope, by_heads, capped
 
 Width = tuple[RotaryInput, int]
-"""A rotation, and the size of the heads that it turns a part of."""
+"""A rotation, and the size of the heads that it rotates a part of."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Ring(nn.Module):
             self.register_buffer(side, torch.zeros(heads * rows, width))
 
     def write(self, new: list[Tensor], rows: Tensor) -> None:
-        """new k and v [S, K, d] into their rows."""
+        """Write new k and v [S, K, d] into their rows."""
         for side, x in zip(("key", "value"), new, strict=True):
             flat = heads_and_tokens_swapped(x).view(-1, x.shape[-1])
             self.get_buffer(side).index_put_((rows,), flat)
 
     def read(self) -> list[Tensor]:
-        """K and V [K, C, d]."""
+        """Return K and V [K, C, d]."""
         return [
             self.get_buffer(side).view(self.heads, -1, self.get_buffer(side).shape[-1])
             for side in ("key", "value")
@@ -61,22 +61,23 @@ class Rings:
         self.rows = rows
         self._made: dict[int, Ring] = {}
 
-    def attend(self, op: ops.Attend, place: LoweringScope) -> Attend:
-        """The lowering of ``op``."""
+    def attend(self, op: ops.Attend, scope: LoweringScope) -> Attend:
+        """Return the lowering of ``op``."""
         assert op.cache is not None
         if op.cache not in self._made:
             self._made[op.cache] = Ring(op.kv_heads, self.rows, op.head_dim)
-        return Attend(op, place, self._made[op.cache])
+        return Attend(op, scope, self._made[op.cache])
 
 
 class Attend(nn.Module):
     """Attention over a ring, to which the new K and V are written first where there are any."""
 
-    def __init__(self, op: ops.Attend, place: LoweringScope, ring: Ring) -> None:
+    def __init__(self, op: ops.Attend, scope: LoweringScope, ring: Ring) -> None:
         super().__init__()
-        self.op, self.mask, self.ring = op, mask_of(place.held.program, op), ring
+        self.op, self.mask, self.ring = op, mask_of(scope.held.program, op), ring
 
     def forward(self, call: Call, q: Tensor, *new: Tensor) -> Tensor:
+        """Return the attention of q over the ring, [S, H·d]."""
         op = self.op
         if new:
             self.ring.write([by_heads(y, op.kv_heads) for y in new], call.rows)
@@ -93,15 +94,16 @@ class Attend(nn.Module):
 
 
 class Rotate(nn.Module):
-    """Each head turned to its token's position; pairs are swapped by a matrix, because slices are not to be had."""
+    """Each head rotated to its token's position; pairs are swapped by a matrix, because slices are not available."""
 
-    def __init__(self, op: ops.Rotate, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Rotate, scope: LoweringScope) -> None:
         super().__init__()
-        width = place.sizes[op.x] // op.heads
+        width = scope.sizes[op.x] // op.heads
         self.heads, self.rotary_input = op.heads, (RotaryInput(op.by, op.pairs), width)
         self.register_buffer("swap", swapped(op.by.dims, op.pairs, width))
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Return x rotated, [S, heads·d]."""
         cos, sin = call.cos_sin[self.rotary_input]
         heads = by_heads(x, self.heads)
         return heads * cos + F.linear(heads, self.get_buffer("swap")) * sin
@@ -110,9 +112,9 @@ class Rotate(nn.Module):
 class Lookup(nn.Module):
     """Rows of a table [V, D], looked up in codes as quant/pack.py has them: operators that every host has."""
 
-    def __init__(self, op: ops.Embed, place: LoweringScope) -> None:
+    def __init__(self, op: ops.Embed, scope: LoweringScope) -> None:
         super().__init__()
-        weights, self.bits, self.scale = place.held.weights, place.held.bits, op.scale
+        weights, self.bits, self.scale = scope.held.weights, scope.held.bits, op.scale
         if self.bits == 32:
             self.register_buffer("weight", weights[f"{op.table}.weight"])
         else:
@@ -120,7 +122,7 @@ class Lookup(nn.Module):
             self.register_buffer("scales", weights[f"{op.table}.scales"])
 
     def forward(self, call: Call, ids: Tensor) -> Tensor:
-        """ids [S] → [S, D] float32."""
+        """Return rows ids [S] as [S, D] float32."""
         rows = self._rows(ids)
         return rows if self.scale == 1 else rows * self.scale
 
@@ -137,5 +139,5 @@ class Lookup(nn.Module):
 
 
 def heads_and_tokens_swapped(x: Tensor) -> Tensor:
-    """x with its first two axes swapped, laid out anew: whether it must be would be a question to each S."""
+    """Return x with its first two axes swapped, copied: whether a copy is needed would become a guard on every S."""
     return torch.clone(x.permute(1, 0, 2), memory_format=torch.contiguous_format)

@@ -21,7 +21,7 @@ from .methods import Methods
 
 
 def delta_keys(methods: Methods) -> set[str]:
-    """Under which keys XNNPACK's serializer stores deltas, and vectors that have a row for each depth."""
+    """Return the keys under which XNNPACK's serializer stores deltas, and vectors that have a row for each depth."""
     keys = set()
     for method in methods.values():
         for module in method.modules():
@@ -34,7 +34,7 @@ def delta_keys(methods: Methods) -> set[str]:
 
 
 def split_weights(edge: EdgeProgramManager, deltas: Collection[str]) -> EdgeProgramManager:
-    """The same methods, their weights in files that are written when they are serialized."""
+    """Return the same methods, their weights in files that are written when they are serialized."""
     # ``methods`` is a set, whose order is another in each process; that of the methods is that of the data.
     programs = {name: edge.exported_program(name) for name in sorted(edge.methods)}
     for program in programs.values():
@@ -49,6 +49,6 @@ def split_weights(edge: EdgeProgramManager, deltas: Collection[str]) -> EdgeProg
 
 
 def write_data(program: ExecutorchProgramManager, folder: Path) -> tuple[str, ...]:
-    """The files of split weights in ``folder``; their names, none if nothing was split."""
+    """Write the files of split weights to ``folder``; return their names, none if nothing was split."""
     program.write_tensor_data_to_file(str(folder))
     return tuple(name for name in (BASE, DELTAS) if (folder / name).is_file())

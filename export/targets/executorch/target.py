@@ -49,13 +49,14 @@ class ExecutorchTarget:
     name = "executorch"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """ExportError for what XNNPACK gets wrong or does not take."""
+        """Raise ExportError for what XNNPACK gets wrong or does not take."""
         check_shared(program, "executorch")
         xnnpack.check(program)
         check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
-        """executorch/model.pte, its weights if they are split from it, and layout.json, checked after every depth."""
+        """Write executorch/model.pte, its weights if they are split from it, and layout.json, checked after every
+        depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         weights, bits = load_file(job.weights), job.recipe.bits
@@ -91,7 +92,7 @@ class ExecutorchTarget:
 
 
 def check_recipe(program: Program, recipe: Recipe) -> None:
-    """ExportError for quantized matrices that XNNPACK does not take."""
+    """Raise ExportError for quantized matrices that XNNPACK does not take."""
     if recipe.bits == 8 and recipe.group_size:
         raise ExportError(
             "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
@@ -113,7 +114,7 @@ def check_parity(
     layout: Layout,
     activations: Activations | None,
 ) -> manifest.Parity:
-    """With float activations the program must equal the reference engine, and as it is that with ``activations``.
+    """Check that the program equals the reference engine with float activations, and as it ships with ``activations``.
 
     ``edge``, of which the program was made, is used up. ParityError where they differ.
     """
@@ -143,7 +144,8 @@ def check_parity(
 def place_tables(
     program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
 ) -> list[EmbeddingTable]:
-    """Where the tables are that the host looks rows up in: one that is the head's matrix too in ``weights_in``."""
+    """Return where the tables are that the host looks rows up in: one that is the head's matrix too in
+    ``weights_in``."""
     multiplied = {op.weight for op in program.head.ops if isinstance(op, Linear)}
     found = dict.fromkeys(op.table for op in lookups(program))
     names = [EMBEDDING, *(f"table{number}.bin" for number in range(1, len(found)))]
@@ -159,7 +161,7 @@ def place_tables(
 def place_table(
     table: str, weights: dict[str, Tensor], bits: int, folder: Path, name: str, there: bool
 ) -> EmbeddingTable:
-    """Where ``table`` is in the file ``name``, to which it is written unless it is ``there``."""
+    """Return where ``table`` is in the file ``name``, to which it is written unless it is ``there``."""
     if bits == 32:
         parts, kind, scales = [weights[f"{table}.weight"]], "float32", "float32"
     else:

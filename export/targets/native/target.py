@@ -29,7 +29,7 @@ class NativeTarget:
     name = "native"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """ExportError names the op that the engine does not compute."""
+        """Raise ExportError, which names the op that the engine does not compute."""
         if recipe.palettized:
             raise ExportError(
                 "target native holds codes with scales, and no tables of values; use --quant int4"
@@ -42,7 +42,8 @@ class NativeTarget:
                     )
 
     def export(self, job: Job) -> manifest.Target:
-        """native/model.lanes, read back and compared with the stored weights, and checked after every depth."""
+        """Write native/model.lanes, read it back and compare it with the stored weights, and check it after every
+        depth."""
         path, program = job.folder / FOLDER / NAME, job.program
         path.parent.mkdir()
         stored = map_tensors(job.weights)
@@ -63,7 +64,7 @@ class NativeTarget:
 
 
 def check_tensors(path: Path, program: Program, stored: Mapping[str, Array]) -> None:
-    """ParityError unless the file at ``path`` holds the tensors ``stored``, all of them, bit for bit."""
+    """Raise ParityError unless the file at ``path`` holds the tensors ``stored``, all of them, bit for bit."""
     left = set(stored)
     for name, found in LanesFile(path, program).tensors():
         left.discard(name)
@@ -74,7 +75,7 @@ def check_tensors(path: Path, program: Program, stored: Mapping[str, Array]) -> 
 
 
 def check_parity(reference: ReferenceBackend, path: Path, recipe: Recipe) -> manifest.Parity:
-    """With float activations the file must equal the reference engine, and as shipped that with int8 ones."""
+    """Check that the file equals the reference engine with float activations, and as shipped with int8 ones."""
     wanted, rounded = Expected.both(reference, activations_of(recipe, "native"))
 
     def check(

@@ -30,11 +30,11 @@ class OnnxTarget:
     name = "onnx"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """ExportError names the op that no graph computes."""
+        """Raise ExportError, which names the op that no graph computes."""
         check(program)
 
     def export(self, job: Job) -> manifest.Target:
-        """The stages' graphs and their weights under onnx/, checked after every depth."""
+        """Write the stages' graphs and their weights under onnx/, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         link(job.weights, folder / WEIGHTS)
@@ -55,7 +55,7 @@ class OnnxTarget:
 def check_parity(
     reference: ReferenceBackend, graphs: dict[str, Path], activations: Activations | None
 ) -> manifest.Parity:
-    """With float activations the graphs must equal the reference engine, and as shipped that with ``activations``."""
+    """Check that the graphs equal the reference engine with float activations, and as shipped with ``activations``."""
     program = reference.program
 
     def check(

@@ -13,7 +13,7 @@ from lowered import Model, call, hold
 from msgspec import structs
 
 from edgeloop.export import lower
-from edgeloop.export.lower.fresh import Fresh
+from edgeloop.export.lower.fresh import FreshRows
 from edgeloop.export.lower.graph import Graph, Stored
 from edgeloop.export.lower.onnx import LOWERINGS, REFUSED
 from edgeloop.runtime.engines.backend import Lanes
@@ -73,7 +73,7 @@ def test_the_operators_of_a_bundle_are_those_that_are_written() -> None:
 
 
 def test_every_op_is_lowered_or_refused() -> None:
-    assert (LOWERINGS.keys() | REFUSED.keys()) - set(get_args(Op)) == {Fresh}
+    assert (LOWERINGS.keys() | REFUSED.keys()) - set(get_args(Op)) == {FreshRows}
     assert set(get_args(Op)) <= LOWERINGS.keys() | REFUSED.keys()
     assert not LOWERINGS.keys() & REFUSED.keys()
 
