@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..runtime.errors import UsageError
+from ..runtime.errors import SessionError, UsageError
 from .console import Console
+from .conversation import Conversation
 from .intake import word
 from .logprobs import logprobs_argument, tell_answer
 from .options import (
@@ -18,20 +20,22 @@ from .options import (
     sampling_arguments,
     sampling_options,
     session_arguments,
+    session_file_argument,
     template_arguments,
     template_options,
 )
 from .run import generation, tell, tell_full
 
 if TYPE_CHECKING:
-    from ..runtime.decode.sampling import SamplingOptions
+    from collections.abc import Iterator
+
     from ..runtime.serve.requests import Step
-    from ..runtime.session import Session
 
 EXAMPLES = """\
 examples:
   edgeloop chat bundle
   edgeloop chat bundle --system "You answer in one sentence." --temperature 0.7
+  edgeloop chat bundle --session talk.session
   printf 'Who are you?\\nWhere do you live?\\n' | edgeloop chat bundle --json
 """
 
@@ -39,7 +43,7 @@ examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Talk to a bundle, one line a turn; Ctrl-C ends an answer, Ctrl-D the conversation. With --json, one\n"
-        "JSON object a turn."
+        "JSON object a turn. Lines that begin with a command: " + ", ".join(COMMANDS) + "."
     )
     parser.usage = "edgeloop chat BUNDLE [options]"
     parser.epilog = EXAMPLES
@@ -48,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"
     )
+    session_file_argument(parser)
     template_arguments(parser)
     logprobs_argument(parser)
     decode_argument(parser)
@@ -65,31 +70,87 @@ def main(args: argparse.Namespace, console: Console) -> None:
             console.note(
                 "This bundle has no chat template: each line is continued by itself, without memory."
             )
-        while True:
-            try:
-                line = console.ask("> ")
-                if line is None:
-                    return
-                if line.strip():
-                    turn(conversation, line, console)
-            except UsageError as error:
-                if not console.asks_a_person:
-                    raise
-                console.error(str(error))  # who can say it differently
+        if args.session is not None and args.session.exists():
+            conversation.load(args.session)
+            console.note(f"(back in {args.session}: {conversation.told})")
+        try:
+            talk(conversation, console)
+        finally:
+            if args.session is not None:
+                session.save(args.session)
 
 
-def turn(conversation: Conversation, line: str, console: Console) -> None:
-    """Answer ``line``."""
+def talk(conversation: Conversation, console: Console) -> None:
+    """Answer line after line, to the end of the input."""
+    while True:
+        try:
+            line = console.ask("> ")
+            if line is None:
+                return
+            word, _, rest = line.strip().partition(" ")
+            if word in COMMANDS:
+                COMMANDS[word](conversation, rest.strip(), console)
+            elif line.strip():
+                turn(conversation, conversation.answer(line), console)
+        except (UsageError, SessionError) as error:
+            if not console.asks_a_person:
+                raise
+            console.error(str(error))  # who can say it differently
+
+
+def regenerate(conversation: Conversation, rest: str, console: Console) -> None:
+    """``/regenerate``: another answer to the last line."""
+    answer = conversation.regenerate()
+    if conversation.greedy:
+        console.note("(the likeliest answer is the same again: --temperature makes others)")
+    turn(conversation, answer, console)
+
+
+def reset(conversation: Conversation, rest: str, console: Console) -> None:
+    """``/reset``: forget what was said."""
+    conversation.session.reset()
+    console.note("(all is forgotten)")
+
+
+def save(conversation: Conversation, rest: str, console: Console) -> None:
+    """``/save FILE``: keep the conversation in a file."""
+    conversation.session.save(_file(rest, "/save"))
+    console.note(f"(saved: {conversation.told})")
+
+
+def load(conversation: Conversation, rest: str, console: Console) -> None:
+    """``/load FILE``: go on with the conversation of a file."""
+    conversation.load(_file(rest, "/load"))
+    console.note(f"(back in {rest}: {conversation.told})")
+
+
+COMMANDS: dict[str, Callable[[Conversation, str, Console], None]] = {
+    "/regenerate": regenerate,
+    "/reset": reset,
+    "/save": save,
+    "/load": load,
+}
+
+
+def _file(rest: str, command: str) -> Path:
+    if not rest:
+        raise UsageError(f"{command} without a file; say which one: {command} FILE")
+    return Path(rest)
+
+
+def turn(conversation: Conversation, answer: Iterator[Step], console: Console) -> None:
+    """Show ``answer``, and remember it."""
     steps: list[Step] = []
-    answer = conversation.answer(line)
     if conversation.forgotten:
-        console.note(f"(the context is full: {conversation.forgotten} earlier messages are forgotten)")
+        console.note(
+            f"(the context is full: {conversation.forgotten} earlier messages are forgotten, the rest is read again)"
+        )
     try:
         tell(answer, console, steps)
     except KeyboardInterrupt:
         if not (steps and console.asks_a_person):
             raise
-    conversation.answered(line, "".join(step.text for step in steps))
+    conversation.answered("".join(step.text for step in steps))
     tell_full(steps, conversation.session, console, "ask for less")
     if steps and steps[-1].finish == "length":
         console.note(f"[the answer has {len(steps)} tokens, as many as --max-tokens allows]")
@@ -97,60 +158,6 @@ def turn(conversation: Conversation, line: str, console: Console) -> None:
     if conversation.logprobs is not None:
         logprobs["logprobs"] = tell_answer(steps, conversation.session.tokenizer, console)
     if console.json:
-        console.result({"prompt": line, **generation(steps, conversation.session.stats), **logprobs})
-
-
-class Conversation:
-    """What was said so far, as far as the context holds it."""
-
-    def __init__(
-        self,
-        session: Session,
-        sampling: SamplingOptions,
-        stop: list[str],
-        max_tokens: int,
-        system: str | None,
-        template: Mapping[str, Any] | None = None,
-        logprobs: int | None = None,
-    ) -> None:
-        """``template``: more for ``encode_chat``; ``logprobs``: as ``generate`` takes it.
-
-        UsageError for a system message or tools that have no place, and for a stop string that can never come.
-        """
-        self.session = session
-        self._template = {name: value for name, value in (template or {}).items() if value is not None}
-        self.has_template = bool(session.chat_templates.templates)
-        if not self.has_template:
-            for name in ("system", *self._template) if system else self._template:
-                raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
-        self._sampling, self._stop, self._max_tokens = sampling, session.prompts.stops(stop), max_tokens
-        self.logprobs = logprobs
-        """How many likeliest tokens each step reports; None: no log-probabilities."""
-        self._system = [{"role": "system", "content": system}] if system else []
-        self._messages: list[dict[str, str]] = []
-        self.forgotten = 0
-
-    def answer(self, line: str) -> Iterator[Step]:
-        """The answer to ``line``; ``forgotten`` old messages had to go to make room for it."""
-        prompt = self._prompt(line) if self.has_template else line
-        return self.session.generate(
-            prompt, self._max_tokens, sampling=self._sampling, stop=self._stop, logprobs=self.logprobs
-        )
-
-    def answered(self, line: str, text: str) -> None:
-        """Remember a turn."""
-        self._messages += [{"role": "user", "content": line}, {"role": "assistant", "content": text}]
-
-    def _prompt(self, line: str) -> list[int]:
-        # Half of the context at most is kept free for an answer, or memory would be too short.
-        room = self.session.context - min(self._max_tokens, self.session.context // 2)
-        self.forgotten = 0
-        while True:
-            ids = self.session.encode_chat(
-                [*self._system, *self._messages, {"role": "user", "content": line}], **self._template
-            )
-            if len(ids) <= room or not self._messages:
-                return ids
-            # Templates want user and assistant in turn, so they leave in pairs.
-            del self._messages[:2]
-            self.forgotten += 2
+        found = generation(steps, conversation.session.stats)
+        gone = {"forgotten_messages": conversation.forgotten}
+        console.result({"prompt": conversation.line, **found, **gone, **logprobs})

@@ -98,6 +98,16 @@ def decode_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def session_file_argument(parser: argparse.ArgumentParser) -> None:
+    """Where the context is kept between calls."""
+    parser.add_argument(
+        "--session",
+        type=Path,
+        metavar="FILE",
+        help="go on from the context in FILE, if it is there, and save it to FILE at the end",
+    )
+
+
 def template_arguments(parser: argparse.ArgumentParser) -> None:
     """What a chat template gets beside the messages."""
     group = parser.add_argument_group("chat template")

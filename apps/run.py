@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
@@ -18,6 +19,7 @@ from .options import (
     sampling_arguments,
     sampling_options,
     session_arguments,
+    session_file_argument,
     template_arguments,
     template_options,
 )
@@ -36,6 +38,7 @@ examples:
   edgeloop run bundle -p "Once upon a time" --decode pipelined
   edgeloop run bundle -p - --stop "The End" < beginning.txt
   edgeloop run bundle -p "What is the weather in Oslo?" --chat --tools functions.json
+  edgeloop run bundle -p "Once upon a time" --session story.session
   edgeloop run bundle -p "Once upon a time" --json
   edgeloop run bundle -p "Once upon a time" -n 20 --logprobs 3 --prompt-logprobs 0
 """
@@ -77,6 +80,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="colour each token by the depths that it ran; auto, the default of the flag, on a terminal only",
     )
     parser.add_argument("--chat", action="store_true", help="put the prompt into the bundle's chat template")
+    session_file_argument(parser)
     template_arguments(parser)
     logprobs_argument(parser)
     parser.add_argument(
@@ -102,8 +106,14 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if args.prompt_logprobs is not None:
             score = session.score(request.prompt, args.prompt_logprobs)
             logprobs["prompt_logprobs"] = tell_score(score, session.tokenizer, console)
+        if args.session is not None:
+            go_on(session, args.session, prompt, template if args.chat else None)
         steps = session.generate(
-            request.prompt, args.max_tokens, request.sampling, args.stop, logprobs=args.logprobs
+            request.prompt if args.session is None else None,
+            args.max_tokens,
+            request.sampling,
+            args.stop,
+            logprobs=args.logprobs,
         )
         if not args.chat:
             console.echo(prompt)
@@ -112,6 +122,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if args.logprobs is not None:
             logprobs["logprobs"] = tell_answer(told, session.tokenizer, console)
         tell_full(told, session, console)
+        if args.session is not None:
+            if args.chat:
+                answer = "".join(step.text for step in told)
+                session.append([{"role": "assistant", "content": answer}])
+            session.save(args.session)
     if console.json:
         used = {"exit": policy.exit, "skipped_kv": policy.skipped_kv, "kv": policy.kv, "decode": decode}
         console.result({**generation(told, stats), **used, **logprobs})
@@ -119,6 +134,16 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if colour:
             console.note(legend(stats.depths))
         console.note(cost(stats, told[-1].finish))
+
+
+def go_on(session: Session, file: Path, prompt: str, template: dict[str, Any] | None) -> None:
+    """Put ``prompt`` behind the context in ``file``, if that is there: as a message where there is a ``template``."""
+    if file.exists():
+        session.restore(file)
+    if template is None:
+        session.append(prompt)
+    else:
+        session.append([{"role": "user", "content": prompt}], **template)
 
 
 def tell(

@@ -15,6 +15,7 @@ from ..decode.encoding import check_encoder
 from ..decode.kv_layout import KV_LAYOUTS
 from ..decode.modes import choose_policy
 from ..decode.policy import Policy
+from ..decode.sampling import SamplingOptions
 from ..decode.sequential import SequentialDecoder
 from ..engines.backend import I64, Backend
 from ..errors import ContextError, UsageError
@@ -24,6 +25,7 @@ from ..text.template import ChatTemplates, Objects, checked
 from ..text.tokenizer import Tokenizer
 from .context import Context
 from .saved import opened, write
+from .turns import Messages, fit
 
 
 class _Shared:
@@ -104,6 +106,11 @@ class ContextSession:
         """The conversation that the context is, where it was given as messages."""
         return list(self._context.messages)
 
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The options of the last answer."""
+        return self._context.sampling
+
     def encode_chat(
         self,
         messages: Objects,
@@ -152,24 +159,33 @@ class ContextSession:
         tools: Objects | None = None,
         documents: Objects | None = None,
         template: str | None = None,
+        room: int | None = None,
     ) -> int:
-        """Make the context the conversation ``messages``, as ``encode_chat`` writes it → tokens that stay as they are.
+        """Make the context the conversation ``messages``, as ``encode_chat`` writes it → messages that were forgotten.
 
         Of what the context has now, the beginning that both have in common is not run again: mostly all that was said
         before, unless the template writes earlier turns anew. An assistant's message at the end is the answer that the
-        context has already: it is remembered, and written with the next turn. Errors as in ``encode_chat``;
-        ContextError for more tokens than a context may have.
+        context has already: it is remembered, and written with the next turn.
+
+        With ``room``, a conversation of more tokens loses its oldest turns, down to half of the room, so that this
+        happens seldom: what is left is run again, at its new positions. A system message at the beginning stays.
+        Errors as in ``encode_chat``; ContextError for more tokens than a context may have.
         """
         messages = checked("messages", messages)
-        if messages and messages[-1].get("role") == "assistant" and self._context.turns == len(messages) - 1:
-            self._context.messages = list(messages)
-            return len(self._context.ids)
-        ids = self.encode_chat(messages, tools=tools, documents=documents, template=template)
+        context = self._context
+        if messages[-1:] and messages[-1].get("role") == "assistant" and messages[:-1] == context.messages:
+            context.messages = messages
+            return 0
+
+        def encode(part: Messages) -> list[int]:
+            return self.encode_chat(part, tools=tools, documents=documents, template=template)
+
+        left, ids = fit(messages, encode, room)
         self._fits(len(ids))
         context = self._use_context()
-        kept = context.replace(ids)
-        context.messages, context.turns, context.said = list(messages), len(messages), len(ids)
-        return kept
+        context.replace(ids)
+        context.messages, context.turns, context.said = left, len(left), len(ids)
+        return len(messages) - len(left)
 
     def truncate(self, tokens: int) -> None:
         """Go back: forget all but the first ``tokens`` tokens of the context. UsageError when there are fewer.

@@ -1,0 +1,96 @@
+"""A conversation on a session, as ``edgeloop chat`` has it: lines become turns, and the oldest turns make room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..runtime.decode.sampling import SamplingOptions
+    from ..runtime.serve.requests import Step
+    from ..runtime.session import Session
+
+
+class Conversation:
+    """What was said so far, as far as the session's context holds it."""
+
+    def __init__(
+        self,
+        session: Session,
+        sampling: SamplingOptions,
+        stop: list[str],
+        max_tokens: int,
+        system: str | None,
+        template: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        """``template``: more for ``encode_chat``; ``logprobs``: as ``generate`` takes it.
+
+        UsageError for a system message or tools that have no place, and for a stop string that can never come.
+        """
+        self.session = session
+        self._template = {name: value for name, value in (template or {}).items() if value is not None}
+        self.has_template = bool(session.chat_templates.templates)
+        if not self.has_template:
+            for name in ("system", *self._template) if system else self._template:
+                raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
+        self._sampling, self._stop, self._max_tokens = sampling, session.prompts.stops(stop), max_tokens
+        self.logprobs = logprobs
+        """How many likeliest tokens each step reports; None: no log-probabilities."""
+        self._system = [{"role": "system", "content": system}] if system else []
+        # Half of the context at most is kept free for an answer, or memory would be too short.
+        self._room = session.context - min(max_tokens, session.context // 2)
+        self.line = ""
+        """What was said last."""
+        self.forgotten = 0
+        """Old messages that made room for it."""
+
+    @property
+    def greedy(self) -> bool:
+        """Is every answer the likeliest one?"""
+        return self._sampling.temperature == 0
+
+    @property
+    def told(self) -> str:
+        """How long it is, for people."""
+        return f"{len(self.session.messages)} messages, {len(self.session.ids)} tokens"
+
+    def answer(self, line: str) -> Iterator[Step]:
+        """The answer to ``line``, for which only what is new is run; ``forgotten`` messages made room for it."""
+        self.line = line
+        if not self.has_template:
+            return self._generate(line)
+        said = self.session.messages
+        while said and said[-1]["role"] == "user":  # it was never answered
+            del said[-1]
+        new = [*(said or self._system), {"role": "user", "content": line}]
+        self.forgotten = self.session.converse(new, room=self._room, **self._template)
+        return self._generate(None)
+
+    def regenerate(self) -> Iterator[Step]:
+        """Another answer to the last line. UsageError where there is none."""
+        self.forgotten = 0
+        sampling = replace(self._sampling, seed=(self.session.sampling.seed + 1) % 2**64)
+        return self.session.regenerate(self._max_tokens, sampling, self._stop, logprobs=self.logprobs)
+
+    def answered(self, text: str) -> None:
+        """Remember the answer."""
+        if self.has_template:
+            self.session.append([{"role": "assistant", "content": text}])
+
+    def load(self, file: Path) -> None:
+        """Go on with the conversation that was saved to ``file``. UsageError where ``--system`` comes too late."""
+        self.session.restore(file)
+        found = self.session.messages
+        self.line = next((m["content"] for m in reversed(found) if m["role"] == "user"), "")
+        if self._system and found and found[: len(self._system)] != self._system:
+            raise UsageError(f"{file} is a conversation that has begun otherwise; leave --system out")
+
+    def _generate(self, prompt: str | None) -> Iterator[Step]:
+        return self.session.generate(
+            prompt, self._max_tokens, sampling=self._sampling, stop=self._stop, logprobs=self.logprobs
+        )
