@@ -52,11 +52,17 @@ class PerDepth:
 
     def block(self, depth: int, rows: F32, positions: I64) -> StageCall:
         """The call that brings ``rows`` [n, D] of the tokens at ``positions`` [n] through ``depth``."""
-        return StageCall(BLOCK, depth, self.filled[depth], rows, positions)
+        first = self.filled[depth] if self.held else positions.item(0)
+        return StageCall(BLOCK, depth, first, rows, positions)
 
     def wrote(self, call: StageCall) -> None:
-        """``call`` was run: the slot of its depth holds K and V of its tokens."""
-        self.filled[call.depth] = call.cached + len(call.positions)
+        """``call`` was run: the slot of its depth holds K and V of its tokens.
+
+        Rows behind them stay valid: with drafts, a later token may have its row there before an earlier one.
+        """
+        end = call.cached + len(call.positions)
+        if end > self.filled[call.depth]:
+            self.filled[call.depth] = end
         if self.held:
             self.held[call.depth] += call.positions.tolist()
 
@@ -88,14 +94,6 @@ class PerDepth:
 
 class SharedSlot(PerDepth):
     """One slot for all depths, where a token's row is its position: those that leave early have one too."""
-
-    def block(self, depth: int, rows: F32, positions: I64) -> StageCall:
-        """As ``PerDepth.block``, at the row that is the earliest position."""
-        return StageCall(BLOCK, depth, positions.item(0), rows, positions)
-
-    def wrote(self, call: StageCall) -> None:
-        """Rows behind the call's stay valid: depth 0 wrote them, and deeper calls leave them alone."""
-        self.filled[call.depth] = max(self.filled[call.depth], call.cached + len(call.positions))
 
     def finished(self, cached: int) -> None:
         """Every depth finds all tokens, however deep they went."""

@@ -279,31 +279,10 @@ REFUSED: tuple[Row, ...] = (
     ),
     Row(
         "decode",
-        "pipelined under an exit rule, skipped K and V latest",
-        lambda m: m.driver == PIPELINED and m.policy.rule.lets_go and m.skipped_kv == "latest",
-        "policy latest copies the K and V of a token that left, which a wrong draft would need back",
-        "use sequential, or exact, propagate or skip",
-    ),
-    Row(
-        "decode",
         "pipelined, exit rule chunk-topk",
         lambda m: m.driver == PIPELINED and m.by_chunk,
         "exit rule {m.policy.exit!r} has to see a whole text at once",
         "use sequential",
-    ),
-    Row(
-        "decode",
-        "pipelined under an exit rule or a router, with a sliding window",
-        lambda m: m.driver == PIPELINED and m.policy.rule.lets_go and m.window is not None,
-        "exit rule {m.policy.exit!r} and a sliding window move rows that a wrong draft needs back",
-        "use sequential",
-    ),
-    Row(
-        "decode",
-        "pipelined under a rule that reads logits, with layers after the loop",
-        lambda m: m.driver == PIPELINED and m.reads_logits and m.coda,
-        "exit rule {m.policy.exit!r} reads logits, for which the layers after the loop wait for the tokens before",
-        "use sequential, or a rule that reads states",
     ),
     Row(
         "decode",

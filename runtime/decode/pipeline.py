@@ -21,7 +21,8 @@ from .draft_control import DraftController
 from .pass_layout import PassLayouts, ReadLayout
 from .sampling import Choose
 from .sequential import SequentialDecoder
-from .stage_call import StageCall, StageCalls
+from .skipped_kv import copy_to_deeper
+from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall, StageCalls
 
 NONE = -1
 """No draft."""
@@ -63,9 +64,9 @@ class TokenInFlight:
             return
         if self.depth == ENTERS:  # older tokens catch up in its name
             return
-        if call.stage == "block":
+        if call.stage == BLOCK:
             self.state = call.rows if len(call.rows) == 1 else call.rows[-1:]
-        elif call.stage == "epilogue":
+        elif call.stage == EPILOGUE:
             self.state, self.asks = call.rows, True
 
 
@@ -121,11 +122,10 @@ class Pipeline:
         position = sequence.cached
         confirmed = bool(flight) and flight[0].id == token
         self._settle(token, confirmed)
-        alone = False
         if not confirmed:
             self._cancel(0)
             alone = controller.plan.depth == self._depths - 1 or not self._can_take_back(position)
-            if alone and not sequence.rule.lets_go:
+            if alone:
                 return self._alone(token, begin)
             loop.checked(np.array([token], np.int64))
             self._add(token, position)
@@ -139,17 +139,17 @@ class Pipeline:
         clock.tokens += 1
         spent = perf_counter_ns() - begin
         clock.total_ns += spent
-        (controller.alone if alone else controller.took)(spent)
+        controller.took(spent)
         controller.token()
         self.depth = first.ran
         return first.logits
 
     def _alone(self, token: int, begin: int) -> F32:
-        """Decode one token at full depth with nothing beside it."""
+        """Decode one token sequentially."""
         loop = self.loop
         logits = loop.step(token)
         self._tokens[loop.cached - 1] = token
-        self._last, self.depth = None, self._depths
+        self._last, self.depth = None, loop.depth
         self.controller.alone(perf_counter_ns() - begin)
         self.controller.token()
         return logits
@@ -167,8 +167,15 @@ class Pipeline:
         self.loop.clock.accepted += confirmed
 
     def _can_take_back(self, position: int) -> bool:
-        """Does a row written at ``position`` leave the rows before it as they are? Not where it moves a window."""
-        return self.loop.cache.can_truncate(position + 1, position)
+        """Can a token at ``position`` be forgotten again? Not where its rows would move a sliding window."""
+        cache, layout = self.loop.cache, self.sequence.layout
+        if not cache.can_truncate(position + 1, position):
+            return False
+        if cache.window is None:
+            return True
+        # Slots get rows of the tokens under way as well, and of those that wait.
+        more = len(self._flight) + 1
+        return all(cache.can_truncate(n + more if layout.held else position + 1, n) for n in layout.filled)
 
     def _cancel(self, first: int) -> None:
         """Take back what is under way from the ``first`` on, as if it had never been."""
@@ -211,6 +218,7 @@ class Pipeline:
             self.controller.plan.depth < self._depths - 1
             and position < self.loop.capacity
             and len(self._flight) <= self._depths
+            and not self.sequence.skipped.overdue  # older tokens catch up when no draft is under way
             and self._can_take_back(position)
         )
 
@@ -226,7 +234,7 @@ class Pipeline:
         block_ns = 0
         for token in flight:
             call = token.call
-            if call is not None and call.stage != "block" and not token.asks:
+            if call is not None and call.stage != BLOCK and not token.asks:
                 call = self._before_block(token)
             token.fresh = call is not None and not token.asks
             if call is not None and token.fresh:
@@ -239,7 +247,7 @@ class Pipeline:
         rows, read_ns = self._read()
         clock.passes += 1
         end = perf_counter_ns()
-        if riders:
+        if riders and not self.sequence.rule.lets_go:  # else what a pass costs says little of a token
             count = riders[0].depth - riders[-1].depth + 1
             self.controller.passed(count, block_ns, rows, read_ns, end - since)
         return end
@@ -247,13 +255,13 @@ class Pipeline:
     def _before_block(self, token: TokenInFlight) -> StageCall | None:
         """Run what comes before a token's block call: the prologue, fills, the epilogue of old tokens."""
         backend, cache, clock = self.loop.backend, self.loop.cache, self.loop.clock
-        while (call := token.call) is not None and call.stage != "block" and not token.asks:
+        while (call := token.call) is not None and call.stage != BLOCK and not token.asks:
             start = perf_counter_ns()
-            if call.stage == "prologue":
+            if call.stage == PROLOGUE:
                 lanes = self._layouts.single("prologue", 0, call.cached, call.positions)
                 answer = token.state = backend.prologue(call.rows[None], lanes, cache)[0].copy()
                 token.depth = ENTERED
-            elif call.stage == "fill":
+            elif call.stage == FILL:
                 lanes = self._layouts.single("block", call.depth, call.cached, call.positions)
                 backend.fill(call.rows[None], lanes, cache)
                 answer = call.rows[:0]
@@ -263,8 +271,15 @@ class Pipeline:
                     call.rows[None], np.array([len(call.rows) - 1]), lanes, cache
                 ).copy()
             clock.engine_ns += perf_counter_ns() - start
-            token.send(answer)
+            self._send(token, answer)
         return call
+
+    def _send(self, token: TokenInFlight, answer: F32) -> None:
+        """Give a token its answer, and copy rows at once if that is what it needs next."""
+        token.send(answer)
+        while (call := token.call) is not None and call.stage == COPY:
+            copy_to_deeper(call, self.loop.cache, self.loop.cache_sequence, self._depths)
+            token.send(call.rows)
 
     def _block(self, riders: list[TokenInFlight]) -> int:
         """One call for tokens of one row, each at a depth of its own → nanoseconds inside the engine."""
@@ -332,13 +347,12 @@ class Pipeline:
             clock.calls[call.depth] += 1
             clock.rows += len(call.rows)
 
-    @staticmethod
-    def _answer(token: TokenInFlight, states: F32) -> None:
+    def _answer(self, token: TokenInFlight, states: F32) -> None:
         """Give a token its states [n, D] after a depth."""
         assert token.call is not None
         if token.depth >= ENTERED:
             token.depth, token.state = token.call.depth, states if len(states) == 1 else states[-1:]
-        token.send(states)
+        self._send(token, states)
 
     def _read(self) -> tuple[int, int]:
         """Read out those that ask and those whose predictions the plan uses → rows, nanoseconds in the engine."""
@@ -369,7 +383,8 @@ class Pipeline:
             if token in reads:
                 if token.asks and not (coda and runs_before):
                     own = logits[row : row + 1]
-                    token.send(own if token is oldest and not self.sequence.rule.reads_logits else own.copy())
+                    lent = token is oldest and not self.sequence.rule.reads_logits
+                    self._send(token, own if lent else own.copy())
                 if token.call is not None or token is not oldest:
                     self._reads.append((token, row))
                 row += 1

@@ -16,6 +16,7 @@ from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 from .policy import Policy, full_depth
 from .sequence import LogitRows, TokenSequence
+from .skipped_kv import copy_to_deeper
 from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, PROMPT, StageCall
 from .token_lanes import SequenceLanes
 
@@ -214,13 +215,7 @@ class SequentialDecoder:
         return logits
 
     def _copy(self, call: StageCall) -> F32:
-        cache, position = self.cache, int(call.positions[0])
-        own, *deeper = (
-            cache.slot("block", self.cache_sequence, depth)
-            for depth in range(call.depth, self.backend.program.depths)
-        )
-        for slot in deeper:
-            cache.copy_rows("block", slot, cache, own, position, len(call.positions))
+        copy_to_deeper(call, self.cache, self.cache_sequence, self.backend.program.depths)
         return call.rows
 
     def _prompt(self, call: StageCall) -> F32:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.backend import F32, I64
+from ..engines.kv import KVCache
 from ..model.program import Program
 from .kv_layout import PerDepth
 from .stage_call import BLOCK, COPY, EPILOGUE, FILL, Calls, StageCall, tokens_from
@@ -88,12 +89,20 @@ class NothingMissing:
                 Waiting(w.first, w.states[: position - w.first]) for w in waiting if w.first < position
             ]
 
-    def _take(self, depth: int) -> F32:
-        """The states [n, D] that wait for ``depth``, which are neighbours; none are left."""
+    def _take(self, depth: int, position: int | None = None) -> tuple[F32, I64]:
+        """Take what waits for ``depth``, up to the token at ``position`` → states [n, D], positions [n] of neighbours.
+
+        While drafts are under way, tokens behind ``position`` may wait there already.
+        """
         waiting = self.waiting[depth]
-        states = waiting[0].states if len(waiting) == 1 else np.concatenate([w.states for w in waiting])
-        waiting.clear()
-        return states
+        count = len(waiting)
+        if position is not None:
+            while count and waiting[count - 1].first > position:
+                count -= 1
+        taken = waiting[:count]
+        del waiting[:count]
+        states = taken[0].states if count == 1 else np.concatenate([w.states for w in taken])
+        return states, tokens_from(taken[0].first, len(states))
 
 
 class Exact(NothingMissing):
@@ -108,8 +117,7 @@ class Exact(NothingMissing):
             waiting.clear()
             return state, position
         yield from ()
-        states = self._take(depth)
-        return states, tokens_from(self.layout.filled[depth], len(states))
+        return self._take(depth, position.item())
 
     def ran(self, depth: int, state: F32, positions: I64) -> None:
         """Those at ``positions`` wait for the next depth, until a token goes there: this one perhaps, at once."""
@@ -121,8 +129,7 @@ class Exact(NothingMissing):
         for depth in range(1, self.depths):
             if not self.waiting[depth]:
                 continue
-            state = self._take(depth)
-            positions = tokens_from(self.layout.filled[depth], len(state))
+            state, positions = self._take(depth)
             call = self.layout.block(depth, state, positions)
             state = yield call
             self.layout.wrote(call)
@@ -135,8 +142,9 @@ class Propagate(NothingMissing):
     """K and V of skipped depths are projected from the state that a token left with."""
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
-        """K and V of those that left are filled in first; the token runs alone."""
-        yield from self._fill(depth)
+        """K and V of those before it that left are filled in first; the token runs alone."""
+        if self.waiting[depth][0].first < position.item():
+            yield from self._fill(depth, position.item())
         return state, position
 
     def left(self, depth: int, state: F32, position: int) -> Calls:
@@ -152,9 +160,9 @@ class Propagate(NothingMissing):
             if self.waiting[depth]:
                 yield from self._fill(depth)
 
-    def _fill(self, depth: int) -> Calls:
-        states, first = self._take(depth), self.layout.filled[depth]
-        call = StageCall(FILL, depth, first, states, tokens_from(first, len(states)))
+    def _fill(self, depth: int, position: int | None = None) -> Calls:
+        states, positions = self._take(depth, position)
+        call = StageCall(FILL, depth, positions.item(0), states, positions)
         yield call
         self.layout.wrote(call)
 
@@ -184,6 +192,14 @@ SKIPPED_KV: dict[str, type[NothingMissing]] = {
     "shared": NothingMissing,
     "skip": Skip,
 }
+
+
+def copy_to_deeper(call: StageCall, cache: KVCache, sequence: int, depths: int) -> None:
+    """Run a COPY call for a ``sequence`` of ``cache``."""
+    first, count = call.positions.item(0), len(call.positions)
+    own, *deeper = (cache.slot("block", sequence, depth) for depth in range(call.depth, depths))
+    for slot in deeper:
+        cache.copy_rows("block", slot, cache, own, first, count)
 
 
 def _count(waiting: Sequence[Waiting]) -> int:

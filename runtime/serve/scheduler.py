@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..decode.skipped_kv import copy_to_deeper
 from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall
 from ..engines.backend import F32, Backend
 from ..engines.kv import KVCache
@@ -229,7 +230,7 @@ class Scheduler:
         try:
             call = next(task.calls) if answer is None else task.calls.send(answer)
             while call.stage == COPY:
-                self._copy_rows(task.sequence, call)
+                copy_to_deeper(call, self.cache, task.sequence, self.backend.program.depths)
                 call = task.calls.send(call.rows)
         except StopIteration:
             self.tasks.remove(task)
@@ -241,13 +242,6 @@ class Scheduler:
             task.ended(error)
         else:
             self._pending[call.stage].append((task, call))
-
-    def _copy_rows(self, sequence: int, call: StageCall) -> None:
-        """Copy the rows at the call's positions from its depth's slot into those of all deeper depths."""
-        cache, first, count = self.cache, int(call.positions[0]), len(call.positions)
-        own = cache.slot("block", sequence, call.depth)
-        for slot in range(own + 1, cache.slot("block", sequence + 1, 0)):
-            cache.copy_rows("block", slot, cache, own, first, count)
 
 
 def _sequence(each: PendingCall) -> int:

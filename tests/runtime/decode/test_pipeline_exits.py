@@ -12,8 +12,6 @@ from edgeloop.runtime.decode.modes import choose_policy
 from edgeloop.runtime.decode.pipeline import Pipeline
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.windows import DepthReader
-from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.session import Session
 
 PROMPT = np.array([5, 6, 7])
 HEADLESS = (Segment(layers=2, repeats=3),)
@@ -24,7 +22,7 @@ DRAFTS = {
     "wrong": lambda logits, history, position: (int(logits.argmax()) + 1) % len(logits),
     "random": lambda logits, history, position: int((logits.argmax() + RANDOM.integers(2)) % len(logits)),
 }
-SKIPPED_KV = ("exact", "propagate", "skip")
+SKIPPED_KV = ("exact", "propagate", "latest", "skip")
 
 
 def typical(backend, name):
@@ -76,13 +74,38 @@ def test_logits_are_those_of_early_exit(maker, segments, skipped_kv, draft):
     assert follow(backend, "depth:2", skipped_kv, draft) == {2}
 
 
-@pytest.mark.parametrize(
-    ("program", "options", "message"),
-    [
-        ({}, {"exit": "confidence:0.5", "skipped_kv": "skip"}, "reads logits"),
-        ({"sliding_window": 5}, {"exit": "depth:2", "skipped_kv": "skip"}, "sliding window"),
-    ],
-)
-def test_who_is_refused(text_bundle, program, options, message):
-    with pytest.raises(UsageError, match=message):
-        Session.open(text_bundle(**program), engine="reference", decode="pipelined", **options)
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize("skipped_kv", SKIPPED_KV)
+@pytest.mark.parametrize("segments", [None, FOUR], ids=["three depths", "four depths"])
+def test_decisions_by_logits_wait_for_the_tokens_before(maker, segments, skipped_kv, draft):
+    """Layers after the loop give a token logits only when those before it are final; drafts go on meanwhile."""
+    backend = maker.backend(maker.program() if segments is None else maker.program(segments))
+    ran = set()
+    for name in ("confidence", "kl"):
+        ran |= follow(backend, typical(backend, name), skipped_kv, draft)
+    assert len(ran) > 1
+
+
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize("skipped_kv", ["exact", "skip"])
+@pytest.mark.parametrize("name", ["latent", "confidence"])
+def test_a_sliding_window_is_not_moved_by_drafts(maker, monkeypatch, name, skipped_kv, draft):
+    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 4)
+    backend = maker.backend(maker.program(HEADLESS, sliding_window=5))
+    assert len(follow(backend, typical(backend, name), skipped_kv, draft)) > 1
+
+
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+@pytest.mark.parametrize("name", ["entropy", "confidence"])
+def test_depths_that_share_keys_and_values(maker, name, draft):
+    """Tokens that left ride along between the deeper ones of a call."""
+    backend = maker.backend(maker.program(FOUR, kv="shared"))
+    assert len(follow(backend, typical(backend, name), "shared", draft)) > 1
+
+
+@pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
+def test_states_that_wait_catch_up_when_no_draft_is_under_way(maker, monkeypatch, draft):
+    monkeypatch.setattr("edgeloop.runtime.decode.skipped_kv.LIMIT", 3)
+    backend = maker.backend(maker.program(FOUR))
+    for skipped_kv in ("exact", "propagate"):
+        assert follow(backend, "depth:1", skipped_kv, draft) == {1}
