@@ -10,136 +10,136 @@ namespace {
 
 // Blocks of 16 tokens for `kv_heads` heads, each block somewhere else; unwritten tokens hold NaN, which must not matter.
 struct TestCache {
-    TestCache(Random& random, CacheKind kind, int tokens, int kv_heads, int head_dim, float size) : kind(kind), kv_heads(kv_heads), head_dim(head_dim) {
-        const Kernels& portable = *kernels_named("portable");
-        const int bytes = kind == CacheKind::float32 ? 4 : 2;
-        block_bytes = size_t(2 * kv_heads * head_dim * 16 * bytes);
-        k = numbers(random, tokens * kv_heads * head_dim, Sort::plain), v = numbers(random, tokens * kv_heads * head_dim, Sort::plain);
-        for (float& x : k) x *= size;
-        for (int b = 0; b * 16 < tokens; b++) memory.emplace_back(block_bytes, 0xff);
-        for (int t = 0; t < tokens; t++)
-            for (int h = 0; h < kv_heads; h++) {
-                uint8_t* block = memory[size_t(t / 16)].data();
-                const float *key = &k[size_t((t * kv_heads + h) * head_dim)], *value = &v[size_t((t * kv_heads + h) * head_dim)];
-                portable.store_key[int(kind)](key, head_dim, t % 16, block + keys(h));
-                portable.store_value[int(kind)](value, head_dim, block + values(h) + size_t(t % 16 * head_dim * bytes));
-            }
-        for (auto& block : memory) blocks.push_back(block.data());
-    }
-    size_t keys(int head) const { return block_bytes / 2 / size_t(kv_heads) * size_t(head); }
-    size_t values(int head) const { return block_bytes / 2 + keys(head); }
-    double key(int t, int h, int d) const { return as_kept(k[size_t((t * kv_heads + h) * head_dim + d)]); }
-    double value(int t, int h, int d) const { return as_kept(v[size_t((t * kv_heads + h) * head_dim + d)]); }
-    double as_kept(float x) const { return kind == CacheKind::float32 ? x : float_from_half(half_from_float(x)); }
+  TestCache(Random& random, CacheKind kind, int tokens, int kv_heads, int head_dim, float size) : kind(kind), kv_heads(kv_heads), head_dim(head_dim) {
+    const Kernels& portable = *kernels_named("portable");
+    const int bytes = kind == CacheKind::float32 ? 4 : 2;
+    block_bytes = size_t(2 * kv_heads * head_dim * 16 * bytes);
+    k = numbers(random, tokens * kv_heads * head_dim, Sort::plain), v = numbers(random, tokens * kv_heads * head_dim, Sort::plain);
+    for (float& x : k) x *= size;
+    for (int b = 0; b * 16 < tokens; b++) memory.emplace_back(block_bytes, 0xff);
+    for (int t = 0; t < tokens; t++)
+      for (int h = 0; h < kv_heads; h++) {
+        uint8_t* block = memory[size_t(t / 16)].data();
+        const float *key = &k[size_t((t * kv_heads + h) * head_dim)], *value = &v[size_t((t * kv_heads + h) * head_dim)];
+        portable.store_key[int(kind)](key, head_dim, t % 16, block + keys(h));
+        portable.store_value[int(kind)](value, head_dim, block + values(h) + size_t(t % 16 * head_dim * bytes));
+      }
+    for (auto& block : memory) blocks.push_back(block.data());
+  }
+  size_t keys(int head) const { return block_bytes / 2 / size_t(kv_heads) * size_t(head); }
+  size_t values(int head) const { return block_bytes / 2 + keys(head); }
+  double key(int t, int h, int d) const { return as_kept(k[size_t((t * kv_heads + h) * head_dim + d)]); }
+  double value(int t, int h, int d) const { return as_kept(v[size_t((t * kv_heads + h) * head_dim + d)]); }
+  double as_kept(float x) const { return kind == CacheKind::float32 ? x : float_from_half(half_from_float(x)); }
 
-    CacheKind kind;
-    int kv_heads, head_dim;
-    size_t block_bytes;
-    std::vector<float> k, v;
-    std::vector<std::vector<uint8_t>> memory;
-    std::vector<const void*> blocks;
+  CacheKind kind;
+  int kv_heads, head_dim;
+  size_t block_bytes;
+  std::vector<float> k, v;
+  std::vector<std::vector<uint8_t>> memory;
+  std::vector<const void*> blocks;
 };
 
 struct Call {
-    int rows, heads;  // heads of a KV head
-    float scale, cap;
-    std::vector<float> q;
-    std::vector<int32_t> first, last;
+  int rows, heads;  // heads of a KV head
+  float scale, cap;
+  std::vector<float> q;
+  std::vector<int32_t> first, last;
 };
 
 std::vector<float> attended(const Kernels& kernels, const TestCache& cache, const Call& call, int kv_head, int row, int rows, int head, int heads) {
-    const int width = call.heads * cache.head_dim;
-    int most = 0;
-    for (int m = row; m < row + rows; m++) most = std::max(most, call.last[size_t(m)] - call.first[size_t(m)]);
-    std::vector<float> y(size_t(rows * heads * cache.head_dim), 0.f), scratch(attend_scratch(most));
-    Attention a{};
-    a.q = call.q.data() + row * width + head * cache.head_dim, a.q_stride = width;
-    a.y = y.data(), a.y_stride = heads * cache.head_dim;
-    a.rows = rows, a.heads = heads, a.head_dim = cache.head_dim;
-    a.first = call.first.data() + row, a.last = call.last.data() + row;
-    a.cached = {cache.blocks.data(), cache.keys(kv_head), cache.values(kv_head)};
-    a.scale = call.scale, a.cap = call.cap, a.scratch = scratch.data();
-    kernels.attend[int(cache.kind)](a);
-    return y;
+  const int width = call.heads * cache.head_dim;
+  int most = 0;
+  for (int m = row; m < row + rows; m++) most = std::max(most, call.last[size_t(m)] - call.first[size_t(m)]);
+  std::vector<float> y(size_t(rows * heads * cache.head_dim), 0.f), scratch(attend_scratch(most));
+  Attention a{};
+  a.q = call.q.data() + row * width + head * cache.head_dim, a.q_stride = width;
+  a.y = y.data(), a.y_stride = heads * cache.head_dim;
+  a.rows = rows, a.heads = heads, a.head_dim = cache.head_dim;
+  a.first = call.first.data() + row, a.last = call.last.data() + row;
+  a.cached = {cache.blocks.data(), cache.keys(kv_head), cache.values(kv_head)};
+  a.scale = call.scale, a.cap = call.cap, a.scratch = scratch.data();
+  kernels.attend[int(cache.kind)](a);
+  return y;
 }
 
 double worst_error(const TestCache& cache, const Call& call, int kv_head, const std::vector<float>& y) {
-    double worst = 0;
-    for (int m = 0; m < call.rows; m++)
-        for (int h = 0; h < call.heads; h++) {
-            const float* q = &call.q[size_t((m * call.heads + h) * cache.head_dim)];
-            std::vector<double> p;
-            double top = -INFINITY, total = 0;
-            for (int t = call.first[size_t(m)]; t < call.last[size_t(m)]; t++) {
-                double s = 0;
-                for (int d = 0; d < cache.head_dim; d++) s += q[d] * cache.key(t, kv_head, d);
-                s *= call.scale;
-                if (call.cap > 0) s = call.cap * std::tanh(s / call.cap);
-                p.push_back(s);
-                top = std::max(top, s);
-            }
-            for (double& s : p) total += s = std::exp(s - top);
-            for (int d = 0; d < cache.head_dim; d++) {
-                double wanted = 0;
-                for (size_t i = 0; i < p.size(); i++) wanted += p[i] / total * cache.value(call.first[size_t(m)] + int(i), kv_head, d);
-                worst = std::max(worst, std::fabs(wanted - double(y[size_t((m * call.heads + h) * cache.head_dim + d)])));
-            }
-        }
-    return worst;
+  double worst = 0;
+  for (int m = 0; m < call.rows; m++)
+    for (int h = 0; h < call.heads; h++) {
+      const float* q = &call.q[size_t((m * call.heads + h) * cache.head_dim)];
+      std::vector<double> p;
+      double top = -INFINITY, total = 0;
+      for (int t = call.first[size_t(m)]; t < call.last[size_t(m)]; t++) {
+        double s = 0;
+        for (int d = 0; d < cache.head_dim; d++) s += q[d] * cache.key(t, kv_head, d);
+        s *= call.scale;
+        if (call.cap > 0) s = call.cap * std::tanh(s / call.cap);
+        p.push_back(s);
+        top = std::max(top, s);
+      }
+      for (double& s : p) total += s = std::exp(s - top);
+      for (int d = 0; d < cache.head_dim; d++) {
+        double wanted = 0;
+        for (size_t i = 0; i < p.size(); i++) wanted += p[i] / total * cache.value(call.first[size_t(m)] + int(i), kv_head, d);
+        worst = std::max(worst, std::fabs(wanted - double(y[size_t((m * call.heads + h) * cache.head_dim + d)])));
+      }
+    }
+  return worst;
 }
 
 void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bool windowed, float cap) {
-    const int kv_heads = 1 + random.below(3), kv_head = random.below(kv_heads);
-    const TestCache cache(random, kind, tokens, kv_heads, head_dim, 3);
-    Call call{1 + random.below(9), heads, 1 / std::sqrt(float(head_dim)), cap, {}, {}, {}};
-    call.q = numbers(random, call.rows * heads * head_dim, Sort::plain);
-    for (float& x : call.q) x *= 3;
-    for (int m = 0; m < call.rows; m++) {
-        call.last.push_back(1 + random.below(tokens));
-        call.first.push_back(windowed ? random.below(call.last.back()) : 0);
-    }
-    const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " +
-                             std::to_string(head_dim) + (kind == CacheKind::float32 ? ", float32" : ", float16");
-    const std::vector<float> wanted = attended(*kernels_named("portable"), cache, call, kv_head, 0, call.rows, 0, heads);
-    const double error = worst_error(cache, call, kv_head, wanted);
-    expect(error < 3e-6, what + " is off by " + std::to_string(error * 1e6) + "e-6");
-    for (const Kernels* kernels : tables()) {
-        const std::string named = std::string(kernels->name) + " " + what;
-        expect(same(attended(*kernels, cache, call, kv_head, 0, call.rows, 0, heads), wanted), named);
-        const int row = random.below(call.rows), head = random.below(heads);
-        const size_t from = size_t((row * heads + head) * head_dim);
-        expect(same(attended(*kernels, cache, call, kv_head, row, 1, head, 1), {&wanted[from], &wanted[from] + head_dim}), named + ", a row and head alone");
-    }
+  const int kv_heads = 1 + random.below(3), kv_head = random.below(kv_heads);
+  const TestCache cache(random, kind, tokens, kv_heads, head_dim, 3);
+  Call call{1 + random.below(9), heads, 1 / std::sqrt(float(head_dim)), cap, {}, {}, {}};
+  call.q = numbers(random, call.rows * heads * head_dim, Sort::plain);
+  for (float& x : call.q) x *= 3;
+  for (int m = 0; m < call.rows; m++) {
+    call.last.push_back(1 + random.below(tokens));
+    call.first.push_back(windowed ? random.below(call.last.back()) : 0);
+  }
+  const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " +
+                           std::to_string(head_dim) + (kind == CacheKind::float32 ? ", float32" : ", float16");
+  const std::vector<float> wanted = attended(*kernels_named("portable"), cache, call, kv_head, 0, call.rows, 0, heads);
+  const double error = worst_error(cache, call, kv_head, wanted);
+  expect(error < 3e-6, what + " is off by " + std::to_string(error * 1e6) + "e-6");
+  for (const Kernels* kernels : tables()) {
+    const std::string named = std::string(kernels->name) + " " + what;
+    expect(same(attended(*kernels, cache, call, kv_head, 0, call.rows, 0, heads), wanted), named);
+    const int row = random.below(call.rows), head = random.below(heads);
+    const size_t from = size_t((row * heads + head) * head_dim);
+    expect(same(attended(*kernels, cache, call, kv_head, row, 1, head, 1), {&wanted[from], &wanted[from] + head_dim}), named + ", a row and head alone");
+  }
 }
 
 // What is not finite in a row stays in the row.
 void holes(Random& random) {
-    const TestCache cache(random, CacheKind::float32, 40, 1, 32, 1);
-    Call call{3, 2, 0.2f, 0, numbers(random, 3 * 2 * 32, Sort::plain), {0, 0, 0}, {40, 40, 40}};
-    const std::vector<float> whole = attended(*kernels_named("portable"), cache, call, 0, 0, 3, 0, 2);
-    for (float odd : {NAN, INFINITY, -INFINITY}) {
-        call.q[64 + 5] = odd;
-        for (const Kernels* kernels : tables()) {
-            const std::vector<float> y = attended(*kernels, cache, call, 0, 0, 3, 0, 2);
-            bool others = true, own = true;
-            for (size_t i = 0; i < y.size(); i++) (i >= 64 && i < 96 ? own : others) &= i >= 64 && i < 96 ? std::isnan(y[i]) : y[i] == whole[i];
-            expect(others && own, std::string(kernels->name) + " attention of a row that is not finite");
-        }
+  const TestCache cache(random, CacheKind::float32, 40, 1, 32, 1);
+  Call call{3, 2, 0.2f, 0, numbers(random, 3 * 2 * 32, Sort::plain), {0, 0, 0}, {40, 40, 40}};
+  const std::vector<float> whole = attended(*kernels_named("portable"), cache, call, 0, 0, 3, 0, 2);
+  for (float odd : {NAN, INFINITY, -INFINITY}) {
+    call.q[64 + 5] = odd;
+    for (const Kernels* kernels : tables()) {
+      const std::vector<float> y = attended(*kernels, cache, call, 0, 0, 3, 0, 2);
+      bool others = true, own = true;
+      for (size_t i = 0; i < y.size(); i++) (i >= 64 && i < 96 ? own : others) &= i >= 64 && i < 96 ? std::isnan(y[i]) : y[i] == whole[i];
+      expect(others && own, std::string(kernels->name) + " attention of a row that is not finite");
     }
+  }
 }
 
 }  // namespace
 
 void test_attention() {
-    Random random(6);
-    for (int head_dim : {8, 16, 20, 64, 80, 128})
-        for (int heads : {1, 2, 3, 4, 5, 8})
-            for (int tokens : {1, 15, 16, 17, 40, 130}) {
-                const CacheKind kind = random.below(2) ? CacheKind::float32 : CacheKind::float16;
-                one(random, head_dim, heads, tokens, kind, random.below(2) == 0, random.below(3) ? 0.f : 10.f);
-            }
-    for (CacheKind kind : {CacheKind::float32, CacheKind::float16}) one(random, 64, 3, 700, kind, false, 0);
-    holes(random);
+  Random random(6);
+  for (int head_dim : {8, 16, 20, 64, 80, 128})
+    for (int heads : {1, 2, 3, 4, 5, 8})
+      for (int tokens : {1, 15, 16, 17, 40, 130}) {
+        const CacheKind kind = random.below(2) ? CacheKind::float32 : CacheKind::float16;
+        one(random, head_dim, heads, tokens, kind, random.below(2) == 0, random.below(3) ? 0.f : 10.f);
+      }
+  for (CacheKind kind : {CacheKind::float32, CacheKind::float16}) one(random, 64, 3, 700, kind, false, 0);
+  holes(random);
 }
 
 }  // namespace edgeloop::test

@@ -20,181 +20,181 @@ namespace {
 int failures = 0;
 
 void expect(bool holds, const char* what) {
-    if (holds) return;
-    failures++;
-    printf("threads: %s\n", what);
+  if (holds) return;
+  failures++;
+  printf("threads: %s\n", what);
 }
 
 TeamOptions fixed(int threads) {
-    TeamOptions options;
-    options.threads = threads, options.adaptive = false;
-    return options;
+  TeamOptions options;
+  options.threads = threads, options.adaptive = false;
+  return options;
 }
 
 // Three phases, each of which needs the one before it whole: any piece lost, doubled or early shows in the sum.
 long long chain(Team& team, int n) {
-    std::vector<long long> a(size_t(n), 0), b(size_t(n), 0);
-    long long total = 0;
-    team.run(0, [&](int worker) {
-        team.share(n, [&](int i) { a[size_t(i)] += i + 1; });
-        team.share(n, [&](int i) { b[size_t(i)] += a[size_t(n - 1 - i)]; });
-        if (worker == 0)
-            for (int i = 0; i < n; i++) total += b[size_t(i)] * (i + 1);
-        team.barrier();
-        team.share(n, [&](int i) { a[size_t(i)] = total; });
-    });
-    for (int i = 0; i < n; i++) expect(a[size_t(i)] == total, "a phase began before the one before it had ended");
-    return total;
+  std::vector<long long> a(size_t(n), 0), b(size_t(n), 0);
+  long long total = 0;
+  team.run(0, [&](int worker) {
+    team.share(n, [&](int i) { a[size_t(i)] += i + 1; });
+    team.share(n, [&](int i) { b[size_t(i)] += a[size_t(n - 1 - i)]; });
+    if (worker == 0)
+      for (int i = 0; i < n; i++) total += b[size_t(i)] * (i + 1);
+    team.barrier();
+    team.share(n, [&](int i) { a[size_t(i)] = total; });
+  });
+  for (int i = 0; i < n; i++) expect(a[size_t(i)] == total, "a phase began before the one before it had ended");
+  return total;
 }
 
 void pieces() {
-    for (int threads : {1, 2, 3, 8}) {
-        Team team(fixed(threads));
-        expect(team.threads() == threads, "fewer threads than asked for");
-        for (int n : {0, 1, 2, 7, 100}) {
-            long long wanted = 0;
-            for (int i = 0; i < n; i++) wanted += (long long)(n - i) * (i + 1);
-            for (int pass = 0; pass < 50; pass++) expect(chain(team, n) == wanted, "a piece was lost, or done twice");
-        }
+  for (int threads : {1, 2, 3, 8}) {
+    Team team(fixed(threads));
+    expect(team.threads() == threads, "fewer threads than asked for");
+    for (int n : {0, 1, 2, 7, 100}) {
+      long long wanted = 0;
+      for (int i = 0; i < n; i++) wanted += (long long)(n - i) * (i + 1);
+      for (int pass = 0; pass < 50; pass++) expect(chain(team, n) == wanted, "a piece was lost, or done twice");
     }
+  }
 }
 
 void counts_of_passes() {
-    Team team([] {
-        TeamOptions options;
-        options.threads = 4;
-        return options;
-    }());
-    std::vector<int> seen(5, 0);
-    for (int pass = 0; pass < 500; pass++) {
-        std::atomic<int> workers{0};
-        int count = 0;
-        team.run(3, [&](int worker) {
-            workers++;
-            if (worker == 0) count = team.count();
-        });
-        expect(workers == count && count >= 1 && count <= 4, "a pass ran on another number of workers than it says");
-        seen[size_t(count)]++;
-    }
-    expect(seen[4] > 0 && seen[3] > 0, "no other count was tried");
+  Team team([] {
+    TeamOptions options;
+    options.threads = 4;
+    return options;
+  }());
+  std::vector<int> seen(5, 0);
+  for (int pass = 0; pass < 500; pass++) {
+    std::atomic<int> workers{0};
+    int count = 0;
+    team.run(3, [&](int worker) {
+      workers++;
+      if (worker == 0) count = team.count();
+    });
+    expect(workers == count && count >= 1 && count <= 4, "a pass ran on another number of workers than it says");
+    seen[size_t(count)]++;
+  }
+  expect(seen[4] > 0 && seen[3] > 0, "no other count was tried");
 }
 
 // Passes with fewer threads are faster here, then slower: the pace follows both ways.
 void pace() {
-    Pace pace;
-    int last = 0;
-    auto runs = [&](int passes, double one, double two) {
-        for (int i = 0; i < passes; i++) {
-            last = pace.choose(2);
-            pace.learn(last, last == 1 ? one : two);
-        }
-    };
-    runs(100, 1.0, 0.6);
-    expect(last == 2, "the faster count is not used");
-    runs(40, 1.0, 3.0);
-    expect(last == 1, "a count that has become slow is still used");
-    double spent = 0;
-    for (int i = 0; i < 1000; i++) {
-        last = pace.choose(2);
-        pace.learn(last, last == 1 ? 1.0 : 3.0);
-        spent += last == 1 ? 1.0 : 3.0;
+  Pace pace;
+  int last = 0;
+  auto runs = [&](int passes, double one, double two) {
+    for (int i = 0; i < passes; i++) {
+      last = pace.choose(2);
+      pace.learn(last, last == 1 ? one : two);
     }
-    expect(spent < 1000 / 0.9, "trying costs more than a tenth");
-    runs(600, 1.0, 0.6);
-    expect(last == 2, "a count that has become fast again is not used");
-    expect(pace.choose(1) == 1, "one thread is one thread");
+  };
+  runs(100, 1.0, 0.6);
+  expect(last == 2, "the faster count is not used");
+  runs(40, 1.0, 3.0);
+  expect(last == 1, "a count that has become slow is still used");
+  double spent = 0;
+  for (int i = 0; i < 1000; i++) {
+    last = pace.choose(2);
+    pace.learn(last, last == 1 ? 1.0 : 3.0);
+    spent += last == 1 ? 1.0 : 3.0;
+  }
+  expect(spent < 1000 / 0.9, "trying costs more than a tenth");
+  runs(600, 1.0, 0.6);
+  expect(last == 2, "a count that has become fast again is not used");
+  expect(pace.choose(1) == 1, "one thread is one thread");
 }
 
 double used_seconds() {
-    timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
 }
 
 void sleep_of_a_team() {
-    Team team(fixed(3));
-    chain(team, 10);
-    usleep(20000);
-    const double before = used_seconds();
-    usleep(300000);
-    expect(used_seconds() - before < 0.1, "a team at rest uses the processor");  // three that spin would use 0.6
-    chain(team, 10);
-    // A worker that waits long for another within a pass sleeps too.
-    const double start = used_seconds();
-    team.run(0, [&](int worker) {
-        if (worker == 0) usleep(300000);
-        team.barrier();
-    });
-    expect(used_seconds() - start < 0.1, "a wait within a pass uses the processor");
+  Team team(fixed(3));
+  chain(team, 10);
+  usleep(20000);
+  const double before = used_seconds();
+  usleep(300000);
+  expect(used_seconds() - before < 0.1, "a team at rest uses the processor");  // three that spin would use 0.6
+  chain(team, 10);
+  // A worker that waits long for another within a pass sleeps too.
+  const double start = used_seconds();
+  team.run(0, [&](int worker) {
+    if (worker == 0) usleep(300000);
+    team.barrier();
+  });
+  expect(used_seconds() - start < 0.1, "a wait within a pass uses the processor");
 }
 
 void callers() {
-    Team team(fixed(2));
-    std::vector<std::thread> threads;
-    std::atomic<int> wrong{0};
-    for (int t = 0; t < 3; t++)
-        threads.emplace_back([&] {
-            for (int i = 0; i < 50; i++)
-                if (chain(team, 20) != 20 * 21 * 22 / 6) wrong++;
-        });
-    for (std::thread& thread : threads) thread.join();
-    expect(wrong == 0, "passes of two callers got mixed");
+  Team team(fixed(2));
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 3; t++)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 50; i++)
+        if (chain(team, 20) != 20 * 21 * 22 / 6) wrong++;
+    });
+  for (std::thread& thread : threads) thread.join();
+  expect(wrong == 0, "passes of two callers got mixed");
 }
 
 void float_settings() {
 #if defined(__x86_64__)
-    Team team(fixed(2));
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);  // flush denormals, read them as zero
-    std::atomic<int> flushing{0};
-    team.run(0, [&](int) {
-        if (_mm_getcsr() & 0x8040) flushing++;
-    });
-    expect(flushing == 0, "a caller's float settings reach a pass");
-    expect((_mm_getcsr() & 0x8040) == 0x8040, "a caller's float settings are not put back");
-    _mm_setcsr(before);
+  Team team(fixed(2));
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | 0x8040);  // flush denormals, read them as zero
+  std::atomic<int> flushing{0};
+  team.run(0, [&](int) {
+    if (_mm_getcsr() & 0x8040) flushing++;
+  });
+  expect(flushing == 0, "a caller's float settings reach a pass");
+  expect((_mm_getcsr() & 0x8040) == 0x8040, "a caller's float settings are not put back");
+  _mm_setcsr(before);
 #endif
 }
 
 void pinning() {
 #if defined(__linux__)
-    const int cpus[] = {0, 0};
-    TeamOptions options = fixed(2);
-    options.cpus = cpus;
-    Team team(options);
-    chain(team, 5);
+  const int cpus[] = {0, 0};
+  TeamOptions options = fixed(2);
+  options.cpus = cpus;
+  Team team(options);
+  chain(team, 5);
 #endif
 }
 
 // A child of a process has none of its threads: passes go on with the one that is left, and the end waits for none.
 void fork_of_a_process() {
 #if !defined(__SANITIZE_THREAD__)  // which takes no forks of several threads
-    Team* team = new Team(fixed(4));
-    chain(*team, 10);
-    const pid_t child = fork();
-    if (child == 0) {
-        const bool right = chain(*team, 10) == 10 * 11 * 12 / 6;
-        delete team;
-        _exit(right && failures == 0 ? 0 : 1);
-    }
-    int status = 1;
-    waitpid(child, &status, 0);
-    expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a fork of the process cannot run a pass");
+  Team* team = new Team(fixed(4));
+  chain(*team, 10);
+  const pid_t child = fork();
+  if (child == 0) {
+    const bool right = chain(*team, 10) == 10 * 11 * 12 / 6;
     delete team;
+    _exit(right && failures == 0 ? 0 : 1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a fork of the process cannot run a pass");
+  delete team;
 #endif
 }
 
 }  // namespace
 
 int main() {
-    pace();
-    pieces();
-    counts_of_passes();
-    callers();
-    float_settings();
-    pinning();
-    sleep_of_a_team();
-    fork_of_a_process();
-    if (failures == 0) printf("threads: all hold\n");
-    return failures != 0;
+  pace();
+  pieces();
+  counts_of_passes();
+  callers();
+  float_settings();
+  pinning();
+  sleep_of_a_team();
+  fork_of_a_process();
+  if (failures == 0) printf("threads: all hold\n");
+  return failures != 0;
 }

@@ -18,184 +18,184 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kKinds = 256, kMostThreads = 128, kPausesBetweenLooks = 64;
+constexpr int KINDS = 256, MOST_THREADS = 128, PAUSES_BETWEEN_LOOKS = 64;
 
 int this_process() {
 #if defined(__linux__)
-    return int(getpid());
+  return int(getpid());
 #else
-    return 0;
+  return 0;
 #endif
 }
 
 void pause_briefly() {
 #if defined(__x86_64__)
-    _mm_pause();
+  _mm_pause();
 #elif defined(__aarch64__)
-    asm volatile("yield");
+  asm volatile("yield");
 #endif
 }
 
 // The processor's default treatment of floats while this lives: what a host has set (flushing denormals) would change
 // results on the thread that calls, and on it alone.
 class DefaultFloats {
-public:
+ public:
 #if defined(__x86_64__)
-    DefaultFloats() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-    ~DefaultFloats() { _mm_setcsr(before_); }
+  DefaultFloats() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloats() { _mm_setcsr(before_); }
 
-private:
-    unsigned before_;
+ private:
+  unsigned before_;
 #elif defined(__aarch64__)
-    DefaultFloats() {
-        asm volatile("mrs %0, fpcr" : "=r"(before_));
-        asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
-    }
-    ~DefaultFloats() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+  DefaultFloats() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
+  }
+  ~DefaultFloats() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
 
-private:
-    uint64_t before_;
+ private:
+  uint64_t before_;
 #else
-    DefaultFloats() {}
+  DefaultFloats() {}
 #endif
 };
 
 void pin(std::thread& thread, int cpu) {
 #if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
-    pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);  // a processor that is not ours: it stays where it was
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);  // a processor that is not ours: it stays where it was
 #else
-    (void)thread, (void)cpu;
+  (void)thread, (void)cpu;
 #endif
 }
 
 }  // namespace
 
 int Pace::choose(int most) {
-    if (most != most_) *this = Pace(), most_ = best_ = most;
-    if (most == 1) return 1;
-    if (trial_ == 0 && --left_ < 0) {
-        trial_ = fewer_ ? best_ - 1 : best_ + 1;
-        if (trial_ < 1) trial_ = 2;
-        if (trial_ > most) trial_ = most - 1;
-        fewer_ = !fewer_;
-        tried_ = 0, trial_total_ = 0;
-    }
-    return trial_ ? trial_ : best_;
+  if (most != most_) *this = Pace(), most_ = best_ = most;
+  if (most == 1) return 1;
+  if (trial_ == 0 && --left_ < 0) {
+    trial_ = fewer_ ? best_ - 1 : best_ + 1;
+    if (trial_ < 1) trial_ = 2;
+    if (trial_ > most) trial_ = most - 1;
+    fewer_ = !fewer_;
+    tried_ = 0, trial_total_ = 0;
+  }
+  return trial_ ? trial_ : best_;
 }
 
 void Pace::learn(int count, double seconds) {
-    if (count == trial_) {
-        trial_total_ += seconds;
-        if (++tried_ == kTrial) end_trial();
-    } else if (count == best_) {
-        // A single pass counts as four times as slow at most: another program's time slice is not a change.
-        mean_ = mean_ == 0 ? seconds : mean_ + 0.1 * ((seconds < 4 * mean_ ? seconds : 4 * mean_) - mean_);
-        if (settled_ > 0 && mean_ > 1.4 * settled_ && left_ > kSoon) interval_ = left_ = kSoon, settled_ = mean_;
-    }
+  if (count == trial_) {
+    trial_total_ += seconds;
+    if (++tried_ == TRIAL) end_trial();
+  } else if (count == best_) {
+    // A single pass counts as four times as slow at most: another program's time slice is not a change.
+    mean_ = mean_ == 0 ? seconds : mean_ + 0.1 * ((seconds < 4 * mean_ ? seconds : 4 * mean_) - mean_);
+    if (settled_ > 0 && mean_ > 1.4 * settled_ && left_ > SOON) interval_ = left_ = SOON, settled_ = mean_;
+  }
 }
 
 void Pace::end_trial() {
-    const double tried = trial_total_ / kTrial;
-    if (tried < 0.95 * mean_) {
-        best_ = trial_, mean_ = tried, interval_ = kSoon;
-    } else if (interval_ < kLate) {
-        interval_ *= 2;
-    }
-    trial_ = 0, left_ = interval_, settled_ = mean_;
+  const double tried = trial_total_ / TRIAL;
+  if (tried < 0.95 * mean_) {
+    best_ = trial_, mean_ = tried, interval_ = SOON;
+  } else if (interval_ < LATE) {
+    interval_ *= 2;
+  }
+  trial_ = 0, left_ = interval_, settled_ = mean_;
 }
 
-Team::Team(const TeamOptions& options) : options_(options), paces_(kKinds), owner_(this_process()) {
-    for (int i = 1; i < options.threads && i < kMostThreads; i++) {
-        try {
-            workers_.emplace_back(&Team::work, this, i);
-        } catch (const std::system_error&) {
-            break;
-        }
-        if (options.cpus) pin(workers_.back(), options.cpus[i]);
+Team::Team(const TeamOptions& options) : options_(options), paces_(KINDS), owner_(this_process()) {
+  for (int i = 1; i < options.threads && i < MOST_THREADS; i++) {
+    try {
+      workers_.emplace_back(&Team::work, this, i);
+    } catch (const std::system_error&) {
+      break;
     }
-    options_.cpus = nullptr;  // the caller's
+    if (options.cpus) pin(workers_.back(), options.cpus[i]);
+  }
+  options_.cpus = nullptr;  // the caller's
 }
 
 Team::~Team() {
-    if (this_process() != owner_) {
-        for (std::thread& thread : workers_) thread.detach();  // they are in the process that made them
-        (void)bed_.release();  // its end would wait for those who slept
-        return;
-    }
-    pass_.store(((pass_.load() >> 8) + 1) << 8);  // another word than any thread has seen, also before the first pass
-    wake();
-    for (std::thread& thread : workers_) thread.join();
+  if (this_process() != owner_) {
+    for (std::thread& thread : workers_) thread.detach();  // they are in the process that made them
+    (void)bed_.release();  // its end would wait for those who slept
+    return;
+  }
+  pass_.store(((pass_.load() >> 8) + 1) << 8);  // another word than any thread has seen, also before the first pass
+  wake();
+  for (std::thread& thread : workers_) thread.join();
 }
 
 void Team::run(int kind, Call call, void* data) {
-    std::lock_guard<std::mutex> one_at_a_time(passes_);
-    DefaultFloats floats;
-    const int most = this_process() == owner_ ? threads() : 1;
-    if (most == 1 || !options_.adaptive) return run_together(most, call, data);
-    Pace& pace = paces_[size_t(kind < 0 ? 0 : kind < kKinds ? kind : kKinds - 1)];
-    const int count = pace.choose(most);
-    const Clock::time_point start = Clock::now();
-    run_together(count, call, data);
-    pace.learn(count, std::chrono::duration<double>(Clock::now() - start).count());
+  std::lock_guard<std::mutex> one_at_a_time(passes_);
+  DefaultFloats floats;
+  const int most = this_process() == owner_ ? threads() : 1;
+  if (most == 1 || !options_.adaptive) return run_together(most, call, data);
+  Pace& pace = paces_[size_t(kind < 0 ? 0 : kind < KINDS ? kind : KINDS - 1)];
+  const int count = pace.choose(most);
+  const Clock::time_point start = Clock::now();
+  run_together(count, call, data);
+  pace.learn(count, std::chrono::duration<double>(Clock::now() - start).count());
 }
 
 void Team::run_together(int count, Call call, void* data) {
-    count_ = count;
-    if (count == 1) return call(data, 0);
-    call_ = call, data_ = data;
-    const uint32_t serial = (pass_.load(std::memory_order_relaxed) >> 8) + 1;
-    pass_.store(serial << 8 | uint32_t(count));
-    wake();
-    call(data, 0);
-    barrier();
+  count_ = count;
+  if (count == 1) return call(data, 0);
+  call_ = call, data_ = data;
+  const uint32_t serial = (pass_.load(std::memory_order_relaxed) >> 8) + 1;
+  pass_.store(serial << 8 | uint32_t(count));
+  wake();
+  call(data, 0);
+  barrier();
 }
 
 void Team::work(int worker) {
-    DefaultFloats floats;
-    for (uint32_t seen = 0;;) {
-        wait_while(pass_, seen);
-        seen = pass_.load(std::memory_order_acquire);
-        const int count = int(seen & 255);
-        if (count == 0) return;
-        if (worker >= count) continue;  // the pass may be over: nothing of it is looked at
-        call_(data_, worker);
-        barrier();
-    }
+  DefaultFloats floats;
+  for (uint32_t seen = 0;;) {
+    wait_while(pass_, seen);
+    seen = pass_.load(std::memory_order_acquire);
+    const int count = int(seen & 255);
+    if (count == 0) return;
+    if (worker >= count) continue;  // the pass may be over: nothing of it is looked at
+    call_(data_, worker);
+    barrier();
+  }
 }
 
 void Team::barrier() {
-    const int count = count_;  // read before arriving: once all have, the next pass may change it
-    if (count == 1) return;
-    const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) return wait_while(phase_, phase);
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1);
-    wake();
+  const int count = count_;  // read before arriving: once all have, the next pass may change it
+  if (count == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) return wait_while(phase_, phase);
+  arrived_.store(0, std::memory_order_relaxed);
+  next_.store(0, std::memory_order_relaxed);
+  phase_.store(phase + 1);
+  wake();
 }
 
 // The order of all these loads and stores is one (seq_cst): whoever changes a word sees the sleeper, or the sleeper the change.
 void Team::wait_while(const std::atomic<uint32_t>& word, uint32_t value) {
-    const Clock::time_point end = Clock::now() + std::chrono::microseconds(options_.spin_microseconds);
-    do {
-        for (int i = 0; i < kPausesBetweenLooks; i++) {
-            if (word.load(std::memory_order_acquire) != value) return;
-            pause_briefly();
-        }
-    } while (Clock::now() < end);
-    std::unique_lock<std::mutex> lock(bed_->mutex);
-    sleeping_++;
-    bed_->woken.wait(lock, [&] { return word.load() != value; });
-    sleeping_--;
+  const Clock::time_point end = Clock::now() + std::chrono::microseconds(options_.spin_microseconds);
+  do {
+    for (int i = 0; i < PAUSES_BETWEEN_LOOKS; i++) {
+      if (word.load(std::memory_order_acquire) != value) return;
+      pause_briefly();
+    }
+  } while (Clock::now() < end);
+  std::unique_lock<std::mutex> lock(bed_->mutex);
+  sleeping_++;
+  bed_->woken.wait(lock, [&] { return word.load() != value; });
+  sleeping_--;
 }
 
 void Team::wake() {
-    if (sleeping_.load() == 0) return;
-    std::lock_guard<std::mutex> lock(bed_->mutex);
-    bed_->woken.notify_all();
+  if (sleeping_.load() == 0) return;
+  std::lock_guard<std::mutex> lock(bed_->mutex);
+  bed_->woken.notify_all();
 }
 
 }  // namespace edgeloop

@@ -18,90 +18,90 @@
 namespace edgeloop {
 
 struct TeamOptions {
-    int threads = 1;            // 1 to 128; fewer are made where the system gives no more
-    const int* cpus = nullptr;  // [threads]: the processor of each, of which the first is not used: worker 0 is the caller's
-    bool adaptive = true;       // use fewer threads where that is faster
-    int spin_microseconds = 50;  // before a wait sleeps
+  int threads = 1;            // 1 to 128; fewer are made where the system gives no more
+  const int* cpus = nullptr;  // [threads]: the processor of each, of which the first is not used: worker 0 is the caller's
+  bool adaptive = true;       // use fewer threads where that is faster
+  int spin_microseconds = 50;  // before a wait sleeps
 };
 
 // How many threads passes of one kind use: the count that is fastest now. A neighbour of it is tried for a few passes
 // now and then, the more rarely the longer nothing changes, and soon where passes have become slower.
 class Pace {
-public:
-    int choose(int most);                      // 1 to most, for the next pass
-    void learn(int count, double seconds);     // what a pass with as many took
+ public:
+  int choose(int most);                      // 1 to most, for the next pass
+  void learn(int count, double seconds);     // what a pass with as many took
 
-private:
-    static constexpr int kTrial = 6, kSoon = 8, kLate = 256;  // passes
-    void end_trial();
+ private:
+  static constexpr int TRIAL = 6, SOON = 8, LATE = 256;  // passes
+  void end_trial();
 
-    int most_ = 0, best_ = 0;
-    double mean_ = 0, settled_ = 0;            // seconds a pass of the best count: lately; when it was last compared
-    int trial_ = 0, tried_ = 0;                // the count that is tried, 0: none; passes of it so far
-    double trial_total_ = 0;
-    int interval_ = kSoon, left_ = kSoon;      // passes between trials; until the next
-    bool fewer_ = true;                        // the neighbour that is tried next
+  int most_ = 0, best_ = 0;
+  double mean_ = 0, settled_ = 0;            // seconds a pass of the best count: lately; when it was last compared
+  int trial_ = 0, tried_ = 0;                // the count that is tried, 0: none; passes of it so far
+  double trial_total_ = 0;
+  int interval_ = SOON, left_ = SOON;      // passes between trials; until the next
+  bool fewer_ = true;                        // the neighbour that is tried next
 };
 
 class Team {
-public:
-    explicit Team(const TeamOptions& options);
-    ~Team();
-    Team(const Team&) = delete;
-    Team& operator=(const Team&) = delete;
+ public:
+  explicit Team(const TeamOptions& options);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
 
-    int threads() const { return int(workers_.size()) + 1; }
-    // How many of them the pass in progress uses; workers are numbered from 0 to this - 1.
-    int count() const { return count_; }
+  int threads() const { return int(workers_.size()) + 1; }
+  // How many of them the pass in progress uses; workers are numbered from 0 to this - 1.
+  int count() const { return count_; }
 
-    // Run body(worker), which throws nothing, on the team; return when all are done. `kind`, from 0 to 255: passes of like
-    // cost (how many rows). Passes that several threads of the program ask for run one after the other. In `body` denormals
-    // are numbers and rounding is to the nearest, whatever the calling thread has set, which is put back afterwards.
-    template <class Body>
-    void run(int kind, Body&& body) {
-        auto call = [](void* data, int worker) { (*static_cast<std::remove_reference_t<Body>*>(data))(worker); };
-        run(kind, call, &body);
+  // Run body(worker), which throws nothing, on the team; return when all are done. `kind`, from 0 to 255: passes of like
+  // cost (how many rows). Passes that several threads of the program ask for run one after the other. In `body` denormals
+  // are numbers and rounding is to the nearest, whatever the calling thread has set, which is put back afterwards.
+  template <class Body>
+  void run(int kind, Body&& body) {
+    auto call = [](void* data, int worker) { (*static_cast<std::remove_reference_t<Body>*>(data))(worker); };
+    run(kind, call, &body);
+  }
+
+  // Within a pass, by all workers alike: piece(i) once for each i from 0 to n - 1, by any of them; then wait for all.
+  template <class Piece>
+  void share(int n, Piece&& piece) {
+    if (count_ == 1) {
+      for (int i = 0; i < n; i++) piece(i);
+      return;
     }
+    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) piece(i);
+    barrier();
+  }
+  // Within a pass, by all workers alike: wait for all.
+  void barrier();
 
-    // Within a pass, by all workers alike: piece(i) once for each i from 0 to n - 1, by any of them; then wait for all.
-    template <class Piece>
-    void share(int n, Piece&& piece) {
-        if (count_ == 1) {
-            for (int i = 0; i < n; i++) piece(i);
-            return;
-        }
-        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) piece(i);
-        barrier();
-    }
-    // Within a pass, by all workers alike: wait for all.
-    void barrier();
+ private:
+  using Call = void (*)(void* data, int worker);
+  void run(int kind, Call call, void* data);
+  void run_together(int count, Call call, void* data);
+  void work(int worker);
+  void wait_while(const std::atomic<uint32_t>& word, uint32_t value);
+  void wake();
 
-private:
-    using Call = void (*)(void* data, int worker);
-    void run(int kind, Call call, void* data);
-    void run_together(int count, Call call, void* data);
-    void work(int worker);
-    void wait_while(const std::atomic<uint32_t>& word, uint32_t value);
-    void wake();
-
-    TeamOptions options_;
-    std::vector<std::thread> workers_;
-    std::vector<Pace> paces_;
-    std::mutex passes_;
-    int owner_;  // the process: a fork of it has none of the threads
-    int count_ = 1;
-    Call call_ = nullptr;
-    void* data_ = nullptr;
-    struct Bed {
-        std::mutex mutex;
-        std::condition_variable woken;
-    };
-    std::unique_ptr<Bed> bed_ = std::make_unique<Bed>();  // where waits sleep
-    std::atomic<int> sleeping_{0};
-    alignas(64) std::atomic<int> next_{0};         // the next piece
-    alignas(64) std::atomic<int> arrived_{0};      // workers that wait in the phase
-    alignas(64) std::atomic<uint32_t> phase_{0};   // counts phases
-    alignas(64) std::atomic<uint32_t> pass_{0};    // counts passes, above the workers that it has in 8 bits; 0 workers: the end
+  TeamOptions options_;
+  std::vector<std::thread> workers_;
+  std::vector<Pace> paces_;
+  std::mutex passes_;
+  int owner_;  // the process: a fork of it has none of the threads
+  int count_ = 1;
+  Call call_ = nullptr;
+  void* data_ = nullptr;
+  struct Bed {
+    std::mutex mutex;
+    std::condition_variable woken;
+  };
+  std::unique_ptr<Bed> bed_ = std::make_unique<Bed>();  // where waits sleep
+  std::atomic<int> sleeping_{0};
+  alignas(64) std::atomic<int> next_{0};         // the next piece
+  alignas(64) std::atomic<int> arrived_{0};      // workers that wait in the phase
+  alignas(64) std::atomic<uint32_t> phase_{0};   // counts phases
+  alignas(64) std::atomic<uint32_t> pass_{0};    // counts passes, above the workers that it has in 8 bits; 0 workers: the end
 };
 
 }  // namespace edgeloop

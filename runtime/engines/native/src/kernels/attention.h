@@ -14,136 +14,136 @@ inline F load_cached(const float* p) { return load(p); }
 inline F load_cached(const uint16_t* p) { return load_half(p); }
 inline F load_cached(const float* p, int n) { return load_n(p, n); }
 inline F load_cached(const uint16_t* p, int n) {
-    alignas(32) uint16_t halves[kLanes] = {};
-    memcpy(halves, p, size_t(n) * 2);
-    return load_half(halves);
+  alignas(32) uint16_t halves[LANES] = {};
+  memcpy(halves, p, size_t(n) * 2);
+  return load_half(halves);
 }
 
 template <class T> inline const T* keys_of(const Cached& c, int32_t block) {
-    return reinterpret_cast<const T*>(static_cast<const char*>(c.blocks[block]) + c.keys);
+  return reinterpret_cast<const T*>(static_cast<const char*>(c.blocks[block]) + c.keys);
 }
 template <class T> inline const T* values_of(const Cached& c, int32_t block) {
-    return reinterpret_cast<const T*>(static_cast<const char*>(c.blocks[block]) + c.values);
+  return reinterpret_cast<const T*>(static_cast<const char*>(c.blocks[block]) + c.values);
 }
 
 // The heads of a row that are worked on at once.
 struct Queries {
-    const float* q;
-    float* y;
-    int32_t head_dim, first, last;
-    Cached cached;
-    float scale, cap;
-    float* scores;   // [heads][stride], from the first block on
-    int32_t stride;
+  const float* q;
+  float* y;
+  int32_t head_dim, first, last;
+  Cached cached;
+  float scale, cap;
+  float* scores;   // [heads][stride], from the first block on
+  int32_t stride;
 };
 
 // Scores of the 16 tokens of a block, N heads; those out of the range are minus infinity.
 template <class T, int N>
 inline void score(const Queries& a, int32_t block) {
-    const T* keys = keys_of<T>(a.cached, block);
-    // The mix reads this block's values, the next score its keys. Blocks lie anywhere, so no processor guesses them.
-    const T *values = values_of<T>(a.cached, block), *next = keys_of<T>(a.cached, block * kLanes + kLanes < a.last ? block + 1 : block);
-    F s[N];
-    for (int j = 0; j < N; j++) s[j] = set1(0.f);
-    for (int32_t d = 0; d < a.head_dim; d++) {
-        prefetch(values + d * kLanes);
-        prefetch(next + d * kLanes);
-        const F k = load_cached(keys + d * kLanes);
-        for (int j = 0; j < N; j++) s[j] = s[j] + set1(a.q[j * a.head_dim + d]) * k;
-    }
-    const int32_t from = block * kLanes, place = from - a.first / kLanes * kLanes;
-    for (int j = 0; j < N; j++) {
-        F v = s[j] * set1(a.scale);
-        if (a.cap > 0) v = set1(a.cap) * tanh_of(v / set1(a.cap));
-        float* scores = a.scores + j * a.stride + place;
-        store(scores, v);
-        for (int32_t i = 0; i < a.first - from; i++) scores[i] = -INFINITY;
-        for (int32_t i = a.last - from > 0 ? a.last - from : 0; i < kLanes; i++) scores[i] = -INFINITY;
-    }
+  const T* keys = keys_of<T>(a.cached, block);
+  // The mix reads this block's values, the next score its keys. Blocks lie anywhere, so no processor guesses them.
+  const T *values = values_of<T>(a.cached, block), *next = keys_of<T>(a.cached, block * LANES + LANES < a.last ? block + 1 : block);
+  F s[N];
+  for (int j = 0; j < N; j++) s[j] = set1(0.f);
+  for (int32_t d = 0; d < a.head_dim; d++) {
+    prefetch(values + d * LANES);
+    prefetch(next + d * LANES);
+    const F k = load_cached(keys + d * LANES);
+    for (int j = 0; j < N; j++) s[j] = s[j] + set1(a.q[j * a.head_dim + d]) * k;
+  }
+  const int32_t from = block * LANES, place = from - a.first / LANES * LANES;
+  for (int j = 0; j < N; j++) {
+    F v = s[j] * set1(a.scale);
+    if (a.cap > 0) v = set1(a.cap) * tanh_of(v / set1(a.cap));
+    float* scores = a.scores + j * a.stride + place;
+    store(scores, v);
+    for (int32_t i = 0; i < a.first - from; i++) scores[i] = -INFINITY;
+    for (int32_t i = a.last - from > 0 ? a.last - from : 0; i < LANES; i++) scores[i] = -INFINITY;
+  }
 }
 
 // n numbers, whole lanes → e^(x - largest) in place; returns their sum.
 inline float weigh(float* x, int32_t n) {
-    F top = load(x), total = set1(0.f);
-    for (int32_t i = kLanes; i < n; i += kLanes) top = larger(top, load(x + i));
-    top = set1(largest(top));
-    for (int32_t i = 0; i < n; i += kLanes) {
-        const F p = exp_of(load(x + i) - top);
-        store(x + i, p);
-        total = total + p;
-    }
-    return sum(total);
+  F top = load(x), total = set1(0.f);
+  for (int32_t i = LANES; i < n; i += LANES) top = larger(top, load(x + i));
+  top = set1(largest(top));
+  for (int32_t i = 0; i < n; i += LANES) {
+    const F p = exp_of(load(x + i) - top);
+    store(x + i, p);
+    total = total + p;
+  }
+  return sum(total);
 }
 
 // D times 16 dims from `dim` on, N heads: the sum of p * v over the tokens. `n`: how many dims where they are not all.
 template <class T, int N, int D>
-inline void mix(const Queries& a, const float (&share)[N], int32_t dim, int n = D * kLanes) {
-    F s[N][D];
-    for (int j = 0; j < N; j++)
-        for (int i = 0; i < D; i++) s[j][i] = set1(0.f);
-    const int32_t base = a.first / kLanes * kLanes;
-    for (int32_t t = a.first; t < a.last;) {
-        const T* values = values_of<T>(a.cached, t / kLanes) + dim;
-        const int32_t end = t / kLanes * kLanes + kLanes < a.last ? t / kLanes * kLanes + kLanes : a.last;
-        for (; t < end; t++) {
-            const T* row = values + t % kLanes * a.head_dim;
-            F v[D];
-            for (int i = 0; i < D; i++) v[i] = n == D * kLanes ? load_cached(row + i * kLanes) : load_cached(row, n);
-            for (int j = 0; j < N; j++) {
-                const F p = set1(a.scores[j * a.stride + t - base]);
-                for (int i = 0; i < D; i++) s[j][i] = s[j][i] + p * v[i];
-            }
-        }
+inline void mix(const Queries& a, const float (&share)[N], int32_t dim, int n = D * LANES) {
+  F s[N][D];
+  for (int j = 0; j < N; j++)
+    for (int i = 0; i < D; i++) s[j][i] = set1(0.f);
+  const int32_t base = a.first / LANES * LANES;
+  for (int32_t t = a.first; t < a.last;) {
+    const T* values = values_of<T>(a.cached, t / LANES) + dim;
+    const int32_t end = t / LANES * LANES + LANES < a.last ? t / LANES * LANES + LANES : a.last;
+    for (; t < end; t++) {
+      const T* row = values + t % LANES * a.head_dim;
+      F v[D];
+      for (int i = 0; i < D; i++) v[i] = n == D * LANES ? load_cached(row + i * LANES) : load_cached(row, n);
+      for (int j = 0; j < N; j++) {
+        const F p = set1(a.scores[j * a.stride + t - base]);
+        for (int i = 0; i < D; i++) s[j][i] = s[j][i] + p * v[i];
+      }
     }
-    for (int j = 0; j < N; j++)
-        for (int i = 0; i < D; i++) {
-            const F y = s[j][i] * set1(share[j]);
-            float* to = a.y + j * a.head_dim + dim + i * kLanes;
-            if (n == D * kLanes) store(to, y);
-            else store_n(to, y, n);
-        }
+  }
+  for (int j = 0; j < N; j++)
+    for (int i = 0; i < D; i++) {
+      const F y = s[j][i] * set1(share[j]);
+      float* to = a.y + j * a.head_dim + dim + i * LANES;
+      if (n == D * LANES) store(to, y);
+      else store_n(to, y, n);
+    }
 }
 
 template <class T, int N>
 void attend_heads(const Queries& a) {
-    const int32_t first = a.first / kLanes, last = (a.last + kLanes - 1) / kLanes;
-    for (int32_t block = first; block < last; block++) score<T, N>(a, block);
-    float share[N];
-    for (int j = 0; j < N; j++) share[j] = 1.f / weigh(a.scores + j * a.stride, (last - first) * kLanes);
-    int32_t dim = 0;
-    for (; dim + kMixLanes * kLanes <= a.head_dim; dim += kMixLanes * kLanes) mix<T, N, kMixLanes>(a, share, dim);
-    for (; dim + kLanes <= a.head_dim; dim += kLanes) mix<T, N, 1>(a, share, dim);
-    if (dim < a.head_dim) mix<T, N, 1>(a, share, dim, a.head_dim - dim);
+  const int32_t first = a.first / LANES, last = (a.last + LANES - 1) / LANES;
+  for (int32_t block = first; block < last; block++) score<T, N>(a, block);
+  float share[N];
+  for (int j = 0; j < N; j++) share[j] = 1.f / weigh(a.scores + j * a.stride, (last - first) * LANES);
+  int32_t dim = 0;
+  for (; dim + MIX_LANES * LANES <= a.head_dim; dim += MIX_LANES * LANES) mix<T, N, MIX_LANES>(a, share, dim);
+  for (; dim + LANES <= a.head_dim; dim += LANES) mix<T, N, 1>(a, share, dim);
+  if (dim < a.head_dim) mix<T, N, 1>(a, share, dim, a.head_dim - dim);
 }
 
 template <class T>
 void attend(const Attention& a) {
-    for (int32_t m = 0; m < a.rows; m++) {
-        Queries part{a.q + m * a.q_stride, a.y + m * a.y_stride, a.head_dim, a.first[m], a.last[m], a.cached, a.scale, a.cap,
-                     a.scratch, padded(a.last[m] - a.first[m]) + kLanes};
-        for (int32_t left = a.heads, n; left > 0; left -= n, part.q += n * a.head_dim, part.y += n * a.head_dim) {
-            n = left < kAttendQueries ? left : kAttendQueries;
-            if (n == 4) attend_heads<T, 4>(part);
-            else if (n == 3) attend_heads<T, 3>(part);
-            else if (n == 2) attend_heads<T, 2>(part);
-            else attend_heads<T, 1>(part);
-        }
+  for (int32_t m = 0; m < a.rows; m++) {
+    Queries part{a.q + m * a.q_stride, a.y + m * a.y_stride, a.head_dim, a.first[m], a.last[m], a.cached, a.scale, a.cap,
+                 a.scratch, padded(a.last[m] - a.first[m]) + LANES};
+    for (int32_t left = a.heads, n; left > 0; left -= n, part.q += n * a.head_dim, part.y += n * a.head_dim) {
+      n = left < ATTEND_QUERIES ? left : ATTEND_QUERIES;
+      if (n == 4) attend_heads<T, 4>(part);
+      else if (n == 3) attend_heads<T, 3>(part);
+      else if (n == 2) attend_heads<T, 2>(part);
+      else attend_heads<T, 1>(part);
     }
+  }
 }
 
 void store_key_floats(const float* k, int32_t head_dim, int32_t column, void* block) {
-    float* to = static_cast<float*>(block) + column;
-    for (int32_t d = 0; d < head_dim; d++) to[d * kLanes] = k[d];
+  float* to = static_cast<float*>(block) + column;
+  for (int32_t d = 0; d < head_dim; d++) to[d * LANES] = k[d];
 }
 
 void store_key_halves(const float* k, int32_t head_dim, int32_t column, void* block) {
-    uint16_t* to = static_cast<uint16_t*>(block) + column;
-    alignas(32) uint16_t halves[kLanes];
-    for (int32_t d = 0; d < head_dim; d += kLanes) {
-        const int32_t n = head_dim - d < kLanes ? head_dim - d : kLanes;
-        store_half(halves, load_n(k + d, n));
-        for (int32_t i = 0; i < n; i++) to[(d + i) * kLanes] = halves[i];
-    }
+  uint16_t* to = static_cast<uint16_t*>(block) + column;
+  alignas(32) uint16_t halves[LANES];
+  for (int32_t d = 0; d < head_dim; d += LANES) {
+    const int32_t n = head_dim - d < LANES ? head_dim - d : LANES;
+    store_half(halves, load_n(k + d, n));
+    for (int32_t i = 0; i < n; i++) to[(d + i) * LANES] = halves[i];
+  }
 }
 
 void store_value_floats(const float* v, int32_t head_dim, void* row) { memcpy(row, v, size_t(head_dim) * 4); }

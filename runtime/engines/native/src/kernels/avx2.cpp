@@ -4,15 +4,15 @@
 #include "simd_avx2.h"
 
 namespace {
-constexpr int kCodeRows = 4, kFloatRows = 1, kMixLanes = 2;
+constexpr int CODE_ROWS = 4, FLOAT_ROWS = 1, MIX_LANES = 2;
 }
 
 #include "codes_avx2.h"
 #include "table.h"
 
 namespace edgeloop {
-extern const Kernels kAvx2;
-const Kernels kAvx2 = table_named("avx2");
+extern const Kernels AVX2;
+const Kernels AVX2 = table_named("avx2");
 }  // namespace edgeloop
 
 #endif

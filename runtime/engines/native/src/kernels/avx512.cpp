@@ -4,15 +4,15 @@
 #include "simd_avx512.h"
 
 namespace {
-constexpr int kCodeRows = 12, kFloatRows = 3, kMixLanes = 4;
+constexpr int CODE_ROWS = 12, FLOAT_ROWS = 3, MIX_LANES = 4;
 }
 
 #include "codes_avx512.h"
 #include "table.h"
 
 namespace edgeloop {
-extern const Kernels kAvx512;
-const Kernels kAvx512 = table_named("avx512");
+extern const Kernels AVX512;
+const Kernels AVX512 = table_named("avx512");
 }  // namespace edgeloop
 
 #endif

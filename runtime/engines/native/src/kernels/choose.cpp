@@ -6,44 +6,44 @@
 
 namespace edgeloop {
 
-extern const Kernels kPortable;
+extern const Kernels PORTABLE;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels AVX2, AVX512;
 #endif
 
 namespace {
 
 struct Choice {
-    const Kernels* kernels;
-    bool (*runs)();
+  const Kernels* kernels;
+  bool (*runs)();
 };
 
 // The best first. What the system does not save for a thread is not supported either.
-const Choice kChoices[] = {
+const Choice CHOICES[] = {
 #if defined(__x86_64__)
-    {&kAvx512,
+  {&AVX512,
      [] {
-         return bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"));
+       return bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"));
      }},
-    {&kAvx2, [] { return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")); }},
+  {&AVX2, [] { return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")); }},
 #endif
-    {&kPortable, [] { return true; }},
+  {&PORTABLE, [] { return true; }},
 };
 
 }  // namespace
 
 const Kernels* kernels_named(const char* name) {
-    for (const Choice& choice : kChoices)
-        if (strcmp(choice.kernels->name, name) == 0) return choice.runs() ? choice.kernels : nullptr;
-    return nullptr;
+  for (const Choice& choice : CHOICES)
+    if (strcmp(choice.kernels->name, name) == 0) return choice.runs() ? choice.kernels : nullptr;
+  return nullptr;
 }
 
 const Kernels* choose_kernels() {
-    if (const char* name = getenv("EDGELOOP_KERNELS"); name && *name) return kernels_named(name);
-    for (const Choice& choice : kChoices)
-        if (choice.runs()) return choice.kernels;
-    return nullptr;
+  if (const char* name = getenv("EDGELOOP_KERNELS"); name && *name) return kernels_named(name);
+  for (const Choice& choice : CHOICES)
+    if (choice.runs()) return choice.kernels;
+  return nullptr;
 }
 
 }  // namespace edgeloop

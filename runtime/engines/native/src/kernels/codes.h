@@ -1,5 +1,5 @@
 // Products of int8 activations: quantization, and the walk over tiles and rows. How a tile multiplies is each
-// instruction set's own: codes_tile<kind, M> for M rows from 1 to kCodeRows.
+// instruction set's own: codes_tile<kind, M> for M rows from 1 to CODE_ROWS.
 #pragma once
 
 #include <cmath>
@@ -11,90 +11,90 @@ namespace {
 
 // One group. Zeros behind the last number give codes of zero, up to a multiple of 16.
 inline void quantize_group(const float* x, int32_t n, int32_t zero, int8_t* codes, float* scale, int32_t* sum_of_codes) {
-    I top = set1(int32_t{0});  // floats without their sign are in the order of their bits, infinity and NaN last
-    int32_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) top = larger(top, as_words(absolute(load(x + i))));
-    if (i < n) top = larger(top, as_words(absolute(load_n(x + i, n - i))));
-    const int32_t bits = largest(top);
-    float peak;
-    memcpy(&peak, &bits, 4);
-    const bool finite = bits < 0x7f800000;
-    const float per_step = finite && bits > 0 ? 127.f / peak : INFINITY;
-    if (per_step == INFINITY) {
-        *scale = finite ? 0.f : NAN;
-        *sum_of_codes = 0;
-        memset(codes, 0, size_t(padded(n)));
-        return;
-    }
-    const F steps = set1(per_step);
-    I total = set1(int32_t{0});
-    for (i = 0; i < n; i += kLanes) {
-        const F v = n - i >= kLanes ? load(x + i) : load_n(x + i, n - i);
-        const I whole = rounded_words(v * steps);
-        store_bytes(codes + i, whole);
-        total = total + whole;
-    }
-    *scale = peak / 127.f;
-    *sum_of_codes = -zero * sum(total);
+  I top = set1(int32_t{0});  // floats without their sign are in the order of their bits, infinity and NaN last
+  int32_t i = 0;
+  for (; i + LANES <= n; i += LANES) top = larger(top, as_words(absolute(load(x + i))));
+  if (i < n) top = larger(top, as_words(absolute(load_n(x + i, n - i))));
+  const int32_t bits = largest(top);
+  float peak;
+  memcpy(&peak, &bits, 4);
+  const bool finite = bits < 0x7f800000;
+  const float per_step = finite && bits > 0 ? 127.f / peak : INFINITY;
+  if (per_step == INFINITY) {
+    *scale = finite ? 0.f : NAN;
+    *sum_of_codes = 0;
+    memset(codes, 0, size_t(padded(n)));
+    return;
+  }
+  const F steps = set1(per_step);
+  I total = set1(int32_t{0});
+  for (i = 0; i < n; i += LANES) {
+    const F v = n - i >= LANES ? load(x + i) : load_n(x + i, n - i);
+    const I whole = rounded_words(v * steps);
+    store_bytes(codes + i, whole);
+    total = total + whole;
+  }
+  *scale = peak / 127.f;
+  *sum_of_codes = -zero * sum(total);
 }
 
 void quantize(const float* x, int32_t n, int32_t group, int32_t zero, int8_t* codes, float* scales, int32_t* sums) {
-    for (int32_t k = 0; k < n; k += group) {
-        quantize_group(x + k, n - k < group ? n - k : group, zero, codes + k, scales++, sums++);
-    }
+  for (int32_t k = 0; k < n; k += group) {
+    quantize_group(x + k, n - k < group ? n - k : group, zero, codes + k, scales++, sums++);
+  }
 }
 
 // What a tile of 16 rows of a matrix and rows of codes are, for codes_tile.
 struct Factors {
-    const uint8_t* weights;
-    const uint16_t* scales;     // [groups][16]
-    const int8_t* x;            // rows of `stride` codes
-    const float* x_scales;      // rows of `groups`
-    const int32_t* x_sums;
-    int32_t stride, group, groups;
+  const uint8_t* weights;
+  const uint16_t* scales;     // [groups][16]
+  const int8_t* x;            // rows of `stride` codes
+  const float* x_scales;      // rows of `groups`
+  const int32_t* x_sums;
+  int32_t stride, group, groups;
 };
 
 template <Kind kind, int M> void codes_tile(const Factors& f, F* y);  // y [M]
 
-template <Kind kind, int M = kCodeRows>
+template <Kind kind, int M = CODE_ROWS>
 inline void codes_rows(const Factors& f, int32_t rows, F* y) {
-    if constexpr (M > 0) {
-        if (rows == M) codes_tile<kind, M>(f, y);
-        else codes_rows<kind, M - 1>(f, rows, y);
-    }
+  if constexpr (M > 0) {
+    if (rows == M) codes_tile<kind, M>(f, y);
+    else codes_rows<kind, M - 1>(f, rows, y);
+  }
 }
 
 template <Kind kind>
 void codes_product(const Matrix& w, const Codes& x, int32_t rows, int32_t first, int32_t last, const Output& out) {
-    const int32_t groups = groups_of(w), stride = padded(w.columns);
-    Factors f{};
-    f.stride = stride, f.group = w.group < w.columns ? w.group : stride, f.groups = groups;
-    for (int32_t tile = first; tile < last; tile++) {
-        f.weights = static_cast<const uint8_t*>(w.data) + size_t(tile) * tile_bytes(w);
-        f.scales = w.scales + size_t(tile) * size_t(groups) * kLanes;
-        for (int32_t m = 0, height; m < rows; m += height) {
-            const int32_t left = rows - m;
-            height = left <= kCodeRows ? left : left < 2 * kCodeRows ? (left + 1) / 2 : kCodeRows;
-            f.x = x.codes + int64_t(m) * stride;
-            f.x_scales = x.scales + int64_t(m) * groups;
-            f.x_sums = x.sums + int64_t(m) * groups;
-            F y[kCodeRows];
-            codes_rows<kind>(f, height, y);
-            for (int32_t i = 0; i < height; i++) put(w, tile, m + i, y[i], out);
-        }
+  const int32_t groups = groups_of(w), stride = padded(w.columns);
+  Factors f{};
+  f.stride = stride, f.group = w.group < w.columns ? w.group : stride, f.groups = groups;
+  for (int32_t tile = first; tile < last; tile++) {
+    f.weights = static_cast<const uint8_t*>(w.data) + size_t(tile) * tile_bytes(w);
+    f.scales = w.scales + size_t(tile) * size_t(groups) * LANES;
+    for (int32_t m = 0, height; m < rows; m += height) {
+      const int32_t left = rows - m;
+      height = left <= CODE_ROWS ? left : left < 2 * CODE_ROWS ? (left + 1) / 2 : CODE_ROWS;
+      f.x = x.codes + int64_t(m) * stride;
+      f.x_scales = x.scales + int64_t(m) * groups;
+      f.x_sums = x.sums + int64_t(m) * groups;
+      F y[CODE_ROWS];
+      codes_rows<kind>(f, height, y);
+      for (int32_t i = 0; i < height; i++) put(w, tile, m + i, y[i], out);
     }
+  }
 }
 
 void product_codes(const Matrix& w, const Codes& x, int32_t rows, int32_t first, int32_t last, const Output& out) {
-    if (w.kind == Kind::int4) codes_product<Kind::int4>(w, x, rows, first, last, out);
-    else codes_product<Kind::int8>(w, x, rows, first, last, out);
+  if (w.kind == Kind::int4) codes_product<Kind::int4>(w, x, rows, first, last, out);
+  else codes_product<Kind::int8>(w, x, rows, first, last, out);
 }
 
 // Four codes of a row, as one word.
 inline int32_t four(const int8_t* p) {
-    int32_t word;
-    memcpy(&word, p, 4);
-    return word;
+  int32_t word;
+  memcpy(&word, p, 4);
+  return word;
 }
 
 }  // namespace

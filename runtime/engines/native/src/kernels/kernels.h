@@ -17,8 +17,8 @@
 
 namespace edgeloop {
 
-constexpr int32_t kLanes = 16;     // floats that are worked on at once, and rows of a matrix in a tile
-constexpr int32_t kMaxGroup = 65536;  // columns of a group: 255 * 127 * this many still fit into int32
+constexpr int32_t LANES = 16;     // floats that are worked on at once, and rows of a matrix in a tile
+constexpr int32_t LONGEST_GROUP = 65536;  // columns of a group: 255 * 127 * this many still fit into int32
 
 // How the numbers of a matrix [rows N, columns K] are kept. Tiles of 16 rows, one after the other, the last one
 // filled up with zeros (of codes: with `zero_code`); K' is K rounded up to a multiple of 16, filled up likewise.
@@ -28,132 +28,132 @@ constexpr int32_t kMaxGroup = 65536;  // columns of a group: 255 * 127 * this ma
 enum class Kind : uint8_t { float32 = 0, float16 = 1, int8 = 2, int4 = 3 };
 
 struct Matrix {
-    const void* data;        // tiles, 64-byte aligned
-    const uint16_t* scales;  // float16 [N/16][groups][16] for int8 and int4, 32-byte aligned; else null
-    int32_t rows;            // N
-    int32_t columns;         // K
-    int32_t group;           // G: columns that share a scale, a multiple of 16, or at least K: one scale for a row
-    Kind kind;
+  const void* data;        // tiles, 64-byte aligned
+  const uint16_t* scales;  // float16 [N/16][groups][16] for int8 and int4, 32-byte aligned; else null
+  int32_t rows;            // N
+  int32_t columns;         // K
+  int32_t group;           // G: columns that share a scale, a multiple of 16, or at least K: one scale for a row
+  Kind kind;
 };
 
 // static: each file that is compiled for an instruction set of its own must keep its own copies.
 static constexpr int32_t round_up(int32_t n, int32_t to) { return (n + to - 1) / to * to; }
-static constexpr int32_t padded(int32_t n) { return round_up(n, kLanes); }
+static constexpr int32_t padded(int32_t n) { return round_up(n, LANES); }
 static constexpr int32_t group_count(int32_t columns, int32_t group) { return (columns + group - 1) / group; }
 static constexpr int32_t zero_code(Kind kind) { return kind == Kind::int4 ? 8 : 128; }
 static inline int32_t groups_of(const Matrix& w) { return group_count(w.columns, w.group); }
-static inline int32_t tiles_of(const Matrix& w) { return (w.rows + kLanes - 1) / kLanes; }
+static inline int32_t tiles_of(const Matrix& w) { return (w.rows + LANES - 1) / LANES; }
 static inline size_t tile_bytes(const Matrix& w) {
-    const size_t exact = size_t(w.columns) * kLanes, whole = size_t(padded(w.columns)) * kLanes;
-    return w.kind == Kind::float32 ? exact * 4 : w.kind == Kind::float16 ? exact * 2 : w.kind == Kind::int8 ? whole : whole / 2;
+  const size_t exact = size_t(w.columns) * LANES, whole = size_t(padded(w.columns)) * LANES;
+  return w.kind == Kind::float32 ? exact * 4 : w.kind == Kind::float16 ? exact * 2 : w.kind == Kind::int8 ? whole : whole / 2;
 }
 
 // Rows of int8 activations, as `quantize` makes them: row m is codes + m * padded(K), scales + m * groups, and so on.
 struct Codes {
-    int8_t* codes;   // [rows][K']: whole numbers from -127 to 127, zeros behind K
-    float* scales;   // [rows][groups]: what a step of a group is worth; NaN where the group has a number that is not finite
-    int32_t* sums;   // [rows][groups]: -zero_code * (sum of the group's codes): takes the offset of unsigned weights away
+  int8_t* codes;   // [rows][K']: whole numbers from -127 to 127, zeros behind K
+  float* scales;   // [rows][groups]: what a step of a group is worth; NaN where the group has a number that is not finite
+  int32_t* sums;   // [rows][groups]: -zero_code * (sum of the group's codes): takes the offset of unsigned weights away
 };
 
 // Where a product goes: y[m * stride + n] for row m of the activations and row n of the matrix.
 struct Output {
-    float* y;
-    int64_t stride;
-    const float* bias;  // [N] or null: added to the product
-    bool add;           // add to what y holds (a residual, a delta) in place of overwriting it
+  float* y;
+  int64_t stride;
+  const float* bias;  // [N] or null: added to the product
+  bool add;           // add to what y holds (a residual, a delta) in place of overwriting it
 };
 
 // K and V of a sequence at a depth: blocks of 16 tokens. Token t is in blocks[t / 16], at bytes `keys` and `values`
 // from there for the head that is meant: K [d][16] (column t % 16), V [16][d] (row t % 16).
 struct Cached {
-    const void* const* blocks;
-    size_t keys, values;
+  const void* const* blocks;
+  size_t keys, values;
 };
 
 // Attention of some rows (tokens) of one sequence, for the heads that share one KV head.
 struct Attention {
-    const float* q;      // q[m * q_stride + h * head_dim]: heads one after the other
-    float* y;            // the same with y_stride
-    int64_t q_stride, y_stride;
-    int32_t rows, heads, head_dim;
-    const int32_t* first;  // [rows]: row m sees tokens first[m] to last[m] - 1, at least one
-    const int32_t* last;
-    Cached cached;
-    float scale;         // of the scores
-    float cap;           // then cap * tanh(score / cap); 0: none
-    float* scratch;      // attend_scratch(most tokens that a row sees) floats
+  const float* q;      // q[m * q_stride + h * head_dim]: heads one after the other
+  float* y;            // the same with y_stride
+  int64_t q_stride, y_stride;
+  int32_t rows, heads, head_dim;
+  const int32_t* first;  // [rows]: row m sees tokens first[m] to last[m] - 1, at least one
+  const int32_t* last;
+  Cached cached;
+  float scale;         // of the scores
+  float cap;           // then cap * tanh(score / cap); 0: none
+  float* scratch;      // attend_scratch(most tokens that a row sees) floats
 };
 
-constexpr int32_t kAttendQueries = 4;  // heads that are worked on at once
-static inline size_t attend_scratch(int32_t seen) { return size_t(kAttendQueries) * size_t(padded(seen) + kLanes); }
+constexpr int32_t ATTEND_QUERIES = 4;  // heads that are worked on at once
+static inline size_t attend_scratch(int32_t seen) { return size_t(ATTEND_QUERIES) * size_t(padded(seen) + LANES); }
 
 struct Best {
-    float value;
-    int32_t index;
+  float value;
+  int32_t index;
 };
 
 // In the order of the table `act`.
 enum class Function : uint8_t { silu, gelu, gelu_tanh, relu2, sigmoid, tanh, softplus, exp };
-constexpr int kFunctions = 8;
+constexpr int FUNCTION_COUNT = 8;
 // In the order of `attend`, `store_key` and `store_value`.
 enum class CacheKind : uint8_t { float32, float16 };
 
 struct Kernels {
-    const char* name;  // portable, avx2, avx512
+  const char* name;  // portable, avx2, avx512
 
-    // --- products -------------------------------------------------------------------------------------------------
-    // x [n] → int8 codes, by itself for each group: scale = largest / 127, code = x * (127 / largest) to the nearest, half
-    // to even. Codes are zero and the scale is 0 where the largest is 0 or below 3.8e-37. `zero`: zero_code of the matrix.
-    void (*quantize)(const float* x, int32_t n, int32_t group, int32_t zero, int8_t* codes, float* scales, int32_t* sums);
-    // Rows of codes times 16-row tiles `first` to `last` - 1 of an int8 or int4 matrix. A group adds
-    // float(sum of code * code) * (scale of the weights * scale of the activations), groups in order.
-    void (*product_codes)(const Matrix& w, const Codes& x, int32_t rows, int32_t first, int32_t last, const Output& out);
-    // Rows x + m * stride of floats times the same tiles of a matrix of any kind. Column k is added to sum k % 4, in
-    // order; the sums s become (s0 + s1) + (s2 + s3).
-    void (*product_floats)(const Matrix& w, const float* x, int64_t stride, int32_t rows, int32_t first, int32_t last,
-                           const Output& out);
-    // Row n of a matrix of any kind as floats, times factor → y [K]: a row of an embedding.
-    void (*matrix_row)(const Matrix& w, int32_t n, float factor, float* y);
+  // --- products -------------------------------------------------------------------------------------------------
+  // x [n] → int8 codes, by itself for each group: scale = largest / 127, code = x * (127 / largest) to the nearest, half
+  // to even. Codes are zero and the scale is 0 where the largest is 0 or below 3.8e-37. `zero`: zero_code of the matrix.
+  void (*quantize)(const float* x, int32_t n, int32_t group, int32_t zero, int8_t* codes, float* scales, int32_t* sums);
+  // Rows of codes times 16-row tiles `first` to `last` - 1 of an int8 or int4 matrix. A group adds
+  // float(sum of code * code) * (scale of the weights * scale of the activations), groups in order.
+  void (*product_codes)(const Matrix& w, const Codes& x, int32_t rows, int32_t first, int32_t last, const Output& out);
+  // Rows x + m * stride of floats times the same tiles of a matrix of any kind. Column k is added to sum k % 4, in
+  // order; the sums s become (s0 + s1) + (s2 + s3).
+  void (*product_floats)(const Matrix& w, const float* x, int64_t stride, int32_t rows, int32_t first, int32_t last,
+                         const Output& out);
+  // Row n of a matrix of any kind as floats, times factor → y [K]: a row of an embedding.
+  void (*matrix_row)(const Matrix& w, int32_t n, float factor, float* y);
 
-    // --- norms ----------------------------------------------------------------------------------------------------
-    // x [n] → y [n] = x * (1 / sqrt(mean(x²) + eps)) * w; w may be null. In-place.
-    void (*rms_norm)(const float* x, int32_t n, float eps, const float* w, float* y);
-    // d = x - mean(x); y = d * (1 / sqrt(mean(d²) + eps)) * w + b; w and b may be null. In-place.
-    void (*layer_norm)(const float* x, int32_t n, float eps, const float* w, const float* b, float* y);
+  // --- norms ----------------------------------------------------------------------------------------------------
+  // x [n] → y [n] = x * (1 / sqrt(mean(x²) + eps)) * w; w may be null. In-place.
+  void (*rms_norm)(const float* x, int32_t n, float eps, const float* w, float* y);
+  // d = x - mean(x); y = d * (1 / sqrt(mean(d²) + eps)) * w + b; w and b may be null. In-place.
+  void (*layer_norm)(const float* x, int32_t n, float eps, const float* w, const float* b, float* y);
 
-    // --- elementwise; all in-place ----------------------------------------------------------------------------------
-    void (*act[kFunctions])(const float* x, int32_t n, float* y);  // by Function
-    void (*add)(const float* a, const float* b, int32_t n, float* y);
-    void (*mul)(const float* a, const float* b, int32_t n, float* y);
-    void (*scale)(const float* x, int32_t n, float factor, const float* w, float offset, float* y);  // factor·x·w + offset; w may be null
-    void (*add_scaled)(const float* x, int32_t n, float factor, float* y);                           // y + factor·x
-    void (*blend)(const float* a, const float* b, int32_t n, float g, float* y);                     // g·a + (1 - g)·b
-    void (*softcap)(const float* x, int32_t n, float cap, float* y);                                 // cap·tanh(x / cap)
-    // The first `dims` of x [n], turned by cos and sin [dims / 2]; the rest is copied. Halves: i against i + dims / 2;
-    // pairs: 2i against 2i + 1.
-    void (*rotate_halves)(const float* x, int32_t n, int32_t dims, const float* cos, const float* sin, float* y);
-    void (*rotate_pairs)(const float* x, int32_t n, int32_t dims, const float* cos, const float* sin, float* y);
+  // --- elementwise; all in-place ----------------------------------------------------------------------------------
+  void (*act[FUNCTION_COUNT])(const float* x, int32_t n, float* y);  // by Function
+  void (*add)(const float* a, const float* b, int32_t n, float* y);
+  void (*mul)(const float* a, const float* b, int32_t n, float* y);
+  void (*scale)(const float* x, int32_t n, float factor, const float* w, float offset, float* y);  // factor·x·w + offset; w may be null
+  void (*add_scaled)(const float* x, int32_t n, float factor, float* y);                           // y + factor·x
+  void (*blend)(const float* a, const float* b, int32_t n, float g, float* y);                     // g·a + (1 - g)·b
+  void (*softcap)(const float* x, int32_t n, float cap, float* y);                                 // cap·tanh(x / cap)
+  // The first `dims` of x [n], turned by cos and sin [dims / 2]; the rest is copied. Halves: i against i + dims / 2;
+  // pairs: 2i against 2i + 1.
+  void (*rotate_halves)(const float* x, int32_t n, int32_t dims, const float* cos, const float* sin, float* y);
+  void (*rotate_pairs)(const float* x, int32_t n, int32_t dims, const float* cos, const float* sin, float* y);
 
-    // --- choices ----------------------------------------------------------------------------------------------------
-    void (*softmax)(const float* x, int32_t n, float* y);  // in-place
-    Best (*argmax)(const float* x, int32_t n);             // the first of the largest of n ≥ 1; a NaN is larger than any number
+  // --- choices ----------------------------------------------------------------------------------------------------
+  void (*softmax)(const float* x, int32_t n, float* y);  // in-place
+  Best (*argmax)(const float* x, int32_t n);             // the first of the largest of n ≥ 1; a NaN is larger than any number
 
-    // --- attention, by CacheKind --------------------------------------------------------------------------------------
-    void (*attend[2])(const Attention& a);
-    void (*store_key[2])(const float* k, int32_t head_dim, int32_t column, void* block);  // into K [d][16]
-    void (*store_value[2])(const float* v, int32_t head_dim, void* row);                  // into a row of V [16][d]
+  // --- attention, by CacheKind --------------------------------------------------------------------------------------
+  void (*attend[2])(const Attention& a);
+  void (*store_key[2])(const float* k, int32_t head_dim, int32_t column, void* block);  // into K [d][16]
+  void (*store_value[2])(const float* v, int32_t head_dim, void* row);                  // into a row of V [16][d]
 
-    // --- float16 (round to nearest even; beyond 65504: infinity) -------------------------------------------------------
-    void (*to_half)(const float* x, int64_t n, uint16_t* y);
-    void (*to_float)(const uint16_t* x, int64_t n, float* y);
+  // --- float16 (round to nearest even; beyond 65504: infinity) -------------------------------------------------------
+  void (*to_half)(const float* x, int64_t n, uint16_t* y);
+  void (*to_float)(const uint16_t* x, int64_t n, float* y);
 };
 
 // Which of two parts of a row has the largest number: for argmax in pieces.
 static inline Best better(Best a, Best b) {
-    const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-    if (a_nan != b_nan) return a_nan ? a : b;
-    if (a_nan || a.value == b.value) return a.index <= b.index ? a : b;
-    return a.value > b.value ? a : b;
+  const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+  if (a_nan != b_nan) return a_nan ? a : b;
+  if (a_nan || a.value == b.value) return a.index <= b.index ? a : b;
+  return a.value > b.value ? a : b;
 }
 
 // The table `name` ("portable", "avx2", "avx512"), or null: none of that name, or not for this processor.

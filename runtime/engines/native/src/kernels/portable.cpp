@@ -2,13 +2,13 @@
 #include "simd_portable.h"
 
 namespace {
-constexpr int kCodeRows = 4, kFloatRows = 1, kMixLanes = 1;
+constexpr int CODE_ROWS = 4, FLOAT_ROWS = 1, MIX_LANES = 1;
 }
 
 #include "codes_portable.h"
 #include "table.h"
 
 namespace edgeloop {
-extern const Kernels kPortable;
-const Kernels kPortable = table_named("portable");
+extern const Kernels PORTABLE;
+const Kernels PORTABLE = table_named("portable");
 }  // namespace edgeloop

@@ -13,32 +13,32 @@ struct I { __m256i a, b; };
 
 inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, F x) {
-    _mm256_storeu_ps(p, x.a);
-    _mm256_storeu_ps(p + 8, x.b);
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
 }
 inline F load_n(const float* p, int n) {
-    alignas(32) float lanes[16] = {};
-    memcpy(lanes, p, size_t(n) * 4);
-    return load(lanes);
+  alignas(32) float lanes[16] = {};
+  memcpy(lanes, p, size_t(n) * 4);
+  return load(lanes);
 }
 inline void store_n(float* p, F x, int n) {
-    alignas(32) float lanes[16];
-    store(lanes, x);
-    memcpy(p, lanes, size_t(n) * 4);
+  alignas(32) float lanes[16];
+  store(lanes, x);
+  memcpy(p, lanes, size_t(n) * 4);
 }
 inline __m128i quarter(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline F load_half(const uint16_t* p) { return {_mm256_cvtph_ps(quarter(p)), _mm256_cvtph_ps(quarter(p + 8))}; }
 inline void store_half(uint16_t* p, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
 inline I load_words(const void* p) {
-    const __m256i* words = static_cast<const __m256i*>(p);
-    return {_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1)};
+  const __m256i* words = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1)};
 }
 
 #define BOTH(name, of) \
-    inline F name(F x, F y) { return {of(x.a, y.a), of(x.b, y.b)}; }
+  inline F name(F x, F y) { return {of(x.a, y.a), of(x.b, y.b)}; }
 BOTH(operator+, _mm256_add_ps)
 BOTH(operator-, _mm256_sub_ps)
 BOTH(operator*, _mm256_mul_ps)
@@ -48,25 +48,25 @@ BOTH(smaller, _mm256_min_ps)
 #undef BOTH
 inline F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F absolute(F x) {
-    const __m256 sign = _mm256_set1_ps(-0.f);
-    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+  const __m256 sign = _mm256_set1_ps(-0.f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
 inline F signed_as(F x, F y) {
-    const __m256 sign = _mm256_set1_ps(-0.f);
-    const F size = absolute(x);
-    return {_mm256_or_ps(size.a, _mm256_and_ps(sign, y.a)), _mm256_or_ps(size.b, _mm256_and_ps(sign, y.b))};
+  const __m256 sign = _mm256_set1_ps(-0.f);
+  const F size = absolute(x);
+  return {_mm256_or_ps(size.a, _mm256_and_ps(sign, y.a)), _mm256_or_ps(size.b, _mm256_and_ps(sign, y.b))};
 }
 inline F where_less(F a, F b, F x, F y) {
-    return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
-            _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+      _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
 }
 inline F where_nan(F a, F x, F y) {
-    return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, a.a, _CMP_UNORD_Q)),
-            _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, a.b, _CMP_UNORD_Q))};
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, a.a, _CMP_UNORD_Q)),
+      _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, a.b, _CMP_UNORD_Q))};
 }
 
 #define BOTH(name, of) \
-    inline I name(I x, I y) { return {of(x.a, y.a), of(x.b, y.b)}; }
+  inline I name(I x, I y) { return {of(x.a, y.a), of(x.b, y.b)}; }
 BOTH(operator+, _mm256_add_epi32)
 BOTH(operator&, _mm256_and_si256)
 BOTH(larger, _mm256_max_epi32)
@@ -78,34 +78,34 @@ inline F to_floats(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.
 inline I as_words(F x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 inline F as_floats(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 inline void store_bytes(int8_t* p, I x) {  // saturating packs: the numbers fit
-    const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
-    const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
+  const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
+  const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
 }
 
 inline float sum(F x) {
-    const __m256 s = _mm256_add_ps(x.a, x.b);
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
+  const __m256 s = _mm256_add_ps(x.a, x.b);
+  __m128 y = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 inline float largest(F x) {
-    const __m256 s = _mm256_max_ps(x.a, x.b);
-    __m128 y = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_max_ss(y, _mm_shuffle_ps(y, y, 1)));
+  const __m256 s = _mm256_max_ps(x.a, x.b);
+  __m128 y = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_max_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 inline int32_t sum(I x) {
-    const __m256i s = _mm256_add_epi32(x.a, x.b);
-    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+  const __m256i s = _mm256_add_epi32(x.a, x.b);
+  __m128i y = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 inline int32_t largest(I x) {
-    const __m256i s = _mm256_max_epi32(x.a, x.b);
-    __m128i y = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-    y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+  const __m256i s = _mm256_max_epi32(x.a, x.b);
+  __m128i y = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -53,8 +53,8 @@ void low(const Piece& piece, const Node& node) {
   each_depth(piece, node.op->at == file::NONE, [&](uint32_t first, uint32_t last, uint32_t lane) {
     const Delta delta = model.delta(matrix, node.part, Pass::depth(*node.op, lane));
     const Output out{y.row(first), y.stride, nullptr, false};
-    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), int32_t(piece.begin) / kLanes,
-                                   (int32_t(piece.end) + kLanes - 1) / kLanes, out);
+    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), int32_t(piece.begin) / LANES,
+                                   (int32_t(piece.end) + LANES - 1) / LANES, out);
   });
 }
 
@@ -63,7 +63,7 @@ void linear(const Piece& piece, const Node& node) {
   const Model& model = pass.model;
   const uint32_t number = node.op->weights[0];
   const file::Matrix& m = model.matrices[number];
-  const int32_t first_tile = int32_t(piece.begin) / kLanes, last_tile = (int32_t(piece.end) + kLanes - 1) / kLanes;
+  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
   Inputs in{piece.at(node.reads[0]), {}, 0, int32_t(m.columns)};
   if (node.codes != file::NONE) {
     in.codes = pass.codes_of(node.codes, piece.worker, piece.narrow);
