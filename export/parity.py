@@ -21,6 +21,7 @@ from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.errors import ParityError
 from ..runtime.model.activations import Activations
 from ..runtime.model.program import STAGES, Program
+from ..runtime.model.sizes import kept_sizes
 from .bounds import REPORT, bounds, difference
 from .whole_texts import whole_texts
 
@@ -100,6 +101,10 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     length = int(tokens.max())
     cached = np.array([1, 0, 0], np.int32) if program.context_length > 2 else np.zeros(3, np.int32)
     positions = cached[:, None] + np.arange(length)
+    for stage in STAGES:  # what is kept of sequence 0, at each depth
+        rows = [random.standard_normal(size).astype(np.float32) for size in kept_sizes(program, stage)]
+        for slot in range(slots if stage == "block" else 1):
+            cache.write_last(stage, slot, int(cached[0]), rows if cached[0] else [])
     outside = PackedLanes(np.zeros(3, np.int64), cached, tokens, positions)
     ids = random.integers(0, program.vocab_size, (outside.rows, 1), dtype=np.int64)
     state = random.standard_normal((outside.rows, 1, program.width)).astype(np.float32)
@@ -125,10 +130,12 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
 def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
     """Return a state and lanes with one lane a depth, as pipelined decoding has them: deeper lanes are further behind.
 
-    Where depth 0 has to go first, because the depths share its K and V, it is left out.
+    Where depth 0 has to go first, because the depths share its K and V, it is left out. Where a row of the token before
+    is kept, no lane is behind another.
     """
     depths = np.arange(program.depths)
-    cached = np.maximum(length - depths, 0).astype(np.int32)
+    behind = np.zeros_like(depths) if program.kept_rows else depths
+    cached = np.maximum(length - behind, 0).astype(np.int32)
     if program.shares_kv:
         depths = np.maximum(depths, 1)
     state = random.standard_normal((program.depths, 1, program.width)).astype(np.float32)
