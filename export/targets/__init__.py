@@ -30,9 +30,9 @@ def _native(options: Options) -> Target:
 
 
 def _no_lane_engine() -> str:
-    from ...runtime.engines.native.library import why_not
+    from ...runtime.engines.native.library import unavailable_reason
 
-    return why_not()
+    return unavailable_reason()
 
 
 def _executorch(options: ExecutorchOptions) -> Target:

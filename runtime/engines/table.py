@@ -68,21 +68,21 @@ def _coreml_reference(bundle: Bundle, asked: Asked) -> Backend:
 
 
 def _native_unfit() -> str:
-    from .native.library import why_not
+    from .native.library import unavailable_reason
 
-    return why_not()
+    return unavailable_reason()
 
 
 def _executorch_unfit() -> str:
-    from .executorch.compiled import why_not
+    from .executorch.compiled import unavailable_reason
 
-    return why_not()
+    return unavailable_reason()
 
 
 def _coreml_unfit() -> str:
-    from .coreml.engine import why_not
+    from .coreml.engine import unavailable_reason
 
-    return why_not()
+    return unavailable_reason()
 
 
 @dataclass(frozen=True)

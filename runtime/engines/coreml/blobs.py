@@ -27,7 +27,7 @@ _TYPES: dict[int, tuple[str, int]] = {
     11: ("uint4", 4),
     14: ("int32", 32),
 }
-"""Type number in the header → name, bits."""
+"""By the type number in the header, the name and the bits."""
 
 
 class Blobs:
@@ -41,7 +41,7 @@ class Blobs:
             raise ExportError(f"{path}: {error}; export the package again") from error
 
     def read(self, offset: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """The array behind the header at ``offset``; 4-bit types come as int8 or uint8.
+        """Return the array behind the header at ``offset``; 4-bit types come as int8 or uint8.
 
         ExportError when it is not whole.
         """

@@ -18,11 +18,16 @@ Array = npt.NDArray[Any]
 
 
 class HoldsStates(Protocol):
-    """What makes states, and opens them to the host (``Runner``)."""
+    """Makes states, and opens them to the host (``Runner``)."""
 
-    def new_states(self) -> Any: ...
-    def read_state(self, states: Any, name: str) -> Array: ...
-    def write_state(self, states: Any, name: str, value: Array) -> None: ...
+    def new_states(self) -> Any:
+        """Return zeroed states of one sequence."""
+
+    def read_state(self, states: Any, name: str) -> Array:
+        """Return the state ``name`` of ``states``; who changes it writes it back."""
+
+    def write_state(self, states: Any, name: str, value: Array) -> None:
+        """Make ``value`` the state ``name``."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

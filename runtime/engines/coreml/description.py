@@ -1,4 +1,5 @@
-"""What a Swift host must know of the model's architecture: JSON in the package's metadata, under ``edgeloop.spec``."""
+"""The part of a model's architecture that a Swift host needs: JSON in the package's metadata, under
+``edgeloop.spec``."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ class Specification(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def specification(program: Program) -> Specification:
-    """The part of ``program`` that a package says."""
+    """Return the specification of ``program``."""
     kv = "shared" if program.shares_kv else "per-depth"
     return Specification(
         program.family,

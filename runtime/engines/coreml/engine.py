@@ -2,7 +2,7 @@
 
 K and V are in Core ML's states, one set a sequence of a cache (``cache.py``). The functions have fixed rows, so a
 token's row is its position, which is what sequential decoding, exits and filling in need; calls that place tokens
-elsewhere are refused. A prompt whose states nobody looks at goes in by chunks. A model whose attention has no caches
+elsewhere are refused. A prompt whose states nobody observes is run in chunks. A model whose attention has no caches
 reads a text in one call, and there are no tokens before it.
 """
 
@@ -35,18 +35,19 @@ MACOS = 15
 
 
 class Runner(Protocol):
-    """What runs the functions of a package."""
+    """Runs the functions of a package."""
 
     def new_states(self) -> Any:
-        """Zeroed states of one sequence."""
+        """Return zeroed states of one sequence."""
         ...
 
     def run(self, name: str, inputs: dict[str, Array], states: Any) -> dict[str, Array]:
-        """The outputs of the function ``name``; ``states`` are updated, inputs that it does not have left aside."""
+        """Return the outputs of the function ``name``; ``states`` are updated, inputs that it does not have are
+        ignored."""
         ...
 
     def read_state(self, states: Any, name: str) -> Array:
-        """The state ``name`` of ``states``; who changes it writes it back."""
+        """Return the state ``name`` of ``states``; who changes it writes it back."""
         ...
 
     def write_state(self, states: Any, name: str, value: Array) -> None:
@@ -55,7 +56,7 @@ class Runner(Protocol):
 
 
 class CoremlBackend:
-    """An engine over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
+    """The Backend protocol over a runner: Core ML on a Mac, or the interpreter anywhere (engine coreml-reference)."""
 
     can = CAPABILITIES
 
@@ -67,7 +68,8 @@ class CoremlBackend:
 
     @staticmethod
     def open(bundle: Bundle, interpreted: bool = False) -> CoremlBackend:
-        """The package of ``bundle``, in Core ML or ``interpreted``; BundleError when it is not the model's."""
+        """Return the engine of ``bundle``, in Core ML or ``interpreted``; BundleError when the package is not the
+        model's."""
         package = bundle.manifest.targets["coreml"].details_as(Package)
         check_described(package, bundle.program)
         path = bundle.package(package.path)
@@ -77,13 +79,13 @@ class CoremlBackend:
         return CoremlBackend(bundle.program, package, ModelRunner(path, package))
 
     def close(self) -> None:
-        """Let go of the states and of the loaded package, whoever still refers to the engine."""
+        """Release the states and the loaded package, even while the engine is referred to."""
         for cache in self._caches:
             cache.close()
         vars(self).pop("_runner", None)
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Caches whose rows are in Core ML's states; UsageError when the package's have not so many."""
+        """Return caches whose rows are in Core ML's states; UsageError when the package's have not so many."""
         if slots is not None and slots != self.program.kv_slots:
             raise UsageError(
                 f"{slots} KV slots a sequence, but the states of the package have {self.program.kv_slots}; "
@@ -100,7 +102,7 @@ class CoremlBackend:
         return cache
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]."""
+        """Return the state [B, S, D] of ids [B, S]."""
         given, out = self._given(ids, lanes.types), np.zeros((*ids.shape, self.program.width), np.float32)
         return self._each(
             "prologue",
@@ -111,14 +113,15 @@ class CoremlBackend:
         )
 
     def _given(self, ids: I64, types: I64 | None = None) -> dict[str, Array]:
-        """What functions take of tokens, [B, S] int32: ids, and their types where the model has any."""
+        """Return the inputs of functions for tokens, [B, S] int32: ids, and their types where the model has any."""
         found: dict[str, Array] = {"ids": ids.astype(np.int32)}
         if self.program.token_types:
             found["types"] = np.zeros_like(found["ids"]) if types is None else types.astype(np.int32)
         return found
 
     def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [1, S] at full depth, chunk by chunk → logits [1, V] of the last token, or [0, V] unless ``read``."""
+        """Run ids [1, S] at full depth, chunk by chunk; return the last token's logits [1, V], or [0, V] unless
+        ``read``."""
         if self._at_once:
             return self._text(ids, read, lanes, cache)
         count, first, chunk = ids.shape[1], int(lanes.cached[0]), self._package.chunk
@@ -140,7 +143,7 @@ class CoremlBackend:
         return logits
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        """Return state [B, S, D] after one pass, each lane at its own depth."""
         return self._each(
             "block",
             lanes,
@@ -150,10 +153,10 @@ class CoremlBackend:
         )
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """K and V of ``state`` [B, S, D] as every layer's input, into the lanes' slots.
+        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
 
-        A function fills all depths behind the one that a token left after. What it writes deeper than asked for are
-        rows behind the last of those slots, which are written again before they are seen.
+        A function fills all depths behind the one that a token left after. What it writes deeper than asked for
+        are rows behind the last of those slots, which are written again before they are seen.
         """
         if (lanes.depth < 1).any():
             raise UsageError("no token leaves before depth 0, so the package has no function to fill it in")
@@ -168,7 +171,7 @@ class CoremlBackend:
         )
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
+        """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]."""
         batch, width, _ = state.shape
         out = np.zeros((batch, width, output_size(self.program)), np.float32)
         wanted = None if len(self.program.caches("epilogue")) else frozenset(rows.tolist())
@@ -184,9 +187,10 @@ class CoremlBackend:
         call: Callable[[int, slice], tuple[str, dict[str, Array]]],
         rows: frozenset[int] | None = None,
     ) -> F32:
-        """``call`` for every valid token of every lane, or for the flat rows ``rows``; results go to out [B, S, …].
+        """Make ``call`` for every valid token of every lane, or for the flat rows ``rows``; results go to out [B, S,
+        …].
 
-        Where a text is read at once, for all tokens of a lane together.
+        Where a text is read at once, it is made for all tokens of a lane together.
         """
         width = out.shape[1]
         for b, n in enumerate(lanes.tokens.tolist()):
@@ -205,14 +209,15 @@ class CoremlBackend:
         return out
 
     def _text(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [1, S], all of a text → logits [1, V] of its last token, or [0, V]."""
+        """Run ids [1, S], all of a text; return the last token's logits [1, V], or [0, V] unless ``read``."""
         self._states_of("prologue", lanes, 0, ids.shape[1], cache)
         if not read:
             return np.empty((0, self.program.vocab_size), np.float32)
         return self._whole("decode_all", self._given(ids), ids.shape[1])[0, -1:]
 
     def _whole(self, name: str, inputs: dict[str, Array], count: int) -> F32:
-        """The logits, or else the states, that the function ``name`` makes of ``count`` tokens: [1, count, …]."""
+        """Return the logits, or else the states, that the function ``name`` makes of ``count`` tokens: [1, count,
+        …]."""
         padded = {
             key: np.pad(value, [(0, 0), (0, self._package.chunk - count)] + [(0, 0)] * (value.ndim - 2))
             for key, value in inputs.items()
@@ -223,7 +228,7 @@ class CoremlBackend:
         return made[:, :count]
 
     def _states_of(self, stage: str, lanes: Lanes, b: int, n: int, cache: KVCache) -> Any:
-        """The states of lane ``b``'s sequence; UsageError where its rows are not those of the functions."""
+        """Return the states of lane ``b``'s sequence; UsageError where its rows are not those of the functions."""
         if self._at_once:
             if lanes.cached[b] or n > self._package.chunk:
                 raise UsageError(
@@ -252,7 +257,7 @@ class ModelRunner:
 
     def __init__(self, path: Path, package: Package) -> None:
         """EngineError anywhere but on a Mac that is new enough."""
-        if reason := why_not():
+        if reason := unavailable_reason():
             raise EngineError(
                 f"engine coreml {reason}; run the bundle with a Swift host or export it to onnx"
             )
@@ -270,17 +275,17 @@ class ModelRunner:
         }
 
     def new_states(self) -> Any:
-        """Zeroed states of one sequence, made by one function and passed to all."""
+        """Return zeroed states of one sequence, made by one function and passed to all."""
         return next(iter(self._models.values())).make_state()
 
     def run(self, name: str, inputs: dict[str, Array], states: Any) -> dict[str, Array]:
-        """One prediction; float inputs as float16."""
+        """Make one prediction and return its outputs; float inputs are passed as float16."""
         given = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
         out = self._models[name].predict(given, states)
         return {key: np.asarray(value, np.float32) for key, value in out.items()}
 
     def read_state(self, states: Any, name: str) -> Array:
-        """The state ``name`` of ``states``, as coremltools copies it out."""
+        """Return the state ``name`` of ``states``, a copy."""
         found: Array = states.read_state(name)
         return found
 
@@ -290,7 +295,7 @@ class ModelRunner:
 
 
 def reference_runner(path: Path, package: Package, program: Program) -> Runner:
-    """The package in numpy, every result rounded to float16 as a device computes. Slow, and right.
+    """Return the package in numpy, every result rounded to float16 as a device computes. Slow, and right.
 
     BundleError when it is not the package that is described, of a model with ``program``.
     """
@@ -306,8 +311,8 @@ def reference_runner(path: Path, package: Package, program: Program) -> Runner:
     return runner
 
 
-def why_not() -> str:
-    """Why Core ML cannot run on this computer; empty where it can."""
+def unavailable_reason() -> str:
+    """Return why Core ML cannot run on this computer; empty where it can."""
     if platform.system() != "Darwin":
         return f"needs macOS {MACOS} or newer, this is {platform.system()}"
     version = platform.mac_ver()[0]
@@ -319,5 +324,5 @@ def why_not() -> str:
 
 
 def _some(state: F32, b: int, rows: slice) -> dict[str, Array]:
-    """The states of some tokens of a lane as a function's input, [1, n, D]."""
+    """Return the states of some tokens of a lane as a function's input, [1, n, D]."""
     return {"hidden": state[b : b + 1, rows]}

@@ -1,4 +1,4 @@
-"""What a Core ML package says of exits in its own metadata, because a Swift host reads nothing else."""
+"""The exit rules in a Core ML package's own metadata, because a Swift host reads nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXITS = "edgeloop.exits"
 
 
 def exit_metadata(heads: Mapping[str, npt.NDArray[np.float32]], exits: Mapping[str, Exit]) -> dict[str, str]:
-    """The calibrated rules, and the heads that rules read: float32 numbers, little-endian, in base64."""
+    """Return the calibrated rules, and the heads that rules read: float32 numbers, little-endian, in base64."""
     arrays = {
         name: {
             "shape": list(array.shape),

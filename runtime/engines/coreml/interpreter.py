@@ -53,7 +53,7 @@ _MOVES = frozenset(
         "transpose",
     }
 )
-"""Operators whose results are numbers that were rounded before."""
+"""Operators that only move numbers, which were rounded before."""
 _STATE_KINDS = frozenset({"read_state", "write_state"})
 
 
@@ -67,7 +67,7 @@ class Type:
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator as the program says it: values by input name, literals read already, and what it declares to make."""
+    """An operator as the program states it: values by input name, literals read already, and its declared outputs."""
 
     kind: str
     uses: dict[str, tuple[str, ...]]
@@ -87,7 +87,7 @@ class Function:
 
 
 class Interpreter:
-    """A loaded package. Decompressed weights are kept, as a device would."""
+    """A loaded package. Decompressed weights are kept, as on a device."""
 
     def __init__(self, package: Path, rounding: bool) -> None:
         """ExportError for a package that is not whole, and for an operator that is not known."""
@@ -100,12 +100,13 @@ class Interpreter:
         self.functions = {name: self._function(name, f) for name, f in model.mlProgram.functions.items()}
 
     def new_states(self) -> dict[str, Array]:
-        """Zeroed states, for any function."""
+        """Return zeroed states, for any function."""
         function = next(iter(self.functions.values()))
         return {name: np.zeros(t.shape, np.float32) for name, t in function.states.items()}
 
     def run(self, name: str, inputs: dict[str, Array], states: dict[str, Array]) -> dict[str, Array]:
-        """The outputs of the function ``name``; ``states`` are updated. Inputs that it does not have are left aside."""
+        """Return the outputs of the function ``name``; ``states`` are updated. Inputs that it does not have are
+        ignored."""
         function = self.functions[name]
         values: dict[str, Array] = {}
         for key, wanted in function.inputs.items():
@@ -128,11 +129,11 @@ class Interpreter:
         return {key: values[key] for key in function.outputs}
 
     def read_state(self, states: dict[str, Array], name: str) -> Array:
-        """The state ``name`` of ``states``."""
+        """Return the state ``name`` of ``states``."""
         return states[name]
 
     def write_state(self, states: dict[str, Array], name: str, value: Array) -> None:
-        """Make ``value`` the state ``name``, as long as it has the same shape."""
+        """Make ``value``, of as many numbers, the state ``name``."""
         states[name] = value.astype(np.float32).reshape(states[name].shape)
 
     def _step(self, name: str, op: Operation, values: dict[str, Array], states: dict[str, Array]) -> None:
@@ -166,7 +167,7 @@ class Interpreter:
             self._constants[source] = values[op.makes[0]]
 
     def _checked(self, function: str, name: str, value: Array, declared: Type, rounded: bool = True) -> Array:
-        """``value``, rounded; ExportError when its shape or type is not the declared one."""
+        """Return ``value``, rounded; ExportError when its shape or type is not the declared one."""
         if value.shape != declared.shape or value.dtype != WIDE[declared.element]:
             raise ExportError(
                 f"{function}: {name} is {value.dtype} {list(value.shape)}, declared as {declared.element} "
@@ -211,7 +212,7 @@ class Interpreter:
         return Operation(proto.type, uses, literals, makes, tuple(_type(o.type) for o in proto.outputs))
 
     def _value(self, proto: Any) -> Any:
-        """A literal: numbers as an array (floats as float32), or a text."""
+        """Return a literal: numbers as an array (floats as float32), or a text."""
         declared = _type(proto.type)
         if proto.WhichOneof("value") == "blobFileValue":
             offset = int(proto.blobFileValue.offset)  # functions share arrays
@@ -231,7 +232,7 @@ class Interpreter:
 
 
 def read_model(package: Path) -> Any:
-    """model.mlmodel of ``package``; ExportError when it is missing or damaged."""
+    """Return model.mlmodel of ``package``; ExportError when it is missing or damaged."""
     path = package / MODEL
     try:
         return Model_pb2.Model.FromString(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Where the K and V of a program are in the states of its package.
+"""The position of a program's K and V in the states of its package.
 
 K and V are Core ML states [rows, K heads, C, head_dim] float16: a pair for the caches of a stage, and another one where
 some of them have other heads. A row belongs to one cache at one depth: in the block's it is depth · caches + number
@@ -33,7 +33,7 @@ class Layout:
         }
 
     def shapes(self, capacity: int) -> dict[str, tuple[int, ...]]:
-        """The shape of every state by its name, for ``capacity`` tokens."""
+        """Return the shape of every state by its name, for ``capacity`` tokens."""
         return {
             name: (kinds.count(kind) * self._slots.get(stage, 1), kind[0], capacity, kind[1])
             for stage, kinds in self._kinds.items()
@@ -42,11 +42,11 @@ class Layout:
         }
 
     def caches(self, stage: str) -> int:
-        """How many caches ``stage`` has."""
+        """Return how many caches ``stage`` has."""
         return len(self._kinds[stage])
 
     def place(self, stage: str, cache: int, depth: int = 0) -> CacheState:
-        """Where ``stage`` has the K and V of ``cache`` at ``depth``."""
+        """Return the states and the row of ``cache`` of ``stage`` at ``depth``."""
         kinds = self._kinds[stage]
         kind = kinds[cache]
         own = depth if self._slots.get(stage, 1) > 1 else 0

@@ -20,7 +20,7 @@ WIDE: dict[str, type[Any]] = {"fp16": np.float32, "fp32": np.float32, "int32": n
 
 
 def blockwise(i: Inputs) -> Array:
-    """constexpr_blockwise_shift_scale: data · scale, each scale for a block of the data."""
+    """Return constexpr_blockwise_shift_scale: data · scale, each scale for a block of the data."""
     data, scale = i["data"], i["scale"]
     rows, columns = (d // s for d, s in zip(data.shape, scale.shape, strict=True))
     blocks = data.astype(np.float32).reshape(scale.shape[0], rows, scale.shape[1], columns)
@@ -29,7 +29,8 @@ def blockwise(i: Inputs) -> Array:
 
 
 def lookup(i: Inputs) -> Array:
-    """constexpr_lut_to_dense: each index stands for an entry of its block's table, lut [N/n, K/k, entries, 1]."""
+    """Return constexpr_lut_to_dense: each index stands for an entry of its block's table, lut [N/n, K/k, entries,
+    1]."""
     indices, lut = i["indices"], i["lut"].astype(np.float32)
     rows, columns = (d // s for d, s in zip(indices.shape, lut.shape[:2], strict=True))
     blocks = indices.reshape(lut.shape[0], rows, lut.shape[1], columns).transpose(0, 2, 1, 3)
@@ -39,12 +40,13 @@ def lookup(i: Inputs) -> Array:
 
 
 def linear(i: Inputs) -> Array:
+    """Return x [..., K] times weight [N, K], plus bias [N] where there is one."""
     out: Array = i["x"] @ i["weight"].T
     return out + i["bias"] if "bias" in i else out
 
 
 def attention(i: Inputs) -> Array:
-    """scaled_dot_product_attention, with a mask that is added or without one."""
+    """Return scaled_dot_product_attention, with a mask that is added or without one."""
     q, k, v = i["query"], i["key"], i["value"]
     scores = q @ np.swapaxes(k, -1, -2) * np.float32(q.shape[-1] ** -0.5)
     out: Array = softmax({"x": scores + i["attn_mask"] if "attn_mask" in i else scores, "axis": -1}) @ v
@@ -52,6 +54,7 @@ def attention(i: Inputs) -> Array:
 
 
 def softmax(i: Inputs) -> Array:
+    """Return the softmax over ``axis``."""
     x, axis = i["x"], int(i["axis"])
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     out: Array = e / e.sum(axis=axis, keepdims=True)
@@ -59,13 +62,14 @@ def softmax(i: Inputs) -> Array:
 
 
 def matmul(i: Inputs) -> Array:
+    """Return x times y, either transposed where the operator says so."""
     x, y = (np.swapaxes(i[side], -1, -2) if i[f"transpose_{side}"] else i[side] for side in "xy")
     out: Array = x @ y
     return out
 
 
 def slice_by_index(i: Inputs) -> Array:
-    """A copy, because the value of a state is updated in place."""
+    """Return a copy of the slice, because the value of a state is updated in place."""
     out: Array = i["x"][
         tuple(slice(int(b), int(e)) for b, e in zip(i["begin"], i["end"], strict=True))
     ].copy()
@@ -73,7 +77,7 @@ def slice_by_index(i: Inputs) -> Array:
 
 
 def slice_update(i: Inputs) -> Array:
-    """In place: ``states.check`` has made sure that nobody wants the old value."""
+    """Update x in place and return it: ``states.check_states`` has made sure that the old value is not used."""
     x: Array = i["x"]
     region = tuple(slice(int(b), int(e)) for b, e in zip(i["begin"], i["end"], strict=True))
     for part, size in zip(region, x.shape, strict=True):
@@ -84,6 +88,7 @@ def slice_update(i: Inputs) -> Array:
 
 
 def gather(i: Inputs) -> Array:
+    """Return the entries of x at ``indices`` along ``axis``."""
     x, indices, axis = i["x"], i["indices"], int(i["axis"])
     if indices.size and not 0 <= indices.min() <= indices.max() < x.shape[axis]:
         raise ValueError(f"gather of {indices.tolist()} from a dimension of {x.shape[axis]}")
@@ -92,19 +97,20 @@ def gather(i: Inputs) -> Array:
 
 
 def split(i: Inputs) -> tuple[Array, ...]:
+    """Return the parts of x along ``axis``."""
     sizes = i.get("split_sizes")
     parts = int(i["num_splits"]) if sizes is None else np.cumsum(sizes)[:-1]
     return tuple(np.split(i["x"], parts, axis=int(i["axis"])))
 
 
 def sigmoid(i: Inputs) -> Array:
-    """By a tanh, which does not overflow."""
+    """Return the sigmoid of x, by a tanh, which does not overflow."""
     out: Array = np.tanh(i["x"] * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
     return out
 
 
 def gelu(i: Inputs) -> Array:
-    """x · Φ(x), with the normal distribution or with what tanh makes of it."""
+    """Return x · Φ(x), with the normal distribution or a tanh approximation of it."""
     x = i["x"]
     if i["mode"] == "EXACT":
         below = np.vectorize(erf, otypes=[np.float32])(x * np.float32(0.5**0.5))
@@ -117,7 +123,7 @@ def gelu(i: Inputs) -> Array:
 
 
 def _over(function: Callable[..., Any]) -> Operator:
-    """A reduction over ``axes``."""
+    """Return the operator that reduces over ``axes`` with ``function``."""
 
     def run(i: Inputs) -> Array:
         out: Array = function(i["x"], axis=tuple(int(a) for a in i["axes"]), keepdims=bool(i["keep_dims"]))
@@ -171,4 +177,5 @@ OPERATORS: dict[str, Operator] = {
     "tile": lambda i: np.tile(i["x"], [int(n) for n in i["reps"]]),
     "transpose": lambda i: i["x"].transpose([int(n) for n in i["perm"]]),
 }
-"""MIL operator → its function of named inputs. ``const``, ``read_state`` and ``write_state`` are the interpreter's."""
+"""By MIL operator, its function of named inputs. ``const``, ``read_state`` and ``write_state`` are the
+interpreter's."""

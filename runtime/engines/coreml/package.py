@@ -1,4 +1,4 @@
-"""What the manifest and the package itself say of a Core ML package."""
+"""The manifest's description of a Core ML package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Package(Details, frozen=True, forbid_unknown_fields=True, tag="coreml"):
     palettized: bool = False
 
     def problems(self, place: str) -> Iterator[str]:
-        """Sizes that no package has."""
+        """Yield a problem for each size that no package has."""
         yield from within(f"{place}.chunk", self.chunk, 1, MAX_SIZE)
         yield from within(f"{place}.capacity", self.capacity, 1, MAX_SIZE)
         for state, shape in self.states.items():
@@ -34,7 +34,7 @@ class Package(Details, frozen=True, forbid_unknown_fields=True, tag="coreml"):
                 yield from within(f"{place}.states.{state}", size, 1, MAX_SIZE)
 
     def describe(self, program: Program, byte_count: ByteCount) -> Iterator[DetailsTable]:
-        """The functions of the package and the states that serve them all."""
+        """Yield the functions of the package and the states that serve them all."""
         weights = (
             "4-bit indices into tables of 16 values"
             if self.palettized
@@ -50,5 +50,5 @@ class Package(Details, frozen=True, forbid_unknown_fields=True, tag="coreml"):
         yield DetailsTable(states, ("state", "layers × KV heads × tokens × head size", "#float16"))
 
     def position_bytes(self, program: Program) -> int:
-        """cos and sin as float16, and the position's number as int32."""
+        """Return the bytes of a position: cos and sin as float16, and its number as int32."""
         return 2 * sum(turns.dims for turns in program.rotations) + 4

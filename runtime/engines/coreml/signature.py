@@ -1,4 +1,4 @@
-"""Is a Core ML package that of the model which the manifest describes? Asked before any of its functions runs."""
+"""Checks that a Core ML package is that of the model in the manifest, before any of its functions runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_described(package: Package, program: Program) -> None:
-    """BundleError unless the manifest's own description of the package goes with ``program``."""
+    """Raise BundleError unless the manifest's own description of the package goes with ``program``."""
     if missing := next((name for name in _made(program) if name not in package.functions), None):
         raise _other(package, f"it has no function {missing}")
     wanted = Layout(program).shapes(package.capacity)
@@ -26,7 +26,7 @@ def check_described(package: Package, program: Program) -> None:
 
 
 def check_functions(functions: Mapping[str, Function], package: Package, program: Program) -> None:
-    """BundleError unless the functions that are in the package are those, and make what the model makes."""
+    """Raise BundleError unless the package's functions are the described ones, with the outputs of the model."""
     if set(functions) != set(package.functions):
         strange = min(set(functions) ^ set(package.functions))
         raise _other(package, f"the function {strange} is only in one of them")
@@ -49,7 +49,7 @@ def check_functions(functions: Mapping[str, Function], package: Package, program
 
 
 def _made(program: Program) -> dict[str, int]:
-    """The functions that the host calls, and the width of what each makes last."""
+    """Return the functions that the host calls, and the width of the last output of each."""
     prefill = () if program.encoder else ("prefill",)
     steps = ("embed", *prefill, *(f"decode_d{depth}" for depth in range(program.depths)))
     return {**dict.fromkeys(steps, program.width), "head": output_size(program)}

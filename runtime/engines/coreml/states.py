@@ -1,8 +1,8 @@
-"""That a function's states are read and written in one line, as Core ML may assume.
+"""Checks that a function's states are read and written in a single sequence, as Core ML may assume.
 
 A device updates a state in place. So once a state's value was updated, no operator may use an older one, and the new
-one must be written before the state is read again; else numbers depend on who was first. Of coremltools' own passes one
-builds such programs (remove_redundant_ops merges two reads across a write).
+one must be written before the state is read again; else numbers depend on the order of execution. Of coremltools' own
+passes one builds such programs (remove_redundant_ops merges two reads across a write).
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ class Step(Protocol):
     """One operator of a function: its type, the names of the values that it takes, and of those it makes."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The operator's type."""
+
     @property
-    def uses(self) -> dict[str, tuple[str, ...]]: ...
+    def uses(self) -> dict[str, tuple[str, ...]]:
+        """The names of the values that it takes, by input."""
+
     @property
-    def makes(self) -> tuple[str, ...]: ...
+    def makes(self) -> tuple[str, ...]:
+        """The names of the values that it makes."""
 
 
 def check_states(function: str, steps: Iterable[Step], states: Iterable[str]) -> None:
-    """ExportError when ``function`` uses a value of a state that was updated since, or reads before it wrote."""
+    """Raise ExportError when ``function`` uses a state's value that was updated since, or reads before it wrote."""
     current: dict[str, set[str]] = {state: set() for state in states}
     owner: dict[str, str] = {}
     stale: set[str] = set()

@@ -35,8 +35,8 @@ PATIENCE = 300
 """Seconds that compiling may take; a small board needs some twenty."""
 
 
-def why_not() -> str:
-    """Why this computer cannot run the engine, whatever is installed; empty where it can."""
+def unavailable_reason() -> str:
+    """Return why this computer cannot run the engine, whatever is installed; empty where it can."""
     if sys.platform in SUFFIXES:
         return ""
     return f"runs on Linux and macOS, where executorch's wheel has C++ libraries, not on {sys.platform}"
@@ -44,7 +44,7 @@ def why_not() -> str:
 
 def wheel() -> Path:
     """Return the folder of the installed executorch; EngineError when it is missing or not whole."""
-    if reason := why_not():
+    if reason := unavailable_reason():
         raise EngineError(f"engine executorch {reason}; choose another with --engine")
     found = importlib.util.find_spec("executorch")
     places = list(found.submodule_search_locations or ()) if found else []

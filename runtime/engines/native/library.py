@@ -175,7 +175,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 """What each function returns and takes."""
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Return why the lane engine cannot run here, or nothing where it can."""
     try:
         library()

@@ -1,4 +1,4 @@
-"""The attentions of a program in plain numpy: what joins a lane's slots, what is seen, and the softmax over it."""
+"""The attentions of a program in plain numpy: the keys and values of a lane, what its tokens see, and the softmax."""
 
 from __future__ import annotations
 
@@ -13,41 +13,46 @@ F32 = npt.NDArray[np.float32]
 
 
 def attend(op: ops.Attend, lane: Lane, q: F32, *new: F32) -> F32:
+    """Return [n, H · d] of ``Attend``: q over the lane's slot, or over the new k and v alone."""
     if op.cache is None:
         keys, values = (by_head(x, op.kv_heads) for x in new)
     else:
         slot = (lane.first if op.slot == "first" else lane.own)[op.cache]
-        keys, values = joined(slot, lane.cached, len(q), *new)
-    return softmax_times(op, q, keys, values, seen(lane, len(q), keys.shape[1], op.mask, op.window), op.cap)
+        keys, values = lane_keys_values(slot, lane.cached, len(q), *new)
+    return softmax_attention(
+        op, q, keys, values, seen_keys(lane, len(q), keys.shape[1], op.mask, op.window), op.cap
+    )
 
 
 def attend_twice(op: ops.AttendTwice, lane: Lane, q: F32, k: F32, v: F32, gate: F32) -> F32:
+    """Return [n, H · d] of ``AttendTwice``: ``gate`` times attention to depth 0's keys, the rest to the own ones."""
     n = len(q)
-    keys, values = joined(lane.own[op.cache], lane.cached, n, k, v)
+    keys, values = lane_keys_values(lane.own[op.cache], lane.cached, n, k, v)
     if lane.depth == 0:
-        return softmax_times(op, q, keys, values, seen(lane, n, keys.shape[1]))
-    near = softmax_times(op, q, keys, values, seen(lane, n, keys.shape[1], window=op.window))
-    keys, values = joined(lane.first[op.cache], lane.cached, n)
-    far = softmax_times(op, q, keys, values, seen(lane, n, keys.shape[1]))
+        return softmax_attention(op, q, keys, values, seen_keys(lane, n, keys.shape[1]))
+    near = softmax_attention(op, q, keys, values, seen_keys(lane, n, keys.shape[1], window=op.window))
+    keys, values = lane_keys_values(lane.first[op.cache], lane.cached, n)
+    far = softmax_attention(op, q, keys, values, seen_keys(lane, n, keys.shape[1]))
     g = np.repeat(gate, op.head_dim, axis=1)
     mixed: F32 = g * far + (1 - g) * near
     return mixed
 
 
 def attend_learned(op: ops.AttendLearned, lane: Lane, q: F32) -> F32:
+    """Return [n, H · d] of ``AttendLearned``: q over keys and values that are weights."""
     keys, values = (
         by_head(lane.weights.small(f"{name}.weight"), op.kv_heads) for name in (op.keys, op.values)
     )
-    return softmax_times(op, q, keys, values, np.ones((len(q), keys.shape[1]), bool))
+    return softmax_attention(op, q, keys, values, np.ones((len(q), keys.shape[1]), bool))
 
 
 def by_head(x: F32, heads: int) -> F32:
-    """x [n, heads · d] → [heads, n, d]."""
+    """Return x [n, heads · d] as [heads, n, d]."""
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
 
 
-def joined(slot: Slot, cached: int, n: int, *new: F32) -> tuple[F32, F32]:
-    """K and V [kv_heads, T, d] that n tokens see behind ``cached`` ones; ``new`` k and v are written first."""
+def lane_keys_values(slot: Slot, cached: int, n: int, *new: F32) -> tuple[F32, F32]:
+    """Return K and V [kv_heads, T, d] that n tokens see behind ``cached`` ones; ``new`` k and v are written first."""
     if not new:
         return slot.keys[:, : cached + n], slot.values[:, : cached + n]
     keys, values = (
@@ -58,7 +63,7 @@ def joined(slot: Slot, cached: int, n: int, *new: F32) -> tuple[F32, F32]:
 
 
 def append(slot: F32, new: F32, cached: int, window: int | None) -> F32:
-    """Write ``new`` [K, n, d] after ``cached`` tokens into slot [K, rows, d] → all that can be seen."""
+    """Write ``new`` [K, n, d] after ``cached`` tokens into slot [K, rows, d]; return all rows that can be seen."""
     rows, total = slot.shape[1], cached + new.shape[1]
     if window is None or total <= rows:
         slot[:, cached:total] = new
@@ -69,10 +74,10 @@ def append(slot: F32, new: F32, cached: int, window: int | None) -> F32:
     return visible
 
 
-def seen(
+def seen_keys(
     lane: Lane, n: int, total: int, mask: str = "causal", window: int | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Which of ``total`` keys, the last n of them the tokens' own, each of n tokens sees: [n, total]."""
+    """Return [n, total]: which of ``total`` keys, the last n of them the tokens' own, each of n tokens sees."""
     key = np.arange(total)
     age = total - n + np.arange(n)[:, None] - key
     allowed = age >= 0
@@ -83,7 +88,7 @@ def seen(
     return allowed if window is None else allowed & (age < window)
 
 
-def softmax_times(
+def softmax_attention(
     op: ops.Attend | ops.AttendTwice | ops.AttendLearned,
     q: F32,
     keys: F32,
@@ -91,7 +96,7 @@ def softmax_times(
     allowed: npt.NDArray[np.bool_],
     cap: float | None = None,
 ) -> F32:
-    """q [n, H · d], keys and values [kv_heads, T, d], allowed [n, T] → [n, H · d]."""
+    """Return [n, H · d] of q [n, H · d], keys and values [kv_heads, T, d], allowed [n, T]."""
     n = len(q)
     queries = by_head(q, op.heads).reshape(op.kv_heads, -1, n, op.head_dim)  # some heads share a KV head
     scores = queries @ keys[:, None].swapaxes(-1, -2) * np.float32(op.scale)
@@ -102,13 +107,13 @@ def softmax_times(
 
 
 def softmax(x: F32) -> F32:
-    """Softmax over the last axis."""
+    """Return the softmax over the last axis."""
     e: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
     e /= e.sum(axis=-1, keepdims=True)
     return e
 
 
 def capped(x: F32, cap: float) -> F32:
-    """cap · tanh(x / cap)."""
+    """Return cap · tanh(x / cap)."""
     y: F32 = np.float32(cap) * np.tanh(x / np.float32(cap))
     return y

@@ -30,7 +30,7 @@ WEIGHTS_TARGET = "onnx"
 
 
 class ReferenceBackend:
-    """numpy only. Slow, and right: float32 arithmetic on the stored weights."""
+    """The Backend protocol in numpy. Slow, and right: float32 arithmetic on the stored weights."""
 
     name = "reference"
     can = CAPABILITIES
@@ -59,18 +59,18 @@ class ReferenceBackend:
 
     @staticmethod
     def open(bundle: Bundle) -> ReferenceBackend:
-        """The model of ``bundle``; BundleError when its weights cannot be read."""
+        """Return the engine with the model of ``bundle``; BundleError when its weights cannot be read."""
         stored = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
         return ReferenceBackend(bundle.program, stored, bundle.manifest.quantization.group_size)
 
     def with_activations(self, activations: Activations | None) -> ReferenceBackend:
-        """The same model with the same weights, as an engine computes it that makes ``activations`` of inputs."""
+        """Return an engine of the same weights that rounds inputs by ``activations``."""
         other = copy(self)
         other._activations = activations
         return other
 
     def forget(self) -> None:
-        """Let go of dequantized matrices, which are made again when they are wanted."""
+        """Drop dequantized matrices, which are made again when they are used."""
         self._weights.forget()
 
     def close(self) -> None:
@@ -78,28 +78,29 @@ class ReferenceBackend:
         self.forget()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Zeroed caches of ``sequences`` sequences × ``capacity`` tokens."""
+        """Return zeroed caches of ``sequences`` × ``capacity`` tokens."""
         return KVCache.allocate(self.program, sequences, capacity, slots)
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]."""
+        """Return the state [B, S, D] of ids [B, S]."""
         return self._run("prologue", ids[..., None], lanes, cache)
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D], each lane at its own depth."""
+        """Return state [B, S, D] after one pass, each lane at its own depth."""
         if self.program.shares_kv and not isinstance(lanes, PackedLanes):
             fresh_tokens(lanes)  # what it cannot take, no engine can
         return self._run("block", state, lanes, cache)
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → logits [N, V] of the flat rows ``rows`` [N]."""
+        """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]."""
         state = self._run("epilogue", state, lanes, cache)
         values = split(state.reshape(-1, state.shape[-1])[rows], self._head)
         (logits,) = compute(self.program.head, self._lane(rows), *values)
         return logits
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their slots."""
+        """Write K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their
+        slots."""
         check_fill(self.program)
         state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state
         for b in np.flatnonzero(lanes.tokens).tolist():
@@ -111,7 +112,7 @@ class ReferenceBackend:
                     kept[:, rows] = next(made).reshape(n, len(kept), -1).transpose(1, 0, 2)
 
     def _run(self, name: str, given: npt.NDArray[Any], lanes: Lanes, cache: KVCache) -> F32:
-        """The stage ``name`` on the valid tokens of each lane; padded rows come out as zeros."""
+        """Return the output of the stage ``name`` on the valid tokens of each lane; padded rows are zeros."""
         packed = lanes if isinstance(lanes, PackedLanes) else None
         given = packed.pad(given) if packed else given
         width = sum(self._head if name == "epilogue" else self._carries)
@@ -131,7 +132,7 @@ class ReferenceBackend:
         return packed.pack(out) if packed else out
 
     def _of(self, lanes: Lanes, b: int, stage: str, cache: KVCache) -> Lane:
-        """Lane ``b`` of ``lanes`` with its slots of ``stage``."""
+        """Return lane ``b`` of ``lanes`` with its slots of ``stage``."""
         depth, cached, n = int(lanes.depth[b]), int(lanes.cached[b]), int(lanes.tokens[b])
         own = lanes.first_slot + b
         last_rows = cache.rows_after(stage, own, cached) if cached else {}
@@ -153,12 +154,12 @@ class ReferenceBackend:
         )
 
     def _lane(self, positions: I64, **seen: Any) -> Lane:
-        """A lane of this model; ``seen``: what else ops read."""
+        """Return a lane of this model; ``seen``: what else ops read."""
         return Lane(
             self._weights, positions, activations=self._activations, tables_as=self._tables_as, **seen
         )
 
 
 def split(state: F32, widths: Sequence[int]) -> list[F32]:
-    """A state [n, D] → the values that lie side by side in it."""
+    """Return the values that lie side by side in a state [n, D]."""
     return np.split(state, np.cumsum(widths)[:-1], axis=1)

@@ -15,7 +15,7 @@ from ...model.stored import StoredWeights
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Activations = Callable[[F32, int], F32]
-"""(x [n, K], the group size of the matrix) → what an engine makes of it before it multiplies."""
+"""(x [n, K], the group size of the matrix) → x as an engine rounds it before it multiplies."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Lane:
     _turns: dict[Rotation, tuple[F32, F32]] = field(default_factory=dict)
 
     def cos_sin(self, by: Rotation) -> tuple[F32, F32]:
-        """cos, sin [n, dims/2] of the tokens' positions."""
+        """Return cos and sin [n, dims/2] of the tokens' positions."""
         if by not in self._turns:
             cos, sin = (
                 table.astype(self.tables_as).astype(np.float32) for table in cos_sin(by, self.positions)
@@ -59,13 +59,13 @@ class Lane:
         return self._turns[by]
 
     def row(self, name: str, at: int | None) -> F32:
-        """The vector ``name`` [size], of depth ``at`` or of this one where it has a row for each."""
+        """Return the vector ``name`` [size], of depth ``at`` or of the lane's where it has a row for each."""
         vector = self.weights.small(f"{name}.weight")
         return vector if vector.ndim == 1 else vector[self.depth if at is None else at]
 
 
 def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
-    """x [n, K] times rows ``first`` to ``last`` − 1 of a stored matrix: [n, last − first]."""
+    """Return x [n, K] times rows ``first`` to ``last`` − 1 of a stored matrix: [n, last − first]."""
     if lane.activations is not None and lane.weights.quantized(name):
         x = lane.activations(x, lane.weights.group_size)
     return np.concatenate([x @ piece.T for piece in lane.weights.pieces(name, first, last)], axis=1)

@@ -25,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 
 
 def compute(stage: Stage, lane: Lane, *given: F32 | I64) -> list[F32]:
-    """What ``stage`` makes of its inputs: its outputs. Values are let go of after their last use."""
+    """Return the outputs of ``stage`` for its inputs. Values are dropped after their last use."""
     values: dict[str, Any] = dict(zip(stage.inputs, given, strict=True))
     last = {name: op for op in stage.ops for name in ops.reads(op)}
     for op in stage.ops:
@@ -37,17 +37,19 @@ def compute(stage: Stage, lane: Lane, *given: F32 | I64) -> list[F32]:
 
 
 def run(op: Op, lane: Lane, values: dict[str, Any]) -> None:
-    """``op`` on ``values``, to which what it writes is added."""
+    """Compute ``op`` on ``values``, and add what it writes."""
     found = OPS[kind(op)](op, lane, *(values[name] for name in ops.reads(op)))
     values.update(zip(ops.writes(op), found if isinstance(found, list) else [found], strict=True))
 
 
 def embed(op: ops.Embed, lane: Lane, ids: I64) -> F32:
+    """Return scale · table[ids]."""
     rows: F32 = lane.weights.rows(op.table, ids) * np.float32(op.scale)
     return rows
 
 
 def norm(op: ops.Norm, lane: Lane, x: F32) -> F32:
+    """Return the RMSNorm or LayerNorm of x, each group by itself."""
     parts = x.reshape(len(x), op.groups, -1)
     if op.kind == "layer":
         parts = parts - parts.mean(-1, keepdims=True)
@@ -60,6 +62,7 @@ def norm(op: ops.Norm, lane: Lane, x: F32) -> F32:
 
 
 def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
+    """Return the parts of W x + b, plus the deltas of the lane's depth."""
     weights, matrix = lane.weights, lane.weights.matrix(op.weight)
     depth = lane.depth if op.at is None else op.at
     parts = list(matrix.parts)[op.first : op.first + len(op.y)]
@@ -81,6 +84,7 @@ def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
 
 
 def rotate(op: ops.Rotate, lane: Lane, x: F32) -> F32:
+    """Return the heads of x rotated to the tokens' positions."""
     cos, sin = (table[:, None] for table in lane.cos_sin(op.by))  # for every head alike
     heads = x.reshape(len(x), op.heads, -1)
     y, dims = heads.copy(), op.by.dims
@@ -93,19 +97,23 @@ def rotate(op: ops.Rotate, lane: Lane, x: F32) -> F32:
 
 
 def act(op: ops.Act, lane: Lane, x: F32) -> F32:
+    """Return ``op.function`` of x, elementwise."""
     return FUNCTIONS[op.function](x)
 
 
 def add(op: ops.Add, lane: Lane, a: F32, b: F32) -> F32:
+    """Return a + b."""
     return a + b
 
 
 def mul(op: ops.Mul, lane: Lane, a: F32, b: F32) -> F32:
+    """Return a · b; where b is shorter, each of its numbers is for one of the equal parts of a."""
     parts: F32 = a.reshape(*b.shape, -1) * b[..., None]
     return parts.reshape(a.shape)
 
 
 def scale(op: ops.Scale, lane: Lane, x: F32) -> F32:
+    """Return factor · x · w + offset."""
     y: F32 = x * np.float32(op.factor)
     if op.weight is not None:
         y = y * lane.row(op.weight, op.at)
@@ -113,24 +121,29 @@ def scale(op: ops.Scale, lane: Lane, x: F32) -> F32:
 
 
 def softcap(op: ops.Softcap, lane: Lane, x: F32) -> F32:
+    """Return cap · tanh(x / cap)."""
     return capped(x, op.cap)
 
 
 def concat(op: ops.Concat, lane: Lane, *x: F32) -> F32:
+    """Return the values concatenated."""
     return np.concatenate(x, axis=1)
 
 
 def cut(op: ops.Slice, lane: Lane, x: F32) -> F32:
+    """Return columns ``op.start`` … ``op.stop`` − 1 of x."""
     return x[:, op.start : op.stop]
 
 
 def shift(op: ops.Shift, lane: Lane, x: F32) -> F32:
+    """Return x one row down: the first row is what the lane keeps, or zeros; the last one is kept."""
     before = lane.last_rows.get(op.cache, np.zeros_like(x[:1]))
     lane.last_rows[op.cache] = x[-1:].copy()
     return np.concatenate((before, x[:-1]))
 
 
 def experts(op: ops.Experts, lane: Lane, x: F32, scores: F32) -> F32:
+    """Return the sum of the chosen experts' outputs, each times its share."""
     up, down = lane.weights.matrix(op.up).rows, lane.weights.matrix(op.down).rows
     p = softmax(scores)
     chosen = np.argsort(-p, axis=1, kind="stable")[:, : op.top]
@@ -151,19 +164,19 @@ def experts(op: ops.Experts, lane: Lane, x: F32, scores: F32) -> F32:
 
 
 def sigmoid(x: F32) -> F32:
-    """1 / (1 + exp(−x)); tanh keeps it from overflowing."""
+    """Return 1 / (1 + exp(−x)); tanh keeps it from overflowing."""
     y: F32 = np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
     return y
 
 
 def gelu(x: F32) -> F32:
-    """x · Φ(x), Φ the normal distribution's."""
+    """Return x · Φ(x), with Φ of the normal distribution."""
     below: F32 = np.vectorize(erf, otypes=[np.float32])(x * np.float32(0.5**0.5))
     return x * (below + 1) * np.float32(0.5)
 
 
 def gelu_tanh(x: F32) -> F32:
-    """Φ by a tanh."""
+    """Return x · Φ(x), with Φ approximated by a tanh."""
     return x * sigmoid(np.float32((8 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x * x * x))
 
 
@@ -196,4 +209,4 @@ OPS: dict[str, Callable[..., Any]] = {
     "shift": shift,
     "experts": experts,
 }
-"""By the op's name in a program."""
+"""The function of each op, by the op's name in a program."""

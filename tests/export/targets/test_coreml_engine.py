@@ -19,7 +19,7 @@ from edgeloop.runtime.decode.exits import ExitRule
 from edgeloop.runtime.decode.modes import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
-from edgeloop.runtime.engines.coreml.engine import CoremlBackend, why_not
+from edgeloop.runtime.engines.coreml.engine import CoremlBackend, unavailable_reason
 from edgeloop.runtime.engines.coreml.interpreter import Interpreter
 from edgeloop.runtime.engines.coreml.package import Package
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
@@ -168,13 +168,13 @@ def test_the_interpreter_is_an_engine(
         BatchServer.open(packaged("mor-middle-cycle").folder, engine="coreml-reference")
 
 
-@pytest.mark.skipif(why_not() == "", reason="this computer has Core ML")
+@pytest.mark.skipif(unavailable_reason() == "", reason="this computer has Core ML")
 def test_elsewhere_it_says_why(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="engine coreml needs macOS 15 or newer, this is"):
         open_backend("coreml", bundle)
 
 
-@pytest.mark.skipif(why_not() != "", reason=f"engine coreml {why_not()}")
+@pytest.mark.skipif(unavailable_reason() != "", reason=f"engine coreml {unavailable_reason()}")
 def test_core_ml_computes_what_the_interpreter_computes(bundle: Bundle, backend: CoremlBackend) -> None:
     found, wanted = trace(open_backend("coreml", bundle)), trace(backend)
     assert difference(found.logits, wanted.logits) < 2e-2

@@ -72,7 +72,7 @@ def test_other_computers(monkeypatch):
     assert row.version is None
     assert "not on win32" in row.install
     monkeypatch.setattr(compiled.sys, "platform", "linux")
-    assert compiled.why_not() == ""
+    assert compiled.unavailable_reason() == ""
 
 
 def test_compiled_once(compiler, tmp_path):
