@@ -48,11 +48,13 @@ class StageCall {
   }
 
   void add(const Asked& lane, uint32_t done, uint32_t taken) {
-    if (stage_ != NONE) session_.caches.reserve(stage_, lane.slot, lane.cached + done, lane.cached + done + taken);
+    const uint32_t before = lane.cached + done;
+    if (stage_ != NONE) session_.caches.reserve(stage_, lane.slot, before, before + taken);
+    if (program_.first_slots && lane.first_slot != lane.slot) session_.caches.reserve(stage_, lane.first_slot, before, before + taken);
     Lane piece;
     piece.rows = taken;
     piece.depth = lane.depth;
-    piece.cached = lane.cached + done;
+    piece.cached = before;
     piece.slot = lane.slot;
     piece.first_slot = lane.first_slot;
     piece.prefix = lane.cached == 0 ? lane.tokens : 0;

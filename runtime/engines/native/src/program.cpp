@@ -312,6 +312,7 @@ class Reader {
     want(mask <= file::PREFIX && (mask != file::BOTH || cache == NONE), "mask %u", mask);
     want(window <= file::MAX_SIZE && op.factors[1] >= 0, "window %u, cap %g", window, double(op.factors[1]));
     if (mask != file::CAUSAL || cache == NONE) program_.whole_lanes = true;
+    if (first) program_.first_slots = true;
     const uint32_t held = window >= model_.header().context_length ? 0 : window;
     const uint32_t number = memory(op, held, op.reads == 3, first);
     Node& node = add_op(op);
@@ -324,6 +325,7 @@ class Reader {
     want(program_.role == Role::block && op.numbers[3] != NONE && !model_.header().shares_kv, "it reads the K and V of two depths");
     want(x(op, 3) == op.numbers[0], "the gate is %u wide, wanted %u", x(op, 3), op.numbers[0]);
     want(op.numbers[4] >= 1 && op.numbers[4] <= file::MAX_SIZE, "window %u", op.numbers[4]);
+    program_.first_slots = true;
     const uint32_t number = memory(op, 0, true, false);
     Node& node = add_op(op);
     node.memory = number;

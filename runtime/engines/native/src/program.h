@@ -58,6 +58,7 @@ struct Program {
   std::vector<CodesOf> codes;
   std::vector<Memory> memories;
   bool whole_lanes = false;  // does a row see later ones? Then all of a lane's are wanted at once
+  bool first_slots = false;  // are depth 0's K and V read beside a lane's own, or in place of them?
   bool per_depth = false;    // is there a weight that is the lane's depth's?
 
   uint32_t output_width() const;
