@@ -154,7 +154,8 @@ def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) 
 def _randomize(
     cache: KVCache, program: Program, stage: str, slots: int, rows: int, random: np.random.Generator
 ) -> None:
-    """Fill the first ``rows`` rows of every slot of ``stage`` with random numbers."""
+    """Fill the first ``rows`` rows of every slot of ``stage``, or all that there are, with random numbers."""
+    rows = min(rows, cache.rows)
     for slot in range(slots):
         made = [
             random.standard_normal((2, shape.kv_heads, rows, shape.head_dim)).astype(np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
-from programs import HEADS, PLAIN, adapted, hierarchical, parallel_loop, stack
+from programs import HEADS, PLAIN, RMS, WIDTH, adapted, hierarchical, parallel_loop, stack
 from programs import program as written
 from safetensors.numpy import save_file
 
@@ -29,8 +29,10 @@ from edgeloop.runtime.bundle.manifest import (
     Text,
     write_manifest,
 )
+from edgeloop.runtime.model.blocks import Writer
+from edgeloop.runtime.model.ops import Act, Add
 from edgeloop.runtime.model.program import Program, Routing
-from edgeloop.runtime.model.weights import tensors
+from edgeloop.runtime.model.weights import Matrix, tensors
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 WINDOW = 4
@@ -61,6 +63,20 @@ def some_windows() -> Program:
     return written({}, lambda w: "embedded", [lambda w: (stack(w, "state", "b", [near, PLAIN]),)])
 
 
+def without_attention() -> Program:
+    """A loop that keeps no K and V, behind a layer that does."""
+
+    def block(w: Writer) -> tuple[str, ...]:
+        w.enter_layer("state")
+        w.linear(w.norm("state", "normed", "b.norm", WIDTH, RMS), ("up",), "b.up", Matrix({"up": 12}, WIDTH))
+        w.add(Act("up", "acted", "silu"))
+        w.linear("acted", ("down",), "b.down", Matrix({"down": WIDTH}, 12))
+        w.add(Add("state", "down", "next"))
+        return ("next",)
+
+    return written({}, lambda w: stack(w, "embedded", "a", [PLAIN]), [block])
+
+
 MODELS: Mapping[str, Callable[[], Program]] = {
     "layers around the loop": lambda: llama(LAYER, LOOP, LAYER),
     "norms and deltas of each depth": lambda: llama(LAYER, DELTAS, LAYER),
@@ -70,6 +86,7 @@ MODELS: Mapping[str, Callable[[], Program]] = {
     "attention of each depth": lambda: llama(LAYER, OWN),
     "two carries": adapted,
     "several blocks": hierarchical,
+    "no attention in the loop": without_attention,
     "shared K and V": lambda: llama(LAYER, LOOP, LAYER, kv="shared"),
     "shared K and V, nothing around": lambda: llama(LOOP, kv="shared"),
     "shared K and V, deltas": lambda: llama(DELTAS, kv="shared"),

@@ -26,7 +26,6 @@ with quiet():  # coremltools looks for what only a Mac has
     from edgeloop.export.lower import mil, onnx, xnnpack
 
 PAGE = Path(__file__).parents[1] / "docs" / "ops.md"
-BEGIN, END = "<!-- made by tests/ops_table.py: begin -->", "<!-- made by tests/ops_table.py: end -->"
 COMMAND = ".venv/bin/python tests/ops_table.py"
 REFUSED: Mapping[str, Mapping[type, str]] = {
     "onnx": onnx.REFUSED,
@@ -94,18 +93,19 @@ def _no(reason: str) -> str:
     return "no: " + re.sub(r"^target \w+ does not take [^:]+: |; (target|export) .*$", "", reason)
 
 
-def parts(text: str) -> tuple[str, str, str]:
-    """``text`` before the table, the table, and what follows."""
-    before, begin, rest = text.partition(f"{BEGIN}\n")
-    found, end, after = rest.partition(f"\n{END}")
-    assert begin, f"{PAGE} has no line {BEGIN}"
-    assert end, f"{PAGE} has no line {END}"
-    return before + begin, found, end + after
+def parts(text: str, maker: str) -> tuple[str, str, str]:
+    """``text`` before what the script ``maker`` writes, that, and what follows."""
+    mark = f"<!-- made by tests/{Path(maker).name}: %s -->"
+    before, begin, rest = text.partition(f"{mark % 'begin'}\n")
+    found, end, after = rest.partition(f"{mark % 'end'}")
+    assert begin, f"a page has no line {mark % 'begin'}"
+    assert end, f"a page has no line {mark % 'end'}"
+    return before + begin, found.removesuffix("\n"), f"\n{end}{after}"
 
 
 def main() -> None:
     """Write the table into the page."""
-    before, _, after = parts(PAGE.read_text(encoding="utf-8"))
+    before, _, after = parts(PAGE.read_text(encoding="utf-8"), __file__)
     PAGE.write_text(before + table() + after, encoding="utf-8")
 
 

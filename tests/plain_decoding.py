@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import erf
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions, noise
 from edgeloop.runtime.engines.reference.lane import Lane, Slot
 from edgeloop.runtime.engines.reference.ops import compute
 from edgeloop.runtime.model.program import Program
@@ -20,7 +22,6 @@ from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.transform import at_depth, keys_values
 
 F32 = npt.NDArray[np.float32]
-Choose = Callable[[F32, npt.NDArray[np.int64], int], int]
 Score = Callable[["Seen", Mapping[str, F32]], float]
 
 
@@ -77,12 +78,20 @@ SCORES: dict[str, tuple[Score, bool]] = {
 READS_LOGITS = ("confidence", "margin", "entropy", "kl")
 
 
+class Token(NamedTuple):
+    """A token, the depths that its logits are after, and how clear the decisions were that it depends on."""
+
+    id: int
+    depth: int
+    margin: float
+
+
 @dataclass
 class Plain:
     """One sequence of a model: ``exit`` as on the command line, ``kv`` and ``skipped_kv`` by their names.
 
-    ``margin``: how near the scores of any decision were to those of the other one, so far: an engine that rounds
-    otherwise by less has to decide the same. Of the choice of a token ``choose`` knows.
+    ``margin``: how near any score of the last token was to what it was compared with: an engine that rounds otherwise
+    by less has to decide the same.
     """
 
     program: Program
@@ -104,22 +113,25 @@ class Plain:
         self.rows = [0] * program.depths  # of each depth's slot, where not everybody has one
         self.left: list[F32] = []  # by position: the state that a token had when it left
         self.deep: list[F32] = []  # and that after all depths
-        self.all_deep = self.seen_deep = (
-            0  # tokens whose deep states the layers after the loop may see, and do
-        )
+        # Tokens whose deep states the layers after the loop may see, and do.
+        self.all_deep = self.seen_deep = 0
         self.one_slot = False
 
-    def generate(self, prompt: Sequence[int], count: int, choose: Choose) -> tuple[list[int], list[int]]:
-        """``count`` tokens behind ``prompt``, and the depths of each: those that its logits are after."""
+    def generate(self, prompt: Sequence[int], count: int, sampling: SamplingOptions) -> list[Token]:
+        """``count`` tokens behind ``prompt``."""
+        choose, text = Sampler(sampling).choose, list[Token]()
         tokens = list(prompt)
         logits, depth = self.prompt(tokens)
-        depths = []
         while True:
-            depths.append(depth)
-            tokens.append(choose(logits, np.array(tokens), len(tokens)))
-            if len(depths) == count:
-                return tokens[len(prompt) :], depths
-            logits, depth = self.step(tokens[-1], len(tokens) - 1)
+            at = len(tokens)
+            tokens.append(choose(logits, np.array(tokens), at))
+            scores = logits + noise(sampling.seed, at, len(logits)) * sampling.temperature
+            self._near(*np.sort(scores)[:-3:-1])
+            text.append(Token(tokens[-1], depth, self.margin))
+            if len(text) == count:
+                return text
+            self.margin = np.inf
+            logits, depth = self.step(tokens[-1], at)
 
     def prompt(self, tokens: Sequence[int]) -> tuple[F32, int]:
         """All of a prompt: every depth, or as the router says → the last one's logits [V] and depths."""
@@ -170,7 +182,7 @@ class Plain:
         score, above = SCORES[self.name]
         threshold = self.numbers[depth] if len(self.numbers) > 1 else self.numbers[0]
         found = score(seen, self.heads)
-        self._near(found, threshold)
+        self._near(10 * found, 10 * threshold)  # most are probabilities, which move less than logits do
         return found >= threshold if above else found <= threshold
 
     def _near(self, found: npt.ArrayLike, other: npt.ArrayLike) -> None:

@@ -15,7 +15,7 @@ from edgeloop.runtime.model.ops import Embed, Op
 
 
 def test_the_table_in_the_docs_is_what_the_code_says() -> None:
-    _, found, _ = ops_table.parts(ops_table.PAGE.read_text(encoding="utf-8"))
+    _, found, _ = ops_table.parts(ops_table.PAGE.read_text(encoding="utf-8"), ops_table.__file__)
     assert found == ops_table.table(), f"docs/ops.md is not what the targets say: {ops_table.COMMAND}"
 
 
