@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from msgspec import structs
+
 from ..runtime.bundle.manifest import NEVER, Manifest
 from ..runtime.model import facts
 from ..runtime.model.facts import runs
@@ -57,6 +59,13 @@ def deltas(program: Program) -> str:
     if any(isinstance(w, Vector) and w.per_depth for w in program.weights.values()):
         parts.append("own norms")
     return "; ".join(parts) or "none"
+
+
+def with_target(manifest: Manifest, name: str) -> Manifest:
+    """The bundle with that target alone; the files of targets lie in folders of their names."""
+    away = tuple(f"{other}/" for other in manifest.targets if other != name)
+    files = {file: said for file, said in manifest.files.items() if not file.startswith(away)}
+    return structs.replace(manifest, targets={name: manifest.targets[name]}, files=files)
 
 
 def weight_bytes(manifest: Manifest) -> int:

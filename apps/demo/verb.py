@@ -13,7 +13,7 @@ from ...runtime.model.facts import stored_layers
 from ...runtime.timing import GenerationStats
 from ..console import Console
 from ..options import at_least
-from ..quantities import bundle_bytes, byte_count, layout, unrolled_bytes
+from ..quantities import bundle_bytes, byte_count, layout, unrolled_bytes, with_target
 from ..run import generation, tell
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -49,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     from ...runtime.decode.sampling import SamplingOptions
+    from ...runtime.engines.table import ENGINES
     from ...runtime.session import Session
 
     export(args.out, console)
@@ -57,7 +58,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
         tale = session.generate(args.prompt, args.max_tokens, sampling=sampling)
         console.stream(args.prompt)
         steps = tell(tale, console)
-        manifest, stats = session.bundle.manifest, session.stats
+        assert session.backend is not None
+        manifest = with_target(session.bundle.manifest, ENGINES[session.backend.name].target)
+        stats = session.stats
     if console.json:
         sizes = {
             "bundle": str(args.out),
@@ -72,12 +75,15 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 
 def export(out: Path, console: Console) -> None:
-    """Export in a process of its own: its memory is not that of running the model."""
+    """Export to the engines that are here, in a process of its own: its memory is not that of running the model."""
     if not CHECKPOINT.is_dir():
         raise UsageError(
             f"{CHECKPOINT} is not there: the demo's checkpoint comes with edgeloop's checkout, not with the installed "
             "package; clone the repository and run make demo there"
         )
+    from ...export.targets import TARGETS
+
+    names = ",".join(name for name in ("native", "onnx") if TARGETS[name].available)
     command = [
         sys.executable,
         "-m",
@@ -86,6 +92,8 @@ def export(out: Path, console: Console) -> None:
         str(CHECKPOINT),
         "-o",
         str(out),
+        "--target",
+        names or "onnx",
         "--force",
     ]
     if console.json:

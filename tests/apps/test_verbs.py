@@ -338,6 +338,16 @@ def test_demo(
     assert command("demo", "-o", checkpoint)[0] == 2
 
 
+def test_the_demo_of_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """Its checkpoint stays in the checkout."""
+    monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "checkpoint")
+    code, out, err = command("demo", "-o", tmp_path / "demo")
+    assert (code, out) == (2, "")
+    assert "comes with edgeloop's checkout, not with the installed package" in " ".join(err.split())
+
+
 def test_run_tells_how_likely_each_token_was(
     bundle: Path, command: Command, command_json: CommandJson
 ) -> None:

@@ -5,7 +5,7 @@ from ..capabilities import Capabilities
 CAPABILITIES = Capabilities(
     packed=True,
     any_depth=True,
-    whole_prompt=False,
+    whole_prompt=True,
     free_rows=True,
     host_rows=True,
     row_exact=True,

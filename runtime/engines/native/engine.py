@@ -115,54 +115,75 @@ class NativeBackend:
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
         """ids [B, S] → state [B, S, D]; of packed lanes, as in every stage, [N, 1] → [N, 1, D]."""
         call = self._call(lanes)
-        out = call.state("prologue", self.program.width)
-        given = np.ascontiguousarray(ids, np.int64)
-        types = None if lanes.types is None else _address(call.types(lanes))
-        _session(cache, "prologue")("el_prologue", call.lanes, _address(given), types, _address(out))
+        out, address = call.state("prologue")
+        given = _ids(ids, call.rows)
+        types = None if lanes.types is None else call.types(lanes).ctypes.data
+        _session(cache, "prologue")("el_prologue", call.lanes, given.ctypes.data, types, address)
         return out
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
         call = self._call(lanes)
-        out = call.state("block", self.program.width)
-        given = np.ascontiguousarray(state, np.float32)
-        _session(cache, "block")("el_block", call.lanes, _address(given), _address(out))
+        out, address = call.state("block")
+        _session(cache, "block")("el_block", call.lanes, call.given("block", state), address)
         return out
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """Write the K and V of ``state`` [B, S, D] as every layer's input into the lanes' slots."""
         check_fill(self.program)
-        given = np.ascontiguousarray(state, np.float32)
-        _session(cache, "block")("el_fill", self._call(lanes).lanes, _address(given))
+        call = self._call(lanes)
+        _session(cache, "block")("el_fill", call.lanes, call.given("fill", state))
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
-        call = self._call(lanes)
-        out = call.logits(len(rows), self._logits)
-        given, wanted = np.ascontiguousarray(state, np.float32), np.ascontiguousarray(rows, np.int64)
+        call, wanted = self._call(lanes), np.ascontiguousarray(rows, np.int64)
+        out, address = call.logits(len(wanted), self._logits)
+        given = call.given("epilogue", state)
         _session(cache, "epilogue")(
-            "el_epilogue", call.lanes, _address(given), _address(wanted), len(wanted), _address(out)
+            "el_epilogue", call.lanes, given, wanted.ctypes.data, len(wanted), address
         )
         return out
+
+    def prompt(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """ids [1, S] at full depth → logits [1, V] of the last token, or [0, V] unless ``read``."""
+        call, depths = self._call(lanes), self.program.depths
+        session = _session(cache, "prologue")
+        if session is not _session(cache, "block"):
+            return self._by_stages(ids, read, lanes, cache)
+        out, address = call.logits(int(read), self._logits)
+        given = _ids(ids, call.rows)
+        session("el_prompt", call.lanes, given.ctypes.data, depths, address if read else None)
+        return out
+
+    def _by_stages(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
+        """``prompt`` where the block's slots are another session's."""
+        sequence, state = lanes.first_slot, self.prologue(ids, lanes, cache)
+        for depth in range(self.program.depths):
+            state = self.block(state, lanes.at(depth, cache.slot("block", sequence, depth)), cache)
+        rows = np.array([ids.shape[1] - 1] if read else [], np.int64)
+        return self.epilogue(state, rows, lanes, cache)
 
     def _call(self, lanes: Lanes) -> _Call:
         """What a call with ``lanes`` needs beside their arrays; made once, since those are written in place."""
         found = self._calls.get(lanes)
         if found is None:
-            found = self._calls[lanes] = _Call(lanes)
+            found = self._calls[lanes] = _Call(lanes, self.program.width)
         return found
 
 
 class _Call:
-    """The addresses of one Lanes, and the arrays that its calls give."""
+    """The addresses of one Lanes, and the arrays that its calls take and give.
 
-    def __init__(self, lanes: Lanes) -> None:
+    An address is asked for once: that takes as long as the rest of a call does in Python.
+    """
+
+    def __init__(self, lanes: Lanes, width: int) -> None:
         count, length = lanes.positions.shape
-        self._shape = lanes.state_shape
+        self._shape = (*lanes.state_shape, width)
         self._packed = lanes if isinstance(lanes, PackedLanes) else None
         # Addresses hold no memory.
-        self._given: list[npt.NDArray[Any]] = [lanes.depth, lanes.cached, lanes.tokens, lanes.positions]
-        depth, cached, tokens, positions = map(_address, self._given)
+        self._held: list[npt.NDArray[Any]] = [lanes.depth, lanes.cached, lanes.tokens, lanes.positions]
+        depth, cached, tokens, positions = (array.ctypes.data for array in self._held)
         made = LaneArrays(
             count=count,
             stride=length,
@@ -174,23 +195,36 @@ class _Call:
             positions=positions,
         )
         self.lanes = ctypes.byref(made)
-        self._states: dict[str, F32] = {}
-        self._logits: dict[int, F32] = {}
+        self.rows = lanes.state_shape[0] * lanes.state_shape[1]
+        """Of a state."""
+        self._states: dict[str, tuple[F32, int]] = {}
+        self._given: dict[str, tuple[F32, int]] = {}
+        self._logits: dict[int, tuple[F32, int]] = {}
 
-    def state(self, stage: str, width: int) -> F32:
-        """The array that ``stage`` writes states to."""
+    def state(self, stage: str) -> tuple[F32, int]:
+        """The array that ``stage`` writes states to, and its address."""
         found = self._states.get(stage)
         if found is None:
-            found = self._states[stage] = np.zeros((*self._shape, width), np.float32)
+            found = self._states[stage] = _with_address(np.zeros(self._shape, np.float32))
         return found
 
-    def logits(self, rows: int, width: int) -> F32:
-        """An array for so many rows of logits."""
+    def given(self, stage: str, state: F32) -> int:
+        """The address of the state that ``stage`` reads: usually of the array that it read the last time."""
+        known = self._given.get(stage)
+        if known is None or known[0] is not state:
+            plain = np.ascontiguousarray(state, np.float32)
+            if plain.size != self.rows * self._shape[-1]:
+                raise UsageError(f"a state of shape {list(plain.shape)}, wanted {list(self._shape)}")
+            known = self._given[stage] = _with_address(plain)
+        return known[1]
+
+    def logits(self, rows: int, width: int) -> tuple[F32, int]:
+        """An array for so many rows of logits, and its address."""
         found = self._logits.get(rows)
         if found is None:
             if len(self._logits) > 16:  # a scheduler asks for another number at each tick
                 self._logits.clear()
-            found = self._logits[rows] = np.zeros((rows, width), np.float32)
+            found = self._logits[rows] = _with_address(np.zeros((rows, width), np.float32))
         return found
 
     def types(self, lanes: Lanes) -> npt.NDArray[np.int64]:
@@ -201,13 +235,20 @@ class _Call:
         return np.ascontiguousarray(lanes.types.reshape(-1)[self._packed.kept], np.int64)
 
 
+def _with_address(array: F32) -> tuple[F32, int]:
+    return array, array.ctypes.data
+
+
+def _ids(ids: I64, rows: int) -> I64:
+    """ids as the library takes them; UsageError unless they are ``rows``."""
+    if ids.size != rows:
+        raise UsageError(f"{ids.size} token ids, wanted {rows}")
+    return np.ascontiguousarray(ids, np.int64)
+
+
 def _session(cache: KVCache, stage: str) -> NativeSession:
     assert isinstance(cache, NativeCache)
     return cache.sessions[stage]
-
-
-def _address(array: npt.NDArray[np.generic]) -> int:
-    return array.ctypes.data
 
 
 def _check_program(info: Info, program: Program, path: Path) -> None:

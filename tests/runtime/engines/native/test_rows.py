@@ -150,6 +150,17 @@ def test_any_chunks_company_and_threads(
             equal(together(other, ids, packed), wanted, f"{threads} threads, packed {packed}, among others")
 
 
+def test_a_whole_prompt(opened: Callable[..., NativeBackend], case: tuple[Program, int]) -> None:
+    """In one call: the logits of its last token, and what a token behind it gets, as stage by stage."""
+    program, number = case
+    ids = texts(program, 1)[0]
+    backend = opened(program, QUANTS[number % len(QUANTS)])
+    wanted = alone(backend, ids, [len(ids)])
+    decoder = SequentialDecoder(backend, backend.new_cache(1, len(ids)), chunk=7)
+    equal(decoder.prompt(ids[:-1]).copy(), wanted[-2:-1], "the last token of a prompt")
+    equal(decoder.step(int(ids[-1])).copy(), wanted[-1:], "the token behind it")
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_any_kernels(opened: Callable[..., NativeBackend], case: tuple[Program, int], kernels: str) -> None:
     program, number = case
