@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ Heads = Mapping[str, F32]
 EPSILON = np.float32(1e-6)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a depth made of N tokens: the state's first carry [N, D] and, for measures that read them, logits [N, V].
 
     ``before`` is the outcome of the depth before; that of depth 0 is the loop's input, at depth −1, without logits.

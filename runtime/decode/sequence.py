@@ -26,7 +26,7 @@ from .exits import ExitRule, Outcome
 from .kv_layout import KV_LAYOUTS
 from .policy import Policy
 from .routing import Router, RoutingRule
-from .skipped_kv import SKIPPED_KV, NothingMissing, Waiting
+from .skipped_kv import SKIPPED_KV, NothingMissing, Waiting, WaitingQueue
 from .stage_call import EPILOGUE, PROLOGUE, PROMPT, PromptCalls, StageCall, StageCalls, tokens_from
 
 LogitRows = Literal["last", "all"] | None
@@ -264,4 +264,4 @@ class TokenSequence:
         self.cached = state.cached
         self.layout.filled[:] = state.filled
         self.layout.held = [held.tolist() for held in state.held]
-        self.skipped.waiting = [list(waiting) for waiting in state.waiting]
+        self.skipped.waiting = [WaitingQueue(waiting) for waiting in state.waiting]

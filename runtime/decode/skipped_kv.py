@@ -13,8 +13,8 @@ What waits is part of a sequence's context, as its K and V are: it is saved and 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,69 @@ LIMIT = 64
 """States that wait for a depth at most; then they run without a deep token to ride with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """States [n, D] of neighbouring tokens, the earliest at position ``first``, which a depth has not seen yet."""
 
     first: int
     states: F32
+
+
+class WaitingQueue:
+    """All that waits for one depth, the oldest first; together they are neighbours. Its length is in tokens."""
+
+    __slots__ = ("_count", "_parts")
+
+    def __init__(self, parts: Iterable[Waiting] = ()) -> None:
+        self._parts = list(parts)
+        self._count = sum(len(part.states) for part in self._parts)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._parts)
+
+    def push(self, part: Waiting) -> None:
+        """Add the newest."""
+        self._parts.append(part)
+        self._count += len(part.states)
+
+    def put_back(self, part: Waiting) -> None:
+        """Add what was taken, which is older than all others."""
+        self._parts.insert(0, part)
+        self._count += len(part.states)
+
+    @property
+    def first(self) -> int:
+        """The position of the oldest token; there must be one."""
+        return self._parts[0].first
+
+    def take(self, position: int | None = None) -> tuple[F32, I64]:
+        """Take out the tokens up to ``position``, n ≥ 1 → states [n, D], positions [n].
+
+        None: all. While drafts are under way, tokens behind ``position`` may wait here already.
+        """
+        parts, count = self._parts, len(self._parts)
+        if position is not None:
+            while parts[count - 1].first > position:
+                count -= 1
+        taken = parts[:count]
+        del parts[:count]
+        states = taken[0].states if count == 1 else np.concatenate([part.states for part in taken])
+        self._count -= len(states)
+        return states, tokens_from(taken[0].first, len(states))
+
+    def truncate(self, position: int) -> None:
+        """Forget the tokens from ``position`` on."""
+        kept = [
+            Waiting(first, states[: position - first]) for first, states in self._parts if first < position
+        ]
+        self._parts, self._count = kept, sum(len(part.states) for part in kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._parts.clear()
+        self._count = 0
 
 
 Joined = Generator[StageCall, F32, tuple[F32, I64]]
@@ -53,8 +110,8 @@ class NothingMissing:
     def __init__(self, program: Program, layout: PerDepth) -> None:
         self.layout = layout
         self.depths = program.depths
-        self.waiting: list[list[Waiting]] = [[] for _ in range(program.depths)]
-        """By depth, the oldest first: what waits for it."""
+        self.waiting = [WaitingQueue() for _ in range(program.depths)]
+        """By depth: what waits for it."""
         self._coda = len(program.caches("epilogue")) > 0
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
@@ -76,33 +133,16 @@ class NothingMissing:
     @property
     def overdue(self) -> bool:
         """Do as many wait for some depth as may?"""
-        return any(waiting and _count(waiting) >= LIMIT for waiting in self.waiting)
+        return max(map(len, self.waiting)) >= LIMIT
 
     def take_back(self, position: int, pending: Sequence[StageCall]) -> None:
         """Forget the tokens from ``position`` on. ``pending``: calls that will not be run, the oldest token's first."""
         self.layout.truncate(position)
         for call in pending:  # the tokens before ``position`` that were to ride in it go on waiting
             if call.depth and call.stage in (BLOCK, FILL):
-                self.waiting[call.depth].insert(0, Waiting(call.positions[0].item(), call.rows))
+                self.waiting[call.depth].put_back(Waiting(call.positions[0].item(), call.rows))
         for waiting in self.waiting:
-            waiting[:] = [
-                Waiting(w.first, w.states[: position - w.first]) for w in waiting if w.first < position
-            ]
-
-    def _take(self, depth: int, position: int | None = None) -> tuple[F32, I64]:
-        """Take what waits for ``depth``, up to the token at ``position`` → states [n, D], positions [n] of neighbours.
-
-        While drafts are under way, tokens behind ``position`` may wait there already.
-        """
-        waiting = self.waiting[depth]
-        count = len(waiting)
-        if position is not None:
-            while count and waiting[count - 1].first > position:
-                count -= 1
-        taken = waiting[:count]
-        del waiting[:count]
-        states = taken[0].states if count == 1 else np.concatenate([w.states for w in taken])
-        return states, tokens_from(taken[0].first, len(states))
+            waiting.truncate(position)
 
 
 class Exact(NothingMissing):
@@ -113,23 +153,23 @@ class Exact(NothingMissing):
     def join(self, depth: int, state: F32, position: I64) -> Joined:
         """All that wait, of which the newest is ``state`` itself (``ran``)."""
         waiting = self.waiting[depth]
-        if len(waiting) == 1 and len(waiting[0].states) == 1:
+        if len(waiting) == 1:
             waiting.clear()
             return state, position
         yield from ()
-        return self._take(depth, position.item())
+        return waiting.take(position.item())
 
     def ran(self, depth: int, state: F32, positions: I64) -> None:
         """Those at ``positions`` wait for the next depth, until a token goes there: this one perhaps, at once."""
         if depth + 1 < self.depths:
-            self.waiting[depth + 1].append(Waiting(int(positions[0]), state.copy()))
+            self.waiting[depth + 1].push(Waiting(positions.item(0), state.copy()))
 
     def catch_up(self) -> Calls:
         """Through all depths, as full depth would have run them."""
         for depth in range(1, self.depths):
             if not self.waiting[depth]:
                 continue
-            state, positions = self._take(depth)
+            state, positions = self.waiting[depth].take()
             call = self.layout.block(depth, state, positions)
             state = yield call
             self.layout.wrote(call)
@@ -143,7 +183,7 @@ class Propagate(NothingMissing):
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
         """K and V of those before it that left are filled in first; the token runs alone."""
-        if self.waiting[depth][0].first < position.item():
+        if self.waiting[depth].first < position.item():
             yield from self._fill(depth, position.item())
         return state, position
 
@@ -151,7 +191,7 @@ class Propagate(NothingMissing):
         """It waits for every deeper depth."""
         waits = Waiting(position, state.copy())
         for waiting in self.waiting[depth + 1 :]:
-            waiting.append(waits)
+            waiting.push(waits)
         yield from ()
 
     def catch_up(self) -> Calls:
@@ -161,7 +201,7 @@ class Propagate(NothingMissing):
                 yield from self._fill(depth)
 
     def _fill(self, depth: int, position: int | None = None) -> Calls:
-        states, positions = self._take(depth, position)
+        states, positions = self.waiting[depth].take(position)
         call = StageCall(FILL, depth, positions.item(0), states, positions)
         yield call
         self.layout.wrote(call)
@@ -200,7 +240,3 @@ def copy_to_deeper(call: StageCall, cache: KVCache, sequence: int, depths: int) 
     own, *deeper = (cache.slot("block", sequence, depth) for depth in range(call.depth, depths))
     for slot in deeper:
         cache.copy_rows("block", slot, cache, own, first, count)
-
-
-def _count(waiting: Sequence[Waiting]) -> int:
-    return sum(len(w.states) for w in waiting)

@@ -213,11 +213,6 @@ def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session])
         ("mor_token_middle_cycle", {"exit": "chunk-topk"}, "token choice"),
         ("rec_cycle_kvshare", {"kv": "per-depth"}, "depths of this model share K and V"),
         ("edgeloop-window", {"skipped_kv": "latest"}, "a window of .* moves them; choose exact or skip"),
-        (
-            "edgeloop",
-            {"exit": "depth:2", "skipped_kv": "latest", "decode": "pipelined"},
-            "policy latest copies",
-        ),
     ],
 )
 def test_what_a_model_has_not_is_refused(
