@@ -2,8 +2,8 @@
 
 Every way of decoding writes the same texts, token by token, and each step's own choice is compared with the text.
 All of them take turns, round by round, so that a machine that is slow for a while is slow for all; a speed is the
-median of the rounds' ratios to sequential decoding. The first round is a warm-up and not counted; a row's pace goes
-on from round to round as a session's does.
+median of the rounds' ratios to sequential decoding. The first round is a warm-up and not counted; a row keeps its
+controller from round to round, as a session does.
 
 Forced acceptance: the benchmark knows the text, and hands the decoder right and wrong drafts in a seeded order. What a
 draft costs is paid all the same.
@@ -53,11 +53,11 @@ class Tale:
 
 @dataclass
 class Row:
-    """One way to decode one tale, and what its counted rounds took. Without ``pace`` it is sequential."""
+    """One way to decode one tale, and what its counted rounds took. Without ``controller`` it is sequential."""
 
     tale: Tale
     name: str
-    pace: DraftController | None = None
+    controller: DraftController | None = None
     draft: Choose | None = None
     forced: float | None = None
     ms: list[float] = field(default_factory=list)
@@ -204,8 +204,8 @@ def run_rounds(
     """A warm-up, and ``rounds`` that are counted."""
     first = rows[1]
     assert first.draft is not None
-    assert first.pace is not None
-    pipeline = Pipeline(loop, first.draft, first.pace)
+    assert first.controller is not None
+    pipeline = Pipeline(loop, first.draft, first.controller)
     for turn in range(rounds + 1):
         progress("decoding in turns", turn / (rounds + 1))
         for call in calls:
@@ -224,15 +224,15 @@ def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: Row, counted: bool
     pipeline.cancel()
     loop.reset()
     loop.prompt(ids[:first])
-    if row.pace is not None and row.draft is not None:
-        pipeline.controller, pipeline.draft = row.pace, row.draft
+    if row.controller is not None and row.draft is not None:
+        pipeline.controller, pipeline.draft = row.controller, row.draft
         pipeline.begin(ids[:first])
-        choose = row.pace.timed(choose)
+        choose = row.controller.timed(choose)
     loop.clock.restart()
     flips, watch = 0, Stopwatch()
     for position in range(first, len(ids) - 1):
         token, after = int(ids[position]), position + 1
-        logits = pipeline.step(token) if row.pace else loop.prompt(ids[position:after])
+        logits = pipeline.step(token) if row.controller else loop.prompt(ids[position:after])
         flips += choose(logits[-1], ids[:after], after) != int(ids[after])
     ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
     if counted:
@@ -248,7 +248,7 @@ def summary(row: Row, base: Row) -> dict[str, object]:
     """What a row found, for machines; ``base`` is the sequential row of its tale."""
     return {
         "text": row.tale.name,
-        "decode": "sequential" if row.pace is None else "pipelined",
+        "decode": "sequential" if row.controller is None else "pipelined",
         "forced_acceptance": row.forced,
         "acceptance": row.accepted / row.drafts if row.drafts else None,
         "drafted": row.drafts / row.tokens,
@@ -264,7 +264,7 @@ def report(console: Console, rows: list[Row], calls: list[Call]) -> None:
     """Two or three tables, or the same as JSON."""
     found, base = [], rows[0]
     for row in rows:
-        base = row if row.pace is None else base
+        base = row if row.controller is None else base
         found.append(summary(row, base))
     ms = {(call.stage, call.rows): statistics.median(call.ms) for call in calls}
     if console.json:
@@ -286,7 +286,7 @@ def report(console: Console, rows: list[Row], calls: list[Call]) -> None:
     named = [(row.name, row, one) for row, one in zip(rows, found, strict=True)]
     console.table(("random tokens", *columns), [_line(n, one) for n, _, one in named[: len(forced)]])
     texts = [
-        (f"{row.tale.name}: {n}" if row.pace is None else f"  {n}", one)
+        (f"{row.tale.name}: {n}" if row.controller is None else f"  {n}", one)
         for n, row, one in named[len(forced) :]
     ]
     if texts:

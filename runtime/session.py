@@ -52,8 +52,8 @@ class Session(ContextSession):
         check_mode(Mode(bundle.program, self.policy, decode, backend.name, backend.can))
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
-        self._pace = self._new_pace()
-        self._pipelined: Pipeline | None = None
+        self._controller = self._new_controller()
+        self._pipeline: Pipeline | None = None
         self._clock: GenerationClock | None = None
 
     @staticmethod
@@ -227,9 +227,9 @@ class Session(ContextSession):
         decoder = context.room(len(request.prompt) + request.room(self.context))
         context.sampling = request.sampling
         choose: Choose = Sampler(request.sampling, context.begin_answer()).choose
-        pipeline = self._pipeline(decoder, choose)
-        if self._pace:
-            choose = self._pace.timed(choose)
+        pipeline = self._prepare_pipeline(decoder, choose)
+        if self._controller:
+            choose = self._controller.timed(choose)
         answer = Answer(request, choose, self.program, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
             decoder.clock,
@@ -308,24 +308,24 @@ class Session(ContextSession):
     def fork(self) -> Session:
         """As ``ContextSession.fork``."""
         other = super().fork()
-        other._clock = other._pipelined = None
-        other._pace = self._new_pace()
+        other._clock = other._pipeline = None
+        other._controller = self._new_controller()
         return other
 
     def close(self) -> None:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
-        self._pipelined = None
+        self._pipeline = None
         super().close()
 
     def _new_decoder(self, tokens: int) -> SequentialDecoder:
-        self._pipelined = None  # it is another decoder's, whose cache is to go
+        self._pipeline = None  # it is another decoder's, whose cache is to go
         return super()._new_decoder(tokens)
 
     def _use_context(self) -> Context:
         """The context; drafts of a generation that was left are forgotten."""
         context = super()._use_context()
-        if self._pipelined is not None:
-            self._pipelined.cancel()
+        if self._pipeline is not None:
+            self._pipeline.cancel()
         return context
 
     def _start(self, tokens: int) -> SequentialDecoder:
@@ -335,8 +335,8 @@ class Session(ContextSession):
         """
         return self._use_context().lend(tokens)
 
-    def _new_pace(self) -> DraftController | None:
-        """What decides how many drafts there are; None when it decodes sequentially."""
+    def _new_controller(self) -> DraftController | None:
+        """Return what chooses the draft depth; None when the session decodes sequentially."""
         if self.decode == SEQUENTIAL:
             return None
         kind = WholeTokenController if self.policy.rule.lets_go else DraftController
@@ -348,11 +348,11 @@ class Session(ContextSession):
         decoder.restart(full_depth(self.program, decoder.cache.slots))
         return decoder
 
-    def _pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:
-        """That of the session, kept because engines prepare its calls once; None when it decodes sequentially."""
-        if self._pace is None:
+    def _prepare_pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:
+        """Return the pipeline, which is kept, since engines prepare its calls once. None when decoding sequentially."""
+        if self._controller is None:
             return None
-        if self._pipelined is None or self._pipelined.loop is not decoder:
-            self._pipelined = Pipeline(decoder, draft, self._pace)
-        self._pipelined.draft = draft
-        return self._pipelined
+        if self._pipeline is None or self._pipeline.decoder is not decoder:
+            self._pipeline = Pipeline(decoder, draft, self._controller)
+        self._pipeline.draft = draft
+        return self._pipeline

@@ -1,8 +1,8 @@
-"""Whether drafting pays, and at which depth: a cost model fed with the clocks and the acceptance that were seen.
+"""Chooses whether to draft, and at which depth, by a cost model of measured times and measured acceptance.
 
-A plan is a draft depth k, and whether the depths behind it judge too. The last depth as k is sequential decoding.
-With acceptance α a token costs, when its draft was right, the k + 1 passes until the next draft, and otherwise all R
-passes of a pipeline that fills again, less those that an intermediate judge saves. The time of a pass is measured.
+A plan is a draft depth k, and whether the depths between k and the last judge as well. The last depth as k is
+sequential decoding. With acceptance α a token costs the k + 1 passes until the next draft where its draft was right,
+and otherwise all R passes of a pipeline that fills again, less those that a judge saves. Times of passes are measured.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from ..engines.backend import F32, I64
 from .sampling import Choose
 
 RECENT = 32
-"""Samples that a mean is of, roughly."""
+"""Roughly how many samples a running mean covers."""
 LOOK = 4
-"""Tokens between looks at whether drafting still has a chance, and before the first trial."""
+"""Tokens between checks whether drafting can still pay, and before the first trial."""
 ENOUGH = 8
-"""Predictions of a depth before a plan is chosen for them."""
+"""Predictions of a depth that have to be counted before a plan with that draft depth may be chosen."""
 TRIAL = 16
-"""Tokens that are drafted to find out whether it pays, and between choices of a plan."""
+"""Tokens of a trial, which drafts to measure whether it pays; and tokens between choices of a plan."""
 FIRST_REST = 64
-"""Tokens decoded sequentially after the first trial, whose times are those of calls that have hardly been made yet."""
+"""Tokens decoded sequentially after a first trial that failed: its times are those of calls made for the first time."""
 REST = 256
-"""Tokens decoded sequentially between later trials; twice as many after each that failed, up to ``LONGEST``."""
+"""Tokens decoded sequentially after later ones; twice as many after each that fails, up to ``LONGEST``."""
 LONGEST = 4096
 MARGIN = 0.98
-"""Drafting has to promise this share of the sequential time at most: estimates are noisy."""
+"""A plan's cost, as a share of the sequential cost, at which it is still chosen: estimates are noisy."""
 HOPELESS = 1.1
-"""A plan is given up at once where even a lucky next draft leaves it that much dearer than sequential decoding."""
+"""Drafting stops at once where every plan, were its next draft right, would still cost so many times sequential."""
 
 
 class Mean:
@@ -42,18 +42,19 @@ class Mean:
         self.value = 0.0
 
     def add(self, sample: float) -> None:
-        """One more sample."""
+        """Add one sample."""
         self.count += 1
         self.value += (sample - self.value) / min(self.count, RECENT)
 
 
 class Time(Mean):
-    """A mean of times. The first is that of making what a call needs, and an outlier counts twice the mean at most."""
+    """A running mean of times. The first sample, which includes setting a call up, counts no more than the second; an
+    outlier counts twice the mean at most."""
 
     __slots__ = ()
 
     def add(self, sample: float) -> None:
-        """One more sample."""
+        """Add one sample."""
         if self.count == 1:
             self.value = min(self.value, sample)
         super().add(min(sample, 2 * self.value) if self.count else sample)
@@ -61,21 +62,21 @@ class Time(Mean):
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """``depth``: whose prediction is fed on, R − 1: none before it is final. ``judge``: deeper ones correct it."""
+    """``depth``: whose prediction is fed as a draft; R − 1: no drafts. ``judge``: do deeper depths correct it?"""
 
     depth: int
     judge: bool = False
 
 
 class DraftController:
-    """Chooses the plan. One a session: what was learned of the model and the machine stays."""
+    """Chooses the plan. A session keeps one, with what it has measured of the model and the machine."""
 
     def __init__(self, depths: int) -> None:
         self._depths = depths
         self.sequential = DraftPlan(depths - 1)
         self.plan = self.sequential
         self.acceptance = [Mean() for _ in range(depths - 1)]
-        """By depth: how often its prediction was the final one."""
+        """By depth: the share of its predictions that became final."""
         self._block = [Time() for _ in range(depths + 1)]  # by lanes of the call
         self._read = [Time() for _ in range(depths + 1)]  # by rows read out
         self._around = Time()  # the rest of a pass, drafts chosen and all
@@ -88,29 +89,29 @@ class DraftController:
         self._left = LOOK  # tokens until the next decision
 
     def saw(self, depth: int, right: bool) -> None:
-        """A prediction of ``depth`` became final, or did not."""
+        """Count a prediction of ``depth``, which became final (``right``) or did not."""
         self.acceptance[depth].add(float(right))
 
     def passed(self, lanes: int, block_ns: int, rows: int, read_ns: int, total_ns: int) -> None:
-        """What a pass took: the block's call, reading out ``rows`` rows (0: none), and in all."""
+        """Count a pass: nanoseconds of the block call with ``lanes`` lanes, of reading ``rows`` rows, and in all."""
         self._block[lanes].add(block_ns)
         if rows:
             self._read[rows].add(read_ns)
         self._around.add(total_ns - block_ns - read_ns)
 
     def took(self, ns: int) -> None:
-        """What a token took under a plan that drafts; here the cost follows from the calls."""
+        """Count the nanoseconds of a token under a plan that drafts. Unused here: costs follow from those of passes."""
 
     def alone(self, ns: int) -> None:
-        """What a token took that was decoded sequentially."""
+        """Count the nanoseconds of a token that was decoded sequentially."""
         self._alone.add(ns)
 
     def chose(self, ns: int) -> None:
-        """What choosing the final token took."""
+        """Count the nanoseconds of choosing a final token."""
         self._choice[self.plan != self.sequential].add(ns)
 
     def timed(self, choose: Choose) -> Choose:
-        """``choose`` for final tokens: the same, and its time counts."""
+        """Return ``choose`` for final tokens, with its time counted."""
 
         def chosen(logits: F32, history: I64, position: int) -> int:
             begin = perf_counter_ns()
@@ -121,7 +122,7 @@ class DraftController:
         return chosen
 
     def token(self) -> None:
-        """One more token is final: the plan may change with it."""
+        """Count a final token, and change the plan if it is time to."""
         self._left -= 1
         if self.plan == self.sequential:
             if self._left <= 0:
@@ -139,7 +140,7 @@ class DraftController:
                 self._give_up()
 
     def _begin(self) -> None:
-        """A trial: by its own drafts alone, for the text is another one now, or another part of it."""
+        """Begin a trial. Its acceptance is counted anew: the text is another one now, or another part of it."""
         self.plan, self._left = DraftPlan(0, judge=self._depths > 2), TRIAL
         self.acceptance = [Mean() for _ in self.acceptance]
 
@@ -148,13 +149,13 @@ class DraftController:
         self._rest = min(max(2 * self._rest, REST), LONGEST)
 
     def _plans(self, seen: int) -> list[DraftPlan]:
-        """Those of whose draft depth ``seen`` predictions are known."""
+        """Return the plans of whose draft depth at least ``seen`` predictions are counted."""
         known = [k for k in range(self._depths - 1) if self.acceptance[k].count >= seen]
         judges = (False, True) if self._depths > 2 else (False,)
         return [DraftPlan(k, j) for k in known for j in judges if not (j and k == self._depths - 2)]
 
     def cost(self, plan: DraftPlan, lucky: bool = False) -> float:
-        """Nanoseconds that a token is expected to take; ``lucky``: were one more draft seen, a right one."""
+        """Return the nanoseconds that a token is expected to take; ``lucky``: if the next draft were right."""
         last, k = self._depths - 1, plan.depth
         if k == last:
             every = self._depths * self._of(self._block, 1) + self._of(self._read, 1) + self._around.value
@@ -172,13 +173,13 @@ class DraftController:
         return right * steady + (1 - right) * wrong + self._choice[1].value
 
     def _share(self, depth: int, lucky: bool) -> float:
-        """The acceptance of ``depth``."""
+        """Return the acceptance of ``depth``."""
         seen = self.acceptance[depth]
         n = min(seen.count, RECENT)
         return (seen.value * n + 1) / (n + 1) if lucky else seen.value
 
     def _pass(self, plan: DraftPlan, active: range) -> float:
-        """A pass with lanes at the depths ``active``; idle ones between them cost as much."""
+        """Return the nanoseconds of a pass with tokens at the depths ``active``; idle lanes between cost as much."""
         last = self._depths - 1
         rows = sum(d in (plan.depth, last) or (plan.judge and d > plan.depth) for d in active)
         read = self._of(self._read, rows) if rows else 0.0
@@ -186,24 +187,24 @@ class DraftController:
 
     @staticmethod
     def _of(means: list[Time], n: int) -> float:
-        """The time of n, or of the nearest number that was measured."""
+        """Return the time for n, or for the nearest number that was measured."""
         known = [i for i, mean in enumerate(means) if mean.count]
         return means[min(known, key=lambda i: abs(i - n))].value if known else 0.0
 
 
 class WholeTokenController(DraftController):
-    """For tokens that leave where they like: what a token takes is measured as a whole, and no plan but the trial's."""
+    """For exit rules and routers: measures the cost of whole tokens, under the trial's plan and without drafts."""
 
     def __init__(self, depths: int) -> None:
         super().__init__(depths)
         self._took = Time()
 
     def took(self, ns: int) -> None:
-        """What a token took that was decoded under this plan."""
+        """Count the nanoseconds of a token under the trial's plan."""
         self._took.add(ns)
 
     def cost(self, plan: DraftPlan, lucky: bool = False) -> float:
-        """Nanoseconds a token, as measured."""
+        """Return the nanoseconds a token, as measured."""
         if plan == self.sequential:
             return self._alone.value + self._choice[0].value
         return self._took.value + self._choice[1].value
@@ -217,11 +218,11 @@ class WholeTokenController(DraftController):
 
 
 class FixedPlan(DraftController):
-    """Always the same plan."""
+    """Keeps to one plan."""
 
     def __init__(self, depths: int, plan: DraftPlan) -> None:
         super().__init__(depths)
         self.plan = plan
 
     def token(self) -> None:
-        """Nothing changes."""
+        """Keep the plan."""

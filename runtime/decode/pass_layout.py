@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engines.backend import F32, Lanes
+from ..engines.backend import F32, I64, Lanes
 from ..engines.kv import KVCache
 
 
@@ -25,11 +25,20 @@ class PassLayout:
 
 @dataclass(frozen=True, eq=False)
 class ReadLayout:
-    """An epilogue call over n rows at neighbouring positions: one lane, and its input ``states`` [1, n, D]."""
+    """An epilogue call of one lane of n tokens at neighbouring positions. ``states`` [1, n, D]: its input."""
 
     lanes: Lanes
     states: F32
-    steps: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rows: I64
+    """[n]: 0, 1, …"""
+    _picks: dict[tuple[int, ...], I64] = field(default_factory=dict)
+
+    def picks(self, rows: tuple[int, ...]) -> I64:
+        """Return ``rows`` as an array, the same one every time."""
+        found = self._picks.get(rows)
+        if found is None:
+            found = self._picks[rows] = np.array(rows)
+        return found
 
 
 class PassLayouts:
@@ -74,7 +83,7 @@ class PassLayouts:
             )
         return layout
 
-    def single(self, stage: str, depth: int, cached: int, positions: np.ndarray) -> Lanes:
+    def single(self, stage: str, depth: int, cached: int, positions: I64) -> Lanes:
         """Return one lane of ``stage`` at ``depth`` with tokens at ``positions`` [n] behind ``cached`` ones."""
         n = len(positions)
         lanes = self._single.get((stage, depth, n))

@@ -125,7 +125,6 @@ def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.Mo
     [
         (("--decode", "both"), "decode 'both'; known: sequential, pipelined"),
         (("--decode", "pipelined", "--kv", "last"), "one KV slot for all depths"),
-        (("--decode", "pipelined", "--exit", "confidence:0.5"), "reads logits"),
     ],
 )
 def test_refusals_are_one_line(bundle: Path, command: Command, words: tuple[str, ...], told: str) -> None:

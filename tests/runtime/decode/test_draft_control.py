@@ -1,4 +1,4 @@
-"""The pace against a fake clock: pipelined decoding pays where it can, and is never much slower than sequential."""
+"""The draft controller against a fake clock: drafts pay where they can, and are never much slower than none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Clocked:
 
 
 def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]]):
-    """(nanoseconds pipelined ÷ sequential, the pace) for TOKENS tokens; ``right``: position → acceptance by depth."""
+    """Nanoseconds pipelined ÷ sequential, and the controller, for TOKENS tokens; ``right``: position → acceptance."""
     program = maker.program((Segment(layers=1, repeats=3),), context_length=TOKENS + 8)
     engine = Clocked(program, block)
     clock = SimpleNamespace(perf_counter_ns=lambda: engine.now)
@@ -64,15 +64,15 @@ def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]])
         return int(luck[position] >= right(position)[depth]) if depth < 2 else 0
 
     loop = SequentialDecoder(engine, engine.new_cache(1, TOKENS + 8))
-    pace = DraftController(3)
-    decoder = Pipeline(loop, draft, pace)
+    controller = DraftController(3)
+    decoder = Pipeline(loop, draft, controller)
     loop.prompt(np.zeros(3, np.int64))
     decoder.begin(np.zeros(3, np.int64))
     start = engine.now
     for _ in range(TOKENS):
         decoder.step(0)
     sequential = TOKENS * (ENTER + 3 * block[0] + HEAD)
-    return (engine.now - start) / sequential, pace
+    return (engine.now - start) / sequential, controller
 
 
 PATTERNS = {
@@ -116,8 +116,8 @@ def test_faster_where_it_pays(maker, monkeypatch, pattern, block, at_most):
 def test_the_first_look_is_short(maker, monkeypatch):
     """The price of finding out that nothing is right, in tokens."""
     monkeypatch.setitem(globals(), "TOKENS", 40)
-    found, pace = follow(maker, monkeypatch, BLOCK["dear"], PATTERNS["never"])
-    assert pace.plan == pace.sequential
+    found, controller = follow(maker, monkeypatch, BLOCK["dear"], PATTERNS["never"])
+    assert controller.plan == controller.sequential
     assert (found - 1) * 40 <= 5
 
 
@@ -130,26 +130,26 @@ def test_an_outlier_does_not_decide():
 
 def test_the_plan_follows_acceptance_and_clocks():
     for right, plan in ((True, DraftPlan(0)), (False, DraftPlan(2))):
-        pace = DraftController(3)
+        controller = DraftController(3)
         for _ in range(60):
-            pace.saw(0, right)
-            pace.saw(1, right)
+            controller.saw(0, right)
+            controller.saw(1, right)
             for lanes, ns in ((1, 100), (2, 115), (3, 160)):
-                pace.passed(lanes, ns, min(lanes, 2), 50, ns + 60)
-            pace.token()
-        assert pace.plan.depth == plan.depth
-        assert (pace.cost(DraftPlan(0)) < pace.cost(pace.sequential)) == right
+                controller.passed(lanes, ns, min(lanes, 2), 50, ns + 60)
+            controller.token()
+        assert controller.plan.depth == plan.depth
+        assert (controller.cost(DraftPlan(0)) < controller.cost(controller.sequential)) == right
 
 
 def test_whole_tokens_are_compared():
     """Tokens that take 80 or 130 instead of 100 when they are drafted."""
     for drafted, share in ((80, 0.9), (130, 0.06)):
-        pace, seen = WholeTokenController(3), 0
+        controller, seen = WholeTokenController(3), 0
         for _ in range(600):
-            if pace.plan == pace.sequential:
-                pace.alone(100)
+            if controller.plan == controller.sequential:
+                controller.alone(100)
             else:
-                pace.took(drafted)
+                controller.took(drafted)
                 seen += 1
-            pace.token()
+            controller.token()
         assert (seen > 600 * share) == (drafted < 100)
