@@ -2,8 +2,8 @@
 
 Every way of decoding writes the same texts, token by token, and each step's own choice is compared with the text.
 All of them take turns, round by round, so that a machine that is slow for a while is slow for all; a speed is the
-median of the rounds' ratios to sequential decoding. The first round is a warm-up and not counted; a row keeps its
-controller from round to round, as a session does.
+median of the rounds' ratios to sequential decoding. The first round is a warm-up and not counted; a run's draft
+controller goes on from round to round as a session's does.
 
 Forced acceptance: the benchmark knows the text, and hands the decoder right and wrong drafts in a seeded order. What a
 draft costs is paid all the same.
@@ -42,7 +42,7 @@ WARM = SamplingOptions(temperature=0.8, seed=1)
 
 
 @dataclass(frozen=True)
-class Tale:
+class Continuation:
     """ids [prompt + tokens], which ``sampler`` chose sequentially."""
 
     name: str
@@ -52,10 +52,10 @@ class Tale:
 
 
 @dataclass
-class Row:
-    """One way to decode one tale, and what its counted rounds took. Without ``controller`` it is sequential."""
+class DecodeRun:
+    """One way to decode one continuation, and what its counted rounds took. Without ``controller`` it is sequential."""
 
-    tale: Tale
+    continuation: Continuation
     name: str
     controller: DraftController | None = None
     draft: Choose | None = None
@@ -91,15 +91,19 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
         progress("writing the texts", 0.0)
         known, texts = write_all(args, bundle, loop)
         rows = [
-            row for tale in (known, *texts) for row in rows_of(tale, program.depths, forced=tale is known)
+            row
+            for continuation in (known, *texts)
+            for row in runs_of(continuation, program.depths, forced=continuation is known)
         ]
         calls = stage_calls(backend, loop.cache, args.prompt_tokens)
         run_rounds(loop, rows, calls, args.runs, progress)
     report(console, rows, calls)
 
 
-def write_all(args: argparse.Namespace, bundle: Bundle, loop: SequentialDecoder) -> tuple[Tale, list[Tale]]:
-    """The tale whose acceptance is forced, and those of ``--text``, greedy and sampled."""
+def write_all(
+    args: argparse.Namespace, bundle: Bundle, loop: SequentialDecoder
+) -> tuple[Continuation, list[Continuation]]:
+    """Return the continuation whose acceptance is forced, and those of ``--text``, greedy and sampled."""
     random = np.random.default_rng(0)
     prompt = random.integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     greedy, warm = Sampler(SamplingOptions()), Sampler(WARM)
@@ -128,8 +132,8 @@ def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
 
 
-def write(loop: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Tale:
-    """A tale of ``tokens`` tokens behind prompt [S], decoded sequentially; end-of-text does not end it."""
+def write(loop: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Continuation:
+    """Decode ``tokens`` tokens behind prompt [S] sequentially and return them; end-of-text does not end them."""
     ids = np.empty(len(prompt) + tokens, np.int64)
     ids[: len(prompt)] = prompt
     loop.reset()
@@ -137,23 +141,28 @@ def write(loop: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler:
     for position in range(len(prompt), len(ids)):
         ids[position] = sampler.choose(logits[-1], ids[:position], position)
         logits = loop.prompt(ids[position : position + 1])
-    return Tale(name, ids, len(prompt), sampler)
+    return Continuation(name, ids, len(prompt), sampler)
 
 
-def rows_of(tale: Tale, depths: int, forced: bool) -> list[Row]:
+def runs_of(continuation: Continuation, depths: int, forced: bool) -> list[DecodeRun]:
     """Sequential, and pipelined with drafts of its own or with forced ones."""
-    rows = [Row(tale, "sequential")]
+    rows = [DecodeRun(continuation, "sequential")]
     if not forced:
-        return [*rows, Row(tale, "pipelined", DraftController(depths), tale.sampler.choose)]
+        return [
+            *rows,
+            DecodeRun(continuation, "pipelined", DraftController(depths), continuation.sampler.choose),
+        ]
     for share in FORCED:
         name = f"pipelined, forced acceptance {share:.1f}"
-        rows.append(Row(tale, name, DraftController(depths), forced_draft(tale, share), share))
+        rows.append(
+            DecodeRun(continuation, name, DraftController(depths), forced_draft(continuation, share), share)
+        )
     return rows
 
 
-def forced_draft(tale: Tale, share: float) -> Choose:
+def forced_draft(continuation: Continuation, share: float) -> Choose:
     """Drafts of which ``share`` are right."""
-    ids, choose = tale.ids, tale.sampler.choose
+    ids, choose = continuation.ids, continuation.sampler.choose
     right = np.random.default_rng(0).permutation(len(ids)) < round(share * len(ids))
 
     def draft(logits: np.ndarray, history: np.ndarray, position: int) -> int:
@@ -199,7 +208,7 @@ def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
 
 
 def run_rounds(
-    loop: SequentialDecoder, rows: list[Row], calls: list[Call], rounds: int, progress: Progress
+    loop: SequentialDecoder, rows: list[DecodeRun], calls: list[Call], rounds: int, progress: Progress
 ) -> None:
     """A warm-up, and ``rounds`` that are counted."""
     first = rows[1]
@@ -217,10 +226,10 @@ def run_rounds(
             run_row(loop, pipeline, row, counted=turn > 0)
 
 
-def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: Row, counted: bool) -> None:
-    """Write the row's tale once more."""
-    ids, first = row.tale.ids, row.tale.prompt
-    choose: Choose = row.tale.sampler.choose
+def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: DecodeRun, counted: bool) -> None:
+    """Decode the run's continuation once more."""
+    ids, first = row.continuation.ids, row.continuation.prompt
+    choose: Choose = row.continuation.sampler.choose
     pipeline.cancel()
     loop.reset()
     loop.prompt(ids[:first])
@@ -244,10 +253,10 @@ def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: Row, counted: bool
         row.flips += flips
 
 
-def summary(row: Row, base: Row) -> dict[str, object]:
-    """What a row found, for machines; ``base`` is the sequential row of its tale."""
+def summary(row: DecodeRun, base: DecodeRun) -> dict[str, object]:
+    """Return the results of a run for ``--json``; ``base`` is the sequential run of its continuation."""
     return {
-        "text": row.tale.name,
+        "text": row.continuation.name,
         "decode": "sequential" if row.controller is None else "pipelined",
         "forced_acceptance": row.forced,
         "acceptance": row.accepted / row.drafts if row.drafts else None,
@@ -260,7 +269,7 @@ def summary(row: Row, base: Row) -> dict[str, object]:
     }
 
 
-def report(console: Console, rows: list[Row], calls: list[Call]) -> None:
+def report(console: Console, rows: list[DecodeRun], calls: list[Call]) -> None:
     """Two or three tables, or the same as JSON."""
     found, base = [], rows[0]
     for row in rows:
@@ -282,11 +291,11 @@ def report(console: Console, rows: list[Row], calls: list[Call]) -> None:
         ],
     )
     columns = ("#acceptance", "#drafted", "#passes a token", "#tokens/s", "#speed", "#other tokens")
-    forced = [r for r in rows if r.tale is rows[0].tale]
+    forced = [r for r in rows if r.continuation is rows[0].continuation]
     named = [(row.name, row, one) for row, one in zip(rows, found, strict=True)]
     console.table(("random tokens", *columns), [_line(n, one) for n, _, one in named[: len(forced)]])
     texts = [
-        (f"{row.tale.name}: {n}" if row.controller is None else f"  {n}", one)
+        (f"{row.continuation.name}: {n}" if row.controller is None else f"  {n}", one)
         for n, row, one in named[len(forced) :]
     ]
     if texts:

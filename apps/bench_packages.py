@@ -31,6 +31,7 @@ class PackageSize:
 
     @property
     def bytes(self) -> int:
+        """Bytes of weights and program."""
         return self.weights + self.program
 
 

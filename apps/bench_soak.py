@@ -36,8 +36,8 @@ def soak(args: argparse.Namespace, console: Console) -> None:
 
     with open_session(args) as session:
         pool = requests(session, POOL, seed=1)
-        dice = [SamplingOptions(temperature=0.9 * (i % 2), seed=i) for i in range(POOL)]
-        pool = [replace(asked, sampling=options) for asked, options in zip(pool, dice, strict=True)]
+        choices = [SamplingOptions(temperature=0.9 * (i % 2), seed=i) for i in range(POOL)]
+        pool = [replace(asked, sampling=options) for asked, options in zip(pool, choices, strict=True)]
         wanted = [
             tuple(step.token for step in session.generate(r.prompt, r.tokens, r.sampling)) for r in pool
         ]
@@ -122,18 +122,18 @@ def _burst(
     pool: list[Asked],
     live: list[tuple[int, Handle]],
     counts: Counter[str],
-    dice: random.Random,
+    numbers: random.Random,
 ) -> None:
     """Some requests more, and sometimes one fewer."""
-    for _ in range(dice.choice((0, 1, 1, 2, 6))):
-        which = dice.randrange(len(pool))
+    for _ in range(numbers.choice((0, 1, 1, 2, 6))):
+        which = numbers.randrange(len(pool))
         asked = pool[which]
         try:
             live.append((which, engine.submit(asked.prompt, asked.tokens, asked.sampling)))
         except BusyError:
             counts["refused"] += 1
-    if live and dice.random() < 0.2:
-        dice.choice(live)[1].cancel()
+    if live and numbers.random() < 0.2:
+        numbers.choice(live)[1].cancel()
 
 
 def _ended(which: int, handle: Handle, wanted: list[Tokens], counts: Counter[str]) -> bool:

@@ -85,6 +85,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are UsageErrors."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 

@@ -37,5 +37,6 @@ class LogFormatter(logging.Formatter):
     """Records on one line each, like everything else that is printed; tracebacks keep theirs."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
         line = one_line(f"edgeloop: {record.levelname}: {record.getMessage()}")
         return f"{line}\n{plain(self.formatException(record.exc_info))}" if record.exc_info else line

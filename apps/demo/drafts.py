@@ -1,6 +1,6 @@
 """How often the shallow depths foresee the last one: on the model's own text, as pipelined decoding would use them.
 
-The text is what the last depth chooses, greedily or by Gumbel noise at a temperature, with the same dice for all
+The text is what the last depth chooses, greedily or by Gumbel noise at a temperature, with the same noise for all
 depths of a position (``runtime/decode/sampling.py``). A draft is right where a shallow depth would have chosen the
 same.
 """
@@ -28,13 +28,13 @@ def acceptance(
     """The share of right drafts of every depth but the last, while texts go on from prompts [B, P]."""
     was, device = model.training, model.embed_tokens.weight.device
     model.eval()
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     ids = prompts.to(device)
     right = torch.zeros(model.config.num_recursions, dtype=torch.float64)
     for _ in range(tokens):
         scores = torch.stack([logits[:, -1].float() for logits in model(ids, last=1)])  # [R, B, V]
         if temperature:
-            uniform = torch.rand(scores.shape[1:], generator=dice, dtype=torch.float64).clamp_min(1e-300)
+            uniform = torch.rand(scores.shape[1:], generator=generator, dtype=torch.float64).clamp_min(1e-300)
             scores = scores.double() / temperature - (-uniform.log()).log().to(device)
         chosen = scores.argmax(-1)  # [R, B]
         right += (chosen == chosen[-1]).double().mean(1).cpu()

@@ -42,6 +42,7 @@ class DemoConfig:
     eos_token_id: int = 0
 
     def as_json(self) -> dict[str, object]:
+        """Return config.json."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return {"model_type": "edgeloop", "architectures": ["EdgeloopForCausalLM"], **given}
 
@@ -55,6 +56,7 @@ class PerDepthNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, depth: int) -> Tensor:
+        """Return x normed with the weights of ``depth``."""
         return F.rms_norm(x, x.shape[-1:], self.weight[depth].to(x.dtype), self.eps)
 
 
@@ -71,6 +73,7 @@ class RelaxedLinear(nn.Module):
         self.rank = rank
 
     def forward(self, x: Tensor, depth: int) -> Tensor:
+        """Return y with the delta of ``depth``."""
         y = F.linear(x, self.weight)
         if self.rank:
             y = y + self.scale * F.linear(F.linear(x, self.lora_a[depth]), self.lora_b[depth])
@@ -87,6 +90,7 @@ def rotary(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return the heads of x rotated by cos and sin."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
@@ -112,6 +116,7 @@ class Layer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, depth: int, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return x [B, S, D] after the layer at ``depth``."""
         batch, length, _ = x.shape
         h = self.input_layernorm(x, depth)
         q, k, v = (

@@ -63,6 +63,7 @@ class RoutedModel(DemoModel):
         return x, torch.stack(losses).mean()
 
     def losses(self, ids: Tensor, targets: Tensor, progress: float = 0.0) -> tuple[list[Tensor], Tensor]:
+        """Return the cross-entropy after the depths that tokens ran, and what training minimizes."""
         x, auxiliary = self.routed(ids)
         cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
         for layer in self.coda:

@@ -24,7 +24,7 @@ Log = list[dict[str, Any]]
 
 
 def seeded(seed: int, step: int) -> torch.Generator:
-    """The dice of a step: the windows', and those of torch itself, which dropout throws."""
+    """Seed torch for a step, whose dropout draws from it, and return the generator of the step's windows."""
     torch.manual_seed((seed << 32) + 2 * step)
     return torch.Generator().manual_seed((seed << 32) + 2 * step + 1)
 

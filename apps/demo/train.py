@@ -78,11 +78,11 @@ def train(
     training = text.training.to(device)
     began = time.monotonic() - (60 * log[-1]["minutes"] if log else 0.0)
     for step in range(done, recipe.steps):
-        dice = state.seeded(recipe.seed, step)
+        generator = state.seeded(recipe.seed, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * learning_rate_factor(step, recipe.steps)
-        ids = windows(training, recipe.batch, recipe.length, dice)
+        ids = windows(training, recipe.batch, recipe.length, generator)
         with torch.autocast(device, torch.bfloat16):
             losses, objective = model.losses(ids[:, :-1], ids[:, 1:], step / recipe.steps)
         objective.backward()

@@ -1,4 +1,4 @@
-"""The lane engine: our own kernels in C++ over one file that is mapped and run, the same bits in any company."""
+"""The lane engine: our own kernels in C++ over one mapped file; a row has the same bits whatever else is in a call."""
 
 from ..capabilities import Capabilities
 
