@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from ..runtime.errors import UsageError
+from .bench_chat import chat_arguments, measure_chat
 from .bench_run import measure
 from .bench_soak import soak
 from .bench_users import measure_users, users_arguments
@@ -30,6 +31,7 @@ examples:
   edgeloop bench bundle --decode all --text some.txt
   edgeloop bench bundle --users 1,2,4,8 --exit depth:2
   edgeloop bench bundle --soak 10
+  edgeloop bench bundle --chat 20
   edgeloop bench bundle --engine executorch --profile folder
   edgeloop bench bundle --json
 """
@@ -64,6 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="with --engine executorch: where the time goes, operator by operator, as ETDumps",
     )
     users_arguments(parser)
+    chat_arguments(parser)
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
@@ -74,6 +77,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             ("soak", args.soak),
             ("decode", args.ways),
             ("profile", args.profile),
+            ("chat", args.chat),
         )
         if value
     ]
@@ -84,6 +88,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
         return
     if args.soak:
         soak(args, console)
+        return
+    if args.svg and not args.chat:
+        raise UsageError("--svg is the drawing of --chat; give both or neither")
+    if args.chat:
+        measure_chat(args, console)
         return
     import numpy as np
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.session import Session
 
 F32 = npt.NDArray[np.float32]
@@ -181,3 +182,65 @@ def test_what_is_done_between_turns_leaves_no_trace(
         found, last = conversation(session, used_for_something_else)
         assert found == ids
         assert near(last, wanted)
+
+
+def grown_and_rebuilt(path: Path, **options: Any) -> float:
+    """The largest difference of logits behind contexts that grew in several ways, relative to the largest logit."""
+    with Session.open(path, **options) as session:
+        differences = []
+        for pieces in ([9, 1, 21, 9], [1] * 40, [39, 1], [3, 37]):
+            session.reset()
+            for piece in pieces:
+                session.append(IDS[len(session.ids) : len(session.ids) + piece])
+                found = logits(session)
+            session.reset()
+            session.append(IDS[:40])
+            wanted = logits(session)
+            differences.append(float(np.abs(found - wanted).max() / np.abs(wanted).max()))
+        exact = session.backend is not None and session.backend.can.row_exact
+    assert not (exact and max(differences))
+    return max(differences)
+
+
+@pytest.mark.parametrize("kind", ["edgeloop", "mor-norms"])
+@pytest.mark.parametrize(("quant", "bound"), [("none", 1e-5), ("int8", 0.03), ("int4", 0.03)])
+def test_how_far_grown_contexts_are_from_rebuilt_ones(
+    exported: Callable[..., Path], kind: str, quant: str, bound: float
+) -> None:
+    assert grown_and_rebuilt(exported(kind, quant), engine="onnx") < bound
+
+
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+def test_the_lane_engine_has_the_same_bits(
+    exported: Callable[..., Path], lane_engine: Path, quant: str
+) -> None:
+    for options in ({}, {"kv_bits": 16}, {"threads": 1}):
+        assert grown_and_rebuilt(exported("mor-norms", quant), engine="native", **options) == 0
+
+
+def test_states_of_a_package(packaged: Callable[..., Bundle], tmp_path: Path) -> None:
+    path = packaged("mor-middle-cycle").folder
+    options = {"engine": "coreml-reference", "context": 60}
+    assert grown_and_rebuilt(path, **options) < 5e-3
+    with Session.open(path, **options) as session:  # type: ignore[arg-type]
+        ids, wanted = conversation(session, untouched)
+        for way in (forked, lambda session: saved(session, tmp_path)):
+            found, last = conversation(session, way)
+            assert found == ids
+            assert near(last, wanted, 5e-3)
+
+
+@pytest.mark.parametrize("engines", [("onnx", "reference"), ("onnx", "native"), ("native", "reference")])
+def test_another_engine_goes_on(
+    exported: Callable[..., Path], lane_engine: Path, tmp_path: Path, engines: tuple[str, str]
+) -> None:
+    path, file = exported("edgeloop"), tmp_path / "a.session"
+    with Session.open(path, engine=engines[0], exit="latent:0.9") as session:
+        session.append(IDS[:20])
+        tokens(session, 6)
+        session.save(file)
+        session.append(IDS[20:25])
+        wanted = logits(session)
+    with Session.load(path, file, engine=engines[1]) as session:
+        session.append(IDS[20:25])
+        assert near(logits(session), wanted, 0.05 if "native" in engines else 1e-4)

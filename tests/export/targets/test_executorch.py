@@ -93,6 +93,30 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     return get
 
 
+@pytest.mark.parametrize(("name", "bound"), [("float", 1e-5), ("window", 1e-5), ("lora", 0.03)])
+def test_a_context_that_grew_and_came_back(bundle: Bundles, tmp_path: Path, name: str, bound: float) -> None:
+    """Piece by piece, in caches that grow, forked, and from a file: the logits of one prompt."""
+    file = tmp_path / "a.session"
+    with Session.open(bundle(name), engine="executorch", threads=1) as session:
+        for piece in (PROMPT[:4], PROMPT[4:5], PROMPT[5:10]):
+            session.append(piece)
+            session._use_context().prefill()
+        session.save(file)
+        found = []
+        for other in (session.fork(), Session.load(bundle(name), file, engine="executorch", threads=1)):
+            other.append(PROMPT[10:])
+            found.append(other._use_context().prefill()[0][-1].copy())
+            other.close()
+        session.append(PROMPT[10:])
+        found.append(session._use_context().prefill()[0][-1].copy())
+        session.reset()
+        session.append(PROMPT)
+        wanted = session._use_context().prefill()[0][-1]
+        for logits in found:
+            assert np.abs(logits - wanted).max() <= bound * np.abs(wanted).max()
+            np.testing.assert_array_equal(logits, found[-1])
+
+
 def tokens(path: Path, engine: str, count: int = 12, **policy: str) -> list[int]:
     with Session.open(path, engine=engine, **policy) as session:  # type: ignore[arg-type]
         return [step.token for step in session.generate(PROMPT, count)]
