@@ -17,6 +17,11 @@ namespace {
 
 constexpr size_t MOST_FLOATS = 1 << 18;  // of a row: larger models are opened, but not run
 constexpr uint32_t TOKENS = 5;
+#ifdef __SANITIZE_THREAD__
+constexpr uint32_t MANY = 1;  // one in so many models has two threads
+#else
+constexpr uint32_t MANY = 8;
+#endif
 uint64_t opened = 0;  // inputs that were models
 
 // Numbers that follow from the input.
@@ -119,7 +124,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (size_t i = 0; i < size; i += 1 + size / 512) seed = seed * 31 + data[i];
     Lot lot(seed);
     options.activations = lot.below(2);
-    options.threads = 1 + (lot.below(8) == 0);
+    options.threads = 1 + (lot.below(MANY) == 0);
     el_model model(Model::read(static_cast<uint8_t*>(memory), size, false), options);
     opened++;
     if (small(model))
