@@ -35,9 +35,12 @@ _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
     "test": Way(("kernels", "threads")),
     "bench": Way(("bench",)),
-    "asan": Way(("kernels", "threads"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way(("kernels", "threads"), (*_CHECKED, "-fsanitize=undefined")),
-    "tsan": Way(("threads",), (*_CHECKED, "-fsanitize=thread")),
+    "asan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
+    "tsan": Way(("threads", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
+    "fuzz": Way(
+        ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), ("clang++",)
+    ),
 }
 
 
@@ -50,6 +53,7 @@ def program(name: str) -> list[Path]:
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
         "bench": [SOURCES / "bench.cpp", *kernels, team],
+        "fuzz": [SOURCES / "fuzz.cpp", *sources()],
     }[name]
 
 
@@ -86,6 +90,22 @@ def compiled(
     return goal
 
 
+def lanes_files(folder: Path) -> list[Path]:
+    """Files of the tests' programs, for a fuzzer to change."""
+    from lanes_files import QUANTS, stored
+    from programs import PROGRAMS
+
+    from edgeloop.runtime.engines.native.file import write_lanes
+
+    folder.mkdir()
+    made = []
+    for number, (name, make) in enumerate(PROGRAMS.items()):
+        program = make()
+        made.append(folder / f"{name}.lanes")
+        write_lanes(made[-1], program, *stored(program, QUANTS[number % len(QUANTS)]))
+    return made
+
+
 def main(how: str, arguments: Sequence[str]) -> int:
     """Compile and run what ``how`` names; the exit status of the first program that fails."""
     way = WAYS[how]
@@ -95,7 +115,12 @@ def main(how: str, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as folder:
         for name in way.programs:
             binary = compiled(name, Path(folder), way.options, found)
-            status = subprocess.run([str(binary), *arguments], env={**os.environ, **dict(way.environment)})
+            given = [*arguments]
+            if name == "fuzz":
+                files = lanes_files(Path(folder) / "files")
+                given = given or (["-max_total_time=60"] if how == "fuzz" else ["2000"])
+                given += [str(files[0].parent)] if how == "fuzz" else map(str, files)
+            status = subprocess.run([str(binary), *given], env={**os.environ, **dict(way.environment)})
             if status.returncode:
                 return status.returncode
     return 0
