@@ -192,7 +192,9 @@ class Worker:
         place.ids = answer.ids
         handle.reused = reused
         watch = Stopwatch()
-        logits, ran = yield from sequence.prompt(request.prompt[reused:])
+        ids = request.prompt[reused:]
+        with self._scheduler.slot_for_each_depth(place.number, sequence, len(ids)):
+            logits, ran = yield from sequence.prompt(ids)
         depth = int(ran[-1])
         while True:
             token, text = answer.choose(logits[-1])

@@ -292,13 +292,6 @@ REFUSED: tuple[Row, ...] = (
         "use sequential",
     ),
     Row(
-        "kv",
-        "last, for many users",
-        lambda m: m.driver == MANY and m.kv == "last",
-        "it runs a prompt in caches of its own, and many users at once have one cache",
-        "leave it out",
-    ),
-    Row(
         "exit",
         "chunk-topk, for many users",
         lambda m: m.driver == MANY and m.by_chunk,

@@ -7,14 +7,16 @@ ticks. A sequence has one stage call pending at a time, so one lane at most in e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..decode.sequence import TokenSequence
 from ..decode.skipped_kv import copy_to_deeper
 from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall
 from ..engines.backend import F32, Backend
@@ -56,6 +58,18 @@ class _Arrays:
     rows: npt.NDArray[Any]
 
 
+_Shape = tuple[str, int, int, int, int, bool]
+"""Of an engine call: stage, first slot, lanes, length of the widest, rows, and whether K and V are written."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Slots:
+    """A cache for block calls, and the arrays of the calls on it."""
+
+    cache: KVCache
+    arrays: dict[_Shape, _Arrays] = field(default_factory=dict)
+
+
 class Scheduler:
     """Runs tasks on the sequences of one cache. For one thread."""
 
@@ -71,11 +85,33 @@ class Scheduler:
         self._pending: dict[str, list[PendingCall]] = {stage: [] for stage in STAGES}
         self._shared = backend.program.shares_kv
         self._held = np.zeros(sequences * cache.slots, np.int32)  # tokens of each slot of the block
-        self._arrays: dict[tuple[str, int, int, int, int, bool], _Arrays] = {}
+        self._slots = _Slots(cache)
+        self._prefill: dict[int, _Slots] = {}  # by sequence: a slot a depth, where the cache has fewer
 
     def chunk(self) -> int:
         """Return the most tokens of a prefill chunk that starts now."""
         return CHUNK_ALONE if len(self.tasks) <= 1 else CHUNK
+
+    @contextmanager
+    def slot_for_each_depth(self, sequence: int, tokens: TokenSequence, new: int) -> Iterator[None]:
+        """Give ``sequence`` a slot a depth while its prompt of ``new`` tokens runs, where the cache has fewer.
+
+        The rows of the last depth stay (``kv_layout.LastDepth``).
+        """
+        kept = self.cache
+        if new == 1 or kept.slots == self.backend.program.kv_slots:
+            yield
+            return
+        wide = self.backend.new_cache(1, tokens.cached + new)
+        own = range(wide.slot("block", 0, 0), wide.slot("block", 1, 0))
+        for slot in own:
+            wide.copy_rows("block", slot, kept, sequence, 0, tokens.cached)
+        self._prefill[sequence] = _Slots(kept.with_block_of(wide))
+        try:
+            yield
+        finally:
+            del self._prefill[sequence]
+            kept.copy_rows("block", sequence, wide, own[-1], 0, tokens.cached)
 
     def add(self, task: Task) -> None:
         """Start a task, on a sequence that no other task uses."""
@@ -143,8 +179,13 @@ class Scheduler:
         # Several rows of one sequence have a call to themselves: attention takes lanes × the widest, which gains
         # nothing (demo model: 5.2 ms for 32 rows beside 3 tokens, 4.2 + 0.5 apart), and a padded lane rounds otherwise
         # than it does alone, so that quantized answers would not be those of a lone run.
-        several = [[each] for each in together if len(each[1].rows) > 1]
-        ones = [each for each in together if len(each[1].rows) == 1]
+        looped = stage == BLOCK
+        several, ones = [], []
+        for each in together:
+            if len(each[1].rows) > 1 or (looped and each[0].sequence in self._prefill):
+                several.append([each])
+            else:
+                ones.append(each)
         if not (self._shared and stage == "block"):
             return [*([ones] if ones else []), *several]
         # Depths that share K and V: depth 0 writes them, and goes before those that read.
@@ -155,7 +196,8 @@ class Scheduler:
     def _run(self, stage: str, group: list[PendingCall]) -> None:
         """Run ``group`` as one engine call, and send each its part of the answer."""
         counts = [len(call.rows) for _, call in group]
-        arrays = self._prepare(stage, group, counts)
+        slots = self._prefill.get(group[0][0].sequence, self._slots) if stage == BLOCK else self._slots
+        arrays = self._prepare(slots, stage, group, counts)
         start = perf_counter_ns()
         if stage == FILL:
             self.backend.fill(arrays.rows, arrays.lanes, self.cache)
@@ -165,7 +207,7 @@ class Scheduler:
             found = self.backend.epilogue(arrays.rows, np.cumsum(counts) - 1, arrays.lanes, self.cache).copy()
         else:
             run = self.backend.prologue if stage == PROLOGUE else self.backend.block
-            found = run(arrays.rows, arrays.lanes, self.cache)[:, 0].copy()
+            found = run(arrays.rows, arrays.lanes, slots.cache)[:, 0].copy()
         self.engine_ns += perf_counter_ns() - start
         if stage == BLOCK:
             self.calls += 1
@@ -176,28 +218,30 @@ class Scheduler:
             self._send(task, found[at : at + step])
             at += step
 
-    def _prepare(self, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
+    def _prepare(self, own: _Slots, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
         """The arrays of an engine call, made once for each shape and written in place."""
         looped = stage in (BLOCK, FILL)
         shared = self._shared and stage == BLOCK
-        if looped:
+        if own is not self._slots:
+            slots = [own.cache.slot("block", 0, call.depth) for _, call in group]
+        elif looped:
             slots = [self.cache.slot("block", task.sequence, call.depth) for task, call in group]
         else:
             slots = [task.sequence for task, _ in group]
         widest, rows = max(counts), sum(counts)
+        alone = widest > 1 or own is not self._slots
         # A lane of several tokens is alone in its call. Lanes of one token name the whole range of slots, whichever
         # sequences there are, so that the same few shapes serve all ticks.
-        if widest > 1:
+        if alone:
             first, count = slots[0], 1
         else:
             first, count = 0, self.sequences * (self.cache.slots if looped else 1)
-        arrays = self._ready(
-            (stage, first, count, widest, rows, not shared or group[0][1].depth == 0), shared
-        )
+        shape = stage, first, count, widest, rows, not shared or group[0][1].depth == 0
+        arrays = self._ready(own.arrays, shape, shared)
         lanes = arrays.lanes
         if shared:
             lanes.cached[:] = self._held[first : first + count]
-        if widest == 1:
+        if not alone:
             calls = [call for _, call in group]
             cached = [call.cached for call in calls]
             positions = [call.positions.item() for call in calls]
@@ -213,16 +257,16 @@ class Scheduler:
         np.concatenate([call.rows for _, call in group], out=arrays.rows[:, 0])
         return arrays
 
-    def _ready(self, key: tuple[str, int, int, int, int, bool], shared: bool) -> _Arrays:
-        arrays = self._arrays.get(key)
+    def _ready(self, made: dict[_Shape, _Arrays], shape: _Shape, shared: bool) -> _Arrays:
+        arrays = made.get(shape)
         if arrays is None:
-            stage, first, count, length, rows, fresh = key
+            stage, first, count, length, rows, fresh = shape
             lanes = PackedLanes.empty(count, length, rows, first, shared=shared, fresh=fresh)
             width = () if stage == PROLOGUE else (self.backend.program.width,)
-            if len(self._arrays) >= _KEPT:
-                self._arrays.clear()
+            if len(made) >= _KEPT:
+                made.clear()
             dtype = np.int64 if stage == PROLOGUE else np.float32
-            arrays = self._arrays[key] = _Arrays(lanes, np.zeros((rows, 1, *width), dtype))
+            arrays = made[shape] = _Arrays(lanes, np.zeros((rows, 1, *width), dtype))
         return arrays
 
     def _send(self, task: Task, answer: F32 | None) -> None:

@@ -16,6 +16,7 @@ from ..bundle.heads import read_heads
 from ..checks import whole_number
 from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
+from ..decode.kv_layout import KV_LAYOUTS
 from ..decode.modes import MANY, Mode, check_mode, choose_policy
 from ..decode.sampling import SamplingOptions
 from ..decode.sequence import TokenSequence
@@ -60,7 +61,9 @@ class BatchServer:
         """Exit rule, KV layout and skipped K and V; the tokens that prompt and answer may have together."""
         check_mode(Mode(bundle.program, self.policy, MANY, backend.name, backend.can))
         self.sequences, self.waiting = sequences, waiting
-        cache = backend.new_cache(sequences, self.context + 1)  # a row for idle lanes to write to (packed.py)
+        layout = KV_LAYOUTS[self.policy.kv]
+        # With a row for idle lanes to write to (packed.py).
+        cache = backend.new_cache(sequences, self.context + 1, layout.slots)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
         scheduler = self.scheduler = Scheduler(backend, cache, sequences, aligned=even)
@@ -70,7 +73,7 @@ class BatchServer:
             cache,
             sequences,
             lambda: TokenSequence(session.program, session.policy, session.heads, scheduler.chunk),
-            reuse=backend.can.row_exact if reuse is None else reuse,
+            reuse=layout.grows and (backend.can.row_exact if reuse is None else reuse),
             copies=backend.can.host_rows,
         )
         self._worker = Worker(session, scheduler, self.pool, waiting)

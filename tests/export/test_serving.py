@@ -42,6 +42,8 @@ POLICIES = [
     ("mor-lora", {"exit": "latent:0.5", "skipped_kv": "propagate"}),
     ("mor-norms", {"exit": "entropy:5.5", "skipped_kv": "exact"}),
     ("mor-cycle", {"exit": "kl:0.02", "skipped_kv": "propagate"}),
+    ("edgeloop", {"kv": "last"}),
+    ("ouro", {"kv": "last", "exit": "gate:0.7"}),
     ("mobilellm", {}),
     ("llama", {}),
     ("llama-window", {}),

@@ -130,6 +130,15 @@ def test_what_was_cancelled_can_be_gone_on_from(bundle: Path):
             assert found.tokens == alone(bundle, ids, 6, **options)
 
 
+def test_one_slot_for_all_depths_starts_anew(bundle: Path):
+    """A prompt behind other tokens sees their last depth's K and V only, so it is another text than a lone prompt."""
+    with BatchServer.open(bundle, engine="reference", sequences=2, reuse=True, kv="last") as server:
+        assert converse(server, bundle, 3, kv="last") == [0, 0, 0]
+        cancelled = server.submit(list(range(1, 60)), 4)
+        cancelled.cancel()
+        assert converse(server, bundle, 1, [*PROMPT, 1], kv="last") == [0]
+
+
 def test_what_failed_is_forgotten(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     with BatchServer.open(bundle, engine="reference", sequences=1, reuse=True) as server:
         epilogue = server.scheduler.backend.epilogue

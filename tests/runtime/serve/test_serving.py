@@ -258,11 +258,6 @@ def test_sizes_are_checked(bundle: Path):
         BatchServer.open(bundle, engine="reference", context=65)
 
 
-def test_what_only_one_sequence_can_have_is_refused(bundle: Path):
-    with pytest.raises(UsageError, match="KV layout 'last': it runs a prompt in caches of its own"):
-        BatchServer.open(bundle, engine="reference", kv="last")
-
-
 def test_cancelling_before_it_started(engine: BatchServer, gate: threading.Semaphore):
     running = [engine.submit("round", 3) for _ in range(2)]
     until(lambda: len(engine.scheduler.tasks) == 2)
