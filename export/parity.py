@@ -75,7 +75,7 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
         start += chunk
     state, lanes = _mixed_lanes(program, capacity - 1, random)
     if program.shares_kv:
-        cache = _random_cache(backend, capacity, random)
+        cache = _random_cache(backend, lanes, capacity, random)
     mixed = backend.block(state, lanes, cache).copy()
     filled = _filled(backend, min(3, capacity), random) if can_fill(program) else None
     return Trace(
@@ -95,12 +95,13 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
     shared = program.shares_kv
     capacity, slots = max(min(8, program.context_length), 2), program.kv_slots
     cache = backend.new_cache(3, capacity)
-    for stage in STAGES:
-        _randomize(cache, program, stage, 3 * slots if stage == "block" else 3, capacity, random)
     tokens = np.array([1 if shared or program.context_length < 2 else 2, 0, 1], np.int32)
     length = int(tokens.max())
     cached = np.array([1, 0, 0], np.int32) if program.context_length > 2 else np.zeros(3, np.int32)
     positions = cached[:, None] + np.arange(length)
+    for stage in STAGES:
+        per_sequence = slots if stage == "block" else 1
+        _randomize(cache, program, stage, cached.repeat(per_sequence).tolist(), capacity, random)
     for stage in STAGES:  # what is kept of sequence 0, at each depth
         rows = [random.standard_normal(size).astype(np.float32) for size in kept_sizes(program, stage)]
         for slot in range(slots if stage == "block" else 1):
@@ -143,25 +144,32 @@ def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> 
     return state, Lanes(depths.astype(np.int64), cached, ones, cached[:, None].astype(np.int64))
 
 
-def _random_cache(backend: Backend, capacity: int, random: np.random.Generator) -> KVCache:
-    """Return a cache with a sequence for each of R lanes, every row of which is random."""
+def _random_cache(backend: Backend, lanes: Lanes, capacity: int, random: np.random.Generator) -> KVCache:
+    """Return a cache with a sequence for each of ``lanes``, whose rows are random up to the one that depth 0 wrote."""
     program = backend.program
     cache = backend.new_cache(program.depths, capacity)
-    _randomize(cache, program, "block", program.depths * cache.slots, capacity, random)
+    tokens = (lanes.cached + 1).repeat(cache.slots).tolist()
+    _randomize(cache, program, "block", tokens, capacity, random)
     return cache
 
 
 def _randomize(
-    cache: KVCache, program: Program, stage: str, slots: int, rows: int, random: np.random.Generator
+    cache: KVCache,
+    program: Program,
+    stage: str,
+    tokens: list[int],
+    capacity: int,
+    random: np.random.Generator,
 ) -> None:
-    """Fill the first ``rows`` rows of every slot of ``stage``, or all that there are, with random numbers."""
-    rows = min(rows, cache.rows)
-    for slot in range(slots):
+    """Fill each slot of ``stage`` with random rows: of ``tokens``, or of ``capacity`` where no window forgets any."""
+    for slot, held in enumerate(tokens):
+        count = capacity if program.window is None else held
         made = [
-            random.standard_normal((2, shape.kv_heads, rows, shape.head_dim)).astype(np.float32)
+            random.standard_normal((2, shape.kv_heads, count, shape.head_dim)).astype(np.float32)
             for shape in program.caches(stage)
         ]
-        cache.write_rows(stage, slot, 0, [(keys, values) for keys, values in made])
+        gone = count - cache.rows_in(count)
+        cache.write_rows(stage, slot, 0, [(keys[:, gone:], values[:, gone:]) for keys, values in made])
 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:

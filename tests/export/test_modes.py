@@ -29,6 +29,13 @@ def test_onnx(tmp_path: Path, name: str) -> None:
     assert found
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_native(lane_engine: Path, tmp_path: Path, name: str) -> None:
+    """Every model and every driver: the engine refuses nothing that the table has."""
+    found = Walker(name, tmp_path).sample("native", "native", first=list(MODELS).index(name), every=4)
+    assert not [each for each in found if each.refused]
+
+
 @pytest.mark.parametrize("name", ["shared K and V, a window"])
 def test_executorch(tmp_path: Path, name: str) -> None:
     """One of them: lowering it takes as long as all that is run here."""

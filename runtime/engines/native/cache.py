@@ -127,9 +127,9 @@ class NativeCache(KVCache):
 
     def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
         """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
-        if not rows:
+        session, count = self.sessions[stage], rows[0][0].shape[1] if rows else 0
+        if not count:
             return
-        session, count = self.sessions[stage], rows[0][0].shape[1]
         flat = session.rows(stage, count)
         flat[:] = np.concatenate(
             [array.transpose(1, 0, 2).reshape(count, -1) for pair in rows for array in pair], axis=1
