@@ -146,3 +146,18 @@ def test_a_text_is_scored_by_its_tokens(session):
         session.score(text, top=-1)
     with pytest.raises(ContextError, match="shorten it"):
         session.score([5] * (session.context + 1))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_context_that_goes_on_gives_the_same(session, options):
+    """An answer in two parts, an answer behind a context that is reused, and one that is made anew."""
+    whole = [step.token for step in session.generate(PROMPT, 20, options)]
+    parts = [step.token for step in session.generate(PROMPT, 12, options)]
+    parts += [step.token for step in session.generate(max_tokens=8)]
+    assert parts == whole  # the penalties count both parts
+    longer = [*PROMPT, *whole, 5, 6]
+    grown = logprobs_of(list(session.generate(longer, 12, options, logprobs=2, reuse=True)))
+    again = logprobs_of(list(session.regenerate(12, options, logprobs=2)))
+    fresh = logprobs_of(list(session.generate(longer, 12, options, logprobs=2)))
+    assert grown[:2] == again[:2] == fresh[:2]  # and they begin with the new answer
+    np.testing.assert_allclose(grown[2], fresh[2], atol=1e-4)
