@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from edgeloop.runtime.bundle.manifest import (
 from edgeloop.runtime.model.blocks import Writer
 from edgeloop.runtime.model.ops import Act, Add
 from edgeloop.runtime.model.program import Program, Routing
+from edgeloop.runtime.model.rotation import Rotation
 from edgeloop.runtime.model.weights import Matrix, tensors
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -57,8 +59,6 @@ def llama(*segments: Segment, **changes: object) -> Program:
 
 def some_windows() -> Program:
     """One layer of the block sees the last tokens only, the other all of them."""
-    from dataclasses import replace
-
     near = replace(PLAIN, attention=replace(HEADS, window=WINDOW))
     return written({}, lambda w: "embedded", [lambda w: (stack(w, "state", "b", [near, PLAIN]),)])
 
@@ -77,6 +77,17 @@ def without_attention() -> Program:
     return written({}, lambda w: stack(w, "embedded", "a", [PLAIN]), [block])
 
 
+def two_blocks_that_share() -> Program:
+    """Two blocks in turn, of which the second reads the K and V of the first."""
+    heads = replace(HEADS, slot="first", head_dim=8, rotation=Rotation(8, 10000.0))
+    layer = replace(PLAIN, attention=heads, depths=4)
+
+    def block(name: str) -> Callable[[Writer], tuple[str, ...]]:
+        return lambda w: (stack(w, "state", name, [layer]),)
+
+    return written({}, lambda w: "embedded", [block("low"), block("high")], schedule=(0, 1, 0, 1))
+
+
 MODELS: Mapping[str, Callable[[], Program]] = {
     "layers around the loop": lambda: llama(LAYER, LOOP, LAYER),
     "norms and deltas of each depth": lambda: llama(LAYER, DELTAS, LAYER),
@@ -90,6 +101,7 @@ MODELS: Mapping[str, Callable[[], Program]] = {
     "shared K and V": lambda: llama(LAYER, LOOP, LAYER, kv="shared"),
     "shared K and V, nothing around": lambda: llama(LOOP, kv="shared"),
     "shared K and V, deltas": lambda: llama(DELTAS, kv="shared"),
+    "shared K and V, several blocks": two_blocks_that_share,
     "shared K and V, two depths": lambda: llama(Segment(layers=1, repeats=2), kv="shared"),
     "a window": lambda: llama(LAYER, LOOP, LAYER, sliding_window=WINDOW),
     "a window, nothing around": lambda: llama(LOOP, sliding_window=WINDOW),

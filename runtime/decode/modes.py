@@ -73,11 +73,6 @@ class Mode:
         return len(self.program.caches("epilogue")) > 0
 
     @property
-    def differs(self) -> bool:
-        """Has the block anything that is another at each depth?"""
-        return self.program.differs(self.program.stage("block"))
-
-    @property
     def leaves(self) -> bool:
         """May an exit rule let a token go before the last depth?"""
         rule = self.policy.rule
@@ -282,13 +277,6 @@ REFUSED: tuple[Row, ...] = (
         "pipelined, exit rule chunk-topk",
         lambda m: m.driver == PIPELINED and m.by_chunk,
         "exit rule {m.policy.exit!r} has to see a whole text at once",
-        "use sequential",
-    ),
-    Row(
-        "decode",
-        "pipelined, shared K and V with two depths or with norms or deltas of each depth",
-        lambda m: m.driver == PIPELINED and m.program.shares_kv and (m.depths == 2 or m.differs),
-        "depths that share K and V ride in one call only if there are three or more, without own norms or deltas",
         "use sequential",
     ),
     Row(

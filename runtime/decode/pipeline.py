@@ -75,6 +75,8 @@ class Pipeline:
         self.sequence = decoder.sequence
         self._depths = program.depths
         self._shares_kv = program.shares_kv
+        block, *others = program.loop.blocks
+        self._depths_alike = not others and not program.differs(block)
         self._in_order = (
             len(program.caches("epilogue")) > 0
         )  # logits depend on the final states of older tokens
@@ -330,11 +332,14 @@ class Pipeline:
         """Do what ``_block`` does where depths share a slot: depth 0 writes it; deeper tokens, as one lane, read it.
 
         The lane holds neighbours. Tokens in flight between the deeper ones, such as those that left early, run along;
-        that writes nothing, and their results are dropped.
+        that writes nothing, and their results are dropped. Where depths have norms, deltas or blocks of their own every
+        token has a call to itself.
         """
         flight, spent = self._flight, 0
         deep = [token for token in tokens if token.call is not None and token.call.depth > 0]
-        if deep:
+        if not self._depths_alike:
+            spent = sum(self._block_alone(token, token.call) for token in deep if token.call is not None)
+        elif deep:
             oldest = deep[0].position
             lane = flight[oldest - flight[0].position : deep[-1].position - flight[0].position + 1]
             states = np.stack([token.state[-1] for token in lane])[None]

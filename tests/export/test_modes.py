@@ -16,12 +16,6 @@ ROUNDING = 0.1
 """What logits are off by at most where every result is a float16: a little more than was measured."""
 
 
-@pytest.fixture(autouse=True)
-def _little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that tokens leave a window within a few steps."""
-    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 2)
-
-
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in NOT_EXPORTED["onnx"]])
 def test_onnx(tmp_path: Path, name: str) -> None:
     walker = Walker(name, tmp_path)

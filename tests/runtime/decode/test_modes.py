@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,12 +16,6 @@ from edgeloop.runtime.decode.kv_layout import KV_LAYOUTS
 from edgeloop.runtime.decode.modes import REFUSED
 from edgeloop.runtime.decode.skipped_kv import SKIPPED_KV
 from edgeloop.runtime.engines.table import ENGINES
-
-
-@pytest.fixture(autouse=True)
-def _little_slack(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """So that tokens leave a window within a few steps."""
-    monkeypatch.setattr("edgeloop.runtime.engines.kv.SLACK", 2)
 
 
 @pytest.mark.parametrize("name", MODELS)

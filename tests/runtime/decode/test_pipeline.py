@@ -125,7 +125,6 @@ def test_sessions_write_the_same(text_bundle, sampling):
     [
         ({"segments": (Segment(layers=2),)}, {}, "one depth"),
         ({}, {"kv": "last"}, "one KV slot"),
-        ({"kv": "shared"}, {}, "without own norms or deltas"),
     ],
 )
 def test_who_is_refused(text_bundle, program, options, message):
