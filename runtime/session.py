@@ -121,13 +121,14 @@ class Session(ContextSession):
 
     @property
     def stats(self) -> GenerationStats:
-        """What the last generation cost, so far if it was left early; UsageError before there was one."""
+        """The cost of the last generation, so far if it was left early; UsageError before there was one."""
         if self._clock is None:
             raise UsageError("nothing was generated in this session yet")
         return self._clock.stats()
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
-        """ids [S] → logits [S, V], a fresh array: at full depth, or under the session's exit rule if it has one."""
+        """Return the logits [S, V] of ids [S], a fresh array: at full depth, or under the session's exit rule if it
+        has one."""
         checked = self.prompts.ids(ids)
         decoder = self._start(len(checked))
         if not self.policy.rule.token_by_token:
@@ -137,11 +138,11 @@ class Session(ContextSession):
     def encode(
         self, texts: Texts, types: Types | None = None, *, depth: int | None = None, logits: bool = False
     ) -> Encoded:
-        """Encode texts with an encoder: their last states, each token's from all tokens of its text.
+        """Encode texts with an encoder, and return their last states: each token's depends on all tokens of its text.
 
-        ``texts``: one or several, each a text, a pair of texts as a tuple, or token ids; ``types``: of ids, 0 without.
-        ``depth``: stop after so many. ``logits``: of the head, too. UsageError for a decoder, ContextError for a text
-        that is too long.
+        ``texts``: one or several, each a text, a pair of texts as a tuple, or token ids; ``types``: those of
+        ids, by default 0. ``depth``: stop after so many. ``logits``: those of the head too. UsageError for a
+        decoder, ContextError for a text that is too long.
         """
         check_encoder(self.program, self.bundle.folder, True)
         if self.backend is None:
@@ -162,17 +163,20 @@ class Session(ContextSession):
         logprobs: int | None = None,
         reuse: bool = False,
     ) -> Iterator[Step]:
-        """Steps as they come, until an end-of-text token, a stop string (which is cut off), ``max_tokens`` or
-        the end of the context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn;
-        ``tools``, ``documents`` and ``template`` are for it (``encode_chat``).
+        """Yield the steps of an answer as they come.
 
-        The context is forgotten first. With ``reuse``, what it has in common with the beginning of the prompt is not
-        run again. Without a prompt the context goes on: what was appended to it is answered, or the last answer goes on
-        as if it had not ended, by default with its sampling options.
+        It ends with an end-of-text token, a stop string (which is cut off), ``max_tokens`` or the end of the
+        context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn; ``tools``,
+        ``documents`` and ``template`` are for it (``encode_chat``).
 
-        The texts of the steps together are what follows the prompt in the text of prompt and answer: the space before
-        the first word is there. Stop strings are those of transformers (``text/stops.py``). With ``logprobs`` each step
-        has the log-probability of its token, and of that many likeliest ones (0: of none).
+        The context is forgotten first. With ``reuse``, what it has in common with the beginning of the prompt
+        is not run again. Without a prompt the context goes on: what was appended to it is answered, or the last
+        answer goes on as if it had not ended, by default with its sampling options.
+
+        The texts of the steps together are what follows the prompt in the text of prompt and answer: the space
+        before the first word is there. Stop strings are those of transformers (``text/stops.py``). With
+        ``logprobs`` each step has the log-probability of its token, and of that many likeliest ones (0: of
+        none).
 
         The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
         never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
@@ -204,10 +208,10 @@ class Session(ContextSession):
         *,
         logprobs: int | None = None,
     ) -> Iterator[Step]:
-        """Another answer in the place of the last one. The prompt is not run again, but for its last token.
+        """Yield the steps of another answer in place of the last one. Of the prompt only the last token is run again.
 
-        ``sampling``: by default that of the last answer with the next seed; a greedy answer would be the same one. The
-        rest as in ``generate``. UsageError when there is no answer, or something was appended to it.
+        ``sampling``: by default that of the last answer with the next seed; a greedy answer would be the same
+        one. The rest as in ``generate``. UsageError when there is no answer, or something was appended to it.
         """
         context = self._context
         if context.answer is None:
@@ -259,23 +263,27 @@ class Session(ContextSession):
             depth = runner.depth
 
     def score(self, text: str | Sequence[int] | I64, top: int = 0) -> Score:
-        """Score a text or ids [S]: each token's log-probability after those before it, with the ``top`` likeliest.
+        """Return the log-probability of each token of a text or ids [S] after those before it, with the ``top``
+        likeliest.
 
-        Logits are those of ``logits``, from an empty context. UsageError as in ``generate``; ContextError for more
-        tokens than the context holds (``perplexity`` takes those, in windows).
+        Logits are those of ``logits``, from an empty context; all of them, [S, V], are in memory meanwhile.
+        UsageError as in ``generate``; ContextError for more tokens than the context holds (``perplexity`` takes
+        those, in windows).
         """
         ids = self.prompts.request(text).prompt
         return score(ids, self.logits(ids), self.prompts.top(top, "top"))
 
     def evaluate(self, ids: Sequence[int] | I64) -> Evaluation:
-        """ids [S], S ≥ 2, in disjoint windows of the context, each token run as a generated one would be.
+        """Return how well ids [S], S ≥ 2, are predicted, in disjoint windows of the context.
 
-        Full depth beside it is every depth for every token; for a routed model that is not what it was trained for.
+        Each token is run as a generated one would be. Full depth beside it is every depth for every token; for
+        a routed model that is not what it was trained for.
         """
         return self.compare(ids, [self.policy])[0]
 
     def compare(self, ids: Sequence[int] | I64, policies: Sequence[Policy]) -> list[Evaluation]:
-        """``evaluate`` under each of ``policies`` (``choose``) in turn, window by window: speeds can be compared."""
+        """Return ``evaluate`` under each of ``policies`` (``choose``), in turn window by window: speeds can be
+        compared."""
         stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
@@ -283,7 +291,7 @@ class Session(ContextSession):
         return evaluate(stream, self.context, decoder, policies, self.choose("never"))
 
     def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
-        """Another policy over the same KV slots; UsageError when the model or the engine cannot have it."""
+        """Return another policy over the same KV slots; UsageError when the model or the engine cannot have it."""
         exits = self.bundle.manifest.exits
         policy = choose_policy(self.program, self.heads, exits, exit, skipped_kv, self.policy.kv)
         if self.backend is not None:
@@ -296,7 +304,7 @@ class Session(ContextSession):
         visit_depths(self._full_depth(min(len(stream), self.context)), stream, self.context, visit)
 
     def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
-        """Perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
+        """Return the perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
 
         Every token but the first is predicted once, from the tokens before it in its window.
         """
@@ -306,14 +314,14 @@ class Session(ContextSession):
         return perplexity(self._full_depth(len(stream)), stream, self.context)
 
     def fork(self) -> Session:
-        """As ``ContextSession.fork``."""
+        """Return a session that goes on from the same context, as ``ContextSession.fork`` describes it."""
         other = super().fork()
         other._clock = other._pipeline = None
         other._controller = self._new_controller()
         return other
 
     def close(self) -> None:
-        """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
+        """Release the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._pipeline = None
         super().close()
 

@@ -1,4 +1,4 @@
-"""Texts through an encoder: whole, several in a call, the shorter ones padded on the right."""
+"""Runs texts through an encoder: whole, several in a call, the shorter ones padded on the right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..model.program import Program
 
 BATCH = 16
-"""Texts of a call: attention takes their longest length squared, for each of them."""
+"""Texts of a call: attention costs their longest length squared, for each of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Encoded:
-    """B texts, encoded: ``states`` [B, S, D], where rows behind a text are zeros, and ``tokens`` [B], how many it has.
+    """B encoded texts: ``states`` [B, S, D], zeros behind a text, and ``tokens`` [B], the number of tokens of each.
 
     ``logits`` [B, S, V] are those of the model's head, where they were asked for; zeros behind a text as well.
     """
@@ -48,7 +48,8 @@ class Encoded:
 
 
 def check_encoder(program: Program, where: object, wanted: bool) -> None:
-    """UsageError where a decoder is asked to encode (``wanted``), or an encoder for what only a decoder can do."""
+    """Raise UsageError where a decoder is asked to encode (``wanted``), or an encoder for what only a decoder can
+    do."""
     if program.encoder and not wanted:
         raise UsageError(f"{where} is an encoder, which continues no text: use edgeloop encode")
     if wanted and not program.encoder:
@@ -58,7 +59,7 @@ def check_encoder(program: Program, where: object, wanted: bool) -> None:
 def encode(
     backend: Backend, texts: Sequence[Text], depth: int | None = None, logits: bool = False
 ) -> Encoded:
-    """``texts`` after ``depth`` depths, by default all; with ``logits`` what the head makes of them.
+    """Return ``texts`` after ``depth`` depths, by default all; with ``logits`` also the head's output.
 
     UsageError for a depth that the model does not have, and for logits of a model without a head.
     """
@@ -88,7 +89,7 @@ def encode(
 
 
 def _call(backend: Backend, texts: Sequence[Text], depths: int) -> tuple[F32, Lanes, KVCache]:
-    """One call: the state [B, S, D] of ``texts`` after ``depths``, and what reads it out."""
+    """Return the state [B, S, D] of ``texts`` after ``depths`` depths in one call, and its lanes and caches."""
     tokens = np.array([len(text.ids) for text in texts], np.int32)
     batch, length = len(texts), int(tokens.max())
     ids, types = np.zeros((2, batch, length), np.int64)

@@ -1,4 +1,4 @@
-"""How well a text is predicted under policies, as generation would run it, beside full depth."""
+"""Measures how well a text is predicted under policies, as generation would run it, beside full depth."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Evaluation:
 def evaluate(
     stream: I64, context: int, decoder: SequentialDecoder, policies: Sequence[Policy], full: Policy
 ) -> list[Evaluation]:
-    """stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``policies``, beside ``full``.
+    """Return the evaluation of stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``policies``.
 
-    ``full`` is every depth for every token. The policies take turns, window by window and each time another one first:
-    a machine that is slow for a while is slow for all of them.
+    ``full`` is every depth for every token. The policies take turns, window by window and each time another one
+    first: a machine that is slow for a while is slow for all of them.
     """
     tallies = [_Tally(decoder, policy) for policy in policies]
     full_total = 0.0
@@ -63,7 +63,7 @@ def evaluate(
 
 @dataclass
 class _Tally:
-    """What one policy adds up to."""
+    """The sums of one policy over the windows."""
 
     decoder: SequentialDecoder
     policy: Policy
@@ -79,7 +79,7 @@ class _Tally:
     block_ns: int = 0
 
     def run(self, given: I64, targets: I64, likeliest: I64) -> None:
-        """One window, from an empty context."""
+        """Run one window, from an empty context."""
         decoder, clock = self.decoder, self.decoder.clock
         decoder.restart(self.policy)
         clock.restart()
@@ -99,7 +99,8 @@ class _Tally:
         self.block_ns += sum(clock.block_ns)
 
     def result(self, full_total: float, base: list[float]) -> Evaluation:
-        """``full_total``: nats of the text at full depth; ``base``: rates of the policy to compare with."""
+        """Return the evaluation; ``full_total``: nats of the text at full depth; ``base``: rates of the policy to
+        compare with."""
         n = self.tokens
         depth_ns = self.block_ns / max(self.calls, 1)
         return Evaluation(
@@ -116,7 +117,7 @@ class _Tally:
 
 
 def loss(logits: F32, targets: I64) -> float:
-    """Summed cross-entropy, in nats, of targets [S] under logits [S, V]."""
+    """Return the summed cross-entropy, in nats, of targets [S] under logits [S, V]."""
     peak = logits.max(axis=-1)
     log_sum = np.log(np.exp(logits - peak[:, None]).sum(axis=-1)) + peak
     return float((log_sum - logits[np.arange(len(targets)), targets]).sum(dtype=np.float64))

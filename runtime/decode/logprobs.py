@@ -1,7 +1,7 @@
 """Log-probabilities of tokens under the model: of those that were chosen, of the likeliest, and of a given text.
 
-They are the log-softmax of the logits as the model gives them, in nats: before logit bias, penalties, temperature
-and filters, as vLLM reports them and as transformers' ``output_logits`` gives them. So a log-probability says what the
+They are the log-softmax of the logits as the model gives them, in nats: before logit bias, penalties, temperature and
+filters, as vLLM reports them and as transformers' ``output_logits`` gives them. So a log-probability says what the
 model thinks of a token, however it was chosen.
 """
 
@@ -29,7 +29,7 @@ class TokenLogprob:
 class TokenLogprobs(TokenLogprob):
     """A token that was chosen or given, and the likeliest tokens of its position, in falling order.
 
-    ``top`` has as many as were asked for. The token itself is among them only where it is that likely.
+    ``top`` has as many as were asked for; the token itself is among them only if it is that likely.
     """
 
     top: tuple[TokenLogprob, ...] = ()
@@ -37,9 +37,9 @@ class TokenLogprobs(TokenLogprob):
 
 @dataclass(frozen=True)
 class Score:
-    """How likely the model finds a text: its ids, and of each token the log-probability after those before it.
+    """How likely the model finds a text: its ids, and each token's log-probability after those before it.
 
-    The first one's is None, for nothing comes before it.
+    The first one is None, for nothing comes before it.
     """
 
     ids: tuple[int, ...]
@@ -67,7 +67,7 @@ def score(ids: Sequence[int] | I64, logits: F32, top: int) -> Score:
 
 
 def _largest(logits: F32, count: int) -> I64:
-    """The ids of the ``count`` largest of logits [V], in falling order; of equal ones the lowest ids."""
+    """Return the ids of the ``count`` largest of logits [V], in falling order; of equal ones the lowest ids."""
     if count == 0:
         return np.empty(0, np.int64)
     if count < len(logits):

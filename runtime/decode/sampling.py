@@ -96,7 +96,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def _checked_bias(bias: object) -> dict[int | str, float]:
-    """A copy of ``logit_bias``; UsageError for what is no mapping of ids or texts to numbers below infinity."""
+    """Return a copy of ``logit_bias``; UsageError unless it maps ids or texts to numbers below infinity."""
     if not isinstance(bias, Mapping):
         raise UsageError(
             f"logit_bias is of type {type(bias).__name__}, wanted a mapping of tokens to numbers"
@@ -166,7 +166,7 @@ class Sampler:
 
 
 def _no_token(logits: F32, position: int) -> EngineError | UsageError:
-    """The error for logits [V] of which no token can be chosen."""
+    """Return the error for logits [V] of which no token can be chosen."""
     if np.isnan(logits).any():
         return EngineError(f"the logits for position {position} hold NaN; try engine reference")
     return UsageError(f"no token is left for position {position}: logit_bias bans all of them; ban fewer")

@@ -1,4 +1,4 @@
-"""A whole text at full depth, in disjoint windows of the context, with a look at every depth."""
+"""Runs a whole text at full depth, in disjoint windows of the context, and shows every depth to a visitor."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DepthReader:
             decoder.observe = outer
 
     def _logits(self, depth: int, state: F32) -> F32:
-        """Of state [1, n, D] after ``depth``, of the tokens behind the cached ones → [n, V]."""
+        """Return the logits [n, V] of state [1, n, D] after ``depth``, of the tokens behind the cached ones."""
         assert self._caches is not None
         n = state.shape[1]
         lanes = Lanes.single(depth, self._read, n, self._caches.slot("epilogue", depth, depth))
@@ -109,7 +109,7 @@ def visit_depths(decoder: SequentialDecoder, stream: I64, context: int, visit: V
 
 
 def perplexity(decoder: SequentialDecoder, stream: I64, context: int) -> Perplexity:
-    """Of ``stream`` [S], S ≥ 2: every token but the first is predicted once, from those before it in its window."""
+    """Return the perplexity of ``stream`` [S], S ≥ 2: each token but the first is predicted once, within its window."""
     reader = DepthReader(decoder)
     total = np.zeros(decoder.backend.program.depths)
     for start in range(0, len(stream) - 1, context):
