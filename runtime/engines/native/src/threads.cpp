@@ -89,16 +89,17 @@ int Pace::choose(int most) {
 void Pace::learn(int count, double seconds) {
   if (count == trial_) {
     trial_total_ += seconds;
-    if (++tried_ == TRIAL) end_trial();
+    tried_++;
+    if (tried_ == TRIAL || (tried_ >= 2 && trial_total_ > 1.5 * tried_ * mean_)) end_trial();
   } else if (count == best_) {
     // A single pass counts as four times as slow at most: another program's time slice is not a change.
     mean_ = mean_ == 0 ? seconds : mean_ + 0.1 * ((seconds < 4 * mean_ ? seconds : 4 * mean_) - mean_);
-    if (settled_ > 0 && mean_ > 1.4 * settled_ && left_ > SOON) interval_ = left_ = SOON, settled_ = mean_;
+    if (settled_ > 0 && mean_ > 1.4 * settled_ && left_ > SOON) left_ = SOON, settled_ = mean_;
   }
 }
 
 void Pace::end_trial() {
-  const double tried = trial_total_ / TRIAL;
+  const double tried = trial_total_ / tried_;
   if (tried < 0.95 * mean_) {
     best_ = trial_, mean_ = tried, interval_ = SOON;
   } else if (interval_ < LATE) {

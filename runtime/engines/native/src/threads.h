@@ -32,7 +32,7 @@ class Pace {
   void learn(int count, double seconds);     // what a pass with as many took
 
  private:
-  static constexpr int TRIAL = 6, SOON = 8, LATE = 256;  // passes
+  static constexpr int TRIAL = 6, SOON = 5, LATE = 512;  // passes; a trial that goes badly ends after two
   void end_trial();
 
   int most_ = 0, best_ = 0;
