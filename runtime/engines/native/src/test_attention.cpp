@@ -88,6 +88,38 @@ double worst_error(const TestCache& cache, const Call& call, int kv_head, const 
   return worst;
 }
 
+// The same in float32, operation by operation as docs/native.md has them.
+std::vector<float> defined(const TestCache& cache, const Call& call, int kv_head) {
+  const Kernels& portable = *kernels_named("portable");
+  std::vector<float> y;
+  for (int m = 0; m < call.rows; m++)
+    for (int h = 0; h < call.heads; h++) {
+      const float* q = &call.q[size_t((m * call.heads + h) * cache.head_dim)];
+      const int first = call.first[size_t(m)], last = call.last[size_t(m)];
+      std::vector<float> p;
+      for (int t = first; t < last; t++) {
+        float s = 0;
+        for (int d = 0; d < cache.head_dim; d++) s = s + q[d] * float(cache.key(t, kv_head, d));
+        p.push_back(s * call.scale);
+      }
+      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
+      const float top = *std::max_element(p.begin(), p.end());
+      for (float& s : p) s = s - top;
+      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
+      float lanes[16] = {};
+      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
+      for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+      const float share = 1.f / lanes[0];
+      for (int d = 0; d < cache.head_dim; d++) {
+        float s = 0;
+        for (size_t i = 0; i < p.size(); i++) s = s + p[i] * float(cache.value(first + int(i), kv_head, d));
+        y.push_back(s * share);
+      }
+    }
+  return y;
+}
+
 void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bool windowed, float cap) {
   const int kv_heads = 1 + random.below(3), kv_head = random.below(kv_heads);
   const TestCache cache(random, kind, tokens, kv_heads, head_dim, 3);
@@ -103,6 +135,7 @@ void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bo
   const std::vector<float> wanted = attended(*kernels_named("portable"), cache, call, kv_head, 0, call.rows, 0, heads);
   const double error = worst_error(cache, call, kv_head, wanted);
   expect(error < 3e-6, what + " is off by " + std::to_string(error * 1e6) + "e-6");
+  expect(same(wanted, defined(cache, call, kv_head)), what + " has other bits than its definition");
   for (const Kernels* kernels : tables()) {
     const std::string named = std::string(kernels->name) + " " + what;
     expect(same(attended(*kernels, cache, call, kv_head, 0, call.rows, 0, heads), wanted), named);

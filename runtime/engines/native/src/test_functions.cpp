@@ -68,6 +68,22 @@ void odd_numbers(const Kernels& kernels) {
   expect(of(kernels, Function::tanh, denormal) == denormal, "tanh of a denormal");
 }
 
+// The sum that kernels.h and docs/native.md mean by one over lanes: number i to sum i / 16 % 4, lane i % 16; the four sums
+// are added, and lanes are folded.
+float folded(const std::vector<float>& x) {
+  float s[4][16] = {};
+  for (size_t i = 0; i < x.size(); i++) s[i / 16 % 4][i % 16] += x[i];
+  for (int i = 0; i < 16; i++) s[0][i] = (s[0][i] + s[1][i]) + (s[2][i] + s[3][i]);
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) s[0][i] += s[0][i + n];
+  return s[0][0];
+}
+
+std::vector<float> squared(std::vector<float> x) {
+  for (float& v : x) v = v * v;
+  return x;
+}
+
 void norms(const Kernels& kernels) {
   Random random(3);
   for (int n : {1, 5, 16, 64, 77, 960}) {
@@ -83,6 +99,12 @@ void norms(const Kernels& kernels) {
       worst = std::max(worst, std::fabs(y[i] - x[i] / std::sqrt(squares + 1e-5) * w[i]));
       worst = std::max(worst, std::fabs(z[i] - ((x[i] - mean) / std::sqrt(variance + 1e-5) * w[i] + b[i])));
     }
+    std::vector<float> rms = x, layer = x;
+    const float n_ = float(n), r = 1.f / std::sqrt(folded(squared(x)) / n_ + 1e-5f), middle = folded(x) / n_;
+    for (size_t i = 0; i < x.size(); i++) rms[i] = (x[i] * r) * w[i], layer[i] = x[i] - middle;
+    const float r2 = 1.f / std::sqrt(folded(squared(layer)) / n_ + 1e-5f);
+    for (size_t i = 0; i < x.size(); i++) layer[i] = (layer[i] * r2) * w[i] + b[i];
+    expect(same(y, rms) && same(z, layer), "a norm of " + std::to_string(n) + " has other bits than its definition");
     expect(worst < 2e-6, "a norm of " + std::to_string(n) + " is off by " + std::to_string(worst * 1e6) + "e-6");
   }
 }
@@ -97,6 +119,12 @@ void choices(const Kernels& kernels) {
     for (float v : x) total += std::exp(v - top);
     for (size_t i = 0; i < x.size(); i++) worst = std::max(worst, std::fabs(y[i] - std::exp(x[i] - top) / total));
     expect(worst < 1e-6, "softmax of " + std::to_string(n));
+    std::vector<float> shares = x;
+    for (float& v : shares) v = v - float(top);
+    kernels.act[int(Function::exp)](shares.data(), n, shares.data());
+    const float all = folded(shares);
+    for (float& v : shares) v = v / all;
+    expect(same(y, shares), "softmax of " + std::to_string(n) + " has other bits than its definition");
     for (int trial = 0; trial < 50; trial++) {
       x = numbers(random, n, trial < 40 ? Sort::plain : trial < 45 ? Sort::holes : Sort::zeros);
       if (trial % 2) x[size_t(random.below(n))] = x[size_t(random.below(n))] = 2;  // two of the largest
@@ -114,6 +142,44 @@ void choices(const Kernels& kernels) {
         expect(better(rest, kernels.argmax(x.data(), cut)).index == wanted, "argmax in two pieces");
       }
     }
+  }
+}
+
+// The elementwise kernels, number by number as kernels.h has them.
+void elementwise(const Kernels& kernels) {
+  Random random(7);
+  for (int n : {2, 18, 64, 75}) {
+    const std::vector<float> a = numbers(random, n, Sort::plain), b = numbers(random, n, Sort::plain), w = numbers(random, n, Sort::plain);
+    const int dims = n / 4 * 2;
+    std::vector<float> wanted[9], found[9];
+    for (int i = 0; i < 9; i++) wanted[i] = found[i] = a;
+    for (size_t i = 0; i < a.size(); i++) {
+      wanted[0][i] = a[i] + b[i];
+      wanted[1][i] = a[i] * b[i];
+      wanted[2][i] = (a[i] * 1.3f) * w[i] + 0.2f;
+      wanted[3][i] = a[i] * 1.3f + 0.2f;
+      wanted[4][i] = a[i] + 0.7f * b[i];
+      wanted[5][i] = 0.3f * a[i] + (1.f - 0.3f) * b[i];
+      wanted[6][i] = a[i] / 2.5f;
+    }
+    kernels.act[int(Function::tanh)](wanted[6].data(), n, wanted[6].data());
+    for (float& v : wanted[6]) v = 2.5f * v;
+    for (int i = 0; i < dims / 2; i++) {
+      const size_t j = size_t(i), far = size_t(i + dims / 2), even = 2 * j;
+      wanted[7][j] = a[j] * b[j] - a[far] * w[j], wanted[7][far] = a[far] * b[j] + a[j] * w[j];
+      wanted[8][even] = a[even] * b[j] - a[even + 1] * w[j], wanted[8][even + 1] = a[even + 1] * b[j] + a[even] * w[j];
+    }
+    const float *pa = a.data(), *pb = b.data(), *pw = w.data();
+    kernels.add(pa, pb, n, found[0].data());
+    kernels.mul(pa, pb, n, found[1].data());
+    kernels.scale(pa, n, 1.3f, pw, 0.2f, found[2].data());
+    kernels.scale(pa, n, 1.3f, nullptr, 0.2f, found[3].data());
+    kernels.add_scaled(pb, n, 0.7f, found[4].data());
+    kernels.blend(pa, pb, n, 0.3f, found[5].data());
+    kernels.softcap(pa, n, 2.5f, found[6].data());
+    kernels.rotate_halves(pa, n, dims, pb, pw, found[7].data());
+    kernels.rotate_pairs(pa, n, dims, pb, pw, found[8].data());
+    for (int i = 0; i < 9; i++) expect(same(wanted[i], found[i]), "elementwise kernel " + std::to_string(i) + " of " + std::to_string(n));
   }
 }
 
@@ -142,6 +208,7 @@ void test_functions() {
   odd_numbers(kernels);
   norms(kernels);
   choices(kernels);
+  elementwise(kernels);
   halves();
 }
 

@@ -1,4 +1,5 @@
 // Every kernel of every table against the portable one, bit by bit, for every sort of numbers and lengths around 16.
+#include <cmath>
 #include <cstdlib>
 
 #include "test.h"
@@ -49,6 +50,16 @@ void vectors(const Kernels& kernels, int n, Sort sort, Random& random) {
     const Best best = k.argmax(pa, n);
     y[0] = best.value, y[1] = float(best.index);
   });
+}
+
+// Where a function goes over to another formula, and the floats on both sides.
+void borders(const Kernels& kernels) {
+  std::vector<float> x;
+  for (float at : {0.625f, 1.f, 1.41421354f, 5.65685415f, 88.7228394f, 89.f, 103.972076f, 104.f})
+    for (float v : {std::nextafter(at, 0.f), at, std::nextafter(at, 200.f)}) x.push_back(v), x.push_back(-v);
+  const int n = int(x.size());
+  for (int f = 0; f < FUNCTION_COUNT; f++)
+    alike(kernels, "act at a border " + std::to_string(f), x, [&](const Kernels& k, float* y) { k.act[f](y, n, y); });
 }
 
 template <class T>
@@ -160,6 +171,7 @@ void test_tables() {
         vectors(*kernels, n, sort, random);
         whole_numbers(*kernels, n, sort, random);
       }
+    borders(*kernels);
     every_half(*kernels);
     for (int i = 0; i < 30; i++) products(*kernels, random);
   }
