@@ -62,7 +62,7 @@ lint: $(VENV)/installed
 	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop
 	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
 
-# Compiled each time, with the flags of the library and, for the last three, a sanitizer.
+# Compiled each time, with the flags of the library and, for the last four, a sanitizer.
 $(WAYS:%=native-%): native-%: $(VENV)/installed
 	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
 

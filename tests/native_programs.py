@@ -76,7 +76,7 @@ def compiled(
     assert command is not None
 
     def compile_one(source: Path) -> Path:
-        goal = folder / f"{source.stem}.o"
+        goal = folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}.o"
         if not goal.exists():
             run = [command, *flags(source), "-Werror", *options, "-c", str(source), "-o", str(goal)]
             subprocess.run(run, check=True)

@@ -60,7 +60,10 @@ def test_files_of_an_instruction_set_share_nothing(built: dict[str, Path]) -> No
     for source in sources():
         if source.parent.name == "kernels":
             listed = subprocess.run(
-                [nm, built["kernels"].parent / f"{source.stem}.o"], capture_output=True, text=True, check=True
+                [nm, built["kernels"].parent / f"kernels-{source.stem}.o"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             kinds = {line.split()[-2] for line in listed.stdout.splitlines()}
             assert not kinds & set("WwVu"), f"{source.name} has functions that the linker may merge"
