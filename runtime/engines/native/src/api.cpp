@@ -44,7 +44,8 @@ int computing(el_session* session, char* error, Body body) {
 }
 
 void check_struct(uint32_t found, size_t wanted, const char* name) {
-  if (found != wanted) fail(EL_USAGE, "%s of %u bytes, wanted %zu: compiled with another edgeloop.h", name, found, wanted);
+  if (found != wanted)
+    fail(EL_USAGE, "%s of %u bytes, wanted %zu: compiled with another edgeloop.h", name, found, wanted);
 }
 
 void check_slot(const el_session* session, uint32_t stage, uint32_t slot) {
@@ -113,7 +114,8 @@ void el_stop(el_session* session) {
   if (session) session->stop.store(true);
 }
 
-int el_prologue(el_session* session, const el_lanes* lanes, const int64_t* ids, const int64_t* types, float* state, char* error) {
+int el_prologue(el_session* session, const el_lanes* lanes, const int64_t* ids, const int64_t* types, float* state,
+    char* error) {
   return computing(session, error, [&](el_session& s) { call_prologue(s, lanes, ids, types, state); });
 }
 
@@ -125,11 +127,13 @@ int el_fill(el_session* session, const el_lanes* lanes, const float* state, char
   return computing(session, error, [&](el_session& s) { call_block(s, lanes, state, nullptr, true); });
 }
 
-int el_epilogue(el_session* session, const el_lanes* lanes, const float* state, const int64_t* rows, uint32_t wanted, float* logits, char* error) {
+int el_epilogue(el_session* session, const el_lanes* lanes, const float* state, const int64_t* rows, uint32_t wanted,
+    float* logits, char* error) {
   return computing(session, error, [&](el_session& s) { call_epilogue(s, lanes, state, rows, wanted, logits); });
 }
 
-int el_prompt(el_session* session, const el_lanes* lanes, const int64_t* ids, uint32_t depths, float* logits, char* error) {
+int el_prompt(el_session* session, const el_lanes* lanes, const int64_t* ids, uint32_t depths, float* logits,
+    char* error) {
   return computing(session, error, [&](el_session& s) { call_prompt(s, lanes, ids, depths, logits); });
 }
 
@@ -144,13 +148,15 @@ int el_trim(el_session* session, uint32_t stage, uint32_t slot, uint32_t tokens,
   });
 }
 
-int el_copy(el_session* session, uint32_t stage, uint32_t slot, uint32_t to, const el_session* source, uint32_t source_slot, uint32_t first, uint32_t count, char* error) {
+int el_copy(el_session* session, uint32_t stage, uint32_t slot, uint32_t to, const el_session* source,
+    uint32_t source_slot, uint32_t first, uint32_t count, char* error) {
   return guarded(error, [&] {
     check_slot(session, stage, slot);
     check_slot(source, stage, source_slot);
     check_rows(session, to, count);
     check_rows(source, first, count);
-    if (&session->model != &source->model || session->caches.kv() != source->caches.kv()) fail(EL_USAGE, "rows of another model, or of another el_kv");
+    if (&session->model != &source->model || session->caches.kv() != source->caches.kv())
+      fail(EL_USAGE, "rows of another model, or of another el_kv");
     const bool overlap = session == source && slot == source_slot && to < first + count && first < to + count;
     if (overlap && to != first) fail(EL_USAGE, "rows that overlap");
     if (!overlap) session->caches.copy(stage, slot, to, source->caches, source_slot, first, count);
@@ -161,7 +167,8 @@ size_t el_row_bytes(const el_session* session, uint32_t stage) {
   return session && stage < file::STAGES_WITH_CACHES ? session->caches.row_bytes(stage) : 0;
 }
 
-int el_read_rows(const el_session* session, uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, void* rows, char* error) {
+int el_read_rows(const el_session* session, uint32_t stage, uint32_t slot, uint32_t first, uint32_t count,
+    void* rows, char* error) {
   return guarded(error, [&] {
     check_slot(session, stage, slot);
     check_rows(session, first, count);
@@ -170,7 +177,8 @@ int el_read_rows(const el_session* session, uint32_t stage, uint32_t slot, uint3
   });
 }
 
-int el_write_rows(el_session* session, uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, const void* rows, char* error) {
+int el_write_rows(el_session* session, uint32_t stage, uint32_t slot, uint32_t first, uint32_t count,
+    const void* rows, char* error) {
   return guarded(error, [&] {
     check_slot(session, stage, slot);
     check_rows(session, first, count);
@@ -183,7 +191,8 @@ size_t el_kept_floats(const el_session* session, uint32_t stage) {
   return session && stage < file::STAGES_WITH_CACHES ? session->caches.kept_floats(stage) : 0;
 }
 
-int el_read_kept(const el_session* session, uint32_t stage, uint32_t slot, uint32_t* tokens, float* rows, char* error) {
+int el_read_kept(const el_session* session, uint32_t stage, uint32_t slot, uint32_t* tokens, float* rows,
+    char* error) {
   return guarded(error, [&] {
     check_slot(session, stage, slot);
     if (!tokens || !rows) fail(EL_USAGE, "tokens or rows is NULL");
@@ -195,13 +204,16 @@ int el_read_kept(const el_session* session, uint32_t stage, uint32_t slot, uint3
   });
 }
 
-int el_write_kept(el_session* session, uint32_t stage, uint32_t slot, uint32_t tokens, const float* rows, char* error) {
+int el_write_kept(el_session* session, uint32_t stage, uint32_t slot, uint32_t tokens, const float* rows,
+    char* error) {
   return guarded(error, [&] {
     check_slot(session, stage, slot);
     const size_t floats = session->caches.kept_floats(stage);
     if (!floats) return;
     if (tokens && !rows) fail(EL_USAGE, "rows is NULL");
-    session->caches.kept(stage, slot) = {tokens, tokens ? std::vector<float>(rows, rows + floats) : std::vector<float>()};
+    KeptRows& kept = session->caches.kept(stage, slot);
+    kept.tokens = tokens;
+    kept.rows.assign(rows, tokens ? rows + floats : rows);
   });
 }
 
@@ -214,6 +226,7 @@ int el_session_stats(const el_session* session, el_stats* stats, char* error) {
     stats->calls = session->calls;
     stats->rows = session->rows;
     stats->kv_bytes = session->caches.bytes();
-    stats->scratch_bytes = session->model.space.bytes() + session->model.states.bytes() + session->model.hidden.bytes();
+    stats->scratch_bytes =
+        session->model.space.bytes() + session->model.states.bytes() + session->model.hidden.bytes();
   });
 }

@@ -113,7 +113,9 @@ void Caches::trim(uint32_t stage, uint32_t slot, uint32_t tokens) {
 
 bool Caches::can_truncate(uint32_t cached, uint32_t tokens) const {
   if (tokens >= cached || tokens == 0) return tokens <= cached;
-  const auto holds = [&](const file::Cache& cache) { return !cache.window || cached - tokens <= SLACK || uint64_t(cached) < uint64_t(cache.window) + SLACK; };
+  const auto holds = [&](const file::Cache& cache) {
+    return !cache.window || cached - tokens <= SLACK || uint64_t(cached) < uint64_t(cache.window) + SLACK;
+  };
   return std::all_of(model_->caches.begin(), model_->caches.end(), holds);
 }
 
@@ -121,7 +123,8 @@ size_t Caches::bytes() const {
   size_t found = 0;
   for (uint32_t stage = 0; stage < file::STAGES_WITH_CACHES; stage++)
     for (uint32_t slot = 0; slot < slots(stage); slot++)
-      for (uint32_t i = 0; i < caches(stage); i++) found += this->slot(stage, slot, i).held() * layout(stage, i).block();
+      for (uint32_t i = 0; i < caches(stage); i++)
+        found += this->slot(stage, slot, i).held() * layout(stage, i).block();
   return found;
 }
 
@@ -153,14 +156,16 @@ void Caches::write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t 
   }
 }
 
-void Caches::copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot, uint32_t first, uint32_t count) {
+void Caches::copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot,
+    uint32_t first, uint32_t count) {
   if (count) reserve(stage, slot, to, to + count);
   std::vector<uint8_t> row(row_bytes(stage));
   for (uint32_t i = 0; i < caches(stage) && count; i++) {
     const KvLayout layout = this->layout(stage, i);
     for (uint32_t done = 0; done < count;) {
       const uint32_t from = first + done, goal = to + done;
-      uint8_t *block = this->slot(stage, slot, i).block(goal / TILE), *old = source.slot(stage, source_slot, i).block(from / TILE);
+      uint8_t* block = this->slot(stage, slot, i).block(goal / TILE);
+      uint8_t* old = source.slot(stage, source_slot, i).block(from / TILE);
       const bool whole = from % TILE == 0 && goal % TILE == 0 && count - done >= TILE;
       if (block && old && whole) {
         std::memcpy(block, old, layout.block());

@@ -75,10 +75,16 @@ class Caches {
 
   uint32_t slots(uint32_t stage) const { return stage == file::BLOCK ? sequences_ * slots_ : sequences_; }
   uint32_t caches(uint32_t stage) const { return model_->header().caches[stage].count; }
-  const file::Cache& cache(uint32_t stage, uint32_t number) const { return model_->caches[model_->header().caches[stage].first + number]; }
+  const file::Cache& cache(uint32_t stage, uint32_t number) const {
+    return model_->caches[model_->header().caches[stage].first + number];
+  }
   KvLayout layout(uint32_t stage, uint32_t number) const;
-  Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) { return stages_[stage][size_t(slot) * caches(stage) + number]; }
-  const Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) const { return stages_[stage][size_t(slot) * caches(stage) + number]; }
+  Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) {
+    return stages_[stage][size_t(slot) * caches(stage) + number];
+  }
+  const Slot& slot(uint32_t stage, uint32_t slot, uint32_t number) const {
+    return stages_[stage][size_t(slot) * caches(stage) + number];
+  }
   KeptRows& kept(uint32_t stage, uint32_t slot) { return kept_[stage][slot]; }
   const KeptRows& kept(uint32_t stage, uint32_t slot) const { return kept_[stage][slot]; }
   size_t kept_floats(uint32_t stage) const { return kept_floats_[stage]; }
@@ -92,7 +98,8 @@ class Caches {
   size_t row_bytes(uint32_t stage) const;
   void read_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, uint8_t* rows) const;
   void write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, const uint8_t* rows);
-  void copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot, uint32_t first, uint32_t count);
+  void copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot, uint32_t first,
+      uint32_t count);
 
  private:
   const Model* model_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "error.h"
 
@@ -13,6 +14,14 @@ namespace {
 
 constexpr uint32_t MAX_ROWS = 128;  // of a pass, unless a row sees later ones
 constexpr uint32_t MAX_LANES = 1u << 20;
+
+// Passes that cost about as much, for the team to learn how many threads they are worth: of one role, and rows that
+// differ by a few percent, or by half of them at most.
+int kind_of(Role role, uint32_t rows) {
+  constexpr uint32_t STEPS[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 127, 128};
+  const auto step = std::find_if(std::begin(STEPS), std::end(STEPS), [&](uint32_t most) { return rows <= most; });
+  return int(step - std::begin(STEPS)) * 8 + int(role);
+}
 
 // One stage on some lanes: cut into passes, what comes in is put where the program reads it, what it gives is taken.
 class StageCall {
@@ -43,14 +52,17 @@ class StageCall {
     if (!kept_ || lane.cached == 0) return;
     const uint32_t tokens = session_.caches.kept(stage_, lane.slot).tokens;
     if (tokens != lane.cached)
-      fail(EL_USAGE, "%u tokens before the next one, but the row that is kept for it is that of token %u; this model's shift takes tokens in order, start again",
-           lane.cached, tokens);
+      fail(EL_USAGE,
+          "%u tokens before the next one, but the row that is kept for it is that of token %u; this model's shift takes "
+          "tokens in order, start again",
+          lane.cached, tokens);
   }
 
   void add(const Asked& lane, uint32_t done, uint32_t taken) {
     const uint32_t before = lane.cached + done;
     if (stage_ != NONE) session_.caches.reserve(stage_, lane.slot, before, before + taken);
-    if (program_.first_slots && lane.first_slot != lane.slot) session_.caches.reserve(stage_, lane.first_slot, before, before + taken);
+    if (program_.first_slots && lane.first_slot != lane.slot)
+      session_.caches.reserve(stage_, lane.first_slot, before, before + taken);
     Lane piece;
     piece.rows = taken;
     piece.depth = lane.depth;
@@ -77,23 +89,30 @@ class StageCall {
     el_model& model = session_.model;
     keep();
     float* output = program_.role == Role::head ? io_.out + places_.front() * io_.out_width : nullptr;
-    Pass pass(what_, *model.kernels, model.turns, model.space, *model.team, stage_ == NONE ? nullptr : &session_.caches, rows_, output);
+    Caches* caches = stage_ == NONE ? nullptr : &session_.caches;
+    Pass pass(what_, *model.kernels, model.turns, model.space, *model.team, caches, rows_, output);
     size_t column = 0;
     for (uint32_t i = 0; i < program_.inputs && program_.role != Role::prologue; column += program_.sizes[i], i++) {
       const Value value = pass.input(i);
       for (uint32_t m = 0; m < rows_.count; m++)
-        std::memcpy(value.row(m), io_.in + source(places_[m]) * io_.in_width + column, program_.sizes[i] * sizeof(float));
+        std::memcpy(value.row(m), io_.in + source(places_[m]) * io_.in_width + column,
+            program_.sizes[i] * sizeof(float));
     }
-    pass.run(int(std::min(rows_.count, 31u) * 8 + uint32_t(program_.role)));
+    pass.run(kind_of(program_.role, rows_.count));
     column = 0;
     for (uint32_t value : program_.outputs) {
       const Value given = pass.result(value);
       for (uint32_t m = 0; m < rows_.count && what_.plan.values[value].place != Place::output; m++)
-        std::memcpy(io_.out + places_[m] * io_.out_width + column, given.row(m), program_.sizes[value] * sizeof(float));
+        std::memcpy(io_.out + places_[m] * io_.out_width + column, given.row(m),
+            program_.sizes[value] * sizeof(float));
       column += program_.sizes[value];
     }
-    for (const Lane& lane : rows_.lanes)
-      if (lane.after) session_.caches.kept(stage_, lane.slot) = {lane.cached + lane.rows, std::vector<float>(lane.after, lane.after + kept_)};
+    for (const Lane& lane : rows_.lanes) {
+      if (!lane.after) continue;
+      KeptRows& kept = session_.caches.kept(stage_, lane.slot);
+      kept.tokens = lane.cached + lane.rows;
+      kept.rows.assign(lane.after, lane.after + kept_);
+    }
     session_.rows += rows_.count;
     session_.threads = uint32_t(model.team->count());
     rows_.clear();
@@ -138,7 +157,8 @@ void given(const void* pointer, const char* name) {
 void check_ids(const Lanes& lanes, const int64_t* ids, const int64_t* types, const file::Header& h) {
   for (const Asked& lane : lanes.lanes) {
     for (size_t row = lane.row; row < lane.row + lane.tokens; row++) {
-      if (ids[row] < 0 || ids[row] >= h.vocab_size) fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)ids[row], h.vocab_size - 1);
+      if (ids[row] < 0 || ids[row] >= h.vocab_size)
+        fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)ids[row], h.vocab_size - 1);
       if (types && h.token_types && (types[row] < 0 || types[row] >= h.token_types))
         fail(EL_USAGE, "token type %lld, wanted 0 to %u", (long long)types[row], h.token_types - 1);
     }
@@ -150,7 +170,8 @@ void check_ids(const Lanes& lanes, const int64_t* ids, const int64_t* types, con
 Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t stage) {
   given(asked, "lanes");
   const el_lanes& l = *asked;
-  if (l.struct_bytes != sizeof(el_lanes)) fail(EL_USAGE, "el_lanes of %u bytes, wanted %zu", l.struct_bytes, sizeof(el_lanes));
+  if (l.struct_bytes != sizeof(el_lanes))
+    fail(EL_USAGE, "el_lanes of %u bytes, wanted %zu", l.struct_bytes, sizeof(el_lanes));
   if (l.count < 1 || l.count > MAX_LANES) fail(EL_USAGE, "%u lanes, wanted 1 to %u", l.count, MAX_LANES);
   given(l.depth, "depth");
   given(l.cached, "cached");
@@ -162,19 +183,24 @@ Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t sta
   for (uint32_t b = 0; b < l.count; b++) {
     const int64_t tokens = l.tokens[b], cached = l.cached[b], slot = l.slots ? l.slots[b] : int64_t(l.first_slot) + b;
     const size_t row = l.padded ? size_t(b) * l.padded : found.rows;
-    if (tokens < 0 || tokens > l.stride || (l.padded && tokens > l.padded)) fail(EL_USAGE, "lane %u has %lld tokens, and there is room for %u", b, (long long)tokens, l.stride);
+    if (tokens < 0 || tokens > l.stride || (l.padded && tokens > l.padded))
+      fail(EL_USAGE, "lane %u has %lld tokens, and there is room for %u", b, (long long)tokens, l.stride);
     for (size_t i = size_t(tokens); i < l.padded; i++) found.padding.push_back(row + i);
     found.rows = row + (l.padded ? l.padded : size_t(tokens));
     if (!tokens) continue;
     if (cached < 0 || cached + tokens > caches.capacity())
-      fail(EL_USAGE, "lane %u has %lld cached and %lld new tokens, and the capacity is %u", b, (long long)cached, (long long)tokens, caches.capacity());
-    if (slot < 0 || slot >= caches.slots(stage)) fail(EL_USAGE, "lane %u has slot %lld, wanted 0 to %u", b, (long long)slot, caches.slots(stage) - 1);
+      fail(EL_USAGE, "lane %u has %lld cached and %lld new tokens, and the capacity is %u", b, (long long)cached,
+          (long long)tokens, caches.capacity());
+    if (slot < 0 || slot >= caches.slots(stage))
+      fail(EL_USAGE, "lane %u has slot %lld, wanted 0 to %u", b, (long long)slot, caches.slots(stage) - 1);
     const int64_t* positions = l.positions + size_t(b) * l.stride;
     for (int64_t i = 0; i < tokens; i++)
-      if (positions[i] < 0 || positions[i] >= h.context_length) fail(EL_USAGE, "lane %u has position %lld, wanted 0 to %u", b, (long long)positions[i], h.context_length - 1);
+      if (positions[i] < 0 || positions[i] >= h.context_length)
+        fail(EL_USAGE, "lane %u has position %lld, wanted 0 to %u", b, (long long)positions[i], h.context_length - 1);
     uint32_t depth = 0, first = uint32_t(slot);
     if (stage == file::BLOCK) {
-      if (l.depth[b] < 0 || l.depth[b] >= file::MAX_DEPTHS) fail(EL_USAGE, "lane %u has depth %lld", b, (long long)l.depth[b]);
+      if (l.depth[b] < 0 || l.depth[b] >= file::MAX_DEPTHS)
+        fail(EL_USAGE, "lane %u has depth %lld", b, (long long)l.depth[b]);
       depth = uint32_t(l.depth[b]);
       const uint32_t deep = std::min(depth, caches.slots_per_sequence() - 1);
       if (deep > first && caches.caches(stage)) fail(EL_USAGE, "lane %u of depth %u has slot %u", b, depth, first);
@@ -185,7 +211,9 @@ Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t sta
   return found;
 }
 
-void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lanes, const Io& io) { StageCall(session, what, io).run(lanes); }
+void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lanes, const Io& io) {
+  StageCall(session, what, io).run(lanes);
+}
 
 void run_head(el_session& session, const float* in, const std::vector<size_t>& rows, float* logits) {
   const Program& program = session.model.head.program;
@@ -200,7 +228,8 @@ void run_head(el_session& session, const float* in, const std::vector<size_t>& r
   call.run(lanes);
 }
 
-void call_prologue(el_session& session, const el_lanes* asked, const int64_t* ids, const int64_t* types, float* state) {
+void call_prologue(el_session& session, const el_lanes* asked, const int64_t* ids, const int64_t* types,
+    float* state) {
   given(ids, "ids");
   given(state, "state");
   Lanes lanes = check_lanes(session, asked, file::PROLOGUE);
@@ -238,14 +267,16 @@ void call_block(el_session& session, const el_lanes* asked, const float* state, 
   if (!fill) zero_rows(lanes.padding, out, io.out_width);
 }
 
-void call_epilogue(el_session& session, const el_lanes* asked, const float* state, const int64_t* rows, uint32_t wanted, float* logits) {
+void call_epilogue(el_session& session, const el_lanes* asked, const float* state, const int64_t* rows,
+    uint32_t wanted, float* logits) {
   given(state, "state");
   if (wanted) given(rows, "rows"), given(logits, "logits");
   Lanes lanes = check_lanes(session, asked, file::EPILOGUE);
   const Program& program = session.model.epilogue.program;
   std::vector<size_t> picked;
   for (uint32_t i = 0; i < wanted; i++) {
-    if (rows[i] < 0 || size_t(rows[i]) >= lanes.rows) fail(EL_USAGE, "logits of row %lld are wanted, and there are %zu", (long long)rows[i], lanes.rows);
+    if (rows[i] < 0 || size_t(rows[i]) >= lanes.rows)
+      fail(EL_USAGE, "logits of row %lld are wanted, and there are %zu", (long long)rows[i], lanes.rows);
     picked.push_back(size_t(rows[i]));
   }
   Io io;

@@ -40,9 +40,11 @@ void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lan
 // The head on `count` rows of `in`, which are what the epilogue gives → logits [count][output].
 void run_head(el_session& session, const float* in, const std::vector<size_t>& rows, float* logits);
 
-void call_prologue(el_session& session, const el_lanes* lanes, const int64_t* ids, const int64_t* types, float* state);
+void call_prologue(el_session& session, const el_lanes* lanes, const int64_t* ids, const int64_t* types,
+    float* state);
 void call_block(el_session& session, const el_lanes* lanes, const float* state, float* out, bool fill);
-void call_epilogue(el_session& session, const el_lanes* lanes, const float* state, const int64_t* rows, uint32_t wanted, float* logits);
+void call_epilogue(el_session& session, const el_lanes* lanes, const float* state, const int64_t* rows,
+    uint32_t wanted, float* logits);
 void call_prompt(el_session& session, const el_lanes* lanes, const int64_t* ids, uint32_t depths, float* logits);
 
 }  // namespace edgeloop

@@ -15,7 +15,10 @@ constexpr size_t MOST_BLOCKS = 256;
 
 const Kernels* chosen(const char* name) {
   const Kernels* found = name ? kernels_named(name) : choose_kernels();
-  if (!found) fail(EL_USAGE, "there are no kernels %.60s for this processor; leave them out for the best ones", name ? name : "as EDGELOOP_KERNELS says");
+  if (!found) {
+    const char* asked = name ? name : "as EDGELOOP_KERNELS says";
+    fail(EL_USAGE, "there are no kernels %.60s for this processor; leave them out for the best ones", asked);
+  }
   return found;
 }
 
@@ -25,17 +28,21 @@ TeamOptions team_options(const el_open_options& options, std::vector<int>& cpus)
   if (options.threads > MOST_THREADS) fail(EL_USAGE, "%u threads, wanted %u at most", options.threads, MOST_THREADS);
   found.threads = int(options.threads ? options.threads : std::min(cores, MOST_THREADS));
   if (options.pinned && !options.cpus) fail(EL_USAGE, "pinned is %u, and cpus are not given", options.pinned);
-  for (int i = 0; options.pinned && i < found.threads; i++) cpus.push_back(options.cpus[uint32_t(i) % options.pinned]);
+  for (int i = 0; options.pinned && i < found.threads; i++)
+    cpus.push_back(options.cpus[uint32_t(i) % options.pinned]);
   if (!cpus.empty()) found.cpus = cpus.data();
   return found;
 }
 
 uint32_t slots_of(const el_model& model, const el_session_options& options) {
   const file::Header& h = model.model->header();
-  const uint32_t own = h.shares_kv ? 1 : model.depths(), most = h.shares_kv ? 1 : model.any_depth() ? file::MAX_DEPTHS : own;
-  if (options.slots > most) fail(EL_USAGE, "%u KV slots a sequence, wanted 1 to %u, which the model has", options.slots, most);
+  const uint32_t own = h.shares_kv ? 1 : model.depths();
+  const uint32_t most = model.any_depth() && !h.shares_kv ? file::MAX_DEPTHS : own;
+  if (options.slots > most)
+    fail(EL_USAGE, "%u KV slots a sequence, wanted 1 to %u, which the model has", options.slots, most);
   const uint32_t slots = options.slots ? options.slots : own;
-  if (options.sequences < 1 || options.sequences > MOST_SLOTS / slots) fail(EL_USAGE, "%u sequences, wanted 1 to %u", options.sequences, MOST_SLOTS / slots);
+  if (options.sequences < 1 || options.sequences > MOST_SLOTS / slots)
+    fail(EL_USAGE, "%u sequences, wanted 1 to %u", options.sequences, MOST_SLOTS / slots);
   if (options.capacity < 1 || options.capacity > h.context_length)
     fail(EL_USAGE, "a capacity of %u tokens, wanted 1 to %u", options.capacity, h.context_length);
   if (options.kv > EL_KV_F16) fail(EL_USAGE, "there is no el_kv %u", options.kv);
@@ -53,7 +60,8 @@ el_model::el_model(std::unique_ptr<Model> opened, const el_open_options& options
       head(compile(*model, model->header().head, Role::head, int8, *kernels)),
       turns(*model) {
   const file::Header& h = model->header();
-  if (h.deeper != file::NONE && h.deeper >= model->schedule.count) fail(EL_FORMAT, "deeper depths are as %u of %zu", h.deeper, model->schedule.count);
+  if (h.deeper != file::NONE && h.deeper >= model->schedule.count)
+    fail(EL_FORMAT, "deeper depths are as %u of %zu", h.deeper, model->schedule.count);
   std::vector<std::pair<uint32_t, Role>> known;
   for (const file::Depth& depth : model->schedule) {
     block_at.push_back(add_block(depth.block, Role::block, known));
@@ -81,11 +89,14 @@ uint32_t el_model::add_block(uint32_t stage, Role role, std::vector<std::pair<ui
 const Compiled& el_model::at_depth(uint32_t depth, bool fill) const {
   const file::Header& h = model->header();
   const bool known = depth < depths();
-  if (!known && (!any_depth() || depth >= file::MAX_DEPTHS)) fail(EL_USAGE, "depth %u, and the loop runs %u times", depth, depths());
+  if (!known && (!any_depth() || depth >= file::MAX_DEPTHS))
+    fail(EL_USAGE, "depth %u, and the loop runs %u times", depth, depths());
   const uint32_t number = (fill ? fill_at : block_at)[known ? depth : h.deeper];
-  if (number == file::NONE) fail(EL_USAGE, "K and V of a depth that was skipped cannot be filled in with this model; choose another policy for them");
+  if (number == file::NONE)
+    fail(EL_USAGE, "this model cannot fill in K and V of skipped depths; choose another policy for them");
   return blocks[number];
 }
 
 el_session::el_session(el_model& model, const el_session_options& options)
-    : model(model), caches(*model.model, options.sequences, options.capacity, slots_of(model, options), el_kv(options.kv)) {}
+    : model(model), caches(*model.model, options.sequences, options.capacity, slots_of(model, options),
+        el_kv(options.kv)) {}

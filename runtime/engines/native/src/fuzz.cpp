@@ -89,16 +89,24 @@ void call(el_model& model, Lot& lot) {
   el_session* session = nullptr;
   char error[EL_ERROR_SIZE];
   if (el_session_new(&model, &options, &session, error) != EL_OK) return;
-  std::vector<float> state(2 * TOKENS * size_t(model.model->width())), logits(3 * size_t(model.head.program.output_width()));
+  std::vector<float> state(2 * TOKENS * size_t(model.model->width())),
+      logits(3 * size_t(model.head.program.output_width()));
   for (int round = 0; round < 12; round++) {
     Arrays a(lot, model, lot.below(2 * session->caches.slots_per_sequence()));
     const uint32_t stage = lot.below(4), slot = lot.below(3), first = lot.below(10), count = lot.below(6);
     switch (lot.below(10)) {
-      case 0: case 1: el_prologue(session, &a.lanes, a.ids, lot.below(2) ? a.ids : nullptr, state.data(), error); break;
-      case 2: case 3: el_block(session, &a.lanes, state.data(), state.data(), error); break;
+      case 0:
+      case 1: el_prologue(session, &a.lanes, a.ids, lot.below(2) ? a.ids : nullptr, state.data(), error); break;
+      case 2:
+      case 3: el_block(session, &a.lanes, state.data(), state.data(), error); break;
       case 4: el_fill(session, &a.lanes, state.data(), error); break;
       case 5: el_epilogue(session, &a.lanes, state.data(), a.rows, lot.below(4), logits.data(), error); break;
-      case 6: a.lanes.count = 1; el_prompt(session, &a.lanes, a.ids, lot.below(4), lot.below(2) ? logits.data() : nullptr, error); break;
+      case 6: {
+        float* wanted = lot.below(2) ? logits.data() : nullptr;
+        a.lanes.count = 1;
+        el_prompt(session, &a.lanes, a.ids, lot.below(4), wanted, error);
+        break;
+      }
       case 7: el_copy(session, stage, slot, first, session, lot.below(3), lot.below(10), count, error); break;
       case 8: {
         std::vector<uint8_t> rows(el_row_bytes(session, stage) * count + 1);
@@ -155,7 +163,8 @@ std::vector<uint8_t> read_file(const char* path) {
 
 // A few changes, most of them to 32-bit numbers of the tables.
 void change(std::vector<uint8_t>& bytes, Lot& lot) {
-  const uint32_t values[] = {0, 1, 2, 3, 15, 16, 17, 255, 1 << 16, 1 << 24, (1 << 24) + 1, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fc00000, 0x7f800000};
+  const uint32_t values[] = {0, 1, 2, 3, 15, 16, 17, 255, 1 << 16, 1 << 24, (1 << 24) + 1, 0x7fffffff, 0x80000000,
+      0xffffffff, 0x7fc00000, 0x7f800000};
   uint64_t tables = 0;
   std::memcpy(&tables, bytes.data() + offsetof(file::Header, data_start), sizeof tables);
   const uint32_t most = uint32_t(std::min<uint64_t>(lot.below(4) ? tables : bytes.size(), bytes.size()));

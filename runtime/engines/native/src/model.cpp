@@ -20,7 +20,8 @@ using file::Cache, file::Depth, file::Header, file::Op, file::Part, file::Rotati
 namespace {
 
 constexpr uint64_t MAX_NUMBERS = uint64_t(1) << 40;  // of one tensor
-constexpr double MAX_FREQUENCY = 1e9;                // times a position it still is a whole number of turns and a rest
+// times a position it still is a whole number of turns and a rest
+constexpr double MAX_FREQUENCY = 1e9;
 
 // CRC-32 of zlib, of bytes before and behind a field that counts as 0.
 class Checksum {
@@ -44,7 +45,8 @@ class Checksum {
 
 uint64_t filled_up(uint64_t n) { return (n + TILE - 1) / TILE * TILE; }
 
-Matrix tiles(const uint8_t* data, const uint8_t* scales, uint32_t rows, uint32_t columns, uint32_t group, uint32_t storage) {
+Matrix tiles(const uint8_t* data, const uint8_t* scales, uint32_t rows, uint32_t columns, uint32_t group,
+    uint32_t storage) {
   Matrix found;
   found.data = data;
   found.scales = reinterpret_cast<const uint16_t*>(scales);
@@ -87,6 +89,10 @@ std::unique_ptr<Model> Model::open(const char* path) {
   if (memory == MAP_FAILED) fail(EL_FILE, "%.160s: %s", path, std::strerror(reason));
   std::unique_ptr<Model> model(new Model(static_cast<const uint8_t*>(memory), size));
   model->mapped_ = true;
+#ifdef MADV_HUGEPAGE
+  madvise(memory, size, MADV_HUGEPAGE);  // fewer page walks, on file systems that can; elsewhere it is refused
+#endif
+  madvise(memory, size, MADV_WILLNEED);
   model->check(true);
   return model;
 }
@@ -164,7 +170,8 @@ void Model::check(bool whole) {
     if (carry < 1 || carry > MAX_SIZE) fail(EL_FORMAT, "a carry is %u wide, wanted 1 to %u", carry, MAX_SIZE);
     width += carry;
   }
-  if (width < 1 || width > MAX_SIZE) fail(EL_FORMAT, "a state is %llu wide, wanted 1 to %u", (unsigned long long)width, MAX_SIZE);
+  if (width < 1 || width > MAX_SIZE)
+    fail(EL_FORMAT, "a state is %llu wide, wanted 1 to %u", (unsigned long long)width, MAX_SIZE);
   width_ = uint32_t(width);
   if (schedule.count < 1 || schedule.count > MAX_DEPTHS)
     fail(EL_FORMAT, "%zu depths, wanted 1 to %u", schedule.count, MAX_DEPTHS);
@@ -178,11 +185,14 @@ void Model::check(bool whole) {
 
 void Model::check_header(bool whole) const {
   const Header& h = header();
-  if (std::memcmp(h.magic, file::MAGIC, sizeof file::MAGIC)) fail(EL_FORMAT, "no model.lanes file: it begins otherwise");
+  if (std::memcmp(h.magic, file::MAGIC, sizeof file::MAGIC))
+    fail(EL_FORMAT, "no model.lanes file: it begins otherwise");
   if (h.version != file::VERSION || h.header_bytes != sizeof(Header))
-    fail(EL_FORMAT, "format %u, wanted %u: export the checkpoint again, or install the edgeloop that wrote it", h.version, file::VERSION);
+    fail(EL_FORMAT, "format %u, wanted %u: export the checkpoint again, or install the edgeloop that wrote it",
+        h.version, file::VERSION);
   if (h.file_bytes != size_)
-    fail(EL_FORMAT, "%zu bytes, wanted %llu: the file is not whole, copy it again", size_, (unsigned long long)h.file_bytes);
+    fail(EL_FORMAT, "%zu bytes, wanted %llu: the file is not whole, copy it again", size_,
+        (unsigned long long)h.file_bytes);
   if (h.data_start < sizeof(Header) || h.data_start > size_ || h.data_start % ALIGNMENT)
     fail(EL_FORMAT, "tensors begin at byte %llu", (unsigned long long)h.data_start);
   if (whole) {
@@ -192,7 +202,8 @@ void Model::check_header(bool whole) const {
     sum.add(bytes_, field);
     sum.add(zeros, sizeof zeros);
     sum.add(bytes_ + field + sizeof zeros, h.data_start - field - sizeof zeros);
-    if (sum.value() != h.checksum) fail(EL_FORMAT, "its tables have another checksum: the file was altered, copy it again");
+    if (sum.value() != h.checksum)
+      fail(EL_FORMAT, "its tables have another checksum: the file was altered, copy it again");
   }
   const auto within = [](const char* what, uint32_t value, uint32_t low, uint32_t high) {
     if (value < low || value > high) fail(EL_FORMAT, "%s is %u, wanted %u to %u", what, value, low, high);
@@ -208,9 +219,11 @@ View<T> Model::table(file::TableNumber number, const char* name) const {
   const file::Table& found = header().tables[number];
   const uint64_t most = number == file::NAMES || number == file::FREQUENCIES ? 16 * MAX_RECORDS : MAX_RECORDS;
   const uint64_t end = header().data_start;
-  if (found.count > most) fail(EL_FORMAT, "%llu %s, wanted %llu at most", (unsigned long long)found.count, name, (unsigned long long)most);
+  if (found.count > most)
+    fail(EL_FORMAT, "%llu %s, wanted %llu at most", (unsigned long long)found.count, name, (unsigned long long)most);
   if (!found.count) return {};
-  if (found.offset % ALIGNMENT || found.offset < sizeof(Header) || found.offset > end || found.count * sizeof(T) > end - found.offset)
+  if (found.offset % ALIGNMENT || found.offset < sizeof(Header) || found.offset > end
+      || found.count * sizeof(T) > end - found.offset)
     fail(EL_FORMAT, "the table of %s is not where it may be", name);
   return {reinterpret_cast<const T*>(bytes_ + found.offset), size_t(found.count)};
 }
@@ -222,7 +235,8 @@ const char* Model::name_at(uint32_t offset) const {
 
 void Model::check_tensor(uint64_t offset, uint64_t bytes, const char* name) const {
   if (offset % ALIGNMENT || offset < header().data_start || offset > size_ || bytes > size_ - offset)
-    fail(EL_FORMAT, "%.80s: %llu bytes at %llu are not within the tensors", name, (unsigned long long)bytes, (unsigned long long)offset);
+    fail(EL_FORMAT, "%.80s: %llu bytes at %llu are not within the tensors", name, (unsigned long long)bytes,
+        (unsigned long long)offset);
 }
 
 void Model::check_caches() const {
@@ -230,13 +244,16 @@ void Model::check_caches() const {
   for (const auto& [ranges, count] : {std::pair(h.caches, caches.count), std::pair(h.kept, kept.count)}) {
     uint64_t next = 0;
     for (uint32_t stage = 0; stage < STAGES_WITH_CACHES; stage++) {
-      if (ranges[stage].first != next) fail(EL_FORMAT, "the caches of stage %u begin with %u, wanted %llu", stage, ranges[stage].first, (unsigned long long)next);
+      if (ranges[stage].first != next)
+        fail(EL_FORMAT, "the caches of stage %u begin with %u, wanted %llu", stage, ranges[stage].first,
+            (unsigned long long)next);
       next += ranges[stage].count;
     }
     if (next != count) fail(EL_FORMAT, "the stages have %llu caches of %zu", (unsigned long long)next, count);
   }
   for (const Cache& cache : caches)
-    if (cache.kv_heads < 1 || cache.head_dim < 1 || uint64_t(cache.kv_heads) * cache.head_dim > MAX_SIZE || cache.window > MAX_SIZE)
+    if (cache.kv_heads < 1 || cache.head_dim < 1 || uint64_t(cache.kv_heads) * cache.head_dim > MAX_SIZE
+        || cache.window > MAX_SIZE)
       fail(EL_FORMAT, "a cache of %u heads of %u, window %u", cache.kv_heads, cache.head_dim, cache.window);
   for (uint32_t size : kept)
     if (size < 1 || size > MAX_SIZE) fail(EL_FORMAT, "a row of %u numbers is kept, wanted 1 to %u", size, MAX_SIZE);
@@ -246,8 +263,10 @@ void Model::check_matrix(uint32_t number) {
   const file::Matrix& m = matrices[number];
   const char* name = name_at(m.name);
   const bool coded = m.storage == I8 || m.storage == I4;
-  if (m.storage >= STORAGES || m.columns < 1 || m.columns > MAX_SIZE || m.copies < 1 || m.copies > MAX_RECORDS || m.depths < 1 || m.depths > MAX_DEPTHS)
-    fail(EL_FORMAT, "%.80s: storage %u, %u columns, %u copies, %u depths", name, m.storage, m.columns, m.copies, m.depths);
+  if (m.storage >= STORAGES || m.columns < 1 || m.columns > MAX_SIZE || m.copies < 1 || m.copies > MAX_RECORDS
+      || m.depths < 1 || m.depths > MAX_DEPTHS)
+    fail(EL_FORMAT, "%.80s: storage %u, %u columns, %u copies, %u depths", name, m.storage, m.columns, m.copies,
+        m.depths);
   if (coded ? m.group < 1 || m.group > MAX_GROUP || (m.group % 16 && m.group != m.columns) : m.group != 0)
     fail(EL_FORMAT, "%.80s: groups of %u columns", name, m.group);
   check_parts(m, number);
@@ -261,12 +280,14 @@ void Model::check_matrix(uint32_t number) {
 
 void Model::check_parts(const file::Matrix& m, uint32_t number) {
   const char* name = name_at(m.name);
-  if (m.parts < 1 || m.first_part > parts.count || m.parts > parts.count - m.first_part) fail(EL_FORMAT, "%.80s: %u parts", name, m.parts);
+  if (m.parts < 1 || m.first_part > parts.count || m.parts > parts.count - m.first_part)
+    fail(EL_FORMAT, "%.80s: %u parts", name, m.parts);
   uint64_t rows = 0;
   for (uint32_t i = m.first_part; i < m.first_part + m.parts; i++) {
     const Part& p = parts[i];
     const char* whose = name_at(p.name);
-    if (p.rows < 1 || p.rows > MAX_SIZE || p.rank > MAX_SIZE) fail(EL_FORMAT, "%.80s: %u rows, rank %u", whose, p.rows, p.rank);
+    if (p.rows < 1 || p.rows > MAX_SIZE || p.rank > MAX_SIZE)
+      fail(EL_FORMAT, "%.80s: %u rows, rank %u", whose, p.rows, p.rank);
     part_tiles_[i] = uint32_t(rows / TILE);
     rows += filled_up(p.rows);
     if (rows > MAX_SIZE * uint64_t(TILE)) fail(EL_FORMAT, "%.80s has too many rows", name);
@@ -283,7 +304,8 @@ void Model::check_parts(const file::Matrix& m, uint32_t number) {
 
 void Model::check_vector(const Vector& vector) const {
   const char* name = name_at(vector.name);
-  if (vector.size < 1 || vector.size > MAX_SIZE || vector.rows > MAX_SIZE) fail(EL_FORMAT, "%.80s: %u rows of %u", name, vector.rows, vector.size);
+  if (vector.size < 1 || vector.size > MAX_SIZE || vector.rows > MAX_SIZE)
+    fail(EL_FORMAT, "%.80s: %u rows of %u", name, vector.rows, vector.size);
   const uint64_t rows = vector.rows ? vector.rows : 1;
   if (filled_up(vector.size) > MAX_NUMBERS / rows) fail(EL_FORMAT, "%.80s is too large", name);
   check_tensor(vector.data, rows * filled_up(vector.size) * sizeof(float), name);
@@ -291,11 +313,13 @@ void Model::check_vector(const Vector& vector) const {
 
 void Model::check_rotation(const Rotation& rotation) const {
   const uint32_t pairs = rotation.dims / 2;
-  if (rotation.dims < 2 || rotation.dims % 2 || rotation.first_frequency > frequencies.count || pairs > frequencies.count - rotation.first_frequency)
+  if (rotation.dims < 2 || rotation.dims % 2 || rotation.first_frequency > frequencies.count
+      || pairs > frequencies.count - rotation.first_frequency)
     fail(EL_FORMAT, "a rotation of %u dims", rotation.dims);
   if (!std::isfinite(rotation.amplitude)) fail(EL_FORMAT, "a rotation has no finite amplitude");
   for (uint32_t i = 0; i < pairs; i++)
-    if (!(std::fabs(frequencies[rotation.first_frequency + i]) <= MAX_FREQUENCY)) fail(EL_FORMAT, "a rotation has no finite frequency");
+    if (!(std::fabs(frequencies[rotation.first_frequency + i]) <= MAX_FREQUENCY))
+      fail(EL_FORMAT, "a rotation has no finite frequency");
 }
 
 }  // namespace edgeloop

@@ -66,7 +66,9 @@ class Model {
   // Row `row` of a vector that has rows, or the only one.
   const float* vector(uint32_t vector, uint32_t row) const;
   const char* name(uint32_t offset) const { return names_ + offset; }
-  const file::Part& part_record(uint32_t matrix, uint32_t part) const { return parts[matrices[matrix].first_part + part]; }
+  const file::Part& part_record(uint32_t matrix, uint32_t part) const {
+    return parts[matrices[matrix].first_part + part];
+  }
   // Numbers of a state: all carries.
   uint32_t width() const { return width_; }
 

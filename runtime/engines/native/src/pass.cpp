@@ -29,9 +29,10 @@ Learned learn(const Model& model, const Memory& memory, const Kernels& kernels) 
     uint8_t* block = found.memory.get() + t / TILE * layout.block();
     for (uint32_t h = 0; h < layout.kv_heads; h++) {
       const size_t start = size_t(h) * layout.head_dim;
-      kernels.store_key[0](model.vector(op.weights[0], t) + start, int32_t(layout.head_dim), int32_t(t % TILE), block + layout.keys(h));
+      kernels.store_key[0](model.vector(op.weights[0], t) + start, int32_t(layout.head_dim), int32_t(t % TILE),
+          block + layout.keys(h));
       kernels.store_value[0](model.vector(op.weights[1], t) + start, int32_t(layout.head_dim),
-                             block + layout.values(h) + t % TILE * layout.head_dim * layout.bytes);
+          block + layout.values(h) + t % TILE * layout.head_dim * layout.bytes);
     }
   }
   return found;
@@ -65,7 +66,8 @@ Compiled compile(const Model& model, uint32_t stage, Role role, bool int8, const
   Compiled found;
   found.program = read_program(model, stage, role, int8);
   found.plan = make_plan(found.program);
-  for (const Memory& memory : found.program.memories) found.learned.push_back(memory.learned ? learn(model, memory, kernels) : Learned());
+  for (const Memory& memory : found.program.memories)
+    found.learned.push_back(memory.learned ? learn(model, memory, kernels) : Learned());
   return found;
 }
 
@@ -89,8 +91,10 @@ uint32_t Rows::add(const Lane& lane) {
   return first;
 }
 
-Pass::Pass(const Compiled& what, const Kernels& kernels, Turns& turns, Workspace& space, Team& team, Caches* caches, Rows& rows, float* output)
-    : what(what), program(what.program), plan(what.plan), model(*what.program.model), kernels(kernels), turns(turns), space(space), team(team),
+Pass::Pass(const Compiled& what, const Kernels& kernels, Turns& turns, Workspace& space, Team& team, Caches* caches,
+    Rows& rows, float* output)
+    : what(what), program(what.program), plan(what.plan), model(*what.program.model), kernels(kernels), turns(turns),
+        space(space), team(team),
       caches(caches), rows(rows), output(output) {
   for (uint32_t position : rows.positions) turns.make(position);
   const size_t threads = size_t(team.threads());
@@ -129,7 +133,8 @@ Pass::Pass(const Compiled& what, const Kernels& kernels, Turns& turns, Workspace
       const Memory& m = program.memories[i];
       if (m.cache != NONE || m.learned) continue;
       const size_t block = 2 * size_t(m.kv_heads) * m.head_dim * TILE;
-      for (uint32_t b = 0; b < blocks; b++) space.addresses[i].push_back(start + plan.memories[i] * memory_tokens_ + b * block);
+      for (uint32_t b = 0; b < blocks; b++)
+        space.addresses[i].push_back(start + plan.memories[i] * memory_tokens_ + b * block);
     }
   }
 }
@@ -148,15 +153,18 @@ Codes Pass::codes_of(uint32_t codes, int worker, bool narrow) const {
   const bool own = lies.place == Place::own && narrow;
   const size_t rows = own ? NARROW : capacity_;
   float* start = (own ? space.own[size_t(worker)] : space.shared).data() + lies.offset * rows;
-  return {reinterpret_cast<int8_t*>(start), start + row.scales * rows, reinterpret_cast<int32_t*>(start + row.sums * rows)};
+  return {reinterpret_cast<int8_t*>(start), start + row.scales * rows,
+      reinterpret_cast<int32_t*>(start + row.sums * rows)};
 }
 
 Held Pass::held(uint32_t memory, const Lane& lane, bool depth_0) const {
   const Memory& m = program.memories[memory];
-  if (m.learned) return {{m.kv_heads, m.head_dim, sizeof(float)}, CacheKind::float32, what.learned[memory].blocks.data(), 0};
-  if (m.cache == NONE) return {{m.kv_heads, m.head_dim, sizeof(float)}, CacheKind::float32, space.addresses[memory].data() + lane.block, 0};
+  const KvLayout floats{m.kv_heads, m.head_dim, sizeof(float)};
+  if (m.learned) return {floats, CacheKind::float32, what.learned[memory].blocks.data(), 0};
+  if (m.cache == NONE) return {floats, CacheKind::float32, space.addresses[memory].data() + lane.block, 0};
   const uint32_t stage = program.caches_of(), slot = depth_0 || m.first_slot ? lane.first_slot : lane.slot;
-  return {caches->layout(stage, m.cache), CacheKind(caches->kv()), caches->slot(stage, slot, m.cache).blocks(), lane.cached};
+  return {caches->layout(stage, m.cache), CacheKind(caches->kv()), caches->slot(stage, slot, m.cache).blocks(),
+      lane.cached};
 }
 
 void Pass::run(int kind) {
@@ -174,8 +182,10 @@ void Pass::work(int worker) {
           if (step.waits) team.barrier();
         } else {
           const uint32_t most = uint32_t(team.count()) * 4, piece = std::max(1u, (rows.count + most - 1) / most);
-          team.share(int((rows.count + piece - 1) / piece),
-                     [&](int i) { do_rows(step, worker, narrow, uint32_t(i) * piece, std::min(uint32_t(i + 1) * piece, rows.count)); });
+          team.share(int((rows.count + piece - 1) / piece), [&](int i) {
+            const uint32_t first = uint32_t(i) * piece;
+            do_rows(step, worker, narrow, first, std::min(first + piece, rows.count));
+          });
         }
         break;
       case Step::COLUMNS:
@@ -199,11 +209,13 @@ void Pass::do_rows(const Step& step, int worker, bool narrow, uint32_t first, ui
 }
 
 void Pass::do_columns(const Step& step, int worker, bool narrow, uint32_t unit) {
-  const auto after = std::upper_bound(step.domains.begin(), step.domains.end(), unit, [](uint32_t u, const Domain& d) { return u < d.first_unit; });
+  const auto begins_after = [](uint32_t u, const Domain& d) { return u < d.first_unit; };
+  const auto after = std::upper_bound(step.domains.begin(), step.domains.end(), unit, begins_after);
   const Domain& domain = *(after - 1);
   const uint32_t begin = (unit - domain.first_unit) * domain.piece, end = std::min(begin + domain.piece, domain.size);
   for (uint32_t first = 0; first < rows.count; first += ROW_TILE) {
-    const Piece piece{*this, worker, narrow, first, std::min(first + ROW_TILE, rows.count), begin, end, uint32_t(filled_up(domain.piece))};
+    const Piece piece{*this, worker, narrow, first, std::min(first + ROW_TILE, rows.count), begin, end,
+        uint32_t(filled_up(domain.piece))};
     for (uint32_t i : domain.nodes) OPS[program.nodes[i].kind](piece, program.nodes[i]);
   }
 }
@@ -223,12 +235,14 @@ void Pass::do_attend(const Step& step, int worker, bool narrow, uint32_t unit) {
       continue;
     }
     const Group& group = groups_[unit / kv_heads];
-    return attend(*this, node, worker, narrow, rows.lanes[group.lane], group.first, group.last, unit % kv_heads, space.scratch[size_t(worker)].data());
+    return attend(*this, node, worker, narrow, rows.lanes[group.lane], group.first, group.last, unit % kv_heads,
+        space.scratch[size_t(worker)].data());
   }
 }
 
 void Pass::do_experts(const Step& step, int worker, bool narrow, uint32_t row) {
-  for (uint32_t i : step.nodes) experts(*this, program.nodes[i], worker, narrow, row, space.scratch[size_t(worker)].data());
+  for (uint32_t i : step.nodes)
+    experts(*this, program.nodes[i], worker, narrow, row, space.scratch[size_t(worker)].data());
 }
 
 }  // namespace edgeloop

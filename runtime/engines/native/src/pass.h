@@ -101,7 +101,8 @@ struct Held {
 class Pass {
  public:
   // `caches` null: of programs that have none. `output`: where a head's rows go, [rows][output_width].
-  Pass(const Compiled& what, const Kernels& kernels, Turns& turns, Workspace& space, Team& team, Caches* caches, Rows& rows, float* output);
+  Pass(const Compiled& what, const Kernels& kernels, Turns& turns, Workspace& space, Team& team, Caches* caches,
+      Rows& rows, float* output);
   // Where the caller puts a value of the program's inputs, or finds one of its outputs after `run`.
   Value input(uint32_t value) const { return value_of(value, 0, false); }
   Value result(uint32_t value) const { return value_of(value, 0, was_narrow_); }

@@ -49,7 +49,8 @@ class Room {
 class Planner {
  public:
   explicit Planner(const Program& program)
-      : program_(program), value_step_(program.sizes.size(), -1), value_domain_(program.sizes.size(), -1), code_step_(program.codes.size(), -1),
+      : program_(program), value_step_(program.sizes.size(), -1), value_domain_(program.sizes.size(), -1),
+          code_step_(program.codes.size(), -1),
         memory_step_(program.memories.size(), -1) {}
 
   Plan make() {
@@ -62,9 +63,13 @@ class Planner {
  private:
   const Node& node(uint32_t i) const { return program_.nodes[i]; }
   static bool is_product(const Node& n) { return n.kind == file::LINEAR || n.kind == LOW; }
-  static bool is_attention(const Node& n) { return n.kind == file::ATTEND || n.kind == file::ATTEND_TWICE || n.kind == file::ATTEND_LEARNED; }
+  static bool is_attention(const Node& n) {
+    return n.kind == file::ATTEND || n.kind == file::ATTEND_TWICE || n.kind == file::ATTEND_LEARNED;
+  }
   static Step::Kind home(const Node& n) {
-    return is_product(n) ? Step::COLUMNS : is_attention(n) ? Step::ATTEND : n.kind == file::EXPERTS ? Step::EXPERTS : Step::ROWS;
+    if (is_product(n)) return Step::COLUMNS;
+    if (is_attention(n)) return Step::ATTEND;
+    return n.kind == file::EXPERTS ? Step::EXPERTS : Step::ROWS;
   }
 
   // Columns that a node needs together; 0: all of a row.
@@ -104,7 +109,8 @@ class Planner {
   bool join(uint32_t number, int at, int ready) {
     const Node& n = node(number);
     Step& step = plan_.steps[size_t(at)];
-    if (step.kind == Step::COLUMNS) return ready == at ? join_domain(number, at) : is_product(n) && new_domain(number, at);
+    if (step.kind == Step::COLUMNS)
+      return ready == at ? join_domain(number, at) : is_product(n) && new_domain(number, at);
     const bool itself = step.kind == Step::ROWS && n.kind != file::SHIFT;  // may it read what the step writes?
     if (home(n) != step.kind || (ready == at && !itself)) return false;
     step.nodes.push_back(number);
@@ -173,7 +179,8 @@ class Planner {
       times_.push_back(time);
       time += step.waits;
       auto& domains = step.domains;
-      domains.erase(std::remove_if(domains.begin(), domains.end(), [](const Domain& d) { return d.nodes.empty(); }), domains.end());
+      domains.erase(std::remove_if(domains.begin(), domains.end(), [](const Domain& d) { return d.nodes.empty(); }),
+          domains.end());
       for (Domain& domain : domains) {
         domain.piece = piece(domain);
         domain.first_unit = step.units;
@@ -186,8 +193,11 @@ class Planner {
   // A few of the smallest pieces, so that taking one costs nothing beside its work.
   uint32_t piece(const Domain& domain) const {
     size_t bytes = 1;  // of a smallest piece
-    for (uint32_t i : domain.nodes)
-      if (node(i).kind == file::LINEAR) bytes += tile_bytes(program_.model->part(node(i).op->weights[0], node(i).part, 0)) * (domain.piece / file::TILE);
+    for (uint32_t i : domain.nodes) {
+      if (node(i).kind != file::LINEAR) continue;
+      const Matrix w = program_.model->part(node(i).op->weights[0], node(i).part, 0);
+      bytes += tile_bytes(w) * (domain.piece / file::TILE);
+    }
     const size_t most = std::max<size_t>(domain.size / domain.piece / PIECES, 1);
     return domain.piece * uint32_t(std::clamp<size_t>((PIECE_BYTES + bytes / 2) / bytes, 1, most));
   }
@@ -203,7 +213,8 @@ class Planner {
     for (uint32_t value : program_.outputs) uses[value]++;
     each_node([&](const Node& n, int step) {
       for (uint32_t value : n.reads) last[value] = std::max(last[value], step);
-      if (n.kind == file::LINEAR && n.codes != NONE) code_last[n.codes] = std::max(code_last[n.codes], times_[size_t(step)]);
+      if (n.kind == file::LINEAR && n.codes != NONE)
+        code_last[n.codes] = std::max(code_last[n.codes], times_[size_t(step)]);
       if (is_attention(n)) memory_last[n.memory] = std::max(memory_last[n.memory], times_[size_t(step)]);
     });
     plan_.values.resize(values);
@@ -211,9 +222,12 @@ class Planner {
     plan_.memories.assign(program_.memories.size(), 0);
     std::vector<bool> met(program_.memories.size());  // K or V that belong to it
     Room room, memory;
-    const auto until = [&](uint32_t value) { return uses[value] ? end : last[value] < 0 ? 0 : times_[size_t(last[value])]; };
+    const auto until = [&](uint32_t value) {
+      return uses[value] ? end : last[value] < 0 ? 0 : times_[size_t(last[value])];
+    };
     for (uint32_t value = 0; value < program_.inputs; value++)
-      if (program_.sizes[value]) plan_.values[value] = {Place::shared, room.take(filled_up(program_.sizes[value]), 0, until(value))};
+      if (program_.sizes[value])
+        plan_.values[value] = {Place::shared, room.take(filled_up(program_.sizes[value]), 0, until(value))};
     each_node([&](const Node& n, int step) {
       const uint32_t now = times_[size_t(step)];
       const bool rows = plan_.steps[size_t(step)].kind == Step::ROWS;
@@ -222,10 +236,13 @@ class Planner {
         if (program_.role == Role::head && uses[n.y] == 1 && !rows) plan_.values[n.y] = {Place::output, 0};
         else plan_.values[n.y] = {place, room.take(filled_up(program_.sizes[n.y]), now, std::max(now, until(n.y)))};
       }
-      if (n.kind == QUANTIZE) plan_.codes[n.codes] = {place, room.take(codes_row(program_, program_.codes[n.codes]).floats, now, std::max(now, code_last[n.codes]))};
+      if (n.kind == QUANTIZE)
+        plan_.codes[n.codes] = {place, room.take(codes_row(program_, program_.codes[n.codes]).floats, now,
+            std::max(now, code_last[n.codes]))};
       if ((n.kind == KEYS || n.kind == VALUES) && program_.memories[n.memory].cache == NONE && !met[n.memory]) {
         const Memory& m = program_.memories[n.memory];
-        plan_.memories[n.memory] = memory.take(2 * size_t(m.kv_heads) * m.head_dim, now, std::max(now, memory_last[n.memory]));
+        plan_.memories[n.memory] = memory.take(2 * size_t(m.kv_heads) * m.head_dim, now, std::max(now,
+            memory_last[n.memory]));
         met[n.memory] = true;
       }
     });
@@ -253,7 +270,8 @@ class Planner {
         plan_.scratch = std::max(plan_.scratch, used);
       };
       if (step.kind == Step::ROWS) lay(step.nodes, [&](uint32_t y) { return filled_up(program_.sizes[y]); });
-      for (const Domain& domain : step.domains) lay(domain.nodes, [&](uint32_t) { return filled_up(domain.piece) * ROW_TILE; });
+      for (const Domain& domain : step.domains)
+        lay(domain.nodes, [&](uint32_t) { return filled_up(domain.piece) * ROW_TILE; });
     }
   }
 
@@ -275,7 +293,8 @@ class Planner {
 }  // namespace
 
 CodesRow codes_row(const Program& program, const CodesOf& codes) {
-  const size_t columns = program.sizes[codes.value], groups = size_t(group_count(int32_t(columns), int32_t(codes.group)));
+  const size_t columns = program.sizes[codes.value], groups = size_t(group_count(int32_t(columns),
+      int32_t(codes.group)));
   CodesRow row;
   row.scales = filled_up(filled_up(columns) / sizeof(float));
   row.sums = row.scales + filled_up(groups);

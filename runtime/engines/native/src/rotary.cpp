@@ -11,7 +11,8 @@ void turn(double angle, double& cosine, double& sine) {
   const double quarters = angle * PER_QUARTER + TO_WHOLE - TO_WHOLE;
   const double x = ((angle - quarters * FIRST) - quarters * SECOND) - quarters * REST, y = x * x;
   // Taylor's series: for |x| ≤ π/4 what is left out is below 2^-53.
-  constexpr double SINE[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800, -1.0 / 1307674368000};
+  constexpr double SINE[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800,
+      -1.0 / 1307674368000};
   constexpr double COSINE[] = {1.0,           -1.0 / 2,         1.0 / 24,          -1.0 / 720,           1.0 / 40320,
                                -1.0 / 3628800, 1.0 / 479001600, -1.0 / 87178291200, 1.0 / 20922789888000};
   double s = 0, c = 0;

@@ -19,8 +19,8 @@ Seen seen(const Lane& lane, uint32_t before, uint32_t row, uint32_t rows, uint32
     const uint32_t token = before + row + i - lane.first;
     found.first[i] = int32_t(window && token + 1 > window ? token + 1 - window : 0);
     const uint32_t all = before + lane.rows;
-    const uint32_t last = mask == file::BOTH ? all : mask == file::PREFIX ? std::max(token + 1, std::min(lane.prefix, all)) : token + 1;
-    found.last[i] = int32_t(last);
+    const uint32_t ahead = mask == file::BOTH ? all : mask == file::PREFIX ? std::min(lane.prefix, all) : 0;
+    found.last[i] = int32_t(std::max(token + 1, ahead));
   }
   return found;
 }
@@ -31,11 +31,13 @@ size_t attend_floats(const Program& program, size_t longest) {
   size_t beside = 0;
   for (const Node& node : program.nodes)
     if (node.kind == file::ATTEND_TWICE)
-      beside = std::max(beside, size_t(ATTEND_ROWS) * (node.op->numbers[0] / node.op->numbers[1]) * node.op->numbers[2]);
+      beside = std::max(beside,
+          size_t(ATTEND_ROWS) * (node.op->numbers[0] / node.op->numbers[1]) * node.op->numbers[2]);
   return (attend_scratch(int32_t(longest)) + 15) / 16 * 16 + beside;
 }
 
-void attend(const Pass& pass, const Node& node, int worker, bool narrow, const Lane& lane, uint32_t first, uint32_t last, uint32_t head, float* scratch) {
+void attend(const Pass& pass, const Node& node, int worker, bool narrow, const Lane& lane, uint32_t first,
+    uint32_t last, uint32_t head, float* scratch) {
   const file::Op& op = *node.op;
   const uint32_t heads = op.numbers[0] / op.numbers[1], dim = op.numbers[2], rows = last - first;
   const Value q = pass.value_of(node.reads[0], worker, narrow), y = pass.value_of(node.y, worker, narrow);

@@ -22,7 +22,9 @@ void act(const Piece& piece, const Node& node) {
 
 void add(const Piece& piece, const Node& node) {
   const Value b = piece.at(node.reads[1]);
-  each_row(piece, node, [&](const float* a, int32_t n, float* y, uint32_t m, uint32_t from) { piece.kernels().add(a, b.row(m) + from, n, y); });
+  each_row(piece, node, [&](const float* a, int32_t n, float* y, uint32_t m, uint32_t from) {
+    piece.kernels().add(a, b.row(m) + from, n, y);
+  });
 }
 
 void mul(const Piece& piece, const Node& node) {
@@ -44,7 +46,9 @@ void scale(const Piece& piece, const Node& node) {
 }
 
 void softcap(const Piece& piece, const Node& node) {
-  each_row(piece, node, [&](const float* x, int32_t n, float* y, uint32_t, uint32_t) { piece.kernels().softcap(x, n, node.op->factors[0], y); });
+  each_row(piece, node, [&](const float* x, int32_t n, float* y, uint32_t, uint32_t) {
+    piece.kernels().softcap(x, n, node.op->factors[0], y);
+  });
 }
 
 }  // namespace edgeloop

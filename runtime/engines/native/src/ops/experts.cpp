@@ -37,11 +37,13 @@ struct Room {
 };
 
 // x [1, columns of the matrix] times all rows of one expert.
-void multiply(const Pass& pass, uint32_t matrix, uint32_t expert, const float* x, const Room& room, float* scratch, float* y) {
+void multiply(const Pass& pass, uint32_t matrix, uint32_t expert, const float* x, const Room& room, float* scratch,
+    float* y) {
   const Matrix w = pass.model.whole(matrix, expert);
   const Output out{y, 0, nullptr, false};
   if (pass.program.int8 && (w.kind == Kind::int8 || w.kind == Kind::int4)) {
-    const Codes codes{reinterpret_cast<int8_t*>(scratch + room.codes), scratch + room.scales, reinterpret_cast<int32_t*>(scratch + room.sums)};
+    const Codes codes{reinterpret_cast<int8_t*>(scratch + room.codes), scratch + room.scales,
+        reinterpret_cast<int32_t*>(scratch + room.sums)};
     pass.kernels.quantize(x, w.columns, w.group, zero_code(w.kind), codes.codes, codes.scales, codes.sums);
     pass.kernels.product_codes(w, codes, 1, 0, tiles_of(w), out);
   } else {
@@ -78,7 +80,8 @@ void experts(const Pass& pass, const Node& node, int worker, bool narrow, uint32
   }
   std::sort(chosen, chosen + top);
 
-  float *sum = scratch + room.sum, *inner = scratch + room.inner, *half = scratch + room.half, *one = scratch + room.one;
+  float *sum = scratch + room.sum, *inner = scratch + room.inner, *half = scratch + room.half;
+  float* one = scratch + room.one;
   std::fill_n(sum, width, 0.0f);
   for (uint32_t i = 0; i < top; i++) {
     const uint32_t expert = chosen[i];

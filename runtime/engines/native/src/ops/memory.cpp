@@ -26,7 +26,8 @@ void keys(const Piece& piece, const Node& node) {
   const Value k = piece.at(node.reads[0]);
   each_head(piece, node, [&](const Held& held, uint32_t m, uint32_t c, uint8_t* block, uint32_t column) {
     const KvLayout& layout = held.layout;
-    piece.kernels().store_key[int(held.kind)](k.row(m) + c, int32_t(layout.head_dim), int32_t(column), block + layout.keys(c / layout.head_dim));
+    piece.kernels().store_key[int(held.kind)](k.row(m) + c, int32_t(layout.head_dim), int32_t(column),
+        block + layout.keys(c / layout.head_dim));
   });
 }
 

@@ -32,7 +32,8 @@ extern const OpFunction OPS[NODE_KINDS];  // null for those of ATTEND and EXPERT
 
 // Attention of rows first … last − 1 of one lane, for the query heads of KV head `head`. `scratch` holds the kernel's
 // floats, and those of attend_floats.
-void attend(const Pass& pass, const Node& node, int worker, bool narrow, const Lane& lane, uint32_t first, uint32_t last, uint32_t head, float* scratch);
+void attend(const Pass& pass, const Node& node, int worker, bool narrow, const Lane& lane, uint32_t first,
+    uint32_t last, uint32_t head, float* scratch);
 constexpr uint32_t ATTEND_ROWS = 16;  // rows of a lane that are attended to together
 size_t attend_floats(const Program& program, size_t longest);
 

@@ -14,7 +14,8 @@ struct Inputs {
   int32_t groups, columns;
 
   Codes codes_from(uint32_t m) const {
-    return {codes.codes + size_t(m) * size_t(padded(columns)), codes.scales + size_t(m) * size_t(groups), codes.sums + size_t(m) * size_t(groups)};
+    return {codes.codes + size_t(m) * size_t(padded(columns)), codes.scales + size_t(m) * size_t(groups),
+        codes.sums + size_t(m) * size_t(groups)};
   }
 };
 
@@ -30,7 +31,8 @@ void each_depth(const Piece& piece, bool differs, Each each) {
 
 void add_bias(const Piece& piece, const Value& y, uint32_t first, uint32_t last, const float* bias) {
   const uint32_t from = piece.from();
-  for (uint32_t m = first; m < last; m++) piece.kernels().add(y.row(m) + from, bias + from, int32_t(piece.end - from), y.row(m) + from);
+  for (uint32_t m = first; m < last; m++)
+    piece.kernels().add(y.row(m) + from, bias + from, int32_t(piece.end - from), y.row(m) + from);
 }
 
 }  // namespace
@@ -42,19 +44,19 @@ void quantize(const Piece& piece, const Node& node) {
   const size_t wide = size_t(padded(int32_t(size))), groups = size_t(group_count(int32_t(size), int32_t(of.group)));
   const Value x = piece.at(of.value);
   for (uint32_t m = piece.first; m < piece.last; m++)
-    piece.kernels().quantize(x.row(m) + from, int32_t(to - from), int32_t(of.group), of.zero, codes.codes + m * wide + from,
-                             codes.scales + m * groups + first_group, codes.sums + m * groups + first_group);
+    piece.kernels().quantize(x.row(m) + from, int32_t(to - from), int32_t(of.group), of.zero,
+        codes.codes + m * wide + from, codes.scales + m * groups + first_group, codes.sums + m * groups + first_group);
 }
 
 void low(const Piece& piece, const Node& node) {
   const Model& model = piece.pass.model;
   const uint32_t matrix = node.op->weights[0];
   const Value x = piece.at(node.reads[0]), y = piece.at(node.y);
+  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
   each_depth(piece, node.op->at == file::NONE, [&](uint32_t first, uint32_t last, uint32_t lane) {
     const Delta delta = model.delta(matrix, node.part, Pass::depth(*node.op, lane));
     const Output out{y.row(first), y.stride, nullptr, false};
-    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), int32_t(piece.begin) / LANES,
-                                   (int32_t(piece.end) + LANES - 1) / LANES, out);
+    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), first_tile, last_tile, out);
   });
 }
 
@@ -77,12 +79,14 @@ void linear(const Piece& piece, const Node& node) {
     const float* bias = model.bias(number, node.part, copy);
     const Output out{y.row(first), y.stride, node.low ? nullptr : bias, false};
     const int32_t rows = int32_t(last - first);
-    if (node.codes != file::NONE) piece.kernels().product_codes(w, in.codes_from(first), rows, first_tile, last_tile, out);
+    if (node.codes != file::NONE)
+      piece.kernels().product_codes(w, in.codes_from(first), rows, first_tile, last_tile, out);
     else piece.kernels().product_floats(w, in.x.row(first), in.x.stride, rows, first_tile, last_tile, out);
     if (!node.low) return;
     const Delta delta = model.delta(number, node.part, depth);
     const Value low = piece.at(node.reads[1]);
-    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile, {y.row(first), y.stride, nullptr, true});
+    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile, 
+        {y.row(first), y.stride, nullptr, true});
     const uint32_t from = piece.from();
     for (uint32_t row = first; delta.scale && row < last; row++)
       piece.kernels().mul(y.row(row) + from, delta.scale + from, int32_t(piece.end - from), y.row(row) + from);

@@ -10,7 +10,8 @@ void embed(const Piece& piece, const Node& node) {
   const Matrix table = pass.model.whole(node.op->weights[0], 0);
   const auto& ids = pass.rows.hosts[pass.program.hosts[node.reads[0]]];
   const Value y = piece.at(node.y);
-  for (uint32_t m = piece.first; m < piece.last; m++) pass.kernels.matrix_row(table, int32_t(ids[m]), node.op->factors[0], y.row(m));
+  for (uint32_t m = piece.first; m < piece.last; m++)
+    pass.kernels.matrix_row(table, int32_t(ids[m]), node.op->factors[0], y.row(m));
 }
 
 void norm(const Piece& piece, const Node& node) {
@@ -38,7 +39,8 @@ void rotate(const Piece& piece, const Node& node) {
   const Value x = piece.at(node.reads[0]), y = piece.at(node.y);
   for (uint32_t m = piece.first; m < piece.last; m++) {
     const float* cosines = piece.pass.turns.at(by, piece.pass.rows.positions[m]);
-    for (uint32_t c = piece.from(); c < piece.to(size); c += head) turn_head(x.row(m) + c, int32_t(head), dims, cosines, cosines + dims / 2, y.row(m) + c);
+    for (uint32_t c = piece.from(); c < piece.to(size); c += head)
+      turn_head(x.row(m) + c, int32_t(head), dims, cosines, cosines + dims / 2, y.row(m) + c);
   }
 }
 
@@ -47,14 +49,16 @@ void concat(const Piece& piece, const Node& node) {
   uint32_t start = 0;
   for (uint32_t value : node.reads) {
     const Value x = piece.at(value);
-    for (uint32_t m = piece.first; m < piece.last; m++) std::memcpy(y.row(m) + start, x.row(m), piece.size(value) * sizeof(float));
+    for (uint32_t m = piece.first; m < piece.last; m++)
+      std::memcpy(y.row(m) + start, x.row(m), piece.size(value) * sizeof(float));
     start += piece.size(value);
   }
 }
 
 void slice(const Piece& piece, const Node& node) {
   const Value x = piece.at(node.reads[0]), y = piece.at(node.y);
-  for (uint32_t m = piece.first; m < piece.last; m++) std::memcpy(y.row(m), x.row(m) + node.op->numbers[0], piece.size(node.y) * sizeof(float));
+  for (uint32_t m = piece.first; m < piece.last; m++)
+    std::memcpy(y.row(m), x.row(m) + node.op->numbers[0], piece.size(node.y) * sizeof(float));
 }
 
 void shift(const Piece& piece, const Node& node) {
@@ -68,7 +72,8 @@ void shift(const Piece& piece, const Node& node) {
     const Lane& lane = pass.rows.lanes[pass.rows.lane_of[m]];
     const float* before = m > lane.first ? x.row(m - 1) : lane.before ? lane.before + start : nullptr;
     before ? std::memcpy(y.row(m), before, size * sizeof(float)) : std::memset(y.row(m), 0, size * sizeof(float));
-    if (m + 1 == lane.first + lane.rows && piece.writes()) std::memcpy(lane.after + start, x.row(m), size * sizeof(float));
+    if (m + 1 == lane.first + lane.rows && piece.writes())
+      std::memcpy(lane.after + start, x.row(m), size * sizeof(float));
   }
 }
 

@@ -1,0 +1,304 @@
+// What each op of a stage must be: its operands, its sizes, its weights. The rules are those of runtime/model/sizes.py and
+// op_checks.py.
+#include "error.h"
+#include "program_reader.h"
+
+namespace edgeloop {
+
+using file::NONE, file::Op;
+
+namespace {
+
+constexpr uint32_t MAX_EXPERTS = 1u << 12;
+
+}  // namespace
+
+const Reader::OpRule Reader::OPS[] = {
+    {"embed", &Reader::embed},
+    {"norm", &Reader::norm},
+    {"linear", &Reader::linear},
+    {"rotate", &Reader::rotate},
+    {"attend", &Reader::attend},
+    {"attend_twice", &Reader::attend_twice},
+    {"attend_learned", &Reader::attend_learned},
+    {"act", &Reader::same},
+    {"add", &Reader::sum},
+    {"mul", &Reader::mul},
+    {"scale", &Reader::scale},
+    {"softcap", &Reader::same},
+    {"concat", &Reader::concat},
+    {"slice", &Reader::slice},
+    {"shift", &Reader::shift},
+    {"experts", &Reader::experts},
+};
+
+const file::Vector* Reader::vector(const Op& op, uint32_t number, uint32_t wide) {
+  if (number == NONE) return nullptr;
+  want(number < model_.vectors.count, "vector %u of %zu", number, model_.vectors.count);
+  const file::Vector& found = model_.vectors[number];
+  want(found.size == wide, "vector %u is %u wide, wanted %u", number, found.size, wide);
+  if (found.rows) depths(op, found.rows);
+  return &found;
+}
+
+void Reader::depths(const Op& op, uint32_t count) {
+  if (op.at != NONE) return want(op.at < count, "it is at depth %u of %u of a weight", op.at, count);
+  want(program_.role == Role::block || program_.role == Role::fill,
+      "a weight differs between depths, and outside of the loop there are none");
+  want(count >= model_.schedule.count && model_.header().deeper == NONE, "a weight is of %u depths, the loop of %zu",
+      count, model_.schedule.count);
+  program_.per_depth = true;
+}
+
+uint32_t Reader::codes(uint32_t value, const file::Matrix& m) {
+  const bool coded = m.storage == file::I8 || m.storage == file::I4;
+  if (!coded || !program_.int8) return NONE;
+  const int32_t zero = zero_code(Kind(m.storage));
+  const auto key = std::make_tuple(value, m.group, zero);
+  const auto found = codes_.find(key);
+  if (found != codes_.end()) return found->second;
+  const uint32_t number = codes_[key] = uint32_t(program_.codes.size());
+  program_.codes.push_back({value, m.group, zero});
+  Node node;
+  node.kind = QUANTIZE;
+  node.reads = {value};
+  node.codes = number;
+  add(std::move(node));
+  return number;
+}
+
+void Reader::embed(const Op& op) {
+  reads(op, 1);
+  const file::Matrix& table = matrix(op.weights[0]);
+  want(table.parts == 1 && table.copies == 1 && !model_.part_record(op.weights[0], 0).rank,
+      "rows of no plain matrix are looked up");
+  gives(op, table.columns);
+  const uint32_t value = operand(op, 0);
+  want(value < program_.hosts.size(), "value %u holds no ids", value);
+  const file::Header& h = model_.header();
+  const uint32_t wanted[] = {h.vocab_size, h.context_length, h.token_types ? h.token_types : 1};
+  const uint32_t rows = model_.part_record(op.weights[0], 0).rows;
+  want(rows >= wanted[program_.hosts[value]], "a table of %u rows, wanted %u", rows, wanted[program_.hosts[value]]);
+  add_op(op);
+}
+
+void Reader::norm(const Op& op) {
+  reads(op, 1);
+  gives(op, x(op));
+  const uint32_t groups = op.numbers[0];
+  want(op.function <= file::LAYER && groups >= 1 && x(op) % groups == 0, "a norm of kind %u over %u groups of %u",
+      op.function, groups, x(op));
+  want(op.factors[0] >= 0 && op.factors[0] <= 1, "eps is %g", double(op.factors[0]));
+  vector(op, op.weights[0], x(op) / groups);
+  vector(op, op.weights[1], x(op) / groups);
+  add_op(op);
+}
+
+void Reader::linear(const Op& op) {
+  reads(op, 1);
+  const file::Matrix& m = matrix(op.weights[0]);
+  want(x(op) == m.columns, "x is %u wide, the matrix %u", x(op), m.columns);
+  const uint32_t first = op.numbers[0];
+  want(first < m.parts && op.writes <= m.parts - first, "parts %u … of %u", first, m.parts);
+  if (m.copies > 1) depths(op, m.copies);
+  const uint32_t in = operand(op, 0), coded = codes(in, m);
+  for (uint32_t i = 0; i < op.writes; i++) {
+    const file::Part& part = model_.part_record(op.weights[0], first + i);
+    const uint32_t y = operand(op, op.reads + i);
+    want(size(y) == part.rows, "value %u is %u wide, the part %u", y, size(y), part.rows);
+    Node node;
+    node.kind = file::LINEAR;
+    node.op = &op;
+    node.reads = {in};
+    node.y = y;
+    node.codes = coded;
+    node.part = first + i;
+    if (part.rank) {
+      depths(op, m.depths);
+      Node low;
+      low.kind = LOW;
+      low.op = &op;
+      low.reads = {in};
+      low.part = first + i;
+      low.y = uint32_t(program_.sizes.size());
+      program_.sizes.push_back(part.rank);
+      node.low = true;
+      node.reads.push_back(low.y);
+      add(std::move(low));
+    }
+    add(std::move(node));
+  }
+}
+
+void Reader::rotate(const Op& op) {
+  reads(op, 1);
+  gives(op, x(op));
+  tokens();
+  const uint32_t heads = op.numbers[0], by = op.numbers[1];
+  want(heads >= 1 && x(op) % heads == 0 && by < model_.rotations.count, "%u heads of %u, rotation %u", heads, x(op),
+      by);
+  want(model_.rotations[by].dims <= x(op) / heads, "it turns %u dims of heads of %u", model_.rotations[by].dims,
+      x(op) / heads);
+  add_op(op);
+}
+
+void Reader::heads_of(const Op& op) const {
+  const uint32_t heads = op.numbers[0], kv_heads = op.numbers[1], dim = op.numbers[2];
+  const bool fits = dim >= 1 && heads <= file::MAX_SIZE && uint64_t(heads) * dim <= file::MAX_SIZE;
+  want(fits && kv_heads >= 1 && heads >= kv_heads && heads % kv_heads == 0, "%u heads, %u of K and V, of %u", heads,
+      kv_heads, dim);
+  want(x(op) == heads * dim, "q is %u wide, wanted %u", x(op), heads * dim);
+  gives(op, heads * dim);
+}
+
+uint32_t Reader::memory(const Op& op, uint32_t window, bool writes, bool first_slot) {
+  const uint32_t kv_heads = op.numbers[1], dim = op.numbers[2], cache = op.numbers[3];
+  const uint32_t number = uint32_t(program_.memories.size());
+  if (cache != NONE) {
+    const file::Range caches = program_.caches();
+    want(cache == caches_ && cache < caches.count, "cache %u, wanted %u of %u", cache, caches_, caches.count);
+    const file::Cache& found = model_.caches[caches.first + cache];
+    want(found.kv_heads == kv_heads && found.head_dim == dim && found.window == window,
+        "cache %u is of %u heads of %u, window %u", cache, found.kv_heads, found.head_dim, found.window);
+    caches_++;
+  }
+  program_.memories.push_back({kv_heads, dim, cache, nullptr, first_slot});
+  for (uint32_t i = 0; writes && i < 2; i++) {
+    want(x(op, 1 + i) == kv_heads * dim, "%c is %u wide, wanted %u", "kv"[i], x(op, 1 + i), kv_heads * dim);
+    Node node;
+    node.kind = i ? VALUES : KEYS;
+    node.reads = {operand(op, 1 + i)};
+    node.memory = number;
+    add(std::move(node));
+  }
+  return number;
+}
+
+void Reader::attend(const Op& op) {
+  tokens();
+  want(op.reads == 1 || op.reads == 3, "it reads %u values", op.reads);
+  heads_of(op);
+  const uint32_t cache = op.numbers[3], window = op.numbers[4], mask = op.numbers[5];
+  const bool first = op.flags & file::FIRST_SLOT, block = program_.role == Role::block;
+  want(cache != NONE || (op.reads == 3 && !first), "no K and V are there");
+  want(!first || block, "depths share K and V outside of the loop");
+  want(op.reads == 3 || (first && block), "it has no k and v");
+  want(mask <= file::PREFIX && (mask != file::BOTH || cache == NONE), "mask %u", mask);
+  want(window <= file::MAX_SIZE && op.factors[1] >= 0, "window %u, cap %g", window, double(op.factors[1]));
+  if (mask != file::CAUSAL || cache == NONE) program_.whole_lanes = true;
+  if (first) program_.first_slots = true;
+  const uint32_t held = window >= model_.header().context_length ? 0 : window;
+  const uint32_t number = memory(op, held, op.reads == 3, first);
+  Node& node = add_op(op);
+  node.memory = number;
+}
+
+void Reader::attend_twice(const Op& op) {
+  reads(op, 4);
+  heads_of(op);
+  want(program_.role == Role::block && op.numbers[3] != NONE && !model_.header().shares_kv,
+      "it reads the K and V of two depths");
+  want(x(op, 3) == op.numbers[0], "the gate is %u wide, wanted %u", x(op, 3), op.numbers[0]);
+  want(op.numbers[4] >= 1 && op.numbers[4] <= file::MAX_SIZE, "window %u", op.numbers[4]);
+  program_.first_slots = true;
+  const uint32_t number = memory(op, 0, true, false);
+  Node& node = add_op(op);
+  node.memory = number;
+}
+
+void Reader::attend_learned(const Op& op) {
+  reads(op, 1);
+  heads_of(op);
+  const uint32_t wide = op.numbers[1] * op.numbers[2];
+  uint32_t rows[2];
+  for (int i = 0; i < 2; i++) {
+    want(op.weights[i] < model_.vectors.count, "vector %u of %zu", op.weights[i], model_.vectors.count);
+    const file::Vector& found = model_.vectors[op.weights[i]];
+    want(found.size == wide && found.rows >= 1, "vector %u is [%u, %u], wanted a row of %u a key", op.weights[i],
+        found.rows, found.size, wide);
+    rows[i] = found.rows;
+  }
+  want(rows[0] == rows[1], "%u keys and %u values", rows[0], rows[1]);
+  const uint32_t number = uint32_t(program_.memories.size());
+  program_.memories.push_back({op.numbers[1], op.numbers[2], NONE, &op, false});
+  Node& node = add_op(op);
+  node.memory = number;
+}
+
+void Reader::same(const Op& op) {
+  reads(op, 1);
+  gives(op, x(op));
+  want(op.kind != file::ACT || op.function < file::FUNCTIONS, "there is no function %u", op.function);
+  want(op.kind != file::SOFTCAP || op.factors[0] > 0, "cap is %g", double(op.factors[0]));
+  add_op(op);
+}
+
+void Reader::sum(const Op& op) {
+  reads(op, 2);
+  want(x(op) == x(op, 1), "a is %u wide, b %u", x(op), x(op, 1));
+  gives(op, x(op));
+  add_op(op);
+}
+
+void Reader::mul(const Op& op) {
+  reads(op, 2);
+  want(x(op) % x(op, 1) == 0, "a is %u wide, b %u", x(op), x(op, 1));
+  gives(op, x(op));
+  add_op(op);
+}
+
+void Reader::scale(const Op& op) {
+  reads(op, 1);
+  gives(op, x(op));
+  vector(op, op.weights[0], x(op));
+  add_op(op);
+}
+
+void Reader::concat(const Op& op) {
+  uint64_t wide = 0;
+  for (uint32_t i = 0; i < op.reads; i++) wide += x(op, i);
+  want(wide <= file::MAX_SIZE, "it makes %llu numbers of a row", (unsigned long long)wide);
+  gives(op, uint32_t(wide));
+  add_op(op);
+}
+
+void Reader::slice(const Op& op) {
+  reads(op, 1);
+  want(op.numbers[0] < op.numbers[1] && op.numbers[1] <= x(op), "columns %u to %u of %u", op.numbers[0],
+      op.numbers[1], x(op));
+  gives(op, op.numbers[1] - op.numbers[0]);
+  add_op(op);
+}
+
+void Reader::shift(const Op& op) {
+  reads(op, 1);
+  gives(op, x(op));
+  want(program_.role != Role::head && program_.role != Role::fill, "it reads other tokens");
+  const file::Range kept = program_.kept();
+  want(op.numbers[0] == shifts_ && shifts_ < kept.count, "kept row %u, wanted %u of %u", op.numbers[0], shifts_,
+      kept.count);
+  want(model_.kept[kept.first + shifts_] == x(op), "kept row %u is %u wide, x %u", shifts_,
+      model_.kept[kept.first + shifts_], x(op));
+  shifts_++;
+  add_op(op);
+}
+
+void Reader::experts(const Op& op) {
+  reads(op, 2);
+  const file::Matrix &up = matrix(op.weights[0]), &down = matrix(op.weights[1]);
+  const uint32_t count = x(op, 1), halves = op.flags & file::GATED ? 2 : 1;
+  want(count <= MAX_EXPERTS && op.numbers[0] >= 1 && op.numbers[0] <= count && op.function < file::FUNCTIONS,
+      "the best %u of %u experts, function %u",
+       op.numbers[0], count, op.function);
+  want(up.parts == 1 && down.parts == 1 && up.copies == count && down.copies == count && !up.bias && !down.bias,
+      "matrices of %u and %u experts, wanted %u plain ones",
+       up.copies, down.copies, count);
+  const file::Part &in = model_.part_record(op.weights[0], 0), &out = model_.part_record(op.weights[1], 0);
+  want(!in.rank && !out.rank && in.rows % halves == 0 && up.columns == x(op) && down.columns == in.rows / halves
+      && out.rows == x(op),
+       "experts of [%u, %u] and [%u, %u] for rows of %u", in.rows, up.columns, out.rows, down.columns, x(op));
+  gives(op, x(op));
+  add_op(op);
+}
+
+}  // namespace edgeloop
