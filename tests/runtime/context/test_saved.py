@@ -207,6 +207,33 @@ def test_files_by_lot(bundle, tmp_path):
         session.restore(file)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("policy", [{}, {"exit": "latent:0.9", "skipped_kv": "skip"}, {"exit": "depth:1"}])
+def test_arrays_by_lot(bundle, tmp_path, policy):
+    """Bytes of arrays that were changed, with the right hash: other K and V, or tokens and rows that are refused."""
+    file, random = tmp_path / "a.session", np.random.default_rng(5)
+    with open_(bundle, **policy) as session:
+        begun(session)
+        session.save(file)
+        data = file.read_bytes()
+        arrays, refused = 8 + int.from_bytes(data[:8], "little"), []
+        for round_ in range(120):
+            # In the tokens and what is behind them, or anywhere.
+            end = arrays + 300 if round_ % 2 else len(data) - 32
+            changed = bytearray(data[:-32])
+            for at in random.integers(arrays, end, 3).tolist():
+                changed[at] = int(random.integers(256))
+            file.write_bytes(bytes(changed) + hashlib.sha256(changed).digest())
+            try:
+                session.restore(file)
+                list(session.generate(max_tokens=2))
+            except EdgeloopError as error:
+                refused.append(str(error))
+        assert len(refused) < 120
+        assert any("not in the vocabulary" in message for message in refused)
+        assert not [message for message in refused if "\n" in message]
+
+
 def test_a_damaged_file_leaves_an_empty_context(bundle, tmp_path):
     file = tmp_path / "a.session"
     with open_(bundle) as session:
