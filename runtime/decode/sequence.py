@@ -138,7 +138,9 @@ class TokenSequence:
         """Tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together."""
         n, first = len(ids), positions.item(0)
         ran = self._every_depth if n == 1 else np.full(n, self._depths)
-        if self.whole_prompt and n > 1 >= reads and self._router is None:
+        # Such a call puts a token's rows at its position: not behind tokens that are missing from a slot.
+        whole = self.whole_prompt and n > 1 >= reads and self._router is None
+        if whole and all(count == first for count in self.layout.filled):
             call = StageCall(PROMPT, 0, first, ids, positions, reads)
             logits = yield call
             self.layout.wrote_from(0, call)

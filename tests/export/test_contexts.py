@@ -163,12 +163,14 @@ def used_for_something_else(session: Session) -> Session:
 
 
 @policies
-@pytest.mark.parametrize("engine", ["onnx", "reference"])
+@pytest.mark.parametrize("engine", ["onnx", "reference", "native"])
 def test_what_is_done_between_turns_leaves_no_trace(
-    opened: Callable[..., Session], tmp_path: Path, policy: str, engine: str
+    opened: Callable[..., Session], lane_engine: Path, tmp_path: Path, policy: str, engine: str
 ) -> None:
+    """Not a bit of one where the engine is exact."""
     kind, options = POLICIES[policy]
     session = opened(kind, engine=engine, **options)
+    bound = 0.0 if session.backend is not None and session.backend.can.row_exact else 1e-4
     ids, wanted = conversation(session, untouched)
     assert len(ids) == 39
     # What a window has moved out is run again, at full depth: where tokens had left, others come then.
@@ -177,11 +179,12 @@ def test_what_is_done_between_turns_leaves_no_trace(
     for way in (*ways, forked, lambda session: saved(session, tmp_path)):
         found, last = conversation(session, way)
         assert found == ids
-        assert near(last, wanted)
+        assert near(last, wanted, bound)
     if policy in REBUILT:
+        # Routers are the host's, whose numbers depend on how many tokens there are.
         found, last = conversation(session, used_for_something_else)
         assert found == ids
-        assert near(last, wanted)
+        assert near(last, wanted, 1e-4 if session.program.routing else bound)
 
 
 def grown_and_rebuilt(path: Path, **options: Any) -> float:
