@@ -330,14 +330,14 @@ class Session(ContextSession):
         return super()._new_decoder(tokens)
 
     def _use_context(self) -> Context:
-        """The context; drafts of a generation that was left are forgotten."""
+        """Return the context; drafts of a generation that was left are forgotten."""
         context = super()._use_context()
         if self._pipeline is not None:
             self._pipeline.cancel()
         return context
 
     def _start(self, tokens: int) -> SequentialDecoder:
-        """An empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.
+        """Return an empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.
 
         The context keeps its tokens, which are run again when it goes on.
         """
@@ -351,7 +351,7 @@ class Session(ContextSession):
         return kind(self.program.depths)
 
     def _full_depth(self, tokens: int) -> SequentialDecoder:
-        """As ``_start``, for every token at every depth, whoever may leave otherwise."""
+        """Return what ``_start`` does, with every token at every depth, whatever the session's policy."""
         decoder = self._start(tokens)
         decoder.restart(full_depth(self.program, decoder.cache.slots))
         return decoder

@@ -105,7 +105,7 @@ class Worker:
             handle.forked(self._forked)
 
     def _work(self) -> None:
-        """The thread: until the engine is closed, or an engine call fails."""
+        """Admit requests and run ticks, until the engine is closed or an engine call fails: the thread's function."""
         error: BaseException | None = None
         try:
             while self._admit():
@@ -169,7 +169,7 @@ class Worker:
         self._pool.give_back(place)
 
     def _ended(self, handle: Handle, place: Place) -> Callable[[BaseException | None], None]:
-        """What the scheduler calls when the request of ``handle`` has ended by itself."""
+        """Return the function that the scheduler calls when the request of ``handle`` has ended by itself."""
 
         def ended(error: BaseException | None) -> None:
             with self._changed:
@@ -182,7 +182,7 @@ class Worker:
         return ended
 
     def _answer(self, handle: Handle, place: Place, reused: int) -> Generator[StageCall, F32, None]:
-        """The stage calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
+        """Yield the stage calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
 
         Its steps go to its handle.
         """

@@ -86,7 +86,7 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
 
 
 def _unlisted(bundle: Bundle) -> list[Account]:
-    """Files, links and pipes of the folder that the manifest does not name."""
+    """Return the accounts of files, links and pipes of the folder that the manifest does not name."""
     found = []
     for path in sorted(bundle.folder.rglob("*")):
         name = path.relative_to(bundle.folder).as_posix()

@@ -144,7 +144,8 @@ class Writer:
 
 
 def llama(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None, sandwich: bool = False) -> str:
-    """x + attention(norm x), then x + mlp(norm x); ``sandwich``: norms of what is added, too (Ouro, Gemma 2)."""
+    """Write x + attention(norm x), then x + mlp(norm x); ``sandwich``: the added values are normed too (Ouro, Gemma
+    2)."""
     w.enter_layer(x)
     h = norm(w, x, "h", prefix, "attention_norm", layer, at)
     a = attention(w, h, prefix, layer, at)
@@ -158,7 +159,7 @@ def llama(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None, s
 
 
 def parallel(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> str:
-    """x + attention(norm x) + mlp(norm x), each with a norm of its own (GPT-NeoX, GPT-J)."""
+    """Write x + attention(norm x) + mlp(norm x), each with a norm of its own (GPT-NeoX, GPT-J)."""
     w.enter_layer(x)
     a = attention(w, norm(w, x, "h", prefix, "attention_norm", layer, at), prefix, layer, at)
     m = mlp(w, norm(w, x, "g", prefix, "mlp_norm", layer, at), prefix, layer, at)
@@ -166,14 +167,14 @@ def parallel(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None
 
 
 def post_norm(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> str:
-    """norm(x + attention x), then norm(x + mlp x) (the original Transformer, ALBERT)."""
+    """Write norm(x + attention x), then norm(x + mlp x) (the original Transformer, ALBERT)."""
     w.enter_layer(x)
     x = norm(w, add(w, x, attention(w, x, prefix, layer, at), "xa"), "x", prefix, "attention_norm", layer, at)
     return norm(w, add(w, x, mlp(w, x, prefix, layer, at), "xm"), "out", prefix, "mlp_norm", layer, at)
 
 
 def output_norm(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = None) -> str:
-    """x + norm(attention x), then x + norm(mlp x) (OLMo 2)."""
+    """Write x + norm(attention x), then x + norm(mlp x) (OLMo 2)."""
     w.enter_layer(x)
     a = norm(w, attention(w, x, prefix, layer, at), "a_normed", prefix, "attention_out_norm", layer, at)
     x = add(w, x, a, "x")

@@ -117,7 +117,7 @@ def output_size(program: Program) -> int:
 
 
 def kept_sizes(program: Program, name: str) -> list[int]:
-    """The sizes of the rows that ``Shift`` keeps in the stage ``name``; blocks of a loop keep the same."""
+    """Return the sizes of the rows that ``Shift`` keeps in the stage ``name``; all blocks of a loop keep the same."""
     stage = program.loop.blocks[0] if name == "block" else program.stage(name)
     given = [0] * len(stage.inputs) if name == "prologue" else [c.width for c in program.loop.carries]
     known = sizes(stage, given, program.weights)

@@ -40,7 +40,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def map_tensors(path: Path) -> dict[str, Array]:
-    """As ``read_tensors``, but mapped: what is not looked at takes no memory. The file must not change meanwhile."""
+    """Return what ``read_tensors`` does, but mapped: unread parts take no memory. The file must not change
+    meanwhile."""
     from safetensors import SafetensorError, safe_open
 
     try:

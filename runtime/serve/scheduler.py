@@ -162,7 +162,8 @@ class Scheduler:
         self.total_ns += perf_counter_ns() - begin
 
     def _widest(self) -> Task | None:
-        """The task whose wide call runs in this tick: of those that have one, the one that has waited longest."""
+        """Return the task whose wide call runs in this tick: of those that have one, the one that has waited
+        longest."""
         wide = [
             task for pending in self._pending.values() for task, call in pending if len(call.rows) > NARROW
         ]
@@ -173,7 +174,7 @@ class Scheduler:
         return longest
 
     def _groups(self, stage: str, together: list[PendingCall]) -> list[list[PendingCall]]:
-        """Stage calls that share an engine call, each group in the order of its slots."""
+        """Return the stage calls that share an engine call, each group in the order of its slots."""
         if len(together) > 1:
             together.sort(key=_sequence)
         # Several rows of one sequence have a call to themselves: attention takes lanes × the widest, which gains
@@ -219,7 +220,7 @@ class Scheduler:
             at += step
 
     def _prepare(self, own: _Slots, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
-        """The arrays of an engine call, made once for each shape and written in place."""
+        """Return the arrays of an engine call, made once for each shape and written in place."""
         looped = stage in (BLOCK, FILL)
         shared = self._shared and stage == BLOCK
         if own is not self._slots:

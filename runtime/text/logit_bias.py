@@ -32,7 +32,7 @@ def bias_of_ids(
 
 
 def _tokens(key: int | str, tokenizer: Tokenizer | None) -> list[int]:
-    """The ids that a key of a logit bias stands for, at least one."""
+    """Return the ids that a key of a logit bias stands for, at least one."""
     if not isinstance(key, str):
         return [key]
     if tokenizer is None:

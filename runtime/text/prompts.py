@@ -41,7 +41,7 @@ class Prompts:
         """The bundle's chat templates; the process that renders them is started by the first conversation."""
 
     def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer; UsageError where there is none."""
+        """Return the tokenizer; UsageError where there is none."""
         if self.tokenizer is None:
             raise UsageError(
                 f"{self._bundle.folder} has no tokenizer and takes no text: give token ids (from Python, or to the "
@@ -112,7 +112,7 @@ class Prompts:
         return whole_number(count, name, 0, self._bundle.program.vocab_size)
 
     def _sampling(self, sampling: SamplingOptions | None) -> SamplingOptions:
-        """The options, or the defaults, with token ids where ``logit_bias`` has texts."""
+        """Return the options, or the defaults, with token ids where ``logit_bias`` has texts."""
         sampling = sampling or SamplingOptions()
         if not sampling.logit_bias:
             return sampling

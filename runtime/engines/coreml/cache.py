@@ -32,7 +32,10 @@ class HoldsStates(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StatesCache(KVCache):
-    """``states``: those of the sequences that were run. A window is a mask here, and rows stay where they are."""
+    """Caches whose rows are in Core ML's ``states``, those of the sequences that were run.
+
+    A window is a mask here, and rows stay where they are.
+    """
 
     runner: HoldsStates
     layout: Layout
@@ -48,7 +51,8 @@ class StatesCache(KVCache):
         sequences: int,
         capacity: int,
     ) -> StatesCache:
-        """Caches of ``sequences`` × ``capacity`` tokens; states are made, of ``shapes``, for a sequence that is run."""
+        """Return caches of ``sequences`` × ``capacity`` tokens; states of ``shapes`` are made for a sequence when it
+        is run."""
         return StatesCache(
             stages={},
             capacity=capacity,
@@ -66,7 +70,7 @@ class StatesCache(KVCache):
         self.states.clear()
 
     def states_of(self, sequence: int) -> Any:
-        """The states of ``sequence``, zeroed when they are asked for first."""
+        """Return the states of ``sequence``, zeroed when they are first used."""
         if sequence not in self.states:
             self.states[sequence] = self.runner.new_states()
         return self.states[sequence]
@@ -78,7 +82,8 @@ class StatesCache(KVCache):
         self.write_rows(stage, slot, first, source.read_rows(stage, source_slot, first, count))
 
     def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
-        """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
+        """Return copies of rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each
+        layer."""
         sequence, places = self._places(stage, slot)
         held = self._read(sequence, places)
         found = [held[name][row, :, first : first + count].astype(np.float32) for name, row in places]
@@ -110,7 +115,7 @@ class StatesCache(KVCache):
         return sequence, [(name, place.row) for place in places for name in (place.keys, place.values)]
 
     def _read(self, sequence: int, places: list[tuple[str, int]]) -> dict[str, Array]:
-        """Copies of the states of ``places``."""
+        """Return copies of the states of ``places``."""
         states = self.states_of(sequence)
         return {
             name: np.array(self.runner.read_state(states, name))

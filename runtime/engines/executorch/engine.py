@@ -135,7 +135,7 @@ class ExecutorchBackend:
         return cache
 
     def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """ids [B, S] → state [B, S, D]."""
+        """Return the state [B, S, D] of ids [B, S]."""
         found = {
             name: table.rows((ids if which == "ids" else _of_rows(lanes, which)).reshape(-1))
             for name, which, table in self._tables
@@ -147,7 +147,7 @@ class ExecutorchBackend:
         return self._run("prologue", state, lanes, cache) if computes else state
 
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] → state [B, S, D] after one pass, each lane at its own depth."""
+        """Return state [B, S, D] after one pass, each lane at its own depth."""
         reads = False
         if self._shared:
             reads = not (lanes.fresh if isinstance(lanes, PackedLanes) else fresh_tokens(lanes))
@@ -164,7 +164,7 @@ class ExecutorchBackend:
         return found[0] if len(found) == 1 else np.sum(found, 0)  # zeros where lanes are at another's depths
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """state [B, S, D] and flat rows [N] of B·S → logits [N, V]."""
+        """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]."""
         if "coda" in self._signatures:
             state = self._run("coda", state, lanes, cache)
         return self._head(state.reshape(-1, state.shape[-1])[rows])

@@ -74,7 +74,7 @@ class ReferenceBackend:
         self._weights.forget()
 
     def close(self) -> None:
-        """Nothing but arrays to let go of."""
+        """Do nothing: there are only arrays, which the interpreter frees."""
         self.forget()
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
