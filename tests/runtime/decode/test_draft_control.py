@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.runtime.decode import draft_control, pipeline
+from edgeloop.runtime.decode import draft_control, pass_runner, pipeline
 from edgeloop.runtime.decode.draft_control import DraftController, DraftPlan, WholeTokenController
 from edgeloop.runtime.decode.pipeline import Pipeline
 from edgeloop.runtime.decode.sequential import SequentialDecoder
@@ -56,7 +56,8 @@ def follow(maker, monkeypatch, block, right: Callable[[int], tuple[float, ...]])
     program = maker.program((Segment(layers=1, repeats=3),), context_length=TOKENS + 8)
     engine = Clocked(program, block)
     clock = SimpleNamespace(perf_counter_ns=lambda: engine.now)
-    monkeypatch.setattr(pipeline, "perf_counter_ns", clock.perf_counter_ns)
+    for module in (pipeline, pass_runner):
+        monkeypatch.setattr(module, "perf_counter_ns", clock.perf_counter_ns)
     luck = np.random.default_rng(1).random(TOKENS + 16)
 
     def draft(logits, history, position):
