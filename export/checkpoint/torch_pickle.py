@@ -165,7 +165,8 @@ class _Reader(pickle.Unpickler):
             raise PickleRefusedError(f"asks for {module}.{name}, which no state_dict needs") from None
 
     def persistent_load(self, pid: Any) -> Storage:
-        """Return the storage that ``pid`` describes, the same one for the same key."""
+        """Return the storage that ``pid`` describes; PickleRefusedError when it is none, or contradicts an earlier
+        one."""
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
             raise PickleRefusedError(f"refers to {pid!r:.80}, which is no storage")
         _, item_bytes, key, _, items, *view = pid

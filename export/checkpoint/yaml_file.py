@@ -41,8 +41,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
 
 
 def _written_out(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Return how many nodes ``node`` has, an alias counted as what it stands for; infinitely many if it contains
-    itself."""
+    """Return how many nodes ``node`` has, an alias counted as what it stands for; too many if it contains itself."""
     if id(node) in counted:
         return counted[id(node)]
     counted[id(node)] = MAX_NODES + 1  # until it is known: only a node inside itself meets this

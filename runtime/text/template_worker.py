@@ -152,7 +152,7 @@ class Generation(Extension):
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return the body of the block as it is."""
+        """Return a node that renders the body of the block, in a scope of its own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         # A called block has a scope of its own: what is set in it is not seen outside.
@@ -249,7 +249,8 @@ def bound_process(memory: int) -> None:
 
 
 def bound_time(seconds: float) -> None:
-    """End this process after ``seconds`` of wall and CPU time, even when its parent is gone; 0 takes the limit away."""
+    """End this process in twice ``seconds``, and after as much CPU time, even when its parent is gone; 0 stops the
+    timer."""
     if resource is None:
         return
     signal.setitimer(signal.ITIMER_REAL, 2 * seconds)  # the one who asked comes first, and says why

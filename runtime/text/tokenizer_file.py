@@ -91,7 +91,7 @@ def _value(parts: dict[str, Raw], name: str) -> Any:
 
 
 def _check_names(part: Raw) -> None:
-    """Raise ValueError for names that are too long or too many.
+    """Raise ValueError for a token that is too long.
 
     The vocabulary stays text: parsed, one of 250,000 tokens takes 60 MB, and a board has no use for it.
     """
