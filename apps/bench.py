@@ -123,13 +123,13 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
         bench_decoding(args, bundle, backend, console)
         return
-    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
+    decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, program.vocab_size, args.prompt_tokens, np.int64)
     runs = []
     with console.progress() as progress:
         for i in range(args.runs + 1):
             progress("warming up" if i == 0 else "measuring", i / (args.runs + 1))
-            run = measure(loop, prompt, args.tokens)
+            run = measure(decoder, prompt, args.tokens)
             runs += [run] if i else []
 
         progress("starting fresh processes", args.runs / (args.runs + 1))

@@ -86,32 +86,34 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
     policy = choose_policy(program, read_heads(bundle), bundle.manifest.exits)
     check_mode(Mode(program, policy, PIPELINED, backend.name, backend.can))
     capacity = max(args.prompt_tokens, PROMPT) + args.tokens
-    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
+    decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
     with console.progress() as progress:
         progress("writing the texts", 0.0)
-        known, texts = write_all(args, bundle, loop)
+        known, texts = write_all(args, bundle, decoder)
         rows = [
             row
             for continuation in (known, *texts)
             for row in runs_of(continuation, program.depths, forced=continuation is known)
         ]
-        calls = stage_calls(backend, loop.cache, args.prompt_tokens)
-        run_rounds(loop, rows, calls, args.runs, progress)
+        calls = stage_calls(backend, decoder.cache, args.prompt_tokens)
+        run_rounds(decoder, rows, calls, args.runs, progress)
     report(console, rows, calls)
 
 
 def write_all(
-    args: argparse.Namespace, bundle: Bundle, loop: SequentialDecoder
+    args: argparse.Namespace, bundle: Bundle, decoder: SequentialDecoder
 ) -> tuple[Continuation, list[Continuation]]:
     """Return the continuation whose acceptance is forced, and those of ``--text``, greedy and sampled."""
     random = np.random.default_rng(0)
     prompt = random.integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     greedy, warm = Sampler(SamplingOptions()), Sampler(WARM)
-    known = write(loop, "random tokens", prompt, args.tokens, greedy)
+    known = write(decoder, "random tokens", prompt, args.tokens, greedy)
     texts = []
     for name, ids in prompts(args.text, bundle) if args.text else []:
-        texts.append(write(loop, name, ids, args.tokens, greedy))
-        texts.append(write(loop, f"{name} (temperature {warm.options.temperature})", ids, args.tokens, warm))
+        texts.append(write(decoder, name, ids, args.tokens, greedy))
+        texts.append(
+            write(decoder, f"{name} (temperature {warm.options.temperature})", ids, args.tokens, warm)
+        )
     return known, texts
 
 
@@ -132,15 +134,15 @@ def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
 
 
-def write(loop: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Continuation:
+def write(decoder: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Continuation:
     """Decode ``tokens`` tokens behind prompt [S] sequentially and return them; end-of-text does not end them."""
     ids = np.empty(len(prompt) + tokens, np.int64)
     ids[: len(prompt)] = prompt
-    loop.reset()
-    logits = loop.prompt(prompt)
+    decoder.reset()
+    logits = decoder.prompt(prompt)
     for position in range(len(prompt), len(ids)):
         ids[position] = sampler.choose(logits[-1], ids[:position], position)
-        logits = loop.prompt(ids[position : position + 1])
+        logits = decoder.prompt(ids[position : position + 1])
     return Continuation(name, ids, len(prompt), sampler)
 
 
@@ -208,13 +210,13 @@ def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
 
 
 def run_rounds(
-    loop: SequentialDecoder, rows: list[DecodeRun], calls: list[Call], rounds: int, progress: Progress
+    decoder: SequentialDecoder, rows: list[DecodeRun], calls: list[Call], rounds: int, progress: Progress
 ) -> None:
     """A warm-up, and ``rounds`` that are counted."""
     first = rows[1]
     assert first.draft is not None
     assert first.controller is not None
-    pipeline = Pipeline(loop, first.draft, first.controller)
+    pipeline = Pipeline(decoder, first.draft, first.controller)
     for turn in range(rounds + 1):
         progress("decoding in turns", turn / (rounds + 1))
         for call in calls:
@@ -223,27 +225,27 @@ def run_rounds(
                 call.run()
             call.ms.extend([watch.ms / REPEATS] if turn else [])
         for row in rows:
-            run_row(loop, pipeline, row, counted=turn > 0)
+            run_row(decoder, pipeline, row, counted=turn > 0)
 
 
-def run_row(loop: SequentialDecoder, pipeline: Pipeline, row: DecodeRun, counted: bool) -> None:
+def run_row(decoder: SequentialDecoder, pipeline: Pipeline, row: DecodeRun, counted: bool) -> None:
     """Decode the run's continuation once more."""
     ids, first = row.continuation.ids, row.continuation.prompt
     choose: Choose = row.continuation.sampler.choose
     pipeline.cancel()
-    loop.reset()
-    loop.prompt(ids[:first])
+    decoder.reset()
+    decoder.prompt(ids[:first])
     if row.controller is not None and row.draft is not None:
         pipeline.controller, pipeline.draft = row.controller, row.draft
         pipeline.begin(ids[:first])
         choose = row.controller.timed(choose)
-    loop.clock.restart()
+    decoder.clock.restart()
     flips, watch = 0, Stopwatch()
     for position in range(first, len(ids) - 1):
         token, after = int(ids[position]), position + 1
-        logits = pipeline.step(token) if row.controller else loop.prompt(ids[position:after])
+        logits = pipeline.step(token) if row.controller else decoder.prompt(ids[position:after])
         flips += choose(logits[-1], ids[:after], after) != int(ids[after])
-    ms, clock, tokens = watch.ms, loop.clock, len(ids) - 1 - first
+    ms, clock, tokens = watch.ms, decoder.clock, len(ids) - 1 - first
     if counted:
         row.ms.append(ms / tokens)
         row.tokens += tokens

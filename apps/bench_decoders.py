@@ -35,15 +35,15 @@ def staged_decoder(
     bundle = Bundle.open(out)
     graphs = bundle.manifest.targets["onnx"].graphs
     backend = OnnxBackend(bundle.program, {n: bundle.path(p) for n, p in graphs.items()}, threads=threads)
-    loop = SequentialDecoder(backend, backend.new_cache(1, CACHE_STEP))
+    decoder = SequentialDecoder(backend, backend.new_cache(1, CACHE_STEP))
     spent = {"host": 0, "engine": 0}
 
     def decode(count: int) -> list[float]:
-        loop.reset()
-        logits = loop.prompt(np.array(prompt))
+        decoder.reset()
+        logits = decoder.prompt(np.array(prompt))
         engine, times, watch, turn = backend.engine_ns, [], Stopwatch(), Stopwatch()
         for _ in range(count):
-            logits = loop.prompt(logits[-1:].argmax(-1))
+            logits = decoder.prompt(logits[-1:].argmax(-1))
             times.append(watch.lap_ms())
         spent["engine"] += backend.engine_ns - engine
         spent["host"] += int(1e6 * turn.ms) - (backend.engine_ns - engine)

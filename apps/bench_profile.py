@@ -56,15 +56,15 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
     except OSError as error:
         raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
     backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
-    loop = SequentialDecoder(backend, backend.new_cache(1, capacity))
+    decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     tokens = min(args.tokens, TOKENS)
     with console.progress() as progress:
         progress("warming up", 0.0)
-        measure(loop, prompt, 2)
+        measure(decoder, prompt, 2)
         backend.bridge.write_profiles(folder)  # and forget them
         progress("measuring", 0.3)
-        measure(loop, prompt, tokens)
+        measure(decoder, prompt, tokens)
         backend.bridge.write_profiles(folder)
         progress("reading the dumps", 0.6)
         found = [(path.stem, *read(path)) for path in sorted(folder.glob("*.etdp"))]

@@ -34,12 +34,12 @@ def _bundle(engine: str) -> Callable[[Path], Callable[[], Next]]:
 
         def load() -> Next:
             backend = open_backend(engine, Bundle.open(path, verify=False))
-            loop = SequentialDecoder(backend, backend.new_cache(1, backend.program.context_length))
+            decoder = SequentialDecoder(backend, backend.new_cache(1, backend.program.context_length))
 
             def step(ids: list[int], start: int) -> F32:
                 if start == 0:
-                    loop.reset()
-                found: F32 = loop.prompt(np.array(ids))[-1]
+                    decoder.reset()
+                found: F32 = decoder.prompt(np.array(ids))[-1]
                 return found
 
             return step

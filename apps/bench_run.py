@@ -22,18 +22,18 @@ class Run:
     host_per_depth: float
 
 
-def measure(loop: SequentialDecoder, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
+def measure(decoder: SequentialDecoder, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
     """One run: read ``prompt`` [S], then write ``tokens`` tokens."""
     from ..runtime.timing import Stopwatch
 
-    loop.reset()
+    decoder.reset()
     watch = Stopwatch()
-    logits = loop.prompt(prompt)
+    logits = decoder.prompt(prompt)
     prefill = watch.lap_ms()
-    loop.clock.restart()
+    decoder.clock.restart()
     times = []
     for _ in range(tokens):
         # The choice of a token is part of its time.
-        logits = loop.prompt(logits[-1:].argmax(-1))
+        logits = decoder.prompt(logits[-1:].argmax(-1))
         times.append(watch.lap_ms())
-    return Run(prefill, tuple(times), loop.clock.ms_per_depth, loop.clock.host_ms_per_depth)
+    return Run(prefill, tuple(times), decoder.clock.ms_per_depth, decoder.clock.host_ms_per_depth)

@@ -62,14 +62,14 @@ def trace(backend: Backend, seed: int = 0) -> Trace:
     ids = random.integers(0, program.vocab_size, max(capacity - 1, 1), dtype=np.int64)
     cache = backend.new_cache(1, capacity)
     states: dict[int, list[F32]] = defaultdict(list)
-    loop = SequentialDecoder(
+    decoder = SequentialDecoder(
         backend, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
     )
     logits, start = [], 0
     for chunk in CHUNKS:
         part = ids[start : start + chunk]
         if len(part):
-            rows = loop.prompt(part, rows="all")
+            rows = decoder.prompt(part, rows="all")
             assert rows is not None
             logits.append(rows.copy())
         start += chunk

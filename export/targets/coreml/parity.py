@@ -138,10 +138,10 @@ def trace_reference(reference: ReferenceBackend, plan: PackagePlan, seed: int = 
     states: dict[int, list[F32]] = defaultdict(list)
     # One row more, for what is filled in.
     cache = reference.new_cache(1, total + 1)
-    loop = SequentialDecoder(
+    decoder = SequentialDecoder(
         reference, cache, observe=lambda depth, state: states[depth].append(state[0].copy())
     )
-    logits = loop.prompt(ids, rows="all")
+    logits = decoder.prompt(ids, rows="all")
     return ExpectedValues(
         ids, types, prompt, [np.concatenate(states[d]) for d in range(program.depths)], logits.copy(), cache
     )

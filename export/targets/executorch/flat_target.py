@@ -129,8 +129,8 @@ def check_parity(
     parts = [part for part in np.split(ids, ends) if len(part)]
 
     def run(engine: ReferenceBackend) -> list[F32]:
-        loop = SequentialDecoder(engine, engine.new_cache(1, capacity))
-        return [loop.prompt(part)[0].copy() for part in parts]
+        decoder = SequentialDecoder(engine, engine.new_cache(1, capacity))
+        return [decoder.prompt(part)[0].copy() for part in parts]
 
     reference = reference.with_activations(activations)
     wanted = run(reference)
