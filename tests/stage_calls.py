@@ -23,7 +23,7 @@ def asked(sequence: TokenSequence, calls: Generator[StageCall, Any, object]) -> 
             n = len(call.positions)
             assert call.positions.tolist() == list(range(call.positions[0], call.positions[0] + n))
             found.append((call.stage, call.depth, call.cached, int(call.positions[0]), n, call.reads))
-            logits = call.stage in ("epilogue", "prompt")
+            logits = call.stage in ("epilogue", "whole")
             call = calls.send(np.zeros((call.reads, vocab) if logits else (n, width), np.float32))
     except StopIteration:
         return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -67,9 +67,10 @@ class PerDepth:
             self.held[call.depth] += call.positions.tolist()
 
     def wrote_from(self, depth: int, call: StageCall) -> None:
-        """``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones."""
-        for each in range(depth, len(self.filled)):
-            self.wrote(replace(call, depth=each))
+        """``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones, at the same rows."""
+        self.filled[depth:] = [call.cached + len(call.positions)] * (len(self.filled) - depth)
+        for held in self.held[depth:]:
+            held += call.positions.tolist()
 
     def finished(self, cached: int) -> None:
         """All tokens before position ``cached`` have run as deep as they will."""

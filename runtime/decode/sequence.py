@@ -27,7 +27,7 @@ from .kv_layout import KV_LAYOUTS
 from .policy import Policy
 from .routing import Router, RoutingRule
 from .skipped_kv import SKIPPED_KV, NothingMissing, Waiting, WaitingQueue
-from .stage_call import EPILOGUE, PROLOGUE, PROMPT, PromptCalls, StageCall, StageCalls, tokens_from
+from .stage_call import EPILOGUE, PROLOGUE, WHOLE, PromptCalls, StageCall, StageCalls, tokens_from
 
 LogitRows = Literal["last", "all"] | None
 """Which tokens of a text get logits."""
@@ -67,8 +67,8 @@ class TokenSequence:
         skipped = SKIPPED_KV[policy.skipped_kv] if policy.rule.lets_go else NothingMissing
         self.layout = KV_LAYOUTS[policy.kv](program.depths, skipped.gaps)
         self.skipped = skipped(program, self.layout)
-        self.whole_prompt = False
-        """May a prompt's chunk be asked for as one PROMPT call? The driver says so."""
+        self.whole = False
+        """Does the driver take WHOLE calls, of a text or of a token with nothing beside it?"""
         self.cached = 0
         """Tokens that were run."""
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
@@ -111,7 +111,7 @@ class TokenSequence:
             start, end = end, len(ids) if self.rule.whole_text else min(end + self.chunk(), len(ids))
             reads = {None: 0, "last": int(end == len(ids)), "all": end - start}[rows]
             positions = tokens_from(self.cached, end - start)
-            logits, ran[start:end] = yield from self._chunk(ids[start:end], positions, reads)
+            logits, ran[start:end] = yield from self._chunk(ids[start:end], positions, reads, self.whole)
             if rows == "all":
                 kept.append(logits.copy())
         if kept:
@@ -131,21 +131,24 @@ class TokenSequence:
             logits, depth = yield from self._until_exit(self.rule, ids, here)
             self._finish(at + 1)
             return logits, depth
-        logits, ran = yield from self._chunk(ids, here, 1)
+        logits, ran = yield from self._chunk(ids, here, 1, self.whole and position is None)
         return logits, ran.item()
 
-    def _chunk(self, ids: I64, positions: I64, reads: int) -> PromptCalls:
-        """Tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together."""
+    def _chunk(self, ids: I64, positions: I64, reads: int, whole: bool) -> PromptCalls:
+        """Tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together.
+
+        ``reads``: of how many of the last ones logits are wanted. ``whole``: by a WHOLE call, if they go the same way.
+        """
         n, first = len(ids), positions.item(0)
         ran = self._every_depth if n == 1 else np.full(n, self._depths)
-        # Such a call puts a token's rows at its position: not behind tokens that are missing from a slot.
-        whole = self.whole_prompt and n > 1 >= reads and self._router is None
-        if whole and all(count == first for count in self.layout.filled):
-            call = StageCall(PROMPT, 0, first, ids, positions, reads)
+        # Such a call puts a token's rows at its position: not behind tokens that are missing from a slot, and the
+        # deepest slot has the fewest.
+        if whole and self._router is None and self.layout.filled[-1] == first:
+            call = StageCall(WHOLE, 0, first, ids, positions, reads)
             logits = yield call
             self.layout.wrote_from(0, call)
             self._finish(first + n)
-            return logits, ran
+            return logits if reads else self._no_logits, ran
         state = yield StageCall(PROLOGUE, 0, first, ids, positions)
         if self._router is None:
             for depth in range(self._depths):

@@ -10,14 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 from ..checks import longer
-from ..engines.backend import F32, I64, Backend, runs_prompts
+from ..engines.backend import F32, I64, Backend, RunsPrompts, runs_prompts
 from ..engines.kv import KVCache
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 from .policy import Policy, full_depth
 from .sequence import LogitRows, TokenSequence
 from .skipped_kv import copy_to_deeper
-from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, PROMPT, StageCall
+from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
 from .token_lanes import SequenceLanes
 
 Observe = Callable[[int, F32], None]
@@ -61,12 +61,13 @@ class SequentialDecoder:
         """Depths that each token of the last text ran."""
         self.entered: F32 | None = None
         """The state [1, S, D] that entered depth 0 last; only lent."""
-        self._lanes = SequenceLanes(cache, cache_sequence)
+        self._lanes = SequenceLanes(cache, cache_sequence, backend.program.depths)
         # What the engine gave last [1, n, D], and its rows [n, D] as they were sent to the sequence: engines know
         # their own arrays when they get them back.
         self._state = np.empty((1, 0, 0), np.float32)
         self._rows: F32 = self._state[0]
         self._outside_ns = 0
+        self._coda = len(backend.program.caches("epilogue")) > 0
         self.sequence: TokenSequence
         """What the driver drives."""
         self.restart(policy or full_depth(backend.program, cache.slots))
@@ -75,6 +76,7 @@ class SequentialDecoder:
         """From empty, under ``policy``, over the same slots; it is one that the engine can have (``modes.py``)."""
         chunk = self.chunk  # without self: a cycle would keep the cache until the next collection
         self.sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
+        self.sequence.whole = True
 
     @property
     def capacity(self) -> int:
@@ -97,8 +99,6 @@ class SequentialDecoder:
         ContextError when they do not fit into the cache; nothing is run then.
         """
         ids = self.checked(ids)
-        # Engines say nothing of what is between the stages of a whole prompt, and read out its last token only.
-        self.sequence.whole_prompt = self.backend.can.whole_prompt and rows != "all" and self.observe is None
         with self._slot_for_each_depth(len(ids)):
             logits, self.ran = self._drive(self.sequence.prompt(ids, rows))
         self.depth = self.ran[-1].item()
@@ -192,9 +192,7 @@ class SequentialDecoder:
         clock.rows += len(rows)
         self._rows = state[0]
         if self.observe is not None:
-            start = perf_counter_ns()
-            self.observe(depth, state)
-            self._outside_ns += perf_counter_ns() - start
+            self._show(depth, state)
         return self._rows
 
     def _fill(self, call: StageCall) -> F32:
@@ -218,10 +216,39 @@ class SequentialDecoder:
         copy_to_deeper(call, self.cache, self.cache_sequence, self.backend.program.depths)
         return call.rows
 
-    def _prompt(self, call: StageCall) -> F32:
-        backend, n = self.backend, len(call.rows)
-        assert runs_prompts(backend)
-        lanes = self._lanes.of(call)
+    def _whole(self, call: StageCall) -> F32:
+        tokens, n = self._lanes.place(call), len(call.rows)
+        # An engine's own call says nothing of what is between the stages, and reads out the last token only.
+        if n > 1 and call.reads <= 1 and self.observe is None and runs_prompts(self.backend):
+            return self._prompt(self.backend, call)
+        backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
+        start = perf_counter_ns()
+        self.entered = state = backend.prologue(call.rows[None], tokens.made[PROLOGUE][0], cache)
+        engine_ns = perf_counter_ns() - start
+        for depth, lanes in enumerate(tokens.depths):
+            start = perf_counter_ns()
+            state = backend.block(state, lanes, cache)
+            spent = perf_counter_ns() - start
+            clock.block_ns[depth] += spent
+            clock.calls[depth] += 1
+            engine_ns += spent
+            if observe is not None:
+                self._show(depth, state)
+        logits: F32 = state[0]  # nobody reads it
+        if call.reads or self._coda:
+            rows = tokens.all if call.reads > 1 else tokens.last
+            start = perf_counter_ns()
+            logits = backend.epilogue(state, rows, tokens.made[EPILOGUE][len(tokens.depths) - 1], cache)
+            engine_ns += perf_counter_ns() - start
+        clock.engine_ns += engine_ns
+        clock.block_calls += len(tokens.depths)
+        clock.rows += n * len(tokens.depths)
+        clock.tokens += n
+        clock.passes += 1
+        return logits
+
+    def _prompt(self, backend: RunsPrompts, call: StageCall) -> F32:
+        n, lanes = len(call.rows), self._lanes.of(call)
         start = perf_counter_ns()
         logits = backend.prompt(call.rows[None], call.reads > 0, lanes, self.cache)
         clock = self.clock
@@ -230,6 +257,13 @@ class SequentialDecoder:
         clock.tokens += n
         clock.passes += 1
         return logits
+
+    def _show(self, depth: int, state: F32) -> None:
+        """Let the observer see ``state`` [1, n, D] after ``depth``."""
+        start = perf_counter_ns()
+        assert self.observe is not None
+        self.observe(depth, state)
+        self._outside_ns += perf_counter_ns() - start
 
     @contextmanager
     def _slot_for_each_depth(self, new: int) -> Iterator[None]:
@@ -246,7 +280,7 @@ class SequentialDecoder:
             wide.copy_rows("block", each, kept, slot, 0, self.cached)
         kept.reserve(end)
         self.cache = kept.with_block_of(wide)
-        self._lanes = SequenceLanes(self.cache, slot)
+        self._lanes = SequenceLanes(self.cache, slot, self.backend.program.depths)
         try:
             yield
             kept.copy_rows("block", slot, wide, own[-1], 0, end)
@@ -260,5 +294,5 @@ _RUN: dict[str, Callable[[SequentialDecoder, StageCall], F32]] = {
     FILL: SequentialDecoder._fill,
     EPILOGUE: SequentialDecoder._epilogue,
     COPY: SequentialDecoder._copy,
-    PROMPT: SequentialDecoder._prompt,
+    WHOLE: SequentialDecoder._whole,
 }

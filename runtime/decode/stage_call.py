@@ -19,19 +19,20 @@ from ..engines.backend import F32, I64
 PROLOGUE, BLOCK, FILL, EPILOGUE = "prologue", "block", "fill", "epilogue"
 COPY = "copy"
 """No computation: the K and V rows of ``positions`` in ``depth``'s slot also go into those of all deeper depths."""
-PROMPT = "prompt"
-"""Prologue, every depth and epilogue at once. Asked for only where the driver allows it (``whole_prompt``)."""
+WHOLE = "whole"
+"""Prologue, every depth and epilogue in one go, of tokens that nobody lets go in between. Only drivers that say so are
+asked for it (``TokenSequence.whole``): of a sequence alone it is quicker, and an engine may have one call for it."""
 
 
 @dataclass(slots=True)
 class StageCall:
     """One call of ``stage`` at ``depth`` for n rows, behind the ``cached`` tokens that the depth's slot holds.
 
-    ``rows``: ids [n] for PROLOGUE and PROMPT, states [n, D] for BLOCK, FILL and EPILOGUE, none [0, D] for COPY.
-    ``positions`` [n] of these tokens in the sequence. ``reads``: of how many of the last rows EPILOGUE and PROMPT give
+    ``rows``: ids [n] for PROLOGUE and WHOLE, states [n, D] for BLOCK, FILL and EPILOGUE, none [0, D] for COPY.
+    ``positions`` [n] of these tokens in the sequence. ``reads``: of how many of the last rows EPILOGUE and WHOLE give
     logits: 0, 1 or n.
 
-    The answer is states [n, D] for PROLOGUE and BLOCK, logits [reads, V] for EPILOGUE and PROMPT, and empty for FILL
+    The answer is states [n, D] for PROLOGUE and BLOCK, logits [reads, V] for EPILOGUE and WHOLE, and empty for FILL
     and COPY. With ``reads`` 0 a driver may send a row of logits all the same. An answer is lent until the driver has
     run the next call of that stage: a sequence copies what it keeps for longer.
     """

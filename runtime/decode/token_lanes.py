@@ -8,7 +8,7 @@ import numpy as np
 
 from ..engines.backend import I64, Lanes
 from ..engines.kv import KVCache
-from .stage_call import BLOCK, EPILOGUE, FILL, PROLOGUE, PROMPT, StageCall
+from .stage_call import BLOCK, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
 
 _KEPT = 128
 """Numbers of tokens whose lanes are kept; chunks that lost some of their tokens come in every size."""
@@ -17,8 +17,8 @@ _KEPT = 128
 class SequenceLanes:
     """The lanes of one sequence of a cache."""
 
-    def __init__(self, cache: KVCache, cache_sequence: int) -> None:
-        self._cache, self._sequence = cache, cache_sequence
+    def __init__(self, cache: KVCache, cache_sequence: int, depths: int) -> None:
+        self._cache, self._sequence, self._depths = cache, cache_sequence, depths
         self._by_count: dict[int, TokenLanes] = {}
         self._placed: TokenLanes | None = None
 
@@ -38,7 +38,7 @@ class SequenceLanes:
             if tokens is None:
                 if len(self._by_count) >= _KEPT:
                     self._by_count.clear()
-                tokens = self._by_count[count] = TokenLanes(self._cache, self._sequence, count)
+                tokens = self._by_count[count] = TokenLanes(self._cache, self._sequence, self._depths, count)
             tokens.place(call)
             self._placed = tokens
         return tokens
@@ -50,13 +50,15 @@ class TokenLanes:
     Decoding allocates nothing then, and an engine may keep its bindings.
     """
 
-    def __init__(self, cache: KVCache, cache_sequence: int, n: int) -> None:
+    def __init__(self, cache: KVCache, cache_sequence: int, depths: int, n: int) -> None:
         arrays = Lanes.single(0, 0, n, cache.slot("prologue", cache_sequence, 0))
         enters, loops, leaves = (
             _ByDepth(arrays, cache, stage, cache_sequence) for stage in ("prologue", "block", "epilogue")
         )
-        self.made = {PROLOGUE: enters, PROMPT: enters, BLOCK: loops, FILL: loops, EPILOGUE: leaves}
+        self.made = {PROLOGUE: enters, WHOLE: enters, BLOCK: loops, FILL: loops, EPILOGUE: leaves}
         """By stage and depth."""
+        self.depths = [loops[depth] for depth in range(depths)]
+        """Those of the block, by depth."""
         self.all, self.last = np.arange(n), np.array([n - 1])
         """Rows that may be read out: [n], and [1]."""
         self.positions: I64 | None = None

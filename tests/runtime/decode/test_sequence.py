@@ -207,12 +207,25 @@ def test_a_coda_is_run_where_nothing_is_read(maker):
     assert reads == [0, 1]
 
 
-def test_a_prompt_in_one_call_where_the_driver_says_so(maker):
+def test_all_stages_in_one_call_where_the_driver_takes_it(maker):
     found = sequence(maker)
-    found.whole_prompt = True
-    assert asked(found, found.prompt(IDS[:6])) == [("prompt", 0, 0, 0, 4, 0), ("prompt", 0, 4, 4, 2, 1)]
-    assert found.filled == [6, 6, 6]
-    assert asked(found, found.step(1))[0] == ("prologue", 0, 6, 6, 1, 1)  # which one token does not need
+    found.whole = True
+    assert asked(found, found.prompt(IDS[:6])) == [("whole", 0, 0, 0, 4, 0), ("whole", 0, 4, 4, 2, 1)]
+    assert asked(found, found.step(1)) == [("whole", 0, 6, 6, 1, 1)]
+    assert found.filled == [7, 7, 7]
+
+
+def test_rows_that_differ_from_depth_to_depth_are_asked_for_one_by_one(maker):
+    found = sequence(maker, exit="depth:1", skipped_kv="skip")
+    found.whole = True
+    assert asked(found, found.prompt(IDS[:3])) == [("whole", 0, 0, 0, 3, 1)]
+    asked(found, found.step(0))
+    assert asked(found, found.prompt(IDS[:2]))[1:4] == [
+        block(0, 4, 4, 2),
+        block(1, 3, 4, 2),
+        block(2, 3, 4, 2),
+    ]
+    assert [held.tolist() for held in found.snapshot().held][1:] == [[0, 1, 2, 4, 5]] * 2
 
 
 def test_the_state_of_another_model_is_refused(maker):
