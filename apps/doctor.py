@@ -48,7 +48,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
                 "threads": usable_threads(),
                 "memory_bytes": memory_bytes(),
                 "huge_pages": huge_pages,
-                "engines": {e.name: {"version": e.version, "install": e.install} for e in engines},
+                "engines": {
+                    e.name: {"version": e.version, "install": e.install, "described": e.described}
+                    for e in engines
+                },
                 "targets": {
                     name: {"available": t.available, "missing": t.missing, "install": _install(t.extra)}
                     for name, t in TARGETS.items()
@@ -68,6 +71,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     ]
     for engine in engines:
         found = f"{ENGINES[engine.name].package} {engine.version}" if engine.version else engine.install
+        if engine.described:
+            found += f", {engine.described}"
         rows.append((f"engine {engine.name}", found))
     for name, target in TARGETS.items():
         found = (

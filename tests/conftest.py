@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,19 +58,36 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = str(home if variable == "HOME" else home / variable.lower())
 
 
-@pytest.fixture(scope="session")
-def lane_engine() -> Path:
-    """The lane engine's library, made of the sources that are here; skips where there is no compiler."""
+@cache
+def _without_lane_engine() -> str:
+    """Make the library of the sources that are here; return why there is none where there is no compiler."""
     from edgeloop.runtime.engines.native import build
 
     try:
         build.build()
     except build.BuildError as error:
         if not build.LIBRARY.is_file():
-            pytest.skip(f"no lane engine: {error}")
+            return f"no lane engine: {error}"
         if "found no C++ compiler" not in str(error):
             raise
+    return ""
+
+
+@pytest.fixture(scope="session")
+def lane_engine() -> Path:
+    """The lane engine's library; skips where there is no compiler."""
+    from edgeloop.runtime.engines.native import build
+
+    if reason := _without_lane_engine():
+        pytest.skip(reason)
     return build.LIBRARY
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test with engine native has its library, or is skipped."""
+    given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if given.get("engine") == "native" and (reason := _without_lane_engine()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,12 @@ def _coreml_reference(bundle: Bundle, asked: Asked) -> Backend:
     return CoremlBackend.open(bundle, interpreted=True)
 
 
+def _native_kernels() -> str:
+    from .native.library import kernels
+
+    return f"kernels {kernels()}"
+
+
 def _native_unfit() -> str:
     from .native.library import unavailable_reason
 
@@ -90,7 +96,8 @@ class EngineEntry:
     """``module`` must be importable (``package`` brings it), and the bundle must hold ``target``.
 
     ``unavailable_reason`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
-    ``can`` is what its folder declares. ``made_of``: targets that do instead of its own.
+    ``can`` is what its folder declares. ``made_of``: targets that do instead of its own. ``described``: more
+    for `edgeloop doctor`, of an engine that can run.
     """
 
     module: str
@@ -101,6 +108,7 @@ class EngineEntry:
     can: Capabilities
     unavailable_reason: Callable[[], str] = str  # str() is empty
     made_of: tuple[str, ...] = ()
+    described: Callable[[], str] = str
 
     def runs(self, bundle: Bundle) -> bool:
         """Return whether ``bundle`` holds a target that the engine can open."""
@@ -123,6 +131,7 @@ ENGINES: dict[str, EngineEntry] = {
         native.CAPABILITIES,
         _native_unfit,
         made_of=("onnx",),
+        described=_native_kernels,
     ),
     "executorch": EngineEntry(
         "executorch",
@@ -160,6 +169,7 @@ class EngineStatus:
     name: str
     version: str | None
     install: str
+    described: str = ""
 
 
 def available() -> list[EngineStatus]:
@@ -167,7 +177,7 @@ def available() -> list[EngineStatus]:
     return [
         EngineStatus(name, None, reason)
         if (reason := engine.unavailable_reason())
-        else EngineStatus(name, _version(engine), engine.install)
+        else EngineStatus(name, _version(engine), engine.install, engine.described())
         for name, engine in ENGINES.items()
     ]
 

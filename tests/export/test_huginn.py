@@ -22,7 +22,7 @@ from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import LayerRun, runs
 from edgeloop.runtime.session import Session
 
-ENGINES = ("onnx", "reference")
+ENGINES = ("onnx", "reference", "native")
 NAME = "huginn_tiny"
 F32 = npt.NDArray[np.float32]
 

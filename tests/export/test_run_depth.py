@@ -23,7 +23,7 @@ from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
-ENGINES = ("onnx", "reference")
+ENGINES = ("onnx", "reference", "native")
 NAME = "huginn_tiny"
 IDS = np.random.default_rng(3).integers(0, 97, 40)
 PROMPT = IDS[:12].tolist()

@@ -15,7 +15,7 @@ from edgeloop.runtime.serve.scheduler import Scheduler
 from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
-ENGINES = ("onnx", "reference")
+ENGINES = ("onnx", "reference", "native")
 random = np.random.default_rng(7)
 # Prompts of one chunk and of several, answers that end at different times, each with its own dice.
 REQUESTS = [

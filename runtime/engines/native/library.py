@@ -6,6 +6,7 @@ It is the file that the package's build puts beside this one (``build.py``), loa
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from functools import cache
@@ -147,6 +148,7 @@ _ERROR = POINTER(c_char)
 _LANES = POINTER(LaneArrays)
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_abi": (c_uint32, ()),
+    "el_kernels": (c_char_p, ()),
     "el_open": (c_int, (c_char_p, POINTER(OpenOptions), POINTER(c_void_p), _ERROR)),
     "el_close": (None, (c_void_p,)),
     "el_model_info": (c_int, (c_void_p, POINTER(Info), _ERROR)),
@@ -178,10 +180,21 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def unavailable_reason() -> str:
     """Return why the lane engine cannot run here, or nothing where it can."""
     try:
-        library()
+        kernels()
     except EngineError as error:
         return str(error).removeprefix("engine native ")
     return ""
+
+
+def kernels() -> str:
+    """Return the name of the kernels that run here; EngineError without a library or with a name that there is not."""
+    found: bytes | None = library().el_kernels()
+    if found is None:
+        named = os.environ.get("EDGELOOP_KERNELS")
+        raise EngineError(
+            f"engine native has no kernels {named!r} for this processor; unset EDGELOOP_KERNELS"
+        )
+    return found.decode()
 
 
 @cache

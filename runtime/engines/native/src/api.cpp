@@ -64,6 +64,11 @@ void check_rows(const el_session* session, uint32_t first, uint32_t count) {
 
 uint32_t el_abi(void) { return EL_ABI; }
 
+const char* el_kernels(void) {
+  const Kernels* found = choose_kernels();
+  return found ? found->name : nullptr;
+}
+
 int el_open(const char* path, const el_open_options* options, el_model** model, char* error) {
   return guarded(error, [&] {
     if (!path || !model) fail(EL_USAGE, "path or model is NULL");

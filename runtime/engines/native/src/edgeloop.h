@@ -54,6 +54,9 @@ typedef enum el_activations {
 } el_activations;
 
 EL_API uint32_t el_abi(void);  // EL_ABI of the library
+// The name of the kernels that a model is opened with here unless it asks for others; NULL where EDGELOOP_KERNELS names
+// none that this processor runs.
+EL_API const char* el_kernels(void);
 
 // ---- models -------------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,18 @@ def test_without_a_library(no_library: Path, capsys: pytest.CaptureFixture[str])
     assert "target native without its engine" in said
 
 
+def test_the_kernels_are_named(
+    lane_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By doctor too; a name that there is not is an error, and the engine then not the usual one."""
+    monkeypatch.setenv("EDGELOOP_KERNELS", "portable")
+    assert library.kernels() == "portable"
+    assert main(["doctor"]) == 0
+    assert "kernels portable" in capsys.readouterr().out
+    monkeypatch.setenv("EDGELOOP_KERNELS", "sse9")
+    assert "has no kernels 'sse9' for this processor" in library.unavailable_reason()
+
+
 def test_another_file_is_no_library(no_library: Path) -> None:
     no_library.write_bytes(b"no library")
     with pytest.raises(EngineError, match="cannot load libedgeloop") as caught:
