@@ -73,11 +73,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
         if args.session is not None and args.session.exists():
             conversation.load(args.session)
             console.note(f"(back in {args.session}: {conversation.told})")
+        conversation.file = args.session
         try:
             talk(conversation, console)
         finally:
-            if args.session is not None:
-                session.save(args.session)
+            conversation.keep()
 
 
 def talk(conversation: Conversation, console: Console) -> None:
@@ -90,6 +90,7 @@ def talk(conversation: Conversation, console: Console) -> None:
             word, _, rest = line.strip().partition(" ")
             if word in COMMANDS:
                 COMMANDS[word](conversation, rest.strip(), console)
+                conversation.keep()
             elif line.strip():
                 turn(conversation, conversation.answer(line), console)
         except (UsageError, SessionError) as error:
@@ -151,6 +152,7 @@ def turn(conversation: Conversation, answer: Iterator[Step], console: Console) -
         if not (steps and console.asks_a_person):
             raise
     conversation.answered("".join(step.text for step in steps))
+    conversation.keep()
     tell_full(steps, conversation.session, console, "ask for less")
     if steps and steps[-1].finish == "length":
         console.note(f"[the answer has {len(steps)} tokens, as many as --max-tokens allows]")

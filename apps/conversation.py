@@ -48,6 +48,9 @@ class Conversation:
         """What was said last."""
         self.forgotten = 0
         """Old messages that made room for it."""
+        self.file: Path | None = None
+        """Where ``keep`` saves it; None: nowhere."""
+        self._kept: tuple[list[int], list[dict[str, Any]]] | None = None
 
     @property
     def greedy(self) -> bool:
@@ -81,6 +84,13 @@ class Conversation:
         """Remember the answer."""
         if self.has_template:
             self.session.append([{"role": "assistant", "content": text}])
+
+    def keep(self) -> None:
+        """Save it to ``file`` if it has changed: after every turn, so that it comes back however this process ends."""
+        now = self.session.ids, self.session.messages
+        if self.file is not None and now != self._kept:
+            self.session.save(self.file)
+            self._kept = now
 
     def load(self, file: Path) -> None:
         """Go on with the conversation that was saved to ``file``. UsageError where ``--system`` comes too late."""

@@ -104,7 +104,7 @@ def session_file_argument(parser: argparse.ArgumentParser) -> None:
         "--session",
         type=Path,
         metavar="FILE",
-        help="go on from the context in FILE, if it is there, and save it to FILE at the end",
+        help="go on from the context in FILE, if it is there, and save it to FILE after every answer",
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -61,6 +63,24 @@ def test_a_conversation_comes_back(chat: Chat, tmp_path: Path) -> None:
     chat(f"Hi\n/save {file}\n", "-n", 2)
     (other,) = chat("/regenerate\n", "-n", 2, "--session", file)
     assert (other["prompt"], other["tokens"]) == ("Hi", whole[0]["tokens"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_conversation_outlives_its_process(chat: Chat, bundle: Path, tmp_path: Path) -> None:
+    """Killed once the answer is there, whatever would have come then."""
+    file = tmp_path / "talk.session"
+    command = [sys.executable, "-m", "edgeloop.apps.cli", "chat", str(bundle), "-n", "2", "--json"]
+    with subprocess.Popen(
+        [*command, "--session", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("Hi\n")
+        process.stdin.flush()
+        first = json.loads(process.stdout.readline())
+        process.kill()
+    (second,) = chat("Yes\n", "-n", 2, "--session", file)
+    assert [first["tokens"], second["tokens"]] == [turn["tokens"] for turn in chat("Hi\nYes\n", "-n", 2)]
 
 
 def test_commands_that_cannot_be_done(
