@@ -15,7 +15,7 @@
 namespace edgeloop {
 
 constexpr uint32_t NARROW = 4;      // so many rows are few
-constexpr uint32_t ROW_TILE = 32;   // rows of a piece of columns that are worked on together
+constexpr uint32_t ROW_TILE = 24;   // rows of a piece of columns that are worked on together
 
 // Where a value lies: `offset` floats of each row further than the beginning of its room.
 enum class Place : uint8_t {

@@ -30,6 +30,8 @@ struct Node {
   uint32_t memory = file::NONE;  // of K and V: that it writes or reads
   uint32_t part = 0;             // of op's matrix: LINEAR, LOW
   bool low = false;              // LINEAR: reads[1] is A x
+  Matrix only{};                 // LINEAR: the matrix, where there is one for all depths; its tables would be far away
+  const float* bias = nullptr;   // and its bias
 };
 
 // A value's int8 codes, as the matrices that are multiplied with them group their columns.

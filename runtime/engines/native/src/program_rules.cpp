@@ -113,6 +113,10 @@ void Reader::linear(const Op& op) {
     node.y = y;
     node.codes = coded;
     node.part = first + i;
+    if (m.copies == 1) {
+      node.only = model_.part(op.weights[0], first + i, 0);
+      node.bias = model_.bias(op.weights[0], first + i, 0);
+    }
     if (part.rank) {
       depths(op, m.depths);
       Node low;

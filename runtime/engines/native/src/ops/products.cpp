@@ -64,19 +64,19 @@ void linear(const Piece& piece, const Node& node) {
   const Pass& pass = piece.pass;
   const Model& model = pass.model;
   const uint32_t number = node.op->weights[0];
-  const file::Matrix& m = model.matrices[number];
   const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
-  Inputs in{piece.at(node.reads[0]), {}, 0, int32_t(m.columns)};
+  Inputs in{piece.at(node.reads[0]), {}, 0, int32_t(piece.size(node.reads[0]))};
   if (node.codes != file::NONE) {
     in.codes = pass.codes_of(node.codes, piece.worker, piece.narrow);
-    in.groups = group_count(in.columns, int32_t(m.group));
+    in.groups = group_count(in.columns, int32_t(pass.program.codes[node.codes].group));
   }
   const Value y = piece.at(node.y);
-  const bool differs = node.op->at == file::NONE && (m.copies > 1 || node.low);
+  const bool copied = !node.only.data;
+  const bool differs = node.op->at == file::NONE && (copied || node.low);
   each_depth(piece, differs, [&](uint32_t first, uint32_t last, uint32_t lane) {
-    const uint32_t depth = Pass::depth(*node.op, lane), copy = m.copies > 1 ? depth : 0;
-    const Matrix w = model.part(number, node.part, copy);
-    const float* bias = model.bias(number, node.part, copy);
+    const uint32_t depth = Pass::depth(*node.op, lane);
+    const Matrix w = copied ? model.part(number, node.part, depth) : node.only;
+    const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
     const Output out{y.row(first), y.stride, node.low ? nullptr : bias, false};
     const int32_t rows = int32_t(last - first);
     if (node.codes != file::NONE)
@@ -85,7 +85,7 @@ void linear(const Piece& piece, const Node& node) {
     if (!node.low) return;
     const Delta delta = model.delta(number, node.part, depth);
     const Value low = piece.at(node.reads[1]);
-    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile, 
+    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile,
         {y.row(first), y.stride, nullptr, true});
     const uint32_t from = piece.from();
     for (uint32_t row = first; delta.scale && row < last; row++)
