@@ -208,6 +208,7 @@ class Plain:
                 for own, slot in zip(self._slots("block", depth), self._slots("block", d), strict=True):
                     slot.keys[:, position] = own.keys[:, position]
                     slot.values[:, position] = own.values[:, position]
+                self.kept_rows["block", d] = dict(self.kept_rows.get(("block", depth), {}))
         return x
 
     def _leave(self, x: F32, deep: F32, position: int) -> None:

@@ -239,13 +239,6 @@ REFUSED: tuple[Row, ...] = (
     ),
     Row(
         "skipped_kv",
-        "latest under an exit rule, where a depth keeps the row of the token before",
-        lambda m: m.skipped_kv == "latest" and m.leaves and m.program.kept_rows > 0,
-        "a depth keeps a row of the token before, which is no copy of another depth's",
-        "choose exact or skip",
-    ),
-    Row(
-        "skipped_kv",
         "latest under an exit rule, on an engine that keeps rows to itself",
         lambda m: SKIPPED_KV[m.skipped_kv].copies_rows and m.leaves and m.lacks("host_rows"),
         "it copies rows, and engine {m.engine} keeps them to itself",

@@ -240,3 +240,4 @@ def copy_to_deeper(call: StageCall, cache: KVCache, sequence: int, depths: int) 
     own, *deeper = (cache.slot("block", sequence, depth) for depth in range(call.depth, depths))
     for slot in deeper:
         cache.copy_rows("block", slot, cache, own, first, count)
+        cache.copy_last("block", slot, own, first, first + count)

@@ -153,6 +153,11 @@ class KVCache:
         if rows:
             self.last_rows[stage, slot] = tokens, {i: row.reshape(1, -1).copy() for i, row in enumerate(rows)}
 
+    def copy_last(self, stage: str, slot: int, source_slot: int, cached: int, tokens: int) -> None:
+        """Keep behind ``cached`` tokens of ``slot`` what ``Shift`` keeps of another slot after ``tokens``."""
+        if rows := self.rows_after(stage, source_slot, tokens):
+            self.keep_rows(stage, slot, cached, tokens, dict(rows))
+
     def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
         """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
         rows = slice(first, first + count)

@@ -101,6 +101,11 @@ class NativeCache(KVCache):
             flat = np.concatenate(rows) if rows else np.zeros(sum(sizes), np.float32)
             self.sessions[stage]("el_write_kept", Stage[stage.upper()], slot, tokens, flat.ctypes.data)
 
+    def copy_last(self, stage: str, slot: int, source_slot: int, cached: int, tokens: int) -> None:
+        """Keep for ``slot`` what ``Shift`` keeps of another after ``tokens`` tokens."""
+        if rows := self.read_last(stage, source_slot, tokens):
+            self.write_last(stage, slot, tokens, rows)
+
     def _kept(self, stage: str) -> list[int]:
         """The sizes of the rows that ``Shift`` keeps."""
         return kept_sizes(self.sessions[stage].program, stage)
