@@ -128,3 +128,40 @@ def test_rounded_answers_are_those_of_a_lone_run(
     assert found == wanted
     assert max(map(len, counts)) == 4
     assert all(len(rows) == 1 or set(rows) == {1} for rows in counts)  # nobody is padded to another's length
+
+
+@pytest.mark.parametrize(("engine", "reuse"), [("onnx", True), ("native", None)])
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        ("edgeloop", {}),
+        ("edgeloop", {"exit": "latent:0.35", "skipped_kv": "exact"}),
+        ("edgeloop-shared", {"exit": "latent:0.35"}),
+        ("mor-expert", {}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "-".join(x.values()),
+)
+def test_conversations_prefill_what_is_new(
+    exported: Callable[..., Path],
+    lane_engine: Path,
+    kind: str,
+    policy: dict[str, str],
+    engine: str,
+    reuse: bool | None,
+) -> None:
+    """Two at a time, in turns: the answers of lone runs. A row-exact engine reuses by itself."""
+    bundle = exported(kind)
+    texts = [list(range(5, 12)), list(range(40, 60))]
+    with (
+        Session.open(bundle, engine=engine, **policy) as session,
+        BatchServer.open(bundle, engine=engine, sequences=3, reuse=reuse, **policy) as serving,
+    ):
+        for turn in range(3):
+            handles = [serving.submit(text, 6, SamplingOptions(temperature=0.8, seed=turn)) for text in texts]
+            for text, handle in zip(texts, handles, strict=True):
+                found = handle.result(60)
+                wanted = session.generate(text, 6, SamplingOptions(temperature=0.8, seed=turn))
+                assert found.tokens == tuple(step.token for step in wanted)
+                assert (found.reused > 0) == (turn > 0)
+                text += [*found.tokens, 3, turn]
+        assert serving.pool.reused_tokens > serving.pool.prompt_tokens / 3
