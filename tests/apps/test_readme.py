@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeloop.runtime.engines.native.library import unavailable_reason
+
 README = Path(__file__).parents[2] / "README.md"
 Command = Callable[..., tuple[int, str, str]]
 
@@ -38,6 +40,8 @@ def test_commands(place: Path, command: Command) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "compare":  # its shape is a 360M model
+            continue
+        if "bundle-native" in words and unavailable_reason():  # no compiler
             continue
         code, _, err = command(*words)
         assert code == 0, f"{line}\n{err}"
