@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.session import Session
 
 F32 = npt.NDArray[np.float32]
@@ -101,11 +102,13 @@ def test_a_grown_context_is_a_rebuilt_one(opened: Callable[..., Session], policy
 def test_an_answer_that_goes_on_is_one_answer(opened: Callable[..., Session], policy: str) -> None:
     kind, options = POLICIES[policy]
     session = opened(kind, **options)
-    wanted = [step.token for step in session.generate(IDS[:20], 12)]
-    assert len(wanted) == 12
+    sampling = SamplingOptions(temperature=1.5, seed=4)
+    wanted = [step.token for step in session.generate(IDS[:20], 12, sampling)]
+    assert len(set(wanted)) > 3
     session.reset()
     session.append(IDS[:20])
-    assert [token for count in (1, 5, 6) for token in tokens(session, count)] == wanted
+    first = tokens(session, 1, sampling=sampling)
+    assert first + [token for count in (5, 6) for token in tokens(session, count)] == wanted
     assert session.ids == IDS[:20] + wanted
 
 
@@ -115,7 +118,7 @@ def conversation(session: Session, between: Callable[[Session], Session]) -> tup
     for start in (0, 20, 27):
         session = between(session)
         session.append(IDS[start : start + 7])
-        tokens(session, 5)
+        tokens(session, 5, sampling=SamplingOptions(temperature=1.5, seed=start))
     session = between(session)
     session.append(IDS[40:43])
     return session.ids, logits(session)
@@ -185,6 +188,28 @@ def test_what_is_done_between_turns_leaves_no_trace(
         found, last = conversation(session, used_for_something_else)
         assert found == ids
         assert near(last, wanted, 1e-4 if session.program.routing else bound)
+
+
+@pytest.mark.parametrize("policy", ["full depth", "exact", "drafts", "drafts that leave", "drafts, skip"])
+@pytest.mark.parametrize("engine", ["onnx", "native"])
+def test_forks_take_turns(
+    opened: Callable[..., Session], lane_engine: Path, policy: str, engine: str
+) -> None:
+    """A token each, on one engine: nobody's state is another's."""
+    kind, options = POLICIES[policy]
+    session = opened(kind, engine=engine, **options)
+    session.reset()
+    session.append(IDS[:20])
+    tokens(session, 3)
+    forks = [session.fork() for _ in range(3)]
+    for i, fork in enumerate(forks):
+        fork.append(IDS[20 + i : 25])
+    options_of = [SamplingOptions(temperature=1.5, seed=seed) for seed in range(3)]
+    wanted = [tokens(fork.fork(), 9, sampling=each) for fork, each in zip(forks, options_of, strict=True)]
+    answers = [fork.generate(None, 9, each) for fork, each in zip(forks, options_of, strict=True)]
+    rounds = list(zip(*answers, strict=True))
+    assert [[steps[i].token for steps in rounds] for i in range(3)] == wanted
+    assert len({tuple(each) for each in wanted}) == 3
 
 
 def grown_and_rebuilt(path: Path, **options: Any) -> float:
