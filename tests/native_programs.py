@@ -35,6 +35,7 @@ _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
     "test": Way(("kernels", "threads")),
     "bench": Way(("bench",)),
+    "bench-threads": Way(("bench_threads",)),
     "asan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=address")),
     "ubsan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
@@ -52,7 +53,8 @@ def program(name: str) -> list[Path]:
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
-        "bench": [SOURCES / "bench.cpp", *kernels, team],
+        "bench": [SOURCES / "bench.cpp", *kernels],
+        "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
         "fuzz": [SOURCES / "fuzz.cpp", *sources()],
     }[name]
 

@@ -1,22 +1,17 @@
-// Micro-benchmarks of the kernels, one thread: bench [table or section ...]; section threads: a team's. Beside each product what the processor reaches: bytes a
+// Micro-benchmarks of the kernels, one thread: bench [table or section ...]. Beside each product what the processor reaches: bytes a
 // second of reading as much memory, products a second of multiplying registers. Times are the best of many, in
 // the thread's own time, so that other programs disturb less; they still share caches and memory with it.
 #include <time.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "threads.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -253,62 +248,10 @@ void vectors(const Kernels& k) {
   vector("matrix_row", n, [&] { k.matrix_row(table, row = (row + 677) % 4096, 1.f, y.data()); });
 }
 
-// Passes of a team like those of a decode step: layers of four products with a wait behind each. In the clock's time, in
-// turns, so that what else the computer does meets all alike; with a thread of ours that takes a processor, and without.
-void team_passes(const Kernels& kernels) {
-  const Weights weights(Kind::int4, 128);
-  const int processors = std::max(2, int(std::thread::hardware_concurrency()));
-  std::vector<float> x(2560, 0.5f), y(5120), scales(256, 0.01f);
-  std::vector<int8_t> codes(2560, 3);
-  std::vector<int32_t> sums(256);
-  const char* const names[] = {"one thread", "all threads", "as the team learns"};
-  std::unique_ptr<Team> teams[3];
-  for (int i = 0; i < 3; i++) {
-    TeamOptions options;
-    options.threads = i ? processors : 1, options.adaptive = i == 2;
-    teams[i] = std::make_unique<Team>(options);
-  }
-  for (bool taken : {false, true}) {
-    std::atomic<bool> stop{false};
-    std::thread other;
-    if (taken) {
-      other = std::thread([&] {
-        while (!stop) sink = sink + 1;
-      });
-    }
-    std::vector<double> times[3];
-    for (int round = 0; round < 40; round++)
-      for (int i = 0; i < 3; i++) {
-        const auto start = std::chrono::steady_clock::now();
-        for (int pass = 0; pass < 20; pass++)
-          teams[i]->run(1, [&](int) {
-            for (int m = 0; m < 40; m++) {
-              const Matrix& w = weights.matrices[size_t(m)];
-              const int pieces = tiles_of(w) / 10;
-              teams[i]->share(pieces, [&](int piece) {
-                kernels.product_codes(w, {codes.data(), scales.data(), sums.data()}, 1, piece * 10, piece * 10 + 10, {y.data(), w.rows, nullptr, false});
-              });
-            }
-          });
-        times[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 20);
-      }
-    stop = true;
-    if (taken) other.join();
-    printf("  %s\n", taken ? "a processor is taken by another thread" : "no load of ours beside");
-    for (int i = 0; i < 3; i++) {
-      double total = 0;
-      for (double t : times[i]) total += t;
-      std::sort(times[i].begin(), times[i].end());
-      printf("    %-20s %6.2f ms a pass (median %.2f, best %.2f)\n", names[i], total / double(times[i].size()) * 1e3, times[i][times[i].size() / 2] * 1e3,
-             times[i][0] * 1e3);
-    }
-  }
-}
-
 }  // namespace
 
 int main(int count, char** names) {
-  const std::vector<std::string> tables = {"portable", "avx2", "avx512"}, sections = {"int4", "int8", "floats", "vectors", "attention", "threads"};
+  const std::vector<std::string> tables = {"portable", "avx2", "avx512"}, sections = {"int4", "int8", "floats", "vectors", "attention"};
   auto wanted = [&](const std::string& name, const std::vector<std::string>& among) {
     bool any = false;
     for (int i = 1; i < count; i++) {
@@ -342,7 +285,6 @@ int main(int count, char** names) {
       attention(*kernels, CacheKind::float32);
       attention(*kernels, CacheKind::float16);
     }
-    if (wanted("threads", sections)) team_passes(*kernels);
   }
   return 0;
 }
