@@ -1,8 +1,8 @@
 """What a sequence asks of whoever drives it: the engine call that its tokens need next, as data.
 
 Sequences (``sequence.py``) are generators of stage calls. A driver runs each call on an engine and sends the answer
-back: one that runs a sequence alone, or with drafts, or ``serve/scheduler.py``, which puts many sequences' calls
-together.
+back: ``sequential.py`` those of one sequence alone, ``pipeline.py`` with drafts, ``serve/scheduler.py`` those of many
+sequences, put together.
 """
 
 from __future__ import annotations
