@@ -87,10 +87,6 @@ def test_every_op_is_lowered_or_refused() -> None:
             "does not take attend_twice: it reads two slots",
         ),
         (
-            structs.replace(ATTEND, slot="first", window=4),
-            "the depths share K and V and attention sees 4 tokens",
-        ),
-        (
             structs.replace(ATTEND, slot="first", mask="prefix"),
             "attend with mask prefix where depths share K and V",
         ),
