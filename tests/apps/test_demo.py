@@ -87,6 +87,18 @@ def test_a_conversation(demo: Path) -> None:
     assert "".join(step.text for step in steps).strip() == "Good night, and pleasant dreams!"
 
 
+def test_a_turn_runs_its_own_tokens_only(demo: Path) -> None:
+    """The template writes an answer in the tokens that it was generated in."""
+    with Session.open(demo) as session:
+        session.append([{"role": "user", "content": "Good night."}])
+        answer = "".join(step.text for step in session.generate(max_tokens=60))
+        before = len(session.ids)
+        session.append([{"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}])
+        list(session.generate(max_tokens=1))
+        own = len(session.ids) - 1 - before  # of the line and of what the template puts around it
+        assert session.stats.prefill_tokens == own + 1  # the answer's last token was chosen, not run
+
+
 def test_validation_is_the_end_of_every_file() -> None:
     training, validation = split_texts()
     assert len(validation) / (len(training) + len(validation)) == pytest.approx(0.05, abs=0.003)
