@@ -14,6 +14,7 @@ constexpr uint32_t LOOK_AHEAD = 8;          // steps that a node may join beyond
 constexpr uint32_t ALONE = 512;             // columns that may be one piece because nothing smaller is whole
 constexpr size_t PIECE_BYTES = 32 << 10;    // of weights: a few microseconds
 constexpr uint32_t PIECES = 8;              // of a matrix at least, where it has as many
+constexpr uint32_t MOST_PIECES = 96;        // a head has a thousand tiles, and taking a piece is not free
 
 size_t filled_up(size_t n) { return (n + file::TILE - 1) / file::TILE * file::TILE; }
 
@@ -198,8 +199,9 @@ class Planner {
       const Matrix w = program_.model->part(node(i).op->weights[0], node(i).part, 0);
       bytes += tile_bytes(w) * (domain.piece / file::TILE);
     }
-    const size_t most = std::max<size_t>(domain.size / domain.piece / PIECES, 1);
-    return domain.piece * uint32_t(std::clamp<size_t>((PIECE_BYTES + bytes / 2) / bytes, 1, most));
+    const size_t smallest = domain.size / domain.piece;  // pieces of them, if each were one
+    const size_t most = std::max<size_t>(smallest / PIECES, 1), least = std::max<size_t>(smallest / MOST_PIECES, 1);
+    return domain.piece * uint32_t(std::clamp<size_t>((PIECE_BYTES + bytes / 2) / bytes, least, most));
   }
 
   // ---- where values lie ---------------------------------------------------------------------------------------------
