@@ -41,7 +41,7 @@ def opened(exported: Callable[..., Path]) -> Iterator[Callable[..., Session]]:
         session.close()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 @pytest.mark.parametrize("threshold", ["0.3", "0.5", "0.7", "0.9"])
 def test_ouros_gate_is_its_authors(
     opened: Callable[..., Session], checkpoint: Callable[[str], Path], engine: str, threshold: str
@@ -64,7 +64,7 @@ def test_a_fixed_depth_is_the_authors_exit_step(
     np.testing.assert_allclose(opened("ouro_tiny", exit=f"depth:{depth}").logits(ids), wanted, atol=2e-5)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 @pytest.mark.parametrize(
     ("kind", "rule"), [("mor_expert_middle_cycle_eager", "chunk-topk"), ("mor_token_middle_cycle", "router")]
 )

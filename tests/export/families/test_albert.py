@@ -39,7 +39,7 @@ def bundles(
     return found
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_every_depth_of_padded_texts(bundles: dict[str, tuple[Path, Reference]], engine: str) -> None:
     bundle, reference = bundles[PADDED]
     mask = reference["attention_mask"].astype(bool)
@@ -59,7 +59,7 @@ def test_every_depth_of_padded_texts(bundles: dict[str, tuple[Path, Reference]],
         assert np.abs(session.encode(texts).states - reference["hidden_states"][-1])[mask].max() <= BOUND
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_texts_alone_and_with_types(bundles: dict[str, tuple[Path, Reference]], engine: str) -> None:
     bundle, reference = bundles[PADDED]
     mask = reference["attention_mask"].astype(bool)
@@ -78,7 +78,7 @@ def test_texts_alone_and_with_types(bundles: dict[str, tuple[Path, Reference]], 
         assert np.abs(reference["logits_token_types"] - reference["logits_use_cache_False"])[mask].max() > 0.1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_the_head_s_bias_under_both_names(bundles: dict[str, tuple[Path, Reference]], engine: str) -> None:
     bundle, reference = bundles["albert_tiny"]
     with Session.open(bundle, engine=engine) as session:

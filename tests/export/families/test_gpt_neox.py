@@ -86,7 +86,7 @@ def token_by_token(session: Session, ids: torch.Tensor) -> F32:
     return np.concatenate([head, *(loop.prompt(ids[i : i + 1].numpy()).copy() for i in range(9, len(ids)))])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_logits_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tensor]], engine: str) -> None:
     bundle, reference = pythia
     ids, wanted = reference["input_ids"][0], reference["logits_use_cache_False"][0].numpy()
@@ -100,7 +100,7 @@ def test_logits_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tensor]], eng
     assert tokens == reference["greedy_8"][0].tolist()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_every_recursion_of_the_fixture(pythia: tuple[Path, dict[str, torch.Tensor]], engine: str) -> None:
     """States after each depth, and what the final norm and the head make of them without the last layer."""
     bundle, reference = pythia
@@ -336,7 +336,7 @@ def test_quantized(parity_folder: Path, tmp_path: Path, quant: str) -> None:
     assert np.abs(logits[0] - logits[1]).max() <= 0.05 * np.abs(logits[0]).max()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
 def test_exits_pipelines_and_many_users(pythia: tuple[Path, dict[str, torch.Tensor]], engine: str) -> None:
     """The host's ways to run depths give the tokens of plain decoding, or those of a rule in another way."""
     bundle, reference = pythia
