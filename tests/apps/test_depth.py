@@ -200,7 +200,7 @@ def test_a_calibrated_score_is_a_threshold_that_a_rule_takes(
     [
         (("run", "-p", "a", "--exit", "maybe"), "unknown exit rule 'maybe'; known: never, depth:N"),
         (("run", "-p", "a", "--exit", "probe"), "fit them with `edgeloop calibrate`"),
-        (("run", "-p", "a", "--kv", "shared"), "export it with --kv shared"),
+        (("run", "-p", "a", "--kv", "shared"), "export the model with --kv shared"),
         (("calibrate", "--text", "-", "--agree", "0.9", "--perplexity", "+1%"), "two goals"),
         (("calibrate", "--text", "-", "--rule", "gate"), "has no exit gate"),
         (("calibrate", "--text", "-"), "calibration needs at least 400"),
