@@ -165,6 +165,16 @@ void check_ids(const Lanes& lanes, const int64_t* ids, const int64_t* types, con
   }
 }
 
+// Two lanes that write K and V have different slots.
+void check_slots(const std::vector<Asked>& lanes, bool shared) {
+  std::vector<uint32_t> slots;
+  for (const Asked& lane : lanes)
+    if (!shared || lane.depth == 0) slots.push_back(lane.slot);
+  std::sort(slots.begin(), slots.end());
+  const auto twice = std::adjacent_find(slots.begin(), slots.end());
+  if (twice != slots.end()) fail(EL_USAGE, "two lanes have slot %u, wanted one for each", *twice);
+}
+
 }  // namespace
 
 Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t stage) {
@@ -208,6 +218,7 @@ Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t sta
     }
     found.lanes.push_back({depth, uint32_t(cached), uint32_t(tokens), uint32_t(slot), first, positions, row});
   }
+  if (l.slots && caches.caches(stage)) check_slots(found.lanes, h.shares_kv);
   return found;
 }
 

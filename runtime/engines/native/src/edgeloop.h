@@ -118,7 +118,8 @@ EL_API void el_stop(el_session* session);
 //   positions [B][stride]: true positions, below context_length
 //   slots [B]: the slot of each lane, or NULL: first_slot + b. sequence · slots + min(depth, slots − 1) of the block's
 // States, ids and types have `padded` rows for each lane, of which the first `tokens` count; or, where it is 0, the
-// valid rows alone, lane after lane. Two lanes that are not idle have different slots, unless depths share K and V.
+// valid rows alone, lane after lane. Two lanes that write K and V, so that are not idle, nor of a deeper depth where
+// depths share them, have different slots.
 typedef struct el_lanes {
   uint32_t struct_bytes;  // sizeof(el_lanes)
   uint32_t count;         // B

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from edgeloop.runtime.engines.backend import F32, Backend, Lanes
 from edgeloop.runtime.engines.native.cache import NativeCache
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Activations, library
+from edgeloop.runtime.engines.native.library import Activations, LaneArrays, library
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import EngineError, UsageError
 from edgeloop.runtime.model.program import Program
@@ -140,3 +141,25 @@ def test_a_forked_process_computes_the_same(opened: Opened) -> None:
         finally:
             os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_two_lanes_of_one_slot_are_refused(opened: Opened) -> None:
+    engine, _ = opened(PROGRAMS["relaxed"]())
+    cache = engine.new_cache(2, 8)
+    assert isinstance(cache, NativeCache)
+    call, state = LaneArrays(count=2, stride=1), np.zeros((2, 1, 8), np.float32)
+    arrays = {
+        "depth": np.zeros(2, np.int64),
+        "cached": np.zeros(2, np.int32),
+        "tokens": np.ones(2, np.int32),
+        "positions": np.zeros((2, 1), np.int64),
+        "slots": np.array([3, 3], np.int32),
+    }
+    for name, array in arrays.items():
+        setattr(call, name, array.ctypes.data)
+    session, address = cache.sessions["block"], state.ctypes.data
+    with pytest.raises(UsageError, match="two lanes have slot 3"):
+        session("el_block", ctypes.byref(call), address, address)
+    arrays["slots"][1] = 0
+    session("el_block", ctypes.byref(call), address, address)
+    assert (state[0] == state[1]).all()
