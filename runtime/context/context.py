@@ -117,7 +117,7 @@ class Context:
             tokens = max(tokens, old.capacity * GROWTH[0] // GROWTH[1])
             if not old.cached:
                 old = self.decoder = None  # its cache goes before the new one comes
-        new = self._make(min(self.most, -(-tokens // CACHE_STEP) * CACHE_STEP))
+        new = self._make(min(self.most, -(-max(tokens, 1) // CACHE_STEP) * CACHE_STEP))
         if old is not None:
             copy_rows(old, new)
         self.decoder = new

@@ -258,6 +258,20 @@ def test_states_of_a_package(packaged: Callable[..., Bundle], tmp_path: Path) ->
             assert near(last, wanted, 5e-3)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "reference", "native"])
+def test_what_ran_nothing_is_saved(
+    exported: Callable[..., Path], lane_engine: Path, tmp_path: Path, engine: str
+) -> None:
+    """Before there is a cache."""
+    path, file = exported("mor-norms", "none"), tmp_path / "a.session"
+    for ids in ([], [3, 4, 5]):
+        with Session.open(path, engine=engine) as session:
+            session.append(ids)
+            session.save(file)
+        with Session.load(path, file, engine=engine) as session:
+            assert session.ids == ids
+
+
 @pytest.mark.parametrize("engines", [("onnx", "reference"), ("onnx", "native"), ("native", "reference")])
 def test_another_engine_goes_on(
     exported: Callable[..., Path], lane_engine: Path, tmp_path: Path, engines: tuple[str, str]
