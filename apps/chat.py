@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,8 @@ examples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Talk to a bundle, one line a turn; Ctrl-C ends an answer, Ctrl-D the conversation. With --json, one\n"
-        "JSON object a turn. Lines that begin with a command: " + ", ".join(COMMANDS) + "."
+        "JSON object a turn. Lines that begin with a command: " + ", ".join(COMMANDS) + ". One that begins\n"
+        "with a space is said as it is."
     )
     parser.usage = "edgeloop chat BUNDLE [options]"
     parser.epilog = EXAMPLES
@@ -87,9 +89,9 @@ def talk(conversation: Conversation, console: Console) -> None:
             line = console.ask("> ")
             if line is None:
                 return
-            word, _, rest = line.strip().partition(" ")
-            if word in COMMANDS:
-                COMMANDS[word](conversation, rest.strip(), console)
+            word, _, rest = line.partition(" ")
+            if COMMAND.fullmatch(word.strip()):
+                command(word.strip())(conversation, rest.strip(), console)
                 conversation.keep()
             elif line.strip():
                 turn(conversation, conversation.answer(line), console)
@@ -97,6 +99,22 @@ def talk(conversation: Conversation, console: Console) -> None:
             if not console.asks_a_person:
                 raise
             console.error(str(error))  # who can say it differently
+
+
+def command(word: str) -> Command:
+    """Return the command of that name; UsageError, which names them all, where there is none."""
+    if word not in COMMANDS:
+        raise UsageError(
+            f"there is no command {word}, only {', '.join(COMMANDS)}; to say the line as it is, begin it with a space"
+        )
+    return COMMANDS[word]
+
+
+def help_(conversation: Conversation, rest: str, console: Console) -> None:
+    """``/help``: what each command does."""
+    for each in COMMANDS.values():
+        console.note((each.__doc__ or "").replace("``", "").rstrip("."))
+    console.note("A line that begins with a space is said as it is")
 
 
 def regenerate(conversation: Conversation, rest: str, console: Console) -> None:
@@ -125,7 +143,11 @@ def load(conversation: Conversation, rest: str, console: Console) -> None:
     console.note(f"(back in {rest}: {conversation.told})")
 
 
-COMMANDS: dict[str, Callable[[Conversation, str, Console], None]] = {
+Command = Callable[["Conversation", str, "Console"], None]
+COMMAND = re.compile(r"/[a-z]*")
+"""A word that is meant as a command: no path, which has another slash."""
+COMMANDS: dict[str, Command] = {
+    "/help": help_,
     "/regenerate": regenerate,
     "/reset": reset,
     "/save": save,

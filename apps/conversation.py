@@ -68,7 +68,7 @@ class Conversation:
         if not self.has_template:
             return self._generate(line)
         said = self.session.messages
-        while said and said[-1]["role"] == "user":  # it was never answered
+        while said and said[-1].get("role") == "user":  # it was never answered
             del said[-1]
         new = [*(said or self._system), {"role": "user", "content": line}]
         self.forgotten = self.session.converse(new, room=self._room, **self._template)
@@ -93,12 +93,23 @@ class Conversation:
             self._kept = now
 
     def load(self, file: Path) -> None:
-        """Go on with the conversation that was saved to ``file``. UsageError where ``--system`` comes too late."""
+        """Go on with the conversation that was saved to ``file``; the one before is forgotten.
+
+        UsageError where it is no conversation, and where ``--system`` comes too late; nothing is forgotten then.
+        """
+        from ..runtime.context.saved import opened
+
+        with opened(file) as saved:
+            found = saved.messages
+            if self.has_template and saved.tokens and not found:
+                raise UsageError(
+                    f"{file} holds a text that is no conversation; go on with it by `edgeloop run --session`, or give "
+                    "another file"
+                )
+            if self._system and found and found[: len(self._system)] != self._system:
+                raise UsageError(f"{file} is a conversation that has begun otherwise; leave --system out")
         self.session.restore(file)
-        found = self.session.messages
-        self.line = next((m["content"] for m in reversed(found) if m["role"] == "user"), "")
-        if self._system and found and found[: len(self._system)] != self._system:
-            raise UsageError(f"{file} is a conversation that has begun otherwise; leave --system out")
+        self.line = next((m.get("content", "") for m in reversed(found) if m.get("role") == "user"), "")
 
     def _generate(self, prompt: str | None) -> Iterator[Step]:
         return self.session.generate(

@@ -77,8 +77,8 @@ class ArraysReader:
         self._file, self._hash = file, hashlib.sha256()
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(self._read(8, size), "little")
-        if not 2 <= length <= min(MOST_HEADER, size - 8):
-            raise self.refusal(f"its header has {length} bytes")
+        if not 2 <= length <= MOST_HEADER:
+            raise self.refusal("it is no saved session", "give a file that a session was saved in")
         data = self._read(length, size)
         try:
             header = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -89,7 +89,7 @@ class ArraysReader:
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise self.refusal("its header cannot be read") from error
         if not self.text:
-            raise self.refusal("it is no saved session")
+            raise self.refusal("it is no saved session", "give a file that a session was saved in")
         end = 0
         for name, entry in entries.items():
             kind = TYPES.get(entry.dtype)
@@ -122,9 +122,9 @@ class ArraysReader:
         if self._read(32, 32) != digest:
             raise self.refusal("its SHA-256 is another one than it says: it is damaged or was changed")
 
-    def refusal(self, why: str) -> SessionError:
-        """The error that says ``why`` the file cannot be used."""
-        return SessionError(f"{self.path}: {why}; save the session again")
+    def refusal(self, why: str, instead: str = "save the session again") -> SessionError:
+        """Return the error that says ``why`` the file cannot be used, and what to do ``instead``."""
+        return SessionError(f"{self.path}: {why}; {instead}")
 
     def _read(self, count: int, size: int) -> bytes:
         data = self._file.read(count) if count <= size else b""

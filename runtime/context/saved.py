@@ -92,7 +92,7 @@ class _Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @staticmethod
     def of(options: SamplingOptions) -> _Sampling:
-        """``options`` so."""
+        """Return ``options`` in that form."""
         numbers = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "logit_bias"}
         bias = options.logit_bias.items()
         return _Sampling(numbers, tuple((t, value if isfinite(value) else None) for t, value in bias))
@@ -203,18 +203,19 @@ def opened(path: Path) -> Iterator[SavedSession]:
 
 
 class SavedSession:
-    """A saved session that is open: ``owner`` says whose it is, ``tokens`` how long."""
+    """A saved session that is open: whose it is, how many tokens it has, and the messages that they are, if any."""
 
     def __init__(self, reader: ArraysReader, header: _Header) -> None:
         self._reader, self._header = reader, header
-        self.owner, self.tokens = header.owner, header.tokens
+        self.owner, self.tokens, self.messages = header.owner, header.tokens, header.messages
 
     def check_bundle(self, bundle: Bundle) -> None:
         """SessionError, one line, unless it is of ``bundle``."""
         if self.owner.bundle != (own := identity(bundle)):
             raise self._reader.refusal(
                 f"saved of another bundle ({self._header.model}, {self.owner.bundle[:12]}; this one is "
-                f"{bundle.folder.name}, {own[:12]}): open it with that one"
+                f"{bundle.folder.name}, {own[:12]})",
+                "open it with that one",
             )
         if self.owner.depths != len(self._header.filled):
             raise self._reader.refusal(f"{len(self._header.filled)} depths of {self.owner.depths}")
@@ -228,7 +229,8 @@ class SavedSession:
             if found != wanted:
                 flag = {"depths": "depth", "skipped_kv": "skipped-kv"}.get(name, name)
                 raise self._reader.refusal(
-                    f"saved with --{flag} {found}, this session has {wanted}: open the bundle with --{flag} {found}"
+                    f"saved with --{flag} {found}, this session has {wanted}",
+                    f"open the bundle with --{flag} {found}",
                 )
         if self.tokens > context:
             raise ContextError(

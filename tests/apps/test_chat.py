@@ -91,6 +91,11 @@ def test_commands_that_cannot_be_done(
         ("/save", "/save without a file; say which one: /save FILE"),
         (f"/load {file}", f"cannot read {file}: No such file or directory"),
         ("/regenerate", "there is no answer at the end of the context"),
+        (
+            "/forget",
+            "there is no command /forget, only /help, /regenerate, /reset, /save, /load; to say the line",
+        ),
+        ("/", "there is no command /,"),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(line + "\n"))
         code, out, err = command("chat", bundle)
@@ -108,12 +113,31 @@ def test_commands_that_cannot_be_done(
         assert code
         assert message in err
     assert file.read_bytes() == before
+    text = tmp_path / "text.session"
+    command("run", bundle, "-p", "Once", "-n", 1, "--session", text)
+    kept = text.read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    code, _, err = command("chat", bundle, "--session", text)
+    assert code
+    assert "holds a text that is no conversation; go on with it by `edgeloop run --session`" in err
+    assert text.read_bytes() == kept
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert "back in" in command("chat", bundle, "--session", file)[2]
     file.write_bytes(before[:-1])
     code, _, err = command("chat", bundle, "--session", file)
     assert (code, err.count("\n")) == (1, 1)
     assert "save the session again" in err
+
+
+def test_help_and_lines_that_are_no_commands(
+    chat: Chat, bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n"))
+    code, out, err = command("chat", bundle)
+    assert (code, out) == (0, "")
+    assert "/regenerate: another answer to the last line\n/reset: forget" in err
+    turns = chat(" /reset\n/a/path\n", "-n", 1)
+    assert [turn["prompt"] for turn in turns] == [" /reset", "/a/path"]
 
 
 def test_a_full_context_is_shifted_seldom(chat: Chat) -> None:
