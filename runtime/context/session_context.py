@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +148,8 @@ class ContextSession:
         if isinstance(more, str):
             # What a tokenizer puts in front of a text, often BOS, is there already.
             new = self.tokenizer.encode(more, special=not self._context.ids) if more else []
-        ids = self.prompts.ids(new).tolist() if len(new) else []
+        nothing = isinstance(new, Sized) and not len(new)
+        ids = [] if nothing else self.prompts.ids(new).tolist()
         self._fits(len(self._context.ids) + len(ids))
         self._use_context().extend(ids)
 
@@ -204,8 +205,10 @@ class ContextSession:
         self._use_context().shift(whole_number(first, "first", 0), whole_number(newest, "newest", 0))
 
     def reset(self) -> None:
-        """Forget the context."""
-        self._use_context().truncate(0)
+        """Forget the context, and the sampling options of its last answer."""
+        context = self._use_context()
+        context.truncate(0)
+        context.sampling = SamplingOptions()
 
     def fork(self) -> Self:
         """Another session that goes on from this context, on the same engine; neither knows what the other does.

@@ -154,6 +154,10 @@ class ExitRule:
         return bool(score >= threshold if self.measure.up else score <= threshold)
 
 
+ROUTED = ("router", "chunk-topk")
+"""Names of rules of models that have a router (``routing.py``)."""
+
+
 def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[str, Exit]) -> ExitRule:
     """The rule that ``text`` names: ``never``, ``depth:N``, or ``measure:θ`` (one, or one for each depth but the last).
 
@@ -170,9 +174,10 @@ def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[st
                 f"exit rule {text!r}: wanted depth:1 to depth:{depths}, the depths of this model"
             )
         return ExitRule(name, int(rest))
-    known = ("never", "depth:N", *(f"{m}:θ" for m in MEASURES), "router")
     if name not in MEASURES:
-        raise UsageError(f"unknown exit rule {text!r}; known: {', '.join(known)}")
+        known = ("never", "depth:N", *(f"{m}:θ" for m in MEASURES))
+        why = "the model has no router" if name in ROUTED else "there is no such rule"
+        raise UsageError(f"exit rule {text!r}: {why}; known: {', '.join(known)}")
     measure = MEASURES[name]
     if not rest and name in calibrated and (own := len(calibrated[name].thresholds) + 1) != depths:
         raise UsageError(

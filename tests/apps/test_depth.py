@@ -198,7 +198,10 @@ def test_a_calibrated_score_is_a_threshold_that_a_rule_takes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "-p", "a", "--exit", "maybe"), "unknown exit rule 'maybe'; known: never, depth:N"),
+        (
+            ("run", "-p", "a", "--exit", "maybe"),
+            "exit rule 'maybe': there is no such rule; known: never, depth:N",
+        ),
         (("run", "-p", "a", "--exit", "probe"), "fit them with `edgeloop calibrate`"),
         (("run", "-p", "a", "--kv", "shared"), "export the model with --kv shared"),
         (("calibrate", "--text", "-", "--agree", "0.9", "--perplexity", "+1%"), "two goals"),

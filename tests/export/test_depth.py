@@ -205,7 +205,7 @@ def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session])
         ("edgeloop", {"exit": "confidence:nan"}, "threshold nan"),
         ("edgeloop", {"exit": "confidence"}, "has no threshold"),
         ("edgeloop", {"exit": "depth:9"}, "wanted depth:1 to depth:"),
-        ("edgeloop", {"exit": "router"}, "unknown exit rule"),
+        ("edgeloop", {"exit": "router"}, "the model has no router; known: never, depth:N"),
         ("edgeloop", {"kv": "shared"}, "export the model with --kv shared"),
         ("edgeloop", {"skipped_kv": "shared"}, "choose exact, propagate, latest or skip"),
         ("mor_expert_middle_cycle_eager", {"exit": "confidence:0.5"}, "a router decides in this model"),
