@@ -1,4 +1,4 @@
-// The kernels with AVX2 and F16C. Compiled with these; see flags in docs/native.md.
+// The kernels with AVX2 and F16C, compiled for these (build.py has the flags).
 #if defined(__x86_64__)
 
 #include "simd_avx2.h"

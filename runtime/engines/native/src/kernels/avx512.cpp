@@ -1,4 +1,4 @@
-// The kernels with AVX-512 F, BW, VL, DQ and VNNI. Compiled with these; see flags in docs/native.md.
+// The kernels with AVX-512 F, BW, VL, DQ and VNNI, compiled for these (build.py has the flags).
 #if defined(__x86_64__)
 
 #include "simd_avx512.h"
