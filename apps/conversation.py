@@ -54,7 +54,7 @@ class Conversation:
 
     @property
     def greedy(self) -> bool:
-        """Is every answer the likeliest one?"""
+        """Whether every answer is the likeliest one."""
         return self._sampling.temperature == 0
 
     @property
@@ -63,7 +63,7 @@ class Conversation:
         return f"{len(self.session.messages)} messages, {len(self.session.ids)} tokens"
 
     def answer(self, line: str) -> Iterator[Step]:
-        """The answer to ``line``, for which only what is new is run; ``forgotten`` messages made room for it."""
+        """Return the answer to ``line``, for which only what is new is run; ``forgotten`` messages made room for it."""
         self.line = line
         if not self.has_template:
             return self._generate(line)
@@ -75,7 +75,7 @@ class Conversation:
         return self._generate(None)
 
     def regenerate(self) -> Iterator[Step]:
-        """Another answer to the last line. UsageError where there is none."""
+        """Return another answer to the last line. UsageError where there is none."""
         self.forgotten = 0
         sampling = replace(self._sampling, seed=(self.session.sampling.seed + 1) % 2**64)
         return self.session.regenerate(self._max_tokens, sampling, self._stop, logprobs=self.logprobs)

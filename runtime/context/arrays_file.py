@@ -54,13 +54,13 @@ class ArraysWriter:
         self._write(len(packed).to_bytes(8, "little") + packed)
 
     def put(self, array: Array) -> None:
-        """The next array."""
+        """Write the next array."""
         name, (kind, shape) = self._left.pop(0)
         assert array.shape == shape, name
         self._write(np.ascontiguousarray(array, TYPES[kind]).tobytes())
 
     def finish(self) -> None:
-        """The digest; all arrays are there."""
+        """Write the digest, when all arrays are written."""
         assert not self._left
         self._file.write(self._hash.digest())
 
@@ -110,13 +110,13 @@ class ArraysReader:
         return {name: (entry.dtype, entry.shape) for name, entry in self._entries.items()}
 
     def take(self) -> Array:
-        """The next array, a fresh one."""
+        """Return the next array, a fresh one."""
         entry = self._entries.pop(next(iter(self._entries)))
         count = entry.data_offsets[1] - entry.data_offsets[0]
         return np.frombuffer(bytearray(self._read(count, count)), TYPES[entry.dtype]).reshape(entry.shape)
 
     def finish(self) -> None:
-        """All arrays were taken; SessionError unless they are those that were written."""
+        """Check, when all arrays were taken, the digest. SessionError unless they are those that were written."""
         assert not self._entries
         digest = self._hash.digest()
         if self._read(32, 32) != digest:
@@ -136,7 +136,7 @@ class ArraysReader:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that becomes ``path`` once it is whole and on the disk; before that, ``path`` stays as it is.
+    """Yield a new file that becomes ``path`` once it is whole and on the disk; before that, ``path`` stays as it is.
 
     SessionError when it cannot be written.
     """
@@ -167,7 +167,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[ArraysReader]:
-    """A reader of the file ``path``; SessionError when there is none, or it is no saved session."""
+    """Yield a reader of the file ``path``; SessionError when there is none, or it is no saved session."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise SessionError(f"{path} is no plain file; give one that a session was saved in")

@@ -52,13 +52,13 @@ class Context:
         return 0 if self.decoder is None or self._lent else self.decoder.cached
 
     def extend(self, ids: Sequence[int]) -> None:
-        """New tokens behind the others."""
+        """Put new tokens behind the others."""
         if len(ids):
             self.ids += ids
             self.answer = None
 
     def replace(self, ids: Sequence[int]) -> int:
-        """The context is ``ids`` → how many of its first tokens were there before, and need not be run again."""
+        """Make the context ``ids`` → how many of its first tokens were there before, and need not be run again."""
         common = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), None)
         common = min(len(self.ids), len(ids)) if common is None else common
         self.truncate(common)
@@ -66,13 +66,13 @@ class Context:
         return min(common, self.cached)
 
     def begin_answer(self) -> int:
-        """An answer begins, or the last one goes on → where it begins."""
+        """Begin an answer, or go on with the last one → where it begins."""
         if self.answer is None:
             self.answer = len(self.ids)
         return self.answer
 
     def generated(self, token: int) -> None:
-        """One more token of the answer."""
+        """Note one more token of the answer."""
         self.ids.append(token)
         self.end = len(self.ids)
 
@@ -99,14 +99,14 @@ class Context:
             self.extend(ids[first:])
 
     def lend(self, tokens: int) -> SequentialDecoder:
-        """The decoder, empty and with room for ``tokens`` tokens, for something else: all tokens are run again then."""
+        """Return the decoder, empty and with room for ``tokens`` tokens, for something else; the context is rerun."""
         decoder = self.room(tokens)
         decoder.restart(self.policy)
         self._lent = True
         return decoder
 
     def room(self, tokens: int) -> SequentialDecoder:
-        """The decoder, in a cache with room for ``tokens`` tokens or the whole context; what it has run stays."""
+        """Return the decoder, in a cache with room for ``tokens`` tokens or the whole context, with what it has run."""
         old = self.decoder
         if old is not None and self._lent:
             old.restart(self.policy)
@@ -143,7 +143,7 @@ class Context:
         return decoder.prompt(np.array(self.ids[self.cached :], np.int64)), count - begin
 
     def fork(self, make: Callable[[int], SequentialDecoder]) -> Context:
-        """Another context that goes on from here; neither knows of what the other does. ``make`` as for a new one."""
+        """Return another context that goes on from here; neither changes the other. ``make`` as in ``Context``."""
         other = Context(make, self.policy, self.most)
         other.ids, other.answer, other.end = list(self.ids), self.answer, self.end
         other.sampling = self.sampling
@@ -153,7 +153,7 @@ class Context:
         return other
 
     def contents(self) -> Contents:
-        """What is saved of it beside its rows."""
+        """Return what is saved of it beside its rows."""
         decoder = self.room(0)
         return Contents(
             ids=np.array(self.ids, np.int64),
@@ -175,7 +175,7 @@ class Context:
         self.messages, self.turns, self.said = contents.messages, contents.turns, contents.said
 
     def _take_back(self, tokens: int) -> None:
-        """The decoder forgets all but the first ``tokens`` tokens, or everything where it cannot go back there."""
+        """Make the decoder forget all but the first ``tokens`` tokens, or everything where it cannot go back there."""
         decoder = self.decoder
         if decoder is None or tokens >= self.cached:
             return
@@ -186,7 +186,7 @@ class Context:
 
 
 def copy_rows(source: SequentialDecoder, goal: SequentialDecoder) -> None:
-    """What ``source`` has run, ``goal`` has run too: its rows are copied."""
+    """Copy to ``goal``, which is empty, what ``source`` has run: its rows and its state."""
     state = source.sequence.snapshot()
     goal.cache.copy_sequence(
         goal.cache_sequence, source.cache, source.cache_sequence, state.cached, state.filled

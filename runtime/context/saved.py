@@ -55,7 +55,7 @@ class Contents:
 
 
 class Owner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Whose a saved session is: it is refused by another one. ``bundle`` is the hash of what computes K and V."""
+    """Bundle and policy of a saved session; others refuse it. ``bundle`` is a hash (``identity``)."""
 
     bundle: str
     depths: int
@@ -65,7 +65,7 @@ class Owner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @staticmethod
     def of(bundle: Bundle, policy: Policy) -> Owner:
-        """The sessions of ``bundle`` under ``policy``."""
+        """Return the owner of sessions of ``bundle`` under ``policy``."""
         return Owner(
             bundle=identity(bundle),
             depths=bundle.program.depths,
@@ -76,7 +76,8 @@ class Owner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class _Last(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows of ``sizes`` that ``Shift`` keeps of a slot after so many tokens."""
+    """The rows that ops with memory (``Shift``) keep of a slot's newest token, after ``tokens``: ``sizes`` numbers
+    each."""
 
     stage: str
     slot: int
@@ -98,7 +99,7 @@ class _Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _Sampling(numbers, tuple((t, value if isfinite(value) else None) for t, value in bias))
 
     def options(self) -> SamplingOptions:
-        """The options; UsageError for some that there are not."""
+        """Return the options; UsageError for names or values that there are not."""
         usual = {f.name: f.default for f in fields(SamplingOptions) if f.name != "logit_bias"}
         if self.numbers.keys() != usual.keys():
             raise UsageError(f"sampling options {', '.join(sorted(self.numbers.keys() ^ usual.keys()))}")
@@ -132,7 +133,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def identity(bundle: Bundle) -> str:
-    """A hash of all that K and V and the tokens of ``bundle`` depend on: its program, its weights, its tokenizer.
+    """Return a hash of all that K and V and the tokens of ``bundle`` depend on: its program, weights and tokenizer.
 
     Not of its heads and calibrated exits, which a later calibration writes.
     """
@@ -189,7 +190,7 @@ def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache:
 
 @contextmanager
 def opened(path: Path) -> Iterator[SavedSession]:
-    """What ``write`` wrote to ``path``, to be looked at and then read; SessionError when it is something else."""
+    """Yield what ``write`` wrote to ``path``, to be looked at and then read; SessionError when it is something else."""
     with reading(path) as reader:
         try:
             found = msgspec.json.decode(reader.text, type=dict[str, msgspec.Raw]).get("format", b"none")
@@ -210,7 +211,7 @@ class SavedSession:
         self.owner, self.tokens, self.messages = header.owner, header.tokens, header.messages
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """SessionError, one line, unless it is of ``bundle``."""
+        """Raise SessionError, one line, unless it is of ``bundle``."""
         if self.owner.bundle != (own := identity(bundle)):
             raise self._reader.refusal(
                 f"saved of another bundle ({self._header.model}, {self.owner.bundle[:12]}; this one is "
@@ -221,7 +222,8 @@ class SavedSession:
             raise self._reader.refusal(f"{len(self._header.filled)} depths of {self.owner.depths}")
 
     def check(self, bundle: Bundle, policy: Policy, context: int) -> None:
-        """SessionError, one line, unless it is of both; ContextError unless a ``context`` has room for it."""
+        """Raise SessionError, one line, unless it is of ``bundle`` under ``policy``; ContextError unless a ``context``
+        has room for it."""
         self.check_bundle(bundle)
         theirs, owner = self.owner, Owner.of(bundle, policy)
         for name in ("depths", "exit", "skipped_kv", "kv"):
@@ -239,7 +241,7 @@ class SavedSession:
             )
 
     def read(self, program: Program, cache: KVCache) -> Contents:
-        """Its contents; the rows go into sequence 0 of ``cache``, which has room for them.
+        """Return its contents; the rows go into sequence 0 of ``cache``, which has room for them.
 
         SessionError when anything is not as ``program`` and ``cache`` have it, and when the file is damaged: what the
         cache holds then is nothing to go on from.
@@ -287,7 +289,7 @@ class SavedSession:
 
 
 def _shapes(header: _Header, program: Program, cache: KVCache) -> Iterator[tuple[str, tuple[str, Shape]]]:
-    """Name, type and shape of every array of a file with ``header``, of which ``cache`` holds the rows."""
+    """Yield name, type and shape of every array of a file with ``header``, of which ``cache`` holds the rows."""
     yield "ids", ("I32", (header.tokens,))
     for depth, count in enumerate(header.filled if header.held else ()):
         yield f"held.{depth}", ("I32", (count,))
@@ -306,7 +308,7 @@ def _shapes(header: _Header, program: Program, cache: KVCache) -> Iterator[tuple
 
 
 def _problems(header: _Header, program: Program) -> Iterator[str]:
-    """What is wrong with the numbers of ``header``: those with which an engine would read or write elsewhere."""
+    """Yield what is wrong with the numbers of ``header``: those with which an engine would read or write elsewhere."""
     cached, filled, depths = header.cached, header.filled, program.depths
     if not 0 <= cached <= header.tokens:
         yield f"{cached} of {header.tokens} tokens were run"

@@ -35,7 +35,7 @@ class _Shared:
         self._backend, self._prompts, self.users = backend, prompts, 1
 
     def close(self) -> None:
-        """One user less."""
+        """Count one user less; the last one closes engine and templates."""
         self.users -= 1
         if not self.users:
             self._backend.close()
@@ -119,7 +119,7 @@ class ContextSession:
         documents: Objects | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer.
+        """Return the token ids of a conversation ({"role": …, "content": …}), ready for the assistant's answer.
 
         ``tools`` (JSON schemas of functions), ``documents`` and ``template``, the name of one, are as transformers'
         ``apply_chat_template`` takes them. UsageError when there is no such template, or when it refuses them.
@@ -211,7 +211,7 @@ class ContextSession:
         context.sampling = SamplingOptions()
 
     def fork(self) -> Self:
-        """Another session that goes on from this context, on the same engine; neither knows what the other does.
+        """Return another session that goes on from this context, on the same engine; neither knows what the other does.
 
         The rows of K and V that are in use are copied. Engine, tokenizer and templates are closed with the last
         session of them. Several forks may generate in turn, a token each if need be, but not in several threads. An
@@ -263,7 +263,7 @@ class ContextSession:
         self.close()
 
     def _use_context(self) -> Context:
-        """The context; a generation that was left open is over."""
+        """Return the context; a generation that was left open is over."""
         if self.backend is None:
             raise UsageError("the session is closed; open it again")
         check_encoder(self.program, self.bundle.folder, False)
@@ -278,7 +278,7 @@ class ContextSession:
             )
 
     def _new_decoder(self, tokens: int) -> SequentialDecoder:
-        """A decoder with an empty cache for ``tokens`` tokens."""
+        """Return a decoder with an empty cache for ``tokens`` tokens."""
         assert self.backend is not None
         cache = self.backend.new_cache(1, tokens, KV_LAYOUTS[self.policy.kv].slots)
         return SequentialDecoder(self.backend, cache, self.policy, self.heads)

@@ -14,7 +14,7 @@ LEADING = frozenset({"system", "developer"})
 def fit(
     messages: Messages, encode: Callable[[Messages], list[int]], room: int | None
 ) -> tuple[Messages, list[int]]:
-    """The messages that are left, and their ids: all of them, if ``room`` tokens are enough.
+    """Return the messages that are left, and their ids: all of them, if ``room`` tokens are enough.
 
     Otherwise the oldest turns are left out, until half of the room is free or the newest turn alone is left: what is
     kept moves to other positions and has to be run again, so that has to happen seldom. A turn begins with a user's

@@ -62,7 +62,7 @@ class Time(Mean):
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """``depth``: whose prediction is fed as a draft; R − 1: no drafts. ``judge``: do deeper depths correct it?"""
+    """``depth``: whose prediction is fed as a draft; R − 1: no drafts. ``judge``: whether deeper depths correct it."""
 
     depth: int
     judge: bool = False

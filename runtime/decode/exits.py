@@ -36,27 +36,27 @@ class Outcome(NamedTuple):
 
 
 def confidence(out: Outcome, heads: Heads) -> F32:
-    """[N]: probability of the likeliest token."""
+    """Return, [N], the probability of the likeliest token."""
     probabilities: F32 = _softmax(out).max(axis=-1)
     return probabilities
 
 
 def margin(out: Outcome, heads: Heads) -> F32:
-    """[N]: probability of the likeliest token less that of the second."""
+    """Return, [N], the probability of the likeliest token less that of the second."""
     top = np.partition(_softmax(out), -2, axis=-1)
     second, first = top[..., -2], top[..., -1]
     return np.subtract(first, second, dtype=np.float32)
 
 
 def entropy(out: Outcome, heads: Heads) -> F32:
-    """[N]: entropy of the next token, nats."""
+    """Return, [N], the entropy of the next token, nats."""
     log = _log_softmax(out)
     total: F32 = -(np.exp(log) * log).sum(axis=-1)
     return total
 
 
 def kl(out: Outcome, heads: Heads) -> F32:
-    """[N]: KL divergence from the depth before's prediction to this one's, nats; infinite after depth 0."""
+    """Return, [N], the KL divergence from the depth before's prediction to this one's, nats; infinite after depth 0."""
     if out.before is None or out.before.logits is None:
         return np.full(len(out.state), np.inf, np.float32)
     log, old = _log_softmax(out), _log_softmax(out.before)
@@ -65,7 +65,7 @@ def kl(out: Outcome, heads: Heads) -> F32:
 
 
 def latent(out: Outcome, heads: Heads) -> F32:
-    """[N]: how far the state moved in this depth, relative to its length."""
+    """Return, [N], how far the state moved in this depth, relative to its length."""
     assert out.before is not None
     moved = out.state - out.before.state
     change: F32 = np.sqrt(np.vecdot(moved, moved)) / (np.sqrt(np.vecdot(out.state, out.state)) + EPSILON)
@@ -73,7 +73,7 @@ def latent(out: Outcome, heads: Heads) -> F32:
 
 
 def gate(out: Outcome, heads: Heads) -> F32:
-    """[N]: probability that the exit gate has stopped by now, 1 − Π(1 − σ(gate))."""
+    """Return, [N], the probability that the exit gate has stopped by now, 1 − Π(1 − σ(gate))."""
     stay = np.ones(len(out.state), np.float32)
     step: Outcome | None = out
     while step is not None and step.depth >= 0:
@@ -83,7 +83,7 @@ def gate(out: Outcome, heads: Heads) -> F32:
 
 
 def probe(out: Outcome, heads: Heads) -> F32:
-    """[N]: how settled a linear probe takes the prediction to be, 0 … 1 (export/calibration/probe.py)."""
+    """Return, [N], how settled a linear probe takes the prediction to be, 0 … 1 (export/calibration/probe.py)."""
     x, d = out.state, out.depth
     rms = np.sqrt(np.vecdot(x, x) / np.float32(x.shape[-1]) + EPSILON)
     return _sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
@@ -124,11 +124,11 @@ class ExitRule:
     measure: Measure | None = None
     thresholds: tuple[float, ...] = ()
     never: bool = False
-    """Does every token run every depth?"""
+    """Whether every token runs every depth."""
 
     @property
     def reads_logits(self) -> bool:
-        """Must every depth be read out?"""
+        """Whether every depth has to be read out."""
         return self.measure is not None and self.measure.reads_logits
 
     whole_text: ClassVar[bool] = False
@@ -136,16 +136,16 @@ class ExitRule:
 
     @property
     def lets_go(self) -> bool:
-        """May a token leave before the last depth?"""
+        """Whether a token may leave before the last depth."""
         return not self.never
 
     @property
     def token_by_token(self) -> bool:
-        """Do tokens of a prompt run every depth, which generated ones do not?"""
+        """Whether tokens of a prompt run every depth, which generated ones do not."""
         return not self.never
 
     def leaves(self, out: Outcome, heads: Heads) -> bool:
-        """Does the one token of ``out`` stop here?"""
+        """Return whether the one token of ``out`` stops here."""
         if out.depth + 1 >= self.stop:
             return True
         if self.measure is None:
@@ -159,7 +159,8 @@ ROUTED = ("router", "chunk-topk")
 
 
 def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[str, Exit]) -> ExitRule:
-    """The rule that ``text`` names: ``never``, ``depth:N``, or ``measure:θ`` (one, or one for each depth but the last).
+    """Return the rule that ``text`` names: ``never``, ``depth:N``, or ``measure:θ`` (one, or one for each depth but
+    the last).
 
     Without thresholds they are those of ``edgeloop calibrate``. UsageError: an unknown rule, a threshold that is out
     of range, a rule that needs a head that the model has not, or calibration that was not done.

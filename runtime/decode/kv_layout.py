@@ -41,22 +41,23 @@ class PerDepth:
     slots: int | None = None
     """Slots a sequence needs in the block's caches; None: as many as the model has."""
     grows = True
-    """Do texts one after the other get what they would get as one?"""
+    """Whether texts one after the other get what they would get as one."""
 
     def __init__(self, depths: int, gaps: bool = False) -> None:
-        """``gaps``: do slots lack the tokens that left before their depth? Then a row is not its token's position."""
+        """``gaps``: whether slots lack the tokens that left before their depth; then a row is not its token's
+        position."""
         self.filled = [0] * depths
         """By depth: tokens whose K and V are in its slot."""
         self.held: list[list[int]] = [[] for _ in range(depths)] if gaps else []
         """By depth: the positions of its slot's rows. Empty without gaps, where row i is the token at position i."""
 
     def block(self, depth: int, rows: F32, positions: I64) -> StageCall:
-        """The call that brings ``rows`` [n, D] of the tokens at ``positions`` [n] through ``depth``."""
+        """Return the call that brings ``rows`` [n, D] of the tokens at ``positions`` [n] through ``depth``."""
         first = self.filled[depth] if self.held else positions.item(0)
         return StageCall(BLOCK, depth, first, rows, positions)
 
     def wrote(self, call: StageCall) -> None:
-        """``call`` was run: the slot of its depth holds K and V of its tokens.
+        """Note that ``call`` was run: the slot of its depth holds K and V of its tokens.
 
         Rows behind them stay valid: with drafts, a later token may have its row there before an earlier one.
         """
@@ -67,16 +68,17 @@ class PerDepth:
             self.held[call.depth] += call.positions.tolist()
 
     def wrote_from(self, depth: int, call: StageCall) -> None:
-        """``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones, at the same rows."""
+        """Note that ``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones, at the same
+        rows."""
         self.filled[depth:] = [call.cached + len(call.positions)] * (len(self.filled) - depth)
         for held in self.held[depth:]:
             held += call.positions.tolist()
 
     def finished(self, cached: int) -> None:
-        """All tokens before position ``cached`` have run as deep as they will."""
+        """Note that all tokens before position ``cached`` have run as deep as they will."""
 
     def rows_before(self, position: int) -> list[int]:
-        """By depth: how many rows of its slot are of tokens before ``position``."""
+        """Return, by depth, how many rows of its slot are of tokens before ``position``."""
         if self.held:
             return [bisect_left(held, position) for held in self.held]
         return [min(n, position) for n in self.filled]
@@ -88,7 +90,7 @@ class PerDepth:
             del held[count:]
 
     def row_calls(self, depth: int, chosen: I64, count: int) -> Iterator[RowCall]:
-        """The block calls that bring the ``chosen`` rows [k] of a chunk of ``count`` tokens through ``depth``."""
+        """Yield the block calls that bring the ``chosen`` rows [k] of a chunk of ``count`` tokens through ``depth``."""
         if len(chosen):
             yield RowCall(chosen, slice(None), slice(None))
 
@@ -97,11 +99,12 @@ class SharedSlot(PerDepth):
     """One slot for all depths, where a token's row is its position: those that leave early have one too."""
 
     def finished(self, cached: int) -> None:
-        """Every depth finds all tokens, however deep they went."""
+        """Note that every depth finds all tokens before ``cached``, however deep they went."""
         self.filled[:] = [cached] * len(self.filled)
 
     def row_calls(self, depth: int, chosen: I64, count: int) -> Iterator[RowCall]:
-        """Depth 0: all tokens in one call. Deeper: a call for each run of neighbours; what others get is dropped.
+        """Yield at depth 0 one call of all tokens; deeper, a call for each run of neighbours; what others get is
+        dropped.
 
         The authors' forward runs every token through every depth and keeps the results of the chosen ones. Depth 0 has
         to, whomever the router chose: it makes the K and V of all positions. Deeper, a token has its own query only, so

@@ -64,38 +64,38 @@ class Mode:
 
     @property
     def routed(self) -> bool:
-        """Does a router of the model's own decide who goes on?"""
+        """Whether a router of the model's own decides who goes on."""
         return self.program.routing is not None
 
     @property
     def coda(self) -> bool:
-        """Have the layers after the loop K and V, so that a token's logits depend on those before it?"""
+        """Whether the layers after the loop have K and V, so that a token's logits depend on those before it."""
         return len(self.program.caches("epilogue")) > 0
 
     @property
     def leaves(self) -> bool:
-        """May an exit rule let a token go before the last depth?"""
+        """Whether an exit rule may let a token go before the last depth."""
         rule = self.policy.rule
         return isinstance(rule, ExitRule) and (rule.measure is not None or rule.stop < self.depths)
 
     @property
     def varies(self) -> bool:
-        """May one token run more depths than another?"""
+        """Whether one token may run more depths than another."""
         rule = self.policy.rule
         return not isinstance(rule, ExitRule) or rule.measure is not None
 
     @property
     def reads_logits(self) -> bool:
-        """Does the exit rule read logits?"""
+        """Whether the exit rule reads logits."""
         return self.policy.rule.reads_logits
 
     @property
     def by_chunk(self) -> bool:
-        """Does the router take its share of a whole chunk?"""
+        """Whether the router takes its share of a whole chunk."""
         return self.policy.rule.whole_text
 
     def lacks(self, capability: str) -> bool:
-        """Is the engine one that cannot do that?"""
+        """Return whether the engine is known not to have that ``capability``."""
         return self.can is not None and not getattr(self.can, capability)
 
 
@@ -120,7 +120,7 @@ class Row:
     instead: str
 
     def line(self, mode: Mode) -> str:
-        """What a user is told."""
+        """Return what a user is told."""
         return f"{CHOICES[self.choice]}: {self.why}; {self.instead}".format(m=mode)
 
 
@@ -291,12 +291,12 @@ REFUSED: tuple[Row, ...] = (
 
 
 def refusal(mode: Mode) -> str | None:
-    """Why ``mode`` is refused, in one line; None: it is not."""
+    """Return why ``mode`` is refused, in one line, or None."""
     return next((row.line(mode) for row in REFUSED if row.applies(mode)), None)
 
 
 def check_mode(mode: Mode) -> None:
-    """UsageError with the reason of the first row that refuses ``mode``, or for a driver that there is not."""
+    """Raise UsageError with the reason of the first row that refuses ``mode``, and for a driver that there is not."""
     if mode.driver not in (*DECODE, MANY):
         raise UsageError(f"decode {mode.driver!r}; known: {', '.join(DECODE)}")
     if reason := refusal(mode):
@@ -311,7 +311,7 @@ def choose_policy(
     skipped_kv: str | None = None,
     kv: str | None = None,
 ) -> Policy:
-    """The policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
+    """Return the policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
     text = exit or ("router" if program.routing else "never")
     rule = parse_routing(text, program) if program.routing else parse_rule(text, program, heads, calibrated)
     kv = kv or ("shared" if program.shares_kv else "per-depth")

@@ -36,9 +36,9 @@ class TokenInFlight:
         self.depth = BEFORE_PROLOGUE
         """The last depth that it ran. Before its prologue its calls are of older tokens, which catch up."""
         self.asks_logits = False
-        """Is its next call the epilogue, of its own state?"""
+        """Whether its next call is the epilogue, of its own state."""
         self.ran_now = False
-        """Did it run a depth in this pass?"""
+        """Whether it ran a depth in this pass."""
         self.state = _NOTHING
         """The epilogue's input for it: its newest state [1, D], or [n, D] with those of older tokens in front."""
         self.predicted: list[tuple[int, int]] = []

@@ -20,7 +20,8 @@ class Policy:
 
 
 def full_depth(program: Program, slots: int) -> Policy:
-    """Every token runs every depth, with K and V as the model has them, in caches of ``slots`` slots a sequence."""
+    """Return the policy under which every token runs every depth, with K and V as the model has them, in caches of
+    ``slots`` slots a sequence."""
     rule = ExitRule("never", program.depths, never=True)
     if program.shares_kv or slots < program.kv_slots:
         return Policy("never", "shared" if program.shares_kv else "last", "shared", rule)

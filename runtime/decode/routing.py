@@ -46,12 +46,12 @@ class RoutingRule:
 
     @property
     def whole_text(self) -> bool:
-        """Must all tokens of a text be seen at once?"""
+        """Whether all tokens of a text have to be seen at once."""
         return self.topk
 
 
 def parse_routing(text: str, program: Program) -> RoutingRule:
-    """The routing rule that ``text`` names; UsageError names those that a routed model takes."""
+    """Return the routing rule that ``text`` names; UsageError names those that a routed model takes."""
     assert program.routing is not None
     name, _, rest = text.partition(":")
     if name == "never" and not rest:
@@ -87,7 +87,7 @@ class Router:
         self.heads = heads
 
     def score(self, head: str, depth: int, x: F32) -> F32:
-        """x [N, D] → z [N] of one depth's head."""
+        """Return the scores z [N] of x [N, D] by one depth's head."""
         x = x / np.float32(self.routing.temperature)
         hidden = self.heads.get(f"{head}.hidden")
         if hidden is not None:
@@ -96,7 +96,8 @@ class Router:
         return z
 
     def expert(self, rule: RoutingRule, depth: int, x: F32, chunk: int) -> tuple[I64, F32]:
-        """Expert choice among the tokens x [N, D] that ran the depth before: rows [k] that go on, gates [k].
+        """Return the rows [k] of the tokens x [N, D], which ran the depth before, that expert choice sends on; gates
+        [k].
 
         ``chunk``: tokens that came in together, of which ``chunk-topk`` takes its share.
         """
@@ -116,7 +117,8 @@ class Router:
         return rows, gates.astype(np.float32, copy=False)
 
     def token(self, rule: RoutingRule, x: F32) -> tuple[I64, F32]:
-        """Token choice from the loop's input x [N, D]: the last depth [N] of each token, and its gate [N]."""
+        """Return the last depth [N] that token choice gives each token of the loop's input x [N, D], and its gate
+        [N]."""
         z = np.stack([self.score("router", d, x) for d in range(self.depths)], axis=-1)
         if self.routing.squash == "softmax":
             e = np.exp(z - z.max(axis=-1, keepdims=True))
@@ -129,7 +131,8 @@ class Router:
         return choice, gates if self.routing.gated else np.ones_like(gates)
 
     def chunk(self, rule: RoutingRule, x: F32, clock: LoopClock) -> ExpertChunk | TokenChunk:
-        """The tokens whose states x [N, D] enter the loop together; x is written to. ``clock`` counts decisions."""
+        """Return the tokens whose states x [N, D] enter the loop together; x is written to. ``clock`` counts
+        decisions."""
         return (ExpertChunk if self.routing.kind == "expert" else TokenChunk)(self, rule, x, clock)
 
 
@@ -146,7 +149,7 @@ class ExpertChunk:
         """[N], depths run so far."""
 
     def choose(self, depth: int) -> I64:
-        """The rows [k] that run ``depth``."""
+        """Return the rows [k] that run ``depth``."""
         start = perf_counter_ns()
         state = self.state
         chosen, self._gates = self._router.expert(self._rule, depth, state[self._rows], len(state))
@@ -155,12 +158,12 @@ class ExpertChunk:
         return self._rows
 
     def update(self, out: F32) -> None:
-        """The chosen rows became ``out`` [k, D]."""
+        """Take in ``out`` [k, D], which the depth made of the chosen rows."""
         self.state[self._rows] += self._gates[:, None] * out
         self.ran[self._rows] += 1
 
     def output(self) -> F32:
-        """[N, D]."""
+        """Return the loop's output [N, D]."""
         return self.state
 
 
@@ -179,22 +182,22 @@ class TokenChunk:
         """[N], depths that each runs."""
 
     def choose(self, depth: int) -> I64:
-        """The rows [k] that run ``depth``."""
+        """Return the rows [k] that run ``depth``."""
         self._rows = np.flatnonzero(self._choice >= depth)
         return self._rows
 
     def update(self, out: F32) -> None:
-        """The chosen rows became ``out`` [k, D]."""
+        """Take in ``out`` [k, D], which the depth made of the chosen rows."""
         self.state[self._rows] = out
 
     def output(self) -> F32:
-        """[N, D]: the loop's input, and the gated state of each token's last depth on top."""
+        """Return the loop's output [N, D]: its input, and the gated state of each token's last depth on top."""
         self._entered += self._gates[:, None] * self.state
         return self._entered
 
 
 def _squash(z: F32, kind: str) -> F32:
-    """z → σ(z), tanh(z) or z."""
+    """Return σ(z), tanh(z) or z."""
     if kind == "sigmoid":
         p: F32 = np.tanh(z * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return p
@@ -202,7 +205,7 @@ def _squash(z: F32, kind: str) -> F32:
 
 
 def _gelu(x: F32) -> F32:
-    """Exact GELU."""
+    """Return the exact GELU of x."""
     cumulative = np.vectorize(erf, otypes=[np.float32])(x / np.sqrt(np.float32(2)))
     result: F32 = x * (1 + cumulative) * np.float32(0.5)
     return result

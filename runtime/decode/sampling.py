@@ -71,17 +71,17 @@ class SamplingOptions:
 
     @property
     def filters(self) -> bool:
-        """Does any token drop out before the choice?"""
+        """Whether any token drops out before the choice."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     @property
     def penalizes_answer(self) -> bool:
-        """Does it matter how often a token is in the answer?"""
+        """Whether it matters how often a token is in the answer."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def adjusts(self) -> bool:
-        """Are logits changed before the temperature?"""
+        """Whether logits are changed before the temperature."""
         return bool(self.logit_bias) or self.repetition_penalty != 1 or self.penalizes_answer
 
 

@@ -68,7 +68,7 @@ class TokenSequence:
         self.layout = KV_LAYOUTS[policy.kv](program.depths, skipped.gaps)
         self.skipped = skipped(program, self.layout)
         self.whole = False
-        """Does the driver take WHOLE calls, of a text or of a token with nothing beside it?"""
+        """Whether the driver takes WHOLE calls, of a text or of a token with nothing beside it."""
         self.cached = 0
         """Tokens that were run."""
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
@@ -80,7 +80,7 @@ class TokenSequence:
 
     @property
     def grows(self) -> bool:
-        """Do texts one after the other get what they would get as one? Not where a text is treated as a whole."""
+        """Whether texts one after the other get what they would get as one: not where a text is treated as a whole."""
         return self.layout.grows and not self.rule.whole_text
 
     @property
@@ -90,7 +90,7 @@ class TokenSequence:
 
     @property
     def steps_like_prompt(self) -> bool:
-        """Do steps leave the K and V that a prompt of the same tokens leaves?
+        """Whether steps leave the K and V that a prompt of the same tokens leaves.
 
         An exit rule lets tokens of steps go, not those of a prompt; a router treats both alike.
         """
@@ -135,7 +135,7 @@ class TokenSequence:
         return logits, ran.item()
 
     def _chunk(self, ids: I64, positions: I64, reads: int, whole: bool) -> PromptCalls:
-        """Tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together.
+        """Run the tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together.
 
         ``reads``: of how many of the last ones logits are wanted. ``whole``: by a WHOLE call, if they go the same way.
         """
@@ -168,7 +168,7 @@ class TokenSequence:
         self.layout.finished(cached)
 
     def _until_exit(self, rule: ExitRule, ids: I64, here: I64) -> StageCalls:
-        """One token, ids [1] at ``here`` [1], through the depths until ``rule`` lets it go."""
+        """Run one token, ids [1] at ``here`` [1], through the depths until ``rule`` lets it go."""
         layout, skipped = self.layout, self.skipped
         at, last = here.item(), self._depths - 1
         state = yield StageCall(PROLOGUE, 0, at, ids, here)
@@ -206,7 +206,7 @@ class TokenSequence:
     def _routed(
         self, router: Router, state: F32, positions: I64
     ) -> Generator[StageCall, F32, tuple[F32, I64]]:
-        """state [n, D] of the tokens at ``positions`` through the depths that ``router`` sends each of them to.
+        """Run state [n, D] of the tokens at ``positions`` through the depths that ``router`` sends each of them to.
 
         → the loop's output [n, D], depths run [n].
         """
@@ -227,7 +227,7 @@ class TokenSequence:
         return chunk.output(), chunk.ran
 
     def rows_before(self, position: int) -> list[int]:
-        """By depth: how many rows of its slot are of tokens before ``position``."""
+        """Return, by depth, how many rows of its slot are of tokens before ``position``."""
         return self.layout.rows_before(position)
 
     def truncate(self, tokens: int) -> None:
@@ -237,7 +237,7 @@ class TokenSequence:
         self.take_back(tokens, [])
 
     def take_back(self, position: int, pending: list[StageCall]) -> None:
-        """The tokens from ``position`` on never were: forget their rows, and what they took along.
+        """Forget the tokens from ``position`` on: their rows, and the states that they took along.
 
         ``pending``: the calls that they asked for and will not get, the oldest token's first.
         """
@@ -245,7 +245,7 @@ class TokenSequence:
         self.cached = min(self.cached, position)
 
     def snapshot(self) -> SequenceState:
-        """Its state now; later steps leave it as it is."""
+        """Return its state now, a copy that later steps leave as it is."""
         return SequenceState(
             self.cached,
             tuple(self.filled),

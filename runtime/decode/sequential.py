@@ -73,7 +73,7 @@ class SequentialDecoder:
         self.restart(policy or full_depth(backend.program, cache.slots))
 
     def restart(self, policy: Policy) -> None:
-        """From empty, under ``policy``, over the same slots; it is one that the engine can have (``modes.py``)."""
+        """Begin from empty, under ``policy``, over the same slots: one that the engine can have (``modes.py``)."""
         chunk = self.chunk  # without self: a cycle would keep the cache until the next collection
         self.sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
         self.sequence.whole = True
@@ -121,7 +121,7 @@ class SequentialDecoder:
             yield self.step(token), self.depth
 
     def can_truncate(self, tokens: int) -> bool:
-        """Do the slots still hold what they held when the first ``tokens`` tokens had been run?"""
+        """Return whether the slots still hold what they held when the first ``tokens`` tokens had been run."""
         sequence = self.sequence
         rows = sequence.rows_before(tokens)
         slots = [(sequence.cached, tokens), *zip(sequence.filled, rows, strict=True)]
@@ -141,7 +141,7 @@ class SequentialDecoder:
         self.sequence.truncate(0)
 
     def checked(self, ids: I64) -> I64:
-        """ids as a contiguous [S]; UsageError for another shape, ContextError when they do not fit."""
+        """Return ids as a contiguous [S]; UsageError for another shape, ContextError when they do not fit."""
         ids = np.ascontiguousarray(ids, np.int64)
         if ids.ndim != 1 or not len(ids):
             raise UsageError(f"token ids of shape {list(ids.shape)}, wanted [S] with at least one")
@@ -267,8 +267,8 @@ class SequentialDecoder:
 
     @contextmanager
     def _slot_for_each_depth(self, new: int) -> Iterator[None]:
-        """Where one slot serves all depths of a model that was trained with more: while a prompt of ``new`` tokens
-        runs, a slot a depth, of which the last one's rows stay."""
+        """Give each depth a slot while a prompt of ``new`` tokens runs, where one slot serves all depths of a model
+        that was trained with more. The last depth's rows stay."""
         kept, lanes = self.cache, self._lanes
         if new == 1 or kept.slots == self.backend.program.kv_slots:
             yield

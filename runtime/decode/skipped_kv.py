@@ -101,11 +101,11 @@ class NothingMissing:
     """Nothing is missing. The base of the others, and what sequences have that run every depth."""
 
     copies_rows = False
-    """Must the driver be able to copy rows between slots?"""
+    """Whether the driver has to be able to copy rows between slots."""
     gaps = False
-    """Do slots lack the tokens that left before their depth?"""
+    """Whether slots lack the tokens that left before their depth."""
     complete = False
-    """Are K and V those of full depth in the end, though tokens left early?"""
+    """Whether K and V are those of full depth in the end, though tokens left early."""
 
     def __init__(self, program: Program, layout: PerDepth) -> None:
         self.layout = layout
@@ -115,15 +115,15 @@ class NothingMissing:
         self._coda = len(program.caches("epilogue")) > 0
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
-        """What goes through ``depth`` with ``state`` [1, D] of the token at ``position`` [1], when some wait for it."""
+        """Return what runs ``depth`` with ``state`` [1, D] of the token at ``position`` [1], where some wait for it."""
         yield from ()
         return state, position
 
     def ran(self, depth: int, state: F32, positions: I64) -> None:
-        """The tokens at ``positions`` [n] have run ``depth`` → ``state`` [n, D]."""
+        """Note that the tokens at ``positions`` [n] have run ``depth`` → ``state`` [n, D]."""
 
     def left(self, depth: int, state: F32, position: int) -> Calls:
-        """The token at ``position`` leaves with ``state`` [1, D] after ``depth``."""
+        """Let the token at ``position`` leave with ``state`` [1, D] after ``depth``."""
         yield from ()
 
     def catch_up(self) -> Calls:
@@ -132,7 +132,7 @@ class NothingMissing:
 
     @property
     def overdue(self) -> bool:
-        """Do as many wait for some depth as may?"""
+        """Whether as many wait for some depth as may."""
         return max(map(len, self.waiting)) >= LIMIT
 
     def take_back(self, position: int, pending: Sequence[StageCall]) -> None:
@@ -151,7 +151,7 @@ class Exact(NothingMissing):
     complete = True
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
-        """All that wait, of which the newest is ``state`` itself (``ran``)."""
+        """Return all that wait, of which the newest is ``state`` itself (``ran``)."""
         waiting = self.waiting[depth]
         if len(waiting) == 1:
             waiting.clear()
@@ -160,12 +160,12 @@ class Exact(NothingMissing):
         return waiting.take(position.item())
 
     def ran(self, depth: int, state: F32, positions: I64) -> None:
-        """Those at ``positions`` wait for the next depth, until a token goes there: this one perhaps, at once."""
+        """Let those at ``positions`` wait for the next depth, until a token goes there: this one perhaps, at once."""
         if depth + 1 < self.depths:
             self.waiting[depth + 1].push(Waiting(positions.item(0), state.copy()))
 
     def catch_up(self) -> Calls:
-        """Through all depths, as full depth would have run them."""
+        """Run what waits through all depths, as full depth would have run them."""
         for depth in range(1, self.depths):
             if not self.waiting[depth]:
                 continue
@@ -182,13 +182,13 @@ class Propagate(NothingMissing):
     """K and V of skipped depths are projected from the state that a token left with."""
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
-        """K and V of those before it that left are filled in first; the token runs alone."""
+        """Fill in K and V of those before it that left; the token runs alone."""
         if self.waiting[depth].first < position.item():
             yield from self._fill(depth, position.item())
         return state, position
 
     def left(self, depth: int, state: F32, position: int) -> Calls:
-        """It waits for every deeper depth."""
+        """Let it wait for every deeper depth."""
         waits = Waiting(position, state.copy())
         for waiting in self.waiting[depth + 1 :]:
             waiting.push(waits)
@@ -213,7 +213,7 @@ class Latest(NothingMissing):
     copies_rows = True
 
     def left(self, depth: int, state: F32, position: int) -> Calls:
-        """Its rows are copied into the slots of all deeper depths."""
+        """Copy its rows into the slots of all deeper depths."""
         call = StageCall(COPY, depth, position, state[:0], np.array([position]))
         yield call
         self.layout.wrote_from(depth + 1, call)

@@ -54,5 +54,5 @@ PromptCalls = Generator[StageCall, F32, tuple[F32, I64]]
 
 
 def tokens_from(first: int, count: int) -> I64:
-    """The positions [count] of neighbouring tokens, of which ``first`` is the earliest."""
+    """Return the positions [count] of neighbouring tokens, of which ``first`` is the earliest."""
     return np.arange(first, first + count)

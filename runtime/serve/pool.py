@@ -112,7 +112,7 @@ class SequencePool:
         return best, most
 
     def _can_truncate(self, place: Place, tokens: int) -> bool:
-        """Do the slots of a place still hold what they held after ``tokens`` tokens?"""
+        """Return whether the slots of a place still hold what they held after ``tokens`` tokens."""
         state = place.tokens
         slots = [(state.cached, tokens), *zip(state.filled, state.rows_before(tokens), strict=True)]
         return all(self._cache.can_truncate(*slot) for slot in slots)
