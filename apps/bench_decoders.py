@@ -86,6 +86,18 @@ def unrolled_decoder(
     return Decoder("unrolled", group_size, size, decode)
 
 
+def llama_checkpoint(reading: Reading, tokenizer: Path, work: Path) -> Path:
+    """The unrolled checkpoint in ``work`` that peers are built from, made once; ExportError for what is no Llama."""
+    checkpoint = work / "llama"
+    plain_llama(reading.program, "its builder")
+    if not checkpoint.exists():
+        checkpoint.mkdir()
+        write_unrolled_checkpoint(reading, checkpoint)
+        shutil.copyfile(tokenizer / "tokenizer.json", checkpoint / "tokenizer.json")
+        (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
+    return checkpoint
+
+
 def genai_decoder(
     reading: Reading,
     tokenizer: Path,
@@ -96,14 +108,8 @@ def genai_decoder(
     threads: int | None,
 ) -> tuple[Decoder | None, str]:
     """onnxruntime-genai on its builder's model of the same unrolled checkpoint; (None, why) where it cannot run."""
-    checkpoint = work / "llama"
     try:
-        plain_llama(reading.program, "its builder")
-        if not checkpoint.exists():
-            checkpoint.mkdir()
-            write_unrolled_checkpoint(reading, checkpoint)
-            shutil.copyfile(tokenizer / "tokenizer.json", checkpoint / "tokenizer.json")
-            (checkpoint / "tokenizer_config.json").write_text(TOKENIZER_CONFIG, encoding="utf-8")
+        checkpoint = llama_checkpoint(reading, tokenizer, work)
         folder = GenaiDecoder.prepare(checkpoint, work / f"genai{group_size}", group_size)
         peer = GenaiDecoder(folder, prompt, tokens, threads or default_threads())
     except (EngineError, ExportError) as error:

@@ -35,6 +35,11 @@ def _need(modules: Sequence[str], purpose: str) -> None:
         raise EngineError(f"{purpose} needs {', '.join(missing)}, not installed: {_INSTALL}{extra}")
 
 
+def need_genai() -> None:
+    """EngineError that says what to install, unless the peer and its builder are there."""
+    _need(_BUILDS, "comparing with onnxruntime-genai")
+
+
 class GenaiDecoder:
     """One genai model with one sequence, which is rewound to the end of its prompt for every measurement."""
 
@@ -99,6 +104,14 @@ class GenaiDecoder:
     def model_bytes(self) -> int:
         """Size of the graph and its weights, without tokenizer and configuration."""
         return sum(path.stat().st_size for path in self.folder.glob("*.onnx*"))
+
+    def read_ms(self, prompt: Sequence[int]) -> float:
+        """Read ``prompt`` [S] from an empty sequence: milliseconds. It is what is decoded after from then on."""
+        self._prompt = [int(i) for i in prompt]
+        self._generator.rewind_to(0)
+        watch = Stopwatch()
+        self._generator.append_tokens(self._prompt)
+        return watch.ms
 
     def decode_ms(self, count: int) -> list[float]:
         """Decode ``count`` tokens after the prompt: milliseconds of each, the choice of the token included."""

@@ -31,6 +31,7 @@ examples:
   edgeloop compare my-checkpoint --group-size 32 --rounds 20 --json
   edgeloop compare my-checkpoint --target executorch --context 256 --keep programs
   edgeloop compare my-checkpoint --target coreml
+  edgeloop compare --target native --group-size 128 32 --prompt-tokens 128 --tokens 64 --keep files
 """
 
 WARM = 2  # tokens of a turn that are not counted: another engine's threads may still spin
@@ -42,7 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
         "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed, and takes the\n"
         "model's layers). --target executorch: in both layouts, and unrolled by ExecuTorch's own LLM exporter.\n"
-        "--target coreml: the bytes of packages of both."
+        "--target coreml: the bytes of packages of both.\n"
+        "--target native: the lane engine, beside our ONNX engine, onnxruntime-genai and llama.cpp, where installed."
     )
     parser.usage = "edgeloop compare [CHECKPOINT | --shape NAME] [options]"
     parser.epilog = EXAMPLES
@@ -56,10 +58,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", type=at_least(2), default=32, help="(%(default)s)")
     parser.add_argument("--threads", type=at_least(1), default=None, help="(default: all cores)")
     parser.add_argument(
-        "--target", choices=("onnx", "executorch", "coreml"), default="onnx", help="(%(default)s)"
+        "--target", choices=("onnx", "executorch", "coreml", "native"), default="onnx", help="(%(default)s)"
     )
     parser.add_argument("--context", type=at_least(8), help="executorch: a shorter context, as of export")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="executorch: programs stay, or are there")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="executorch, native: files stay, or are there"
+    )
+    parser.add_argument(
+        "--kv-bits", type=int, choices=(16, 32), default=32, help="native: of K and V (%(default)s)"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="native: perplexity of it after each depth, too"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,15 @@ class Result:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    {"onnx": decoders, "executorch": programs, "coreml": packages}[args.target](args, console)
+    ways = {"onnx": decoders, "executorch": programs, "coreml": packages, "native": lanes}
+    ways[args.target](args, console)
+
+
+def lanes(args: argparse.Namespace, console: Console) -> None:
+    """The lane engine and its peers."""
+    from .compare_native import compare_lanes
+
+    compare_lanes(args, console)
 
 
 def programs(args: argparse.Namespace, console: Console) -> None:
