@@ -21,8 +21,9 @@ import numpy as np
 from ..runtime.bundle.folder import Bundle
 from ..runtime.bundle.heads import read_heads
 from ..runtime.decode.draft_control import DraftController
-from ..runtime.decode.modes import PIPELINED, Mode, check_mode, choose_policy
+from ..runtime.decode.modes import PIPELINED, Mode, check_mode
 from ..runtime.decode.pipeline import Pipeline
+from ..runtime.decode.policy_choice import choose_policy
 from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
 from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend, Lanes

@@ -16,9 +16,10 @@ from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
 from .decode.logprobs import Score, score
-from .decode.modes import SEQUENTIAL, Mode, check_mode, choose_policy
+from .decode.modes import SEQUENTIAL, Mode, check_mode
 from .decode.pipeline import Pipeline
 from .decode.policy import Policy, full_depth
+from .decode.policy_choice import choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
 from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths

@@ -20,7 +20,7 @@ from .decode.stage_call import StageCall
 from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
-from .serve.pool import Place, SequencePool
+from .serve.pool import PooledSequence, SequencePool
 from .serve.requests import Answer, Step
 from .serve.scheduler import Scheduler, Task
 from .session import Session
@@ -42,7 +42,7 @@ class Worker:
         self._session, self._scheduler, self._pool, self._waiting = session, scheduler, pool, waiting
         self._changed = threading.Condition()
         self._queue: deque[Handle] = deque()
-        self._running: dict[Handle, tuple[Task, Place]] = {}
+        self._running: dict[Handle, tuple[Task, PooledSequence]] = {}
         self._cancelled: list[Handle] = []
         self._closing = self._finishing = False
         self._failure: EngineError | None = None
@@ -162,13 +162,13 @@ class Worker:
         for task in started:
             self._scheduler.add(task)
 
-    def _stop(self, task: Task, place: Place) -> None:
+    def _stop(self, task: Task, place: PooledSequence) -> None:
         """End a cancelled task; its sequence keeps the tokens that were done."""
         call = self._scheduler.remove(task)
         place.tokens.take_back(place.tokens.cached, [call] if call is not None else [])
         self._pool.give_back(place)
 
-    def _ended(self, handle: Handle, place: Place) -> Callable[[BaseException | None], None]:
+    def _ended(self, handle: Handle, place: PooledSequence) -> Callable[[BaseException | None], None]:
         """Return the function that the scheduler calls when the request of ``handle`` has ended by itself."""
 
         def ended(error: BaseException | None) -> None:
@@ -181,7 +181,7 @@ class Worker:
 
         return ended
 
-    def _answer(self, handle: Handle, place: Place, reused: int) -> Generator[StageCall, F32, None]:
+    def _answer(self, handle: Handle, place: PooledSequence, reused: int) -> Generator[StageCall, F32, None]:
         """Yield the stage calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
 
         Its steps go to its handle.

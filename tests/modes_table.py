@@ -15,7 +15,7 @@ from mode_models import MODELS, model
 from ops_table import parts
 
 from edgeloop.runtime.decode.exits import parse_rule
-from edgeloop.runtime.decode.modes import MANY, PIPELINED, REFUSED, SEQUENTIAL, Mode, Row, refusal
+from edgeloop.runtime.decode.modes import MANY, PIPELINED, REFUSED, SEQUENTIAL, Mode, Refusal, refusal
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.routing import parse_routing
 from edgeloop.runtime.engines.table import ENGINES
@@ -55,7 +55,7 @@ def modes(program: Program, rule: str, columns: Iterable[tuple[str, str]]) -> It
         yield Mode(program, Policy(rule, kv, skipped_kv, parsed), driver)
 
 
-def first_row(mode: Mode) -> Row | None:
+def first_row(mode: Mode) -> Refusal | None:
     """The row that refuses ``mode``."""
     return next((row for row in REFUSED if row.applies(mode)), None)
 
@@ -108,7 +108,7 @@ def _engines() -> Iterator[str]:
     yield _row("engine", "refuses, beside what every engine does")
     yield _row("---", "---")
     for name, engine in ENGINES.items():
-        found: dict[Row, None] = {}
+        found: dict[Refusal, None] = {}
         for program in map(model, MODELS):
             for rule in rules(program):
                 for mode in modes(program, rule, COLUMNS.values()):

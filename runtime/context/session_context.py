@@ -13,8 +13,8 @@ from ..bundle.heads import read_heads
 from ..checks import longer, whole_number
 from ..decode.encoding import check_encoder
 from ..decode.kv_layout import KV_LAYOUTS
-from ..decode.modes import choose_policy
 from ..decode.policy import Policy
+from ..decode.policy_choice import choose_policy
 from ..decode.sampling import SamplingOptions
 from ..decode.sequential import SequentialDecoder
 from ..engines.backend import I64, Backend

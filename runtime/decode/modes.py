@@ -8,18 +8,14 @@ tests/mode_cells.py tries every cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..bundle.manifest import Exit
-from ..engines.backend import F32
 from ..engines.capabilities import Capabilities
 from ..errors import UsageError
 from ..model.program import Program
-from .exits import ExitRule, parse_rule
-from .kv_layout import KV_LAYOUTS
+from .exits import ExitRule
 from .policy import Policy
-from .routing import parse_routing
 from .skipped_kv import SKIPPED_KV
 
 SEQUENTIAL, PIPELINED, MANY = "sequential", "pipelined", "many users"
@@ -110,7 +106,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Refusal:
     """Refuses the value of ``choice`` when it ``applies``, which ``when`` says in words; what to do ``instead``."""
 
     choice: str
@@ -124,162 +120,162 @@ class Row:
         return f"{CHOICES[self.choice]}: {self.why}; {self.instead}".format(m=mode)
 
 
-REFUSED: tuple[Row, ...] = (
-    Row(
+REFUSED: tuple[Refusal, ...] = (
+    Refusal(
         "kv",
         "shared or last, with one depth",
         lambda m: m.kv != m.own_kv and m.depths == 1,
         "the model has one depth, and nothing else could use its K and V",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "kv",
         "shared, where depths have K and V of their own",
         lambda m: m.kv == "shared" != m.own_kv,
         "the depths of this model have K and V of their own",
         "leave it out, or export the model with --kv shared",
     ),
-    Row(
+    Refusal(
         "kv",
         "per-depth, where depths share K and V",
         lambda m: m.kv == "per-depth" != m.own_kv,
         "the depths of this model share K and V",
         "leave it out, or export the model with --kv per-depth",
     ),
-    Row(
+    Refusal(
         "kv",
         "last, where depths share K and V",
         lambda m: m.kv == "last" and m.own_kv == "shared",
         "the depths of this model share the K and V of the first one",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "kv",
         "last, with a router",
         lambda m: m.kv == "last" and m.routed,
         "a router was trained with a slot a depth, which holds those that ran it",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "kv",
         "last, with a sliding window",
         lambda m: m.kv == "last" and m.window is not None,
         "rows of a window of {m.window} tokens move when they are written, and every depth would write them",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "kv",
         "last, where a depth keeps the row of the token before",
         lambda m: m.kv == "last" and m.program.kept_rows > 0,
         "each depth keeps a row of the token before, and one slot has room for one",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "kv",
         "last, on an engine that places rows itself",
         lambda m: m.kv == "last" and m.lacks("free_rows"),
         "engine {m.engine} gives each depth a slot of its own",
         "leave it out, or choose another engine",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "any but shared, where one slot serves all depths",
         lambda m: m.kv != "per-depth" and m.skipped_kv != "shared",
         "with {m.kv} K and V one slot serves all depths, so that none are missing",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "any but skip, with a router",
         lambda m: m.kv == "per-depth" and m.routed and m.skipped_kv != "skip",
         "the model's router was trained with depths that do not see those that left",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "shared, with a slot a depth",
         lambda m: m.kv == "per-depth" and m.skipped_kv == "shared",
         "each depth has K and V of its own, so that those of skipped depths are missing",
         "choose exact, propagate, latest or skip",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "propagate or latest, with one depth",
         lambda m: m.skipped_kv in ("propagate", "latest") and m.depths == 1,
         "the model has one depth, which no token skips",
         "leave it out",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "propagate, where a depth keeps the row of the token before",
         lambda m: m.skipped_kv == "propagate" and m.program.kept_rows > 0,
         "a depth keeps a row of the token before, and a token that skipped it has none",
         "choose exact or skip",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "propagate, with attention matrices for each depth",
         lambda m: m.skipped_kv == "propagate" and m.program.own_matrices,
         "K and V are filled in with matrices that all depths share, and this model has some for each depth",
         "choose exact, latest or skip",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "propagate, where the loop keeps no K and V",
         lambda m: m.skipped_kv == "propagate" and not m.program.caches("block"),
         "the loop of this model keeps no K and V",
         "choose exact or skip",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "propagate or latest, with a sliding window",
         lambda m: m.skipped_kv in ("propagate", "latest") and m.window is not None,
         "rows that are filled in later have to stay where they are, and a window of {m.window} tokens moves them",
         "choose exact or skip",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "latest under an exit rule, on an engine that keeps rows to itself",
         lambda m: SKIPPED_KV[m.skipped_kv].copies_rows and m.leaves and m.lacks("host_rows"),
         "it copies rows, and engine {m.engine} keeps them to itself",
         "choose exact or propagate, or another engine",
     ),
-    Row(
+    Refusal(
         "skipped_kv",
         "skip under a rule of measures or a router, on an engine that places rows itself",
         lambda m: m.skipped_kv == "skip" and m.varies and m.lacks("free_rows"),
         "a token's row is then not its position, and engine {m.engine} has no others",
         "choose exact or propagate, or another engine",
     ),
-    Row(
+    Refusal(
         "decode",
         "pipelined, with one depth",
         lambda m: m.driver == PIPELINED and m.depths == 1,
         "the model has one depth, so there is nothing to pipeline",
         "use sequential",
     ),
-    Row(
+    Refusal(
         "decode",
         "pipelined, KV layout last",
         lambda m: m.driver == PIPELINED and m.kv == "last",
         "with one KV slot for all depths a token has to finish before the next one begins",
         "use sequential",
     ),
-    Row(
+    Refusal(
         "decode",
         "pipelined, exit rule chunk-topk",
         lambda m: m.driver == PIPELINED and m.by_chunk,
         "exit rule {m.policy.exit!r} has to see a whole text at once",
         "use sequential",
     ),
-    Row(
+    Refusal(
         "exit",
         "chunk-topk, for many users",
         lambda m: m.driver == MANY and m.by_chunk,
         "it takes its share of a whole prompt, and many users' prompts go in by chunks",
         "use router",
     ),
-    Row(
+    Refusal(
         "engine",
         "many users, on an engine that takes one lane at a time",
         lambda m: m.driver == MANY and m.lacks("packed"),
@@ -301,29 +297,3 @@ def check_mode(mode: Mode) -> None:
         raise UsageError(f"decode {mode.driver!r}; known: {', '.join(DECODE)}")
     if reason := refusal(mode):
         raise UsageError(reason)
-
-
-def choose_policy(
-    program: Program,
-    heads: Mapping[str, F32],
-    calibrated: Mapping[str, Exit],
-    exit: str | None = None,  # noqa: A002 - the word of the command line
-    skipped_kv: str | None = None,
-    kv: str | None = None,
-) -> Policy:
-    """Return the policy of a model where None stands for what it was trained for; UsageError when it cannot be had."""
-    text = exit or ("router" if program.routing else "never")
-    rule = parse_routing(text, program) if program.routing else parse_rule(text, program, heads, calibrated)
-    kv = kv or ("shared" if program.shares_kv else "per-depth")
-    if skipped_kv is None and text in calibrated and kv == "per-depth" and not program.routing:
-        skipped_kv = calibrated[text].skipped_kv
-    asked = (("KV layout", kv, KV_LAYOUTS), ("policy for skipped K and V", skipped_kv, SKIPPED_KV))
-    for what, value, known in asked:
-        if value not in (None, *known):
-            raise UsageError(f"{what} {value!r}; known: {', '.join(known)}")
-    modes = [
-        Mode(program, Policy(text, kv, name, rule)) for name in ([skipped_kv] if skipped_kv else SKIPPED_KV)
-    ]
-    mode = next((mode for mode in modes if refusal(mode) is None), modes[0])
-    check_mode(mode)
-    return mode.policy

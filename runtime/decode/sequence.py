@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from ..engines.backend import F32, I64
+from ..engines.kv import KVCache
 from ..errors import UsageError
 from ..model.program import Program
 from ..timing import LoopClock
@@ -229,6 +230,11 @@ class TokenSequence:
     def rows_before(self, position: int) -> list[int]:
         """Return, by depth, how many rows of its slot are of tokens before ``position``."""
         return self.layout.rows_before(position)
+
+    def can_truncate(self, cache: KVCache, tokens: int) -> bool:
+        """Return whether its slots of ``cache`` still hold what they held when it had run ``tokens`` tokens."""
+        slots = [(self.cached, tokens), *zip(self.filled, self.rows_before(tokens), strict=True)]
+        return all(cache.can_truncate(*slot) for slot in slots)
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first ``tokens`` tokens, and what waits of them. UsageError when there are fewer."""

@@ -122,10 +122,7 @@ class SequentialDecoder:
 
     def can_truncate(self, tokens: int) -> bool:
         """Return whether the slots still hold what they held when the first ``tokens`` tokens had been run."""
-        sequence = self.sequence
-        rows = sequence.rows_before(tokens)
-        slots = [(sequence.cached, tokens), *zip(sequence.filled, rows, strict=True)]
-        return all(self.cache.can_truncate(*slot) for slot in slots)
+        return self.sequence.can_truncate(self.cache, tokens)
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError unless ``can_truncate``."""

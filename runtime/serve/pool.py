@@ -21,7 +21,7 @@ _NO_IDS = np.empty(0, np.int64)
 
 
 @dataclass(eq=False)
-class Place:
+class PooledSequence:
     """One sequence of the cache: ``tokens`` is its state, and ids [≥ tokens.cached] the tokens that it ran.
 
     ``prompt``: how many of them, from the first on, are its request's prompt. ``free``: no request uses it.
@@ -53,7 +53,7 @@ class SequencePool:
         ``copies``: the cache's rows can be copied from one sequence to another.
         """
         self._cache, self._make, self._reuse, self._copies = cache, make, reuse, copies
-        self._places = [Place(number, make()) for number in range(sequences)]
+        self._places = [PooledSequence(number, make()) for number in range(sequences)]
         self._free = list(self._places)
         self.prompt_tokens = self.reused_tokens = 0
         """Tokens of all prompts so far, and those of them that a sequence held already."""
@@ -63,7 +63,7 @@ class SequencePool:
         """The numbers of the sequences that no request uses, the one that was left first in front."""
         return [place.number for place in self._free]
 
-    def take(self, prompt: I64) -> tuple[Place, int]:
+    def take(self, prompt: I64) -> tuple[PooledSequence, int]:
         """Choose a place for prompt [S], of the free ones, of which there must be one.
 
         → the place, and how many tokens of the prompt it holds now, at most S − 1.
@@ -90,34 +90,28 @@ class SequencePool:
         self.reused_tokens += common
         return target, common
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: PooledSequence) -> None:
         """Take back a place whose request has ended; it keeps what it holds."""
         place.free = True
         self._free.append(place)
 
-    def clear(self, place: Place) -> None:
+    def clear(self, place: PooledSequence) -> None:
         """Forget what a place holds."""
         place.tokens, place.ids, place.prompt = self._make(), _NO_IDS, 0
 
-    def _longest(self, prompt: I64) -> tuple[Place | None, int]:
+    def _longest(self, prompt: I64) -> tuple[PooledSequence | None, int]:
         """Find the place that holds most of prompt [S] from its first token on → the place, how many tokens."""
-        best: Place | None = None
+        best: PooledSequence | None = None
         most = 0
         for place in self._places:
             held = min(place.reusable, len(prompt) - 1)
             differ = np.flatnonzero(place.ids[:held] != prompt[:held])
             common = int(differ[0]) if len(differ) else held
-            if common > most and self._can_truncate(place, common):
+            if common > most and place.tokens.can_truncate(self._cache, common):
                 best, most = place, common
         return best, most
 
-    def _can_truncate(self, place: Place, tokens: int) -> bool:
-        """Return whether the slots of a place still hold what they held after ``tokens`` tokens."""
-        state = place.tokens
-        slots = [(state.cached, tokens), *zip(state.filled, state.rows_before(tokens), strict=True)]
-        return all(self._cache.can_truncate(*slot) for slot in slots)
-
-    def _copy(self, source: Place, target: Place, tokens: int) -> None:
+    def _copy(self, source: PooledSequence, target: PooledSequence, tokens: int) -> None:
         """Make ``target`` hold the first ``tokens`` tokens of ``source``."""
         state = self._make()
         state.restore(source.tokens.snapshot())

@@ -187,7 +187,7 @@ class Scheduler:
                 several.append([each])
             else:
                 ones.append(each)
-        if not (self._shared and stage == "block"):
+        if not (self._shared and stage == BLOCK):
             return [*([ones] if ones else []), *several]
         # Depths that share K and V: depth 0 writes them, and goes before those that read.
         first = [each for each in ones if each[1].depth == 0]

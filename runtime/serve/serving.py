@@ -17,7 +17,8 @@ from ..checks import whole_number
 from ..decode.encoding import check_encoder
 from ..decode.exits import ExitRule
 from ..decode.kv_layout import KV_LAYOUTS
-from ..decode.modes import MANY, Mode, check_mode, choose_policy
+from ..decode.modes import MANY, Mode, check_mode
+from ..decode.policy_choice import choose_policy
 from ..decode.sampling import SamplingOptions
 from ..decode.sequence import TokenSequence
 from ..engines.backend import I64, Backend

@@ -16,7 +16,7 @@ from edgeloop.export.families.llama_spec import Segment
 from edgeloop.export.parity import trace
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.exits import ExitRule
-from edgeloop.runtime.decode.modes import choose_policy
+from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import Lanes
 from edgeloop.runtime.engines.coreml.engine import CoremlBackend, unavailable_reason

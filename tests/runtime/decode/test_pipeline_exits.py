@@ -8,8 +8,8 @@ import pytest
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.draft_control import DraftPlan, FixedPlan
 from edgeloop.runtime.decode.exits import MEASURES, Outcome
-from edgeloop.runtime.decode.modes import choose_policy
 from edgeloop.runtime.decode.pipeline import Pipeline
+from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.windows import DepthReader
 

@@ -8,7 +8,7 @@ from stage_calls import asked, block
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.exits import ExitRule
-from edgeloop.runtime.decode.modes import choose_policy
+from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequence import TokenSequence
 
 IDS = np.arange(2)
