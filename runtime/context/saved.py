@@ -7,7 +7,7 @@ read: names, types, shapes and the numbers of the header. So a file can make a s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
@@ -33,6 +33,7 @@ from .arrays_file import ArraysReader, ArraysWriter, Shape, reading, writing
 FORMAT = 1
 _NUMBERS = {2: "F16"}
 """The type in which rows are stored, by the bytes that the engine has for a number; F32 for others."""
+_BITS = {"F16": 16, "F32": 32}
 
 
 @dataclass(kw_only=True)
@@ -234,7 +235,7 @@ class SavedSession:
                     f"saved with --{flag} {found}, this session has {wanted}",
                     f"open the bundle with --{flag} {found}",
                 )
-        if self.tokens > context:
+        if self.tokens > context + 1:  # the last token of an answer need not be run
             raise ContextError(
                 f"{self._reader.path} holds {self.tokens} tokens, the context {context}; "
                 "open the bundle with a longer context"
@@ -255,10 +256,7 @@ class SavedSession:
             raise reader.refusal(str(error)) from error
         wanted = dict(_shapes(header, program, cache))
         if reader.shapes != wanted:
-            strange = next(
-                (name for name, shape in wanted.items() if reader.shapes.get(name) != shape), "more arrays"
-            )
-            raise reader.refusal(f"{strange} is not as this engine's caches have it")
+            raise reader.refusal(*_strange(reader.shapes, wanted))
         ids = reader.take().astype(np.int64)
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= program.vocab_size:
             raise reader.refusal("it has tokens that are not in the vocabulary")
@@ -305,6 +303,20 @@ def _shapes(header: _Header, program: Program, cache: KVCache) -> Iterator[tuple
             for side in ("key", "value"):
                 rows = shape.kv_heads, cache.rows_in(tokens), shape.head_dim
                 yield f"{stage}.{slot}.{layer}.{side}", (number, rows)
+
+
+def _strange(
+    found: Mapping[str, tuple[str, Shape]], wanted: Mapping[str, tuple[str, Shape]]
+) -> tuple[str, str]:
+    """Return what is strange about the arrays ``found`` where others are ``wanted``, and what can be done."""
+    name = next((name for name, array in wanted.items() if found.get(name) != array), "more arrays")
+    (kind, shape), (own, own_shape) = found.get(name, ("", ())), wanted.get(name, ("", ()))
+    if shape == own_shape and kind in _BITS and own in _BITS:
+        return (
+            f"K and V in {_BITS[kind]} bits, this engine keeps them in {_BITS[own]}",
+            "open it with --kv-bits and an engine as it was saved with",
+        )
+    return f"{name} is not as this engine's caches have it", "open it with the engine that it was saved with"
 
 
 def _problems(header: _Header, program: Program) -> Iterator[str]:

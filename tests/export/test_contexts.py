@@ -12,6 +12,7 @@ import pytest
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.sampling import SamplingOptions
+from edgeloop.runtime.errors import SessionError
 from edgeloop.runtime.session import Session
 
 F32 = npt.NDArray[np.float32]
@@ -270,6 +271,20 @@ def test_what_ran_nothing_is_saved(
             session.save(file)
         with Session.load(path, file, engine=engine) as session:
             assert session.ids == ids
+
+
+def test_numbers_of_other_sizes_are_refused(
+    exported: Callable[..., Path], lane_engine: Path, tmp_path: Path
+) -> None:
+    path, file = exported("mor-norms", "none"), tmp_path / "a.session"
+    with Session.open(path, engine="native", kv_bits=16) as session:
+        session.append([3, 4, 5])
+        tokens(session, 3)
+        session.save(file)
+    with pytest.raises(
+        SessionError, match="K and V in 16 bits, this engine keeps them in 32; open it with --kv-bits"
+    ):
+        Session.load(path, file, engine="native")
 
 
 @pytest.mark.parametrize("engines", [("onnx", "reference"), ("onnx", "native"), ("native", "reference")])

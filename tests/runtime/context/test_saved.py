@@ -114,6 +114,23 @@ def kept(slot, size):
     return {"stage": "block", "slot": slot, "tokens": 3, "sizes": [size]}
 
 
+def test_a_full_context_comes_back(bundle, tmp_path):
+    """Whose last token was chosen, and has no place in the cache."""
+    file = tmp_path / "a.session"
+    with open_(bundle, context=12) as session:
+        assert list(session.generate([5, 6, 7], 64))[-1].finish == "context"
+        assert len(session.ids) == 13
+        session.save(file)
+        ids, again = session.ids, tokens(session.regenerate(64))
+    with Session.load(bundle, file, engine="reference", context=12) as session:
+        assert session.ids == ids
+        assert tokens(session.regenerate(64)) == again
+        session.truncate(12)
+        assert tokens(session.generate(max_tokens=64))
+    with pytest.raises(ContextError, match="holds 13 tokens, the context 11"):
+        Session.load(bundle, file, engine="reference", context=11)
+
+
 def rewritten(data, change):
     """The file ``data`` with another header, and the right hash."""
     length = int.from_bytes(data[:8], "little")
