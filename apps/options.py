@@ -102,10 +102,18 @@ def session_file_argument(parser: argparse.ArgumentParser) -> None:
     """Where the context is kept between calls."""
     parser.add_argument(
         "--session",
-        type=Path,
+        type=_file_to_save,
         metavar="FILE",
         help="go on from the context in FILE, if it is there, and save it to FILE after every answer",
     )
+
+
+def _file_to_save(text: str) -> Path:
+    """Return the path ``text``, if it can name a file: asked before an answer is made that could not be saved."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to save in; make it first")
+    return path
 
 
 def template_arguments(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,16 @@ def test_commands_that_cannot_be_done(
     assert "save the session again" in err
 
 
+def test_a_place_that_is_none_is_refused_before_an_answer(
+    bundle: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    for words in (("chat", bundle), ("run", bundle, "-p", "Once")):
+        code, out, err = command(*words, "-n", 1, "--session", tmp_path / "none" / "a.session")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "to save in; make it first" in err
+
+
 def test_help_and_lines_that_are_no_commands(
     chat: Chat, bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
