@@ -16,7 +16,7 @@ from ..decode.sampling import SamplingOptions
 from ..decode.sequential import SequentialDecoder
 from ..engines.backend import F32
 from ..errors import UsageError
-from .saved import Contents
+from .saved_header import Contents
 
 CACHE_STEP = 256
 """Caches are made for a multiple of this many tokens: what is needed, not the model's whole context."""

@@ -6,142 +6,28 @@ read: names, types, shapes and the numbers of the header. So a file can make a s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from math import inf, isfinite
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from ..bundle.folder import Bundle
 from ..decode.policy import Policy
-from ..decode.sampling import SamplingOptions
 from ..decode.sequence import SequenceState
 from ..decode.skipped_kv import Waiting
-from ..engines.backend import I64
 from ..engines.kv import KVCache
 from ..errors import ContextError, UsageError
 from ..model.program import Program
-from ..model.sizes import kept_sizes
 from ..version import VERSION
 from .arrays_file import ArraysReader, ArraysWriter, Shape, reading, writing
+from .saved_header import Contents, Header, LastRows, Owner, SavedSampling, identity, problems
 
 FORMAT = 1
 _NUMBERS = {2: "F16"}
 """The type in which rows are stored, by the bytes that the engine has for a number; F32 for others."""
 _BITS = {"F16": 16, "F32": 32}
-
-
-@dataclass(kw_only=True)
-class Contents:
-    """What a session remembers beside K and V.
-
-    ``ids`` [n] of all tokens, of which ``state`` says how many were run. ``answer``, ``end``: where the last answer
-    begins and ends in them. ``messages``: the conversation, where they are one; its first ``turns`` are the first
-    ``said`` tokens. ``sampling``: of the last answer.
-    """
-
-    ids: I64
-    state: SequenceState
-    answer: int | None = None
-    end: int = 0
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    turns: int = 0
-    said: int = 0
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-
-
-class Owner(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bundle and policy of a saved session; others refuse it. ``bundle`` is a hash (``identity``)."""
-
-    bundle: str
-    depths: int
-    exit: str
-    skipped_kv: str
-    kv: str
-
-    @staticmethod
-    def of(bundle: Bundle, policy: Policy) -> Owner:
-        """Return the owner of sessions of ``bundle`` under ``policy``."""
-        return Owner(
-            bundle=identity(bundle),
-            depths=bundle.program.depths,
-            exit=policy.exit,
-            skipped_kv=policy.skipped_kv,
-            kv=policy.kv,
-        )
-
-
-class _Last(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The rows that ops with memory (``Shift``) keep of a slot's newest token, after ``tokens``: ``sizes`` numbers
-    each."""
-
-    stage: str
-    slot: int
-    tokens: int
-    sizes: tuple[int, ...]
-
-
-class _Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sampling options in JSON, which has no infinity and no numbers as keys. A bias of None bans a token."""
-
-    numbers: dict[str, int | float]
-    bias: tuple[tuple[int | str, float | None], ...]
-
-    @staticmethod
-    def of(options: SamplingOptions) -> _Sampling:
-        """Return ``options`` in that form."""
-        numbers = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "logit_bias"}
-        bias = options.logit_bias.items()
-        return _Sampling(numbers, tuple((t, value if isfinite(value) else None) for t, value in bias))
-
-    def options(self) -> SamplingOptions:
-        """Return the options; UsageError for names or values that there are not."""
-        usual = {f.name: f.default for f in fields(SamplingOptions) if f.name != "logit_bias"}
-        if self.numbers.keys() != usual.keys():
-            raise UsageError(f"sampling options {', '.join(sorted(self.numbers.keys() ^ usual.keys()))}")
-        bias = {token: -inf if value is None else value for token, value in self.bias}
-        numbers: dict[str, Any] = {
-            name: float(value) if isinstance(usual[name], float) else value
-            for name, value in self.numbers.items()
-        }
-        return SamplingOptions(**numbers, logit_bias=bias)
-
-
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The text of the file. ``waiting``: by depth, (first position, number of states) of each piece that waits."""
-
-    format: int
-    edgeloop: str
-    model: str
-    owner: Owner
-    tokens: int
-    cached: int
-    filled: tuple[int, ...]
-    waiting: tuple[tuple[tuple[int, int], ...], ...]
-    held: bool
-    last: tuple[_Last, ...]
-    answer: int | None
-    end: int
-    sampling: _Sampling
-    messages: list[dict[str, Any]]
-    turns: int
-    said: int
-
-
-def identity(bundle: Bundle) -> str:
-    """Return a hash of all that K and V and the tokens of ``bundle`` depend on: its program, weights and tokenizer.
-
-    Not of its heads and calibrated exits, which a later calibration writes.
-    """
-    manifest = bundle.manifest
-    files = {name: file for name, file in manifest.files.items() if name != manifest.heads}
-    parts = (manifest.program, manifest.quantization, dict(sorted(files.items())))
-    return hashlib.sha256(b"\n".join(map(msgspec.json.encode, parts))).hexdigest()
 
 
 def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache: KVCache) -> None:
@@ -153,7 +39,7 @@ def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache:
     state = contents.state
     slots = cache.held(0, state.cached, state.filled)
     last = [(stage, slot, n, cache.read_last(stage, slot, n)) for stage, slot, n in slots]
-    header = _Header(
+    header = Header(
         format=FORMAT,
         edgeloop=VERSION,
         model=bundle.folder.name.encode(errors="replace").decode(),
@@ -163,10 +49,10 @@ def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache:
         filled=state.filled,
         waiting=tuple(tuple((w.first, len(w.states)) for w in waiting) for waiting in state.waiting),
         held=bool(state.held),
-        last=tuple(_Last(stage, slot, n, tuple(map(len, rows))) for stage, slot, n, rows in last if rows),
+        last=tuple(LastRows(stage, slot, n, tuple(map(len, rows))) for stage, slot, n, rows in last if rows),
         answer=contents.answer,
         end=contents.end,
-        sampling=_Sampling.of(contents.sampling),
+        sampling=SavedSampling.of(contents.sampling),
         messages=contents.messages,
         turns=contents.turns,
         said=contents.said,
@@ -198,7 +84,7 @@ def opened(path: Path) -> Iterator[SavedSession]:
             if bytes(found) != str(FORMAT).encode():
                 what = bytes(found)[:20].decode(errors="replace")
                 raise reader.refusal(f"a saved session of format {what}, this edgeloop reads {FORMAT}")
-            header = msgspec.json.decode(reader.text, type=_Header)
+            header = msgspec.json.decode(reader.text, type=Header)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise reader.refusal(f"its header cannot be read ({error})") from error
         yield SavedSession(reader, header)
@@ -207,7 +93,7 @@ def opened(path: Path) -> Iterator[SavedSession]:
 class SavedSession:
     """A saved session that is open: whose it is, how many tokens it has, and the messages that they are, if any."""
 
-    def __init__(self, reader: ArraysReader, header: _Header) -> None:
+    def __init__(self, reader: ArraysReader, header: Header) -> None:
         self._reader, self._header = reader, header
         self.owner, self.tokens, self.messages = header.owner, header.tokens, header.messages
 
@@ -248,7 +134,7 @@ class SavedSession:
         cache holds then is nothing to go on from.
         """
         header, reader = self._header, self._reader
-        if problem := next(_problems(header, program), None):
+        if problem := next(problems(header, program), None):
             raise reader.refusal(f"{problem}, which no session has")
         try:
             sampling = header.sampling.options()
@@ -286,7 +172,7 @@ class SavedSession:
         )
 
 
-def _shapes(header: _Header, program: Program, cache: KVCache) -> Iterator[tuple[str, tuple[str, Shape]]]:
+def _shapes(header: Header, program: Program, cache: KVCache) -> Iterator[tuple[str, tuple[str, Shape]]]:
     """Yield name, type and shape of every array of a file with ``header``, of which ``cache`` holds the rows."""
     yield "ids", ("I32", (header.tokens,))
     for depth, count in enumerate(header.filled if header.held else ()):
@@ -317,36 +203,3 @@ def _strange(
             "open it with --kv-bits and an engine as it was saved with",
         )
     return f"{name} is not as this engine's caches have it", "open it with the engine that it was saved with"
-
-
-def _problems(header: _Header, program: Program) -> Iterator[str]:
-    """Yield what is wrong with the numbers of ``header``: those with which an engine would read or write elsewhere."""
-    cached, filled, depths = header.cached, header.filled, program.depths
-    if not 0 <= cached <= header.tokens:
-        yield f"{cached} of {header.tokens} tokens were run"
-    if len(filled) != depths or len(header.waiting) != depths:
-        yield f"it has {len(filled)} depths"
-    if any(not 0 <= n <= cached for n in filled):
-        yield f"depths hold {filled} of {cached} tokens"
-    for depth, parts in enumerate(header.waiting):
-        end = filled[depth]
-        for first, count in parts:
-            if first != end or count < 1:
-                yield f"tokens from {first} on wait behind {end}"
-            end += count
-        if not header.held and end not in (cached, *filled[:depth]):
-            yield f"depth {depth} lacks tokens from {end} on"
-        if header.held and parts:
-            yield "tokens wait for depths that they skip"
-    answer = header.end if header.answer is None else header.answer
-    if not 0 <= answer <= header.tokens or not 0 <= header.end <= header.tokens:
-        yield f"an answer from token {answer} to {header.end}"
-    if not (0 <= header.said <= header.tokens and 0 <= header.turns <= len(header.messages)):
-        yield f"{header.turns} of {len(header.messages)} messages are {header.said} of {header.tokens} tokens"
-    kept = {(entry.stage, entry.slot) for entry in header.last}
-    slots = {("prologue", 0), ("epilogue", 0), *(("block", slot) for slot in range(depths))}
-    if len(kept) != len(header.last) or not kept <= slots:
-        yield "rows of slots that are none"
-    for entry in header.last:
-        if not 0 <= entry.tokens <= cached or entry.sizes != tuple(kept_sizes(program, entry.stage)):
-            yield f"rows of {entry.sizes} that are kept of {entry.tokens} tokens"

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from edgeloop.runtime.context.saved import identity
+from edgeloop.runtime.context.saved_header import identity
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.errors import ContextError, EdgeloopError, SessionError, UsageError
 from edgeloop.runtime.session import Session
