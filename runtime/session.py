@@ -6,35 +6,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from .bundle.folder import Bundle
 from .context.context import Context
 from .context.saved import opened
-from .context.session_context import ContextSession
 from .decode.draft_control import DraftController, WholeTokenController
-from .decode.encoding import Encoded, check_encoder, encode
-from .decode.evaluation import Evaluation, evaluate
-from .decode.logprobs import Score, score
+from .decode.encoding import check_encoder
 from .decode.modes import SEQUENTIAL, Mode, check_mode
 from .decode.pipeline import Pipeline
-from .decode.policy import Policy, full_depth
-from .decode.policy_choice import choose_policy
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
-from .decode.windows import Perplexity, VisitDepths, perplexity, visit_depths
-from .engines.backend import F32, I64, Backend
+from .engines.backend import I64, Backend
 from .engines.table import open_backend
 from .errors import UsageError
+from .reading_session import ReadingSession
 from .serve.requests import Answer, Request, Step
-from .text.prompts import Texts, Types
 from .text.template import Objects
 from .timing import GenerationClock, GenerationStats
 
 __all__ = ["Session", "Step"]
 
 
-class Session(ContextSession):
+class Session(ReadingSession):
     """One sequence at a time on one engine: generates, scores and evaluates; its context stays between generations."""
 
     def __init__(
@@ -126,29 +118,6 @@ class Session(ContextSession):
         if self._clock is None:
             raise UsageError("nothing was generated in this session yet")
         return self._clock.stats()
-
-    def logits(self, ids: Sequence[int] | I64) -> F32:
-        """Return the logits [S, V] of ids [S], a fresh array: at full depth, or under the session's exit rule if it
-        has one."""
-        checked = self.prompts.ids(ids)
-        decoder = self._start(len(checked))
-        if not self.policy.rule.token_by_token:
-            return decoder.prompt(checked, "all").copy()
-        return np.concatenate([logits.copy() for logits, _ in decoder.every(checked)])
-
-    def encode(
-        self, texts: Texts, types: Types | None = None, *, depth: int | None = None, logits: bool = False
-    ) -> Encoded:
-        """Encode texts with an encoder, and return their last states: each token's depends on all tokens of its text.
-
-        ``texts``: one or several, each a text, a pair of texts as a tuple, or token ids; ``types``: those of
-        ids, by default 0. ``depth``: stop after so many. ``logits``: those of the head too. UsageError for a
-        decoder, ContextError for a text that is too long.
-        """
-        check_encoder(self.program, self.bundle.folder, True)
-        if self.backend is None:
-            raise UsageError("the session is closed; open it again")
-        return encode(self.backend, self.prompts.texts(texts, types), depth, logits)
 
     def generate(
         self,
@@ -263,57 +232,6 @@ class Session(ContextSession):
             logits = runner.step(token)
             depth = runner.depth
 
-    def score(self, text: str | Sequence[int] | I64, top: int = 0) -> Score:
-        """Return the log-probability of each token of a text or ids [S] after those before it, with the ``top``
-        likeliest.
-
-        Logits are those of ``logits``, from an empty context; all of them, [S, V], are in memory meanwhile.
-        UsageError as in ``generate``; ContextError for more tokens than the context holds (``perplexity`` takes
-        those, in windows).
-        """
-        ids = self.prompts.request(text).prompt
-        return score(ids, self.logits(ids), self.prompts.top(top, "top"))
-
-    def evaluate(self, ids: Sequence[int] | I64) -> Evaluation:
-        """Return how well ids [S], S ≥ 2, are predicted, in disjoint windows of the context.
-
-        Each token is run as a generated one would be. Full depth beside it is every depth for every token; for
-        a routed model that is not what it was trained for.
-        """
-        return self.compare(ids, [self.policy])[0]
-
-    def compare(self, ids: Sequence[int] | I64, policies: Sequence[Policy]) -> list[Evaluation]:
-        """Return ``evaluate`` under each of ``policies`` (``choose``), in turn window by window: speeds can be
-        compared."""
-        stream = self.prompts.ids(ids)
-        if len(stream) < 2:
-            raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
-        decoder = self._start(min(len(stream), self.context))
-        return evaluate(stream, self.context, decoder, policies, self.choose("never"))
-
-    def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
-        """Return another policy over the same KV slots; UsageError when the model or the engine cannot have it."""
-        exits = self.bundle.manifest.exits
-        policy = choose_policy(self.program, self.heads, exits, exit, skipped_kv, self.policy.kv)
-        if self.backend is not None:
-            check_mode(Mode(self.program, policy, SEQUENTIAL, self.backend.name, self.backend.can))
-        return policy
-
-    def visit_depths(self, ids: Sequence[int] | I64, visit: VisitDepths) -> None:
-        """Run ids [S] at full depth, in windows of the context; ``visit`` sees every depth of every chunk."""
-        stream = self.prompts.ids(ids)
-        visit_depths(self._full_depth(min(len(stream), self.context)), stream, self.context, visit)
-
-    def perplexity(self, ids: Sequence[int] | I64) -> Perplexity:
-        """Return the perplexity of ids [S], S ≥ 2, in disjoint windows of the context, over all and after each depth.
-
-        Every token but the first is predicted once, from the tokens before it in its window.
-        """
-        stream = self.prompts.ids(ids)
-        if len(stream) < 2:
-            raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
-        return perplexity(self._full_depth(len(stream)), stream, self.context)
-
     def fork(self) -> Session:
         """Return a session that goes on from the same context, as ``ContextSession.fork`` describes it."""
         other = super().fork()
@@ -337,25 +255,12 @@ class Session(ContextSession):
             self._pipeline.cancel()
         return context
 
-    def _start(self, tokens: int) -> SequentialDecoder:
-        """Return an empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.
-
-        The context keeps its tokens, which are run again when it goes on.
-        """
-        return self._use_context().lend(tokens)
-
     def _new_controller(self) -> DraftController | None:
         """Return what chooses the draft depth; None when the session decodes sequentially."""
         if self.decode == SEQUENTIAL:
             return None
         kind = WholeTokenController if self.policy.rule.lets_go else DraftController
         return kind(self.program.depths)
-
-    def _full_depth(self, tokens: int) -> SequentialDecoder:
-        """Return what ``_start`` does, with every token at every depth, whatever the session's policy."""
-        decoder = self._start(tokens)
-        decoder.restart(full_depth(self.program, decoder.cache.slots))
-        return decoder
 
     def _prepare_pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:
         """Return the pipeline, which is kept, since engines prepare its calls once. None when decoding sequentially."""
