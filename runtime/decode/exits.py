@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..bundle.manifest import NEVER, Exit
+from ..engines.backend import F32
 from ..errors import UsageError
 from ..model.program import Program
 
-F32 = npt.NDArray[np.float32]
 Heads = Mapping[str, F32]
 EPSILON = np.float32(1e-6)
 
@@ -77,7 +76,7 @@ def gate(out: Outcome, heads: Heads) -> F32:
     stay = np.ones(len(out.state), np.float32)
     step: Outcome | None = out
     while step is not None and step.depth >= 0:
-        stay = stay * _sigmoid(-(step.state @ heads["gate.weight"] + heads["gate.bias"]))
+        stay = stay * sigmoid(-(step.state @ heads["gate.weight"] + heads["gate.bias"]))
         step = step.before
     return 1 - stay
 
@@ -86,7 +85,7 @@ def probe(out: Outcome, heads: Heads) -> F32:
     """Return, [N], how settled a linear probe takes the prediction to be, 0 … 1 (export/calibration/probe.py)."""
     x, d = out.state, out.depth
     rms = np.sqrt(np.vecdot(x, x) / np.float32(x.shape[-1]) + EPSILON)
-    return _sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
+    return sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
 
 
 @dataclass(frozen=True)
@@ -227,6 +226,7 @@ def _softmax(out: Outcome) -> F32:
     return e
 
 
-def _sigmoid(x: F32) -> F32:
+def sigmoid(x: F32) -> F32:
+    """Return σ(x), which overflows nowhere."""
     result: F32 = np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
     return result

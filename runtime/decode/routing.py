@@ -13,14 +13,13 @@ from time import perf_counter_ns
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from ..engines.backend import F32, I64
 from ..errors import UsageError
 from ..model.program import Program, Routing
 from ..timing import LoopClock
+from .exits import sigmoid
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 RULES = ("router", "router:θ", "chunk-topk", "never", "depth:N")
 
 
@@ -199,8 +198,7 @@ class TokenChunk:
 def _squash(z: F32, kind: str) -> F32:
     """Return σ(z), tanh(z) or z."""
     if kind == "sigmoid":
-        p: F32 = np.tanh(z * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
-        return p
+        return sigmoid(z)
     return np.tanh(z) if kind == "tanh" else z
 
 

@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checks import real_number, whole_number
+from ..engines.backend import F32, I64
 from ..errors import EngineError, UsageError
 from ..wording import shown
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 Choose = Callable[[F32, I64, int], int]
 """(logits [V], the ids before, position) → the token for that position: ``Sampler.choose``."""
 KEPT = 8
