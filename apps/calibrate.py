@@ -247,7 +247,7 @@ class Calibration:
 
 
 def keeps(found: Evaluation, goal: Goal) -> bool:
-    """Does what was measured keep the goal?"""
+    """Return whether what was measured keeps the goal."""
     if goal.kind == "agree":
         return found.agreement >= goal.value
     return found.perplexity <= found.full_perplexity * (1 + goal.value)

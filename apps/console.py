@@ -35,7 +35,7 @@ class Console:
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
         self.always_colour = False
-        """Are streamed tokens coloured in a pipe too?"""
+        """Whether streamed tokens are coloured in a pipe too."""
         self._open_line = False
         self._lines = 0  # that were read of a pipe
         for stream in (sys.stdout, sys.stderr):
@@ -152,7 +152,7 @@ class Console:
 
     @property
     def asks_a_person(self) -> bool:
-        """Is stdin a terminal, where a person can answer?"""
+        """Whether stdin is a terminal, where a person can answer."""
         return sys.stdin is not None and sys.stdin.isatty()
 
     def _read(self) -> str | None:

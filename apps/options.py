@@ -76,7 +76,7 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         "--exit",
         action=action,
         metavar="RULE",
-        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router"
+        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router, chunk-topk"
         + again,
     )
     group.add_argument(

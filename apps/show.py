@@ -48,7 +48,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 
 def is_bundle(path: Path) -> bool:
-    """Has the folder a manifest? What cannot be looked at has none."""
+    """Return whether the folder has a manifest. What cannot be looked at has none."""
     try:
         return (path / MANIFEST).is_file()
     except (OSError, ValueError):
@@ -118,7 +118,7 @@ def held_to(parity: Parity) -> str:
 
 
 def has_probes(bundle: Bundle) -> bool:
-    """Did `edgeloop calibrate` fit probes? BundleError when the file of the heads is damaged."""
+    """Return whether `edgeloop calibrate` fitted probes; BundleError when the file of the heads is damaged."""
     if bundle.manifest.heads is None:
         return False  # numpy is not imported for most bundles
     from ..runtime.bundle.heads import read_heads

@@ -153,7 +153,7 @@ _BITS = {1: 16, 2: 32, 3: 8, 4: 8, 8: 4, 11: 4, 14: 32}
 
 
 def repeats(kind: str, name: str) -> bool:
-    """May a message have several of this field?"""
+    """Return whether a message may have several of this field."""
     return name in REPEATED and kind != "RepeatedBytes"
 
 

@@ -67,7 +67,7 @@ class Bundle:
 
     @property
     def own_depth(self) -> bool:
-        """Does the loop run as often as the bundle was exported for?"""
+        """Whether the loop runs as often as the bundle was exported for."""
         return self.program.depths == self.manifest.program.depths
 
     def path(self, name: str) -> Path:

@@ -156,12 +156,12 @@ class RunsPrompts(Backend, Protocol):
 
 
 def runs_prompts(backend: Backend) -> TypeGuard[RunsPrompts]:
-    """Does ``backend`` declare that it runs whole prompts?"""
+    """Return whether ``backend`` declares that it runs whole prompts."""
     return backend.can.whole_prompt
 
 
 def can_fill(program: Program) -> bool:
-    """Can a token that skips depths get K and V there without running them?
+    """Return whether a token that skips depths can get K and V there without running them.
 
     The model must have K and V of its own at each depth, in rows that stay where they are; shared matrices, because
     the fill stage has those of K and V alone; and no Shift: a depth that keeps the row of the token before has none

@@ -97,7 +97,7 @@ class KVCache:
         return sequence * self.slots + min(depth, self.slots - 1) if stage == "block" else sequence
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
-        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``?
+        """Return whether a slot of ``cached`` tokens still holds what it held at ``tokens``.
 
         Always, without a window that has moved on and without a row that ``Shift`` keeps.
         """

@@ -157,7 +157,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def shares_kv(self) -> bool:
-        """Do the depths of the loop read the K and V of depth 0?"""
+        """Whether the depths of the loop read the K and V of depth 0."""
         return self.depths > 1 and any(shape.shared for shape in self.caches("block"))
 
     @property
@@ -186,7 +186,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return (op for stage in self.stages for op in stage.ops if isinstance(op, Rotate))
 
     def differs(self, stage: Stage) -> bool:
-        """Does anything that ``stage`` uses differ between depths?"""
+        """Return whether anything that ``stage`` uses differs between depths."""
         return any(
             getattr(op, "at", 0) is None and self.weights[name].per_depth
             for op in stage.ops
@@ -195,7 +195,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def own_matrices(self) -> bool:
-        """Does a linear op have a whole matrix for each depth?"""
+        """Whether a linear op has a whole matrix for each depth."""
         linear = (op for stage in self.stages for op in stage.ops if isinstance(op, Linear))
         return any(self.matrix(op.weight).copies > 1 for op in linear)
 
@@ -209,7 +209,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def encoder(self) -> bool:
-        """Does no attention have a cache? Then calls are of whole texts, and there is no next token."""
+        """Whether no attention has a cache: calls are of whole texts then, and there is no next token."""
         attends = any(isinstance(op, Attend | AttendTwice) for stage in self.stages for op in stage.ops)
         return attends and not any(self.caches(name) for name in STAGES)
 
@@ -232,7 +232,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def tied_embedding(self) -> bool:
-        """Is the embedding's table also the matrix of the logits?"""
+        """Whether the embedding's table is also the matrix of the logits."""
         tables = {op.table for stage in self.stages for op in stage.ops if isinstance(op, Embed)}
         return any(weight in tables for op in self.head.ops for weight in (getattr(op, "weight", None),))
 

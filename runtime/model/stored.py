@@ -133,7 +133,7 @@ class StoredWeights:
         return weight
 
     def quantized(self, name: str) -> bool:
-        """Is the matrix ``name`` stored as codes with scales?"""
+        """Return whether the matrix ``name`` is stored as codes with scales."""
         return isinstance(self._coded.get(name), Grouped)
 
     def small(self, name: str) -> F32:

@@ -46,7 +46,7 @@ class Matrix(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     @property
     def per_depth(self) -> bool:
-        """Does it differ between depths?"""
+        """Whether it differs between depths."""
         return self.copies > 1 or bool(self.deltas)
 
 
@@ -58,7 +58,7 @@ class Vector(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     @property
     def per_depth(self) -> bool:
-        """Does it differ between depths?"""
+        """Whether it differs between depths."""
         return self.rows is not None
 
 

@@ -43,7 +43,7 @@ class Pieces:
         return piece
 
     def silent(self, token: int) -> bool:
-        """Is ``token`` left out of texts, as special tokens and unknown ids are?"""
+        """Return whether ``token`` is left out of texts, as special tokens and unknown ids are."""
         silent = self._silent.get(token)
         if silent is None:
             unknown = self._engine.id_to_token(token) is None
@@ -58,7 +58,7 @@ class Pieces:
         return self._values[token]
 
     def can_write(self, text: str) -> bool:
-        """Is there a sequence of tokens whose bytes contain ``text``?"""
+        """Return whether there is a sequence of tokens whose bytes contain ``text``."""
         wanted = text.encode()
         with suppress(UsageError):  # the tokenizer has no tokens for it as it stands
             if wanted in b"".join(self[i] for i in self._encode(text, False)):

@@ -172,5 +172,5 @@ def _rows(given: Any) -> list[Any]:
 
 
 def _is_text(text: Any) -> bool:
-    """Is it a text or a pair of texts, rather than token ids?"""
+    """Return whether it is a text or a pair of texts, rather than token ids."""
     return isinstance(text, str) or (isinstance(text, tuple) and all(isinstance(part, str) for part in text))

@@ -116,7 +116,7 @@ def cache_folder() -> Path:
 
 
 def is_whole(library: Path) -> bool:
-    """Is the file there, this user's own, and what the compiler made of it?"""
+    """Return whether the file is there, this user's own, and what the compiler made of it."""
     try:
         digest = library.with_suffix(".sha256")
         for found in (library.lstat(), digest.lstat()):

@@ -155,12 +155,12 @@ def mask_of(program: Program, op: Attend) -> Mask:
 
 
 def whole_lanes(program: Program) -> bool:
-    """Must all tokens of a lane be in one call, because an attention has no cache of those before?"""
+    """Return whether all tokens of a lane have to be in one call: an attention has no cache of those before."""
     return any(isinstance(op, Attend) and op.cache is None for stage in program.stages for op in stage.ops)
 
 
 def sees_rows(stage: Stage) -> bool:
-    """Does an op of ``stage`` need other rows than its own, or their positions?"""
+    """Return whether an op of ``stage`` needs other rows than its own, or their positions."""
     return any(isinstance(op, Attend | AttendTwice | Shift | Rotate | Embed) for op in stage.ops)
 
 

@@ -157,7 +157,7 @@ class NativeCache(KVCache):
         return replace(self, sessions=sessions, slots=other.slots)
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
-        """Does a slot of ``cached`` tokens still hold what it held at ``tokens``?"""
+        """Return whether a slot of ``cached`` tokens still holds what it held at ``tokens``."""
         if tokens in (0, cached):
             return True
         session = self.sessions["block"]

@@ -74,7 +74,7 @@ def cache_folder() -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Is the file there, and what was written?"""
+    """Return whether the file is there, and what was written."""
     digest = _digest(path)
     if not path.is_file() or not digest.is_file():
         return False
