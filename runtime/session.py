@@ -259,7 +259,7 @@ class Session(ReadingSession):
         """Return what chooses the draft depth; None when the session decodes sequentially."""
         if self.decode == SEQUENTIAL:
             return None
-        kind = WholeTokenController if self.policy.rule.lets_go else DraftController
+        kind = WholeTokenController if self.policy.rule.exits_early else DraftController
         return kind(self.program.depths)
 
     def _prepare_pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:

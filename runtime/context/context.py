@@ -133,7 +133,7 @@ class Context:
         if self.cached == len(self.ids):
             self._take_back(len(self.ids) - 1)
         begin, count = self.cached, len(self.ids)
-        if begin == self.end - 1 and (self.end == count or self.policy.rule.lets_go):
+        if begin == self.end - 1 and (self.end == count or self.policy.rule.exits_early):
             logits = decoder.step(self.ids[begin])
             if self.end == count:
                 return logits, 1

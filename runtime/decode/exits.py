@@ -134,7 +134,7 @@ class ExitRule:
     """Tokens leave one by one, whatever comes after them."""
 
     @property
-    def lets_go(self) -> bool:
+    def exits_early(self) -> bool:
         """Whether a token may leave before the last depth."""
         return not self.never
 

@@ -171,7 +171,7 @@ class Pipeline:
             and position < self.decoder.capacity
             and len(self._flight) <= self._depths
             and not (
-                sequence.rule.lets_go and sequence.skipped.overdue
+                sequence.rule.exits_early and sequence.skipped.overdue
             )  # they catch up when nothing is in flight
             and self._can_take_back(position)
         )
@@ -191,7 +191,7 @@ class Pipeline:
         self.decoder.clock.passes += 1
         end = perf_counter_ns()
         if (
-            lanes and not self.sequence.rule.lets_go
+            lanes and not self.sequence.rule.exits_early
         ):  # else a token's cost does not follow from that of passes
             controller.passed(lanes, block_ns, reads.rows, reads.engine_ns, end - since)
         return end

@@ -38,7 +38,7 @@ class RoutingRule:
 
     reads_logits: ClassVar[bool] = False
     """A router reads states."""
-    lets_go: ClassVar[bool] = True
+    exits_early: ClassVar[bool] = True
     """A token may leave before the last depth."""
     token_by_token: ClassVar[bool] = False
     """A text goes through in chunks: the router decides for the tokens of a prompt as for generated ones."""

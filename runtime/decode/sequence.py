@@ -65,7 +65,7 @@ class TokenSequence:
         """
         self.program, self.rule, self.heads, self.chunk = program, policy.rule, heads, chunk
         self.clock = clock or LoopClock(program.depths)
-        skipped = SKIPPED_KV[policy.skipped_kv] if policy.rule.lets_go else NothingMissing
+        skipped = SKIPPED_KV[policy.skipped_kv] if policy.rule.exits_early else NothingMissing
         self.layout = KV_LAYOUTS[policy.kv](program.depths, skipped.gaps)
         self.skipped = skipped(program, self.layout)
         self.whole = False
@@ -96,7 +96,7 @@ class TokenSequence:
         An exit rule lets tokens of steps go, not those of a prompt; a router treats both alike.
         """
         rule = self.rule
-        return isinstance(rule, RoutingRule) or not rule.lets_go or self.skipped.complete
+        return isinstance(rule, RoutingRule) or not rule.exits_early or self.skipped.complete
 
     def prompt(self, ids: I64, rows: LogitRows = "last") -> PromptCalls:
         """Run ids [S], S ≥ 1: every token at full depth, or as the router says → logits [N, V], depths run [S].
@@ -126,7 +126,7 @@ class TokenSequence:
         """
         at = self.cached if position is None else position
         ids, here = np.array([token]), np.array([at])
-        if isinstance(self.rule, ExitRule) and self.rule.lets_go:
+        if isinstance(self.rule, ExitRule) and self.rule.exits_early:
             if self.skipped.overdue:
                 yield from self.skipped.catch_up()
             logits, depth = yield from self._until_exit(self.rule, ids, here)

@@ -1,4 +1,4 @@
-"""What a sequence asks of whoever drives it: the engine call that its tokens need next, as data.
+"""What a sequence asks its driver for: the engine call that its tokens need next, as data.
 
 Sequences (``sequence.py``) are generators of stage calls. A driver runs each call on an engine and sends the answer
 back: ``sequential.py`` those of one sequence alone, ``pipeline.py`` with drafts, ``serve/scheduler.py`` those of many
@@ -20,8 +20,8 @@ PROLOGUE, BLOCK, FILL, EPILOGUE = "prologue", "block", "fill", "epilogue"
 COPY = "copy"
 """No computation: the K and V rows of ``positions`` in ``depth``'s slot also go into those of all deeper depths."""
 WHOLE = "whole"
-"""Prologue, every depth and epilogue in one go, of tokens that nobody lets go in between. Only drivers that say so are
-asked for it (``TokenSequence.whole``): of a sequence alone it is quicker, and an engine may have one call for it."""
+"""Prologue, every depth and epilogue together, for tokens that no exit rule may stop between. Only drivers that set
+``TokenSequence.whole`` are asked for it: for a sequence alone it is quicker, and an engine may have one call for it."""
 
 
 @dataclass(slots=True)
