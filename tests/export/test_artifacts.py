@@ -41,9 +41,9 @@ STAGED, FLAT = ("executorch", "staged"), ("executorch", "flat")
 
 def test_the_quickest_runs_first() -> None:
     """And the bundle has them as they were asked for."""
-    found, ran = made({}, STAGED, FLAT, ("coreml", "staged"), ("onnx", "staged"))
-    assert ran == ["onnx", "coreml", "executorch-flat", "executorch"]
-    assert found == ["executorch", "executorch-flat", "coreml", "onnx"]
+    found, ran = made({}, STAGED, FLAT, ("coreml", "staged"), ("onnx", "staged"), ("native", "staged"))
+    assert ran == ["native", "onnx", "coreml", "executorch-flat", "executorch"]
+    assert found == ["executorch", "executorch-flat", "coreml", "onnx", "native"]
     assert {
         f"{name}-flat" if layout == "flat" else name for layout, names in LAYOUTS.items() for name in names
     } == set(ran)

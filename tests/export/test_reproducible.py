@@ -50,7 +50,8 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-TARGETS = {"onnx": "onnx", "executorch": "executorch", "coreml": "coremltools"}
+TARGETS = {"onnx": "onnx", "native": "numpy", "executorch": "executorch", "coreml": "coremltools"}
+"""And the package that each needs."""
 
 
 def test_every_target_is_compared() -> None:
@@ -58,9 +59,13 @@ def test_every_target_is_compared() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_two_processes_write_the_same(checkpoint: Path, tmp_path: Path, target: str) -> None:
+def test_two_processes_write_the_same(
+    checkpoint: Path, tmp_path: Path, target: str, request: pytest.FixtureRequest
+) -> None:
     """With other hash seeds, other places for scratch files and other folders to start in."""
     pytest.importorskip(TARGETS[target])
+    if target == "native":
+        request.getfixturevalue("lane_engine")
     running = []
     for seed in ("1", "2"):
         out, scratch = tmp_path / f"out{seed}" / ("x" * int(seed)), tmp_path / ("scratch" * int(seed))

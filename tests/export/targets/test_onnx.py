@@ -169,7 +169,7 @@ def test_a_longer_context_costs_nothing(checkpoint: Bundles, tmp_path: Path) -> 
         for count, rows in ((10, 256), (300, 512), (20, 512)):  # the second makes the session's cache anew
             ours, wanted = (each.logits(ids[:count]) for each in (session, reference))
             np.testing.assert_allclose(ours, wanted, atol=1e-4 * np.abs(wanted).max())
-            assert len(backend.turns.rows(0)["cos"]) == rows
+            assert len(backend.rotary.rows(0)["cos"]) == rows
 
 
 def test_table_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
