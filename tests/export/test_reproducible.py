@@ -85,4 +85,4 @@ def test_two_processes_write_the_same(
         assert process.returncode == 0, said.decode()[-2000:]
         found.append(hashes(out))
     assert found[0] == found[1]
-    assert len(found[0]) > 3
+    assert len(found[0]) > 2
