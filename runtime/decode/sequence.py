@@ -69,10 +69,11 @@ class TokenSequence:
         self.layout = KV_LAYOUTS[policy.kv](program.depths, skipped.gaps)
         self.skipped = skipped(program, self.layout)
         self.whole = False
-        """Whether the driver takes WHOLE calls, of a text or of a token with nothing beside it."""
+        """Whether the driver takes WHOLE calls of a text's chunks."""
         self.cached = 0
         """Tokens that were run."""
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
+        self._may_leave = policy.rule.exits_early or self._router is not None
         self._depths = program.depths
         self._coda = len(program.caches("epilogue")) > 0
         self._every_depth = np.array([program.depths])
@@ -132,8 +133,24 @@ class TokenSequence:
             logits, depth = yield from self._until_exit(self.rule, ids, here)
             self._finish(at + 1)
             return logits, depth
-        logits, ran = yield from self._chunk(ids, here, 1, self.whole and position is None)
+        logits, ran = yield from self._chunk(ids, here, 1, False)
         return logits, ran.item()
+
+    def whole_step(self, token: int) -> StageCall | None:
+        """Return the one call that runs one more token through every depth; None where a token goes another way.
+
+        A driver of a sequence alone asks for it before ``step``, because a generator costs as much as two depths do,
+        and tells ``ran_whole`` when the call was run.
+        """
+        first = self.cached
+        if self._may_leave or self.layout.filled[-1] != first:
+            return None
+        return StageCall(WHOLE, 0, first, np.array([token]), np.array([first]))
+
+    def ran_whole(self, call: StageCall) -> None:
+        """Note that ``call``, of all stages, was run."""
+        self.layout.wrote_from(0, call)
+        self._finish(call.cached + len(call.rows))
 
     def _chunk(self, ids: I64, positions: I64, reads: int, whole: bool) -> PromptCalls:
         """Run the tokens ids [n] at ``positions`` [n], which are neighbours, through the depths together.
@@ -147,8 +164,7 @@ class TokenSequence:
         if whole and self._router is None and self.layout.filled[-1] == first:
             call = StageCall(WHOLE, 0, first, ids, positions, reads)
             logits = yield call
-            self.layout.wrote_from(0, call)
-            self._finish(first + n)
+            self.ran_whole(call)
             return logits if reads else self._no_logits, ran
         state = yield StageCall(PROLOGUE, 0, first, ids, positions)
         if self._router is None:

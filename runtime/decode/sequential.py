@@ -108,7 +108,16 @@ class SequentialDecoder:
         """Run one more token, as a generated one → its logits [1, V]; ``depth`` says how deep it went."""
         if self.sequence.cached >= self.cache.capacity:
             self.checked(np.array([token], np.int64))
-        logits, self.depth = self._drive(self.sequence.step(token))
+        call = self.sequence.whole_step(token)
+        if call is None:
+            logits, self.depth = self._drive(self.sequence.step(token))
+            return logits
+        begin = perf_counter_ns()
+        self._outside_ns = 0
+        logits = self._whole(call)
+        self.sequence.ran_whole(call)
+        self.depth = len(self.filled)
+        self.clock.total_ns += perf_counter_ns() - begin - self._outside_ns
         return logits
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:

@@ -21,7 +21,8 @@ COPY = "copy"
 """No computation: the K and V rows of ``positions`` in ``depth``'s slot also go into those of all deeper depths."""
 WHOLE = "whole"
 """Prologue, every depth and epilogue together, for tokens that no exit rule may stop between. Only drivers that set
-``TokenSequence.whole`` are asked for it: for a sequence alone it is quicker, and an engine may have one call for it."""
+``TokenSequence.whole``, or ask for ``whole_step``, get it: for a sequence alone it is quicker, and an engine may have
+one call for it."""
 
 
 @dataclass(slots=True)

@@ -211,14 +211,18 @@ def test_all_stages_in_one_call_where_the_driver_takes_it(maker):
     found = sequence(maker)
     found.whole = True
     assert asked(found, found.prompt(IDS[:6])) == [("whole", 0, 0, 0, 4, 0), ("whole", 0, 4, 4, 2, 1)]
-    assert asked(found, found.step(1)) == [("whole", 0, 6, 6, 1, 1)]
-    assert found.filled == [7, 7, 7]
+    call = found.whole_step(1)
+    assert call is not None
+    assert (call.stage, call.cached, call.rows.tolist(), call.positions.tolist()) == ("whole", 6, [1], [6])
+    found.ran_whole(call)
+    assert (found.cached, found.filled) == (7, [7, 7, 7])
 
 
 def test_rows_that_differ_from_depth_to_depth_are_asked_for_one_by_one(maker):
     found = sequence(maker, exit="depth:1", skipped_kv="skip")
     found.whole = True
     assert asked(found, found.prompt(IDS[:3])) == [("whole", 0, 0, 0, 3, 1)]
+    assert found.whole_step(0) is None  # it may leave
     asked(found, found.step(0))
     assert asked(found, found.prompt(IDS[:2]))[1:4] == [
         block(0, 4, 4, 2),
