@@ -30,8 +30,8 @@ KV_BITS = {32: Kv.F32, 16: Kv.F16}
 class NativeBackend:
     """The Backend protocol on the lane engine.
 
-    A row's result depends on nothing but its own input, position, depth and slot: the same bits in any company, chunk
-    and number of threads. Lanes that share K and V may be of any width, and of any depths at once.
+    A row's result depends on nothing but its own input, position, depth and slot: the same bits beside any others, in
+    any chunk and with any number of threads. Lanes that share K and V may be of any width, and of any depths at once.
     """
 
     name = "native"

@@ -62,6 +62,6 @@ void test_models();     // scalar models of special instructions
 void test_products();   // against loops over the matrix as it is written down
 void test_functions();  // against doubles
 void test_tables();     // every kernel of every table against the portable one
-void test_attention();  // against doubles; rows do not depend on company
+void test_attention();  // against doubles; rows do not depend on others
 
 }  // namespace edgeloop::test
