@@ -15,6 +15,7 @@ import pytest
 from edgeloop.apps import bench_llama, compare_native
 from edgeloop.apps.compare_native import Contender, against_peers, summary
 from edgeloop.apps.compare_native_tables import against, block_pass, speeds
+from edgeloop.apps.machine import usable_threads
 from edgeloop.apps.machine_load import ForeignLoad, busy_seconds
 from edgeloop.runtime.engines.native.library import unavailable_reason
 from edgeloop.runtime.errors import EngineError
@@ -79,7 +80,7 @@ def test_ratios_are_over_the_best_peer(tmp_path: Path) -> None:
 
 def test_foreign_load_is_not_ours() -> None:
     """Own work counts as busy and not as foreign; so does that of a process that has ended."""
-    before, load = busy_seconds(), ForeignLoad()
+    before, began, load = busy_seconds(), time.monotonic(), ForeignLoad()
     if before is None:
         pytest.skip("this system does not say")
     end = time.process_time() + 0.3
@@ -94,7 +95,8 @@ def test_foreign_load_is_not_ours() -> None:
     busy, share = (busy_seconds() or 0.0) - before, load.share()
     assert busy > 0.5
     assert share is not None
-    assert share < 1.0
+    # The 0.6 seconds of both are not among the others'; what is counted in ticks may be off by some.
+    assert share * (time.monotonic() - began) * usable_threads() < busy - 0.3
 
 
 def test_a_contender_that_does_not_run(tmp_path: Path) -> None:
