@@ -15,6 +15,7 @@ from ..engines.kv import KVCache
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 from .policy import Policy, full_depth
+from .prefill_slots import slot_for_each_depth
 from .sequence import LogitRows, TokenSequence
 from .skipped_kv import copy_to_deeper
 from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
@@ -275,23 +276,14 @@ class SequentialDecoder:
     def _slot_for_each_depth(self, new: int) -> Iterator[None]:
         """Give each depth a slot while a prompt of ``new`` tokens runs, where one slot serves all depths of a model
         that was trained with more. The last depth's rows stay."""
-        kept, lanes = self.cache, self._lanes
-        if new == 1 or kept.slots == self.backend.program.kv_slots:
-            yield
-            return
-        slot, end = self.cache_sequence, self.cached + new
-        wide = self.backend.new_cache(slot + 1, end)
-        own = range(wide.slot("block", slot, 0), wide.slot("block", slot + 1, 0))
-        for each in own:
-            wide.copy_rows("block", each, kept, slot, 0, self.cached)
-        kept.reserve(end)
-        self.cache = kept.with_block_of(wide)
-        self._lanes = SequenceLanes(self.cache, slot, self.backend.program.depths)
-        try:
-            yield
-            kept.copy_rows("block", slot, wide, own[-1], 0, end)
-        finally:
-            self.cache, self._lanes = kept, lanes
+        kept, lanes, slot = self.cache, self._lanes, self.cache_sequence
+        with slot_for_each_depth(self.backend, kept, slot, self.sequence, new, slot) as wide:
+            if wide is not None:
+                self.cache, self._lanes = wide, SequenceLanes(wide, slot, self.backend.program.depths)
+            try:
+                yield
+            finally:
+                self.cache, self._lanes = kept, lanes
 
 
 _RUN: dict[str, Callable[[SequentialDecoder, StageCall], F32]] = {

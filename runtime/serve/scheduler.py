@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..decode.prefill_slots import slot_for_each_depth
 from ..decode.sequence import TokenSequence
 from ..decode.skipped_kv import copy_to_deeper
 from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall
@@ -98,20 +99,13 @@ class Scheduler:
 
         The rows of the last depth stay (``kv_layout.LastDepth``).
         """
-        kept = self.cache
-        if new == 1 or kept.slots == self.backend.program.kv_slots:
-            yield
-            return
-        wide = self.backend.new_cache(1, tokens.cached + new)
-        own = range(wide.slot("block", 0, 0), wide.slot("block", 1, 0))
-        for slot in own:
-            wide.copy_rows("block", slot, kept, sequence, 0, tokens.cached)
-        self._prefill[sequence] = _Slots(kept.with_block_of(wide))
-        try:
-            yield
-        finally:
-            del self._prefill[sequence]
-            kept.copy_rows("block", sequence, wide, own[-1], 0, tokens.cached)
+        with slot_for_each_depth(self.backend, self.cache, sequence, tokens, new, 0) as wide:
+            if wide is not None:
+                self._prefill[sequence] = _Slots(wide)
+            try:
+                yield
+            finally:
+                self._prefill.pop(sequence, None)
 
     def add(self, task: Task) -> None:
         """Start a task, on a sequence that no other task uses."""
