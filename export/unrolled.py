@@ -61,6 +61,7 @@ def plain_llama(program: Program, who: str) -> Spec:
         "norms of what layers add": spec.sandwich_norms,
         "a norm after each depth": spec.loop_norm,
         "a sliding window": spec.window is not None,
+        "scaled rotary embeddings": spec.rope_scaling is not None,
     }
     if found := next((name for name, has in others.items() if has), None):
         raise ExportError(f"{who} takes plain Llama layers only, and the model has {found}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...runtime.errors import CheckpointError
@@ -69,38 +69,3 @@ def token_ids(config: Mapping[str, Any], key: str, vocab: int, where: str) -> tu
                 f"{where}: {key} is {shown(value)}; wanted token ids below vocab_size {vocab}"
             )
     return tuple(ids)
-
-
-def rope(config: Mapping[str, Any], where: str, own: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return the numbers of plain rotary embeddings, from transformers 5's rope_parameters or from keys of their own.
-
-    ``own``: for each name in rope_parameters, the keys that say the same. CheckpointError where the two differ, and
-    for another kind of rotary embeddings.
-    """
-    found: dict[str, dict[str, float]] = {
-        name: {key: number(config, key, where) for key in keys if config.get(key) is not None}
-        for name, keys in own.items()
-    }
-    for key in ("rope_parameters", "rope_scaling"):
-        table = config.get(key)
-        if table is None:
-            continue
-        if not isinstance(table, dict):
-            raise CheckpointError(f"{where}: {key} is {shown(table)}; wanted an object or null")
-        for name, value in table.items():
-            if name in ("rope_type", "type"):
-                supported = value in (None, "default")
-            elif name == "partial_rotary_factor" and name not in own:
-                supported = value in (None, 1.0)
-            else:
-                supported = name in own or value is None
-            if not supported:
-                raise CheckpointError(
-                    f"{where}: {key}.{name} is {shown(value)}; wanted plain rotary embeddings (rope_type default)"
-                )
-            if name in own and value is not None:
-                found[name][f"{key}.{name}"] = number(table, name, f"{where}: {key}")
-    for places in found.values():
-        if len(set(places.values())) > 1:
-            raise CheckpointError(f"{where}: {' and '.join(places)} differ: {sorted(set(places.values()))}")
-    return {name: next(iter(places.values())) for name, places in found.items() if places}

@@ -13,13 +13,13 @@ from msgspec import structs
 from ...runtime.errors import CheckpointError
 from ...runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama, parallel
 from ...runtime.model.decoder import decoder
-from ...runtime.model.rotation import Rotation
 from ..checkpoint import Checkpoint
 from ..family import Reading
 from .config_keys import check_keys
-from .config_values import activation, flag, number, rope, size, token_ids
+from .config_values import activation, flag, number, size, token_ids
 from .near_ties import found_plan
 from .reader import FusedRows, Reader, Source
+from .rope import rotation
 from .ties import LayerNames, TiedRun
 
 CLASS = "GPTNeoXForCausalLM"
@@ -139,7 +139,12 @@ def _layer(reader: Reader, run: TiedRun, width: int, bias: bool, where: str) -> 
     return Layer(
         width,
         Attention(
-            heads, heads, width // heads, _rotation(reader, width // heads, where), bias=bias, out_bias=bias
+            heads,
+            heads,
+            width // heads,
+            rotation(config, where, width // heads, ROPE, part=0.25),
+            bias=bias,
+            out_bias=bias,
         ),
         Mlp(
             size(config, "intermediate_size", where),
@@ -151,18 +156,6 @@ def _layer(reader: Reader, run: TiedRun, width: int, bias: bool, where: str) -> 
         depths=len(run.applied[0]),
         norm_rows=reader.differ((group, (width,)) for group in norms),
     )
-
-
-def _rotation(reader: Reader, head_dim: int, where: str) -> Rotation:
-    said = rope(reader.checkpoint.config, where, ROPE)
-    part = said.get("partial_rotary_factor", 0.25)
-    dims = int(head_dim * part)
-    if not 0 < dims <= head_dim or dims % 2:
-        raise CheckpointError(
-            f"{where}: a share of {part} of heads of {head_dim} turns {dims} dims; wanted an even number, at most "
-            f"{head_dim}"
-        )
-    return Rotation(dims, said.get("rope_theta", 10000.0))
 
 
 def _sources(heads: int) -> dict[str, Source]:

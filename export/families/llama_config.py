@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime.errors import CheckpointError
+from ...runtime.model.rotation import Rotation
 from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from .config_keys import WINDOW, check_keys
-from .config_values import flag, number, rope, size, token_ids
+from .config_values import flag, number, size, token_ids
+from .rope import rotation
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class LlamaConfig:
     kv_heads: int
     head_dim: int
     norm_eps: float
-    rope_theta: float
+    rotation: Rotation
     context_length: int
     sliding_window: int | None
     tie_word_embeddings: bool
@@ -72,7 +74,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
         kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", where, 1e-6),
-        rope_theta=rope(config, where, {"rope_theta": ("rope_theta",)}).get("rope_theta", 10000.0),
+        rotation=rotation(config, where, head_dim),
         context_length=size(config, "max_position_embeddings", where, 2048),
         sliding_window=_sliding_window(config, where),
         tie_word_embeddings=flag(config, "tie_word_embeddings", where, False),

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from ...runtime.model.decoder import Stages, stages_of
 from ...runtime.model.program import Routing
+from ...runtime.model.rotation import Scaling
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -64,6 +65,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The final norm is applied after every depth, and its output feeds the next one (Ouro)."""
     kv: Literal["per-depth", "shared"] = "per-depth"
     """``shared``: depths ≥ 1 read the K and V that depth 0 made, and only compute queries of their own."""
+    rope_scaling: Scaling | None = None
     sliding_window: int | None = None
     """How many tokens attention sees at most, the newest included; None: all."""
     exit_gate: bool = False

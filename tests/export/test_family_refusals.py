@@ -24,8 +24,35 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": "gelu"}, "hidden_act"),
     ({"attention_bias": True}, "attention_bias is True, .* wanted null or false, or no such key"),
     ({"mlp_bias": True}, "mlp_bias"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.rope_type"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters\.rope_type"),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+        "'llama3', and there is no low_freq_factor beside it",
+    ),
+    (
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        "'yarn', and there is no factor beside it",
+    ),
+    (
+        {"rope_parameters": {"type": "dynamic", "factor": 2.0}},
+        r"rope_parameters\.type is 'dynamic', a rule that is not",
+    ),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
+        "is 'longrope', a rule that is not",
+    ),
+    (
+        {"rope_parameters": {"type": "linear", "factor": 2.0, "beta_fast": 4}},
+        "which rope_type linear does not have",
+    ),
+    (
+        {"rope_parameters": {"type": "yarn", "factor": 2.0, "truncate": False}},
+        r"rope_parameters\.truncate is False",
+    ),
+    ({"rope_parameters": {"factor": 2.0}}, "which rope_type default does not have"),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        r"rope_parameters\.rope_type and rope_scaling\.type differ",
+    ),
     ({"rope_theta": 5e5}, "differ"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"sliding_window": 8, "use_sliding_window": 1}, "use_sliding_window is 1"),

@@ -245,7 +245,7 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
         {"num_attention_heads": 5},
         "hidden_size 32 is no multiple of num_attention_heads 5",
     ),
-    ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters.rope_type is 'linear'"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "rope_type is 'linear', and there is no factor beside it"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type is 'dynamic'"),
     ({"rotary_pct": 0.5}, "rotary_pct and rope_parameters.partial_rotary_factor differ"),
     ({"rotary_emb_base": 500}, "rotary_emb_base and rope_parameters.rope_theta differ"),

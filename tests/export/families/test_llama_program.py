@@ -19,7 +19,7 @@ from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.decoder import Block, Stages, decoder, stages_of
 from edgeloop.runtime.model.facts import LayerRun, runs
 from edgeloop.runtime.model.program import Program
-from edgeloop.runtime.model.rotation import Rotation
+from edgeloop.runtime.model.rotation import Interpolated, Rotation
 
 SPEC = Spec(
     family="test", segments=(Segment(1), Segment(2, 3), Segment(1)), vocab_size=50, hidden_size=16,
@@ -31,6 +31,7 @@ SPECS = [
     {"tied_embedding": True, "sliding_window": 4, "bos_token_id": 3, "eos_token_ids": (1, 2)},
     {"sandwich_norms": True, "loop_norm": True, "exit_gate": True, "segments": (Segment(2, 3),)},
     {"kv": "shared"},
+    {"rope_scaling": Interpolated(2.0)},
     {"segments": (Segment(1, 2), Segment(1, 2))},
     {"segments": (Segment(1, 3, per_repeat_norms=True, lora={"q_proj": 2, "down_proj": 4}),)},
     {"segments": (Segment(1), Segment(1, 2, per_repeat_attention=True))},
