@@ -33,12 +33,12 @@ class Way:
 
 _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
-    "test": Way(("kernels", "threads")),
+    "test": Way(("kernels", "threads", "blocks")),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
-    "asan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way(("kernels", "threads", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
-    "tsan": Way(("threads", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
+    "asan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
+    "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
         ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), ("clang++",)
     ),
@@ -53,6 +53,7 @@ def program(name: str) -> list[Path]:
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
+        "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache")],
         "bench": [SOURCES / "bench.cpp", *kernels],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
         "fuzz": [SOURCES / "fuzz.cpp", *sources()],

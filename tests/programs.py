@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
+
+from msgspec import structs
 
 from edgeloop.runtime.model.blocks import (
     Attention,
@@ -110,6 +113,13 @@ def relaxed() -> Program:
         epilogue=lambda w: stack(w, "state", "c", [replace(PLAIN, attention=replace(HEADS, rotation=None))]),
         gate=True,
     )
+
+
+def windowed(windows: Sequence[int | None], context: int, slot: Literal["own", "first"] = "own") -> Program:
+    """A layer of the block for each window, in a ``context`` that may be longer than what they keep."""
+    layers = [replace(PLAIN, attention=replace(HEADS, window=w, slot=slot)) for w in windows]
+    made = program({}, lambda w: "embedded", [lambda w: (stack(w, "state", "b", layers),)])
+    return structs.replace(made, context_length=context)
 
 
 def shared() -> Program:

@@ -213,9 +213,10 @@ class ContextSession:
     def fork(self) -> Self:
         """Return another session that goes on from this context, on the same engine; neither knows what the other does.
 
-        The rows of K and V that are in use are copied. Engine, tokenizer and templates are closed with the last
-        session of them. Several forks may generate in turn, a token each if need be, but not in several threads. An
-        answer that is under way here ends, as with everything that changes the context; ``generate()`` goes on with it.
+        The rows of K and V that are in use are copied, or with the lane engine shared until one of both writes. Engine,
+        tokenizer and templates are closed with the last session of them. Several forks may generate in turn, a token
+        each if need be, but not in several threads. An answer that is under way here ends, as with everything that
+        changes the context; ``generate()`` goes on with it.
         """
         context = self._use_context()
         other = copy(self)

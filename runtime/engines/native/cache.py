@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
@@ -53,6 +54,24 @@ class NativeSession:
             if self.pointer is None:
                 raise UsageError("the engine is closed; open the bundle again")
             self._calls(name, self.pointer, *arguments)
+
+    def copy(
+        self, stage: str, slot: int, source: NativeSession, source_slot: int, first: int, count: int
+    ) -> None:
+        """Make rows ``first`` … of a slot those of another one: el_copy, a call of both sessions."""
+        with ExitStack() as alone:
+            for each in sorted({self, source}, key=id):
+                alone.enter_context(each._alone)
+            if self.pointer is None or source.pointer is None:
+                raise UsageError("the engine is closed; open the bundle again")
+            where = Stage[stage.upper()], slot, first
+            self._calls("el_copy", self.pointer, *where, source.pointer, source_slot, first, count)
+
+    def stats(self) -> Stats:
+        """What it costs."""
+        found = Stats()
+        self("el_session_stats", ctypes.byref(found))
+        return found
 
     def shapes(self, stage: str) -> tuple[CacheShape, ...]:
         """The caches of ``stage``."""
@@ -144,11 +163,13 @@ class NativeCache(KVCache):
     def copy_rows(
         self, stage: str, slot: int, source: KVCache, source_slot: int, first: int, count: int
     ) -> None:
-        """Copy rows ``first`` … of a slot of ``source``, a cache of the same engine, to the same rows of ``slot``."""
+        """Copy rows ``first`` … of a slot of ``source``, a cache of the same engine, to the same rows of ``slot``.
+
+        From row 0 on both share the memory, until one of them is written to.
+        """
         assert isinstance(source, NativeCache)
-        session, other = self.sessions[stage], source.sessions[stage]
         if count:
-            session("el_copy", Stage[stage.upper()], slot, first, other.pointer, source_slot, first, count)
+            self.sessions[stage].copy(stage, slot, source.sessions[stage], source_slot, first, count)
 
     def with_block_of(self, other: KVCache) -> NativeCache:
         """These caches, but those of the block are ``other``'s: nothing is copied."""
@@ -183,10 +204,10 @@ class NativeCache(KVCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are taken now; more are when slots fill up."""
-        total = 0
-        for session in {id(each): each for each in self.sessions.values()}.values():
-            stats = Stats()
-            session("el_session_stats", ctypes.byref(stats))
-            total += int(stats.kv_bytes)
-        return total
+        """Bytes that are taken now, what slots share once; more are when slots fill up."""
+        return sum(int(each.stats().kv_bytes) for each in set(self.sessions.values()))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of ``nbytes``, what other caches share: a fork's, of all that neither has written since."""
+        return sum(int(each.stats().shared_bytes) for each in set(self.sessions.values()))

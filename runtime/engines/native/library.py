@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import BundleError, EdgeloopError, EngineError, UsageError
 from .build import ADVICE, LIBRARY
 
-ABI = 1
+ABI = 2
 ERROR_SIZE = 256
 
 
@@ -132,6 +132,7 @@ class Stats(_Struct):
         ("calls", c_uint64),
         ("rows", c_uint64),
         ("kv_bytes", c_uint64),
+        ("shared_bytes", c_uint64),
         ("scratch_bytes", c_uint64),
     )
 

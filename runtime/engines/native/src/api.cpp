@@ -230,7 +230,9 @@ int el_session_stats(const el_session* session, el_stats* stats, char* error) {
     stats->threads = session->threads;
     stats->calls = session->calls;
     stats->rows = session->rows;
-    stats->kv_bytes = session->caches.bytes();
+    const KvBytes held = session->caches.bytes();
+    stats->kv_bytes = held.all;
+    stats->shared_bytes = held.shared;
     stats->scratch_bytes =
         session->model.space.bytes() + session->model.states.bytes() + session->model.hidden.bytes();
   });

@@ -1,8 +1,9 @@
 #include "cache.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <utility>
 
 #include "error.h"
 
@@ -30,48 +31,67 @@ void move_token(const KvLayout& layout, uint32_t token, uint8_t* block, uint8_t*
   for (uint32_t head = 0; head < layout.kv_heads; head++) move_row(layout, head, token, block, row, to_block);
 }
 
-}  // namespace
-
-void FreeBlock::operator()(uint8_t* block) const { std::free(block); }
-
-Block new_block(size_t bytes) {
-  const size_t whole = (bytes + 63) / 64 * 64;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, whole)) fail(EL_MEMORY, "no memory for %zu bytes of K and V", whole);
-  std::memset(memory, 0, whole);
-  return Block(static_cast<uint8_t*>(memory));
+[[noreturn]] void moved_past(uint32_t cached, uint32_t slot) {
+  fail(EL_USAGE, "the sliding window has moved past token %u of slot %u; start the sequence again", cached, slot);
 }
 
-bool Slot::reserve(const KvLayout& layout, uint32_t window, uint32_t cached, uint32_t end) {
+}  // namespace
+
+const Block Slot::NOTHING;
+
+void Slot::put(uint32_t b, Block block) {
+  blocks_[b] = std::move(block);
+  addresses_[b] = blocks_[b].get();
+}
+
+bool Slot::move_on(uint32_t window, uint32_t cached, std::vector<Block>& spare) {
   if (cached == 0) first_ = 0;
   uint32_t seen = 0;  // the first token that a new row sees
   if (window && cached + 1 > window) seen = cached + 1 - window;
   if (seen < first_) return false;
   const uint32_t kept = seen > SLACK ? (seen - SLACK) / TILE : 0;
-  std::vector<Block> spare;
   for (uint32_t b = first_ / TILE; b < kept && b < blocks_.size(); b++) {
-    if (!blocks_[b]) continue;
-    spare.push_back(std::move(blocks_[b]));
-    addresses_[b] = nullptr;
+    if (blocks_[b] && blocks_[b].alone()) spare.push_back(std::move(blocks_[b]));
+    put(b, Block());
   }
   first_ = std::max(first_, kept * TILE);
+  return true;
+}
+
+bool Slot::reserve(const KvLayout& layout, uint32_t window, uint32_t cached, uint32_t end) {
+  std::vector<Block> spare;
+  if (!move_on(window, cached, spare)) return false;
+  make_room(layout, cached, end, spare);
+  return true;
+}
+
+void Slot::make_room(const KvLayout& layout, uint32_t cached, uint32_t end, std::vector<Block>& spare) {
   const uint32_t count = (end + TILE - 1) / TILE;
   if (blocks_.size() < count) {
     blocks_.resize(count);
     addresses_.resize(count, nullptr);
   }
   for (uint32_t b = first_ / TILE; b < count; b++) {
+    if (blocks_[b] && b >= cached / TILE && !blocks_[b].alone()) put(b, blocks_[b].copy());
     if (blocks_[b]) continue;
     if (spare.empty()) {
-      blocks_[b] = new_block(layout.block());
+      put(b, Block::zeros(layout.block()));
     } else {
-      blocks_[b] = std::move(spare.back());
+      put(b, std::move(spare.back()));
       spare.pop_back();
     }
-    addresses_[b] = blocks_[b].get();
   }
-  return true;
 }
+
+void Slot::share(uint32_t b, Block shared) {
+  if (b >= blocks_.size()) {
+    blocks_.resize(b + 1);
+    addresses_.resize(b + 1, nullptr);
+  }
+  put(b, std::move(shared));
+}
+
+void Slot::begins(uint32_t token) { first_ = std::max(first_, (token + TILE - 1) / TILE * TILE); }
 
 void Slot::trim(uint32_t tokens) {
   const uint32_t count = (tokens + TILE - 1) / TILE;
@@ -80,10 +100,6 @@ void Slot::trim(uint32_t tokens) {
     addresses_.resize(count);
   }
   if (!tokens) first_ = 0;
-}
-
-size_t Slot::held() const {
-  return size_t(std::count_if(blocks_.begin(), blocks_.end(), [](const Block& block) { return bool(block); }));
 }
 
 Caches::Caches(const Model& model, uint32_t sequences, uint32_t capacity, uint32_t slots, el_kv kv)
@@ -104,7 +120,7 @@ KvLayout Caches::layout(uint32_t stage, uint32_t number) const {
 void Caches::reserve(uint32_t stage, uint32_t slot, uint32_t cached, uint32_t end) {
   for (uint32_t i = 0; i < caches(stage); i++)
     if (!this->slot(stage, slot, i).reserve(layout(stage, i), cache(stage, i).window, cached, end))
-      fail(EL_USAGE, "the sliding window has moved past token %u of slot %u; start the sequence again", cached, slot);
+      moved_past(cached, slot);
 }
 
 void Caches::trim(uint32_t stage, uint32_t slot, uint32_t tokens) {
@@ -119,12 +135,32 @@ bool Caches::can_truncate(uint32_t cached, uint32_t tokens) const {
   return std::all_of(model_->caches.begin(), model_->caches.end(), holds);
 }
 
-size_t Caches::bytes() const {
-  size_t found = 0;
-  for (uint32_t stage = 0; stage < file::STAGES_WITH_CACHES; stage++)
-    for (uint32_t slot = 0; slot < slots(stage); slot++)
-      for (uint32_t i = 0; i < caches(stage); i++)
-        found += this->slot(stage, slot, i).held() * layout(stage, i).block();
+KvBytes Caches::bytes() const {
+  KvBytes found;
+  std::vector<std::pair<const Block*, size_t>> shared;  // blocks with several users, and their bytes
+  for (uint32_t stage = 0; stage < file::STAGES_WITH_CACHES; stage++) {
+    for (uint32_t slot = 0; slot < slots(stage); slot++) {
+      for (uint32_t i = 0; i < caches(stage); i++) {
+        const Slot& held = this->slot(stage, slot, i);
+        const size_t size = layout(stage, i).block();
+        for (uint32_t b = 0; b < held.count(); b++) {
+          const Block& block = held.block(b);
+          if (!block) continue;
+          if (block.alone()) found.all += size;
+          else shared.emplace_back(&block, size);
+        }
+      }
+    }
+  }
+  std::sort(shared.begin(), shared.end(),
+      [](const auto& a, const auto& b) { return std::less<>()(a.first->get(), b.first->get()); });
+  for (auto begin = shared.begin(); begin != shared.end();) {
+    const auto other = [&](const auto& each) { return each.first->get() != begin->first->get(); };
+    const auto end = std::find_if(begin, shared.end(), other);
+    found.all += begin->second;
+    if (begin->first->users() > uint32_t(end - begin)) found.shared += begin->second;
+    begin = end;
+  }
   return found;
 }
 
@@ -138,8 +174,8 @@ void Caches::read_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t c
   for (uint32_t token = first; token < first + count; token++) {
     for (uint32_t i = 0; i < caches(stage); i++) {
       const KvLayout layout = this->layout(stage, i);
-      uint8_t* block = this->slot(stage, slot, i).block(token / TILE);
-      block ? move_token(layout, token, block, rows, false) : void(std::memset(rows, 0, layout.row()));
+      const Block& block = this->slot(stage, slot, i).block(token / TILE);
+      block ? move_token(layout, token, block.get(), rows, false) : void(std::memset(rows, 0, layout.row()));
       rows += layout.row();
     }
   }
@@ -150,7 +186,7 @@ void Caches::write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t 
   for (uint32_t token = first; token < first + count; token++) {
     for (uint32_t i = 0; i < caches(stage); i++) {
       const KvLayout layout = this->layout(stage, i);
-      move_token(layout, token, this->slot(stage, slot, i).block(token / TILE), const_cast<uint8_t*>(rows), true);
+      move_token(layout, token, this->slot(stage, slot, i).block(token / TILE).get(), const_cast<uint8_t*>(rows), true);
       rows += layout.row();
     }
   }
@@ -158,22 +194,30 @@ void Caches::write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t 
 
 void Caches::copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot,
     uint32_t first, uint32_t count) {
-  if (count) reserve(stage, slot, to, to + count);
   std::vector<uint8_t> row(row_bytes(stage));
   for (uint32_t i = 0; i < caches(stage) && count; i++) {
     const KvLayout layout = this->layout(stage, i);
-    for (uint32_t done = 0; done < count;) {
-      const uint32_t from = first + done, goal = to + done;
-      uint8_t* block = this->slot(stage, slot, i).block(goal / TILE);
-      uint8_t* old = source.slot(stage, source_slot, i).block(from / TILE);
-      const bool whole = from % TILE == 0 && goal % TILE == 0 && count - done >= TILE;
-      if (block && old && whole) {
-        std::memcpy(block, old, layout.block());
-      } else if (block && old) {
-        move_token(layout, from, old, row.data(), false);
-        move_token(layout, goal, block, row.data(), true);
+    const uint32_t window = cache(stage, i).window;
+    Slot& goal = this->slot(stage, slot, i);
+    const Slot& old = source.slot(stage, source_slot, i);
+    std::vector<Block> spare;
+    if (!goal.move_on(window, to, spare)) moved_past(to, slot);
+    if (old.first() > first) goal.begins(old.first() - first + to);
+    for (uint32_t done = 0, rows; done < count; done += rows) {
+      const uint32_t from = first + done, at = to + done;
+      const bool alike = from % TILE == 0 && at % TILE == 0;
+      rows = alike ? std::min(count - done, TILE) : 1;
+      const Block block = old.block(from / TILE);
+      if (alike && (rows == TILE || !goal.block(at / TILE))) {
+        goal.share(at / TILE, block);
+        continue;
       }
-      done += whole ? TILE : 1;
+      goal.make_room(layout, at, at + rows, spare);
+      const Block& into = goal.block(at / TILE);
+      for (uint32_t r = 0; r < rows && block && into; r++) {
+        move_token(layout, from + r, block.get(), row.data(), false);
+        move_token(layout, at + r, into.get(), row.data(), true);
+      }
     }
   }
   if (kept_floats_[stage]) {

@@ -1,12 +1,13 @@
 // K and V of the sequences of a session, and how they lie in memory: in blocks of 16 tokens, so that a product of q and
-// 16 keys needs no horizontal sums. Blocks are taken as a slot fills up, and given back as a window moves on.
+// 16 keys needs no horizontal sums. Blocks are taken as a slot fills up, and given back as a window moves on. A block
+// that is copied is shared, until somebody writes to it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "block.h"
 #include "edgeloop.h"
 #include "model.h"
 
@@ -27,27 +28,32 @@ struct KvLayout {
   size_t row() const { return 2 * size_t(kv_heads) * head_dim * bytes; }       // of a token, as it is copied out
 };
 
-struct FreeBlock {
-  void operator()(uint8_t* block) const;
-};
-using Block = std::unique_ptr<uint8_t, FreeBlock>;
-Block new_block(size_t bytes);  // zeros, 64-byte aligned; throws an Error with EL_MEMORY
-
 // The tokens of one slot in one cache.
 class Slot {
  public:
-  // Makes room for tokens up to `end`, of which those from `cached` on are to be written; lets go of what no row from
-  // there on sees. False when the window has left rows behind that would be seen again.
+  // Makes room for tokens up to `end`, of which those from `cached` on are to be written, in blocks that are this slot's
+  // alone; lets go of what no row from there on sees. False when the window has left rows behind that would be seen again.
   bool reserve(const KvLayout& layout, uint32_t window, uint32_t cached, uint32_t end);
+  // Lets go of what no row from `cached` on sees; blocks that nobody else has go to `spare`. False as above.
+  bool move_on(uint32_t window, uint32_t cached, std::vector<Block>& spare);
+  // Room as `reserve` makes it, in spare blocks or new ones.
+  void make_room(const KvLayout& layout, uint32_t cached, uint32_t end, std::vector<Block>& spare);
+  // Block b becomes `shared`, which may be none.
+  void share(uint32_t b, Block shared);
+  // Tokens before this one are not here, whatever there was before.
+  void begins(uint32_t token);
   // Of block b; null for those that were let go or never written.
   const void* const* blocks() const { return addresses_.data(); }
-  uint8_t* block(uint32_t b) const { return b < blocks_.size() ? blocks_[b].get() : nullptr; }
+  const Block& block(uint32_t b) const { return b < blocks_.size() ? blocks_[b] : NOTHING; }
+  uint32_t count() const { return uint32_t(blocks_.size()); }
   // The first token that is still there.
   uint32_t first() const { return first_; }
   void trim(uint32_t tokens);
-  size_t held() const;  // blocks
 
  private:
+  static const Block NOTHING;
+  void put(uint32_t b, Block block);
+
   std::vector<Block> blocks_;
   std::vector<const void*> addresses_;
   uint32_t first_ = 0;
@@ -61,6 +67,11 @@ struct KeptRows {
 
 // Tokens beside a window that are kept, so that a sequence can go back by as many.
 constexpr uint32_t SLACK = 128;
+
+// Bytes of K and V: each block once, and those of them that other sessions have, too.
+struct KvBytes {
+  size_t all = 0, shared = 0;
+};
 
 // All slots of a session.
 class Caches {
@@ -93,11 +104,12 @@ class Caches {
   void reserve(uint32_t stage, uint32_t slot, uint32_t cached, uint32_t end);
   void trim(uint32_t stage, uint32_t slot, uint32_t tokens);
   bool can_truncate(uint32_t cached, uint32_t tokens) const;
-  size_t bytes() const;
+  KvBytes bytes() const;
 
   size_t row_bytes(uint32_t stage) const;
   void read_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, uint8_t* rows) const;
   void write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t count, const uint8_t* rows);
+  // Rows `first` … of a slot of `source` become rows `to` …; whole blocks are shared, where they lie alike in both.
   void copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& source, uint32_t source_slot, uint32_t first,
       uint32_t count);
 

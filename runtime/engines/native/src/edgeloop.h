@@ -13,8 +13,9 @@
 // is EL_ERROR_SIZE bytes or NULL. Nothing else is changed then, but for rows of K and V at and behind `cached`.
 // No exception leaves a function, and none aborts. Pointers to what a call needs none of may be NULL.
 //
-// Functions of one session are called by one thread at a time, el_stop by any. Sessions of one model may be called by
-// several: what computes takes turns. A model is closed after its sessions.
+// Functions of one session are called by one thread at a time, el_stop by any; el_copy is a function of both of its
+// sessions. Sessions of one model may be called by several: what computes takes turns, and memory of K and V that slots of
+// different sessions share is counted and copied safely. A model is closed after its sessions.
 #ifndef EDGELOOP_H
 #define EDGELOOP_H
 
@@ -31,7 +32,7 @@ extern "C" {
 #define EL_API __attribute__((visibility("default")))
 #endif
 
-#define EL_ABI 1  // changes when a caller that was compiled with another header would be wrong
+#define EL_ABI 2  // changes when a caller that was compiled with another header would be wrong
 #define EL_ERROR_SIZE 256
 
 typedef struct el_model el_model;
@@ -158,6 +159,8 @@ EL_API int el_trim(el_session* session, uint32_t stage, uint32_t slot, uint32_t 
 // Rows `first` … first + count − 1 of a slot of `source` become rows `to` … of a slot of `session`, of the same model
 // and el_kv. They may be one session, and one slot if the rows do not overlap. Rows that have left a window are left out.
 // So a sequence is forked, and a token's K and V at one depth are given to a deeper one. Count 0 copies no rows.
+// Where `to` and `first` are multiples of 16, nothing is moved: the slots share memory, 16 rows a block, and a block is
+// copied when one of them is written to. What a slot holds is its own all the same.
 // A row that Shift keeps goes along if it is that of the last row copied.
 EL_API int el_copy(el_session* session, uint32_t stage, uint32_t slot, uint32_t to, const el_session* source,
                    uint32_t source_slot, uint32_t first, uint32_t count, char* error);
@@ -183,7 +186,8 @@ typedef struct el_stats {
   uint32_t threads;       // that computed in the last call
   uint64_t calls;         // of the session
   uint64_t rows;          // that its calls computed, a token once for each stage and depth
-  uint64_t kv_bytes;      // of its slots
+  uint64_t kv_bytes;      // of its slots, what several of them share once
+  uint64_t shared_bytes;  // of kv_bytes, what slots of other sessions share
   uint64_t scratch_bytes; // of the model's threads
 } el_stats;
 

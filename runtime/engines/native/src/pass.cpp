@@ -23,7 +23,7 @@ Learned learn(const Model& model, const Memory& memory, const Kernels& kernels) 
   const KvLayout layout{memory.kv_heads, memory.head_dim, sizeof(float)};
   found.count = model.vectors[op.weights[0]].rows;
   const uint32_t blocks = (found.count + TILE - 1) / TILE;
-  found.memory = new_block(size_t(blocks) * layout.block());
+  found.memory = Block::zeros(size_t(blocks) * layout.block());
   for (uint32_t b = 0; b < blocks; b++) found.blocks.push_back(found.memory.get() + b * layout.block());
   for (uint32_t t = 0; t < found.count; t++) {
     uint8_t* block = found.memory.get() + t / TILE * layout.block();

@@ -6,14 +6,13 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from lanes_files import stored
-from msgspec import structs
-from programs import HEADS, PLAIN, PROGRAMS, VOCAB, program, stack
+from programs import HEADS, PROGRAMS, VOCAB, windowed
 
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.backend import F32, Backend, Lanes
@@ -45,13 +44,6 @@ def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
         engine.close()
 
 
-def windowed(windows: Sequence[int | None], slot: str = "own") -> Program:
-    """A layer of the block for each window, in a context that is longer than what they keep."""
-    layers = [replace(PLAIN, attention=replace(HEADS, window=w, slot=slot)) for w in windows]  # type: ignore[arg-type]
-    made = program({}, lambda w: "embedded", [lambda w: (stack(w, "state", "b", layers),)])
-    return structs.replace(made, context_length=TOKENS)
-
-
 def run(backend: Backend, pieces: Sequence[int]) -> tuple[F32, SequentialDecoder]:
     """Logits of all of IDS, cut into ``pieces``."""
     loop, found, start = SequentialDecoder(backend, backend.new_cache(1, TOKENS)), [], 0
@@ -65,9 +57,11 @@ def run(backend: Backend, pieces: Sequence[int]) -> tuple[F32, SequentialDecoder
 
 @pytest.mark.parametrize("slot", ["own", "first"])
 @pytest.mark.parametrize("windows", [(5, 5), (17, 40), (5, None)])
-def test_a_window_moves_on(opened: Opened, windows: tuple[int | None, ...], slot: str) -> None:
+def test_a_window_moves_on(
+    opened: Opened, windows: tuple[int | None, ...], slot: Literal["own", "first"]
+) -> None:
     """The same bits however the text is cut, near the reference engine; a layer that sees less keeps less."""
-    engine, reference = opened(windowed(windows, slot))
+    engine, reference = opened(windowed(windows, TOKENS, slot))
     wanted, _ = run(reference, [TOKENS])
     whole, _ = run(engine, [TOKENS])
     np.testing.assert_allclose(whole, wanted, atol=1e-5)
@@ -83,7 +77,7 @@ def test_a_window_moves_on(opened: Opened, windows: tuple[int | None, ...], slot
 
 
 def test_back_into_a_window_as_far_as_it_is_kept(opened: Opened) -> None:
-    engine, _ = opened(windowed((5, 9)))
+    engine, _ = opened(windowed((5, 9), TOKENS))
     wanted, loop = run(engine, [64] * 5)
     assert loop.cache.can_truncate(TOKENS, TOKENS - SLACK)
     assert not loop.cache.can_truncate(TOKENS, TOKENS - SLACK - 1)
