@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engines" / "native"))
 
@@ -31,16 +32,18 @@ class Way:
     environment: tuple[tuple[str, str], ...] = ()
 
 
+_CLANG = ("clang++", *(f"clang++-{version}" for version in range(21, 13, -1)))
 _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
     "test": Way(("kernels", "threads", "blocks")),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
+    "bench-deltas": Way(("bench_deltas",)),
     "asan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=address")),
     "ubsan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
-        ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), ("clang++",)
+        ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), _CLANG
     ),
 }
 
@@ -55,6 +58,7 @@ def program(name: str) -> list[Path]:
         "threads": [SOURCES / "test_threads.cpp", team],
         "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache")],
         "bench": [SOURCES / "bench.cpp", *kernels],
+        "bench_deltas": [SOURCES / "bench_deltas.cpp", *sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
         "fuzz": [SOURCES / "fuzz.cpp", *sources()],
     }[name]
@@ -109,12 +113,49 @@ def lanes_files(folder: Path) -> list[Path]:
     return made
 
 
+def delta_files(folder: Path) -> list[Path]:
+    """Two files in the shape of mor-360m-r3's block, random int4 codes: without deltas, and of rank 64 everywhere."""
+    import numpy as np
+
+    from edgeloop.quant.recipe import Recipe
+    from edgeloop.runtime.engines.native.file import write_lanes
+    from edgeloop.runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama
+    from edgeloop.runtime.model.codec import code_shape
+    from edgeloop.runtime.model.decoder import decoder
+    from edgeloop.runtime.model.rotation import Rotation
+    from edgeloop.runtime.model.weights import Delta, tensors
+
+    random, recipe, made = np.random.default_rng(0), Recipe.named("int4", 128), []
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    for name, deltas in {"without": {}, "with": dict.fromkeys(names, Delta(64))}.items():
+        attention = Attention(15, 5, 64, Rotation(64, 10000.0))
+        layer = Layer(960, attention, Mlp(2560), NormKind(1e-5), 3, norm_rows=True, deltas=deltas)
+        program = decoder(
+            "test", llama, [(10, layer)], layer.norm,
+            width=960, vocab_size=512, context_length=2048, tied_embedding=True,
+        )  # fmt: skip
+        stored: dict[str, np.ndarray[Any, Any]] = {}
+        for full, tensor in tensors(program.weights):
+            if tensor.kind == "matrix":
+                shape, base = code_shape(*tensor.shape, 128, 4), full.removesuffix(".weight")
+                stored[f"{base}.codes"] = random.integers(0, 256, shape, np.uint8)
+                stored[f"{base}.scales"] = np.full(shape[:2], 0.01, np.float16)
+            else:
+                bits = recipe.storage(full, tensor.kind).bits
+                stored[full] = (0.02 * random.standard_normal(tensor.shape, np.float32)).astype(
+                    f"f{bits // 8}"
+                )
+        made.append(folder / f"{name}.lanes")
+        write_lanes(made[-1], program, stored, 128)
+    return made
+
+
 def main(how: str, arguments: Sequence[str]) -> int:
     """Compile and run what ``how`` names; the exit status of the first program that fails."""
     way = WAYS[how]
     found = compiler(way.compilers)
     if found is None:
-        sys.exit(f"native-{how} is skipped: it wants {' or '.join(way.compilers)}")
+        sys.exit(f"native-{how} is skipped: it wants {' or '.join(way.compilers[:2])}")
     with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as folder:
         for name in way.programs:
             binary = compiled(name, Path(folder), way.options, found)
@@ -123,6 +164,8 @@ def main(how: str, arguments: Sequence[str]) -> int:
                 files = lanes_files(Path(folder) / "files")
                 given = given or (["-max_total_time=60"] if how == "fuzz" else ["2000"])
                 given += [str(files[0].parent)] if how == "fuzz" else map(str, files)
+            if name == "bench_deltas":
+                given = given or [*map(str, delta_files(Path(folder)))]
             status = subprocess.run([str(binary), *given], env={**os.environ, **dict(way.environment)})
             if status.returncode:
                 return status.returncode

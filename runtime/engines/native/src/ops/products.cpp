@@ -29,10 +29,20 @@ void each_depth(const Piece& piece, bool differs, Each each) {
   }
 }
 
-void add_bias(const Piece& piece, const Value& y, uint32_t first, uint32_t last, const float* bias) {
+// y + B (A x) on rows first … last − 1, then times the delta's scale, then the bias.
+void add_delta(const Piece& piece, const Value& y, const Value& low, const Delta& delta, const float* bias,
+    uint32_t first, uint32_t last) {
+  const Kernels& kernels = piece.kernels();
+  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
+  kernels.product_floats(delta.b, low.row(first), low.stride, int32_t(last - first), first_tile, last_tile,
+      {y.row(first), y.stride, nullptr, true});
   const uint32_t from = piece.from();
-  for (uint32_t m = first; m < last; m++)
-    piece.kernels().add(y.row(m) + from, bias + from, int32_t(piece.end - from), y.row(m) + from);
+  const int32_t columns = int32_t(piece.end - from);
+  for (uint32_t m = first; m < last; m++) {
+    float* row = y.row(m) + from;
+    if (delta.scale) kernels.mul(row, delta.scale + from, columns, row);
+    if (bias) kernels.add(row, bias + from, columns, row);
+  }
 }
 
 }  // namespace
@@ -71,9 +81,9 @@ void linear(const Piece& piece, const Node& node) {
     in.groups = group_count(in.columns, int32_t(pass.program.codes[node.codes].group));
   }
   const Value y = piece.at(node.y);
-  const bool copied = !node.only.data;
-  const bool differs = node.op->at == file::NONE && (copied || node.low);
-  each_depth(piece, differs, [&](uint32_t first, uint32_t last, uint32_t lane) {
+  // W x: of all rows at once where W is one for all depths.
+  const bool copied = !node.only.data, own = node.op->at == file::NONE;
+  each_depth(piece, own && copied, [&](uint32_t first, uint32_t last, uint32_t lane) {
     const uint32_t depth = Pass::depth(*node.op, lane);
     const Matrix w = copied ? model.part(number, node.part, depth) : node.only;
     const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
@@ -82,16 +92,13 @@ void linear(const Piece& piece, const Node& node) {
     if (node.codes != file::NONE)
       piece.kernels().product_codes(w, in.codes_from(first), rows, first_tile, last_tile, out);
     else piece.kernels().product_floats(w, in.x.row(first), in.x.stride, rows, first_tile, last_tile, out);
-    if (!node.low) return;
-    const Delta delta = model.delta(number, node.part, depth);
-    const Value low = piece.at(node.reads[1]);
-    piece.kernels().product_floats(delta.b, low.row(first), low.stride, rows, first_tile, last_tile,
-        {y.row(first), y.stride, nullptr, true});
-    const uint32_t from = piece.from();
-    for (uint32_t row = first; delta.scale && row < last; row++)
-      piece.kernels().mul(y.row(row) + from, delta.scale + from, int32_t(piece.end - from), y.row(row) + from);
-    if (bias) add_bias(piece, y, first, last, bias);
   });
+  if (node.low)
+    each_depth(piece, own, [&](uint32_t first, uint32_t last, uint32_t lane) {
+      const uint32_t depth = Pass::depth(*node.op, lane);
+      const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
+      add_delta(piece, y, piece.at(node.reads[1]), model.delta(number, node.part, depth), bias, first, last);
+    });
 }
 
 }  // namespace edgeloop
