@@ -12,7 +12,6 @@ import logging
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator
 
 from .decode.sampling import Sampler
@@ -21,6 +20,7 @@ from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
 from .serve.pool import PooledSequence, SequencePool
+from .serve.queue import FairQueue
 from .serve.requests import Answer, Step
 from .serve.scheduler import Scheduler, Task
 from .session import Session
@@ -41,7 +41,7 @@ class Worker:
         """``session``: the model and its policy; it generates nothing itself. ``waiting``: the queue's length."""
         self._session, self._scheduler, self._pool, self._waiting = session, scheduler, pool, waiting
         self._changed = threading.Condition()
-        self._queue: deque[Handle] = deque()
+        self._queue = FairQueue()
         self._running: dict[Handle, tuple[Task, PooledSequence]] = {}
         self._cancelled: list[Handle] = []
         self._closing = self._finishing = False
@@ -68,7 +68,7 @@ class Worker:
                     f"{len(self._running)} requests run and {len(self._queue)} wait, which is all that this engine "
                     "takes; try again later, or open it with more sequences or a longer queue"
                 )
-            self._queue.append(handle)
+            self._queue.push(handle)
             self._handles.add(handle)
             self._changed.notify_all()
 
@@ -141,32 +141,58 @@ class Worker:
             for handle in cancelled:
                 if handle in self._queue:
                     self._queue.remove(handle)
-            dropped = [running for h in cancelled if (running := self._running.pop(h, None)) is not None]
-        for task, place in dropped:
-            self._stop(task, place)
+            dropped = [(h, *self._running.pop(h)) for h in cancelled if h in self._running]
+        for handle, task, place in dropped:
+            self._stop(handle, task, place)
         for handle in cancelled:
             handle.end(cancelled=True)
         self._start_queued()
         return True
 
     def _start_queued(self) -> None:
-        """Start queued requests, the oldest first, while sequences are free."""
+        """Start queued requests, in the queue's order, while there are sequences and memory for them.
+
+        One for which there is no memory holds up those behind it, or it might wait for ever. One that had better wait
+        for the prompt of another does not.
+        """
         started: list[Task] = []
         with self._changed:
-            while self._queue and self._pool.free:
-                handle = self._queue.popleft()
-                place, reused = self._pool.take(handle.request.prompt)
-                task = Task(place.number, self._answer(handle, place, reused), self._ended(handle, place))
-                self._running[handle] = task, place
-                started.append(task)
+            for handle in list(self._queue) if self._pool.free else ():
+                prompt, most = handle.request.prompt, self._tokens(handle)
+                if self._pool.awaits(prompt):
+                    continue
+                taken = self._pool.take(prompt, most)
+                if taken is None:
+                    break
+                self._queue.start(handle, most)
+                started.append(self._task(handle, *taken))
+                if not self._pool.free:
+                    break
         for task in started:
             self._scheduler.add(task)
 
-    def _stop(self, task: Task, place: PooledSequence) -> None:
-        """End a cancelled task; its sequence keeps the tokens that were done."""
+    def _tokens(self, handle: Handle) -> int:
+        """How many tokens the prompt and the answer of a request may have."""
+        request = handle.request
+        return len(request.prompt) + request.room(self._session.context) - 1
+
+    def _task(self, handle: Handle, place: PooledSequence, reused: int) -> Task:
+        """Return the task of a request on ``place``, and note that it runs."""
+        task = Task(place.number, self._answer(handle, place, reused), self._ended(handle, place))
+        self._running[handle] = task, place
+        return task
+
+    def _stop(self, handle: Handle, task: Task, place: PooledSequence) -> None:
+        """End the task of a cancelled request; its sequence keeps the tokens that were done."""
         call = self._scheduler.remove(task)
         place.tokens.take_back(place.tokens.cached, [call] if call is not None else [])
+        self._leave(handle, place)
+
+    def _leave(self, handle: Handle, place: PooledSequence) -> None:
+        """Note that a request that had started has ended."""
         self._pool.give_back(place)
+        with self._changed:
+            self._queue.end(handle, place.most - len(handle.request.prompt) - handle.count)
 
     def _ended(self, handle: Handle, place: PooledSequence) -> Callable[[BaseException | None], None]:
         """Return the function that the scheduler calls when the request of ``handle`` has ended by itself."""
@@ -176,7 +202,7 @@ class Worker:
                 self._running.pop(handle, None)
             if error is not None:
                 self._pool.clear(place)
-            self._pool.give_back(place)
+            self._leave(handle, place)
             handle.end(None if error is None else as_error(error))
 
         return ended
@@ -196,6 +222,8 @@ class Worker:
         with self._scheduler.slot_for_each_depth(place.number, sequence, len(ids)):
             logits, ran = yield from sequence.prompt(ids)
         depth = int(ran[-1])
+        if handle in self._running:  # not when the answer ends before
+            self._running[handle][0].prompt = False
         while True:
             token, text = answer.choose(logits[-1])
             handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))

@@ -200,6 +200,23 @@ class KVCache:
         )
 
     @property
+    def grows(self) -> bool:
+        """Whether memory is taken as slots fill up; else all of it is taken from the beginning."""
+        return False
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes at most that a sequence of ``tokens`` tokens takes, at every depth."""
+        return self.used_bytes(tokens, [tokens] * self.slots)
+
+    def bytes_of_whole(self, tokens: int) -> int:
+        """Of ``bytes_of``, those that are not written any more when tokens follow."""
+        return self.bytes_of(tokens)
+
+    def trim(self, sequence: int, cached: int, filled: Sequence[int]) -> None:
+        """Give back what a sequence takes behind ``cached`` tokens, ``filled`` [depth] at each depth, where memory is
+        taken as slots fill up."""
+
+    @property
     def number_bytes(self) -> int:
         """Of a number of K and V."""
         return 4

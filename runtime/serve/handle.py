@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -54,8 +54,8 @@ class Handle:
     steps are kept; there are ``max_tokens`` at most.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[Handle], None]) -> None:
-        self.request = request
+    def __init__(self, request: Request, cancel: Callable[[Handle], None], client: Hashable = None) -> None:
+        self.request, self.client = request, client
         self.reused = 0
         """Tokens of its prompt that a sequence held already, once it has started."""
         self._cancel: Callable[[Handle], None] | None = cancel
@@ -71,6 +71,11 @@ class Handle:
     def done(self) -> bool:
         """True once the request has ended: finished, cancelled or failed."""
         return self._ended.is_set()
+
+    @property
+    def count(self) -> int:
+        """Steps so far."""
+        return len(self._steps)
 
     def cancel(self) -> None:
         """End the request wherever it is; its sequence is free for others at once. No effect when it has ended."""

@@ -1,7 +1,8 @@
 """The sequences of a batch server's cache: which are in use, and what they hold for the requests to come.
 
-A sequence that its request has left keeps its tokens until another request needs the place. A prompt that begins with
-the same ids goes on behind them: in that sequence, if it holds nothing else, or with a copy of the rows in common.
+A sequence that its request has left keeps its tokens until another request needs the place, or the memory. A prompt
+that begins with the same ids goes on behind them: in that sequence, if it holds nothing else, or with a copy of the
+rows in common, whose memory an engine may share.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 
 from ..decode.sequence import TokenSequence
 from ..engines.backend import I64
-from ..engines.kv import KVCache
+from .budget import KvBudget
 
 WORTHWHILE = 4
 """Tokens in common with a prompt, at least, for which rows are copied or a longer context is given up."""
+WORTH_A_WAIT = 16
+"""Tokens of a prompt more, at least, for which it waits until another one that begins alike has run them."""
 _NO_IDS = np.empty(0, np.int64)
 
 
@@ -24,13 +27,15 @@ _NO_IDS = np.empty(0, np.int64)
 class PooledSequence:
     """One sequence of the cache: ``tokens`` is its state, and ids [≥ tokens.cached] the tokens that it ran.
 
-    ``prompt``: how many of them, from the first on, are its request's prompt. ``free``: no request uses it.
+    ``prompt``: how many of them, from the first on, are its request's prompt. ``most``: tokens that it may come to
+    hold. ``free``: no request uses it.
     """
 
     number: int
     tokens: TokenSequence
     ids: I64 = field(default_factory=lambda: _NO_IDS)
     prompt: int = 0
+    most: int = 0
     free: bool = True
 
     @property
@@ -39,20 +44,25 @@ class PooledSequence:
         cached = self.tokens.cached
         if self.free:
             return cached if self.tokens.steps_like_prompt else min(cached, self.prompt)
-        return self.prompt if cached >= self.prompt else 0
+        return min(cached, self.prompt)
 
 
 class SequencePool:
-    """Hands out the sequences of ``cache``, one a request."""
+    """Hands out the sequences of a cache, one a request."""
 
     def __init__(
-        self, cache: KVCache, sequences: int, make: Callable[[], TokenSequence], *, reuse: bool, copies: bool
+        self,
+        budget: KvBudget,
+        sequences: int,
+        make: Callable[[], TokenSequence],
+        *,
+        reuse: bool,
+        copies: bool,
     ) -> None:
-        """``make`` gives an empty TokenSequence. ``reuse``: prompts go on behind what a sequence holds already.
-
-        ``copies``: the cache's rows can be copied from one sequence to another.
-        """
-        self._cache, self._make, self._reuse, self._copies = cache, make, reuse, copies
+        """``budget``: of the cache. ``make`` gives an empty TokenSequence. ``reuse``: prompts go on behind what a
+        sequence holds already. ``copies``: the cache's rows can be copied from one sequence to another."""
+        self.budget, self._cache = budget, budget.cache
+        self._make, self._reuse, self._copies = make, reuse, copies
         self._places = [PooledSequence(number, make()) for number in range(sequences)]
         self._free = list(self._places)
         self.prompt_tokens = self.reused_tokens = 0
@@ -63,30 +73,41 @@ class SequencePool:
         """The numbers of the sequences that no request uses, the one that was left first in front."""
         return [place.number for place in self._free]
 
-    def take(self, prompt: I64) -> tuple[PooledSequence, int]:
-        """Choose a place for prompt [S], of the free ones, of which there must be one.
+    def awaits(self, prompt: I64) -> bool:
+        """Return whether prompt [S] had better wait: a request that runs is about to have run more of it."""
+        if not (self._reuse and self._copies) or self._cache.window is not None:
+            return False
+        runs = [place for place in self._places if not place.free and place.tokens.cached < place.prompt]
+        coming = max((_common(place.ids[: place.prompt], prompt) for place in runs), default=0)
+        return coming >= WORTH_A_WAIT and coming - self._longest(prompt)[1] >= WORTH_A_WAIT
 
-        → the place, and how many tokens of the prompt it holds now, at most S − 1.
+    def take(self, prompt: I64, most: int) -> tuple[PooledSequence, int] | None:
+        """Choose a place for prompt [S], of the free ones, of which there must be one, which may come to have ``most``
+        tokens with its answer.
+
+        → the place, and how many tokens of the prompt it holds now, at most S − 1. None: there is no room in memory
+        until another request ends.
         """
-        self.prompt_tokens += len(prompt)
         source, common = self._longest(prompt) if self._reuse else (None, 0)
         # Empty places first, then the one that was left first.
-        target = min(self._free, key=lambda place: place.tokens.cached > 0)
+        target: PooledSequence = min(self._free, key=lambda place: place.tokens.cached > 0)
         if source is None or (common < WORTHWHILE and common < source.tokens.cached):
-            common = 0
+            source, common = None, 0
         elif source.free and (common == source.tokens.cached or target is source or not self._copies):
             target = source
-        elif self._copies:
+        elif not self._copies:
+            source, common = None, 0
+        if not self._make_room(source, target, common, most):
+            if source is None or not source.free or not self._make_room(None, source, 0, most):
+                return None
+            target, source, common = source, None, 0  # what it would have gone on from has had to go
+        if source is not None and source is not target:
             self._copy(source, target, common)
-        else:
-            common = 0
         self._free.remove(target)
         target.free = False
-        if common:
-            target.tokens.truncate(common)
-        else:
-            self.clear(target)
-        target.prompt = len(prompt)
+        self._keep(target, common)
+        target.ids, target.prompt, target.most = prompt, len(prompt), most
+        self.prompt_tokens += len(prompt)
         self.reused_tokens += common
         return target, common
 
@@ -98,23 +119,59 @@ class SequencePool:
     def clear(self, place: PooledSequence) -> None:
         """Forget what a place holds."""
         place.tokens, place.ids, place.prompt = self._make(), _NO_IDS, 0
+        self._trim(place)
+
+    def _keep(self, place: PooledSequence, tokens: int) -> None:
+        """Forget all but the first ``tokens`` tokens that a place holds."""
+        if not tokens:
+            self.clear(place)
+        else:
+            place.tokens.truncate(tokens)
+            self._trim(place)
+
+    def _trim(self, place: PooledSequence) -> None:
+        self._cache.trim(place.number, place.tokens.cached, place.tokens.filled)
+
+    def _make_room(
+        self, source: PooledSequence | None, target: PooledSequence, common: int, most: int
+    ) -> bool:
+        """Clear free places, those that were left first, until a request of ``most`` tokens fits ``target``, behind
+        ``common`` of ``source``'s if there is one → whether it does."""
+        uses = [(min(place.tokens.filled), place.most) for place in self._places if not place.free]
+        uses.append((min(common, *source.tokens.filled) if source is not None else 0, most))
+        idle = [
+            place for place in self._free if place is not source and place is not target and place.ids.size
+        ]
+        if target is not source and target.ids.size:
+            idle.insert(0, target)  # it is cleared in any case
+        while not self.budget.fits(uses):
+            if not idle:
+                return False
+            self.clear(idle.pop(0))
+        return True
 
     def _longest(self, prompt: I64) -> tuple[PooledSequence | None, int]:
         """Find the place that holds most of prompt [S] from its first token on → the place, how many tokens."""
         best: PooledSequence | None = None
         most = 0
         for place in self._places:
-            held = min(place.reusable, len(prompt) - 1)
-            differ = np.flatnonzero(place.ids[:held] != prompt[:held])
-            common = int(differ[0]) if len(differ) else held
+            common = _common(place.ids[: place.reusable], prompt)
             if common > most and place.tokens.can_truncate(self._cache, common):
                 best, most = place, common
         return best, most
 
     def _copy(self, source: PooledSequence, target: PooledSequence, tokens: int) -> None:
         """Make ``target`` hold the first ``tokens`` tokens of ``source``."""
+        self.clear(target)
         state = self._make()
         state.restore(source.tokens.snapshot())
         state.truncate(tokens)
         self._cache.copy_sequence(target.number, self._cache, source.number, tokens, state.filled)
         target.tokens, target.ids = state, source.ids[:tokens].copy()
+
+
+def _common(ids: I64, prompt: I64) -> int:
+    """Return how many tokens of prompt [S], but for its last one, ids [N] begins with."""
+    held = min(len(ids), len(prompt) - 1)
+    differ = np.flatnonzero(ids[:held] != prompt[:held])
+    return int(differ[0]) if len(differ) else held

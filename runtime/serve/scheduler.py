@@ -23,11 +23,11 @@ from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall
 from ..engines.backend import F32, Backend
 from ..engines.kv import KVCache
 from ..engines.packed import PackedLanes
+from .prefill import PrefillShare
 
 NARROW = 16
-"""Stage calls with at most so many rows run in every tick; of wider ones one a tick, since all others wait for it."""
-CHUNK, CHUNK_ALONE = 32, 128
-"""Tokens of a prefill chunk beside other sequences, which wait that long, and without any."""
+"""Stage calls of tokens that decode with at most so many rows run in every tick. Wider ones and those of prompts take
+turns, since all others wait for them."""
 STAGES = (PROLOGUE, FILL, BLOCK, EPILOGUE)
 _KEPT = 512
 """Shapes of engine calls whose arrays are kept: last chunks come in every size."""
@@ -44,7 +44,9 @@ class Task:
     calls: Generator[StageCall, F32, None]
     ended: Callable[[BaseException | None], None]
     served: int = 0
-    """The tick in which it was added, or last had a wide call."""
+    """The tick in which it was added, or last had its turn."""
+    prompt: bool = True
+    """Whether its calls are those of its prompt still."""
 
 
 PendingCall = tuple[Task, StageCall]
@@ -74,10 +76,22 @@ class _Slots:
 class Scheduler:
     """Runs tasks on the sequences of one cache. For one thread."""
 
-    def __init__(self, backend: Backend, cache: KVCache, sequences: int, *, aligned: bool = False) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cache: KVCache,
+        sequences: int,
+        *,
+        aligned: bool = False,
+        max_stall: float | None = None,
+        clock: Callable[[], int] = perf_counter_ns,
+    ) -> None:
         """``aligned``: decode steps start together. It pays where all tokens run the same depths: one prologue and one
-        epilogue call then serve all sequences, and a new one waits for less than a token's time."""
+        epilogue call then serve all sequences, and a new one waits for less than a token's time. ``max_stall``: as in
+        ``PrefillShare``. ``clock``: nanoseconds."""
         self.backend, self.cache, self.sequences, self.aligned = backend, cache, sequences, aligned
+        self.share = PrefillShare(backend.program.depths, max_stall)
+        self._clock = clock
         self.tasks: list[Task] = []
         self.ticks = self.engine_ns = self.total_ns = 0
         """Ticks so far, nanoseconds inside the engine's calls, and in all."""
@@ -91,7 +105,7 @@ class Scheduler:
 
     def chunk(self) -> int:
         """Return the most tokens of a prefill chunk that starts now."""
-        return CHUNK_ALONE if len(self.tasks) <= 1 else CHUNK
+        return self.share.tokens(alone=len(self.tasks) <= 1)
 
     @contextmanager
     def slot_for_each_depth(self, sequence: int, tokens: TokenSequence, new: int) -> Iterator[None]:
@@ -127,45 +141,46 @@ class Scheduler:
         return left
 
     def tick(self) -> None:
-        """Make one engine call a stage for the pending stage calls. Raises what an engine call raises."""
-        begin = perf_counter_ns()
+        """Make one engine call a stage for the pending stage calls."""
+        begin = self._clock()
         self.ticks += 1
         pending = self._pending
-        widest = self._widest()
+        turns = self._turns()
         midway = self.aligned and any(
-            len(call.rows) <= NARROW for stage in STAGES[1:] for _, call in pending[stage]
+            not _takes_turns(*each) for stage in STAGES[1:] for each in pending[stage]
         )
         for stage in STAGES:
             if not (ready := pending[stage]):
                 continue
             pending[stage] = []
             together: list[PendingCall] = []
+            alone: list[PendingCall] = []
             for each in ready:
-                task, call = each
-                if len(call.rows) > NARROW:
-                    if task is widest:
-                        self._run(stage, [each])
-                    else:
-                        pending[stage].append(each)
+                if _takes_turns(*each):
+                    (alone if each[0] in turns else pending[stage]).append(each)
                 elif midway and stage == PROLOGUE:
                     pending[stage].append(each)
                 else:
                     together.append(each)
-            for group in self._groups(stage, together):
+            for group in [[each] for each in alone] + self._groups(stage, together):
                 self._run(stage, group)
-        self.total_ns += perf_counter_ns() - begin
+        self.total_ns += self._clock() - begin
 
-    def _widest(self) -> Task | None:
-        """Return the task whose wide call runs in this tick: of those that have one, the one that has waited
-        longest."""
-        wide = [
-            task for pending in self._pending.values() for task, call in pending if len(call.rows) > NARROW
-        ]
-        if not wide:
-            return None
-        longest = min(wide, key=lambda task: task.served)
-        longest.served = self.ticks
-        return longest
+    def _turns(self) -> set[Task]:
+        """Return the tasks that have their turn in this tick: those that have waited longest, the first of them and as
+        many more as a tick has room for."""
+        wanting = [each for pending in self._pending.values() for each in pending if _takes_turns(*each)]
+        if not wanting:
+            return set()
+        wanting.sort(key=lambda each: each[0].served)
+        room, turns = self.chunk(), set[Task]()
+        for task, call in wanting:
+            room -= len(call.rows)
+            if turns and room < 0:
+                break
+            turns.add(task)
+            task.served = self.ticks
+        return turns
 
     def _groups(self, stage: str, together: list[PendingCall]) -> list[list[PendingCall]]:
         """Return the stage calls that share an engine call, each group in the order of its slots."""
@@ -189,11 +204,34 @@ class Scheduler:
         return [*(group for group in (first, deeper) if group), *several]
 
     def _run(self, stage: str, group: list[PendingCall]) -> None:
-        """Run ``group`` as one engine call, and send each its part of the answer."""
+        """Run ``group`` as one engine call, and send each its part of the answer.
+
+        An error ends what it is about: of several, each runs alone then, and those end that fail again.
+        """
         counts = [len(call.rows) for _, call in group]
+        try:
+            found = self._engine_call(stage, group, counts)
+        except Exception as error:
+            if len(group) == 1:
+                self._end(group[0][0], error)
+                return
+            for each in group:
+                self._run(stage, [each])
+            return
+        if stage == BLOCK:
+            self.calls += 1
+            self.rows += sum(counts)
+        at = 0
+        for (task, _), n in zip(group, counts, strict=True):
+            step = 1 if stage == EPILOGUE else n
+            self._send(task, found[at : at + step])
+            at += step
+
+    def _engine_call(self, stage: str, group: list[PendingCall], counts: list[int]) -> F32:
+        """Run ``group`` → what the engine gives, a row a token; of the epilogue one for each call."""
         slots = self._prefill.get(group[0][0].sequence, self._slots) if stage == BLOCK else self._slots
         arrays = self._prepare(slots, stage, group, counts)
-        start = perf_counter_ns()
+        start = self._clock()
         if stage == FILL:
             self.backend.fill(arrays.rows, arrays.lanes, self.cache)
             found = arrays.rows[:0, 0]
@@ -203,15 +241,11 @@ class Scheduler:
         else:
             run = self.backend.prologue if stage == PROLOGUE else self.backend.block
             found = run(arrays.rows, arrays.lanes, slots.cache)[:, 0].copy()
-        self.engine_ns += perf_counter_ns() - start
-        if stage == BLOCK:
-            self.calls += 1
-            self.rows += len(arrays.rows)
-        at = 0
-        for (task, _), n in zip(group, counts, strict=True):
-            step = 1 if stage == EPILOGUE else n
-            self._send(task, found[at : at + step])
-            at += step
+        spent = self._clock() - start
+        self.engine_ns += spent
+        if group[0][0].prompt:
+            self.share.took(stage, sum(counts), spent)
+        return found
 
     def _prepare(self, own: _Slots, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
         """Return the arrays of an engine call, made once for each shape and written in place."""
@@ -272,16 +306,25 @@ class Scheduler:
                 copy_to_deeper(call, self.cache, task.sequence, self.backend.program.depths)
                 call = task.calls.send(call.rows)
         except StopIteration:
-            self.tasks.remove(task)
-            task.ended(None)
+            self._end(task, None)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a library is no Exception
-            self.tasks.remove(task)
-            task.ended(error)
+            self._end(task, error)
         else:
             self._pending[call.stage].append((task, call))
+
+    def _end(self, task: Task, error: BaseException | None) -> None:
+        """End a task that has come to its end, or failed."""
+        self.tasks.remove(task)
+        task.calls.close()
+        task.ended(error)
 
 
 def _sequence(each: PendingCall) -> int:
     return each[0].sequence
+
+
+def _takes_turns(task: Task, call: StageCall) -> bool:
+    """Whether a call runs when it is its task's turn; all others run in every tick."""
+    return task.prompt or len(call.rows) > NARROW

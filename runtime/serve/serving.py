@@ -7,7 +7,7 @@ of requests that wait. A request beyond that is refused at once.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,8 +27,10 @@ from ..model.program import Program
 from ..session import Session
 from ..text.template import Objects
 from ..worker import Worker
+from .budget import KvBudget
 from .handle import Handle
 from .pool import SequencePool
+from .prefill import checked_stall
 from .scheduler import Scheduler
 
 __all__ = ["BatchServer", "Handle"]
@@ -52,6 +54,8 @@ class BatchServer:
         skipped_kv: str | None = None,
         kv: str | None = None,
         reuse: bool | None = None,
+        max_stall: float | None = None,
+        kv_limit: int | None = None,
     ) -> None:
         """As ``open``, with a backend that was opened for packed lanes."""
         for name, value, least in (("sequences", sequences, 1), ("waiting", waiting, 0)):
@@ -67,11 +71,11 @@ class BatchServer:
         cache = backend.new_cache(sequences, self.context + 1, layout.slots)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
-        scheduler = self.scheduler = Scheduler(backend, cache, sequences, aligned=even)
-        self.kv_bytes = cache.nbytes
-        """Bytes reserved for K and V."""
+        scheduler = self.scheduler = Scheduler(
+            backend, cache, sequences, aligned=even, max_stall=checked_stall(max_stall)
+        )
         self.pool = SequencePool(
-            cache,
+            KvBudget(cache, kv_limit),
             sequences,
             lambda: TokenSequence(session.program, session.policy, session.heads, scheduler.chunk),
             reuse=layout.grows and (backend.can.row_exact if reuse is None else reuse),
@@ -96,13 +100,17 @@ class BatchServer:
         kv: str | None = None,
         kv_bits: int = 32,
         reuse: bool | None = None,
+        max_stall: float | None = None,
+        kv_limit: int | None = None,
     ) -> BatchServer:
         """Open the bundle at ``path`` for ``sequences`` requests at once, and ``waiting`` more in a queue.
 
-        ``context``: tokens that prompt and answer may have together; K and V of ``sequences`` times as many are
-        reserved. ``reuse``: a prompt that begins as one that a sequence still holds is prefilled from where they
-        differ; None: where the engine is row-exact, so that no answer depends on it. The rest is as in
-        ``Session.open``, and so are the errors.
+        ``context``: tokens that prompt and answer may have together; K and V are of ``sequences`` × as many at most.
+        ``reuse``: a prompt that begins as one that a sequence still holds is prefilled from where they differ; None:
+        where the engine is row-exact, so that no answer depends on it. ``max_stall``: milliseconds that prompts may add
+        to the time between two tokens of a request; None: prompts go in chunks of 32 tokens. ``kv_limit``: bytes that K
+        and V of all requests may take; what does not fit waits. The rest is as in ``Session.open``, and so are the
+        errors.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         check_encoder(bundle.program, bundle.folder, False)
@@ -123,7 +131,14 @@ class BatchServer:
             skipped_kv=skipped_kv,
             kv=kv,
             reuse=reuse,
+            max_stall=max_stall,
+            kv_limit=kv_limit,
         )
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that K and V take now, what requests share once."""
+        return self.scheduler.cache.nbytes
 
     @property
     def program(self) -> Program:
@@ -142,10 +157,13 @@ class BatchServer:
         documents: Objects | None = None,
         template: str | None = None,
         logprobs: int | None = None,
+        client: Hashable = None,
     ) -> Handle:
         """Submit a request, as ``Session.generate`` takes it, from any thread; returns at once.
 
-        Raises what ``generate`` raises; BusyError when the queue is full, EngineError when the engine has failed or
+        ``client``: who asks. Where requests wait, that client's goes first who was given the fewest tokens; those of
+        one client go in their order. Raises what ``generate`` raises, and UsageError for a request that is larger than
+        ``kv_limit``; BusyError when the queue is full, EngineError when the engine has failed or
         this is a fork of the process that opened it, UsageError when it is closed.
         """
         request = self._session.prompts.request(
@@ -159,7 +177,8 @@ class BatchServer:
             template=template,
             logprobs=logprobs,
         )
-        handle = Handle(request, self._worker.cancel)
+        self.pool.budget.check(len(request.prompt) + request.room(self.context) - 1)
+        handle = Handle(request, self._worker.cancel, client)
         self._worker.submit(handle)
         return handle
 

@@ -20,6 +20,10 @@ from ..kv import F32, KVCache, row_sizes
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
 
 _TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
+BLOCK = 16
+"""Tokens of a block of K and V (src/cache.h)."""
+_BEHIND_WINDOW = 128 + 128 + 2 * BLOCK
+"""Rows beside a window that a slot has at most: those that are kept, those of a pass, and what is begun of blocks."""
 
 
 class Model:
@@ -196,6 +200,33 @@ class NativeCache(KVCache):
                 row = 2 * size * shape.kv_heads * shape.head_dim
                 total += row * sum(min(count, shape.window or count) for count in tokens)
         return total
+
+    @property
+    def grows(self) -> bool:
+        """Yes."""
+        return True
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes at most that a sequence of ``tokens`` tokens takes: blocks, and what a window leaves a while."""
+        return self._bytes_of(-(-tokens // BLOCK) * BLOCK)
+
+    def bytes_of_whole(self, tokens: int) -> int:
+        """Of ``bytes_of``, blocks that are full."""
+        return self._bytes_of(tokens // BLOCK * BLOCK)
+
+    def _bytes_of(self, tokens: int) -> int:
+        total = 0
+        for stage, session in self.sessions.items():
+            slots, size = (self.slots if stage == "block" else 1), np.dtype(_TYPES[session.kv]).itemsize
+            for shape in session.shapes(stage):
+                rows = min(tokens, (shape.window or tokens) + _BEHIND_WINDOW)
+                total += slots * rows * 2 * size * shape.kv_heads * shape.head_dim
+        return total
+
+    def trim(self, sequence: int, cached: int, filled: Sequence[int]) -> None:
+        """Give back the blocks behind what the sequence holds."""
+        for stage, slot, tokens in self.held(sequence, cached, filled):
+            self.sessions[stage]("el_trim", Stage[stage.upper()], slot, tokens)
 
     @property
     def number_bytes(self) -> int:
