@@ -35,12 +35,12 @@ class Way:
 _CLANG = ("clang++", *(f"clang++-{version}" for version in range(21, 13, -1)))
 _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
-    "test": Way(("kernels", "threads", "blocks")),
+    "test": Way(("kernels", "threads", "blocks", "drafts")),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way(("kernels", "threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
+    "asan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
         ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), _CLANG
@@ -57,6 +57,7 @@ def program(name: str) -> list[Path]:
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
         "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache")],
+        "drafts": [SOURCES / f"{part}.cpp" for part in ("test_drafts", "decode/drafts", "decode/lookup")],
         "bench": [SOURCES / "bench.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],

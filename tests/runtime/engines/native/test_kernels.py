@@ -1,4 +1,4 @@
-"""Kernels, threads and blocks of the lane engine: their C++ tests, and a twin of their products in numpy.
+"""Kernels, threads, blocks and drafts of the lane engine: their C++ tests, and a twin of their products in numpy.
 
 Compiled here with -O1, which gives the same bits as the library's -O3 and is quicker. Without a compiler: skipped.
 """
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("native")
     return {
         name: compiled(name, folder, ["-O1"], shared=name == "binding")
-        for name in ("kernels", "threads", "blocks", "binding")
+        for name in ("kernels", "threads", "blocks", "drafts", "binding")
     }
 
 
@@ -49,6 +49,10 @@ def test_threads(built: dict[str, Path]) -> None:
 
 def test_blocks(built: dict[str, Path]) -> None:
     ran(built["blocks"])
+
+
+def test_drafts(built: dict[str, Path]) -> None:
+    ran(built["drafts"])
 
 
 def ran(program: Path, *arguments: str) -> None:
