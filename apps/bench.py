@@ -21,7 +21,7 @@ from .bench_run import measure
 from .bench_soak import soak
 from .bench_users import measure_users, users_arguments
 from .console import Console
-from .options import at_least, session_arguments
+from .options import at_least, pinned, session_arguments
 from .quantities import bundle_bytes, byte_count
 
 EXAMPLES = """\
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
         profile(args, bundle, capacity, console)
         return
-    backend = open_backend(args.engine, bundle, args.threads, kv_bits=args.kv_bits)
+    backend = open_backend(args.engine, bundle, args.threads, kv_bits=args.kv_bits, cpus=pinned(args))
     if args.ways:
         from .bench_decode import bench_decoding
 

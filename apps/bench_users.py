@@ -167,6 +167,7 @@ def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> Batch
         engine=args.engine,
         kv_bits=args.kv_bits,
         threads=args.threads,
+        cpus=args.cpus,
         sequences=sequences,
         waiting=waiting,
         context=args.context,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..runtime.errors import UsageError
 from .console import Console
 from .intake import read_text
-from .options import at_least, session_arguments
+from .options import at_least, pinned, session_arguments
 from .quantities import thresholds
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def open_with(args: argparse.Namespace, rule: str) -> Session:
         args.bundle,
         engine=args.engine,
         threads=args.threads,
+        cpus=pinned(args),
         kv_bits=args.kv_bits,
         context=args.context,
         verify=False,

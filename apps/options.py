@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.errors import UsageError
 from .intake import read_objects, word
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def processors(text: str) -> tuple[int, ...]:
+    """An argparse type: numbers of processors with commas between them."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and part.isascii() and len(part) <= 4 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not numbers of processors, as 0,2")
+    return tuple(map(int, parts))
+
+
 def session_arguments(parser: argparse.ArgumentParser) -> None:
     """Which bundle, and what runs it."""
     parser.add_argument(
@@ -50,6 +60,13 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"
+    )
+    group.add_argument(
+        "--cpus",
+        type=processors,
+        default=(),
+        metavar="N,N",
+        help="processors that threads are pinned to, in turn, and as many threads as they are (engine native)",
     )
     group.add_argument(
         "--context",
@@ -144,6 +161,19 @@ def template_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def pinned(args: argparse.Namespace) -> tuple[int, ...]:
+    """Return the processors of ``--cpus``, with this thread, which computes too, put onto the first of them."""
+    if args.cpus and hasattr(os, "sched_setaffinity"):
+        try:
+            os.sched_setaffinity(0, args.cpus[:1])
+        except OSError as error:
+            raise UsageError(
+                f"this process may not use processor {args.cpus[0]} ({error.strerror}); give other --cpus"
+            ) from error
+    cpus: tuple[int, ...] = args.cpus
+    return cpus
+
+
 def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
     """The session that ``session_arguments``, and the other two above if the verb has them, describe.
 
@@ -156,6 +186,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
         args.bundle,
         engine=args.engine,
         threads=args.threads,
+        cpus=pinned(args),
         kv_bits=args.kv_bits,
         context=args.context,
         depth=getattr(args, "depth", None),

@@ -63,6 +63,7 @@ class Session(ReadingSession):
         kv: str | None = None,
         decode: str = "sequential",
         kv_bits: int = 32,
+        cpus: Sequence[int] = (),
     ) -> Session:
         """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
 
@@ -72,10 +73,11 @@ class Session(ReadingSession):
         other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
         ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
         ``pipelined`` runs several depths in one call (``pipeline.py``). ``kv_bits``: of a number of K and V; 16 halves
-        their memory, on engine native.
+        their memory, on engine native. ``cpus``: processors that threads of engine native are pinned to,
+        in turn; the first is for the thread that calls, which stays where it is.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
-        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits)
+        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits, cpus=cpus)
         return Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv, decode=decode)
 
     @staticmethod
@@ -89,6 +91,7 @@ class Session(ReadingSession):
         verify: bool = True,
         decode: str = "sequential",
         kv_bits: int = 32,
+        cpus: Sequence[int] = (),
     ) -> Session:
         """Open the bundle at ``path`` and go on from the context that ``save`` wrote to ``file``.
 
@@ -101,7 +104,7 @@ class Session(ReadingSession):
         saved.check_bundle(bundle)
         if owner.depths != bundle.program.depths:
             bundle = bundle.at_depth(owner.depths)
-        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits)
+        backend = open_backend(engine, bundle, threads, kv_bits=kv_bits, cpus=cpus)
         session = Session(
             bundle, backend, context, exit=owner.exit, skipped_kv=owner.skipped_kv, kv=owner.kv, decode=decode
         )

@@ -17,6 +17,7 @@ class Capabilities:
     ``row_exact``: what a row gets does not depend on the other rows of its call, not in a bit: a context that grew
     in pieces has the numbers of one that was run at once.
     ``kv_bits``: of a number of K and V, what may be asked for.
+    ``pinned``: its threads run on processors that may be named.
     """
 
     packed: bool
@@ -26,3 +27,4 @@ class Capabilities:
     free_rows: bool
     row_exact: bool
     kv_bits: tuple[int, ...] = (32,)
+    pinned: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..bundle.folder import Bundle
@@ -16,6 +16,8 @@ from .capabilities import Capabilities
 
 MAX_THREADS = 1024
 """More than any engine has use for; some would start a hundred thousand."""
+MAX_CPU = 1023
+"""The largest number of a processor that a thread can be pinned to."""
 
 
 USUAL = ("native", "onnx")
@@ -29,6 +31,7 @@ class Asked:
     threads: int | None = None
     packed: bool = False
     kv_bits: int = 32
+    cpus: tuple[int, ...] = ()
 
 
 def _reference(bundle: Bundle, asked: Asked) -> Backend:
@@ -46,7 +49,7 @@ def _onnx(bundle: Bundle, asked: Asked) -> Backend:
 def _native(bundle: Bundle, asked: Asked) -> Backend:
     from .native.engine import NativeBackend
 
-    return NativeBackend.open(bundle, asked.threads, asked.kv_bits)  # any lanes
+    return NativeBackend.open(bundle, asked.threads, asked.kv_bits, asked.cpus)  # any lanes
 
 
 def _executorch(bundle: Bundle, asked: Asked) -> Backend:
@@ -197,12 +200,13 @@ def open_backend(
     threads: int | None = None,
     packed: bool = False,
     kv_bits: int = 32,
+    cpus: Sequence[int] = (),
 ) -> Backend:
     """Return the engine ``name`` with the model of ``bundle`` loaded; None: the usual engine for ``bundle`` here.
 
-    ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K and V.
-    UsageError: no such engine, or ``threads`` or ``kv_bits`` out of range. EngineError: its package is not installed.
-    BundleError: the bundle was not exported for it.
+    ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K and V. ``cpus``: processors for its threads.
+    UsageError: no such engine, or ``threads``, ``kv_bits`` or ``cpus`` out of range. EngineError: its package is not
+    installed. BundleError: the bundle was not exported for it.
     """
     name = name or usual_engine(bundle)
     engine = ENGINES.get(name)
@@ -234,12 +238,15 @@ def open_backend(
         raise UsageError(
             f"K and V in {kv_bits} bits, and engine {name} keeps them in {known}; choose other --kv-bits or --engine"
         )
+    pinned = tuple(whole_number(cpu, "a processor of cpus", 0, MAX_CPU) for cpu in cpus)
+    if pinned and not engine.can.pinned:
+        raise UsageError(f"engine {name} pins no threads; leave out --cpus, or choose --engine native")
     if not (engine.can.any_depth or bundle.own_depth):
         raise UsageError(
             f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
             f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
         )
-    return engine.load(bundle, Asked(threads, packed, kv_bits))
+    return engine.load(bundle, Asked(threads, packed, kv_bits, pinned))
 
 
 def _version(engine: EngineEntry) -> str | None:

@@ -99,6 +99,7 @@ class BatchServer:
         skipped_kv: str | None = None,
         kv: str | None = None,
         kv_bits: int = 32,
+        cpus: Sequence[int] = (),
         reuse: bool | None = None,
         max_stall: float | None = None,
         kv_limit: int | None = None,
@@ -120,7 +121,7 @@ class BatchServer:
                 bundle.program, read_heads(bundle), bundle.manifest.exits, exit, skipped_kv, kv
             )
             check_mode(Mode(bundle.program, policy, MANY, name, ENGINES[name].can))
-        backend = open_backend(engine, bundle, threads, packed=True, kv_bits=kv_bits)
+        backend = open_backend(engine, bundle, threads, packed=True, kv_bits=kv_bits, cpus=cpus)
         return BatchServer(
             bundle,
             backend,

@@ -82,6 +82,32 @@ def test_run_ends_before_a_stop_string(bundle: Path, command: Command, command_j
     assert " tokens (ended by a stop string), " in command("run", bundle, "-p", PROMPT, "--stop", stop)[2]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are pinned on Linux only")
+@pytest.mark.parametrize("engine", ["native"])
+def test_run_on_named_processors(
+    bundle: Path, command: Command, command_json: CommandJson, engine: str
+) -> None:
+    """The same tokens; the thread of the command line is on the first of them."""
+    before = os.sched_getaffinity(0)
+    words = ("run", bundle, "-p", PROMPT, "-n", 8, "--engine", engine)
+    cpus = [max(before), min(before)]
+    try:
+        pinned = command_json(*words, "--cpus", ",".join(map(str, cpus)))
+        assert os.sched_getaffinity(0) == {cpus[0]}
+        os.sched_setaffinity(0, before)
+        assert pinned["tokens"] == command_json(*words)["tokens"]
+        for wrong, line in (
+            ("1023", "this process may not use processor 1023"),
+            (f"{cpus[0]},1023", "this process may not use processor 1023; name others"),
+            ("0-2", "is not numbers of processors, as 0,2"),
+        ):
+            code, out, err = command(*words, "--cpus", wrong)
+            assert (code, out) == (2, "")
+            assert line in err
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_both_engines_begin_alike(bundle: Path, command_json: CommandJson) -> None:
     def first(engine: str) -> int:
         return int(command_json("run", bundle, "-p", PROMPT, "-n", 1, "--engine", engine)["tokens"][0])

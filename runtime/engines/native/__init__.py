@@ -10,4 +10,5 @@ CAPABILITIES = Capabilities(
     host_rows=True,
     row_exact=True,
     kv_bits=(32, 16),
+    pinned=True,
 )

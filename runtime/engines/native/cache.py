@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from threading import Lock
 from typing import Any
 from weakref import finalize
 
@@ -17,6 +16,7 @@ from ...errors import UsageError
 from ...model.program import STAGES, CacheShape, Program
 from ...model.sizes import kept_sizes
 from ..kv import F32, KVCache, row_sizes
+from .alone import Alone
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
 
 _TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
@@ -38,23 +38,24 @@ class NativeSession:
     """A session of the library, and what it is called with."""
 
     def __init__(self, model: Model, program: Program, options: SessionOptions) -> None:
+        self.alone = Alone()
+        """Held while it is called."""
         self.model, self.program, self.kv = model, program, Kv(options.kv)
         self._calls = Calls()
         made = ctypes.c_void_p()
         self._calls("el_session_new", model.pointer, ctypes.byref(options), ctypes.byref(made))
         self.pointer = made.value
-        self._alone = Lock()
         self._free = finalize(self, library().el_session_free, self.pointer)
 
     def close(self) -> None:
         """Give its memory back. Twice is fine."""
-        with self._alone:
+        with self.alone:
             self.pointer = None
             self._free()
 
     def __call__(self, name: str, *arguments: Any) -> None:
         """Call ``name`` of the library; UsageError when the engine was closed."""
-        with self._alone:
+        with self.alone:
             if self.pointer is None:
                 raise UsageError("the engine is closed; open the bundle again")
             self._calls(name, self.pointer, *arguments)
@@ -65,7 +66,7 @@ class NativeSession:
         """Make rows ``first`` … of a slot those of another one: el_copy, a call of both sessions."""
         with ExitStack() as alone:
             for each in sorted({self, source}, key=id):
-                alone.enter_context(each._alone)
+                alone.enter_context(each.alone)
             if self.pointer is None or source.pointer is None:
                 raise UsageError("the engine is closed; open the bundle again")
             where = Stage[stage.upper()], slot, first

@@ -46,17 +46,25 @@ class NativeBackend:
         kv_bits: int = 32,
         activations: Activations = Activations.INT8,
         kernels: str | None = None,
+        cpus: Sequence[int] = (),
     ) -> None:
         """``path``: a file of ``program``, which was checked (``LanesFile``).
 
         ``threads``: that compute, at most; None: as many as there are cores, fewer where that is quicker. ``kv_bits``:
         of a number of K and V, 16 or 32. ``kernels``: by name, None: EDGELOOP_KERNELS, or the best of this processor.
+        ``cpus``: processors, by their numbers; thread i of the engine runs on number i % their count, and as many as
+        they are compute unless ``threads`` says otherwise. Thread 0 is the caller's, which stays where it is.
         """
         if kv_bits not in KV_BITS:
             raise UsageError(f"K and V of {kv_bits} bits, wanted {' or '.join(map(str, KV_BITS))}")
         self.program, self._kv = program, KV_BITS[kv_bits]
+        numbers = (ctypes.c_int32 * len(cpus))(*cpus)
         options = OpenOptions(
-            activations=activations, threads=threads or 0, kernels=kernels.encode() if kernels else None
+            activations=activations,
+            threads=threads or len(cpus),
+            pinned=len(cpus),
+            cpus=ctypes.addressof(numbers),
+            kernels=kernels.encode() if kernels else None,
         )
         calls, made = Calls(), ctypes.c_void_p()
         calls("el_open", str(path).encode(), ctypes.byref(options), ctypes.byref(made))
@@ -70,7 +78,9 @@ class NativeBackend:
         self._logits = output_size(program)
 
     @staticmethod
-    def open(bundle: Bundle, threads: int | None = None, kv_bits: int = 32) -> NativeBackend:
+    def open(
+        bundle: Bundle, threads: int | None = None, kv_bits: int = 32, cpus: Sequence[int] = ()
+    ) -> NativeBackend:
         """The model of ``bundle``; BundleError when its file is not that of the manifest's program.
 
         A bundle without the target is packed anew from target onnx, once (``repacked.py``).
@@ -81,7 +91,7 @@ class NativeBackend:
         else:
             path = bundle.path(target.weights)
             LanesFile(path, bundle.manifest.program)
-        return NativeBackend(bundle.program, path, threads=threads, kv_bits=kv_bits)
+        return NativeBackend(bundle.program, path, threads=threads, kv_bits=kv_bits, cpus=cpus)
 
     @property
     def kernels(self) -> str:

@@ -29,6 +29,10 @@ def test_every_reason_not_to_open(maker, tmp_path, monkeypatch):
         backends.open_backend("vulkan", bundle)
     with pytest.raises(UsageError, match="threads is 0"):
         backends.open_backend("onnx", bundle, threads=0)
+    with pytest.raises(UsageError, match="engine onnx pins no threads; leave out --cpus"):
+        backends.open_backend("onnx", bundle, cpus=[0])
+    with pytest.raises(UsageError, match="a processor of cpus is -1"):
+        backends.open_backend("onnx", bundle, cpus=[-1])
     bare = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, targets={}))
     with pytest.raises(BundleError, match="holds no onnx target.*--target onnx"):
         backends.open_backend("reference", bare)

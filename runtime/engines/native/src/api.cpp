@@ -37,7 +37,7 @@ template <class Body>
 int computing(el_session* session, char* error, Body body) {
   return guarded(error, [&] {
     if (!session) fail(EL_USAGE, "session is NULL");
-    const std::lock_guard<std::mutex> turn(session->model.computing);
+    const std::lock_guard turn(session->model.computing);
     body(*session);
     session->calls++;
   });
@@ -226,7 +226,7 @@ int el_session_stats(const el_session* session, el_stats* stats, char* error) {
   return guarded(error, [&] {
     if (!session || !stats) fail(EL_USAGE, "session or stats is NULL");
     check_struct(stats->struct_bytes, sizeof *stats, "el_stats");
-    const std::lock_guard<std::mutex> turn(session->model.computing);
+    const std::lock_guard turn(session->model.computing);
     stats->threads = session->threads;
     stats->calls = session->calls;
     stats->rows = session->rows;

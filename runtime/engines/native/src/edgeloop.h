@@ -16,6 +16,9 @@
 // Functions of one session are called by one thread at a time, el_stop by any; el_copy is a function of both of its
 // sessions. Sessions of one model may be called by several: what computes takes turns, and memory of K and V that slots of
 // different sessions share is counted and copied safely. A model is closed after its sessions.
+//
+// A process may be forked. In the new one models and sessions go on, with one thread; where another thread was computing
+// with a model at that moment, what computes with it is EL_USAGE there.
 #ifndef EDGELOOP_H
 #define EDGELOOP_H
 
@@ -66,7 +69,7 @@ typedef struct el_open_options {
   uint32_t activations;   // el_activations
   uint32_t threads;       // at most so many compute, the caller's included; 0: as many as there are cores
   uint32_t pinned;        // of `cpus`; 0: threads are not pinned. The caller's thread is never pinned
-  const int32_t* cpus;    // [pinned]: thread i > 0 runs on cpus[i % pinned] only
+  const int32_t* cpus;    // [pinned]: thread i > 0 runs on cpus[i % pinned] only; EL_USAGE for what the process may not use
   const char* kernels;    // "portable", "avx2", "avx512" …; NULL: EDGELOOP_KERNELS, or the best that the processor has
 } el_open_options;
 

@@ -5,6 +5,11 @@
 
 #include "error.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 using namespace edgeloop;
 
 namespace {
@@ -22,15 +27,39 @@ const Kernels* chosen(const char* name) {
   return found;
 }
 
+// Throws an Error unless the system lets this process's threads run on each of `count` processors. A thread of its own
+// tries them: where the caller's may run does not say where others may.
+void check_cpus(const int32_t* cpus, uint32_t count) {
+#if defined(__linux__)
+  if (count > CPU_SETSIZE) fail(EL_USAGE, "%u processors, wanted %d at most", count, CPU_SETSIZE);
+  int32_t refused = 0;
+  bool all = true;
+  std::thread([&] {
+    for (uint32_t i = 0; all && i < count; i++) {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      if (cpus[i] >= 0 && cpus[i] < CPU_SETSIZE) CPU_SET(cpus[i], &set);
+      all = !pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+      refused = cpus[i];
+    }
+  }).join();
+  if (!all) fail(EL_USAGE, "this process may not use processor %d; name others to pin threads to", refused);
+#else
+  (void)cpus, (void)count;
+  fail(EL_USAGE, "threads can be pinned on Linux only; name no processors");
+#endif
+}
+
 TeamOptions team_options(const el_open_options& options, std::vector<int>& cpus) {
   TeamOptions found;
   const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
   if (options.threads > MOST_THREADS) fail(EL_USAGE, "%u threads, wanted %u at most", options.threads, MOST_THREADS);
   found.threads = int(options.threads ? options.threads : std::min(cores, MOST_THREADS));
   if (options.pinned && !options.cpus) fail(EL_USAGE, "pinned is %u, and cpus are not given", options.pinned);
-  for (int i = 0; options.pinned && i < found.threads; i++)
-    cpus.push_back(options.cpus[uint32_t(i) % options.pinned]);
-  if (!cpus.empty()) found.cpus = cpus.data();
+  if (!options.pinned) return found;
+  check_cpus(options.cpus, options.pinned);
+  for (int i = 0; i < found.threads; i++) cpus.push_back(options.cpus[uint32_t(i) % options.pinned]);
+  found.cpus = cpus.data();
   return found;
 }
 

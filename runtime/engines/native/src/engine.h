@@ -3,9 +3,9 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "alone.h"
 #include "cache.h"
 #include "edgeloop.h"
 #include "pass.h"
@@ -21,7 +21,7 @@ struct el_model {
   std::vector<edgeloop::Compiled> blocks;                // each once
   std::vector<uint32_t> block_at, fill_at;               // of each depth of the schedule: of `blocks`, or NONE
 
-  std::mutex computing;
+  edgeloop::Alone computing;
   std::unique_ptr<edgeloop::Team> team;
   edgeloop::Turns turns;
   edgeloop::Workspace space;

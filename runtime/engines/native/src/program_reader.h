@@ -34,7 +34,8 @@ class Reader {
   void want(bool good, const char* format, Values... values) const {
     if (good) return;
     char text[EL_ERROR_SIZE];
-    std::snprintf(text, sizeof text, format, values...);
+    if constexpr (sizeof...(values) == 0) std::snprintf(text, sizeof text, "%s", format);
+    else std::snprintf(text, sizeof text, format, values...);
     if (op_) fail(EL_FORMAT, "%s op %u (%s): %s", role_name(), at_, kind_name(), text);
     fail(EL_FORMAT, "%s: %s", role_name(), text);
   }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "alone.h"
 #include "threads.h"
 
 #if defined(__x86_64__)
@@ -184,6 +185,37 @@ void fork_of_a_process() {
 #endif
 }
 
+// A lock that a thread holds when the process is forked is an error in the copy; one that it takes itself is not.
+void fork_while_locked() {
+#if !defined(__SANITIZE_THREAD__)
+  Alone held, open;
+  std::atomic<int> locked{0};
+  std::thread holder([&] {
+    const std::lock_guard turn(held);
+    locked = 1;
+    while (locked == 1) usleep(1000);
+  });
+  while (!locked) usleep(1000);
+  const pid_t child = fork();
+  if (child == 0) {
+    bool refused = false;
+    try {
+      held.lock();
+    } catch (const Error& error) {
+      refused = error.code == EL_USAGE;
+    }
+    const std::lock_guard turn(open);
+    _exit(refused ? 0 : 1);
+  }
+  locked = 2;
+  int status = 1;
+  waitpid(child, &status, 0);
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a fork of the process takes a lock that nobody gives back");
+  holder.join();
+  const std::lock_guard turn(held);
+#endif
+}
+
 }  // namespace
 
 int main() {
@@ -195,6 +227,7 @@ int main() {
   pinning();
   sleep_of_a_team();
   fork_of_a_process();
+  fork_while_locked();
   if (failures == 0) printf("threads: all hold\n");
   return failures != 0;
 }

@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #endif
 
+#include "alone.h"
+
 namespace edgeloop {
 
 namespace {
@@ -19,14 +21,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int KINDS = 256, MOST_THREADS = 128, PAUSES_BETWEEN_LOOKS = 64;
-
-int this_process() {
-#if defined(__linux__)
-  return int(getpid());
-#else
-  return 0;
-#endif
-}
 
 void pause_briefly() {
 #if defined(__x86_64__)

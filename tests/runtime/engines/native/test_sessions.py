@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
 from edgeloop.runtime.engines.native.library import Activations, LaneArrays, library
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
-from edgeloop.runtime.errors import EngineError, UsageError
+from edgeloop.runtime.errors import EdgeloopError, EngineError, UsageError
 from edgeloop.runtime.model.program import Program
 
 TOKENS, BLOCK, SLACK = 320, 16, 128
@@ -135,6 +136,73 @@ def test_a_forked_process_computes_the_same(opened: Opened) -> None:
         finally:
             os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_processes_that_are_forked_while_it_computes(opened: Opened) -> None:
+    """Each gets the same numbers, or one line that says to open the bundle again; none waits for ever."""
+    engine, _ = opened(PROGRAMS["relaxed"](), threads=2)
+    cache, other, stop = engine.new_cache(1, 8), engine.new_cache(1, 8), threading.Event()
+    ids, lanes, others = np.array([[1, 2]]), Lanes.single(0, 0, 2, 0), Lanes.single(0, 0, 2, 0)
+    wanted = engine.prologue(ids, lanes, cache).copy()
+
+    def compute() -> None:
+        while not stop.is_set():
+            engine.prologue(ids, others, other)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        assert {_forked(lambda: engine.prologue(ids, lanes, cache), wanted) for _ in range(20)} <= {0, 1}
+        assert isinstance(cache, NativeCache)
+        with cache.sessions["prologue"].alone:  # as a call has it
+            assert _forked(lambda: engine.prologue(ids, lanes, cache), wanted) == 1
+    finally:
+        stop.set()
+        thread.join()
+    np.testing.assert_array_equal(engine.prologue(ids, lanes, cache), wanted)
+
+
+def _forked(compute: Callable[[], F32], wanted: F32) -> int:
+    """What became of ``compute`` in a copy of the process: 0: the numbers that are wanted, 1: one line, 2: else."""
+    child = os.fork()
+    if not child:
+        found = 2
+        try:
+            signal.alarm(60)  # a child that waits is ended
+            found = 0 if (compute() == wanted).all() else 2
+        except EdgeloopError as error:
+            found = 1 if "forked" in str(error) and "\n" not in str(error) else 2
+        finally:
+            os._exit(found)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are pinned on Linux only")
+def test_threads_are_pinned(opened: Opened) -> None:
+    """Those of the engine, to the processors that are named in turn; the caller's stays where it is."""
+    allowed = sorted(os.sched_getaffinity(0))
+    before, cpus = set(_threads()), [allowed[0], allowed[-1], allowed[0]]
+    engine, _ = opened(PROGRAMS["relaxed"](), cpus=cpus)
+    assert engine.info.threads == 3
+    engine.prologue(np.array([[1, 2]]), Lanes.single(0, 0, 2, 0), engine.new_cache(1, 8))
+    made = _threads()
+    assert sorted(str(made[thread]) for thread in set(made) - before) == sorted(map(str, cpus[1:]))
+    assert os.sched_getaffinity(0) == set(allowed)
+    for cpu in (1023, 5000, -1):
+        with pytest.raises(UsageError, match=f"may not use processor {cpu}; name others") as caught:
+            opened(PROGRAMS["relaxed"](), cpus=[cpus[0], cpu])
+        assert "\n" not in str(caught.value)
+
+
+def _threads() -> dict[str, str]:
+    """The processors that each thread of the process may run on, as Linux tells them."""
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        lines = dict(line.split(":", 1) for line in (thread / "status").read_text().splitlines())
+        found[thread.name] = lines["Cpus_allowed_list"].strip()
+    return found
 
 
 def test_two_lanes_of_one_slot_are_refused(opened: Opened) -> None:
