@@ -31,8 +31,17 @@ FAMILIES = (
     FamilyEntry("mor", "mor", "MorFamily", "a conf.yaml with recursive.enable"),
     FamilyEntry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
     FamilyEntry("ouro", "ouro", "OuroFamily", "model_type ouro"),
+    FamilyEntry("nanbeige", "nanbeige", "NanbeigeFamily", "model_type nanbeige"),
     FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     FamilyEntry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
+    FamilyEntry("qwen", "qwen", "QwenFamily", "Qwen2ForCausalLM or Qwen3ForCausalLM with repeated layers"),
+    FamilyEntry(
+        "gemma",
+        "gemma",
+        "GemmaFamily",
+        "GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM with repeated layers",
+    ),
+    FamilyEntry("olmo2", "olmo2", "Olmo2Family", "Olmo2ForCausalLM with repeated layers"),
     FamilyEntry("albert", "albert", "AlbertFamily", "model_type albert"),
     FamilyEntry(
         "llama", "llama", "LlamaFamily", "LlamaForCausalLM or MistralForCausalLM with repeated layers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...runtime.errors import CheckpointError
@@ -49,6 +49,12 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
     config = checkpoint.config
     where = str(checkpoint.folder / "config.json")
     check_keys(config, understood, where)
+    return replace(read_sizes(config, where), sliding_window=_sliding_window(config, where))
+
+
+def read_sizes(config: Mapping[str, Any], where: str) -> LlamaConfig:
+    """Return the sizes of a config with Llama's keys, without a window; CheckpointError names a key that is missing
+    or malformed."""
     hidden = size(config, "hidden_size", where)
     heads = size(config, "num_attention_heads", where)
     kv_heads = size(config, "num_key_value_heads", where, heads)
@@ -76,7 +82,7 @@ def read_llama_config(checkpoint: Checkpoint, understood: Collection[str] = ()) 
         norm_eps=number(config, "rms_norm_eps", where, 1e-6),
         rotation=rotation(config, where, head_dim),
         context_length=size(config, "max_position_embeddings", where, 2048),
-        sliding_window=_sliding_window(config, where),
+        sliding_window=None,
         tie_word_embeddings=flag(config, "tie_word_embeddings", where, False),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=token_ids(config, "eos_token_id", vocab, where),

@@ -27,7 +27,7 @@ def program_of(spec: Spec) -> Program:
     program = decoder(
         spec.family,
         block,
-        [(segment.layers, _layer(spec, segment)) for segment in spec.segments],
+        [(_layer(spec, segment),) * segment.layers for segment in spec.segments],
         NormKind(spec.norm_eps),
         width=spec.hidden_size,
         vocab_size=spec.vocab_size,

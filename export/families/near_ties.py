@@ -79,6 +79,7 @@ def broken_loop(names: LayerNames, covered: int) -> BrokenLoop | None:
             c
             for c in dict.fromkeys(near)
             if 2 * sum(layers[c][p] == tensors[p] for p in matrices) > len(matrices)
+            and layers[c][len(shared[0]) :] == tensors[len(shared[0]) :]
         )
         near.append(next(alike, layer))
     start, width, repeats = find_loop(near)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,10 +35,11 @@ class FusedRows:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of a checkpoint, and which of its rows; None: all."""
+    """A tensor of a checkpoint, and which of its rows; None: all. ``plus`` is added to each number (norms of 1 + w)."""
 
     name: str
     rows: FusedRows | None = None
+    plus: float = 0.0
 
 
 class Reader:
@@ -92,7 +93,7 @@ class Reader:
             _, segment, _, layer, part = tensor.name.split(".", 4)
             source, applied = sources[part], plan[int(segment)].applied[int(layer)]
             stored = [f"{self.names.inside}{number}.{source.name}" for number in applied]
-            loaders = [self._loader(Source(name, source.rows), tensor.shape) for name in stored]
+            loaders = [self._loader(replace(source, name=name), tensor.shape) for name in stored]
             if tensor.per_depth:
                 self.tensors[tensor.name] = partial(_stack, loaders, tensor.shape)
             else:
@@ -142,8 +143,9 @@ class Reader:
         whole = _whole(shape, source.rows)
         self.checkpoint.require(source.name, whole)
         self.used.add(source.name)
-        load = partial(self.checkpoint.tensor, source.name, whole)
-        return load if source.rows is None else partial(_rows, load, source.rows)
+        load: Loader = partial(self.checkpoint.tensor, source.name, whole)
+        load = load if source.rows is None else partial(_rows, load, source.rows)
+        return partial(_raised, load, source.plus) if source.plus else load
 
 
 def _whole(shape: Shape, rows: FusedRows | None) -> Shape:
@@ -155,6 +157,10 @@ def _rows(load: Loader, rows: FusedRows) -> torch.Tensor:
     whole = load()
     split: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))[:, rows.number]
     return split.flatten(0, 1).contiguous()
+
+
+def _raised(load: Loader, by: float) -> torch.Tensor:
+    return load() + by
 
 
 def _stack(loaders: Sequence[Loader], shape: Shape) -> torch.Tensor:

@@ -8,7 +8,7 @@ list of ``TiedRun``, itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from ...runtime.errors import CheckpointError
@@ -33,11 +33,13 @@ class LayerNames:
     """The names of a checkpoint's tensors, under any wrapper's prefix (PEFT, DDP, torch.compile).
 
     A family says where the embedding and the layers are, and which tensors of a layer its repetitions share.
+    ``kinds``: what tells layers apart beside their weights, as a window that only some have; one for each, or none.
     """
 
     whose: str
     embedding: str
     stack: str
+    kinds: Sequence[Hashable] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -88,11 +90,12 @@ def plan_from_ties(names: LayerNames) -> list[TiedRun]:
 
 
 def first_same(names: LayerNames) -> list[tuple[int, ...]]:
-    """Return for each layer and each of its shared tensors the first layer that has the same one."""
+    """Return for each layer and each of its shared tensors, and of its kind, the first layer that has the same one."""
     layers = [names.shared(layer) for layer in range(names.layers)]
-    return list(
-        zip(*(names.checkpoint.first_same(group) for group in zip(*layers, strict=True)), strict=True)
-    )
+    columns = [names.checkpoint.first_same(group) for group in zip(*layers, strict=True)]
+    if names.kinds:
+        columns.append([names.kinds.index(kind) for kind in names.kinds])
+    return list(zip(*columns, strict=True))
 
 
 def plain(layers: Sequence[int]) -> TiedRun:

@@ -197,7 +197,7 @@ def attention(w: Writer, x: str, prefix: str, layer: Layer, at: int | None = Non
         for value, heads, side in ((q, a.heads, "q"), (k, a.kv_heads, "k")):
             w.norm(
                 value, f"{value}_normed", f"{prefix}.{side}_norm", heads * a.head_dim, layer.norm,
-                groups=heads if each else 1,
+                layer.depths if layer.norm_rows else None, at, groups=heads if each else 1,
             )  # fmt: skip
         q, k = f"{q}_normed", f"{k}_normed"
     if a.rotation is not None:

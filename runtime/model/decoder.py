@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .blocks import Layer, NormKind, Writer
-from .ops import Embed
+from .ops import Embed, Softcap
 from .program import Carry, Loop, Program
 from .weights import Matrix, Weight
 
@@ -14,8 +14,8 @@ Block = Callable[[Writer, str, str, Layer, int | None], str]
 """Writes a layer, as ``blocks.llama``: (writer, value that enters, prefix of weights, layer, depth) → value after
 it."""
 
-Segment = tuple[int, Layer]
-"""(stored layers, applied ``depths`` times in a row)."""
+Segment = tuple[Layer, ...]
+"""A description of each stored layer; all of them are applied ``depths`` times in a row."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,30 @@ def decoder(
     context_length: int,
     tied_embedding: bool,
     norm_each_depth: bool = False,
+    embed_scale: float = 1.0,
+    logit_cap: float | None = None,
 ) -> Program:
     """Return the program of a decoder whose layers ``block`` writes, named ``segments.{number}.layers.{number}``.
 
     ``norm`` is the final one; with ``norm_each_depth`` it is applied after every depth, and its output feeds the
-    next one.
+    next one. ``embed_scale`` multiplies the embedding's rows, ``logit_cap`` is c of c · tanh(logits / c).
     """
     weights: dict[str, Weight] = {}
-    stages = stages_of([layer.depths for _, layer in segments])
+    stages = stages_of([layers[0].depths for layers in segments])
 
     def write(w: Writer, numbers: tuple[int, ...], x: str, at: int | None) -> str:
         """The layers of a stage. ``at`` None: each segment is applied once, at the lane's depth."""
         for s in numbers:
-            layers, layer = segments[s]
-            for repeat in range(layer.depths) if at is not None else (None,):
-                own = repeat if repeat is not None or layer.depths > 1 else 0
-                for j in range(layers):
+            depths = segments[s][0].depths
+            for repeat in range(depths) if at is not None else (None,):
+                own = repeat if repeat is not None or depths > 1 else 0
+                for j, layer in enumerate(segments[s]):
                     x = block(w, x, f"segments.{s}.layers.{j}", layer, own)
         return x
 
     table = Matrix({"embed": vocab_size}, width)
     w = Writer(weights, "ids")
-    w.add(Embed("ids", "embedded", w.weight("embed", table)))
+    w.add(Embed("ids", "embedded", w.weight("embed", table), embed_scale))
     prologue = w.stage(write(w, stages.prologue, "embedded", None))
     w = Writer(weights, "state")
     out = write(w, stages.block, "state", None if stages.depths > 1 else 0)
@@ -87,7 +89,10 @@ def decoder(
     if not norm_each_depth:
         x = w.norm(x, "normed", "norm", width, norm)
     head = table if tied_embedding else Matrix({"head": vocab_size}, width)
-    w.linear(x, ("logits",), "embed" if tied_embedding else "head", head)
+    logits = "logits" if logit_cap is None else "uncapped"
+    w.linear(x, (logits,), "embed" if tied_embedding else "head", head)
+    if logit_cap is not None:
+        w.add(Softcap("uncapped", "logits", logit_cap))
     return Program(
         family=family,
         vocab_size=vocab_size,

@@ -53,7 +53,7 @@ def other(
     """The program of ``SPEC``, but for some of its parts."""
     sizes = {"heads": 2, "kv_heads": 1, "head_dim": 8, "rotation": Rotation(8, 1e4)}
     layer = Layer(16, Attention(**{**sizes, **attention}), mlp, norm)
-    segments = [(1, layer), (2, replace(layer, depths=3)), (1, layer)]
+    segments = [(layer,), (replace(layer, depths=3),) * 2, (layer,)]
     return decoder(
         "test", block, segments, norm, width=16, vocab_size=50, context_length=32, tied_embedding=False
     )

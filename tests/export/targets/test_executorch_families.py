@@ -121,3 +121,18 @@ def test_albert(bundle: Bundles, checkpoint: Callable[[str], Path]) -> None:
             assert found.logits is not None
             assert np.abs(found.states - reference["hidden_states"][depth])[seen].max() <= BOUND
             assert np.abs(found.logits - reference[f"logits_after_block_{depth}"])[seen].max() <= BOUND
+
+
+OTHERS = ("nanbeige_losswts_qknorm_bias", "fold_gemma2")
+"""Between them: norms of heads, biases, caps, a window on some layers, norms of outputs, GELU by tanh."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families(
+    bundle: Bundles, authors: Callable[[str], dict[str, npt.NDArray[Any]]], name: str
+) -> None:
+    wanted = authors(name)
+    ids = wanted["input_ids"]
+    with Session.open(bundle(name, "none"), engine="executorch", threads=1) as session:
+        np.testing.assert_allclose(session.logits(ids), wanted["logits_use_cache_False"], atol=BOUND)
+        np.testing.assert_allclose(decoded(session, ids), wanted["logits_incremental_prefill9"], atol=BOUND)
