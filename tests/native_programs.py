@@ -38,6 +38,7 @@ WAYS = {
     "test": Way(("kernels", "threads", "blocks", "drafts")),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
+    "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
     "asan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=address")),
     "ubsan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
@@ -61,6 +62,7 @@ def program(name: str) -> list[Path]:
         "bench": [SOURCES / "bench.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
+        "bench_pass": [SOURCES / "bench_pass.cpp", *sources()],
         "fuzz": [SOURCES / "fuzz.cpp", *sources()],
     }[name]
 

@@ -174,37 +174,51 @@ void Pass::run(int kind) {
 void Pass::work(int worker) {
   const bool narrow = rows.count <= NARROW && team.count() > 1;
   if (worker == 0) was_narrow_ = narrow;
-  for (const Step& step : plan.steps) {
-    switch (step.kind) {
-      case Step::ROWS:
-        if (narrow) {
-          do_rows(step, worker, narrow, 0, rows.count);
-          if (step.waits) team.barrier();
-        } else {
-          const uint32_t most = uint32_t(team.count()) * 4, piece = std::max(1u, (rows.count + most - 1) / most);
-          team.share(int((rows.count + piece - 1) / piece), [&](int i) {
-            const uint32_t first = uint32_t(i) * piece;
-            do_rows(step, worker, narrow, first, std::min(first + piece, rows.count));
-          });
-        }
-        break;
-      case Step::COLUMNS:
-        team.share(int(step.units), [&](int i) { do_columns(step, worker, narrow, uint32_t(i)); });
-        break;
-      case Step::ATTEND:
-        team.share(int(attend_units(step)), [&](int i) { do_attend(step, worker, narrow, uint32_t(i)); });
-        break;
-      case Step::EXPERTS:
-        team.share(int(rows.count), [&](int i) { do_experts(step, worker, narrow, uint32_t(i)); });
-        break;
-    }
+  for (size_t i = 0; i < plan.steps.size(); i++) {
+    const Step& step = plan.steps[i];
+    const uint64_t start = space.spent ? ticks() : 0;
+    do_step(step, worker, narrow);
+    const uint64_t done = space.spent ? ticks() : 0;
+    if (step.waits || !narrow) team.barrier();
+    if (space.spent) space.spent->add(worker, i, done - start, ticks() - done);
+  }
+}
+
+void Pass::do_step(const Step& step, int worker, bool narrow) {
+  switch (step.kind) {
+    case Step::ROWS:
+      if (narrow) return do_rows(step, worker, narrow, 0, rows.count);
+      {
+        const uint32_t most = uint32_t(team.count()) * 4, piece = std::max(1u, (rows.count + most - 1) / most);
+        return team.take(int((rows.count + piece - 1) / piece), [&](int i) {
+          const uint32_t first = uint32_t(i) * piece;
+          do_rows(step, worker, narrow, first, std::min(first + piece, rows.count));
+        });
+      }
+    case Step::COLUMNS:
+      return team.take(int(step.units), [&](int i) { do_columns(step, worker, narrow, uint32_t(i)); });
+    case Step::ATTEND:
+      return team.take(int(attend_units(step)), [&](int i) { do_attend(step, worker, narrow, uint32_t(i)); });
+    case Step::EXPERTS:
+      return team.take(int(rows.count), [&](int i) { do_experts(step, worker, narrow, uint32_t(i)); });
+  }
+}
+
+void Pass::do_nodes(const std::vector<uint32_t>& nodes, const Piece& piece) {
+  if (!space.spent || space.spent->nodes.empty()) {
+    for (uint32_t i : nodes) OPS[program.nodes[i].kind](piece, program.nodes[i]);
+    return;
+  }
+  for (uint32_t i : nodes) {
+    const uint64_t start = ticks();
+    OPS[program.nodes[i].kind](piece, program.nodes[i]);
+    space.spent->nodes[size_t(piece.worker)][i] += ticks() - start;
   }
 }
 
 void Pass::do_rows(const Step& step, int worker, bool narrow, uint32_t first, uint32_t last) {
   for (uint32_t m = first; m < last; m++) {
-    const Piece piece{*this, worker, narrow, m, m + 1};
-    for (uint32_t i : step.nodes) OPS[program.nodes[i].kind](piece, program.nodes[i]);
+    do_nodes(step.nodes, {*this, worker, narrow, m, m + 1});
   }
 }
 
@@ -216,7 +230,7 @@ void Pass::do_columns(const Step& step, int worker, bool narrow, uint32_t unit) 
   for (uint32_t first = 0; first < rows.count; first += ROW_TILE) {
     const Piece piece{*this, worker, narrow, first, std::min(first + ROW_TILE, rows.count), begin, end,
         uint32_t(filled_up(domain.piece))};
-    for (uint32_t i : domain.nodes) OPS[program.nodes[i].kind](piece, program.nodes[i]);
+    do_nodes(domain.nodes, piece);
   }
 }
 

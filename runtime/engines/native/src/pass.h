@@ -11,6 +11,7 @@
 #include "plan.h"
 #include "program.h"
 #include "rotary.h"
+#include "spent.h"
 #include "threads.h"
 
 namespace edgeloop {
@@ -80,6 +81,7 @@ struct Workspace {
   Buffer shared, memory, kept;
   std::vector<Buffer> own, scratch;  // of each thread
   std::vector<std::vector<const void*>> addresses;  // of blocks in `memory`, by the program's memories
+  Spent* spent = nullptr;            // what passes cost, for those who ask
   size_t bytes() const;
 };
 
@@ -97,6 +99,8 @@ struct Held {
   const void* const* blocks;
   uint32_t before;  // tokens ahead of the lane's rows
 };
+
+struct Piece;
 
 class Pass {
  public:
@@ -132,6 +136,8 @@ class Pass {
     uint32_t lane, first, last;
   };
   void work(int worker);
+  void do_step(const Step& step, int worker, bool narrow);
+  void do_nodes(const std::vector<uint32_t>& nodes, const Piece& piece);
   void do_rows(const Step& step, int worker, bool narrow, uint32_t first, uint32_t last);
   void do_columns(const Step& step, int worker, bool narrow, uint32_t unit);
   void do_attend(const Step& step, int worker, bool narrow, uint32_t unit);

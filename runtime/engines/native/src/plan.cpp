@@ -214,8 +214,10 @@ class Planner {
     std::vector<int> uses(values, 0);  // as an output
     for (uint32_t value : program_.outputs) uses[value]++;
     each_node([&](const Node& n, int step) {
-      for (uint32_t value : n.reads) last[value] = std::max(last[value], step);
-      if (n.kind == file::LINEAR && n.codes != NONE)
+      const bool coded = n.kind == file::LINEAR && n.codes != NONE;
+      // Of what becomes codes, the floats are not read again: mostly they need no place of their own.
+      for (size_t i = coded ? 1 : 0; i < n.reads.size(); i++) last[n.reads[i]] = std::max(last[n.reads[i]], step);
+      if (coded)
         code_last[n.codes] = std::max(code_last[n.codes], times_[size_t(step)]);
       if (is_attention(n)) memory_last[n.memory] = std::max(memory_last[n.memory], times_[size_t(step)]);
     });

@@ -66,12 +66,17 @@ class Team {
   // Within a pass, by all workers alike: piece(i) once for each i from 0 to n - 1, by any of them; then wait for all.
   template <class Piece>
   void share(int n, Piece&& piece) {
+    take(n, piece);
+    barrier();
+  }
+  // The same without the wait, which must follow before the next pieces are taken.
+  template <class Piece>
+  void take(int n, Piece&& piece) {
     if (count_ == 1) {
       for (int i = 0; i < n; i++) piece(i);
       return;
     }
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) piece(i);
-    barrier();
   }
   // Within a pass, by all workers alike: wait for all.
   void barrier();

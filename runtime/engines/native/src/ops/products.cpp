@@ -9,9 +9,9 @@ namespace {
 
 // Rows of activations from row m on, as a product takes them.
 struct Inputs {
-  Value x;
-  Codes codes;
-  int32_t groups, columns;
+  Value x{};      // where they are floats
+  Codes codes{};  // where they are codes
+  int32_t groups = 0, columns = 0;
 
   Codes codes_from(uint32_t m) const {
     return {codes.codes + size_t(m) * size_t(padded(columns)), codes.scales + size_t(m) * size_t(groups),
@@ -75,8 +75,11 @@ void linear(const Piece& piece, const Node& node) {
   const Model& model = pass.model;
   const uint32_t number = node.op->weights[0];
   const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
-  Inputs in{piece.at(node.reads[0]), {}, 0, int32_t(piece.size(node.reads[0]))};
-  if (node.codes != file::NONE) {
+  Inputs in;
+  in.columns = int32_t(piece.size(node.reads[0]));
+  if (node.codes == file::NONE) {
+    in.x = piece.at(node.reads[0]);
+  } else {
     in.codes = pass.codes_of(node.codes, piece.worker, piece.narrow);
     in.groups = group_count(in.columns, int32_t(pass.program.codes[node.codes].group));
   }
