@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12"
 
 .DEFAULT_GOAL := help
-WAYS := test bench bench-threads bench-deltas asan ubsan tsan fuzz
+WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
 .PHONY: help install native demo bench test lint clean $(WAYS:%=native-%)
 

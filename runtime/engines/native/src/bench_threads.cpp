@@ -59,9 +59,9 @@ int main() {
     teams[i] = std::make_unique<Team>(options);
   }
   const auto pass = [&](Team& team) {
-    team.run(1, [&](int) {
+    team.run(1, [&](int worker) {
       for (const Matrix& w : weights.matrices)
-        team.share(tiles_of(w) / 10, [&](int i) { kernels.product_codes(w, x, 1, i * 10, i * 10 + 10, {y.data(), w.rows, nullptr, false}); });
+        team.share(tiles_of(w) / 10, worker, [&](int i) { kernels.product_codes(w, x, 1, i * 10, i * 10 + 10, {y.data(), w.rows, nullptr, false}); });
     });
   };
   for (bool taken : {false, true}) {

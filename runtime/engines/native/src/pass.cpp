@@ -179,7 +179,7 @@ void Pass::work(int worker) {
     const uint64_t start = space.spent ? ticks() : 0;
     do_step(step, worker, narrow);
     const uint64_t done = space.spent ? ticks() : 0;
-    if (step.waits || !narrow) team.barrier();
+    if (step.waits || !narrow) team.barrier(worker);
     if (space.spent) space.spent->add(worker, i, done - start, ticks() - done);
   }
 }
@@ -190,17 +190,17 @@ void Pass::do_step(const Step& step, int worker, bool narrow) {
       if (narrow) return do_rows(step, worker, narrow, 0, rows.count);
       {
         const uint32_t most = uint32_t(team.count()) * 4, piece = std::max(1u, (rows.count + most - 1) / most);
-        return team.take(int((rows.count + piece - 1) / piece), [&](int i) {
+        return team.take(int((rows.count + piece - 1) / piece), worker, [&](int i) {
           const uint32_t first = uint32_t(i) * piece;
           do_rows(step, worker, narrow, first, std::min(first + piece, rows.count));
         });
       }
     case Step::COLUMNS:
-      return team.take(int(step.units), [&](int i) { do_columns(step, worker, narrow, uint32_t(i)); });
+      return team.take(int(step.units), worker, [&](int i) { do_columns(step, worker, narrow, uint32_t(i)); });
     case Step::ATTEND:
-      return team.take(int(attend_units(step)), [&](int i) { do_attend(step, worker, narrow, uint32_t(i)); });
+      return team.take(int(attend_units(step)), worker, [&](int i) { do_attend(step, worker, narrow, uint32_t(i)); });
     case Step::EXPERTS:
-      return team.take(int(rows.count), [&](int i) { do_experts(step, worker, narrow, uint32_t(i)); });
+      return team.take(int(rows.count), worker, [&](int i) { do_experts(step, worker, narrow, uint32_t(i)); });
   }
 }
 

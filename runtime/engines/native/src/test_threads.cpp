@@ -37,12 +37,12 @@ long long chain(Team& team, int n) {
   std::vector<long long> a(size_t(n), 0), b(size_t(n), 0);
   long long total = 0;
   team.run(0, [&](int worker) {
-    team.share(n, [&](int i) { a[size_t(i)] += i + 1; });
-    team.share(n, [&](int i) { b[size_t(i)] += a[size_t(n - 1 - i)]; });
+    team.share(n, worker, [&](int i) { a[size_t(i)] += i + 1; });
+    team.share(n, worker, [&](int i) { b[size_t(i)] += a[size_t(n - 1 - i)]; });
     if (worker == 0)
       for (int i = 0; i < n; i++) total += b[size_t(i)] * (i + 1);
-    team.barrier();
-    team.share(n, [&](int i) { a[size_t(i)] = total; });
+    team.barrier(worker);
+    team.share(n, worker, [&](int i) { a[size_t(i)] = total; });
   });
   for (int i = 0; i < n; i++) expect(a[size_t(i)] == total, "a phase began before the one before it had ended");
   return total;
@@ -124,7 +124,7 @@ void sleep_of_a_team() {
   const double start = used_seconds();
   team.run(0, [&](int worker) {
     if (worker == 0) usleep(300000);
-    team.barrier();
+    team.barrier(worker);
   });
   expect(used_seconds() - start < 0.1, "a wait within a pass uses the processor");
 }

@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <chrono>
 #include <system_error>
 
@@ -102,7 +103,8 @@ void Pace::end_trial() {
   trial_ = 0, left_ = interval_, settled_ = mean_;
 }
 
-Team::Team(const TeamOptions& options) : options_(options), paces_(KINDS), owner_(this_process()) {
+Team::Team(const TeamOptions& options)
+    : options_(options), paces_(KINDS), owner_(this_process()), shares_(size_t(std::clamp(options.threads, 1, MOST_THREADS))) {
   for (int i = 1; i < options.threads && i < MOST_THREADS; i++) {
     try {
       workers_.emplace_back(&Team::work, this, i);
@@ -140,12 +142,13 @@ void Team::run(int kind, Call call, void* data) {
 void Team::run_together(int count, Call call, void* data) {
   count_ = count;
   if (count == 1) return call(data, 0);
+  for (int i = 0; i < count; i++) shares_[size_t(i)].taken[phase_.load(std::memory_order_relaxed) & 1].store(0);
   call_ = call, data_ = data;
   const uint32_t serial = (pass_.load(std::memory_order_relaxed) >> 8) + 1;
   pass_.store(serial << 8 | uint32_t(count));
   wake();
   call(data, 0);
-  barrier();
+  barrier(0);
 }
 
 void Team::work(int worker) {
@@ -157,17 +160,17 @@ void Team::work(int worker) {
     if (count == 0) return;
     if (worker >= count) continue;  // the pass may be over: nothing of it is looked at
     call_(data_, worker);
-    barrier();
+    barrier(worker);
   }
 }
 
-void Team::barrier() {
+void Team::barrier(int worker) {
   const int count = count_;  // read before arriving: once all have, the next pass may change it
   if (count == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  shares_[size_t(worker)].taken[(phase + 1) & 1].store(0, std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) return wait_while(phase_, phase);
   arrived_.store(0, std::memory_order_relaxed);
-  next_.store(0, std::memory_order_relaxed);
   phase_.store(phase + 1);
   wake();
 }

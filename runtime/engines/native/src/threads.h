@@ -1,8 +1,9 @@
 // A team of threads for passes: all of them run one function, share out its work in small pieces, and wait for each
 // other between phases. The thread that asks for a pass is the team's worker 0.
 //
-// Pieces are taken from a counter, so that a core that is slow, or that another program has for a while, takes fewer of
-// them. A wait spins briefly and then sleeps; between passes workers do the same, so that a team at rest costs nothing.
+// Each thread has a share of the pieces, one behind the other, so that it reads on where it was, and meets in later phases
+// what it wrote itself. Who is done takes from the end of others' shares, so that a core that is slow, or that another
+// program has for a while, does fewer. A wait spins briefly and then sleeps; between passes workers do the same, so that a team at rest costs nothing.
 // How many threads a pass uses is learned from how long passes of its kind took (`Pace`), unless it is fixed.
 #pragma once
 
@@ -65,21 +66,33 @@ class Team {
 
   // Within a pass, by all workers alike: piece(i) once for each i from 0 to n - 1, by any of them; then wait for all.
   template <class Piece>
-  void share(int n, Piece&& piece) {
-    take(n, piece);
-    barrier();
+  void share(int n, int worker, Piece&& piece) {
+    take(n, worker, piece);
+    barrier(worker);
   }
-  // The same without the wait, which must follow before the next pieces are taken.
+  // The same without the wait, which must follow before pieces are taken again.
   template <class Piece>
-  void take(int n, Piece&& piece) {
+  void take(int n, int worker, Piece&& piece) {
     if (count_ == 1) {
       for (int i = 0; i < n; i++) piece(i);
       return;
     }
-    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) piece(i);
+    const uint32_t parity = phase_.load(std::memory_order_relaxed) & 1;
+    for (int other = 0; other < count_; other++) {
+      const int whose = (worker + other) % count_, first = first_of(n, whose), size = first_of(n, whose + 1) - first;
+      std::atomic<uint64_t>& taken = shares_[size_t(whose)].taken[parity];
+      for (;;) {
+        const uint64_t before = taken.fetch_add(other ? FROM_THE_END : 1, std::memory_order_relaxed);
+        const int front = int(before & (FROM_THE_END - 1)), back = int(before / FROM_THE_END);
+        if (front + back >= size) break;
+        piece(other ? first + size - 1 - back : first + front);
+      }
+    }
   }
+  // The first piece of a worker's share of n.
+  int first_of(int n, int worker) const { return int(int64_t(n) * worker / count_); }
   // Within a pass, by all workers alike: wait for all.
-  void barrier();
+  void barrier(int worker);
 
  private:
   using Call = void (*)(void* data, int worker);
@@ -103,7 +116,13 @@ class Team {
   };
   std::unique_ptr<Bed> bed_ = std::make_unique<Bed>();  // where waits sleep
   std::atomic<int> sleeping_{0};
-  alignas(64) std::atomic<int> next_{0};         // the next piece
+  // How many pieces of a worker's share are taken, from its beginning and, FROM_THE_END each, from its end: in phases of
+  // even and of odd numbers. Those of the next phase are put back by their worker before it waits.
+  static constexpr uint64_t FROM_THE_END = uint64_t{1} << 32;
+  struct alignas(64) Share {
+    std::atomic<uint64_t> taken[2] = {};
+  };
+  std::vector<Share> shares_;
   alignas(64) std::atomic<int> arrived_{0};      // workers that wait in the phase
   alignas(64) std::atomic<uint32_t> phase_{0};   // counts phases
   alignas(64) std::atomic<uint32_t> pass_{0};    // counts passes, above the workers that it has in 8 bits; 0 workers: the end
