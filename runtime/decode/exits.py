@@ -3,6 +3,9 @@
 A measure is a pure function of what a depth produced, one line in ``MEASURES``; a rule compares it with a threshold
 for each depth but the last. Confidence and entropy: CALM (arXiv 2207.07061), KL and latent: Huginn (arXiv
 2502.05171, section 6.1), gate: Ouro (arXiv 2510.25741, section 3).
+
+Scores of states are computed in float64 and rounded at the end: float32 sums depend on their order, and a token would
+leave elsewhere on an engine that decides for itself (``whole_tokens.py``).
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..bundle.manifest import NEVER, Exit
 from ..engines.backend import F32
 from ..errors import UsageError
 from ..model.program import Program
 
+F64 = npt.NDArray[np.float64]
 Heads = Mapping[str, F32]
 EPSILON = np.float32(1e-6)
 
@@ -66,26 +71,29 @@ def kl(out: Outcome, heads: Heads) -> F32:
 def latent(out: Outcome, heads: Heads) -> F32:
     """Return, [N], how far the state moved in this depth, relative to its length."""
     assert out.before is not None
-    moved = out.state - out.before.state
-    change: F32 = np.sqrt(np.vecdot(moved, moved)) / (np.sqrt(np.vecdot(out.state, out.state)) + EPSILON)
-    return change
+    state = out.state.astype(np.float64)
+    moved = state - out.before.state
+    change: F64 = np.sqrt(np.vecdot(moved, moved)) / (np.sqrt(np.vecdot(state, state)) + EPSILON)
+    return change.astype(np.float32)
 
 
 def gate(out: Outcome, heads: Heads) -> F32:
     """Return, [N], the probability that the exit gate has stopped by now, 1 − Π(1 − σ(gate))."""
-    stay = np.ones(len(out.state), np.float32)
+    weight = heads["gate.weight"].astype(np.float64)
+    stay = np.ones(len(out.state))
     step: Outcome | None = out
     while step is not None and step.depth >= 0:
-        stay = stay * sigmoid(-(step.state @ heads["gate.weight"] + heads["gate.bias"]))
+        stay = stay * sigmoid(-(step.state.astype(np.float64) @ weight + heads["gate.bias"]))
         step = step.before
-    return 1 - stay
+    return (1 - stay).astype(np.float32)
 
 
 def probe(out: Outcome, heads: Heads) -> F32:
     """Return, [N], how settled a linear probe takes the prediction to be, 0 … 1 (export/calibration/probe.py)."""
-    x, d = out.state, out.depth
-    rms = np.sqrt(np.vecdot(x, x) / np.float32(x.shape[-1]) + EPSILON)
-    return sigmoid(x @ heads["probe.weight"][d] / rms + heads["probe.bias"][d])
+    x, d = out.state.astype(np.float64), out.depth
+    rms = np.sqrt(np.vecdot(x, x) / x.shape[-1] + EPSILON)
+    score = sigmoid(x @ heads["probe.weight"][d].astype(np.float64) / rms + heads["probe.bias"][d])
+    return score.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,7 @@ def _softmax(out: Outcome) -> F32:
     return e
 
 
-def sigmoid(x: F32) -> F32:
+def sigmoid(x: F64) -> F64:
     """Return σ(x), which overflows nowhere."""
-    result: F32 = np.tanh(x * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+    result: F64 = np.tanh(x * 0.5) * 0.5 + 0.5
     return result

@@ -2,6 +2,8 @@
 
 ``threshold`` is the rule for generation: expert choice goes on where the trained score says so by itself, token
 choice takes the likeliest depth. ``chunk-topk`` is the authors' training forward: the best share of a chunk.
+
+Scores are computed in float64 and rounded at the end, as in ``exits.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ..engines.backend import F32, I64
 from ..errors import UsageError
 from ..model.program import Program, Routing
 from ..timing import LoopClock
-from .exits import sigmoid
+from .exits import F64, sigmoid
 
 RULES = ("router", "router:θ", "chunk-topk", "never", "depth:N")
 
@@ -85,13 +87,13 @@ class Router:
         self.depths = program.depths
         self.heads = heads
 
-    def score(self, head: str, depth: int, x: F32) -> F32:
+    def score(self, head: str, depth: int, x: F32) -> F64:
         """Return the scores z [N] of x [N, D] by one depth's head."""
-        x = x / np.float32(self.routing.temperature)
+        y = x.astype(np.float64) / np.float32(self.routing.temperature)
         hidden = self.heads.get(f"{head}.hidden")
         if hidden is not None:
-            x = _gelu(x @ hidden[min(depth, len(hidden) - 1)].T)
-        z: F32 = x @ self.heads[f"{head}.weight"][depth]
+            y = _gelu(y @ hidden[min(depth, len(hidden) - 1)].T.astype(np.float64))
+        z: F64 = y @ self.heads[f"{head}.weight"][depth].astype(np.float64)
         return z
 
     def expert(self, rule: RoutingRule, depth: int, x: F32, chunk: int) -> tuple[I64, F32]:
@@ -101,17 +103,17 @@ class Router:
         ``chunk``: tokens that came in together, of which ``chunk-topk`` takes its share.
         """
         routing = self.routing
-        p = _squash(self.score("router", depth, x), routing.squash)
+        p = _squash(self.score("router", depth, x), routing.squash).astype(np.float32)
         if rule.everyone or (not rule.topk and routing.capacity[depth] >= 1):
             rows = np.arange(len(x))
         elif rule.topk:
             kept = max(1, int(routing.capacity[depth] * chunk))
             rows = np.sort(np.argsort(-p, kind="stable")[:kept])
         else:
-            judge = _squash(self.score("auxiliary", depth, x), "sigmoid") if routing.auxiliary else p
-            # Half way is where the trained score stops saying yes: 0.5 of a sigmoid, 0 of a tanh or a raw score.
-            middle = 0.5 if routing.auxiliary or routing.squash == "sigmoid" else 0.0
-            rows = np.flatnonzero(judge >= (middle if rule.threshold is None else rule.threshold))
+            judge = p
+            if routing.auxiliary:
+                judge = _squash(self.score("auxiliary", depth, x), "sigmoid").astype(np.float32)
+            rows = np.flatnonzero(judge >= (half_way(routing) if rule.threshold is None else rule.threshold))
         gates = np.float32(routing.alpha) * p[rows] if routing.gated else np.ones(len(rows), np.float32)
         return rows, gates.astype(np.float32, copy=False)
 
@@ -121,9 +123,9 @@ class Router:
         z = np.stack([self.score("router", d, x) for d in range(self.depths)], axis=-1)
         if self.routing.squash == "softmax":
             e = np.exp(z - z.max(axis=-1, keepdims=True))
-            p = e / e.sum(axis=-1, keepdims=True)
+            p = (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
         else:
-            p = _squash(z, self.routing.squash)
+            p = _squash(z, self.routing.squash).astype(np.float32)
         choice = np.argmax(p + self.heads["router.bias"], axis=-1)
         choice = np.full_like(choice, self.depths - 1) if rule.everyone else np.minimum(choice, rule.stop - 1)
         gates = np.take_along_axis(p, choice[:, None], axis=-1)[:, 0] * np.float32(self.routing.alpha)
@@ -195,15 +197,20 @@ class TokenChunk:
         return self._entered
 
 
-def _squash(z: F32, kind: str) -> F32:
+def half_way(routing: Routing) -> float:
+    """Return where the trained score of expert choice stops saying yes: 0.5 of a sigmoid, 0 of a tanh or a raw one."""
+    return 0.5 if routing.auxiliary or routing.squash == "sigmoid" else 0.0
+
+
+def _squash(z: F64, kind: str) -> F64:
     """Return σ(z), tanh(z) or z."""
     if kind == "sigmoid":
         return sigmoid(z)
     return np.tanh(z) if kind == "tanh" else z
 
 
-def _gelu(x: F32) -> F32:
+def _gelu(x: F64) -> F64:
     """Return the exact GELU of x."""
-    cumulative = np.vectorize(erf, otypes=[np.float32])(x / np.sqrt(np.float32(2)))
-    result: F32 = x * (1 + cumulative) * np.float32(0.5)
+    cumulative = np.vectorize(erf, otypes=[np.float64])(x / np.sqrt(2.0))
+    result: F64 = x * (1 + cumulative) * 0.5
     return result

@@ -25,6 +25,7 @@ from ..errors import UsageError
 from ..model.program import Program
 from .capabilities import Capabilities
 from .kv import KVCache
+from .tokens import TokenDecoder, TokenMode
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -158,6 +159,19 @@ class RunsPrompts(Backend, Protocol):
 def runs_prompts(backend: Backend) -> TypeGuard[RunsPrompts]:
     """Return whether ``backend`` declares that it runs whole prompts."""
     return backend.can.whole_prompt
+
+
+class RunsTokens(Backend, Protocol):
+    """An engine that runs whole tokens, however deep they go, without the host between their depths."""
+
+    def token_decoder(self, mode: TokenMode, cache: KVCache, sequence: int) -> TokenDecoder:
+        """Return what runs the tokens of a ``sequence`` of ``cache``, which is empty. ``mode``: how deep they go."""
+        ...
+
+
+def runs_tokens(backend: Backend) -> TypeGuard[RunsTokens]:
+    """Return whether ``backend`` declares that it runs whole tokens."""
+    return backend.can.whole_tokens
 
 
 def can_fill(program: Program) -> bool:

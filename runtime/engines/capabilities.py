@@ -16,6 +16,7 @@ class Capabilities:
     own, and a token's row in it is its position.
     ``row_exact``: what a row gets does not depend on the other rows of its call, not in a bit: a context that grew
     in pieces has the numbers of one that was run at once.
+    ``whole_tokens``: has ``token_decoder``, which runs tokens through all depths and chooses the next.
     ``kv_bits``: of a number of K and V, what may be asked for.
     ``pinned``: its threads run on processors that may be named.
     """
@@ -26,5 +27,6 @@ class Capabilities:
     host_rows: bool
     free_rows: bool
     row_exact: bool
+    whole_tokens: bool = False
     kv_bits: tuple[int, ...] = (32,)
     pinned: bool = False

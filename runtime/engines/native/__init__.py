@@ -6,6 +6,7 @@ CAPABILITIES = Capabilities(
     packed=True,
     any_depth=True,
     whole_prompt=True,
+    whole_tokens=True,
     free_rows=True,
     host_rows=True,
     row_exact=True,

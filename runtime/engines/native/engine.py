@@ -18,8 +18,10 @@ from ...model.sizes import output_size
 from ..backend import F32, I64, Lanes, check_fill
 from ..kv import KVCache
 from ..packed import PackedLanes
+from ..tokens import TokenMode
 from . import CAPABILITIES
 from .cache import Model, NativeCache, NativeSession
+from .decoder import NativeDecoder
 from .file import LanesFile
 from .library import Activations, Calls, Info, Kv, LaneArrays, OpenOptions, SessionOptions
 from .repacked import repacked
@@ -164,6 +166,10 @@ class NativeBackend:
         given = _ids(ids, call.rows)
         session("el_prompt", call.lanes, given.ctypes.data, depths, address if read else None)
         return out
+
+    def token_decoder(self, mode: TokenMode, cache: KVCache, sequence: int) -> NativeDecoder:
+        """What runs whole tokens of a ``sequence`` of ``cache``, from empty."""
+        return NativeDecoder(_session(cache, "block"), sequence, mode, self._logits)
 
     def _by_stages(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
         """``prompt`` where the block's slots are another session's."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from functools import cache
 from typing import Any
@@ -52,14 +52,14 @@ class Activations(IntEnum):
     FLOAT = 1
 
 
-class _Struct(ctypes.Structure):
+class Struct(ctypes.Structure):
     """The first field of every struct is its size: a library that knows more fields knows which are given."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(struct_bytes=ctypes.sizeof(self), **fields)
 
 
-class OpenOptions(_Struct):
+class OpenOptions(Struct):
     """el_open_options."""
 
     _fields_ = (
@@ -72,7 +72,7 @@ class OpenOptions(_Struct):
     )
 
 
-class Info(_Struct):
+class Info(Struct):
     """el_info."""
 
     _fields_ = (
@@ -93,7 +93,7 @@ class Info(_Struct):
     )
 
 
-class SessionOptions(_Struct):
+class SessionOptions(Struct):
     """el_session_options."""
 
     _fields_ = (
@@ -105,7 +105,7 @@ class SessionOptions(_Struct):
     )
 
 
-class LaneArrays(_Struct):
+class LaneArrays(Struct):
     """el_lanes."""
 
     _fields_ = (
@@ -123,7 +123,7 @@ class LaneArrays(_Struct):
     )
 
 
-class Stats(_Struct):
+class Stats(Struct):
     """el_stats."""
 
     _fields_ = (
@@ -161,6 +161,19 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_fill": (c_int, (c_void_p, _LANES, c_void_p, _ERROR)),
     "el_epilogue": (c_int, (c_void_p, _LANES, c_void_p, c_void_p, c_uint32, c_void_p, _ERROR)),
     "el_prompt": (c_int, (c_void_p, _LANES, c_void_p, c_uint32, c_void_p, _ERROR)),
+    "el_decoder_new": (c_int, (c_void_p, c_uint32, c_void_p, POINTER(c_void_p), _ERROR)),
+    "el_decoder_free": (None, (c_void_p,)),
+    "el_decoder_sample": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_decoder_next": (
+        c_int,
+        (c_void_p, c_int64, c_void_p, c_uint32, c_uint32, c_void_p, c_void_p, c_void_p, _ERROR),
+    ),
+    "el_decoder_logits": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_choose": (c_int, (c_void_p, c_void_p, c_uint32, c_uint64, c_void_p, _ERROR)),
+    "el_decoder_read": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_decoder_write": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_decoder_truncate": (c_int, (c_void_p, c_uint32, _ERROR)),
+    "el_decoder_counts": (c_int, (c_void_p, c_void_p, _ERROR)),
     "el_can_truncate": (c_int, (c_void_p, c_uint32, c_uint32)),
     "el_trim": (c_int, (c_void_p, c_uint32, c_uint32, c_uint32, _ERROR)),
     "el_copy": (

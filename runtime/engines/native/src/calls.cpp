@@ -170,6 +170,19 @@ void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lan
   StageCall(session, what, io).run(lanes);
 }
 
+void run_blocks(el_session& session, std::vector<Asked> all, const Io& io, bool fill) {
+  for (const Asked& lane : all) session.model.at_depth(lane.depth, fill);  // an error before anything is written
+  std::stable_sort(all.begin(), all.end(), [](const Asked& a, const Asked& b) { return a.depth < b.depth; });
+  while (!all.empty()) {
+    const Compiled* what = &session.model.at_depth(all.front().depth, fill);
+    const auto same = [&](const Asked& lane) { return &session.model.at_depth(lane.depth, fill) == what; };
+    const auto rest = std::stable_partition(all.begin(), all.end(), same);
+    std::vector<Asked> now(all.begin(), rest);
+    all.erase(all.begin(), rest);
+    run_lanes(session, *what, std::move(now), io);
+  }
+}
+
 void run_head(el_session& session, const float* in, const std::vector<size_t>& rows, float* logits) {
   const Program& program = session.model.head.program;
   Io io;
@@ -207,18 +220,7 @@ void call_block(el_session& session, const el_lanes* asked, const float* state, 
   io.in = state;
   io.in_width = io.out_width = session.model.model->width();
   io.out = out;
-  std::vector<Asked>& all = lanes.lanes;
-  for (const Asked& lane : all) session.model.at_depth(lane.depth, fill);  // an error before anything is written
-  // Lanes of one program go together; where depths share K and V the first goes first.
-  std::stable_sort(all.begin(), all.end(), [](const Asked& a, const Asked& b) { return a.depth < b.depth; });
-  while (!all.empty()) {
-    const Compiled* what = &session.model.at_depth(all.front().depth, fill);
-    const auto same = [&](const Asked& lane) { return &session.model.at_depth(lane.depth, fill) == what; };
-    const auto rest = std::stable_partition(all.begin(), all.end(), same);
-    std::vector<Asked> now(all.begin(), rest);
-    all.erase(all.begin(), rest);
-    run_lanes(session, *what, std::move(now), io);
-  }
+  run_blocks(session, std::move(lanes.lanes), io, fill);
   if (!fill) zero_rows(lanes.padding, out, io.out_width);
 }
 

@@ -35,8 +35,11 @@ struct Io {
   size_t out_width = 0;
 };
 
-// `what` on the lanes, which are all of one program. `from` is el_block's for an Io in which rows are the caller's.
+// `what` on the lanes, which are all of one program. Rows that go out may be those that come in.
 void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lanes, const Io& io);
+// The block, or what fills it, on lanes at any depths: those of one program go together, and where depths share K and V
+// the first goes first.
+void run_blocks(el_session& session, std::vector<Asked> lanes, const Io& io, bool fill);
 // The head on `count` rows of `in`, which are what the epilogue gives → logits [count][output].
 void run_head(el_session& session, const float* in, const std::vector<size_t>& rows, float* logits);
 

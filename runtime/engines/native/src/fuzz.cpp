@@ -2,6 +2,7 @@
 // or numbers. With clang it is libFuzzer's (-fsanitize=fuzzer -DEDGELOOP_LIBFUZZER); elsewhere `main` changes given files
 // by lot: fuzz ROUNDS FILE …
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -79,6 +80,59 @@ struct Arrays {
   }
 };
 
+// A decoder by lot: its policy, what it is told of its sequence, and a few tokens.
+void decode(el_session* session, const el_model& model, Lot& lot) {
+  char error[EL_ERROR_SIZE];
+  const uint32_t depths = 1 + lot.below(4), width = model.model->width();
+  std::vector<float> numbers(size_t(depths + 1) * 4 * (width + 8));
+  for (float& x : numbers) x = float(lot.below(2001)) * 0.001f - 1;
+  numbers[lot.below(uint32_t(numbers.size()))] = lot.below(2) ? NAN : INFINITY;
+  const auto some = [&] { return lot.below(16) ? numbers.data() + lot.below(8) : nullptr; };
+  el_policy policy = {sizeof policy, lot.below(8), lot.below(16) ? depths : lot.next(), 1 + lot.below(depths), lot.below(6),
+      lot.below(4) == 0, lot.below(5), lot.below(2), lot.below(8) == 0, lot.below(2), lot.below(5), 0.5f, 0.5f, some(), some(),
+      some(), some(), lot.below(2) ? some() : nullptr, some(), some()};
+  if (policy.hidden_count) policy.hidden_width = std::min(policy.hidden_width, 4u);
+  el_decoder* decoder = nullptr;
+  if (el_decoder_new(session, lot.below(3), &policy, &decoder, error) != EL_OK) return;
+  std::vector<float> states(size_t(depths) * 3 * width, 0.5f);
+  for (int round = 0; round < 6; round++) {
+    el_sampling sampling = {sizeof sampling, lot.below(4), double(lot.below(3)), lot.below(8) ? 0.9 : 2.0, 0.1, lot.next()};
+    uint32_t filled[4], held[4], waiting[4], ran[3], made = 0;
+    int64_t rows[4 * 16], waits[4 * 3], tokens[3];
+    for (uint32_t depth = 0; depth < 4; depth++)
+      filled[depth] = lot.below(8), held[depth] = lot.below(2) * filled[depth], waiting[depth] = depth ? lot.below(4) : 0;
+    for (int64_t& row : rows) row = &row - rows + lot.below(8) % 2;
+    for (int64_t& each : waits) each = (&each - waits) % 3 + lot.below(16) / 15;
+    el_sequence sequence = {sizeof sequence, depths, lot.below(9), width, filled, held, waiting, rows, waits, states.data()};
+    switch (lot.below(8)) {
+      case 0: el_decoder_sample(decoder, &sampling, error); break;
+      case 1: el_decoder_write(decoder, &sequence, error); break;
+      case 2: el_decoder_truncate(decoder, lot.below(12), error); break;
+      case 3: {
+        sequence.held = sequence.waiting_positions = nullptr;
+        sequence.waiting = nullptr;
+        el_decoder_read(decoder, &sequence, error);
+        break;
+      }
+      case 4: {
+        uint64_t nanoseconds[4], calls[4];
+        el_counts counts = {sizeof counts, depths, 0, 0, 0, 0, 0, 0, lot.below(2) ? nanoseconds : nullptr, calls};
+        el_decoder_counts(decoder, &counts, error);
+        std::vector<float> logits(model.head.program.output_width());
+        el_decoder_logits(decoder, logits.data(), error);
+        el_choose(&sampling, logits.data(), uint32_t(logits.size()), lot.next(), tokens, error);
+        break;
+      }
+      default: {
+        const int64_t ends[] = {0, 1}, token = lot.below(model.model->header().vocab_size + (lot.below(32) == 0));
+        el_decoder_next(decoder, token, ends, lot.below(3), 1 + lot.below(3), lot.below(4) ? tokens : nullptr,
+            lot.below(2) ? ran : nullptr, &made, error);
+      }
+    }
+  }
+  el_decoder_free(decoder);
+}
+
 void call(el_model& model, Lot& lot) {
   el_session_options options = {};
   options.struct_bytes = sizeof options;
@@ -94,7 +148,7 @@ void call(el_model& model, Lot& lot) {
   for (int round = 0; round < 12; round++) {
     Arrays a(lot, model, lot.below(2 * session->caches.slots_per_sequence()));
     const uint32_t stage = lot.below(4), slot = lot.below(3), first = lot.below(10), count = lot.below(6);
-    switch (lot.below(10)) {
+    switch (lot.below(12)) {
       case 0:
       case 1: el_prologue(session, &a.lanes, a.ids, lot.below(2) ? a.ids : nullptr, state.data(), error); break;
       case 2:
@@ -115,6 +169,7 @@ void call(el_model& model, Lot& lot) {
         break;
       }
       case 9: el_trim(session, stage, slot, first, error); break;
+      default: decode(session, model, lot);
     }
   }
   el_session_free(session);

@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 
 from edgeloop.apps.cli import main
-from edgeloop.runtime.engines.native import build, library
+from edgeloop.runtime.engines.native import build, decoder_structs, library
 from edgeloop.runtime.errors import EngineError
 
 HEADER = (build.SOURCES / "edgeloop.h").read_text(encoding="utf-8")
-NUMBERS = {"uint32_t": ctypes.c_uint32, "uint64_t": ctypes.c_uint64}
+NUMBERS = {
+    "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+}
+STRUCTS = {**library.STRUCTS, **decoder_structs.STRUCTS}
 
 
-@pytest.mark.parametrize("name", library.STRUCTS)
+@pytest.mark.parametrize("name", STRUCTS)
 def test_a_struct_is_that_of_the_header_file(name: str) -> None:
     (body,) = re.findall(rf"^typedef struct {name} \{{(.*?)^\}} {name};", HEADER, re.MULTILINE | re.DOTALL)
     wanted = []
@@ -25,7 +31,7 @@ def test_a_struct_is_that_of_the_header_file(name: str) -> None:
             wanted.append((field, ctypes.c_char_p if "char" in kind else ctypes.c_void_p))
         else:
             wanted.append((field, NUMBERS[kind.strip()]))
-    assert list(library.STRUCTS[name]._fields_) == wanted
+    assert list(STRUCTS[name]._fields_) == wanted
 
 
 def test_every_function_of_the_header_file_is_known() -> None:
@@ -37,12 +43,20 @@ def test_every_function_of_the_header_file_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("enum", "name"), [(library.Code, "code"), (library.Stage, "stage"), (library.Kv, "kv")]
+    ("enum", "name"),
+    [
+        (library.Code, "code"),
+        (library.Stage, "stage"),
+        (library.Kv, "kv"),
+        (decoder_structs.Rule, "rule"),
+        (decoder_structs.Skipped, "skipped"),
+        (decoder_structs.Squash, "squash"),
+    ],
 )
 def test_an_enum_is_that_of_the_header_file(enum: type[library.Code], name: str) -> None:
     (body,) = re.findall(rf"typedef enum el_{name} \{{(.*?)\}}", HEADER, re.DOTALL)
     found = re.findall(r"EL_(\w+) = (\d+)", body)
-    prefix = "KV_" if name == "kv" else ""
+    prefix = "" if name in ("code", "stage") else f"{name.upper()}_"
     assert [(n.removeprefix(prefix), int(v)) for n, v in found] == [(e.name, e.value) for e in enum]
 
 

@@ -1,0 +1,51 @@
+#include "decoder.h"
+
+#include <chrono>
+
+#include "../error.h"
+
+namespace edgeloop::decode {
+
+namespace {
+
+// Of the numbers of a state, those of the first carry: what exit rules look at.
+uint32_t first_carry(const Model& model) { return model.carries.count ? model.carries[0] : 0; }
+
+}  // namespace
+
+Decoder::Decoder(el_session& session, uint32_t number, const el_policy& policy)
+    : policy(policy, first_carry(*session.model.model), session.model.model->header().caches[file::EPILOGUE].count > 0),
+      sequence(this->policy, number, session.model.model->width()),
+      passes(session, policy.depths) {
+  if (number >= session.caches.sequences())
+    fail(EL_USAGE, "sequence %u, wanted 0 to %u", number, session.caches.sequences() - 1);
+  for (uint32_t depth = 0; depth < policy.depths; depth++) session.model.at_depth(depth, false);
+  if (this->policy.skipped == EL_SKIPPED_PROPAGATE) session.model.at_depth(0, true);
+}
+
+const float* Decoder::run(int64_t id) {
+  const Caches& caches = passes.session.caches;
+  const file::Header& header = passes.session.model.model->header();
+  if (id < 0 || id >= header.vocab_size)
+    fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)id, header.vocab_size - 1);
+  if (sequence.cached >= caches.capacity())
+    fail(EL_USAGE, "%u cached tokens and a new one, and the capacity is %u", sequence.cached, caches.capacity());
+  const auto begin = std::chrono::steady_clock::now();
+  token_.start(sequence, id, sequence.cached);
+  try {
+    while (!token_.done()) passes.advance(tokens_);
+  } catch (...) {
+    token_.cancel();
+    sequence.truncate(token_.position());
+    throw;
+  }
+  sequence.finished(token_.position() + 1);
+  logits = passes.logits(0);
+  ran = token_.ran();
+  const auto spent = std::chrono::steady_clock::now() - begin;
+  passes.counts.tokens++;
+  passes.counts.nanoseconds += uint64_t(std::chrono::nanoseconds(spent).count());
+  return logits;
+}
+
+}  // namespace edgeloop::decode

@@ -1,0 +1,124 @@
+"""Whole tokens in one call give what the host's driver gives, in every mode that they take: bits, depths, states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mode_models import model, random_heads, random_tensors
+
+from edgeloop.runtime.decode.modes import Mode, refusal
+from edgeloop.runtime.decode.policy import Policy
+from edgeloop.runtime.decode.policy_choice import choose_policy
+from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.decode.skipped_kv import SKIPPED_KV
+from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
+from edgeloop.runtime.engines.native.engine import NativeBackend
+from edgeloop.runtime.engines.native.file import NAME, write_lanes
+from edgeloop.runtime.engines.native.library import Activations
+from edgeloop.runtime.errors import UsageError
+from edgeloop.runtime.model.program import Program
+
+PROMPT, STEPS = np.array([3, 14, 15, 9, 2]), 16
+IDS = np.random.default_rng(3).integers(0, 18, STEPS).tolist()
+"""Tokens that are run whatever is chosen."""
+Opened = Callable[[str], NativeBackend]
+
+
+@pytest.fixture
+def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
+    engines: list[NativeBackend] = []
+
+    def get(name: str) -> NativeBackend:
+        program = model(name)
+        path = tmp_path / f"{len(engines)}-{NAME}"
+        write_lanes(path, program, random_tensors(program), 0)
+        engines.append(NativeBackend(program, path, threads=1, activations=Activations.FLOAT))
+        return engines[-1]
+
+    yield get
+    for engine in engines:
+        engine.close()
+
+
+def heads_of(program: Program) -> dict[str, np.ndarray]:
+    heads, random = dict(random_heads(program)), np.random.default_rng(5)
+    width = program.loop.carries[0].width
+    heads["probe.weight"] = random.standard_normal((program.depths - 1, width)).astype(np.float32)
+    heads["probe.bias"] = random.standard_normal(program.depths - 1).astype(np.float32)
+    return heads
+
+
+def exits(program: Program) -> list[str]:
+    if program.routing is not None:
+        return ["router", "never", "depth:2", *(["router:0.4"] if program.routing.kind == "expert" else [])]
+    gate = ["gate:0.6"] if program.exit_gate else []
+    return ["never", "depth:2", "latent:0.9", "latent:0.5,1.1", "probe:0.6", *gate]
+
+
+def policies(program: Program) -> Iterator[Policy]:
+    heads = heads_of(program)
+    for text in exits(program):
+        for kv in ("per-depth", "shared", "last"):
+            for skipped_kv in SKIPPED_KV:
+                try:
+                    policy = choose_policy(program, heads, {}, text, skipped_kv, kv)
+                except UsageError:
+                    continue
+                assert refusal(Mode(program, policy)) is None
+                yield policy
+
+
+MODELS = (
+    "layers around the loop",
+    "an exit gate",
+    "norms and deltas of each depth",
+    "two carries",
+    "several blocks",
+    "shared K and V",
+    "a window",
+    "the row before",
+    "expert choice",
+    "expert choice, shared K and V",
+    "token choice",
+    "token choice, shared K and V",
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_are_the_hosts(opened: Opened, name: str) -> None:
+    """Logits bit by bit, depths, and what is known of the sequence after each token."""
+    engine = opened(name)
+    heads, left = heads_of(engine.program), set()
+    for policy in policies(engine.program):
+        host, other = (
+            SequentialDecoder(
+                engine, engine.new_cache(1, 32, 1 if policy.kv == "last" else None), policy, heads
+            )
+            for _ in range(2)
+        )
+        for each in (host, other):
+            each.prompt(PROMPT)
+        mode = token_mode(other.sequence)
+        assert mode is not None
+        decoder = engine.token_decoder(mode, other.cache, 0)
+        decoder.write(token_state(other.sequence))
+        for token in IDS:
+            wanted = host.step(token).copy()
+            np.testing.assert_array_equal(decoder.step(token), wanted)
+            assert decoder.depth == host.depth, policy
+            left.add(decoder.depth)
+            found = sequence_state(decoder.read(), bool(host.sequence.layout.held))
+            same_state(found, host.sequence.snapshot())
+    assert len(left) > 1
+
+
+def same_state(found, wanted) -> None:
+    assert (found.cached, found.filled) == (wanted.cached, wanted.filled)
+    assert [each.tolist() for each in found.held] == [each.tolist() for each in wanted.held]
+    for ours, theirs in zip(found.waiting, wanted.waiting, strict=True):
+        assert [w.first for w in ours] == [w.first for w in theirs[:1]]
+        if ours:
+            np.testing.assert_array_equal(ours[0].states, np.concatenate([w.states for w in theirs]))
