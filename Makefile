@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install native demo bench test lint clean $(WAYS:%=native-%)
+.PHONY: help install native demo bench test lint arm64 clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -20,6 +20,7 @@ help:
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
+	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make clean     remove what was built (not .venv)"
 
 install: $(VENV)/installed $(VENV)/native
@@ -65,6 +66,10 @@ lint: $(VENV)/installed
 # Compiled each time, with the flags of the library and, for the last four, a sanitizer.
 $(WAYS:%=native-%): native-%: $(VENV)/installed
 	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
+
+# Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
+arm64: $(VENV)/installed
+	@$(BIN)/python tests/arm64.py
 
 clean:
 	rm -rf build dist $(NATIVE)/libedgeloop.* $(VENV)/native .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engines" / "native"))
 
-from build import COMPILERS, SOURCES, flags, sources  # by its place: there may be no edgeloop yet
+from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
 KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention")
 
@@ -49,9 +49,9 @@ WAYS = {
 }
 
 
-def program(name: str) -> list[Path]:
+def program(name: str, target: Target) -> list[Path]:
     """What the program ``name`` is compiled from."""
-    kernels = [path for path in sources() if path.parent.name == "kernels"]
+    kernels = [path for path in target.sources() if path.parent.name == "kernels"]
     team = SOURCES / "threads.cpp"
     return {
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
@@ -59,44 +59,47 @@ def program(name: str) -> list[Path]:
         "threads": [SOURCES / "test_threads.cpp", team],
         "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache")],
         "drafts": [SOURCES / f"{part}.cpp" for part in ("test_drafts", "decode/drafts", "decode/lookup")],
+        "model": [SOURCES / "test_model.cpp"],  # with the library
         "bench": [SOURCES / "bench.cpp", *kernels],
-        "bench_deltas": [SOURCES / "bench_deltas.cpp", *sources()],
+        "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
-        "bench_pass": [SOURCES / "bench_pass.cpp", *sources()],
-        "fuzz": [SOURCES / "fuzz.cpp", *sources()],
+        "bench_pass": [SOURCES / "bench_pass.cpp", *target.sources()],
+        "fuzz": [SOURCES / "fuzz.cpp", *target.sources()],
     }[name]
 
 
-def compiler(names: Sequence[str] = COMPILERS) -> str | None:
-    """The first of ``names`` that is there."""
-    for name in names:
+def here(compilers: Sequence[str] = COMPILERS) -> Target | None:
+    """This computer with the first of ``compilers`` that is there."""
+    for name in compilers:
         try:
             subprocess.run([name, "--version"], capture_output=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             continue
-        return name
+        return Target((name,))
     return None
 
 
 def compiled(
-    name: str, folder: Path, options: Sequence[str] = (), with_: str | None = None, shared: bool = False
+    name: str,
+    folder: Path,
+    options: Sequence[str] = (),
+    target: Target | None = None,
+    shared: bool = False,
+    link: Sequence[str] = (),
 ) -> Path:
-    """The program ``name``, or a library of it, made of the objects in ``folder`` or new ones; warnings are errors."""
-    command = with_ or compiler()
-    assert command is not None
+    """The program ``name``, or a library of it; objects that ``folder`` has of these sources are not compiled again."""
+    target = target or here()
+    assert target is not None
 
     def compile_one(source: Path) -> Path:
-        goal = folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}.o"
-        if not goal.exists():
-            run = [command, *flags(source), "-Werror", *options, "-c", str(source), "-o", str(goal)]
-            subprocess.run(run, check=True)
-        return goal
+        return compile_object(target, source, folder, options)
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        objects = list(pool.map(compile_one, program(name)))
+        objects = list(pool.map(compile_one, program(name, target)))
     goal = folder / (f"{name}.so" if shared else name)
-    link = ("-shared",) if shared else ()
-    subprocess.run([command, *map(str, objects), *options, *link, "-pthread", "-o", str(goal)], check=True)
+    link = ("-shared", *link) if shared else link
+    command = [*target.compiler, *map(str, objects), *options, *link, "-pthread", "-o", str(goal)]
+    subprocess.run(command, check=True)
     return goal
 
 
@@ -156,12 +159,12 @@ def delta_files(folder: Path) -> list[Path]:
 def main(how: str, arguments: Sequence[str]) -> int:
     """Compile and run what ``how`` names; the exit status of the first program that fails."""
     way = WAYS[how]
-    found = compiler(way.compilers)
-    if found is None:
+    target = here(way.compilers[:2])
+    if target is None:
         sys.exit(f"native-{how} is skipped: it wants {' or '.join(way.compilers[:2])}")
     with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as folder:
         for name in way.programs:
-            binary = compiled(name, Path(folder), way.options, found)
+            binary = compiled(name, Path(folder), ("-Werror", *way.options), target)
             given = [*arguments]
             if name == "fuzz":
                 files = lanes_files(Path(folder) / "files")

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from edgeloop.runtime.engines.native.build import LIBRARY, sources
+from edgeloop.runtime.engines.native.build import LIBRARY, Target
 
 ROOT = Path(__file__).parents[1]
 ENGINE = "runtime/engines/native"
@@ -67,7 +67,7 @@ def test_a_wheel_has_the_library_and_its_sources(checkout: Path, compiler: Path)
     with ZipFile(wheel) as file:
         names = set(file.namelist())
     assert f"edgeloop/{ENGINE}/{LIBRARY.name}" in names
-    for source in sources():
+    for source in Target(("c++",)).sources():
         assert f"edgeloop/{source.relative_to(ROOT).as_posix()}" in names
     assert wheel.name.split("-")[2:4] == ["py3", "none"]
     assert not wheel.name.endswith("-any.whl")
@@ -108,7 +108,7 @@ def test_an_sdist_is_a_checkout(checkout: Path, compiler: Path, tmp_path: Path) 
         shipped = {p.name for p in (folder / "apps/demo" / name).iterdir()}
         assert shipped == {p.name for p in (ROOT / "apps/demo" / name).iterdir()}
     headers = [p.relative_to(ROOT) for p in (ROOT / ENGINE / "src").rglob("*.h")]
-    for path in (*headers, *(source.relative_to(ROOT) for source in sources())):
+    for path in (*headers, *(source.relative_to(ROOT) for source in Target(("c++",)).sources())):
         assert (folder / path).is_file()
     assert not (folder / ENGINE / LIBRARY.name).exists()
     wheel, _ = made("build_wheel", folder, str(compiler))

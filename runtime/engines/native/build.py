@@ -19,16 +19,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER / "src"
-LIBRARY = FOLDER / ("libedgeloop.dylib" if sys.platform == "darwin" else "libedgeloop.so")
+NAMES = {"linux": "libedgeloop.so", "darwin": "libedgeloop.dylib"}
+"""Of the library, by system."""
+LIBRARY = FOLDER / NAMES.get(sys.platform, NAMES["linux"])
 COMPILERS = ("c++", "g++", "clang++")
 ADVICE = "install a C++17 compiler (apt install g++) and run python -m edgeloop.runtime.engines.native.build"
 """How to get the library where it is missing."""
-SYSTEMS = ("linux", "darwin")
 
 COMMON = (
     "-std=c++17",
@@ -42,10 +45,14 @@ COMMON = (
     "-Wall",
     "-Wextra",
 )
-_X86 = ("x86_64", "AMD64")
+_X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx2": (_X86, ("-mavx2", "-mf16c")),
+    "avxvnni": (_X86, ("-mavx2", "-mf16c", "-mavxvnni")),
     "avx512": (_X86, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")),
+    "neon": (_ARM, ()),
+    "dotprod": (_ARM, ("-march=armv8.2-a+dotprod",)),
+    "i8mm": (_ARM, ("-march=armv8.2-a+dotprod+i8mm",)),
 }
 """Of files in src/kernels by their first word: the processors that they are for, and the flags that they want."""
 LINK = {
@@ -67,66 +74,100 @@ class BuildError(RuntimeError):
     """Why there is no library, in one line."""
 
 
-def sources() -> list[Path]:
-    """What the library is compiled from, on this processor; benchmarks, tests and fuzzers lie beside it."""
-    every = sorted(SOURCES.rglob("*.cpp"))
-    return [path for path in every if not re.match("bench|test|fuzz", path.name) and _is_for_here(path)]
+@dataclass(frozen=True)
+class Target:
+    """What the library is compiled for: a system as sys.platform has it, a processor, and the compiler that does it."""
+
+    compiler: tuple[str, ...]
+    system: str = sys.platform
+    machine: str = platform.machine()
+
+    @classmethod
+    def here(cls) -> Target:
+        """This computer; BuildError without a compiler, or on a system that there are no flags for."""
+        if sys.platform not in LINK:
+            raise BuildError(f"the lane engine is compiled on {' and '.join(LINK)}, not on {sys.platform}")
+        return cls(_compiler())
+
+    def sources(self) -> list[Path]:
+        """What the library is compiled from; benchmarks, tests and fuzzers lie beside it."""
+        every = sorted(SOURCES.rglob("*.cpp"))
+        return [path for path in every if not re.match("bench|test|fuzz", path.name) and self._has(path)]
+
+    def flags(self, source: Path) -> tuple[str, ...]:
+        """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
+        wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
+        return COMMON + (wanted if _knows(self.compiler, wanted) else ())
+
+    def _has(self, source: Path) -> bool:
+        return self.machine in KERNELS.get(_kernel(source), ((self.machine,), ()))[0]
 
 
-def flags(source: Path) -> tuple[str, ...]:
-    """What ``source`` is compiled with."""
-    return COMMON + (KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ())
+def _kernel(source: Path) -> str:
+    return re.split(r"[_.]", source.name)[0] if source.parent.name == "kernels" else ""
 
 
-def build(library: Path = LIBRARY, objects: Path | None = None) -> bool:
+@cache
+def _knows(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
+    if not flags:
+        return True
+    try:
+        _run([*compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull])
+    except BuildError:
+        log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
+        return False
+    return True
+
+
+def build(library: Path = LIBRARY, objects: Path | None = None, target: Target | None = None) -> bool:
     """Compile what changed and link it to ``library``; False when that was up to date.
 
-    ``objects``: where objects are kept. BuildError without a compiler, or for what it refuses.
+    ``objects``: where objects are kept, of one target. ``target``: None for this computer. BuildError without a
+    compiler, or for what it refuses.
     """
-    if sys.platform not in SYSTEMS:
-        raise BuildError(f"the lane engine is compiled on {' and '.join(SYSTEMS)}, not on {sys.platform}")
-    compiler = _compiler()
-    if not sources():
+    target = target or Target.here()
+    sources = target.sources()
+    if not sources:
         raise BuildError(f"{SOURCES} holds no sources; install edgeloop again")
     try:
         with _objects(objects) as folder, _alone(folder):
-            version = _run([*compiler, "--version"])
             with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
-                made = list(pool.map(lambda source: _object(compiler, version, source, folder), sources()))
-            link = (*LINK[sys.platform], *STATIC[sys.platform])
-            key = _digest(version, *link, *(path.name for path in made))
+                made = list(pool.map(lambda source: compile_object(target, source, folder), sources))
+            link = (*LINK[target.system], *STATIC[target.system])
+            key = _digest(_version(target.compiler), *link, *(path.name for path in made))
             stamp = folder / f"linked-{_digest(str(library.resolve()))[:12]}"
             if library.is_file() and stamp.is_file() and stamp.read_text(encoding="ascii") == key:
                 return False
-            _link(compiler, made, library)
+            _link(target, made, library)
             stamp.write_text(key, encoding="ascii")
             return True
     except OSError as error:
         raise BuildError(f"cannot write the lane engine's library: {error}") from error
 
 
-def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get("CXX", ""))
+def _compiler() -> tuple[str, ...]:
+    named = tuple(shlex.split(os.environ.get("CXX", "")))
     if named:
         if shutil.which(named[0]) is None:
             raise BuildError(f"CXX is {named[0]!r}, which is not there; {ADVICE}")
         return named
     for name in COMPILERS:
         if shutil.which(name):
-            return [name]
+            return (name,)
     raise BuildError(f"found no C++ compiler ({', '.join(COMPILERS)}); {ADVICE}")
 
 
-def _object(compiler: Sequence[str], version: str, source: Path, folder: Path) -> Path:
-    """The object of ``source``, by the name of all that it depends on."""
+def compile_object(target: Target, source: Path, folder: Path, options: Sequence[str] = ()) -> Path:
+    """The object of ``source`` in ``folder``, by the name of all that it depends on; those of other contents go."""
     parts = [path.read_bytes().decode(errors="replace") for path in _included(source)]
-    key = _digest(version, *compiler, *flags(source), *parts)
+    command = (*target.compiler, *target.flags(source), *options)
+    key = _digest(_version(target.compiler), *command, *parts)
     goal = folder / f"{'-'.join(source.relative_to(SOURCES).with_suffix('').parts)}-{key[:16]}.o"
     if not goal.is_file():
         log.info("compiling %s", source.relative_to(SOURCES))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / "object.o"
-            _run([*compiler, *flags(source), "-c", str(source), "-o", str(fresh)])
+            _run([*command, "-c", str(source), "-o", str(fresh)])
             fresh.replace(goal)
         for old in folder.glob(f"{goal.name.rpartition('-')[0]}-{'?' * 16}.o"):
             if old != goal:
@@ -134,15 +175,21 @@ def _object(compiler: Sequence[str], version: str, source: Path, folder: Path) -
     return goal
 
 
-def _link(compiler: Sequence[str], objects: Sequence[Path], library: Path) -> None:
+@cache
+def _version(compiler: tuple[str, ...]) -> str:
+    return _run([*compiler, "--version"])
+
+
+def _link(target: Target, objects: Sequence[Path], library: Path) -> None:
+    static = STATIC[target.system]
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".native-") as scratch:
         fresh = Path(scratch) / library.name
-        command = [*compiler, *map(str, objects), *LINK[sys.platform], "-o", str(fresh)]
+        command = [*target.compiler, *map(str, objects), *LINK[target.system], "-o", str(fresh)]
         try:
-            _run([*command, *STATIC[sys.platform]])
+            _run([*command, *static])
         except BuildError:
-            if not STATIC[sys.platform]:
+            if not static:
                 raise
             _run(command)
         fresh.replace(library)  # a process that has the old one mapped keeps it
@@ -161,15 +208,6 @@ def _included(source: Path) -> list[Path]:
                     found.append(place.resolve())
                     open_.append(place.resolve())
     return found
-
-
-def _kernel(source: Path) -> str:
-    return re.split(r"[_.]", source.name)[0] if source.parent.name == "kernels" else ""
-
-
-def _is_for_here(source: Path) -> bool:
-    processors = KERNELS[_kernel(source)][0] if _kernel(source) in KERNELS else None
-    return processors is None or platform.machine() in processors
 
 
 def _run(command: Sequence[str]) -> str:

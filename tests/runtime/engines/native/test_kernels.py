@@ -15,25 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from native_programs import KERNEL_TESTS, compiled, compiler
+from native_programs import KERNEL_TESTS, compiled, here
 
 from edgeloop.quant.pack import quantize
-from edgeloop.runtime.engines.native.build import sources
 from edgeloop.runtime.engines.native.tiles import code_tiles, float_tiles
 from edgeloop.runtime.model.codec import Grouped, around_zero
 
 F32 = npt.NDArray[np.float32]
-TABLES = ("portable", "avx2", "avx512")
+TABLES = ("portable", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm")
 FLOAT32, FLOAT16, INT8, INT4 = range(4)
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(here() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("native")
     return {
-        name: compiled(name, folder, ["-O1"], shared=name == "binding")
+        name: compiled(name, folder, ["-O1", "-Werror"], shared=name == "binding")
         for name in ("kernels", "threads", "blocks", "drafts", "binding")
     }
 
@@ -62,17 +61,14 @@ def ran(program: Path, *arguments: str) -> None:
 
 def test_files_of_an_instruction_set_share_nothing(built: dict[str, Path]) -> None:
     """One linker symbol for a function of two files would let the one with AVX-512 run where there is none."""
-    nm = shutil.which("nm")
+    nm, target = shutil.which("nm"), here()
     if nm is None:
         pytest.skip("no nm")
-    for source in sources():
+    assert target is not None
+    for source in target.sources():
         if source.parent.name == "kernels":
-            listed = subprocess.run(
-                [nm, built["kernels"].parent / f"kernels-{source.stem}.o"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+            (made,) = built["kernels"].parent.glob(f"kernels-{source.stem}-*.o")
+            listed = subprocess.run([nm, made], capture_output=True, text=True, check=True)
             kinds = {line.split()[-2] for line in listed.stdout.splitlines()}
             assert not kinds & set("WwVu"), f"{source.name} has functions that the linker may merge"
 

@@ -3,12 +3,15 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "processor.h"
 
 namespace edgeloop {
 
 extern const Kernels PORTABLE;
 #if defined(__x86_64__)
-extern const Kernels AVX2, AVX512;
+extern const Kernels AVX2, AVXVNNI, AVX512;
+#elif defined(__aarch64__)
+extern const Kernels NEON, DOTPROD, I8MM;
 #endif
 
 namespace {
@@ -18,31 +21,44 @@ struct Choice {
   bool (*runs)();
 };
 
-// The best first. What the system does not save for a thread is not supported either.
+bool always() { return true; }
+
+// The best last. What the system does not save for a thread is not supported either.
 const Choice CHOICES[] = {
+  {&PORTABLE, always},
 #if defined(__x86_64__)
-  {&AVX512,
-     [] {
-       return bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"));
-     }},
-  {&AVX2, [] { return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")); }},
+  {&AVX2, runs_avx2},
+  {&AVXVNNI, runs_avxvnni},
+  {&AVX512, runs_avx512},
+#elif defined(__aarch64__)
+  {&NEON, always},
+  {&DOTPROD, runs_dotprod},
+  {&I8MM, runs_i8mm},
 #endif
-  {&PORTABLE, [] { return true; }},
 };
+constexpr int COUNT = sizeof CHOICES / sizeof *CHOICES;
+
+// A table that the compiler knew no instructions for has no name.
+bool runs(const Choice& choice) { return choice.kernels->name && choice.runs(); }
 
 }  // namespace
 
+const char* kernels_at(int number) {
+  for (const Choice& choice : CHOICES)
+    if (choice.kernels->name && number-- == 0) return choice.kernels->name;
+  return nullptr;
+}
+
 const Kernels* kernels_named(const char* name) {
   for (const Choice& choice : CHOICES)
-    if (strcmp(choice.kernels->name, name) == 0) return choice.runs() ? choice.kernels : nullptr;
+    if (runs(choice) && strcmp(choice.kernels->name, name) == 0) return choice.kernels;
   return nullptr;
 }
 
 const Kernels* choose_kernels() {
   if (const char* name = getenv("EDGELOOP_KERNELS"); name && *name) return kernels_named(name);
-  for (const Choice& choice : CHOICES)
-    if (choice.runs()) return choice.kernels;
+  for (int i = COUNT; i-- > 0;)
+    if (runs(CHOICES[i])) return CHOICES[i].kernels;
   return nullptr;
 }
 

@@ -99,7 +99,7 @@ constexpr int FUNCTION_COUNT = 8;
 enum class CacheKind : uint8_t { float32, float16 };
 
 struct Kernels {
-  const char* name;  // portable, avx2, avx512
+  const char* name;  // portable; avx2, avxvnni, avx512; neon, dotprod, i8mm
 
   // --- products -------------------------------------------------------------------------------------------------
   // x [n] → int8 codes, by itself for each group: scale = largest / 127, code = x * (127 / largest) to the nearest, half
@@ -156,7 +156,9 @@ static inline Best better(Best a, Best b) {
   return a.value > b.value ? a : b;
 }
 
-// The table `name` ("portable", "avx2", "avx512"), or null: none of that name, or not for this processor.
+// The names of the tables that were compiled, the best last, and null behind it.
+const char* kernels_at(int number);
+// The table `name`, or null: none of that name, or not for this processor.
 const Kernels* kernels_named(const char* name);
 // The best table for this processor, or the one that the environment variable EDGELOOP_KERNELS names; null if that is
 // one that kernels_named does not give.

@@ -1,0 +1,23 @@
+// The kernels with NEON and its dot products (optional in ARMv8.2), compiled for these (build.py has the flags).
+#if defined(__aarch64__)
+
+#include "simd_neon.h"
+
+namespace {
+constexpr int CODE_ROWS = 4, FLOAT_ROWS = 1, MIX_LANES = 1, SCORE_BLOCKS = 1;
+}
+
+#include "codes_neon.h"
+
+namespace {
+template <Kind kind, int M> void codes_tile(const Factors& f, F* y) { codes_tile_dot<kind, M>(f, y); }
+}
+
+#include "table.h"
+
+namespace edgeloop {
+extern const Kernels DOTPROD;
+const Kernels DOTPROD = table_named("dotprod");
+}  // namespace edgeloop
+
+#endif

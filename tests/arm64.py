@@ -1,0 +1,141 @@
+"""The lane engine on 64-bit Arm, without such a computer: .venv/bin/python tests/arm64.py (``make arm64``).
+
+Debian's cross-compiler makes the library and the programs, and qemu runs them as processors that have more and more:
+the tests of every kernel, and whole models, whose logits must have the bits that they have here.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from native_programs import Target, compiled, here, lanes_files
+
+log = logging.getLogger("arm64")
+ROOT = Path(__file__).resolve().parents[1]
+OBJECTS = ROOT / "build" / "arm64"
+COMPILER, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+SYSTEM = Path("/usr/aarch64-linux-gnu")
+"""Where Debian's cross-compiler has that system's libraries."""
+PACKAGES = "apt install g++-aarch64-linux-gnu qemu-user-static"
+CPUS = {
+    "cortex-a57": ("portable", "neon"),
+    "neoverse-n1": ("portable", "neon", "dotprod"),
+    "max": ("portable", "neon", "dotprod", "i8mm"),
+}
+"""Processors that qemu knows, and the kernels that they run: ARMv8.0, with dot products, with all."""
+FIXTURES = ("tests/fixtures/parity/*/config.json", "apps/demo/*/config.json")
+PROGRAMS = ("kernels", "threads", "blocks", "drafts")
+IDS, STEPS = ("1", "5", "7", "3", "2", "11", "4"), "8"
+
+
+def missing() -> str:
+    """Why nothing of this can run here, or nothing."""
+    if here() is None:
+        return "no C++ compiler"
+    if not (shutil.which(COMPILER) and shutil.which(QEMU) and SYSTEM.is_dir()):
+        return f"no {COMPILER} and {QEMU} ({PACKAGES})"
+    return ""
+
+
+def arm64() -> Target:
+    """What is compiled for."""
+    return Target((COMPILER,), "linux", "aarch64")
+
+
+@cache
+def program(name: str) -> Path:
+    """The program ``name`` for Arm, or ``model``, which runs with the library."""
+    from build import NAMES, build
+
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    library = OBJECTS / NAMES["linux"]
+    build(library, OBJECTS, arm64())
+    return compiled(name, OBJECTS, target=arm64(), link=_with(library) if name == "model" else ())
+
+
+def own_model(folder: Path) -> Path:
+    """The program ``model`` for this computer, in ``folder``; with its library."""
+    from build import LIBRARY, build
+
+    build()
+    return compiled("model", folder, link=_with(LIBRARY))
+
+
+def _with(library: Path) -> tuple[str, ...]:
+    return (str(library), f"-Wl,-rpath,{library.parent}")
+
+
+def run(cpu: str, binary: Path, *arguments: str) -> str:
+    """What ``binary`` prints on a processor that has what ``cpu`` has; AssertionError with it where it fails."""
+    command = [QEMU, "-L", str(SYSTEM), "-cpu", cpu, str(binary), *arguments]
+    return _printed(command, f"{binary.name} on {cpu}")
+
+
+def _printed(command: list[str], name: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise AssertionError(f"{name} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def bits(printed: str) -> dict[str, set[str]]:
+    """Of what a model printed: by table of kernels, its lines for each width of K and V."""
+    found: dict[str, set[str]] = {}
+    for line in printed.splitlines():
+        table, _, rest = line.partition(" ")
+        found.setdefault(table, set()).add(rest.strip())
+    return found
+
+
+def compare(file: Path, own: Path, cpu: str) -> None:
+    """Run the model in ``file`` here and as ``cpu``; AssertionError where logits have other bits."""
+    arguments = (STEPS, str(file), *IDS)
+    wanted = bits(_printed([str(own), "portable", *arguments], f"{file} here"))["portable"]
+    for table, found in bits(run(cpu, program("model"), ",".join(CPUS[cpu]), *arguments)).items():
+        if found != wanted:
+            raise AssertionError(f"{file}: {table} gives {sorted(found)}, portable here {sorted(wanted)}")
+
+
+def exported(folder: Path) -> list[Path]:
+    """model.lanes of every family's checkpoint and of the demo's, as ``edgeloop export`` writes it."""
+    made = []
+    for config in (path for pattern in FIXTURES for path in sorted(ROOT.glob(pattern))):
+        bundle = folder / config.parent.name
+        command = [sys.executable, "-m", "edgeloop.apps.cli", "export", str(config.parent), "-o", str(bundle)]
+        _printed([*command, "--target", "native"], f"export of {config.parent}")
+        made.append(bundle / "native" / "model.lanes")
+    return made
+
+
+def main() -> int:
+    """Everything, on every processor; exit status 1 after the first that does not hold."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if reason := missing():
+        log.info("arm64 is skipped: %s", reason)
+        return 0
+    try:
+        for cpu, tables in CPUS.items():
+            log.info("%s (%s)", cpu, ", ".join(tables))
+            log.info("%s", "".join(run(cpu, program(name)) for name in PROGRAMS))
+        with tempfile.TemporaryDirectory(prefix="edgeloop-arm64-") as name:
+            folder = Path(name)
+            own = own_model(folder)
+            for file in (*lanes_files(folder / "programs"), *exported(folder)):
+                for cpu in CPUS:
+                    compare(file, own, cpu)
+                log.info("%s: the bits of %s", file.relative_to(folder), platform.machine())
+    except AssertionError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
