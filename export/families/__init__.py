@@ -32,6 +32,12 @@ FAMILIES = (
     FamilyEntry("mobilellm", "mobilellm", "MobileLlmFamily", "layer_sharing"),
     FamilyEntry("ouro", "ouro", "OuroFamily", "model_type ouro"),
     FamilyEntry("nanbeige", "nanbeige", "NanbeigeFamily", "model_type nanbeige"),
+    FamilyEntry(
+        "retrofit",
+        "retrofit",
+        "RetrofitFamily",
+        "model_type huginn_raven over the layers of a Llama or OLMo 2",
+    ),
     FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     FamilyEntry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
     FamilyEntry("qwen", "qwen", "QwenFamily", "Qwen2ForCausalLM or Qwen3ForCausalLM with repeated layers"),

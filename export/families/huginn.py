@@ -119,11 +119,6 @@ class HuginnNames(LayerNames):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
-        if f"{self.inside}0.norm_4.weight" not in checkpoint.names:
-            raise CheckpointError(
-                f"{checkpoint.folder}: layers without a norm_4, so another model made recurrent (arXiv 2511.07384), "
-                "which is not supported; wanted the layers of Huginn"
-            )
         self.inside = f"{self.prefix}transformer."
 
 

@@ -22,15 +22,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class FusedRows:
-    """Part ``number`` of the ``parts`` equal parts of a fused tensor, whose rows are ``groups`` times these parts in
-    turn.
+    """``count`` parts from ``number`` on, of the ``parts`` equal parts of a fused tensor, whose rows are ``groups``
+    times these parts in turn.
 
-    Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``FusedRows(0, 3, heads)``.
+    Where the rows are q, k and v of head 0, then of head 1 …, those of q are ``FusedRows(0, 3, heads)``; where they are
+    four heads of q, two of k and two of v, those of k are ``FusedRows(4, 8, count=2)``.
     """
 
     number: int
     parts: int
     groups: int = 1
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,13 @@ class Reader:
 
 def _whole(shape: Shape, rows: FusedRows | None) -> Shape:
     """Return the shape of the tensor that has ``shape`` in some of its rows."""
-    return shape if rows is None else (rows.parts * shape[0], *shape[1:])
+    return shape if rows is None else (rows.parts * shape[0] // rows.count, *shape[1:])
 
 
 def _rows(load: Loader, rows: FusedRows) -> torch.Tensor:
     whole = load()
-    split: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))[:, rows.number]
-    return split.flatten(0, 1).contiguous()
+    parts: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))
+    return parts[:, rows.number : rows.number + rows.count].flatten(0, 2).contiguous()
 
 
 def _raised(load: Loader, by: float) -> torch.Tensor:

@@ -160,15 +160,3 @@ def test_what_is_not_understood_is_refused(copy: Path, keys: dict[str, Any], mat
     edit(copy / "config.json", **keys)
     with pytest.raises(CheckpointError, match=match):
         read(copy)
-
-
-def test_another_model_made_recurrent_is_refused(copy: Path) -> None:
-    """Its config has the same names, and its layers have two norms instead of four."""
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [n for n in tensors if ".norm_3." in n or ".norm_4." in n]:
-            del tensors[name]
-
-    edit_weights(copy, change)
-    with pytest.raises(CheckpointError, match="layers without a norm_4, so another model made recurrent"):
-        read(copy)

@@ -126,13 +126,15 @@ class OnnxBackend:
         for b, n in enumerate(lanes.tokens.tolist()):
             if n:
                 one, slot = slice(b, b + 1), lanes.first_slot + b
-                arrays = lanes.depth[one], lanes.cached[one], lanes.tokens[one], lanes.positions[one]
+                # Without the room for other lanes' tokens: GroupQueryAttention takes no more rows than a lane has keys.
+                arrays = lanes.depth[one], lanes.cached[one], lanes.tokens[one], lanes.positions[one, :n]
+                rows: tuple[slice, ...] = (one, slice(n))
                 if isinstance(lanes, PackedLanes):
-                    one, start = slice(start, start + n), start + n
+                    rows, start = (slice(start, start + n),), start + n
                     alone: Lanes = PackedLanes(*arrays, slot, shared=lanes.shared, fresh=lanes.fresh)
                 else:
                     alone = Lanes(*arrays, slot)
-                found[one] = self.block(state[one], alone, cache)
+                found[rows] = self.block(state[rows], alone, cache)
         return found
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:

@@ -30,6 +30,15 @@ class Fixture:
     hidden: dict[int, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OpenEnded:
+    """A checkpoint whose loop runs any number of times: its family, its layers, and the numbers that were run."""
+
+    family: str
+    runs: list[LayerRun]
+    depths: tuple[int, ...] = (1, 2, 4, 8)
+
+
 ONE_TWO_ONE = [LayerRun(1, 1), LayerRun(2, 2), LayerRun(1, 1)]
 LOOPS = {depth: f"logits_after_loop_{depth}" for depth in (1, 2)}
 FIXTURES = {
@@ -40,6 +49,11 @@ FIXTURES = {
     "fold_gemma2": Fixture("gemma", ONE_TWO_ONE, hidden={1: 3, 2: 5}),
     "fold_gemma3": Fixture("gemma", [LayerRun(3, 2)], {1: "exit_logits_after_recursion_1"}, {1: 3}),
     "fold_olmo2": Fixture("olmo2", ONE_TWO_ONE, hidden={1: 3, 2: 5}),
+}
+OPEN_ENDED = {
+    "retrofit_llama32": OpenEnded("retrofit", [LayerRun(1, 1), LayerRun(2, 8), LayerRun(1, 1)]),
+    "retrofit_tinyllama": OpenEnded("retrofit", [LayerRun(2, 1), LayerRun(2, 4), LayerRun(2, 1)]),
+    "retrofit_olmo2_skip_adapter": OpenEnded("retrofit", [LayerRun(1, 1), LayerRun(2, 8), LayerRun(1, 1)]),
 }
 
 
@@ -62,11 +76,36 @@ def test_logits(
         assert np.abs(stopped(bundle, engine, depth, ids) - wanted[logits]).max() <= BOUND
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", OPEN_ENDED)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_number_of_depths(
+    exported: Callable[..., Path], checkpoint: Callable[[str], Path], engine: str, name: str
+) -> None:
+    """From a state of zeros, at once and cached; pipelined decoding, with lanes at several depths, gives the tokens."""
+    bundle, wanted, fixture = exported(name), authors(checkpoint(name)), OPEN_ENDED[name]
+    ids = wanted["input_ids"]
+    with Session.open(bundle, engine=engine) as session:
+        assert runs(session.program) == fixture.runs
+        assert np.abs(session.logits(ids) - wanted["logits_use_cache_False"]).max() <= BOUND
+    for depth in fixture.depths:
+        with Session.open(bundle, engine=engine, depth=depth) as session:
+            assert np.abs(session.logits(ids) - wanted[f"logits_full_r{depth}"]).max() <= BOUND
+    with Session.open(bundle, engine=engine, depth=4) as session:
+        assert np.abs(decoded(session, ids) - wanted["logits_incr_full_r4"]).max() <= BOUND
+        assert greedy(session, ids) == wanted["greedy_8_r4"].tolist()
+        if "latent_after_4_steps" in wanted:
+            latent = states(session, ids)[-1]
+            width = wanted["latent_after_4_steps"].shape[-1]
+            assert np.abs(latent[:, :width] - wanted["latent_after_4_steps"]).max() <= BOUND
+    with Session.open(bundle, engine=engine, depth=4, decode="pipelined") as session:
+        assert greedy(session, ids) == wanted["greedy_8_r4"].tolist()
+
+
+@pytest.mark.parametrize("name", [*FIXTURES, *OPEN_ENDED])
 def test_reading(checkpoint: Callable[[str], Path], name: str) -> None:
     """The family is the one that is meant, its program is sound, and no tensor is left over."""
     opened = Checkpoint.open(checkpoint(name))
-    assert find_family(opened).name == FIXTURES[name].family
+    assert find_family(opened).name == (FIXTURES | OPEN_ENDED)[name].family
     reading = read_checkpoint(opened)
     assert not list(problems(reading.program))
     assert unused(opened, reading) == []
