@@ -13,16 +13,17 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from typing import Any
 
 from .decode.sampling import Sampler
 from .decode.stage_call import StageCall
-from .engines.backend import F32
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
 from .serve.pool import PooledSequence, SequencePool
 from .serve.queue import FairQueue
 from .serve.requests import Answer, Step
-from .serve.scheduler import Scheduler, Task
+from .serve.scheduler import Scheduler
+from .serve.tasks import Task, TokenCall
 from .session import Session
 from .timing import Stopwatch
 from .wording import reason
@@ -207,8 +208,10 @@ class Worker:
 
         return ended
 
-    def _answer(self, handle: Handle, place: PooledSequence, reused: int) -> Generator[StageCall, F32, None]:
-        """Yield the stage calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
+    def _answer(
+        self, handle: Handle, place: PooledSequence, reused: int
+    ) -> Generator[StageCall | TokenCall, Any, None]:
+        """Yield the calls of a request on ``place``, which holds the first ``reused`` tokens of its prompt.
 
         Its steps go to its handle.
         """
@@ -218,18 +221,28 @@ class Worker:
         place.ids = answer.ids
         handle.reused = reused
         watch = Stopwatch()
-        ids = request.prompt[reused:]
-        with self._scheduler.slot_for_each_depth(place.number, sequence, len(ids)):
+        ids, scheduler = request.prompt[reused:], self._scheduler
+        with scheduler.slot_for_each_depth(place.number, sequence, len(ids)):
             logits, ran = yield from sequence.prompt(ids)
         depth = int(ran[-1])
-        if handle in self._running:  # not when the answer ends before
-            self._running[handle][0].prompt = False
-        while True:
-            token, text = answer.choose(logits[-1])
-            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
-            if answer.finish:
-                return
-            logits, depth = yield from sequence.step(token)
+        self._running[handle][0].prompt = False
+        token, text = answer.choose(logits[-1])
+        chooses = request.logprobs is None and not request.sampling.adjusts
+        with scheduler.whole_tokens(place.number, sequence, request.sampling, chooses) as call:
+            while True:
+                handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
+                if answer.finish:
+                    return
+                if call is None:
+                    logits, depth = yield from sequence.step(token)
+                    token, text = answer.choose(logits[-1])
+                    continue
+                call.token = token
+                token, depth, found, _ = yield call
+                if found is None:
+                    text = answer.add(token)
+                else:
+                    token, text = answer.choose(found)
 
 
 def as_error(failure: BaseException) -> Exception:

@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..model.program import Program
 from .capabilities import Capabilities
 from .kv import KVCache
-from .tokens import TokenDecoder, TokenMode
+from .tokens import TokenBatch, TokenDecoder, TokenMode
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -166,6 +166,10 @@ class RunsTokens(Backend, Protocol):
 
     def token_decoder(self, mode: TokenMode, cache: KVCache, sequence: int) -> TokenDecoder:
         """Return what runs the tokens of a ``sequence`` of ``cache``, which is empty. ``mode``: how deep they go."""
+        ...
+
+    def token_batch(self, cache: KVCache) -> TokenBatch:
+        """Return what runs tokens of many sequences of ``cache`` at once."""
         ...
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -82,6 +82,48 @@ class Choosing(Protocol):
     top_p: float
     min_p: float
     seed: int
+
+
+class Turned(NamedTuple):
+    """What became of a token of a batch: the one that was chosen behind it, the depths that it ran, and the logits [V]
+    where the host chooses or none could be chosen (−1). ``error``: why it was not run."""
+
+    token: int
+    depth: int
+    logits: F32 | None = None
+    error: Exception | None = None
+
+
+class Turn(Protocol):
+    """A token that a decoder is to run in a batch, and whether it chooses the next one."""
+
+    @property
+    def decoder(self) -> TokenDecoder:
+        """What runs it."""
+        ...
+
+    @property
+    def token(self) -> int:
+        """Its id."""
+        ...
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the decoder chooses the next one; else its logits are given."""
+        ...
+
+
+class TokenBatch(Protocol):
+    """Runs tokens of many sequences of one cache at once: each gets what its decoder alone gives it."""
+
+    calls: int
+    """Of the block, in the last ``next``."""
+    rows: int
+    """Of these calls."""
+
+    def next(self, turns: Sequence[Turn]) -> list[Turned]:
+        """Run a token of each of ``turns``, of different sequences. Raises what is about all of them."""
+        ...
 
 
 class TokenDecoder(Protocol):

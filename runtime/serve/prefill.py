@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..checks import real_number
-from ..decode.stage_call import BLOCK
+from ..decode.stage_call import BLOCK, WHOLE
 from ..errors import UsageError
 
 CHUNK, CHUNK_ALONE = 32, 128
@@ -42,9 +42,11 @@ class PrefillShare:
         """Return how many tokens a tick takes; ``alone``: there is one sequence."""
         if self.max_stall is None:
             return CHUNK_ALONE if alone else CHUNK
-        if BLOCK not in self._row_ns:
+        known = self._row_ns
+        if BLOCK not in known and WHOLE not in known:
             return _FIRST
-        each = sum(ns * (self.depths if stage == BLOCK else 1) for stage, ns in self._row_ns.items())
+        staged = sum(known[s] * (self.depths if s == BLOCK else 1) for s in known if s != WHOLE)
+        each = max(staged, known.get(WHOLE, 0.0))
         return int(min(max(1.0, self.max_stall * 1e6 / max(each, 1.0)), CHUNK_ALONE))
 
     def took(self, stage: str, rows: int, ns: int) -> None:

@@ -84,17 +84,20 @@ class Answer:
 
     def choose(self, logits: F32) -> tuple[int, str]:
         """Return the next token, given logits [V], and the text that it completes."""
-        position = self._length
-        token = self._choose(logits, self._tokens[:position], position)
-        self._tokens[position] = token
-        self._length += 1
+        token = self._choose(logits, self._tokens[: self._length], self._length)
         if self._top is not None:
             self.logprobs = token_logprobs(logits, token, self._top)
+        return token, self.add(token)
+
+    def add(self, token: int) -> str:
+        """Let ``token`` be the next one → the text that it completes."""
+        self._tokens[self._length] = token
+        self._length += 1
         text = self._text.push(token) if self._text else ""
         self.finish = self._ended(token)
         if self.finish and self._text:
             text += self._text.flush()
-        return token, text
+        return text
 
     def _ended(self, token: int) -> Finish | None:
         if token in self._ends:

@@ -1,76 +1,36 @@
-"""Continuous depth-wise batching: the driver that puts the stage calls of many sequences into few engine calls.
+"""Continuous depth-wise batching: the driver that puts the calls of many sequences into few engine calls.
 
-A tick makes one engine call a stage for all sequences whose next stage call is of it, whatever their depth: lanes are
-(sequence, depth) pairs (Relaxed Recursive Transformers, arXiv 2410.20672, section 3.8). Sequences come and go between
-ticks. A sequence has one stage call pending at a time, so one lane at most in each engine call.
+Stage by stage, a tick makes one engine call a stage for all sequences whose next stage call is of it, whatever their
+depth: lanes are (sequence, depth) pairs (Relaxed Recursive Transformers, arXiv 2410.20672, section 3.8). An engine that
+runs whole tokens runs one of each sequence in one call a tick, and does the same within. Sequences come and go between
+ticks. A sequence has one call pending at a time, so one lane at most in each engine call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter_ns
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..decode.prefill_slots import slot_for_each_depth
+from ..decode.sampling import SamplingOptions
 from ..decode.sequence import TokenSequence
 from ..decode.skipped_kv import copy_to_deeper
-from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, StageCall
-from ..engines.backend import F32, Backend
+from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
+from ..decode.whole_tokens import sequence_state, token_mode, token_state
+from ..engines.backend import Backend, runs_prompts, runs_tokens
 from ..engines.kv import KVCache
-from ..engines.packed import PackedLanes
+from ..engines.tokens import TokenDecoder
+from .packed_calls import PackedCalls
 from .prefill import PrefillShare
+from .tasks import PendingCall, Task, TokenCall
 
 NARROW = 16
 """Stage calls of tokens that decode with at most so many rows run in every tick. Wider ones and those of prompts take
 turns, since all others wait for them."""
-STAGES = (PROLOGUE, FILL, BLOCK, EPILOGUE)
-_KEPT = 512
-"""Shapes of engine calls whose arrays are kept: last chunks come in every size."""
-
-
-@dataclass(eq=False, slots=True)
-class Task:
-    """The stage calls of one request on ``sequence`` of the cache.
-
-    ``ended`` is called once: with None, or with what the generator raised.
-    """
-
-    sequence: int
-    calls: Generator[StageCall, F32, None]
-    ended: Callable[[BaseException | None], None]
-    served: int = 0
-    """The tick in which it was added, or last had its turn."""
-    prompt: bool = True
-    """Whether its calls are those of its prompt still."""
-
-
-PendingCall = tuple[Task, StageCall]
-"""A stage call that has not run yet, and whose it is."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Arrays:
-    """The arrays of an engine call: lanes, and the ids [N, 1] or states [N, 1, D] of their N rows."""
-
-    lanes: PackedLanes
-    rows: npt.NDArray[Any]
-
-
-_Shape = tuple[str, int, int, int, int, bool]
-"""Of an engine call: stage, first slot, lanes, length of the widest, rows, and whether K and V are written."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Slots:
-    """A cache for block calls, and the arrays of the calls on it."""
-
-    cache: KVCache
-    arrays: dict[_Shape, _Arrays] = field(default_factory=dict)
+STAGES = (WHOLE, PROLOGUE, FILL, BLOCK, EPILOGUE)
+_WITHIN = (FILL, BLOCK, EPILOGUE)
+"""Stages that a chunk of a prompt does not begin with."""
 
 
 class Scheduler:
@@ -96,30 +56,51 @@ class Scheduler:
         self.ticks = self.engine_ns = self.total_ns = 0
         """Ticks so far, nanoseconds inside the engine's calls, and in all."""
         self.calls = self.rows = 0
-        """Block calls so far, and the rows in them."""
+        """Block calls of stages and of whole tokens so far, and the rows in them."""
         self._pending: dict[str, list[PendingCall]] = {stage: [] for stage in STAGES}
-        self._shared = backend.program.shares_kv
-        self._held = np.zeros(sequences * cache.slots, np.int32)  # tokens of each slot of the block
-        self._slots = _Slots(cache)
-        self._prefill: dict[int, _Slots] = {}  # by sequence: a slot a depth, where the cache has fewer
+        self._tokens: list[tuple[Task, TokenCall]] = []
+        self._packed = PackedCalls(backend, cache, sequences)
+        self._batch = backend.token_batch(cache) if runs_tokens(backend) else None
+        self._decoders: dict[int, TokenDecoder] = {}
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether chunks of prompts run in one call: where tokens do, too."""
+        return self._batch is not None and runs_prompts(self.backend)
 
     def chunk(self) -> int:
         """Return the most tokens of a prefill chunk that starts now."""
         return self.share.tokens(alone=len(self.tasks) <= 1)
 
-    @contextmanager
-    def slot_for_each_depth(self, sequence: int, tokens: TokenSequence, new: int) -> Iterator[None]:
-        """Give ``sequence`` a slot a depth while its prompt of ``new`` tokens runs, where the cache has fewer.
+    def slot_for_each_depth(
+        self, sequence: int, tokens: TokenSequence, new: int
+    ) -> AbstractContextManager[None]:
+        """Give ``sequence`` a slot a depth while its prompt of ``new`` tokens runs, where the cache has fewer."""
+        return self._packed.slot_for_each_depth(sequence, tokens, new)
 
-        The rows of the last depth stay (``kv_layout.LastDepth``).
+    @contextmanager
+    def whole_tokens(
+        self, sequence: int, tokens: TokenSequence, sampling: SamplingOptions, chooses: bool
+    ) -> Iterator[TokenCall | None]:
+        """Let the engine run whole tokens of ``sequence`` behind what it holds: a call to yield for each; None where it
+        does not, or the policy wants the host between depths.
+
+        ``chooses``: whether it chooses them, by ``sampling``. Afterwards ``tokens`` knows what it did.
         """
-        with slot_for_each_depth(self.backend, self.cache, sequence, tokens, new, 0) as wide:
-            if wide is not None:
-                self._prefill[sequence] = _Slots(wide)
-            try:
-                yield
-            finally:
-                self._prefill.pop(sequence, None)
+        mode = token_mode(tokens) if self._batch is not None and runs_tokens(self.backend) else None
+        if mode is None or not runs_tokens(self.backend):
+            yield None
+            return
+        decoder = self._decoders.get(sequence)
+        if decoder is None:
+            decoder = self._decoders[sequence] = self.backend.token_decoder(mode, self.cache, sequence)
+        decoder.write(token_state(tokens))
+        if chooses:
+            decoder.choose_by(sampling)
+        try:
+            yield TokenCall(decoder, chooses)
+        finally:
+            tokens.restore(sequence_state(decoder.read(), bool(tokens.layout.held)))
 
     def add(self, task: Task) -> None:
         """Start a task, on a sequence that no other task uses."""
@@ -128,27 +109,28 @@ class Scheduler:
         self._send(task, None)
 
     def remove(self, task: Task) -> StageCall | None:
-        """End a task wherever it is → its pending stage call, which will not run; None if it has ended already."""
+        """End a task wherever it is → its pending stage call, which will not run; None if it has none."""
         if task not in self.tasks:
             return None
         self.tasks.remove(task)
-        task.calls.close()
         left = None
         for pending in self._pending.values():
             for owner, call in pending:
                 left = call if owner is task else left
             pending[:] = [each for each in pending if each[0] is not task]
+        self._tokens = [each for each in self._tokens if each[0] is not task]
+        task.calls.close()
         return left
 
     def tick(self) -> None:
-        """Make one engine call a stage for the pending stage calls."""
+        """Run a whole token of each sequence that wants one, and one engine call a stage for pending stage calls."""
         begin = self._clock()
         self.ticks += 1
         pending = self._pending
         turns = self._turns()
-        midway = self.aligned and any(
-            not _takes_turns(*each) for stage in STAGES[1:] for each in pending[stage]
-        )
+        if self._tokens:
+            self._run_tokens()
+        midway = self.aligned and any(not _takes_turns(*each) for stage in _WITHIN for each in pending[stage])
         for stage in STAGES:
             if not (ready := pending[stage]):
                 continue
@@ -162,7 +144,9 @@ class Scheduler:
                     pending[stage].append(each)
                 else:
                     together.append(each)
-            for group in [[each] for each in alone] + self._groups(stage, together):
+            for each in alone:
+                self._run_chunk(*each)
+            for group in self._packed.groups(stage, together):
                 self._run(stage, group)
         self.total_ns += self._clock() - begin
 
@@ -182,26 +166,35 @@ class Scheduler:
             task.served = self.ticks
         return turns
 
-    def _groups(self, stage: str, together: list[PendingCall]) -> list[list[PendingCall]]:
-        """Return the stage calls that share an engine call, each group in the order of its slots."""
-        if len(together) > 1:
-            together.sort(key=_sequence)
-        # Several rows of one sequence have a call to themselves: attention takes lanes × the widest, which gains
-        # nothing (demo model: 5.2 ms for 32 rows beside 3 tokens, 4.2 + 0.5 apart), and a padded lane rounds otherwise
-        # than it does alone, so that quantized answers would not be those of a lone run.
-        looped = stage == BLOCK
-        several, ones = [], []
-        for each in together:
-            if len(each[1].rows) > 1 or (looped and each[0].sequence in self._prefill):
-                several.append([each])
+    def _run_tokens(self) -> None:
+        """Run a whole token of each sequence that wants one."""
+        assert self._batch is not None
+        calls, self._tokens = self._tokens, []
+        start = self._clock()
+        turned = self._batch.next([call for _, call in calls])
+        self.engine_ns += self._clock() - start
+        self.calls += self._batch.calls
+        self.rows += self._batch.rows
+        for (task, _), each in zip(calls, turned, strict=True):
+            if each.error is None:
+                self._send(task, each)
             else:
-                ones.append(each)
-        if not (self._shared and stage == BLOCK):
-            return [*([ones] if ones else []), *several]
-        # Depths that share K and V: depth 0 writes them, and goes before those that read.
-        first = [each for each in ones if each[1].depth == 0]
-        deeper = [each for each in ones if each[1].depth > 0]
-        return [*(group for group in (first, deeper) if group), *several]
+                self._end(task, each.error)
+
+    def _run_chunk(self, task: Task, call: StageCall) -> None:
+        """Run a call that had its turn. Beside whole tokens, which pass all stages in a tick, so do chunks."""
+        self._run(call.stage, [(task, call)])
+        while self._batch is not None and (further := self._within(task)) is not None:
+            self._run(further.stage, [(task, further)])
+
+    def _within(self, task: Task) -> StageCall | None:
+        """Take out the pending call of ``task``, of a chunk that has begun."""
+        for stage in _WITHIN:
+            for i, (owner, call) in enumerate(self._pending[stage]):
+                if owner is task and task.prompt:
+                    del self._pending[stage][i]
+                    return call
+        return None
 
     def _run(self, stage: str, group: list[PendingCall]) -> None:
         """Run ``group`` as one engine call, and send each its part of the answer.
@@ -209,8 +202,9 @@ class Scheduler:
         An error ends what it is about: of several, each runs alone then, and those end that fail again.
         """
         counts = [len(call.rows) for _, call in group]
+        start = self._clock()
         try:
-            found = self._engine_call(stage, group, counts)
+            found = self._packed.run(stage, group)
         except Exception as error:
             if len(group) == 1:
                 self._end(group[0][0], error)
@@ -218,93 +212,30 @@ class Scheduler:
             for each in group:
                 self._run(stage, [each])
             return
+        spent = self._clock() - start
+        self.engine_ns += spent
+        if group[0][0].prompt:
+            self.share.took(stage, sum(counts), spent)
         if stage == BLOCK:
             self.calls += 1
             self.rows += sum(counts)
         at = 0
         for (task, _), n in zip(group, counts, strict=True):
-            step = 1 if stage == EPILOGUE else n
+            step = 1 if stage in (EPILOGUE, WHOLE) else n
             self._send(task, found[at : at + step])
             at += step
 
-    def _engine_call(self, stage: str, group: list[PendingCall], counts: list[int]) -> F32:
-        """Run ``group`` → what the engine gives, a row a token; of the epilogue one for each call."""
-        slots = self._prefill.get(group[0][0].sequence, self._slots) if stage == BLOCK else self._slots
-        arrays = self._prepare(slots, stage, group, counts)
-        start = self._clock()
-        if stage == FILL:
-            self.backend.fill(arrays.rows, arrays.lanes, self.cache)
-            found = arrays.rows[:0, 0]
-        elif stage == EPILOGUE:
-            # A copy, here and below: the engine writes its array again before every sequence has used its rows.
-            found = self.backend.epilogue(arrays.rows, np.cumsum(counts) - 1, arrays.lanes, self.cache).copy()
-        else:
-            run = self.backend.prologue if stage == PROLOGUE else self.backend.block
-            found = run(arrays.rows, arrays.lanes, slots.cache)[:, 0].copy()
-        spent = self._clock() - start
-        self.engine_ns += spent
-        if group[0][0].prompt:
-            self.share.took(stage, sum(counts), spent)
-        return found
-
-    def _prepare(self, own: _Slots, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
-        """Return the arrays of an engine call, made once for each shape and written in place."""
-        looped = stage in (BLOCK, FILL)
-        shared = self._shared and stage == BLOCK
-        if own is not self._slots:
-            slots = [own.cache.slot("block", 0, call.depth) for _, call in group]
-        elif looped:
-            slots = [self.cache.slot("block", task.sequence, call.depth) for task, call in group]
-        else:
-            slots = [task.sequence for task, _ in group]
-        widest, rows = max(counts), sum(counts)
-        alone = widest > 1 or own is not self._slots
-        # A lane of several tokens is alone in its call. Lanes of one token name the whole range of slots, whichever
-        # sequences there are, so that the same few shapes serve all ticks.
-        if alone:
-            first, count = slots[0], 1
-        else:
-            first, count = 0, self.sequences * (self.cache.slots if looped else 1)
-        shape = stage, first, count, widest, rows, not shared or group[0][1].depth == 0
-        arrays = self._ready(own.arrays, shape, shared)
-        lanes = arrays.lanes
-        if shared:
-            lanes.cached[:] = self._held[first : first + count]
-        if not alone:
-            calls = [call for _, call in group]
-            cached = [call.cached for call in calls]
-            positions = [call.positions.item() for call in calls]
-            lanes.place(slots, [call.depth for call in calls], cached, positions)
-        else:
-            call = group[0][1]
-            lanes.depth[0], lanes.cached[0], lanes.tokens[0] = call.depth, call.cached, widest
-            lanes.positions[0] = call.positions
-            lanes.refresh()
-        if shared and lanes.fresh:  # deeper ones read, and of a routed sequence not always the last rows
-            for slot, (_, call), n in zip(slots, group, counts, strict=True):
-                self._held[slot] = call.cached + n
-        np.concatenate([call.rows for _, call in group], out=arrays.rows[:, 0])
-        return arrays
-
-    def _ready(self, made: dict[_Shape, _Arrays], shape: _Shape, shared: bool) -> _Arrays:
-        arrays = made.get(shape)
-        if arrays is None:
-            stage, first, count, length, rows, fresh = shape
-            lanes = PackedLanes.empty(count, length, rows, first, shared=shared, fresh=fresh)
-            width = () if stage == PROLOGUE else (self.backend.program.width,)
-            if len(made) >= _KEPT:
-                made.clear()
-            dtype = np.int64 if stage == PROLOGUE else np.float32
-            arrays = made[shape] = _Arrays(lanes, np.zeros((rows, 1, *width), dtype))
-        return arrays
-
-    def _send(self, task: Task, answer: F32 | None) -> None:
-        """Give a task its answer, and note its next stage call. An error of its own ends this task only."""
+    def _send(self, task: Task, answer: Any) -> None:
+        """Give a task its answer, and note its next call. An error of its own ends this task only."""
         try:
             call = next(task.calls) if answer is None else task.calls.send(answer)
+            if isinstance(call, TokenCall):
+                self._tokens.append((task, call))
+                return
             while call.stage == COPY:
                 copy_to_deeper(call, self.cache, task.sequence, self.backend.program.depths)
                 call = task.calls.send(call.rows)
+                assert isinstance(call, StageCall)
         except StopIteration:
             self._end(task, None)
         except (KeyboardInterrupt, SystemExit):
@@ -319,10 +250,6 @@ class Scheduler:
         self.tasks.remove(task)
         task.calls.close()
         task.ended(error)
-
-
-def _sequence(each: PendingCall) -> int:
-    return each[0].sequence
 
 
 def _takes_turns(task: Task, call: StageCall) -> bool:

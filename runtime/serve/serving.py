@@ -74,10 +74,17 @@ class BatchServer:
         scheduler = self.scheduler = Scheduler(
             backend, cache, sequences, aligned=even, max_stall=checked_stall(max_stall)
         )
+
+        def empty() -> TokenSequence:
+            """Return an empty sequence; without self, which the worker's thread must not keep alive."""
+            made = TokenSequence(session.program, session.policy, session.heads, scheduler.chunk)
+            made.whole = scheduler.takes_whole and layout.grows
+            return made
+
         self.pool = SequencePool(
             KvBudget(cache, kv_limit),
             sequences,
-            lambda: TokenSequence(session.program, session.policy, session.heads, scheduler.chunk),
+            empty,
             reuse=layout.grows and (backend.can.row_exact if reuse is None else reuse),
             copies=backend.can.host_rows,
         )

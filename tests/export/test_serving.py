@@ -11,7 +11,7 @@ import pytest
 
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.serve.handle import Completion
-from edgeloop.runtime.serve.scheduler import Scheduler
+from edgeloop.runtime.serve.packed_calls import PackedCalls
 from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
 
@@ -115,13 +115,13 @@ def test_rounded_answers_are_those_of_a_lone_run(
     with Session.open(bundle) as session:
         wanted = [[step.token for step in session.generate(prompt, 40)] for prompt in prompts]
     counts: list[list[int]] = []
-    run = Scheduler._run
+    run = PackedCalls.run
 
-    def watched(self: Scheduler, stage: str, group: list[tuple[Any, Any]]) -> None:
+    def watched(self: PackedCalls, stage: str, group: list[tuple[Any, Any]]) -> Any:
         counts.append([len(call.rows) for _, call in group])
-        run(self, stage, group)
+        return run(self, stage, group)
 
-    monkeypatch.setattr(Scheduler, "_run", watched)
+    monkeypatch.setattr(PackedCalls, "run", watched)
     with BatchServer.open(bundle, sequences=4) as serving:
         handles = [serving.submit(prompt, 40) for prompt in prompts]
         found = [[step.token for step in handle] for handle in handles]

@@ -41,9 +41,9 @@ class NativeSession:
         self.alone = Alone()
         """Held while it is called."""
         self.model, self.program, self.kv = model, program, Kv(options.kv)
-        self._calls = Calls()
+        self.calls = Calls()
         made = ctypes.c_void_p()
-        self._calls("el_session_new", model.pointer, ctypes.byref(options), ctypes.byref(made))
+        self.calls("el_session_new", model.pointer, ctypes.byref(options), ctypes.byref(made))
         self.pointer = made.value
         self._free = finalize(self, library().el_session_free, self.pointer)
 
@@ -58,7 +58,7 @@ class NativeSession:
         with self.alone:
             if self.pointer is None:
                 raise UsageError("the engine is closed; open the bundle again")
-            self._calls(name, self.pointer, *arguments)
+            self.calls(name, self.pointer, *arguments)
 
     def copy(
         self, stage: str, slot: int, source: NativeSession, source_slot: int, first: int, count: int
@@ -70,7 +70,7 @@ class NativeSession:
             if self.pointer is None or source.pointer is None:
                 raise UsageError("the engine is closed; open the bundle again")
             where = Stage[stage.upper()], slot, first
-            self._calls("el_copy", self.pointer, *where, source.pointer, source_slot, first, count)
+            self.calls("el_copy", self.pointer, *where, source.pointer, source_slot, first, count)
 
     def stats(self) -> Stats:
         """What it costs."""

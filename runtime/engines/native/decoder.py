@@ -32,8 +32,8 @@ class NativeDecoder:
         made = ctypes.c_void_p()
         session("el_decoder_new", sequence, byref(policy), byref(made))
         del held  # the library has copied it
-        self._pointer = made.value
-        self._free = finalize(self, library().el_decoder_free, self._pointer)
+        self.pointer = made.value
+        self._free = finalize(self, library().el_decoder_free, self.pointer)
         self.depth = 0
         # The arguments of the call that is made for every token.
         self._token, self._ran, self._made = c_int64(), c_uint32(), c_uint32()
@@ -62,7 +62,7 @@ class NativeDecoder:
         with session.alone:
             if session.pointer is None:
                 raise _closed()
-            if code := self._next(self._pointer, token, None, 0, 1, *arguments):
+            if code := self._next(self.pointer, token, None, 0, 1, *arguments):
                 raise failure(code, self._error.value.decode(errors="replace"))
         self.depth = self._ran.value
 
@@ -146,7 +146,7 @@ class NativeDecoder:
         with self._session.alone:
             if self._session.pointer is None:
                 raise _closed()
-            if code := getattr(library(), name)(self._pointer, *arguments, self._error):
+            if code := getattr(library(), name)(self.pointer, *arguments, self._error):
                 raise failure(code, self._error.value.decode(errors="replace"))
 
 

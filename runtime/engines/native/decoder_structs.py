@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ctypes import c_double, c_float, c_uint32, c_uint64, c_void_p
+from ctypes import c_char, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 
-from .library import Struct
+from .library import ERROR_SIZE, Struct
 
 
 class Rule(IntEnum):
@@ -113,9 +113,25 @@ class CountsStruct(Struct):
     )
 
 
+class TurnStruct(Struct):
+    """el_turn."""
+
+    _fields_ = (
+        ("struct_bytes", c_uint32),
+        ("chooses", c_uint32),
+        ("decoder", c_void_p),
+        ("token", c_int64),
+        ("depths", c_uint32),
+        ("code", c_int32),
+        ("logits", c_void_p),
+        ("error", c_char * ERROR_SIZE),
+    )
+
+
 STRUCTS = {
     "el_policy": PolicyStruct,
     "el_sampling": SamplingStruct,
     "el_sequence": SequenceStruct,
     "el_counts": CountsStruct,
+    "el_turn": TurnStruct,
 }

@@ -20,6 +20,7 @@ from ..kv import KVCache
 from ..packed import PackedLanes
 from ..tokens import TokenMode
 from . import CAPABILITIES
+from .batch import NativeBatch
 from .cache import Model, NativeCache, NativeSession
 from .decoder import NativeDecoder
 from .file import LanesFile
@@ -170,6 +171,10 @@ class NativeBackend:
     def token_decoder(self, mode: TokenMode, cache: KVCache, sequence: int) -> NativeDecoder:
         """What runs whole tokens of a ``sequence`` of ``cache``, from empty."""
         return NativeDecoder(_session(cache, "block"), sequence, mode, self._logits)
+
+    def token_batch(self, cache: KVCache) -> NativeBatch:
+        """What runs whole tokens of many sequences of ``cache`` at once."""
+        return NativeBatch(_session(cache, "block"), self._logits)
 
     def _by_stages(self, ids: I64, read: bool, lanes: Lanes, cache: KVCache) -> F32:
         """``prompt`` where the block's slots are another session's."""

@@ -58,11 +58,11 @@ class Pretended:
 
     def __init__(self, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.waits = 0, [0]
-        scheduler, engine_call = server.scheduler, server.scheduler._engine_call
+        scheduler, run = server.scheduler, server.scheduler._packed.run
 
-        def call(stage: str, group: list, counts: list[int]):  # type: ignore[no-untyped-def, type-arg]
+        def call(stage: str, group: list):  # type: ignore[no-untyped-def, type-arg]
             before = self.now
-            found = engine_call(stage, group, counts)
+            found = run(stage, group)
             if any(not task.prompt for task in scheduler.tasks) and group[0][0].prompt:
                 self.waits[-1] += self.now - before
             return found
@@ -78,7 +78,7 @@ class Pretended:
 
         for name in ("prologue", "block", "epilogue"):
             timed(name)
-        monkeypatch.setattr(scheduler, "_engine_call", call)
+        monkeypatch.setattr(scheduler._packed, "run", call)
         monkeypatch.setattr(scheduler, "_clock", lambda: self.now)
 
     def token(self) -> None:

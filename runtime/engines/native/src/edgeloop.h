@@ -270,6 +270,29 @@ typedef struct el_counts {
 } el_counts;
 EL_API int el_decoder_counts(const el_decoder* decoder, el_counts* counts, char* error);
 
+// ---- whole tokens of many sequences -------------------------------------------------------------------------------
+
+// What a decoder of a batch is asked for, and what becomes of it.
+typedef struct el_turn {
+  uint32_t struct_bytes;  // sizeof(el_turn)
+  uint32_t chooses;       // 1: the decoder chooses the next token; 0: the host, who is given logits
+  el_decoder* decoder;
+  int64_t token;        // the one that is run; afterwards the one that is chosen, or −1
+  uint32_t depths;      // that it ran
+  int32_t code;         // el_code: of this turn
+  const float* logits;  // [output] where the host chooses or token is −1, valid until the next call; else NULL
+  char error[EL_ERROR_SIZE];
+} el_turn;
+
+typedef struct el_batch el_batch;
+EL_API int el_batch_new(el_session* session, el_batch** batch, char* error);
+EL_API void el_batch_free(el_batch* batch);  // NULL is fine
+// A token of each of `count` decoders of the session, of different sequences: their rows ride in the same passes. Each gets
+// what el_decoder_next gives it. What goes wrong is said in the turns that it is about, whose sequences are as before; what
+// is returned is about all of them: an argument, or EL_STOPPED, after which no turn counts. `calls`, `rows`: of the block,
+// that were made; may be NULL.
+EL_API int el_batch_next(el_batch* batch, el_turn* turns, uint32_t count, uint64_t* calls, uint64_t* rows, char* error);
+
 // ---- what slots hold ----------------------------------------------------------------------------------------------
 
 // A slot of `cached` tokens goes back to `tokens`: 1 if it still holds what those see. Always, without windows.

@@ -23,13 +23,17 @@ Decoder::Decoder(el_session& session, uint32_t number, const el_policy& policy)
   if (this->policy.skipped == EL_SKIPPED_PROPAGATE) session.model.at_depth(0, true);
 }
 
-const float* Decoder::run(int64_t id) {
+void Decoder::check(int64_t id) const {
   const Caches& caches = passes.session.caches;
   const file::Header& header = passes.session.model.model->header();
   if (id < 0 || id >= header.vocab_size)
     fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)id, header.vocab_size - 1);
   if (sequence.cached >= caches.capacity())
     fail(EL_USAGE, "%u cached tokens and a new one, and the capacity is %u", sequence.cached, caches.capacity());
+}
+
+const float* Decoder::run(int64_t id) {
+  check(id);
   const auto begin = std::chrono::steady_clock::now();
   token_.start(sequence, id, sequence.cached);
   try {

@@ -1,0 +1,72 @@
+"""Whole tokens of many sequences in the lane engine: one call of the library runs one of each."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import byref, c_uint64
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+from ...errors import UsageError
+from ..tokens import F32, Turn, Turned
+from .cache import NativeSession
+from .decoder import NativeDecoder
+from .decoder_structs import TurnStruct
+from .library import Code, failure, library
+
+
+class NativeBatch:
+    """A batch of the library (``TokenBatch``), of a session."""
+
+    def __init__(self, session: NativeSession, output: int) -> None:
+        """``output``: numbers of a row of logits."""
+        self._session, self._output = session, output
+        made = ctypes.c_void_p()
+        session("el_batch_new", byref(made))
+        self._pointer = made.value
+        self._free = finalize(self, library().el_batch_free, self._pointer)
+        self._lined_up: list[tuple[NativeDecoder, bool]] = []
+        self._turns: Any = (TurnStruct * 0)()
+        self._counts = c_uint64(), c_uint64()
+        self.calls = self.rows = 0
+
+    def next(self, turns: Sequence[Turn]) -> list[Turned]:
+        """Run a token of each of ``turns``. EngineError when the session was stopped."""
+        asked: list[tuple[Any, bool]] = [(turn.decoder, turn.chooses) for turn in turns]
+        if asked != self._lined_up:
+            self._line_up(asked)
+        structs = self._turns
+        for struct, turn in zip(structs, turns, strict=True):
+            struct.token = turn.token
+        session, (calls, rows) = self._session, self._counts
+        with session.alone:
+            if session.pointer is None:
+                raise UsageError("the engine is closed; open the bundle again")
+            session.calls("el_batch_next", self._pointer, structs, len(asked), byref(calls), byref(rows))
+        self.calls, self.rows = calls.value, rows.value
+        return [
+            Turned(struct.token, struct.depths)
+            if struct.logits is None and struct.code == Code.OK
+            else self._special(struct)
+            for struct in structs
+        ]
+
+    def _line_up(self, asked: list[tuple[NativeDecoder, bool]]) -> None:
+        """Name those that are asked for: usually the same as in the call before."""
+        self._turns = (TurnStruct * len(asked))()
+        for struct, (decoder, chooses) in zip(self._turns, asked, strict=True):
+            struct.struct_bytes = ctypes.sizeof(TurnStruct)
+            struct.decoder, struct.chooses = decoder.pointer, chooses
+        self._lined_up = asked
+
+    def _special(self, struct: Any) -> Turned:
+        """What became of a token that the host chooses the next one of, or that was not run."""
+        if struct.code != Code.OK:
+            error = failure(struct.code, struct.error.decode(errors="replace"))
+            return Turned(-1, 0, error=error)
+        numbers: Any = (ctypes.c_float * self._output).from_address(struct.logits)
+        logits: F32 = np.frombuffer(numbers, np.float32).copy()
+        return Turned(struct.token, struct.depths, logits)
