@@ -77,11 +77,16 @@ class TokenCounts:
 class Choosing(Protocol):
     """How a token is chosen: what ``SamplingOptions`` says beside logit bias and penalties."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
 
 
 class Turned(NamedTuple):

@@ -15,7 +15,7 @@ from ..tokens import F32, Turn, Turned
 from .cache import NativeSession
 from .decoder import NativeDecoder
 from .decoder_structs import TurnStruct
-from .library import Code, failure, library
+from .library import ERROR_SIZE, Code, failure, library
 
 
 class NativeBatch:
@@ -30,6 +30,7 @@ class NativeBatch:
         self._free = finalize(self, library().el_batch_free, self._pointer)
         self._lined_up: list[tuple[NativeDecoder, bool]] = []
         self._turns: Any = (TurnStruct * 0)()
+        self._errors: list[Any] = []
         self._counts = c_uint64(), c_uint64()
         self.calls = self.rows = 0
 
@@ -57,9 +58,11 @@ class NativeBatch:
     def _line_up(self, asked: list[tuple[NativeDecoder, bool]]) -> None:
         """Name those that are asked for: usually the same as in the call before."""
         self._turns = (TurnStruct * len(asked))()
-        for struct, (decoder, chooses) in zip(self._turns, asked, strict=True):
+        self._errors = [ctypes.create_string_buffer(ERROR_SIZE) for _ in asked]
+        for struct, error, (decoder, chooses) in zip(self._turns, self._errors, asked, strict=True):
             struct.struct_bytes = ctypes.sizeof(TurnStruct)
             struct.decoder, struct.chooses = decoder.pointer, chooses
+            struct.error = ctypes.cast(error, ctypes.c_char_p)
         self._lined_up = asked
 
     def _special(self, struct: Any) -> Turned:

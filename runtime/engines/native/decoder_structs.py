@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ctypes import c_char, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 
-from .library import ERROR_SIZE, Struct
+from .library import Struct
 
 
 class Rule(IntEnum):
@@ -124,7 +124,7 @@ class TurnStruct(Struct):
         ("depths", c_uint32),
         ("code", c_int32),
         ("logits", c_void_p),
-        ("error", c_char * ERROR_SIZE),
+        ("error", c_char_p),
     )
 
 

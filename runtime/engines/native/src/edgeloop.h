@@ -281,7 +281,7 @@ typedef struct el_turn {
   uint32_t depths;      // that it ran
   int32_t code;         // el_code: of this turn
   const float* logits;  // [output] where the host chooses or token is −1, valid until the next call; else NULL
-  char error[EL_ERROR_SIZE];
+  char* error;          // [EL_ERROR_SIZE] or NULL: a line, where `code` is not EL_OK
 } el_turn;
 
 typedef struct el_batch el_batch;

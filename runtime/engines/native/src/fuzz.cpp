@@ -133,6 +133,39 @@ void decode(el_session* session, const el_model& model, Lot& lot) {
   el_decoder_free(decoder);
 }
 
+// A batch by lot: decoders of the session's sequences, and turns of which some cannot be.
+void decode_many(el_session* session, const el_model& model, Lot& lot) {
+  char error[EL_ERROR_SIZE];
+  const uint32_t depths = 1 + lot.below(4);
+  const float thresholds[3] = {0.5f, 0.5f, 0.5f};
+  el_policy policy = {};
+  policy.struct_bytes = sizeof policy;
+  policy.rule = lot.below(3);
+  policy.depths = depths;
+  policy.stop = 1 + lot.below(depths);
+  policy.skipped = policy.rule ? 1 + lot.below(4) : 0;
+  policy.thresholds = thresholds;
+  el_decoder* decoders[3] = {};
+  el_batch* batch = nullptr;
+  for (uint32_t i = 0; i < 3; i++) el_decoder_new(session, lot.below(16) ? i % 2 : 0, &policy, &decoders[i], error);
+  if (el_batch_new(session, &batch, error) == EL_OK) {
+    for (int round = 0; round < 4; round++) {
+      el_turn turns[3] = {};
+      for (uint32_t i = 0; i < 3; i++) {
+        turns[i].struct_bytes = sizeof turns[i];
+        turns[i].chooses = lot.below(2);
+        turns[i].decoder = decoders[lot.below(16) ? i : 0];
+        turns[i].token = lot.below(model.model->header().vocab_size + (lot.below(8) == 0));
+      }
+      uint64_t calls = 0, rows = 0;
+      el_batch_next(batch, turns, lot.below(4), lot.below(2) ? &calls : nullptr, &rows, error);
+      if (lot.below(4) == 0 && decoders[0]) el_decoder_truncate(decoders[0], lot.below(4), error);
+    }
+  }
+  el_batch_free(batch);
+  for (el_decoder* decoder : decoders) el_decoder_free(decoder);
+}
+
 void call(el_model& model, Lot& lot) {
   el_session_options options = {};
   options.struct_bytes = sizeof options;
@@ -169,6 +202,7 @@ void call(el_model& model, Lot& lot) {
         break;
       }
       case 9: el_trim(session, stage, slot, first, error); break;
+      case 10: decode_many(session, model, lot); break;
       default: decode(session, model, lot);
     }
   }

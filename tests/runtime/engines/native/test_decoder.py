@@ -7,19 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mode_models import model, random_heads, random_tensors
+from mode_models import model, random_tensors
+from token_modes import MODELS, heads_of, policies
 
-from edgeloop.runtime.decode.modes import Mode, refusal
-from edgeloop.runtime.decode.policy import Policy
-from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
-from edgeloop.runtime.decode.skipped_kv import SKIPPED_KV
 from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
 from edgeloop.runtime.engines.native.library import Activations
-from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.model.program import Program
 
 PROMPT, STEPS = np.array([3, 14, 15, 9, 2]), 16
 IDS = np.random.default_rng(3).integers(0, 18, STEPS).tolist()
@@ -41,50 +36,6 @@ def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
     yield get
     for engine in engines:
         engine.close()
-
-
-def heads_of(program: Program) -> dict[str, np.ndarray]:
-    heads, random = dict(random_heads(program)), np.random.default_rng(5)
-    width = program.loop.carries[0].width
-    heads["probe.weight"] = random.standard_normal((program.depths - 1, width)).astype(np.float32)
-    heads["probe.bias"] = random.standard_normal(program.depths - 1).astype(np.float32)
-    return heads
-
-
-def exits(program: Program) -> list[str]:
-    if program.routing is not None:
-        return ["router", "never", "depth:2", *(["router:0.4"] if program.routing.kind == "expert" else [])]
-    gate = ["gate:0.6"] if program.exit_gate else []
-    return ["never", "depth:2", "latent:0.9", "latent:0.5,1.1", "probe:0.6", *gate]
-
-
-def policies(program: Program) -> Iterator[Policy]:
-    heads = heads_of(program)
-    for text in exits(program):
-        for kv in ("per-depth", "shared", "last"):
-            for skipped_kv in SKIPPED_KV:
-                try:
-                    policy = choose_policy(program, heads, {}, text, skipped_kv, kv)
-                except UsageError:
-                    continue
-                assert refusal(Mode(program, policy)) is None
-                yield policy
-
-
-MODELS = (
-    "layers around the loop",
-    "an exit gate",
-    "norms and deltas of each depth",
-    "two carries",
-    "several blocks",
-    "shared K and V",
-    "a window",
-    "the row before",
-    "expert choice",
-    "expert choice, shared K and V",
-    "token choice",
-    "token choice, shared K and V",
-)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,6 +14,8 @@ from edgeloop.runtime.errors import EngineError
 
 HEADER = (build.SOURCES / "edgeloop.h").read_text(encoding="utf-8")
 NUMBERS = {
+    "int32_t": ctypes.c_int32,
+    "int64_t": ctypes.c_int64,
     "uint32_t": ctypes.c_uint32,
     "uint64_t": ctypes.c_uint64,
     "float": ctypes.c_float,

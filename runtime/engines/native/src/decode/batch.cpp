@@ -1,7 +1,7 @@
 #include "batch.h"
 
 #include <algorithm>
-#include <cstring>
+#include <cstdio>
 
 #include "../error.h"
 
@@ -12,8 +12,7 @@ namespace {
 void told(el_turn& turn, el_code code, const char* text) {
   turn.code = code;
   turn.token = NO_TOKEN;
-  std::strncpy(turn.error, text, EL_ERROR_SIZE - 1);
-  turn.error[EL_ERROR_SIZE - 1] = 0;
+  if (turn.error) std::snprintf(turn.error, EL_ERROR_SIZE, "%s", text);
 }
 
 bool loops(const Token* token) {
@@ -30,6 +29,7 @@ void Batch::run(el_turn* turns, uint32_t count) {
     rider.turn = &turns[i];
     rider.decoder = &turns[i].decoder->decoder;
     rider.done = false;
+    rider.decoder->logits = nullptr;  // those of the token before
     turns[i].code = EL_OK;
     turns[i].logits = nullptr;
     try {
