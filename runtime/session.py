@@ -17,6 +17,7 @@ from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
 from .engines.backend import I64, Backend
 from .engines.table import open_backend
+from .engines.tokens import NO_TOKEN
 from .errors import UsageError
 from .reading_session import ReadingSession
 from .serve.requests import Answer, Request, Step
@@ -209,7 +210,7 @@ class Session(ReadingSession):
             choose = self._controller.timed(choose)
         answer = Answer(request, choose, self.program, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
-            decoder.clock,
+            lambda: decoder.clock,
             lambda: (
                 decoder.cache.used_bytes(1, [1] * decoder.cache.slots),
                 decoder.cache.used_bytes(decoder.cached, decoder.sequence.rows_before(decoder.cached)),
@@ -217,13 +218,14 @@ class Session(ReadingSession):
         )
         logits, ran = context.prefill()
         depth = decoder.depth
+        clock.prefilled(ran, len(request.prompt))
+        token, text = answer.choose(logits[-1])
         runner: SequentialDecoder | Pipeline = decoder
         if pipeline is not None:
             pipeline.begin(request.prompt)
             runner = pipeline
-        clock.prefilled(ran, len(request.prompt))
+        by_engine = pipeline is None and decoder.choose_by(request.sampling)
         while True:
-            token, text = answer.choose(logits[-1])
             context.generated(token)
             clock.chose(depth)
             yield Step(text, token, depth, clock.pause(), answer.finish, answer.logprobs)
@@ -232,7 +234,13 @@ class Session(ReadingSession):
             if generation != self._generation:
                 raise UsageError("the session was closed or used for something else during this generation")
             clock.resume()
-            logits = runner.step(token)
+            chosen = decoder.next(token) if by_engine else NO_TOKEN
+            if chosen != NO_TOKEN:
+                token = chosen
+                text = answer.take(token, decoder.logits[0] if answer.wants_logits else None)
+            else:
+                logits = decoder.logits if by_engine else runner.step(token)
+                token, text = answer.choose(logits[-1])
             depth = runner.depth
 
     def fork(self) -> Session:

@@ -166,8 +166,9 @@ class GenerationStats:
 class GenerationClock:
     """Times one generation: ``prefilled``, then for each token ``chose``, ``pause``, ``resume``."""
 
-    def __init__(self, loop: LoopClock, kv: Callable[[], tuple[int, int]]) -> None:
-        """``kv``: asked for (bytes of a full token, bytes held) when ``stats`` are."""
+    def __init__(self, loop: Callable[[], LoopClock], kv: Callable[[], tuple[int, int]]) -> None:
+        """``loop``: asked for what the depth loop took, ``kv`` for (bytes of a full token, bytes held), when they are
+        needed."""
         self._loop = loop
         self._kv = kv
         self._watch = Stopwatch()
@@ -179,7 +180,7 @@ class GenerationClock:
         """Record that the logits after a prompt of ``prompt`` tokens are there, ``tokens`` of which were run now."""
         self._prompt_tokens, self._prefill_tokens = prompt, tokens
         self._prefill_ms = self._watch.ms
-        self._loop.restart()
+        self._loop().restart()
 
     def chose(self, depths: int) -> None:
         """Record that a token was chosen, after ``depths`` depths."""
@@ -199,6 +200,7 @@ class GenerationClock:
 
     def stats(self) -> GenerationStats:
         """Return what the generation has cost so far."""
+        loop, (token_bytes, kv_bytes) = self._loop(), self._kv()
         return GenerationStats(
             prompt_tokens=self._prompt_tokens,
             prefill_tokens=self._prefill_tokens,
@@ -207,13 +209,13 @@ class GenerationClock:
             decode_tokens=len(self._depths),
             decode_tokens_per_s=_rate(len(self._depths) - 1, self._decode_ms),
             depths=tuple(self._depths),
-            ms_per_depth=self._loop.ms_per_depth,
-            host_ms_per_depth=self._loop.host_ms_per_depth,
-            block_share=self._loop.block_share,
-            passes_per_token=self._loop.passes_per_token,
-            acceptance=self._loop.acceptance,
-            kv_bytes_per_token=self._kv()[0],
-            kv_bytes=self._kv()[1],
+            ms_per_depth=loop.ms_per_depth,
+            host_ms_per_depth=loop.host_ms_per_depth,
+            block_share=loop.block_share,
+            passes_per_token=loop.passes_per_token,
+            acceptance=loop.acceptance,
+            kv_bytes_per_token=token_bytes,
+            kv_bytes=kv_bytes,
             peak_rss_bytes=peak_rss_bytes(),
         )
 

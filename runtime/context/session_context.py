@@ -251,6 +251,8 @@ class ContextSession:
         """Let go of the engine. Closing twice is fine; using a closed session is a UsageError."""
         self._generation += 1
         if self.backend is not None:
+            if self._context.decoder is not None:
+                self._context.decoder.settle()  # what the engine alone knows goes with it
             self.backend = None
             self._context = Context(self._new_decoder, self.policy, self.context)
             self._shared.close()

@@ -80,9 +80,9 @@ class _Tally:
 
     def run(self, given: I64, targets: I64, likeliest: I64) -> None:
         """Run one window, from an empty context."""
-        decoder, clock = self.decoder, self.decoder.clock
+        decoder = self.decoder
         decoder.restart(self.policy)
-        clock.restart()
+        decoder.clock.restart()
         watch, judged = Stopwatch(), 0.0  # the time that judging takes is not the model's
         for i, (logits, ran) in enumerate(decoder.every(given)):
             judging = Stopwatch()
@@ -91,6 +91,7 @@ class _Tally:
             self.depths += ran
             judged += judging.ms
         self.rates.append(1000 * len(given) / (watch.ms - judged))
+        clock = decoder.clock
         self.rows += clock.rows
         self.tokens += len(given)
         self.decisions += clock.decisions

@@ -40,6 +40,7 @@ class Pipeline:
         program = decoder.backend.program
         self.depth = program.depths
         """Depths that the last token ran."""
+        decoder.whole_tokens = False
         self.sequence = decoder.sequence
         self._depths = program.depths
         # At neighbouring positions, the oldest first; the newest final token; what the last pass read out.

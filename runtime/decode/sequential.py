@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import TypeVar
 
 import numpy as np
 
 from ..checks import longer
-from ..engines.backend import F32, I64, Backend, RunsPrompts, runs_prompts
+from ..engines.backend import F32, I64, Backend
 from ..engines.kv import KVCache
+from ..engines.tokens import TokenDecoder
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
+from .lent import Lender
 from .policy import Policy, full_depth
 from .prefill_slots import slot_for_each_depth
+from .sampling import SamplingOptions
 from .sequence import LogitRows, TokenSequence
-from .skipped_kv import copy_to_deeper
-from .stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
+from .stage_runner import Observe, StageRunner
 from .token_lanes import SequenceLanes
 
-Observe = Callable[[int, F32], None]
-"""Called with (depth, state [1, S, D]) after every block call; the state is only lent."""
-Result = TypeVar("Result")
 
-
-class SequentialDecoder:
+class SequentialDecoder(StageRunner):
     """One sequence of a cache under a policy, from empty.
 
     Logits that are returned belong to the engine: they are valid until the next call.
@@ -51,33 +48,48 @@ class SequentialDecoder:
         """
         if chunk < 1:
             raise UsageError(f"the chunk size is {chunk}, wanted at least 1")
-        self.backend, self.cache, self.cache_sequence = backend, cache, cache_sequence
+        super().__init__(backend, cache, cache_sequence, observe)
         self.heads = heads or {}
         self.chunk = chunk
-        self.observe = observe
-        self.clock = LoopClock(backend.program.depths)
+        self.whole_tokens = True
+        """Whether the engine may run whole tokens: not for a driver that keeps the sequence to itself."""
         self.depth = 0
         """Depths that the last token ran."""
         self.ran: I64 = np.empty(0, np.int64)
         """Depths that each token of the last text ran."""
-        self.entered: F32 | None = None
-        """The state [1, S, D] that entered depth 0 last; only lent."""
-        self._lanes = SequenceLanes(cache, cache_sequence, backend.program.depths)
-        # What the engine gave last [1, n, D], and its rows [n, D] as they were sent to the sequence: engines know
-        # their own arrays when they get them back.
-        self._state = np.empty((1, 0, 0), np.float32)
-        self._rows: F32 = self._state[0]
-        self._outside_ns = 0
-        self._coda = len(backend.program.caches("epilogue")) > 0
-        self.sequence: TokenSequence
-        """What the driver drives."""
+        self._lender = Lender(backend, cache, cache_sequence, self._clock)
+        self._lent: TokenDecoder | None = None
+        self._cached = 0  # while the sequence is lent
+        self._sequence: TokenSequence
         self.restart(policy or full_depth(backend.program, cache.slots))
 
     def restart(self, policy: Policy) -> None:
         """Begin from empty, under ``policy``, over the same slots: one that the engine can have (``modes.py``)."""
         chunk = self.chunk  # without self: a cycle would keep the cache until the next collection
-        self.sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self.clock)
-        self.sequence.whole = True
+        if self._lent is not None:
+            self._lender.count()
+            self._lent = None
+        self._sequence = TokenSequence(self.backend.program, policy, self.heads, lambda: chunk, self._clock)
+        self._sequence.whole = True
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """What the driver drives. Whoever looks at it has it back from the engine."""
+        self.settle()
+        return self._sequence
+
+    def settle(self) -> None:
+        """Take the sequence back from the engine, if that has it."""
+        if self._lent is not None:
+            self._lender.take_back()
+            self._lent = None
+
+    @property
+    def clock(self) -> LoopClock:
+        """What it took so far."""
+        if self._lent is not None:
+            self._lender.count()
+        return self._clock
 
     @property
     def capacity(self) -> int:
@@ -87,7 +99,7 @@ class SequentialDecoder:
     @property
     def cached(self) -> int:
         """Tokens that were run."""
-        return self.sequence.cached
+        return self._sequence.cached if self._lent is None else self._cached
 
     @property
     def filled(self) -> list[int]:
@@ -107,19 +119,64 @@ class SequentialDecoder:
 
     def step(self, token: int) -> F32:
         """Run one more token, as a generated one → its logits [1, V]; ``depth`` says how deep it went."""
-        if self.sequence.cached >= self.cache.capacity:
-            self.checked(np.array([token], np.int64))
-        call = self.sequence.whole_step(token)
-        if call is None:
-            logits, self.depth = self._drive(self.sequence.step(token))
+        begin, lent = perf_counter_ns(), self._borrower()
+        if self.cached >= self.cache.capacity:
+            self.checked(np.array([token]))
+        if lent is not None:
+            logits = lent.step(token)
+            self._ran(lent, begin)
             return logits
-        begin = perf_counter_ns()
+        call = self._sequence.whole_step(token)
+        if call is None:
+            logits, self.depth = self._drive(self._sequence.step(token))
+            return logits
         self._outside_ns = 0
         logits = self._whole(call)
-        self.sequence.ran_whole(call)
-        self.depth = len(self.filled)
-        self.clock.total_ns += perf_counter_ns() - begin - self._outside_ns
+        self._sequence.ran_whole(call)
+        self.depth = len(self._sequence.filled)
+        self._clock.total_ns += perf_counter_ns() - begin - self._outside_ns
         return logits
+
+    def choose_by(self, options: SamplingOptions) -> bool:
+        """Let ``next`` choose by ``options``; False where the host has to choose, or to decide between depths."""
+        lent = None if options.adjusts else self._borrower()
+        if lent is not None:
+            lent.choose_by(options)
+        return lent is not None
+
+    def next(self, token: int) -> int:
+        """Do what ``step`` does and return the next token, in one call; after ``choose_by`` only.
+
+        ``NO_TOKEN`` where its logits leave none.
+        """
+        begin, lent = perf_counter_ns(), self._borrower()
+        assert lent is not None
+        if self._cached >= self.cache.capacity:
+            self.checked(np.array([token]))
+        chosen = lent.next(token)
+        self._ran(lent, begin)
+        return chosen
+
+    @property
+    def logits(self) -> F32:
+        """The logits [1, V] behind the token that ``next`` ran, valid until the next call."""
+        assert self._lent is not None
+        return self._lent.logits
+
+    def _borrower(self) -> TokenDecoder | None:
+        """Return what runs one more token in the engine, where it can and nobody watches the depths."""
+        if self.observe is not None or not self.whole_tokens:
+            self.settle()
+        elif self._lent is None:
+            self._lent = self._lender.lend(self._sequence)
+            self._cached = self._sequence.cached
+        return self._lent
+
+    def _ran(self, lent: TokenDecoder, begin: int) -> None:
+        """Note that the engine has run a whole token since ``begin``."""
+        self._cached += 1
+        self.depth = lent.depth
+        self._clock.total_ns += perf_counter_ns() - begin
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
         """Run each of ids [S] as a generated token, in turn → its logits [1, V], the depths that it ran."""
@@ -159,119 +216,6 @@ class SequentialDecoder:
             )
         return ids
 
-    def _drive(self, calls: Generator[StageCall, F32, Result]) -> Result:
-        """Run ``calls`` to their end → what they return."""
-        begin = perf_counter_ns()
-        self._outside_ns = 0
-        try:
-            call = next(calls)
-            while True:
-                call = calls.send(_RUN[call.stage](self, call))
-        except StopIteration as end:
-            result: Result = end.value
-        self.clock.total_ns += perf_counter_ns() - begin - self._outside_ns
-        return result
-
-    def _prologue(self, call: StageCall) -> F32:
-        lanes = self._lanes.of(call)
-        start = perf_counter_ns()
-        state = self.backend.prologue(call.rows[None], lanes, self.cache)
-        clock = self.clock
-        clock.engine_ns += perf_counter_ns() - start
-        clock.tokens += len(call.rows)
-        clock.passes += 1
-        self.entered = self._state = state
-        self._rows = state[0]
-        return self._rows
-
-    def _block(self, call: StageCall) -> F32:
-        lanes = self._lanes.of(call)
-        rows, depth = call.rows, call.depth
-        state = self._state if rows is self._rows else rows[None]
-        start = perf_counter_ns()
-        self._state = state = self.backend.block(state, lanes, self.cache)
-        spent = perf_counter_ns() - start
-        clock = self.clock
-        clock.block_ns[depth] += spent
-        clock.calls[depth] += 1
-        clock.engine_ns += spent
-        clock.block_calls += 1
-        clock.rows += len(rows)
-        self._rows = state[0]
-        if self.observe is not None:
-            self._show(depth, state)
-        return self._rows
-
-    def _fill(self, call: StageCall) -> F32:
-        start = perf_counter_ns()
-        self.backend.fill(call.rows[None], self._lanes.of(call), self.cache)
-        self.clock.engine_ns += perf_counter_ns() - start
-        return call.rows[:0]
-
-    def _epilogue(self, call: StageCall) -> F32:
-        tokens = self._lanes.place(call)
-        lanes = tokens.made[EPILOGUE][call.depth]
-        state = self._state if call.rows is self._rows else call.rows[None]
-        # Where nothing is read the head still gets one row, because graphs need not take an empty list.
-        rows = tokens.all if call.reads > 1 else tokens.last
-        start = perf_counter_ns()
-        logits = self.backend.epilogue(state, rows, lanes, self.cache)
-        self.clock.engine_ns += perf_counter_ns() - start
-        return logits
-
-    def _copy(self, call: StageCall) -> F32:
-        copy_to_deeper(call, self.cache, self.cache_sequence, self.backend.program.depths)
-        return call.rows
-
-    def _whole(self, call: StageCall) -> F32:
-        tokens, n = self._lanes.place(call), len(call.rows)
-        # An engine's own call says nothing of what is between the stages, and reads out the last token only.
-        if n > 1 and call.reads <= 1 and self.observe is None and runs_prompts(self.backend):
-            return self._prompt(self.backend, call)
-        backend, cache, clock, observe = self.backend, self.cache, self.clock, self.observe
-        start = perf_counter_ns()
-        self.entered = state = backend.prologue(call.rows[None], tokens.made[PROLOGUE][0], cache)
-        engine_ns = perf_counter_ns() - start
-        for depth, lanes in enumerate(tokens.depths):
-            start = perf_counter_ns()
-            state = backend.block(state, lanes, cache)
-            spent = perf_counter_ns() - start
-            clock.block_ns[depth] += spent
-            clock.calls[depth] += 1
-            engine_ns += spent
-            if observe is not None:
-                self._show(depth, state)
-        logits: F32 = state[0]  # nobody reads it
-        if call.reads or self._coda:
-            rows = tokens.all if call.reads > 1 else tokens.last
-            start = perf_counter_ns()
-            logits = backend.epilogue(state, rows, tokens.made[EPILOGUE][len(tokens.depths) - 1], cache)
-            engine_ns += perf_counter_ns() - start
-        clock.engine_ns += engine_ns
-        clock.block_calls += len(tokens.depths)
-        clock.rows += n * len(tokens.depths)
-        clock.tokens += n
-        clock.passes += 1
-        return logits
-
-    def _prompt(self, backend: RunsPrompts, call: StageCall) -> F32:
-        n, lanes = len(call.rows), self._lanes.of(call)
-        start = perf_counter_ns()
-        logits = backend.prompt(call.rows[None], call.reads > 0, lanes, self.cache)
-        clock = self.clock
-        clock.engine_ns += perf_counter_ns() - start
-        clock.rows += n * backend.program.depths
-        clock.tokens += n
-        clock.passes += 1
-        return logits
-
-    def _show(self, depth: int, state: F32) -> None:
-        """Let the observer see ``state`` [1, n, D] after ``depth``."""
-        start = perf_counter_ns()
-        assert self.observe is not None
-        self.observe(depth, state)
-        self._outside_ns += perf_counter_ns() - start
-
     @contextmanager
     def _slot_for_each_depth(self, new: int) -> Iterator[None]:
         """Give each depth a slot while a prompt of ``new`` tokens runs, where one slot serves all depths of a model
@@ -284,13 +228,3 @@ class SequentialDecoder:
                 yield
             finally:
                 self.cache, self._lanes = kept, lanes
-
-
-_RUN: dict[str, Callable[[SequentialDecoder, StageCall], F32]] = {
-    PROLOGUE: SequentialDecoder._prologue,
-    BLOCK: SequentialDecoder._block,
-    FILL: SequentialDecoder._fill,
-    EPILOGUE: SequentialDecoder._epilogue,
-    COPY: SequentialDecoder._copy,
-    WHOLE: SequentialDecoder._whole,
-}

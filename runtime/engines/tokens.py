@@ -17,6 +17,8 @@ from ..model.program import Routing
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
+NO_TOKEN = -1
+"""Chosen where logits leave no token."""
 RuleName = Literal["never", "depth", "latent", "gate", "probe", "expert", "token"]
 SkippedName = Literal["none", "exact", "propagate", "latest", "skip"]
 
@@ -78,15 +80,29 @@ class Choosing(Protocol):
     """How a token is chosen: what ``SamplingOptions`` says beside logit bias and penalties."""
 
     @property
-    def temperature(self) -> float: ...
+    def temperature(self) -> float:
+        """0: the likeliest token."""
+        ...
+
     @property
-    def top_k(self) -> int: ...
+    def top_k(self) -> int:
+        """0: all."""
+        ...
+
     @property
-    def top_p(self) -> float: ...
+    def top_p(self) -> float:
+        """1: all."""
+        ...
+
     @property
-    def min_p(self) -> float: ...
+    def min_p(self) -> float:
+        """0: all."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Of the noise."""
+        ...
 
 
 class Turned(NamedTuple):
@@ -146,7 +162,7 @@ class TokenDecoder(Protocol):
         ...
 
     def next(self, token: int) -> int:
-        """Run one more token and return the one that is chosen behind it; −1 where its logits leave none."""
+        """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``."""
         ...
 
     @property

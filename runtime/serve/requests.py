@@ -82,12 +82,25 @@ class Answer:
         """The ids of prompt and answer, with room for what is still to come; written in place."""
         return self._tokens
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return self._top is not None
+
     def choose(self, logits: F32) -> tuple[int, str]:
         """Return the next token, given logits [V], and the text that it completes."""
         token = self._choose(logits, self._tokens[: self._length], self._length)
+        return token, self.take(token, logits)
+
+    def take(self, token: int, logits: F32 | None) -> str:
+        """Let ``token``, which was chosen from logits [V], be the next one → the text that it completes.
+
+        ``logits`` may be None where the request asks for no log-probabilities.
+        """
         if self._top is not None:
+            assert logits is not None
             self.logprobs = token_logprobs(logits, token, self._top)
-        return token, self.add(token)
+        return self.add(token)
 
     def add(self, token: int) -> str:
         """Let ``token`` be the next one → the text that it completes."""

@@ -49,7 +49,7 @@ def test_loop_clock():
 
 
 def test_the_callers_time_is_not_ours(wait):
-    clock = GenerationClock(LoopClock(1), lambda: (8, 96))
+    clock = GenerationClock(lambda: LoopClock(1), lambda: (8, 96))
     wait(20)
     clock.prefilled(7, 10)
     for _ in range(3):

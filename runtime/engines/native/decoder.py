@@ -53,7 +53,7 @@ class NativeDecoder:
         self._call("el_decoder_sample", byref(sampling))
 
     def next(self, token: int) -> int:
-        """Run one more token and return the one that is chosen behind it; −1 where its logits leave none."""
+        """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``."""
         self._run(token, self._choosing)
         return self._token.value
 
