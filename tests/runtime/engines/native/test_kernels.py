@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from native_programs import KERNEL_TESTS, compiled, here
+from native_twin import float_product, int8_product
 
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.native.tiles import code_tiles, float_tiles
-from edgeloop.runtime.model.codec import Grouped, around_zero
+from edgeloop.runtime.model.codec import Grouped
 
-F32 = npt.NDArray[np.float32]
 TABLES = ("portable", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm")
 FLOAT32, FLOAT16, INT8, INT4 = range(4)
 
@@ -98,7 +98,7 @@ def test_int8_products_are_those_of_numpy(
         table.encode(), INT4 if bits == 4 else INT8, at(tiles), at(tile_scales), n, columns, size,
         at(x), rows, at(codes), at(scales), at(sums), at(y),
     )  # fmt: skip
-    wanted = int8_twin(x, weights, size)
+    wanted = int8_product(x, weights, size)
     np.testing.assert_array_equal(y.view(np.uint32), wanted.view(np.uint32))
 
     if table == "portable":
@@ -110,39 +110,12 @@ def test_int8_products_are_those_of_numpy(
         table.encode(), INT4 if bits == 4 else INT8, at(tiles), at(tile_scales), n, columns, size,
         at(x), rows, at(floats),
     )  # fmt: skip
-    wanted = float_twin(x, weights.values())
+    wanted = float_product(x, weights.values())
     np.testing.assert_array_equal(floats.view(np.uint32), wanted.view(np.uint32))
 
     dense, same = aligned(float_tiles(weights.values())), np.empty_like(y)
     library.float_product(table.encode(), FLOAT32, at(dense), None, n, columns, size, at(x), rows, at(same))
     np.testing.assert_array_equal(same.view(np.uint32), floats.view(np.uint32))
-
-
-def int8_twin(x: F32, weights: Grouped, group: int) -> F32:
-    """Σ over groups, in order: float32(Σ codes · codes) · (scale of the weights · scale of the activations)."""
-    rows, columns = x.shape
-    padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(rows, -1, group)
-    peak = np.abs(padded).max(-1)
-    with np.errstate(over="ignore", divide="ignore"):
-        per_step = np.float32(127) / peak
-    some = np.isfinite(per_step)
-    steps = np.rint(padded * np.where(some, per_step, 0)[..., None]).astype(np.int32)
-    scales = np.where(some, peak / np.float32(127), np.float32(0))
-    codes = around_zero(weights.codes, weights.bits).astype(np.int32)
-    y = np.zeros((rows, len(codes)), np.float32)
-    for g in range(codes.shape[1]):
-        sums = (steps[:, g] @ codes[:, g].T).astype(np.float32)
-        y = y + sums * (weights.scales[:, g].astype(np.float32)[None] * scales[:, g, None])
-    return y
-
-
-def float_twin(x: F32, weights: F32) -> F32:
-    """Column k goes to sum k % 4, in order."""
-    s = np.zeros((4, len(x), len(weights)), np.float32)
-    for k in range(x.shape[1]):
-        s[k % 4] = s[k % 4] + x[:, k, None] * weights[None, :, k]
-    y: F32 = (s[0] + s[1]) + (s[2] + s[3])
-    return y
 
 
 def binding(built: dict[str, Path], table: str) -> ctypes.CDLL:
