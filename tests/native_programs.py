@@ -137,7 +137,7 @@ def delta_files(folder: Path) -> list[Path]:
         attention = Attention(15, 5, 64, Rotation(64, 10000.0))
         layer = Layer(960, attention, Mlp(2560), NormKind(1e-5), 3, norm_rows=True, deltas=deltas)
         program = decoder(
-            "test", llama, [(10, layer)], layer.norm,
+            "test", llama, [(layer,) * 10], layer.norm,
             width=960, vocab_size=512, context_length=2048, tied_embedding=True,
         )  # fmt: skip
         stored: dict[str, np.ndarray[Any, Any]] = {}

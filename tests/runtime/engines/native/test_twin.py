@@ -44,7 +44,7 @@ def wide() -> Program:
     layer = Layer(72, attention, Mlp(100), NormKind(1e-5), 2, norm_rows=True, deltas=deltas)
     once = replace(layer, depths=1, norm_rows=False, deltas={}, mlp=Mlp(90, "gelu", gated=False, bias=True))
     return decoder(
-        "test", llama, [(1, once), (2, layer)], layer.norm,
+        "test", llama, [(once,), (layer, layer)], layer.norm,
         width=72, vocab_size=50, context_length=64, tied_embedding=True,
     )  # fmt: skip
 
