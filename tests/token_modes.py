@@ -10,6 +10,7 @@ from mode_models import random_heads
 from edgeloop.runtime.decode.modes import Mode, refusal
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.policy_choice import choose_policy
+from edgeloop.runtime.decode.sequence import SequenceState
 from edgeloop.runtime.decode.skipped_kv import SKIPPED_KV
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.program import Program
@@ -57,3 +58,13 @@ MODELS = (
     "token choice",
     "token choice, shared K and V",
 )
+
+
+def same_state(found: SequenceState, wanted: SequenceState) -> None:
+    """Assert that they are the same; what waits for a depth may be in several parts."""
+    assert (found.cached, found.filled) == (wanted.cached, wanted.filled)
+    assert [each.tolist() for each in found.held] == [each.tolist() for each in wanted.held]
+    for ours, theirs in zip(found.waiting, wanted.waiting, strict=True):
+        assert [w.first for w in ours] == [w.first for w in theirs[:1]]
+        if ours:
+            np.testing.assert_array_equal(ours[0].states, np.concatenate([w.states for w in theirs]))

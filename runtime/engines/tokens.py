@@ -147,6 +147,49 @@ class TokenBatch(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Drafting:
+    """Whether tokens are fed before they are final: never, always, or where it pays.
+
+    Of always, for tests and measurements: ``depth`` whose prediction is fed (none from the last one on), whether deeper
+    ones are ``judges`` of it, and how many ``lookups`` in the text are fed at once. ``known``: ids [N] that shallow
+    depths predict for each position, whatever they do predict, and where [N] they predict another one.
+    """
+
+    kind: Literal["auto", "never", "always"] = "auto"
+    depth: int = 0
+    judges: bool = False
+    lookups: int = 0
+    known: tuple[I64, npt.NDArray[np.bool_]] | None = None
+
+
+class DraftsFed(NamedTuple):
+    """Drafts that were fed, and how many of them became final."""
+
+    fed: int
+    right: int
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """What became of drafts: ``looked_up`` in the text, and ``predicted`` by a shallow depth.
+
+    ``reads``: rows that were read out beside those of final tokens. ``saved_ns``: by the table of costs, in all
+    sessions of the model. ``costs_ns``: of a stage with 1, 2, … rows. ``acceptance``: of each depth but the last, in
+    all and by how sure it is, less sure first.
+    """
+
+    tokens: int
+    passes: int
+    reads: int
+    looked_up: DraftsFed
+    predicted: DraftsFed
+    saved_ns: float
+    costs_ns: Mapping[str, tuple[float, ...]]
+    acceptance: tuple[float, ...]
+    by_margin: tuple[tuple[float, ...], ...]
+
+
 class TokenDecoder(Protocol):
     """Runs the tokens of one sequence, whole ones, one after the other."""
 
@@ -180,4 +223,16 @@ class TokenDecoder(Protocol):
 
     def counts(self) -> TokenCounts:
         """Return what its tokens took."""
+        ...
+
+    def draft(self, drafting: Drafting) -> None:
+        """Feed tokens before they are final, as ``drafting`` says; the tokens stay the same."""
+        ...
+
+    def text(self, ids: npt.ArrayLike) -> None:
+        """Look drafts up in the text ids [S], of which the first tokens were run."""
+        ...
+
+    def drafts(self) -> DraftReport:
+        """Return what became of drafts, and what was learnt of them. UsageError where there are none."""
         ...

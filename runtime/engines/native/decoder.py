@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UsageError
-from ..tokens import Choosing, TokenCounts, TokenMode, TokenState, WaitingStates
+from ..tokens import Choosing, Drafting, DraftReport, TokenCounts, TokenMode, TokenState, WaitingStates
+from . import drafts
 from .cache import NativeSession
 from .decoder_structs import CountsStruct, PolicyStruct, Rule, SamplingStruct, SequenceStruct, Skipped, Squash
 from .library import ERROR_SIZE, failure, library
@@ -140,6 +141,18 @@ class NativeDecoder:
             tuple(block_ns.tolist()),
             tuple(calls.tolist()),
         )
+
+    def draft(self, drafting: Drafting) -> None:
+        """Feed tokens before they are final, as ``drafting`` says; the tokens stay the same."""
+        drafts.draft(self._call, drafting)
+
+    def text(self, ids: npt.ArrayLike) -> None:
+        """Look drafts up in the text ids [S], of which the first tokens were run."""
+        drafts.text(self._call, ids)
+
+    def drafts(self) -> DraftReport:
+        """Return what became of drafts, and what was learnt of them."""
+        return drafts.report(self._call, self._depths)
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Call ``name`` of the library with the decoder; UsageError when the engine was closed."""

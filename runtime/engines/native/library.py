@@ -177,6 +177,9 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_batch_new": (c_int, (c_void_p, POINTER(c_void_p), _ERROR)),
     "el_batch_free": (None, (c_void_p,)),
     "el_batch_next": (c_int, (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, _ERROR)),
+    "el_decoder_draft": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_decoder_text": (c_int, (c_void_p, c_void_p, c_uint32, _ERROR)),
+    "el_decoder_drafts": (c_int, (c_void_p, c_void_p, _ERROR)),
     "el_can_truncate": (c_int, (c_void_p, c_uint32, c_uint32)),
     "el_trim": (c_int, (c_void_p, c_uint32, c_uint32, c_uint32, _ERROR)),
     "el_copy": (

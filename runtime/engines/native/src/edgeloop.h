@@ -250,7 +250,7 @@ typedef struct el_sequence {
 
 // Fills in `cached` and the counts; and, where they are not NULL, `held`, `waiting_positions` and `waiting`, which have
 // room for as many as the counts said.
-EL_API int el_decoder_read(const el_decoder* decoder, el_sequence* sequence, char* error);
+EL_API int el_decoder_read(el_decoder* decoder, el_sequence* sequence, char* error);
 // The slots hold this now.
 EL_API int el_decoder_write(el_decoder* decoder, const el_sequence* sequence, char* error);
 // All but the first `tokens` tokens are forgotten: see el_can_truncate.
@@ -292,6 +292,55 @@ EL_API void el_batch_free(el_batch* batch);  // NULL is fine
 // is returned is about all of them: an argument, or EL_STOPPED, after which no turn counts. `calls`, `rows`: of the block,
 // that were made; may be NULL.
 EL_API int el_batch_next(el_batch* batch, el_turn* turns, uint32_t count, uint64_t* calls, uint64_t* rows, char* error);
+
+// ---- drafts -------------------------------------------------------------------------------------------------------
+
+// With drafts, el_decoder_next feeds tokens before they are final: what followed in the text when its newest tokens stood
+// there before, and what a shallow depth predicts. They run beside the tokens before them, so that weights are read once
+// for all. What it returns is the same, bit for bit: drafts that turn out wrong are taken back. Other calls of the decoder
+// take back all of them first.
+typedef enum el_drafts {
+  EL_DRAFTS_AUTO = 0,    // where they pay, by what calls cost here and how often drafts were right
+  EL_DRAFTS_NEVER = 1,   // as at first
+  EL_DRAFTS_ALWAYS = 2,  // as `depth`, `judges` and `lookups` say: for tests and measurements
+} el_drafts;
+
+typedef struct el_drafting {
+  uint32_t struct_bytes;  // sizeof(el_drafting)
+  uint32_t kind;          // el_drafts
+  uint32_t depth;         // ALWAYS: whose prediction is fed; from the last one on: none
+  uint32_t judges;        // ALWAYS, 1: deeper depths replace what was fed
+  uint32_t lookups;       // ALWAYS: tokens that are fed from the text in a pass at most
+  uint32_t known;         // for measurements: tokens of `truth`; 0: none
+  const int64_t* truth;   // [known]: what a shallow depth predicts for each position, whatever it does predict;
+  const uint8_t* wrong;   // [known]: 1: another token than that
+} el_drafting;
+
+// What calls cost is measured the first time that a model drafts, which takes some 25 ms, or as long as a few tokens.
+EL_API int el_decoder_draft(el_decoder* decoder, const el_drafting* drafting, char* error);
+// The text is ids [count], of which the decoder has run the first: where drafts are looked up. What it runs is added.
+EL_API int el_decoder_text(el_decoder* decoder, const int64_t* ids, uint32_t count, char* error);
+
+#define EL_COST_ROWS 8
+#define EL_MARGINS 7
+// `tokens` to `predicted_right`: of this decoder since drafts began. The rest is of all sessions of the model.
+typedef struct el_draft_report {
+  uint32_t struct_bytes;    // sizeof(el_draft_report)
+  uint32_t depths;          // of the policy
+  uint32_t sampled;         // 1: `acceptance` is that of sampling, 0: of greedy decoding
+  uint32_t unused;
+  uint64_t tokens;          // that became final
+  uint64_t passes;          // that they took
+  uint64_t reads;           // rows that were read out beside those of final tokens
+  uint64_t looked_up;       // drafts from the text, and how many of them became final
+  uint64_t looked_up_right;
+  uint64_t predicted;       // drafts of a shallow depth, and how many of them became final
+  uint64_t predicted_right;
+  double saved;             // nanoseconds, by the table of costs
+  double* costs;            // [3][EL_COST_ROWS] or NULL: nanoseconds of prologue, block, epilogue with choice, by rows
+  double* acceptance;       // [depths − 1][EL_MARGINS + 1] or NULL: by how sure a depth is, less sure first; then in all
+} el_draft_report;
+EL_API int el_decoder_drafts(const el_decoder* decoder, el_draft_report* report, char* error);
 
 // ---- what slots hold ----------------------------------------------------------------------------------------------
 

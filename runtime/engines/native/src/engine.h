@@ -2,11 +2,13 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "alone.h"
 #include "cache.h"
+#include "decode/drafts.h"
 #include "edgeloop.h"
 #include "pass.h"
 
@@ -26,6 +28,8 @@ struct el_model {
   edgeloop::Turns turns;
   edgeloop::Workspace space;
   edgeloop::Buffer states, hidden;  // between the stages of a prompt; between epilogue and head
+  // What was learnt of drafts, by el_rule and how often the loop runs: answers and sessions go on from it.
+  std::map<std::pair<uint32_t, uint32_t>, edgeloop::decode::Drafts> drafts;
 
   // What is run at a depth, or fills it; throws an Error with EL_USAGE for one that the loop has not.
   const edgeloop::Compiled& at_depth(uint32_t depth, bool fill) const;

@@ -104,7 +104,22 @@ void decode(el_session* session, const el_model& model, Lot& lot) {
     for (int64_t& row : rows) row = &row - rows + lot.below(8) % 2;
     for (int64_t& each : waits) each = (&each - waits) % 3 + lot.below(16) / 15;
     el_sequence sequence = {sizeof sequence, depths, lot.below(9), width, filled, held, waiting, rows, waits, states.data()};
-    switch (lot.below(8)) {
+    switch (lot.below(10)) {
+      case 8: {
+        const uint8_t wrong[3] = {0, 1, 0};
+        el_drafting drafting = {sizeof drafting, lot.below(4), lot.below(4), lot.below(2), lot.below(4), lot.below(4) / 3 * 3,
+            waits, wrong};
+        el_decoder_draft(decoder, &drafting, error);
+        break;
+      }
+      case 9: {
+        double acceptance[3 * (EL_MARGINS + 1)], costs[3 * EL_COST_ROWS];
+        el_draft_report report = {};
+        report.struct_bytes = sizeof report, report.depths = depths, report.acceptance = acceptance, report.costs = lot.below(2) ? costs : nullptr;
+        el_decoder_text(decoder, waits, lot.below(6), error);
+        el_decoder_drafts(decoder, &report, error);
+        break;
+      }
       case 0: el_decoder_sample(decoder, &sampling, error); break;
       case 1: el_decoder_write(decoder, &sequence, error); break;
       case 2: el_decoder_truncate(decoder, lot.below(12), error); break;

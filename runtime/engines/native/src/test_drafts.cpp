@@ -225,7 +225,7 @@ void test_worlds() {
       {"twelve depths", {12, 10, 100, 30, 0.1, {0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1}}, 1.5, 12},
   };
   for (const auto& [what, world, least, most] : worlds) {
-    Drafts drafts(world.depths);
+    Drafts drafts(world.depths, world.depths);
     drafts.costs = costs_of(world);
     const double found = speed(world, drafts, 4000, 3);
     if (found < least || found > most) printf("drafts: %.3f times sequential\n", found);
@@ -233,7 +233,7 @@ void test_worlds() {
     // And of short texts, each with nothing learnt: never much slower, whatever the luck.
     double worst = 9;
     for (uint64_t seed = 0; seed < 50; seed++) {
-      Drafts fresh(world.depths);
+      Drafts fresh(world.depths, world.depths);
       fresh.costs = drafts.costs;
       worst = std::min(worst, speed(world, fresh, 96, seed));
     }
@@ -242,7 +242,7 @@ void test_worlds() {
   }
   // Acceptance that changes in the middle is noticed.
   World world = {3, 10, 100, 30, 0.1, {0.95, 0.98}};
-  Drafts drafts(3);
+  Drafts drafts(3, 3);
   drafts.costs = costs_of(world);
   expect(speed(world, drafts, 1000, 5) > 1.5, "good drafts at first");
   world.right = {0, 0};

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mode_models import model, random_tensors
-from token_modes import MODELS, heads_of, policies
+from token_modes import MODELS, heads_of, policies, same_state
 
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
@@ -64,12 +64,3 @@ def test_tokens_are_the_hosts(opened: Opened, name: str) -> None:
             found = sequence_state(decoder.read(), bool(host.sequence.layout.held))
             same_state(found, host.sequence.snapshot())
     assert len(left) > 1
-
-
-def same_state(found, wanted) -> None:
-    assert (found.cached, found.filled) == (wanted.cached, wanted.filled)
-    assert [each.tolist() for each in found.held] == [each.tolist() for each in wanted.held]
-    for ours, theirs in zip(found.waiting, wanted.waiting, strict=True):
-        assert [w.first for w in ours] == [w.first for w in theirs[:1]]
-        if ours:
-            np.testing.assert_array_equal(ours[0].states, np.concatenate([w.states for w in theirs]))

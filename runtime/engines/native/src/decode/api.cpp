@@ -143,10 +143,11 @@ int el_choose(const el_sampling* sampling, const float* logits, uint32_t count, 
   });
 }
 
-int el_decoder_read(const el_decoder* decoder, el_sequence* sequence, char* error) {
+int el_decoder_read(el_decoder* decoder, el_sequence* sequence, char* error) {
   return guarded(error, [&] {
-    const Decoder& d = given(decoder);
+    Decoder& d = given(decoder);
     check_sequence(d, sequence);
+    d.settle();
     const Sequence& own = d.sequence;
     int64_t *held = sequence->held, *positions = sequence->waiting_positions;
     float* states = sequence->waiting;
@@ -167,13 +168,15 @@ int el_decoder_write(el_decoder* decoder, const el_sequence* sequence, char* err
   return guarded(error, [&] {
     Decoder& d = given(decoder);
     check_sequence(d, sequence);
+    d.settle();
     write_sequence(d, *sequence);
   });
 }
 
 int el_decoder_truncate(el_decoder* decoder, uint32_t tokens, char* error) {
   return guarded(error, [&] {
-    Sequence& own = given(decoder).sequence;
+    given(decoder).settle();
+    Sequence& own = decoder->decoder.sequence;
     if (tokens > own.cached) fail(EL_USAGE, "cannot go back to %u tokens of %u", tokens, own.cached);
     own.truncate(tokens);
   });

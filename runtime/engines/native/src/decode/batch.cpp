@@ -29,6 +29,7 @@ void Batch::run(el_turn* turns, uint32_t count) {
     rider.turn = &turns[i];
     rider.decoder = &turns[i].decoder->decoder;
     rider.done = false;
+    rider.decoder->settle();
     rider.decoder->logits = nullptr;  // those of the token before
     turns[i].code = EL_OK;
     turns[i].logits = nullptr;

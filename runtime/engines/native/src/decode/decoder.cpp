@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "../error.h"
+#include "measure.h"
 
 namespace edgeloop::decode {
 
@@ -35,6 +36,19 @@ void Decoder::check(int64_t id) const {
 const float* Decoder::run(int64_t id) {
   check(id);
   const auto begin = std::chrono::steady_clock::now();
+  if (pipeline) {
+    logits = pipeline->step(id);
+    ran = pipeline->ran();
+  } else {
+    run_alone(id);
+  }
+  const auto spent = std::chrono::steady_clock::now() - begin;
+  passes.counts.tokens++;
+  passes.counts.nanoseconds += uint64_t(std::chrono::nanoseconds(spent).count());
+  return logits;
+}
+
+void Decoder::run_alone(int64_t id) {
   token_.start(sequence, id, sequence.cached);
   try {
     while (!token_.done()) passes.advance(tokens_);
@@ -46,10 +60,19 @@ const float* Decoder::run(int64_t id) {
   sequence.finished(token_.position() + 1);
   logits = passes.logits(0);
   ran = token_.ran();
-  const auto spent = std::chrono::steady_clock::now() - begin;
-  passes.counts.tokens++;
-  passes.counts.nanoseconds += uint64_t(std::chrono::nanoseconds(spent).count());
-  return logits;
+}
+
+void Decoder::draft(const DraftOptions& options) {
+  settle();
+  if (options.kind == DraftOptions::NEVER) return pipeline.reset();
+  if (!pipeline) {
+    const Rule& rule = policy.rule;
+    auto& all = passes.session.model.drafts;
+    const auto [found, fresh] = all.try_emplace({uint32_t(rule.kind), rule.depths}, rule.depths, rule.stop);
+    if (fresh) found->second.costs = measure(passes.session, rule.depths);
+    pipeline = std::make_unique<Pipeline>(passes, sequence, sampler, found->second);
+  }
+  pipeline->options = options;
 }
 
 }  // namespace edgeloop::decode

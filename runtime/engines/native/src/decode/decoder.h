@@ -24,9 +24,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "passes.h"
+#include "pipeline.h"
 #include "sampler.h"
 
 namespace edgeloop::decode {
@@ -42,7 +44,13 @@ class Decoder {
   // Runs the token `id` at `sequence.cached` → its logits, valid until the next call; `ran`: depths that it ran.
   const float* run(int64_t id);
   // The next token, of the logits that `run` gave last; or NO_TOKEN.
-  int64_t choose() { return sampler.choose(logits, passes.output(), sequence.cached); }
+  int64_t choose() { return pipeline ? pipeline->chosen() : sampler.choose(logits, passes.output(), sequence.cached); }
+  // Drafts from now on, or none; what calls cost is measured the first time.
+  void draft(const DraftOptions& options);
+  // Before anything but `run` looks at the sequence: drafts in flight are taken back.
+  void settle() {
+    if (pipeline) pipeline->cancel();
+  }
 
   const Policy policy;
   Sequence sequence;
@@ -50,8 +58,11 @@ class Decoder {
   Sampler sampler;
   const float* logits = nullptr;  // of the last token, null before the first
   uint32_t ran = 0;
+  std::unique_ptr<Pipeline> pipeline;  // null: no drafts
 
  private:
+  void run_alone(int64_t id);
+
   Token token_;
   std::vector<Token*> tokens_{&token_};
 };

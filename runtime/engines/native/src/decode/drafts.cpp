@@ -110,7 +110,8 @@ double Acceptance::mean(uint32_t depth) const {
   return right / all;
 }
 
-Drafts::Drafts(uint32_t depths) : greedy(depths), sampled(depths), most_(depths), depths_(depths), next_rest_(REST) {}
+Drafts::Drafts(uint32_t depths, uint32_t stop)
+    : greedy(depths), sampled(depths), most_(depths), depths_(stop), next_rest_(REST) {}
 
 double Drafts::gain(const Load& next, uint32_t ran, double odds) const {
   const double shared = std::max(depths_ - ran, 0.0), more = costs.block.more(next.rows);
@@ -194,6 +195,7 @@ void Drafts::begin() {
 }
 
 void Drafts::finished(uint32_t ran, uint32_t ahead) {
+  depths_ += (ran - depths_) / Odds::MEMORY;
   const double alone = costs.token(ran);
   saved_ += alone, recent_ += alone;
   recent_ = std::min(recent_ * (1 - 1 / RECENT), KEPT * alone);  // what was won long ago is not there to lose

@@ -81,9 +81,8 @@ class Drafts {
  public:
   static constexpr uint32_t MOST_IN_FLIGHT = Cost::MOST;
 
-  explicit Drafts(uint32_t depths);
-  // Tokens leave after so many depths on the average.
-  void expect_depths(double depths) { depths_ = depths; }
+  // `depths`: how often the loop runs; `stop`: for a token at most.
+  Drafts(uint32_t depths, uint32_t stop);
 
   Costs costs;
   Acceptance greedy, sampled;
@@ -115,7 +114,7 @@ class Drafts {
   bool explores(double cost);
 
   uint32_t most_;
-  double depths_;
+  double depths_;  // that a token runs, on the average
   double saved_ = 0, recent_ = 0, budget_ = 0, pace_ = 1;
   uint32_t rest_ = 0, next_rest_;
 };

@@ -26,6 +26,14 @@ double most_noise(uint64_t bits) {
   return (54 - (64 - __builtin_clzll(w))) * LOG_2 + 1e-9;
 }
 
+// The largest number but that of `likeliest`.
+double second_of(const float* logits, uint32_t count, uint32_t likeliest) {
+  float second = -std::numeric_limits<float>::infinity();
+  for (uint32_t i = 0; i < count; i++)
+    if (i != likeliest && logits[i] > second) second = logits[i];
+  return double(second);
+}
+
 // As numpy adds doubles that lie side by side: eight sums of up to 128, halves of more.
 double pairwise(const double* x, size_t n) {
   if (n < 8) {
@@ -71,7 +79,8 @@ double gumbel(uint64_t bits) {
   return -std::log(-std::log(std::max(uniform, std::numeric_limits<double>::min())));
 }
 
-int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position) {
+int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position, double* margin) {
+  if (margin) *margin = 0;
   if (!count) return NO_TOKEN;
   uint32_t likeliest = 0;
   bool numbers = true;
@@ -80,30 +89,42 @@ int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position) 
     if (logits[i] > logits[likeliest]) likeliest = i;
   }
   if (!numbers || logits[likeliest] == -std::numeric_limits<float>::infinity()) return NO_TOKEN;
-  if (sampling_.temperature == 0) return likeliest;
+  if (sampling_.temperature == 0) {
+    if (margin) *margin = double(logits[likeliest]) - second_of(logits, count, likeliest);
+    return likeliest;
+  }
   const Philox random(sampling_.seed, position);
   if (!sampling_.top_k && sampling_.top_p >= 1 && sampling_.min_p <= 0)
-    return noisy(logits, count, likeliest, random);
+    return noisy(logits, count, likeliest, random, margin);
   filter(logits, count);
   uint64_t drawn[4], block = ~uint64_t(0);
   uint32_t chosen = 0;
-  double best = 0;
+  double best = 0, second = -std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < kept_.size(); i++) {
     if (kept_[i] / 4 != block) random.draw(block = kept_[i] / 4, drawn);
     const double score = scores_[i] + gumbel(drawn[kept_[i] % 4]);
-    if (i == 0 || score > best) best = score, chosen = kept_[i];
+    if (i == 0 || score > best) {
+      if (i) second = best;
+      best = score, chosen = kept_[i];
+    } else {
+      second = std::max(second, score);
+    }
   }
+  if (margin) *margin = best - second;
   return chosen;
 }
 
-int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random) const {
+int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random,
+    double* margin) const {
   const double temperature = sampling_.temperature;
   uint64_t drawn[4];
   random.draw(likeliest / 4, drawn);
   uint32_t chosen = likeliest;
   double best = double(logits[likeliest]) / temperature + gumbel(drawn[likeliest % 4]);
   // No draw has more noise than 53 log 2, so most tokens of a clear choice are out before they are drawn.
-  const auto reach = [&](double noise) { return (best - noise) * temperature; };
+  // Where the margin is wanted, those that could be second are drawn too.
+  double second = margin ? -std::numeric_limits<double>::infinity() : best;
+  const auto reach = [&](double noise) { return ((margin ? second : best) - noise) * temperature; };
   double least = reach(53 * LOG_2 + 1e-6);
   for (uint32_t first = 0; first < count; first += 4) {
     const uint32_t end = std::min(first + 4, count);
@@ -113,14 +134,18 @@ int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, 
     random.draw(first / 4, drawn);
     for (uint32_t i = first; i < end; i++) {
       const double score = double(logits[i]) / temperature;
-      if (score + most_noise(drawn[i % 4]) < best || i == likeliest) continue;
+      if (score + most_noise(drawn[i % 4]) < (margin ? second : best) || i == likeliest) continue;
       const double noisy = score + gumbel(drawn[i % 4]);
       if (noisy > best || (noisy == best && i < chosen)) {
-        best = noisy, chosen = i;
+        second = best, best = noisy, chosen = i;
+        least = reach(53 * LOG_2 + 1e-6);
+      } else if (margin && noisy > second) {
+        second = noisy;
         least = reach(53 * LOG_2 + 1e-6);
       }
     }
   }
+  if (margin) *margin = best - second;
   return chosen;
 }
 

@@ -39,11 +39,12 @@ class Sampler {
   Sampler() = default;
   explicit Sampler(const Sampling& sampling) : sampling_(sampling) {}
   // The token for `position`, given logits [count] of the position before; or NO_TOKEN. Equal scores: the first token.
-  int64_t choose(const float* logits, uint32_t count, uint64_t position);
+  // `margin`, if it is not null: by how much its score, noise and all, is larger than the second.
+  int64_t choose(const float* logits, uint32_t count, uint64_t position, double* margin = nullptr);
   const Sampling& sampling() const { return sampling_; }
 
  private:
-  int64_t noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random) const;
+  int64_t noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random, double* margin) const;
   // Those that top-k, top-p and min-p leave, ascending, in kept_; their scores in scores_.
   void filter(const float* logits, uint32_t count);
   void filter_top_k(const float* logits, uint32_t count);
