@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from edgeloop.runtime import Session
 from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.engines.backend import Backend
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -23,18 +24,23 @@ def authors(folder: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: array if name.startswith("hidden") else array[0] for name, array in found.items()}
 
 
-def decoded(session: Session, ids: I64, prefill: int = PREFILL) -> F32:
+def full(backend: Backend, ids: I64) -> F32:
+    """Logits [S, V] of all tokens at once."""
+    return SequentialDecoder(backend, backend.new_cache(1, len(ids))).prompt(ids, "all").copy()
+
+
+def decoded(backend: Backend, ids: I64, prefill: int = PREFILL) -> F32:
     """Logits [S, V] of some tokens at once, then one by one."""
-    loop = SequentialDecoder(session.backend, session.backend.new_cache(1, len(ids)))
+    loop = SequentialDecoder(backend, backend.new_cache(1, len(ids)))
     parts = [loop.prompt(ids[:prefill], "all").copy()]
     parts += [loop.prompt(ids[i : i + 1]).copy() for i in range(prefill, len(ids))]
     return np.concatenate(parts)
 
 
-def states(session: Session, ids: I64) -> list[F32]:
+def states(backend: Backend, ids: I64) -> list[F32]:
     """The states [S, D] after each depth."""
     found: list[F32] = []
-    loop = SequentialDecoder(session.backend, session.backend.new_cache(1, len(ids)))
+    loop = SequentialDecoder(backend, backend.new_cache(1, len(ids)))
     loop.observe = lambda depth, state: found.append(state[0].copy())
     loop.prompt(ids, "all")
     return found

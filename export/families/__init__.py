@@ -39,6 +39,7 @@ FAMILIES = (
         "model_type huginn_raven over the layers of a Llama or OLMo 2",
     ),
     FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
+    FamilyEntry("loopcoder", "loopcoder", "LoopCoderFamily", "model_type iquestloopcoder or iquestpltcoder"),
     FamilyEntry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
     FamilyEntry("qwen", "qwen", "QwenFamily", "Qwen2ForCausalLM or Qwen3ForCausalLM with repeated layers"),
     FamilyEntry(

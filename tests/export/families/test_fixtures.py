@@ -67,9 +67,9 @@ def test_logits(
     with Session.open(bundle, engine=engine) as session:
         assert runs(session.program) == fixture.runs
         assert np.abs(session.logits(ids) - wanted["logits_use_cache_False"]).max() <= BOUND
-        assert np.abs(decoded(session, ids) - wanted["logits_incremental_prefill9"]).max() <= BOUND
+        assert np.abs(decoded(session.backend, ids) - wanted["logits_incremental_prefill9"]).max() <= BOUND
         assert greedy(session, ids) == wanted["greedy_8"].tolist()
-        found = states(session, ids)
+        found = states(session.backend, ids)
         for depth, row in fixture.hidden.items():
             assert np.abs(found[depth - 1] - wanted["hidden_states"][row]).max() <= BOUND
     for depth, logits in fixture.depths.items():
@@ -91,10 +91,10 @@ def test_any_number_of_depths(
         with Session.open(bundle, engine=engine, depth=depth) as session:
             assert np.abs(session.logits(ids) - wanted[f"logits_full_r{depth}"]).max() <= BOUND
     with Session.open(bundle, engine=engine, depth=4) as session:
-        assert np.abs(decoded(session, ids) - wanted["logits_incr_full_r4"]).max() <= BOUND
+        assert np.abs(decoded(session.backend, ids) - wanted["logits_incr_full_r4"]).max() <= BOUND
         assert greedy(session, ids) == wanted["greedy_8_r4"].tolist()
         if "latent_after_4_steps" in wanted:
-            latent = states(session, ids)[-1]
+            latent = states(session.backend, ids)[-1]
             width = wanted["latent_after_4_steps"].shape[-1]
             assert np.abs(latent[:, :width] - wanted["latent_after_4_steps"]).max() <= BOUND
     with Session.open(bundle, engine=engine, depth=4, decode="pipelined") as session:
