@@ -18,8 +18,9 @@ from pathlib import Path
 from ..runtime.errors import UsageError
 from .bench_chat import chat_arguments, measure_chat
 from .bench_run import measure
+from .bench_serving import users_arguments
 from .bench_soak import soak
-from .bench_users import measure_users, users_arguments
+from .bench_users import measure_users
 from .console import Console
 from .options import at_least, pinned, session_arguments
 from .quantities import bundle_bytes, byte_count

@@ -10,11 +10,11 @@ import argparse
 import random
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import BusyError, EngineError
-from .bench_users import Asked, open_engine, requests
+from .bench_serving import Asked, engines, open_engine, requests
 from .console import Console
 from .options import open_session
 from .quantities import byte_count
@@ -24,14 +24,54 @@ if TYPE_CHECKING:
     from ..runtime.serve.serving import BatchServer
 
 Tokens = tuple[int, ...]
-POOL, SEQUENCES, WAITING = 40, 4, 8
+POOL, SEQUENCES, WAITING, CLIENTS = 40, 4, 8, 3
 EQUAL = {"none", "int8-channel"}
-"""Quantizations with which an answer among others is that of a lone run, token for token."""
+"""Quantizations with which an answer among others is that of a lone run, token for token, with every engine."""
 
 
 def soak(args: argparse.Namespace, console: Console) -> None:
-    """Run for ``args.soak`` minutes and show it; EngineError for lost lanes, and answers that must not differ."""
+    """Run for ``args.soak`` minutes with each engine and show it; EngineError for lost lanes, and answers that must not
+    differ."""
+    found = [_soak(argparse.Namespace(**{**vars(args), "engine": name}), console) for name in engines(args)]
+    if console.json:
+        console.result({"minutes": args.soak, "engines": [_numbers(each) for each in found]})
+    for each in found:
+        different = each.counts["served"] + each.counts["cancelled"] - each.counts["same"]
+        if each.free != SEQUENCES:
+            raise EngineError(
+                f"{SEQUENCES - each.free} of {SEQUENCES} lanes of engine {each.engine} were lost; this is a bug, "
+                "please report it"
+            )
+        if different and each.equal:
+            raise EngineError(
+                f"{different} answers of engine {each.engine} differ from those of a lone run, which they must not "
+                "with this bundle; this is a bug, please report it"
+            )
+        if different:
+            console.note(
+                f"{each.engine}: integer kernels round one row otherwise than several; a float bundle (--quant none) "
+                "has no such excuse"
+            )
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """What happened with ``engine``: counts of requests and tokens, memory after a warm-up of ``warm`` minutes and at
+    the end, lanes that are free then; and whether answers must be those of lone runs."""
+
+    engine: str
+    counts: Counter[str]
+    before: int
+    after: int
+    warm: float
+    free: int
+    equal: bool
+
+
+def _soak(args: argparse.Namespace, console: Console) -> Soaked:
+    """Soak ``args.engine``, and show it."""
     from ..runtime.decode.sampling import SamplingOptions
+    from ..runtime.engines.table import ENGINES
     from ..runtime.timing import rss_bytes
 
     with open_session(args) as session:
@@ -41,15 +81,20 @@ def soak(args: argparse.Namespace, console: Console) -> None:
         wanted = [
             tuple(step.token for step in session.generate(r.prompt, r.tokens, r.sampling)) for r in pool
         ]
-        scheme = session.bundle.manifest.quantization.scheme
-    with open_engine(args, SEQUENCES, WAITING) as engine, console.progress() as progress:
+        exact = ENGINES[args.engine].can.row_exact
+        equal = exact or session.bundle.manifest.quantization.scheme in EQUAL
+    # Where answers do not depend on it, prompts of the pool that come again are not prefilled again.
+    with (
+        open_engine(args, args.engine, SEQUENCES, WAITING, reuse=exact) as engine,
+        console.progress() as progress,
+    ):
         counts: Counter[str] = Counter()
         live: list[tuple[int, Handle]] = []
         random_ = random.Random(0)
         warm, before = min(0.2, args.soak / 5), 0
         start = time.monotonic()
         while (minutes := (time.monotonic() - start) / 60) < args.soak:
-            progress("soaking", minutes / args.soak)
+            progress(f"soaking {args.engine}", minutes / args.soak)
             if not before and minutes > warm:  # every size of call was made by then
                 before = rss_bytes() or 0
             _burst(engine, pool, live, counts, random_)
@@ -62,48 +107,29 @@ def soak(args: argparse.Namespace, console: Console) -> None:
         end = time.monotonic() + 5
         while engine.scheduler.tasks and time.monotonic() < end:  # the last one is being put away
             time.sleep(0.01)
-        free = len(engine.pool.free)
-    if free != SEQUENCES:
-        raise EngineError(
-            f"{SEQUENCES - free} of {SEQUENCES} lanes were lost; this is a bug, please report it"
-        )
-    if console.json:
-        console.result(
-            {
-                "minutes": args.soak,
-                **{name: counts[name] for name in ("served", "same", "cancelled", "refused", "tokens")},
-                "rss_before_bytes": before,
-                "rss_after_bytes": after,
-                "lanes_free": free,
-                "lanes": SEQUENCES,
-            }
-        )
-    else:
-        _tell(args, console, counts, (before, after, warm), free)
-    compared = counts["served"] + counts["cancelled"]
-    if counts["same"] == compared:
-        return
-    if scheme in EQUAL:
-        raise EngineError(
-            f"{compared - counts['same']} of {compared} answers differ from those of a lone run, which those of a "
-            f"{scheme} bundle must not; this is a bug, please report it"
-        )
-    console.note(
-        "integer kernels round one row otherwise than several; a float bundle (--quant none) has no such excuse"
-    )
+        found = Soaked(args.engine, counts, before, after, warm, len(engine.pool.free), equal)
+    if not console.json:
+        _tell(args, console, found)
+    return found
 
 
-def _tell(
-    args: argparse.Namespace,
-    console: Console,
-    counts: Counter[str],
-    memory: tuple[int, int, float],
-    free: int,
-) -> None:
-    """What happened, for people. ``memory``: bytes after a warm-up and at the end, and the warm-up's minutes."""
-    before, after, warm = memory
+def _numbers(found: Soaked) -> dict[str, object]:
+    return {
+        "engine": found.engine,
+        **{name: found.counts[name] for name in ("served", "same", "cancelled", "refused", "tokens")},
+        "rss_before_bytes": found.before,
+        "rss_after_bytes": found.after,
+        "lanes_free": found.free,
+        "lanes": SEQUENCES,
+    }
+
+
+def _tell(args: argparse.Namespace, console: Console, found: Soaked) -> None:
+    """What happened, for people."""
+    counts = found.counts
     console.facts(
         [
+            ("engine", found.engine),
             ("served", f"{counts['served']} requests, {counts['tokens']} tokens in {args.soak:g} minutes"),
             (
                 "as alone",
@@ -111,8 +137,11 @@ def _tell(
             ),
             ("cancelled", str(counts["cancelled"])),
             ("refused", f"{counts['refused']}, because the queue was full"),
-            ("memory", f"{byte_count(before)} after {60 * warm:.0f} s, {byte_count(after)} at the end"),
-            ("lanes", f"{free} of {SEQUENCES} free"),
+            (
+                "memory",
+                f"{byte_count(found.before)} after {60 * found.warm:.0f} s, {byte_count(found.after)} at the end",
+            ),
+            ("lanes", f"{found.free} of {SEQUENCES} free"),
         ]
     )
 
@@ -129,7 +158,10 @@ def _burst(
         which = numbers.randrange(len(pool))
         asked = pool[which]
         try:
-            live.append((which, engine.submit(asked.prompt, asked.tokens, asked.sampling)))
+            handle = engine.submit(
+                asked.prompt, asked.tokens, asked.sampling, client=numbers.randrange(CLIENTS)
+            )
+            live.append((which, handle))
         except BusyError:
             counts["refused"] += 1
     if live and numbers.random() < 0.2:

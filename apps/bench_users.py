@@ -6,8 +6,9 @@
 *depth-wise*   n at a time: a request starts as soon as another has ended, and where an exit rule measures, each
                token goes on for itself.
 
-All have the same exit rule. The ways take turns in every round, and rates are medians over the rounds. Requests begin
-as the tales that ship with edgeloop do, and have 8 to 32 tokens and answers of 16 to 128.
+All have the same exit rule, and each is measured with the engine native and with onnx, unless one is asked for. The
+ways take turns in every round, and rates are medians over the rounds. Requests begin as the tales that ship with
+edgeloop do, and have 8 to 32 tokens and answers of 16 to 128.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import UsageError
+from .bench_serving import Asked, engines, open_engine, requests
 from .console import Console
-from .options import at_least, depth_arguments, open_session
+from .options import open_session
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from ..runtime.decode.sampling import SamplingOptions
     from ..runtime.serve.serving import BatchServer
     from ..runtime.session import Session
+
+
+Way = tuple[str, str, int]
+"""Engine, kind and users of a way to serve the requests."""
 
 
 @dataclass(frozen=True)
@@ -45,73 +48,30 @@ class Served:
         return self.tokens / self.seconds
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request of the benchmark."""
-
-    prompt: npt.NDArray[np.int64]
-    tokens: int
-    sampling: SamplingOptions | None = None
-
-
-def numbers(text: str) -> list[int]:
-    """An argparse type: 1,2,4."""
-    values = [int(part) if part.isdigit() else 0 for part in text.split(",")]
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted numbers of users with commas, as 1,2,4,8")
-    return values
-
-
-def minutes(text: str) -> float:
-    """An argparse type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
-    return value
-
-
-def users_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``--users`` and ``--soak`` take."""
-    group = parser.add_argument_group("many users")
-    group.add_argument(
-        "--users", type=numbers, metavar="N,N", help="compare ways to serve so many at once, as 1,2,4,8"
-    )
-    group.add_argument(
-        "--requests", type=at_least(1, 100_000), default=24, metavar="N", help="that they share (default: 24)"
-    )
-    group.add_argument(
-        "--soak", type=minutes, metavar="MINUTES", help="serve random requests and check every answer"
-    )
-    depth_arguments(parser)
-
-
 def measure_users(args: argparse.Namespace, console: Console) -> None:
     """Run the comparison that ``args`` asks for, and show it."""
-    with open_session(args) as session:
-        asked = requests(session, args.requests, seed=0)
-        ways: dict[tuple[str, int], Callable[[], Served]] = {("one by one", 1): lambda: alone(session, asked)}
-        engines = []
-        for users in args.users:
-            engines.append(open_engine(args, users, len(asked)))
-            for name, size in (("static", users), ("depth-wise", len(asked))):
-                ways[name, users] = _way(engines[-1], asked, size, aligned=name == "static")
-        runs: dict[tuple[str, int], list[Served]] = {way: [] for way in ways}
+    names = engines(args)
+    runs: dict[Way, list[Served]] = {}
+    with ExitStack() as opened:
+        ways: dict[Way, Callable[[], Served]] = {}
+        for name in names:
+            session = opened.enter_context(open_session(argparse.Namespace(**{**vars(args), "engine": name})))
+            asked = requests(session, args.requests, seed=0)
+            ways[name, "one by one", 1] = partial(alone, session, asked)
+            for users in args.users:
+                server = opened.enter_context(open_engine(args, name, users, len(asked)))
+                for kind, size in (("static", users), ("depth-wise", len(asked))):
+                    ways[name, kind, users] = _way(server, asked, size, aligned=kind == "static")
+            policy = session.policy.exit
         with console.progress() as progress:
             for turn in range(args.runs + 1):
                 for i, (way, serve) in enumerate(ways.items()):
-                    progress(way[0], (turn * len(ways) + i) / ((args.runs + 1) * len(ways)))
+                    progress(" ".join(way[:2]), (turn * len(ways) + i) / ((args.runs + 1) * len(ways)))
                     served = serve()
-                    runs[way] += [served] if turn else []  # the first is a warm-up
-        for engine in engines:
-            engine.close()
-    rows = [_row(runs, users) for users in args.users]
+                    runs.setdefault(way, []).extend([served] if turn else [])  # the first is a warm-up
+    rows = [_row(runs, name, users) for name in names for users in args.users]
     if console.json:
-        console.result(
-            {"requests": len(asked), "runs": args.runs, "exit": session.policy.exit, "users": rows}
-        )
+        console.result({"requests": args.requests, "runs": args.runs, "exit": policy, "users": rows})
         return
     console.table(
         (
@@ -120,7 +80,7 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
         ),
         [
             (
-                f"{row['users']:.0f} users",
+                f"{row['engine']}, {row['users']} users",
                 *(f"{row[name]:.0f}" for name in ("one_by_one", "static", "depth_wise")),
                 *(f"{row[name]:.2f}×" for name in ("over_one_by_one", "over_static")),
                 f"{row['host']:.1%}",
@@ -140,9 +100,10 @@ def _way(engine: BatchServer, asked: list[Asked], size: int, aligned: bool) -> C
     return serve
 
 
-def _row(runs: dict[tuple[str, int], list[Served]], users: int) -> dict[str, float]:
+def _row(runs: dict[Way, list[Served]], engine: str, users: int) -> dict[str, Any]:
     """Medians, and medians of the ratios round by round."""
-    rates = {name: [run.rate for run in runs[name, n]] for name, n in _of(users)}
+    of = (("one by one", 1), ("static", users), ("depth-wise", users))
+    rates = {name: [run.rate for run in runs[engine, name, n]] for name, n in of}
     pairs = {
         f"over_{name.replace(' ', '_')}": statistics.median(
             ours / theirs for ours, theirs in zip(rates["depth-wise"], rates[name], strict=True)
@@ -150,62 +111,8 @@ def _row(runs: dict[tuple[str, int], list[Served]], users: int) -> dict[str, flo
         for name in ("one by one", "static")
     }
     medians = {name.replace(" ", "_").replace("-", "_"): statistics.median(r) for name, r in rates.items()}
-    host = statistics.median(run.host for run in runs["depth-wise", users])
-    return {"users": users, **medians, **pairs, "host": host}
-
-
-def _of(users: int) -> tuple[tuple[str, int], ...]:
-    return ("one by one", 1), ("static", users), ("depth-wise", users)
-
-
-def open_engine(args: argparse.Namespace, sequences: int, waiting: int) -> BatchServer:
-    """The engine of ``args``' bundle for so many at a time."""
-    from ..runtime.serve.serving import BatchServer
-
-    return BatchServer.open(
-        args.bundle,
-        engine=args.engine,
-        kv_bits=args.kv_bits,
-        threads=args.threads,
-        cpus=args.cpus,
-        sequences=sequences,
-        waiting=waiting,
-        context=args.context,
-        depth=args.depth,
-        verify=False,  # the session has looked at the same files
-        exit=args.exit,
-        skipped_kv=args.skipped_kv,
-        kv=args.kv,
-        reuse=False,  # every round sends the same prompts
-    )
-
-
-def requests(session: Session, count: int, seed: int) -> list[Asked]:
-    """``count`` requests of various lengths: beginnings from the tales, or random ids where there is no tokenizer."""
-    import numpy as np
-
-    if session.context < 2:
-        raise UsageError(f"a context of {session.context} has no room for a request, wanted at least 2")
-    random = np.random.default_rng(seed)
-    text = tale_ids(session)
-    asked = []
-    for _ in range(count):
-        length, tokens = int(random.integers(8, 33)), int(random.integers(16, 129))
-        length = min(length, session.context - 1)
-        start = int(random.integers(0, len(text) - length))
-        asked.append(Asked(text[start : start + length], min(tokens, session.context - length)))
-    return asked
-
-
-def tale_ids(session: Session) -> npt.NDArray[np.int64]:
-    """Tokens of the tales' validation text."""
-    import numpy as np
-
-    if session.tokenizer_or_none is None:
-        return np.random.default_rng(0).integers(0, session.program.vocab_size, 20_000, np.int64)
-    from .demo.texts import split_texts
-
-    return np.array(session.tokenizer.encode(split_texts()[1][:60_000], special=False), np.int64)
+    host = statistics.median(run.host for run in runs[engine, "depth-wise", users])
+    return {"engine": engine, "users": users, **medians, **pairs, "host": host}
 
 
 def alone(session: Session, asked: list[Asked]) -> Served:

@@ -240,7 +240,7 @@ class Worker:
                 call.token = token
                 token, depth, found, _ = yield call
                 if found is None:
-                    text = answer.add(token)
+                    text = answer.take(token, None)
                 else:
                     token, text = answer.choose(found)
 

@@ -100,10 +100,6 @@ class Answer:
         if self._top is not None:
             assert logits is not None
             self.logprobs = token_logprobs(logits, token, self._top)
-        return self.add(token)
-
-    def add(self, token: int) -> str:
-        """Let ``token`` be the next one → the text that it completes."""
         self._tokens[self._length] = token
         self._length += 1
         text = self._text.push(token) if self._text else ""

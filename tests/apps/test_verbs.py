@@ -16,6 +16,7 @@ import pytest
 from edgeloop.apps import bench_soak
 from edgeloop.apps.demo import verb as demo
 from edgeloop.apps.options import token_bias
+from edgeloop.runtime.engines.table import ENGINES
 from edgeloop.runtime.serve.handle import Handle
 from edgeloop.runtime.serve.serving import BatchServer
 from edgeloop.runtime.session import Session
@@ -278,10 +279,17 @@ def test_an_interrupt_is_130_and_one_line(bundle: Path) -> None:
         assert process.stderr.read() == "edgeloop: interrupted\n"
 
 
+def measured() -> list[str]:
+    """The engines that benchmarks of many users measure: native too, where there is its library."""
+    return ["onnx"] if ENGINES["native"].unavailable_reason() else ["native", "onnx"]
+
+
 def test_bench_users(bundle: Path, command: Command, command_json: CommandJson) -> None:
     flags = ("--users", "1,2", "--requests", "3", "--runs", "1", "--exit", "depth:2")
     found = command_json("bench", bundle, *flags)
-    assert [row["users"] for row in found["users"]] == [1, 2]
+    assert [(row["engine"], row["users"]) for row in found["users"]] == [
+        (e, n) for e in measured() for n in (1, 2)
+    ]
     for row in found["users"]:  # of one round
         for other in ("static", "one_by_one"):
             assert row[f"over_{other}"] == pytest.approx(row["depth_wise"] / row[other])
@@ -295,14 +303,22 @@ def test_bench_users(bundle: Path, command: Command, command_json: CommandJson) 
 
 
 def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -> None:
-    found = command_json("bench", bundle, "--soak", "0.02")
-    assert found["lanes_free"] == found["lanes"] == 4
-    assert found["served"] > 0
-    assert 0 < found["same"] <= found["served"] + found["cancelled"]
+    flags = ("--max-stall", "2")
+    found = command_json("bench", bundle, "--soak", "0.02", *flags)["engines"]
+    assert [each["engine"] for each in found] == measured()
+    for each in found:
+        assert each["lanes_free"] == each["lanes"] == 4
+        assert each["served"] > 0
+        assert 0 < each["same"] <= each["served"] + each["cancelled"]
+        if each["engine"] == "native":
+            assert each["same"] == each["served"] + each["cancelled"]
     code, out, _ = command("bench", bundle, "--soak", "0.01")
     assert code == 0
     assert "4 of 4 free" in out
-    assert command("bench", bundle, "--soak", "none")[0] == 2
+    for option in ("--soak", "--max-stall", "--kv-limit"):
+        assert "above 0" in command("bench", bundle, option, "none")[2]
+    err = command("bench", bundle, "--users", "2", "--engine", "onnx", "--kv-limit", "0.001")[2]
+    assert "at once, and kv_limit is 1000; open it with fewer sequences" in err
 
 
 def test_bench_soak_fails_where_an_answer_may_not_differ(
@@ -310,20 +326,20 @@ def test_bench_soak_fails_where_an_answer_may_not_differ(
 ) -> None:
     submit = BatchServer.submit
 
-    def shorter(engine: BatchServer, prompt: object, tokens: int, sampling: object) -> Handle:
+    def shorter(engine: BatchServer, prompt: object, tokens: int, sampling: object, client: object) -> Handle:
         return submit(engine, prompt, max(tokens - 3, 1), sampling)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BatchServer, "submit", shorter)
-    code, out, err = command("bench", bundle, "--soak", "0.01")  # int4, whose kernels have an excuse
+    onnx = ("--soak", "0.01", "--engine", "onnx")
+    code, out, err = command("bench", bundle, *onnx)  # int4, whose kernels have an excuse
     assert (code, "integer kernels round" in err) == (0, True)
     monkeypatch.setattr(bench_soak, "EQUAL", {"int4"})
-    code, out, err = command("bench", bundle, "--soak", "0.01", "--json")
+    code, out, err = command("bench", bundle, *onnx, "--json")
     assert code == 1
-    found = json.loads(out)
+    (found,) = json.loads(out)["engines"]
     wrong = found["served"] + found["cancelled"] - found["same"]
     assert wrong > 0
-    assert err.startswith(f"edgeloop: {wrong} of ")
-    assert "differ from those of a lone run, which those of a int4 bundle must not" in err
+    assert err.startswith(f"edgeloop: {wrong} answers of engine onnx differ from those of a lone run")
 
 
 def test_bench(bundle: Path, command: Command, command_json: CommandJson) -> None:
