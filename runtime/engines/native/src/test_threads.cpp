@@ -106,6 +106,54 @@ void pace() {
   expect(pace.choose(1) == 1, "one thread is one thread");
 }
 
+// Another program takes a core, now and then or always: a pass of two threads then waits for a time slice, or for several.
+// Over all passes two threads that may be fewer are never slower than 0.9 × one. Times are made up, so that this holds anywhere.
+void pace_beside_others() {
+  struct {
+    double one_slowed, two_slowed;  // of 1: how many passes meet the other program
+    double times;                   // as slow as they then are
+  } const loads[] = {{0, 0, 1}, {0.02, 0.3, 3}, {0.05, 0.6, 3}, {0.1, 1, 2.5}, {0.1, 0.2, 12}, {0.02, 0.05, 40}};
+  uint32_t state = 1;
+  const auto chance = [&] {
+    state = state * 1664525u + 1013904223u;
+    return double(state >> 8) / (1 << 24);
+  };
+  for (const auto& load : loads)
+    for (int length : {100, 1000, 60000}) {  // passes with the other program, then as many without, or all with it
+      Pace pace;
+      double one = 0, team = 0;
+      for (int pass = 0; pass < 60000; pass++) {
+        const bool loaded = pass / length % 2 == 0;
+        const double alone = loaded && chance() < load.one_slowed ? load.times : 1;
+        const double together = 0.6 * (loaded && chance() < load.two_slowed ? load.times : 1);
+        const int count = pace.choose(2);
+        pace.learn(count, count == 1 ? alone : together);
+        one += alone;
+        team += count == 1 ? alone : together;
+      }
+      expect(team <= one / 0.9, "two threads beside another program are slower than 0.9 of one");
+    }
+}
+
+// A worker that gets its core late in every pass, as beside another program: the team soon does without it.
+void team_of_a_slow_worker() {
+  TeamOptions options;
+  options.threads = 2;
+  Team team(options);
+  int together = 0;
+  constexpr int PASSES = 600;
+  for (int pass = 0; pass < PASSES; pass++) {
+    bool both = false;
+    team.run(1, [&](int worker) {
+      if (worker == 0) both = team.count() == 2;
+      if (worker == 1) usleep(3000);
+      team.barrier(worker);
+    });
+    together += both;
+  }
+  expect(together < PASSES / 10, "a worker that is always late is waited for");
+}
+
 double used_seconds() {
   timespec t;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
@@ -220,12 +268,14 @@ void fork_while_locked() {
 
 int main() {
   pace();
+  pace_beside_others();
   pieces();
   counts_of_passes();
   callers();
   float_settings();
   pinning();
   sleep_of_a_team();
+  team_of_a_slow_worker();
   fork_of_a_process();
   fork_while_locked();
   if (failures == 0) printf("threads: all hold\n");
