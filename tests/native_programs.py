@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engine
 
 from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
-KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention")
+KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention", "amx")
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,12 @@ COMMON = (
     "-Wextra",
 )
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx2": (_X86, ("-mavx2", "-mf16c")),
     "avxvnni": (_X86, ("-mavx2", "-mf16c", "-mavxvnni")),
-    "avx512": (_X86, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")),
+    "avx512": (_X86, _AVX512),
+    "amx": (_X86, (*_AVX512, "-mamx-tile", "-mamx-int8")),
     "neon": (_ARM, ()),
     "dotprod": (_ARM, ("-march=armv8.2-a+dotprod",)),
     "i8mm": (_ARM, ("-march=armv8.2-a+dotprod+i8mm",)),

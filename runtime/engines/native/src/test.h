@@ -63,5 +63,6 @@ void test_products();   // against loops over the matrix as it is written down
 void test_functions();  // against doubles
 void test_tables();     // every kernel of every table against the portable one
 void test_attention();  // against doubles; rows do not depend on others
+void test_amx();        // products by tiles, on a model of them
 
 }  // namespace edgeloop::test

@@ -141,7 +141,7 @@ int main(int count, char** names) {
     const char* name;
     void (*run)();
   } tests[] = {{"models", test_models}, {"products", test_products}, {"functions", test_functions},
-               {"tables", test_tables}, {"attention", test_attention}};
+               {"tables", test_tables}, {"attention", test_attention}, {"amx", test_amx}};
   int ran = 0;
   for (const auto& test : tests) {
     bool wanted = count < 2;

@@ -22,7 +22,7 @@ from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.native.tiles import code_tiles, float_tiles
 from edgeloop.runtime.model.codec import Grouped
 
-TABLES = ("portable", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm")
+TABLES = ("portable", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm")
 FLOAT32, FLOAT16, INT8, INT4 = range(4)
 
 pytestmark = pytest.mark.skipif(here() is None, reason="no C++ compiler")

@@ -1,21 +1,22 @@
-// The kernels with AVX2, F16C and AVX-VNNI (the dot products of AVX-512 VNNI for processors without AVX-512), compiled for these
-// (build.py has the flags); nothing where the compiler does not know them.
+// Products of codes with AVX-VNNI, the dot products of AVX-512 VNNI for processors without AVX-512; all else is as in avx2.cpp.
+// Compiled with its flags (build.py), and null where the compiler does not know them.
 #if defined(__x86_64__)
 
 #if defined(__AVXVNNI__)
 
+#pragma GCC diagnostic ignored "-Wunused-function"  // of the headers' other kernels
+
 #include "simd_avx2.h"
 
 namespace {
-constexpr int CODE_ROWS = 6, FLOAT_ROWS = 1, MIX_LANES = 2, SCORE_BLOCKS = 1;
+constexpr int CODE_ROWS = 6, FLOAT_ROWS = 1;
 }
 
 #include "codes_avxvnni.h"
-#include "table.h"
 
 namespace edgeloop {
-extern const Kernels AVXVNNI;
-const Kernels AVXVNNI = table_named("avxvnni");
+extern const ProductCodes AVXVNNI_PRODUCT;
+const ProductCodes AVXVNNI_PRODUCT = product_codes;
 }  // namespace edgeloop
 
 #else
@@ -23,8 +24,8 @@ const Kernels AVXVNNI = table_named("avxvnni");
 #include "kernels.h"
 
 namespace edgeloop {
-extern const Kernels AVXVNNI;
-const Kernels AVXVNNI = {};
+extern const ProductCodes AVXVNNI_PRODUCT;
+const ProductCodes AVXVNNI_PRODUCT = nullptr;
 }  // namespace edgeloop
 
 #endif

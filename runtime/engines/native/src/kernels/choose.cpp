@@ -9,7 +9,8 @@ namespace edgeloop {
 
 extern const Kernels PORTABLE;
 #if defined(__x86_64__)
-extern const Kernels AVX2, AVXVNNI, AVX512;
+extern const Kernels AVX2, AVX512;
+extern const ProductCodes AVXVNNI_PRODUCT, AMX_PRODUCT;
 #elif defined(__aarch64__)
 extern const Kernels NEON, DOTPROD, I8MM;
 #endif
@@ -23,6 +24,19 @@ struct Choice {
 
 bool always() { return true; }
 
+#if defined(__x86_64__)
+
+// A table with other products; without a name where the compiler knew no instructions for them.
+Kernels with_product(const char* name, Kernels kernels, ProductCodes product) {
+  kernels.name = product ? name : nullptr;
+  if (product) kernels.product_codes = product;
+  return kernels;
+}
+
+const Kernels AVXVNNI = with_product("avxvnni", AVX2, AVXVNNI_PRODUCT), AMX = with_product("amx", AVX512, AMX_PRODUCT);
+
+#endif
+
 // The best last. What the system does not save for a thread is not supported either.
 const Choice CHOICES[] = {
   {&PORTABLE, always},
@@ -30,6 +44,7 @@ const Choice CHOICES[] = {
   {&AVX2, runs_avx2},
   {&AVXVNNI, runs_avxvnni},
   {&AVX512, runs_avx512},
+  {&AMX, runs_amx},
 #elif defined(__aarch64__)
   {&NEON, always},
   {&DOTPROD, runs_dotprod},
@@ -38,7 +53,6 @@ const Choice CHOICES[] = {
 };
 constexpr int COUNT = sizeof CHOICES / sizeof *CHOICES;
 
-// A table that the compiler knew no instructions for has no name.
 bool runs(const Choice& choice) { return choice.kernels->name && choice.runs(); }
 
 }  // namespace

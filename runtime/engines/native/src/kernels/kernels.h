@@ -99,7 +99,7 @@ constexpr int FUNCTION_COUNT = 8;
 enum class CacheKind : uint8_t { float32, float16 };
 
 struct Kernels {
-  const char* name;  // portable; avx2, avxvnni, avx512; neon, dotprod, i8mm
+  const char* name;  // portable; avx2, avxvnni, avx512, amx; neon, dotprod, i8mm
 
   // --- products -------------------------------------------------------------------------------------------------
   // x [n] → int8 codes, by itself for each group: scale = largest / 127, code = x * (127 / largest) to the nearest, half
@@ -147,6 +147,8 @@ struct Kernels {
   void (*to_half)(const float* x, int64_t n, uint16_t* y);
   void (*to_float)(const uint16_t* x, int64_t n, float* y);
 };
+
+using ProductCodes = decltype(Kernels::product_codes);
 
 // Which of two parts of a row has the largest number: for argmax in pieces.
 static inline Best better(Best a, Best b) {

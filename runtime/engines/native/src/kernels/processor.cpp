@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -14,10 +18,14 @@ namespace edgeloop {
 
 namespace {
 
-// A bit of EAX of cpuid's leaf 7, subleaf 1, whose newer bits not every compiler has a name for.
-bool has_bit(int bit) {
+// What cpuid says in leaf 7, for bits that not every compiler has a name for.
+struct Leaf {
   unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> bit & 1);
+};
+
+Leaf leaf(unsigned subleaf) {
+  Leaf found{};
+  return __get_cpuid_count(7, subleaf, &found.eax, &found.ebx, &found.ecx, &found.edx) ? found : Leaf{};
 }
 
 }  // namespace
@@ -25,12 +33,28 @@ bool has_bit(int bit) {
 // The compiler's answers count what the system saves of a thread.
 bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 
-bool runs_avxvnni() { return runs_avx2() && has_bit(4); }
+bool runs_avxvnni() { return runs_avx2() && (leaf(1).eax >> 4 & 1); }
 
 bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
+
+#if defined(__linux__)
+
+// Tiles take 8 KB of each thread that uses them, so a process has them only once it has asked.
+bool runs_amx() {
+  constexpr unsigned TILE = 1u << 24, INT8 = 1u << 25;  // of edx
+  constexpr long ASK = 0x1023, TILE_DATA = 18;          // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  const unsigned found = leaf(0).edx;
+  return runs_avx512() && (found & TILE) && (found & INT8) && syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+}
+
+#else
+
+bool runs_amx() { return false; }
+
+#endif
 
 #elif defined(__aarch64__) && defined(__linux__)
 
