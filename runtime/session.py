@@ -11,18 +11,20 @@ from .context.context import Context
 from .context.saved import opened
 from .decode.draft_control import DraftController, WholeTokenController
 from .decode.encoding import check_encoder
-from .decode.modes import SEQUENTIAL, Mode, check_mode
+from .decode.modes import PIPELINED, SEQUENTIAL, Mode, check_mode
 from .decode.pipeline import Pipeline
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
 from .engines.backend import I64, Backend
 from .engines.table import open_backend
-from .engines.tokens import NO_TOKEN
+from .engines.tokens import NO_TOKEN, Drafting
 from .errors import UsageError
 from .reading_session import ReadingSession
 from .serve.requests import Answer, Request, Step
 from .text.template import Objects
 from .timing import GenerationClock, GenerationStats
+
+WHERE_IT_PAYS = Drafting()
 
 __all__ = ["Session", "Step"]
 
@@ -46,7 +48,7 @@ class Session(ReadingSession):
         check_mode(Mode(bundle.program, self.policy, decode, backend.name, backend.can))
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
-        self._controller = self._new_controller()
+        self._controller: DraftController | None = None
         self._pipeline: Pipeline | None = None
         self._clock: GenerationClock | None = None
 
@@ -205,9 +207,10 @@ class Session(ReadingSession):
         decoder = context.room(len(request.prompt) + request.room(self.context))
         context.sampling = request.sampling
         choose: Choose = Sampler(request.sampling, context.begin_answer()).choose
-        pipeline = self._prepare_pipeline(decoder, choose)
-        if self._controller:
-            choose = self._controller.timed(choose)
+        drafts = self.decode == PIPELINED and decoder.draft(WHERE_IT_PAYS)
+        pipeline = None if drafts or self.decode == SEQUENTIAL else self._prepare_pipeline(decoder, choose)
+        if pipeline is not None:
+            choose = pipeline.controller.timed(choose)
         answer = Answer(request, choose, self.program, self.prompts.tokenizer, self.context)
         clock = self._clock = GenerationClock(
             lambda: decoder.clock,
@@ -225,6 +228,8 @@ class Session(ReadingSession):
             pipeline.begin(request.prompt)
             runner = pipeline
         by_engine = pipeline is None and decoder.choose_by(request.sampling)
+        if drafts:
+            decoder.text(request.prompt)
         while True:
             context.generated(token)
             clock.chose(depth)
@@ -246,8 +251,7 @@ class Session(ReadingSession):
     def fork(self) -> Session:
         """Return a session that goes on from the same context, as ``ContextSession.fork`` describes it."""
         other = super().fork()
-        other._clock = other._pipeline = None
-        other._controller = self._new_controller()
+        other._clock = other._pipeline = other._controller = None
         return other
 
     def close(self) -> None:
@@ -266,17 +270,11 @@ class Session(ReadingSession):
             self._pipeline.cancel()
         return context
 
-    def _new_controller(self) -> DraftController | None:
-        """Return what chooses the draft depth; None when the session decodes sequentially."""
-        if self.decode == SEQUENTIAL:
-            return None
-        kind = WholeTokenController if self.policy.rule.exits_early else DraftController
-        return kind(self.program.depths)
-
-    def _prepare_pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline | None:
-        """Return the pipeline, which is kept, since engines prepare its calls once. None when decoding sequentially."""
+    def _prepare_pipeline(self, decoder: SequentialDecoder, draft: Choose) -> Pipeline:
+        """Return the host's pipeline, which is kept, since engines prepare its calls once."""
         if self._controller is None:
-            return None
+            kind = WholeTokenController if self.policy.rule.exits_early else DraftController
+            self._controller = kind(self.program.depths)
         if self._pipeline is None or self._pipeline.decoder is not decoder:
             self._pipeline = Pipeline(decoder, draft, self._controller)
         self._pipeline.draft = draft

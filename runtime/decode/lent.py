@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..engines.backend import Backend, runs_tokens
 from ..engines.kv import KVCache
-from ..engines.tokens import TokenCounts, TokenDecoder
+from ..engines.tokens import NO_DRAFTS, Drafting, TokenCounts, TokenDecoder
 from ..timing import LoopClock
 from .exits import ExitRule
 from .routing import RoutingRule
@@ -27,12 +27,23 @@ class Lender:
         self._rule: ExitRule | RoutingRule | None = None
         self._decoder: TokenDecoder | None = None
         self._counted = _nothing(backend.program.depths)
+        self._drafting = NO_DRAFTS
+        self._drafted = (0, 0)  # fed and right, as far as they were counted
+
+    def draft(self, drafting: Drafting) -> None:
+        """Let the engine draft the tokens that it runs, as ``drafting`` says."""
+        if drafting is not self._drafting:
+            self._drafting, self._drafted = drafting, (0, 0)
+            if self._decoder is not None:
+                self._decoder.draft(drafting)
 
     def lend(self, sequence: TokenSequence) -> TokenDecoder | None:
         """Return what runs the tokens of ``sequence`` from now on; None where the engine cannot (``whole_tokens``)."""
         if sequence is not self._sequence or sequence.rule is not self._rule:
             self._sequence, self._rule, self._decoder = sequence, sequence.rule, self._new_decoder(sequence)
-            self._counted = _nothing(sequence.program.depths)
+            self._counted, self._drafted = _nothing(sequence.program.depths), (0, 0)
+            if self._decoder is not None and self._drafting is not NO_DRAFTS:
+                self._decoder.draft(self._drafting)
         if self._decoder is not None:
             self._decoder.write(token_state(sequence))
         return self._decoder
@@ -60,6 +71,12 @@ class Lender:
         for depth in range(len(now.calls)):
             clock.block_ns[depth] += now.block_ns[depth] - before.block_ns[depth]
             clock.calls[depth] += now.calls[depth] - before.calls[depth]
+        if self._drafting is not NO_DRAFTS:
+            found = self._decoder.drafts()
+            fed, right = (sum(each) for each in zip(found.looked_up, found.predicted, strict=True))
+            clock.drafts += fed - self._drafted[0]
+            clock.accepted += right - self._drafted[1]
+            self._drafted = fed, right
 
     def _new_decoder(self, sequence: TokenSequence) -> TokenDecoder | None:
         if not runs_tokens(self._backend) or (mode := token_mode(sequence)) is None:

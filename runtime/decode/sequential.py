@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter_ns
 
@@ -11,7 +11,7 @@ import numpy as np
 from ..checks import longer
 from ..engines.backend import F32, I64, Backend
 from ..engines.kv import KVCache
-from ..engines.tokens import TokenDecoder
+from ..engines.tokens import Drafting, DraftReport, TokenDecoder
 from ..errors import ContextError, UsageError
 from ..timing import LoopClock
 from .lent import Lender
@@ -139,10 +139,27 @@ class SequentialDecoder(StageRunner):
 
     def choose_by(self, options: SamplingOptions) -> bool:
         """Let ``next`` choose by ``options``; False where the host has to choose, or to decide between depths."""
-        lent = None if options.adjusts else self._borrower()
+        lent = self._borrower()
         if lent is not None:
-            lent.choose_by(options)
-        return lent is not None
+            lent.choose_by(options)  # drafts too
+        return lent is not None and not options.adjusts
+
+    def draft(self, drafting: Drafting) -> bool:
+        """Let the engine draft the tokens that it runs whole, as ``drafting`` says; False where it runs none."""
+        self._lender.draft(drafting)
+        return self._borrower() is not None
+
+    def text(self, ids: Sequence[int] | I64) -> None:
+        """Let the engine look drafts up in ``ids``, of which it has run the first; after ``draft`` only."""
+        lent = self._borrower()
+        assert lent is not None
+        lent.text(ids)
+
+    def drafts(self) -> DraftReport:
+        """Return what became of the engine's drafts; after ``draft`` only."""
+        lent = self._borrower()
+        assert lent is not None
+        return lent.drafts()
 
     def next(self, token: int) -> int:
         """Do what ``step`` does and return the next token, in one call; after ``choose_by`` only.

@@ -163,6 +163,9 @@ class Drafting:
     known: tuple[I64, npt.NDArray[np.bool_]] | None = None
 
 
+NO_DRAFTS = Drafting("never")
+
+
 class DraftsFed(NamedTuple):
     """Drafts that were fed, and how many of them became final."""
 
