@@ -40,6 +40,7 @@ FAMILIES = (
     ),
     FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     FamilyEntry("loopcoder", "loopcoder", "LoopCoderFamily", "model_type iquestloopcoder or iquestpltcoder"),
+    FamilyEntry("hrm_text", "hrm_text", "HrmTextFamily", "model_type hrm_text"),
     FamilyEntry("gpt_neox", "gpt_neox", "GptNeoxFamily", "GPTNeoXForCausalLM with repeated layers"),
     FamilyEntry("qwen", "qwen", "QwenFamily", "Qwen2ForCausalLM or Qwen3ForCausalLM with repeated layers"),
     FamilyEntry(

@@ -44,6 +44,9 @@ LOOPS = {depth: f"logits_after_loop_{depth}" for depth in (1, 2)}
 FIXTURES = {
     "nanbeige_loops2": Fixture("nanbeige", [LayerRun(3, 2)], LOOPS),
     "nanbeige_losswts_qknorm_bias": Fixture("nanbeige", [LayerRun(3, 2)], LOOPS),
+    "hrm_text_h1l4_noprefix": Fixture(
+        "hrm_text", [LayerRun(2, 4), LayerRun(2, 1)], {5: "logits_after_H_cycle_1"}
+    ),
     "fold_qwen2": Fixture("qwen", ONE_TWO_ONE, hidden={1: 3, 2: 5}),
     "fold_gemma1": Fixture("gemma", ONE_TWO_ONE, hidden={1: 3, 2: 5}),
     "fold_gemma2": Fixture("gemma", ONE_TWO_ONE, hidden={1: 3, 2: 5}),
