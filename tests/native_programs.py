@@ -159,7 +159,7 @@ def delta_files(folder: Path) -> list[Path]:
 def main(how: str, arguments: Sequence[str]) -> int:
     """Compile and run what ``how`` names; the exit status of the first program that fails."""
     way = WAYS[how]
-    target = here(way.compilers[:2])
+    target = here(way.compilers)
     if target is None:
         sys.exit(f"native-{how} is skipped: it wants {' or '.join(way.compilers[:2])}")
     with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as folder:

@@ -18,22 +18,22 @@ namespace edgeloop {
 
 namespace {
 
-// What cpuid says in leaf 7, for bits that not every compiler has a name for.
+// What cpuid says, for bits that not every compiler has a name for.
 struct Leaf {
   unsigned eax, ebx, ecx, edx;
 };
 
-Leaf leaf(unsigned subleaf) {
+Leaf leaf(unsigned number, unsigned subleaf) {
   Leaf found{};
-  return __get_cpuid_count(7, subleaf, &found.eax, &found.ebx, &found.ecx, &found.edx) ? found : Leaf{};
+  return __get_cpuid_count(number, subleaf, &found.eax, &found.ebx, &found.ecx, &found.edx) ? found : Leaf{};
 }
 
 }  // namespace
 
-// The compiler's answers count what the system saves of a thread.
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+// The compiler's answers count what the system saves of a thread. Bit 29: float16.
+bool runs_avx2() { return __builtin_cpu_supports("avx2") && (leaf(1, 0).ecx >> 29 & 1); }
 
-bool runs_avxvnni() { return runs_avx2() && (leaf(1).eax >> 4 & 1); }
+bool runs_avxvnni() { return runs_avx2() && (leaf(7, 1).eax >> 4 & 1); }
 
 bool runs_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -46,7 +46,7 @@ bool runs_avx512() {
 bool runs_amx() {
   constexpr unsigned TILE = 1u << 24, INT8 = 1u << 25;  // of edx
   constexpr long ASK = 0x1023, TILE_DATA = 18;          // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  const unsigned found = leaf(0).edx;
+  const unsigned found = leaf(7, 0).edx;
   return runs_avx512() && (found & TILE) && (found & INT8) && syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
 }
 
