@@ -179,7 +179,9 @@ class Worker:
 
     def _task(self, handle: Handle, place: PooledSequence, reused: int) -> Task:
         """Return the task of a request on ``place``, and note that it runs."""
-        task = Task(place.number, self._answer(handle, place, reused), self._ended(handle, place))
+        task = Task(
+            place.number, place.tokens, self._answer(handle, place, reused), self._ended(handle, place)
+        )
         self._running[handle] = task, place
         return task
 
@@ -227,8 +229,8 @@ class Worker:
         depth = int(ran[-1])
         self._running[handle][0].prompt = False
         token, text = answer.choose(logits[-1])
-        chooses = request.logprobs is None and not request.sampling.adjusts
-        with scheduler.whole_tokens(place.number, sequence, request.sampling, chooses) as call:
+        by = None if answer.wants_logits or request.sampling.adjusts else request.sampling
+        with scheduler.whole_tokens(place.number, sequence, by) as call:
             while True:
                 handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
                 if answer.finish:

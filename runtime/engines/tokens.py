@@ -106,8 +106,8 @@ class Choosing(Protocol):
 
 
 class Turned(NamedTuple):
-    """What became of a token of a batch: the one that was chosen behind it, the depths that it ran, and the logits [V]
-    where the host chooses or none could be chosen (−1). ``error``: why it was not run."""
+    """What became of a turn of a batch: the token that was chosen, the depths that the one before it ran, and the
+    logits [V] where the host chooses or none could be chosen (−1). ``error``: why it was not run."""
 
     token: int
     depth: int
@@ -115,8 +115,15 @@ class Turned(NamedTuple):
     error: Exception | None = None
 
 
+Chooser = Literal["host", "decoder", "nobody"]
+"""Who chooses the token behind those of a turn: nobody, where a text goes on."""
+
+
 class Turn(Protocol):
-    """A token that a decoder is to run in a batch, and whether it chooses the next one."""
+    """What a decoder is to run in a batch: a token, or a piece of a text, whose tokens run every depth.
+
+    A text is for decoders without a router, of sequences of which nothing waits for a depth.
+    """
 
     @property
     def decoder(self) -> TokenDecoder:
@@ -124,18 +131,23 @@ class Turn(Protocol):
         ...
 
     @property
-    def token(self) -> int:
-        """Its id."""
+    def text(self) -> I64 | None:
+        """The ids [n] of a text; None: it is ``token``."""
         ...
 
     @property
-    def chooses(self) -> bool:
-        """Whether the decoder chooses the next one; else its logits are given."""
+    def token(self) -> int:
+        """An id."""
+        ...
+
+    @property
+    def chooser(self) -> Chooser:
+        """Who chooses the next token."""
         ...
 
 
 class TokenBatch(Protocol):
-    """Runs tokens of many sequences of one cache at once: each gets what its decoder alone gives it."""
+    """Runs tokens and texts of many sequences of one cache at once: each gets what its decoder alone gives it."""
 
     calls: int
     """Of the block, in the last ``next``."""
@@ -143,7 +155,7 @@ class TokenBatch(Protocol):
     """Of these calls."""
 
     def next(self, turns: Sequence[Turn]) -> list[Turned]:
-        """Run a token of each of ``turns``, of different sequences. Raises what is about all of them."""
+        """Run ``turns``, of different sequences. Raises what is about all of them."""
         ...
 
 

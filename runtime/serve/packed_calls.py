@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ..decode.prefill_slots import slot_for_each_depth
 from ..decode.sequence import TokenSequence
-from ..decode.stage_call import BLOCK, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
-from ..engines.backend import F32, Backend, runs_prompts
+from ..decode.stage_call import BLOCK, EPILOGUE, FILL, PROLOGUE
+from ..engines.backend import F32, Backend
 from ..engines.kv import KVCache
 from ..engines.packed import PackedLanes
-from .tasks import PendingCall, Task
+from .tasks import PendingCall
 
 _KEPT = 512
 """Shapes of engine calls whose arrays are kept: last chunks come in every size."""
@@ -88,9 +88,7 @@ class PackedCalls:
         return [*(group for group in (first, deeper) if group), *several]
 
     def run(self, stage: str, group: list[PendingCall]) -> F32:
-        """Run ``group`` → what the engine gives, a row a token; of the epilogue and of whole prompts one a call."""
-        if stage == WHOLE:
-            return self._prompt(*group[0])
+        """Run ``group`` → what the engine gives, a row a token; of the epilogue one a call."""
         backend = self._backend
         slots = self._prefill.get(group[0][0].sequence, self._slots) if stage == BLOCK else self._slots
         counts = [len(call.rows) for _, call in group]
@@ -104,15 +102,6 @@ class PackedCalls:
             return backend.epilogue(arrays.rows, last, arrays.lanes, self._cache).copy()
         run = backend.prologue if stage == PROLOGUE else backend.block
         return run(arrays.rows, arrays.lanes, slots.cache)[:, 0].copy()
-
-    def _prompt(self, task: Task, call: StageCall) -> F32:
-        """Run a chunk of a prompt through all stages → the logits [1, V] of its last token, or [0, V]."""
-        assert runs_prompts(self._backend)
-        shape = WHOLE, task.sequence, 1, len(call.rows), len(call.rows), True
-        arrays = self._ready(self._slots.arrays, shape, False)
-        _write_lane(arrays.lanes, call)
-        arrays.rows[:, 0] = call.rows
-        return self._backend.prompt(arrays.rows, call.reads > 0, arrays.lanes, self._cache).copy()
 
     def _prepare(self, own: _Slots, stage: str, group: list[PendingCall], counts: list[int]) -> _Arrays:
         """Return the arrays of an engine call, made once for each shape and written in place."""
@@ -143,7 +132,10 @@ class PackedCalls:
             positions = [call.positions.item() for call in calls]
             lanes.place(slots, [call.depth for call in calls], cached, positions)
         else:
-            _write_lane(lanes, group[0][1])
+            call = group[0][1]
+            lanes.depth[0], lanes.cached[0], lanes.tokens[0] = call.depth, call.cached, widest
+            lanes.positions[0] = call.positions
+            lanes.refresh()
         if shared and lanes.fresh:  # deeper ones read, and of a routed sequence not always the last rows
             for slot, (_, call), n in zip(slots, group, counts, strict=True):
                 self._held[slot] = call.cached + n
@@ -155,21 +147,13 @@ class PackedCalls:
         if arrays is None:
             stage, first, count, length, rows, fresh = shape
             lanes = PackedLanes.empty(count, length, rows, first, shared=shared, fresh=fresh)
-            ids = stage in (PROLOGUE, WHOLE)
-            width = () if ids else (self._backend.program.width,)
+            width = () if stage == PROLOGUE else (self._backend.program.width,)
             if len(made) >= _KEPT:
                 made.clear()
-            dtype = np.int64 if ids else np.float32
+            dtype = np.int64 if stage == PROLOGUE else np.float32
             arrays = made[shape] = _Arrays(lanes, np.zeros((rows, 1, *width), dtype))
         return arrays
 
 
 def _sequence(each: PendingCall) -> int:
     return each[0].sequence
-
-
-def _write_lane(lanes: PackedLanes, call: StageCall) -> None:
-    """Make the only one of ``lanes`` that of ``call``."""
-    lanes.depth[0], lanes.cached[0], lanes.tokens[0] = call.depth, call.cached, len(call.rows)
-    lanes.positions[0] = call.positions
-    lanes.refresh()

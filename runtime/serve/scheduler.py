@@ -13,24 +13,27 @@ from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
+
 from ..decode.sampling import SamplingOptions
 from ..decode.sequence import TokenSequence
 from ..decode.skipped_kv import copy_to_deeper
 from ..decode.stage_call import BLOCK, COPY, EPILOGUE, FILL, PROLOGUE, WHOLE, StageCall
-from ..decode.whole_tokens import sequence_state, token_mode, token_state
-from ..engines.backend import Backend, runs_prompts, runs_tokens
+from ..decode.whole_tokens import sequence_state, token_state
+from ..engines.backend import Backend, runs_tokens
 from ..engines.kv import KVCache
-from ..engines.tokens import TokenDecoder
+from ..engines.tokens import TokenBatch, TokenDecoder, TokenMode
 from .packed_calls import PackedCalls
 from .prefill import PrefillShare
-from .tasks import PendingCall, Task, TokenCall
+from .tasks import PendingCall, Task, TextCall, TokenCall
 
 NARROW = 16
 """Stage calls of tokens that decode with at most so many rows run in every tick. Wider ones and those of prompts take
 turns, since all others wait for them."""
-STAGES = (WHOLE, PROLOGUE, FILL, BLOCK, EPILOGUE)
+STAGES = (PROLOGUE, FILL, BLOCK, EPILOGUE)
 _WITHIN = (FILL, BLOCK, EPILOGUE)
 """Stages that a chunk of a prompt does not begin with."""
+_NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class Scheduler:
@@ -44,11 +47,12 @@ class Scheduler:
         *,
         aligned: bool = False,
         max_stall: float | None = None,
+        mode: TokenMode | None = None,
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
         """``aligned``: decode steps start together. It pays where all tokens run the same depths: one prologue and one
         epilogue call then serve all sequences, and a new one waits for less than a token's time. ``max_stall``: as in
-        ``PrefillShare``. ``clock``: nanoseconds."""
+        ``PrefillShare``. ``mode``: how an engine that runs whole tokens runs them. ``clock``: nanoseconds."""
         self.backend, self.cache, self.sequences, self.aligned = backend, cache, sequences, aligned
         self.share = PrefillShare(backend.program.depths, max_stall)
         self._clock = clock
@@ -57,16 +61,16 @@ class Scheduler:
         """Ticks so far, nanoseconds inside the engine's calls, and in all."""
         self.calls = self.rows = 0
         """Block calls of stages and of whole tokens so far, and the rows in them."""
-        self._pending: dict[str, list[PendingCall]] = {stage: [] for stage in STAGES}
+        self._pending: dict[str, list[PendingCall]] = {stage: [] for stage in (WHOLE, *STAGES)}
         self._tokens: list[tuple[Task, TokenCall]] = []
+        self._token_ns = 0
+        """What a tick without prompts took last."""
         self._packed = PackedCalls(backend, cache, sequences)
-        self._batch = backend.token_batch(cache) if runs_tokens(backend) else None
-        self._decoders: dict[int, TokenDecoder] = {}
-
-    @property
-    def takes_whole(self) -> bool:
-        """Whether chunks of prompts run in one call: where tokens do, too."""
-        return self._batch is not None and runs_prompts(self.backend)
+        self._decoders: list[TokenDecoder] = []
+        self._batch: TokenBatch | None = None
+        if mode is not None and runs_tokens(backend):
+            self._decoders = [backend.token_decoder(mode, cache, number) for number in range(sequences)]
+            self._batch = backend.token_batch(cache)
 
     def chunk(self) -> int:
         """Return the most tokens of a prefill chunk that starts now."""
@@ -80,25 +84,22 @@ class Scheduler:
 
     @contextmanager
     def whole_tokens(
-        self, sequence: int, tokens: TokenSequence, sampling: SamplingOptions, chooses: bool
+        self, sequence: int, tokens: TokenSequence, by: SamplingOptions | None
     ) -> Iterator[TokenCall | None]:
-        """Let the engine run whole tokens of ``sequence`` behind what it holds: a call to yield for each; None where it
-        does not, or the policy wants the host between depths.
+        """Let the engine run whole tokens of ``sequence`` behind what it holds: a call to yield for each; None where
+        the host runs them stage by stage.
 
-        ``chooses``: whether it chooses them, by ``sampling``. Afterwards ``tokens`` knows what it did.
+        ``by``: how the engine chooses tokens; None: the host does. Afterwards ``tokens`` knows what was run.
         """
-        mode = token_mode(tokens) if self._batch is not None and runs_tokens(self.backend) else None
-        if mode is None or not runs_tokens(self.backend):
+        if self._batch is None:
             yield None
             return
-        decoder = self._decoders.get(sequence)
-        if decoder is None:
-            decoder = self._decoders[sequence] = self.backend.token_decoder(mode, self.cache, sequence)
+        decoder = self._decoders[sequence]
         decoder.write(token_state(tokens))
-        if chooses:
-            decoder.choose_by(sampling)
+        if by is not None:
+            decoder.choose_by(by)
         try:
-            yield TokenCall(decoder, chooses)
+            yield TokenCall(decoder, "host" if by is None else "decoder")
         finally:
             tokens.restore(sequence_state(decoder.read(), bool(tokens.layout.held)))
 
@@ -123,13 +124,14 @@ class Scheduler:
         return left
 
     def tick(self) -> None:
-        """Run a whole token of each sequence that wants one, and one engine call a stage for pending stage calls."""
+        """Run whole tokens of all sequences that want one, and one engine call a stage for pending stage calls; prompts
+        as far as it is their turn."""
         begin = self._clock()
         self.ticks += 1
         pending = self._pending
         turns = self._turns()
-        if self._tokens:
-            self._run_tokens()
+        if self._batch is not None:
+            self._run_whole(self._batch, turns)
         midway = self.aligned and any(not _takes_turns(*each) for stage in _WITHIN for each in pending[stage])
         for stage in STAGES:
             if not (ready := pending[stage]):
@@ -166,20 +168,39 @@ class Scheduler:
             task.served = self.ticks
         return turns
 
-    def _run_tokens(self) -> None:
-        """Run a whole token of each sequence that wants one."""
-        assert self._batch is not None
-        calls, self._tokens = self._tokens, []
+    def _run_whole(self, batch: TokenBatch, turns: set[Task]) -> None:
+        """Run a whole token of each sequence that wants one, and beside them the chunks whose turn it is."""
+        calls: list[tuple[Task, TokenCall | TextCall]] = [*self._tokens]
+        texts = [each for each in self._pending[WHOLE] if each[0] in turns] if turns else []
+        if not (calls or texts):
+            return
+        self._tokens = []
+        for each in texts:
+            self._pending[WHOLE].remove(each)
+            calls.append((each[0], self._text(*each)))
         start = self._clock()
-        turned = self._batch.next([call for _, call in calls])
-        self.engine_ns += self._clock() - start
-        self.calls += self._batch.calls
-        self.rows += self._batch.rows
-        for (task, _), each in zip(calls, turned, strict=True):
-            if each.error is None:
-                self._send(task, each)
+        turned = batch.next([call for _, call in calls])
+        spent = self._clock() - start
+        self.engine_ns += spent
+        if texts:
+            self.share.took(WHOLE, sum(len(call.rows) for _, call in texts), max(spent - self._token_ns, 1))
+        else:
+            self._token_ns = spent
+        self.calls += batch.calls
+        self.rows += batch.rows
+        for (task, call), found in zip(calls, turned, strict=True):
+            if found.error is not None:
+                self._end(task, found.error)
+            elif isinstance(call, TokenCall):
+                self._send(task, found)
             else:
-                self._end(task, each.error)
+                self._send(task, _NO_LOGITS if found.logits is None else found.logits[None])
+
+    def _text(self, task: Task, call: StageCall) -> TextCall:
+        """Return ``call``, a chunk, as a turn of the sequence's decoder, which knows what the sequence holds."""
+        decoder = self._decoders[task.sequence]
+        decoder.write(token_state(task.tokens))
+        return TextCall(decoder, "host" if call.reads else "nobody", call.rows)
 
     def _run_chunk(self, task: Task, call: StageCall) -> None:
         """Run a call that had its turn. Beside whole tokens, which pass all stages in a tick, so do chunks."""
@@ -221,7 +242,7 @@ class Scheduler:
             self.rows += sum(counts)
         at = 0
         for (task, _), n in zip(group, counts, strict=True):
-            step = 1 if stage in (EPILOGUE, WHOLE) else n
+            step = 1 if stage == EPILOGUE else n
             self._send(task, found[at : at + step])
             at += step
 

@@ -21,7 +21,8 @@ from ..decode.modes import MANY, Mode, check_mode
 from ..decode.policy_choice import choose_policy
 from ..decode.sampling import SamplingOptions
 from ..decode.sequence import TokenSequence
-from ..engines.backend import I64, Backend
+from ..decode.whole_tokens import token_mode
+from ..engines.backend import I64, Backend, runs_tokens
 from ..engines.table import ENGINES, open_backend, usual_engine
 from ..model.program import Program
 from ..session import Session
@@ -71,14 +72,17 @@ class BatchServer:
         cache = backend.new_cache(sequences, self.context + 1, layout.slots)
         rule = self.policy.rule
         even = isinstance(rule, ExitRule) and rule.measure is None
+        mode = token_mode(TokenSequence(session.program, self.policy, session.heads, lambda: 1))
+        mode = mode if runs_tokens(backend) else None
         scheduler = self.scheduler = Scheduler(
-            backend, cache, sequences, aligned=even, max_stall=checked_stall(max_stall)
+            backend, cache, sequences, aligned=even, max_stall=checked_stall(max_stall), mode=mode
         )
+        whole = mode is not None and layout.grows
 
         def empty() -> TokenSequence:
             """Return an empty sequence; without self, which the worker's thread must not keep alive."""
             made = TokenSequence(session.program, session.policy, session.heads, scheduler.chunk)
-            made.whole = scheduler.takes_whole and layout.grows
+            made.whole = whole
             return made
 
         self.pool = SequencePool(

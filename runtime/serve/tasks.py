@@ -6,34 +6,41 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..decode.sequence import TokenSequence
 from ..decode.stage_call import StageCall
-from ..engines.tokens import TokenDecoder
-
-TOKEN = "token"
-"""The stage of calls that run a whole token and choose the next one."""
+from ..engines.tokens import I64, Chooser, TokenDecoder
 
 
 @dataclass(eq=False, slots=True)
 class TokenCall:
-    """``token`` goes through all depths that ``decoder`` sends it to.
+    """``token`` goes through all depths that ``decoder`` sends it to. The answer is a ``Turned``."""
 
-    The answer is a ``Turned``. ``chooses``: whether the decoder chooses the next token; else the answer has logits.
-    """
-
-    stage: ClassVar[str] = TOKEN
+    text: ClassVar[None] = None
     decoder: TokenDecoder
-    chooses: bool
+    chooser: Chooser
     token: int = -1
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TextCall:
+    """The piece ``text`` [n] of a prompt goes through all depths. The answer is a ``Turned``, with logits of the last
+    token if the host chooses."""
+
+    token: ClassVar[int] = -1
+    decoder: TokenDecoder
+    chooser: Chooser
+    text: I64
 
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """The calls of one request on ``sequence`` of the cache, each of which is sent its answer.
+    """The calls of one request on ``sequence`` of the cache, which holds ``tokens``; each is sent its answer.
 
     ``ended`` is called once: with None, or with what the generator raised.
     """
 
     sequence: int
+    tokens: TokenSequence
     calls: Generator[StageCall | TokenCall, Any, None]
     ended: Callable[[BaseException | None], None]
     served: int = field(default=0, init=False)

@@ -11,11 +11,13 @@ from weakref import finalize
 import numpy as np
 
 from ...errors import UsageError
-from ..tokens import F32, Turn, Turned
+from ..tokens import F32, Chooser, Turn, Turned
 from .cache import NativeSession
-from .decoder import NativeDecoder
-from .decoder_structs import TurnStruct
+from .decoder_structs import Chooses, TurnStruct
 from .library import ERROR_SIZE, Code, failure, library
+
+Asked = tuple[Any, Chooser]
+"""A NativeDecoder, and who chooses the token behind its own."""
 
 
 class NativeBatch:
@@ -28,20 +30,24 @@ class NativeBatch:
         session("el_batch_new", byref(made))
         self._pointer = made.value
         self._free = finalize(self, library().el_batch_free, self._pointer)
-        self._lined_up: list[tuple[NativeDecoder, bool]] = []
+        self._lined_up: list[Asked] = []
         self._turns: Any = (TurnStruct * 0)()
         self._errors: list[Any] = []
         self._counts = c_uint64(), c_uint64()
         self.calls = self.rows = 0
 
     def next(self, turns: Sequence[Turn]) -> list[Turned]:
-        """Run a token of each of ``turns``. EngineError when the session was stopped."""
-        asked: list[tuple[Any, bool]] = [(turn.decoder, turn.chooses) for turn in turns]
+        """Run ``turns``. EngineError when the session was stopped."""
+        asked: list[Asked] = [(turn.decoder, turn.chooser) for turn in turns]
         if asked != self._lined_up:
             self._line_up(asked)
         structs = self._turns
         for struct, turn in zip(structs, turns, strict=True):
-            struct.token = turn.token
+            text = turn.text
+            if text is None:
+                struct.token, struct.text = turn.token, None
+            else:
+                struct.text, struct.text_count = text.ctypes.data, len(text)
         session, (calls, rows) = self._session, self._counts
         with session.alone:
             if session.pointer is None:
@@ -55,13 +61,13 @@ class NativeBatch:
             for struct in structs
         ]
 
-    def _line_up(self, asked: list[tuple[NativeDecoder, bool]]) -> None:
+    def _line_up(self, asked: list[Asked]) -> None:
         """Name those that are asked for: usually the same as in the call before."""
         self._turns = (TurnStruct * len(asked))()
         self._errors = [ctypes.create_string_buffer(ERROR_SIZE) for _ in asked]
-        for struct, error, (decoder, chooses) in zip(self._turns, self._errors, asked, strict=True):
+        for struct, error, (decoder, chooser) in zip(self._turns, self._errors, asked, strict=True):
             struct.struct_bytes = ctypes.sizeof(TurnStruct)
-            struct.decoder, struct.chooses = decoder.pointer, chooses
+            struct.decoder, struct.chooses = decoder.pointer, Chooses[chooser.upper()]
             struct.error = ctypes.cast(error, ctypes.c_char_p)
         self._lined_up = asked
 

@@ -113,6 +113,14 @@ class CountsStruct(Struct):
     )
 
 
+class Chooses(IntEnum):
+    """Who chooses the next token."""
+
+    HOST = 0
+    DECODER = 1
+    NOBODY = 2
+
+
 class TurnStruct(Struct):
     """el_turn."""
 
@@ -120,6 +128,9 @@ class TurnStruct(Struct):
         ("struct_bytes", c_uint32),
         ("chooses", c_uint32),
         ("decoder", c_void_p),
+        ("text", c_void_p),
+        ("text_count", c_uint32),
+        ("unused", c_uint32),
         ("token", c_int64),
         ("depths", c_uint32),
         ("code", c_int32),

@@ -145,6 +145,21 @@ def test_users_with_one_beginning_prefill_it_once(bundle: Path, gated: Callable[
         assert each.tokens == alone(bundle, [*SYSTEM, 60 + i], 12)
 
 
+def test_what_users_share_takes_memory_once(bundle: Path, a_token: int, gated: Callable[[BatchServer], Gate]):
+    """So more of them fit a limit than without."""
+    limit = (112 + 5 * 32 + 16) * a_token  # the first one, and the blocks behind the beginning of five more
+    with BatchServer.open(bundle, engine="native", sequences=6, kv_limit=limit) as server:
+        gate = gated(server)
+        handles = [server.submit([*SYSTEM, 60 + i], 12) for i in range(6)]
+        gate.open()
+        found = [handle.result(60) for handle in handles]
+        assert [each.reused for each in found] == [0, *[100] * 5]
+        assert gate.running == 6
+        assert gate.most == (96 + 6 * 16) * a_token
+    for i, each in enumerate(found):
+        assert each.tokens == alone(bundle, [*SYSTEM, 60 + i], 12)
+
+
 def test_who_waits_for_anothers_prompt_goes_on_when_that_is_cancelled(
     bundle: Path, gated: Callable[[BatchServer], Gate]
 ):

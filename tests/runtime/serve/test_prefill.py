@@ -81,18 +81,41 @@ class Pretended:
         monkeypatch.setattr(scheduler._packed, "run", call)
         monkeypatch.setattr(scheduler, "_clock", lambda: self.now)
 
+        if scheduler._batch is not None:
+            self._whole(server, monkeypatch)
+
+    def _whole(self, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same of an engine that runs tokens and chunks together: what chunks add to tokens counts."""
+        batch = server.scheduler._batch
+        assert batch is not None
+        run = batch.next
+
+        def ran(turns):  # type: ignore[no-untyped-def]
+            rows = sum(len(turn.text) for turn in turns if turn.text is not None)
+            tokens = sum(turn.text is None for turn in turns)
+            self.now += CALL + ROW * (tokens + rows)
+            self.waits[-1] += ROW * rows if tokens else 0
+            return run(turns)
+
+        monkeypatch.setattr(batch, "next", ran)
+
     def token(self) -> None:
         """Somebody got a token: what prompts take counts from here."""
         self.waits.append(0)
 
 
+@pytest.mark.parametrize(("engine", "bound"), [("reference", 150.0), ("native", 30.0)])
 @pytest.mark.parametrize("prompts", [[60], [14] * 6, [50, 3, 40, 2, 2, 60]], ids=str)
 def test_nobody_who_decodes_waits_for_longer(
-    text_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, prompts: list[int]
+    text_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[int],
+    engine: str,
+    bound: float,
 ):
     """Between two tokens of a request prompts take no more than the bound, whether they are long or many."""
-    bundle, bound = text_bundle(), 150.0
-    with BatchServer.open(bundle, engine="reference", sequences=8, max_stall=bound, reuse=False) as server:
+    bundle = text_bundle()
+    with BatchServer.open(bundle, engine=engine, sequences=8, max_stall=bound, reuse=False) as server:
         pretended = Pretended(server, monkeypatch)
         decodes = server.submit([5, 6, 7], 55)
         push = decodes.push
@@ -111,7 +134,7 @@ def test_nobody_who_decodes_waits_for_longer(
     assert max(pretended.waits) > 0
     # A chunk of one token more or less: a call costs something whatever is in it.
     assert max(pretended.waits) <= bound * MS
-    with Session.open(bundle, engine="reference") as session:
+    with Session.open(bundle, engine=engine) as session:
         for n, other in zip(prompts, others, strict=True):
             assert other.tokens == tuple(s.token for s in session.generate(list(range(1, n + 1)), 2))
         assert found.tokens == tuple(s.token for s in session.generate([5, 6, 7], 55))

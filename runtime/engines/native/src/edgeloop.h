@@ -272,12 +272,22 @@ EL_API int el_decoder_counts(const el_decoder* decoder, el_counts* counts, char*
 
 // ---- whole tokens of many sequences -------------------------------------------------------------------------------
 
-// What a decoder of a batch is asked for, and what becomes of it.
+typedef enum el_chooses {
+  EL_CHOOSES_HOST = 0,     // the next token, from the logits that it is given
+  EL_CHOOSES_DECODER = 1,
+  EL_CHOOSES_NOBODY = 2,   // a text that goes on
+} el_chooses;
+
+// What a decoder of a batch is asked for, and what becomes of it: a token, or a piece of a text. Tokens of texts run every
+// depth; no router may send them, nothing of the sequence wait, and each depth have a slot unless the model shares it.
 typedef struct el_turn {
   uint32_t struct_bytes;  // sizeof(el_turn)
-  uint32_t chooses;       // 1: the decoder chooses the next token; 0: the host, who is given logits
+  uint32_t chooses;       // el_chooses
   el_decoder* decoder;
-  int64_t token;        // the one that is run; afterwards the one that is chosen, or −1
+  const int64_t* text;  // ids [text_count], or NULL
+  uint32_t text_count;
+  uint32_t unused;
+  int64_t token;        // without a text the one that is run; afterwards the one that is chosen, or −1
   uint32_t depths;      // that it ran
   int32_t code;         // el_code: of this turn
   const float* logits;  // [output] where the host chooses or token is −1, valid until the next call; else NULL
@@ -287,7 +297,7 @@ typedef struct el_turn {
 typedef struct el_batch el_batch;
 EL_API int el_batch_new(el_session* session, el_batch** batch, char* error);
 EL_API void el_batch_free(el_batch* batch);  // NULL is fine
-// A token of each of `count` decoders of the session, of different sequences: their rows ride in the same passes. Each gets
+// A token, or a text, of each of `count` decoders of the session, of different sequences: their rows ride in the same passes. Each gets
 // what el_decoder_next gives it. What goes wrong is said in the turns that it is about, whose sequences are as before; what
 // is returned is about all of them: an argument, or EL_STOPPED, after which no turn counts. `calls`, `rows`: of the block,
 // that were made; may be NULL.

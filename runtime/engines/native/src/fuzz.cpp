@@ -162,13 +162,15 @@ void decode_many(el_session* session, const el_model& model, Lot& lot) {
   policy.thresholds = thresholds;
   el_decoder* decoders[3] = {};
   el_batch* batch = nullptr;
+  const int64_t ids[3] = {0, 1, lot.below(8) ? 0 : -1};
   for (uint32_t i = 0; i < 3; i++) el_decoder_new(session, lot.below(16) ? i % 2 : 0, &policy, &decoders[i], error);
   if (el_batch_new(session, &batch, error) == EL_OK) {
     for (int round = 0; round < 4; round++) {
       el_turn turns[3] = {};
       for (uint32_t i = 0; i < 3; i++) {
         turns[i].struct_bytes = sizeof turns[i];
-        turns[i].chooses = lot.below(2);
+        turns[i].chooses = lot.below(4);
+        if (lot.below(3) == 0) turns[i].text = ids, turns[i].text_count = lot.below(4);
         turns[i].decoder = decoders[lot.below(16) ? i : 0];
         turns[i].token = lot.below(model.model->header().vocab_size + (lot.below(8) == 0));
       }

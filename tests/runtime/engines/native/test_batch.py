@@ -12,7 +12,7 @@ from mode_models import model, random_tensors
 from token_modes import MODELS, heads_of, policies
 
 from edgeloop.runtime.decode.policy import Policy
-from edgeloop.runtime.decode.sampling import SamplingOptions
+from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import token_mode, token_state
 from edgeloop.runtime.engines.kv import KVCache
@@ -20,6 +20,7 @@ from edgeloop.runtime.engines.native.decoder import NativeDecoder
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
 from edgeloop.runtime.engines.native.library import Activations
+from edgeloop.runtime.engines.tokens import I64, Chooser
 from edgeloop.runtime.errors import UsageError
 
 CAPACITY, STEPS = 32, 14
@@ -55,7 +56,8 @@ class Asked:
 
     decoder: NativeDecoder
     token: int
-    chooses: bool = True
+    chooser: Chooser = "decoder"
+    text: I64 | None = None
 
 
 def decoders(engine: NativeBackend, policy: Policy) -> tuple[KVCache, list[NativeDecoder]]:
@@ -80,6 +82,47 @@ def alone(decoder: NativeDecoder, token: int) -> list[tuple[int, int]]:
         token = decoder.next(token)
         made.append((token, decoder.depth))
     return made
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_ride_beside_tokens(opened: Opened, name: str) -> None:
+    """A prompt in pieces of any size, while others decode: its logits, and all tokens, are those of lone runs."""
+    engine, rode = opened(name), 0
+    text = np.array([2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5])
+    for policy in policies(engine.program):
+        if policy.kv == "last" or engine.program.routing is not None:
+            continue  # a slot a depth is lacking; a router sends tokens
+        cache, many = decoders(engine, policy)
+        lone = SequentialDecoder(engine, engine.new_cache(1, CAPACITY), policy, heads_of(engine.program))
+        wanted_logits = lone.prompt(text)[0].copy()
+        _, singly = decoders(engine, policy)
+        wanted = [alone(decoder, 7 + i) for i, decoder in enumerate(singly)]
+        host = SequentialDecoder(engine, cache, policy, heads_of(engine.program), cache_sequence=3)
+        many[3].write(token_state(host.sequence))  # empty
+        batch, start = engine.token_batch(cache), 0
+        asked = [Asked(decoder, 7 + i) for i, decoder in enumerate(many[:3])]
+        found: list[list[tuple[int, int]]] = [[] for _ in asked]
+        for size in (1, 5, 2, 4):
+            start, end = start + size, start + size
+            last = end == len(text)
+            piece = Asked(many[3], -1, "host" if last else "nobody", text[end - size : end])
+            turned = batch.next([asked[0], piece, *asked[1:]])
+            for i, each in enumerate((turned[0], *turned[2:])):
+                found[i].append((each.token, each.depth))
+                asked[i].token = each.token
+            assert (turned[1].token, turned[1].depth) == (-1, engine.program.depths)
+            assert (turned[1].logits is None) != last
+            rode += batch.rows - batch.calls
+        np.testing.assert_array_equal(turned[1].logits, wanted_logits)
+        assert found == [each[:4] for each in wanted[:3]], policy
+        assert many[3].read().cached == len(text)
+        assert many[3].next(9) == other_next(lone, 9)
+    assert rode > 0 or engine.program.routing is not None
+
+
+def other_next(lone: SequentialDecoder, token: int) -> int:
+    """What the last of ``SAMPLINGS`` chooses behind ``token``."""
+    return Sampler(SAMPLINGS[3]).choose(lone.step(token)[0], [], lone.cached)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -121,7 +164,7 @@ def test_the_host_chooses_from_the_logits_of_those_it_wants(opened: Opened) -> N
     wanted = [decoder.step(5)[0].copy() for decoder in singly]
     cache, many = decoders(engine, policy)
     turned = engine.token_batch(cache).next(
-        [Asked(decoder, 5, chooses=i % 2 == 0) for i, decoder in enumerate(many)]
+        [Asked(decoder, 5, chooser="host" if i % 2 else "decoder") for i, decoder in enumerate(many)]
     )
     for i, each in enumerate(turned):
         assert (each.logits is None) == (i % 2 == 0)
@@ -179,6 +222,9 @@ def test_a_batch_is_of_one_session_and_of_different_sequences(opened: Opened) ->
         batch.next([Asked(many[0], 1), Asked(many[1], 1), Asked(many[1], 1)])
     with pytest.raises(UsageError, match="the decoder of turn 1 is of another session"):
         batch.next([Asked(many[0], 1), Asked(others[1], 1)])
+    turned = batch.next([Asked(many[0], 1, text=np.arange(40)), Asked(many[1], 1)])
+    assert "40 new ones, and the capacity is 32" in str(turned[0].error)
+    assert turned[1].error is None
     with pytest.raises(UsageError, match="0 turns, wanted 1 to"):
         batch.next([])
     engine.close()

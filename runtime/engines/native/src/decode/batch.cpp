@@ -34,7 +34,7 @@ void Batch::run(el_turn* turns, uint32_t count) {
     turns[i].code = EL_OK;
     turns[i].logits = nullptr;
     try {
-      rider.decoder->check(turns[i].token);
+      check(rider);
       together_.push_back(&rider);
     } catch (const Error& error) {
       told(turns[i], error.code, error.text);
@@ -61,13 +61,21 @@ void Batch::run(el_turn* turns, uint32_t count) {
 void Batch::run_together(const std::vector<Rider*>& riders) {
   going_.clear();
   for (Rider* rider : riders) {
-    rider->token.start(rider->decoder->sequence, rider->turn->token, rider->decoder->sequence.cached);
+    const el_turn& turn = *rider->turn;
+    Sequence& sequence = rider->decoder->sequence;
+    if (turn.text) {
+      rider->token.start_text(sequence, turn.text, turn.text_count, turn.chooses != EL_CHOOSES_NOBODY);
+    } else {
+      rider->token.start(sequence, turn.token, sequence.cached);
+    }
     going_.push_back(&rider->token);
   }
   try {
     while (!going_.empty()) {
       while (std::any_of(going_.begin(), going_.end(), loops)) advance();
       read_out(riders);
+      for (Rider* rider : riders)
+        if (!rider->done && rider->token.done()) finish(*rider, nullptr);
       going_.erase(std::remove_if(going_.begin(), going_.end(), [](const Token* t) { return t->done(); }), going_.end());
     }
   } catch (...) {
@@ -91,20 +99,36 @@ void Batch::read_out(const std::vector<Rider*>& riders) {
   for (Rider* rider : riders)
     if (!rider->done && rider->token.wants_logits()) wanted_.push_back(rider);
   passes_.epilogues(going_);
+  for (size_t i = 0; i < wanted_.size(); i++) finish(*wanted_[i], passes_.logits(i));
+}
+
+void Batch::finish(Rider& rider, const float* logits) {
+  el_turn& turn = *rider.turn;
+  Sequence& sequence = rider.decoder->sequence;
+  sequence.finished(rider.token.position() + uint32_t(rider.token.ids().size()));
+  rider.done = true;
+  turn.depths = rider.token.ran();
+  turn.token = NO_TOKEN;
+  if (!logits) return;
   const uint32_t output = passes_.output();
-  for (size_t i = 0; i < wanted_.size(); i++) {
-    Rider& rider = *wanted_[i];
-    const float* logits = passes_.logits(i);
-    rider.decoder->sequence.finished(rider.token.position() + 1);
-    rider.done = true;
-    rider.turn->depths = rider.token.ran();
-    rider.turn->token = NO_TOKEN;
-    if (rider.turn->chooses)
-      rider.turn->token = rider.decoder->sampler.choose(logits, output, rider.decoder->sequence.cached);
-    if (rider.turn->token != NO_TOKEN) continue;
-    rider.logits.assign(logits, logits + output);
-    rider.turn->logits = rider.logits.data();
-  }
+  if (turn.chooses == EL_CHOOSES_DECODER) turn.token = rider.decoder->sampler.choose(logits, output, sequence.cached);
+  if (turn.token != NO_TOKEN) return;
+  rider.logits.assign(logits, logits + output);
+  turn.logits = rider.logits.data();
+}
+
+// What can be said of a turn before anything is run.
+void Batch::check(const Rider& rider) {
+  const el_turn& turn = *rider.turn;
+  if (turn.chooses > EL_CHOOSES_NOBODY) fail(EL_USAGE, "there is no el_chooses %u", turn.chooses);
+  if (!turn.text) return rider.decoder->check(&turn.token, 1);
+  if (turn.text_count < 1) fail(EL_USAGE, "a text without tokens");
+  rider.decoder->check(turn.text, turn.text_count);
+  const Sequence& sequence = rider.decoder->sequence;
+  const auto& waiting = sequence.waiting;
+  if (sequence.policy.rule.routed()) fail(EL_USAGE, "a text whose tokens a router sends, wanted one token after the other");
+  if (std::any_of(waiting.begin(), waiting.end(), [](const Waiting& each) { return !each.empty(); }))
+    fail(EL_USAGE, "a text behind tokens of which some wait for deeper depths; run those first");
 }
 
 }  // namespace edgeloop::decode

@@ -1,5 +1,5 @@
-// A token of each of many sequences in one call: their rows ride in the same passes, and each goes as deep as its own rule
-// says. One that has left waits while others loop; then all are read out together, so that the head is read once.
+// A token of each of many sequences in one call, and pieces of prompts beside them: their rows ride in the same passes, and
+// each goes as deep as its own rule says. One that has left waits while others loop; then all are read out together, so that the head is read once.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,8 @@ class Batch {
   void run_together(const std::vector<Rider*>& riders);
   void advance();
   void read_out(const std::vector<Rider*>& riders);
+  void finish(Rider& rider, const float* logits);  // null: none are wanted
+  static void check(const Rider& rider);
 
   Passes passes_;
   std::vector<Rider> riders_;  // kept for their memory

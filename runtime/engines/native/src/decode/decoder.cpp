@@ -24,17 +24,19 @@ Decoder::Decoder(el_session& session, uint32_t number, const el_policy& policy)
   if (this->policy.skipped == EL_SKIPPED_PROPAGATE) session.model.at_depth(0, true);
 }
 
-void Decoder::check(int64_t id) const {
+void Decoder::check(const int64_t* ids, uint32_t count) const {
   const Caches& caches = passes.session.caches;
   const file::Header& header = passes.session.model.model->header();
-  if (id < 0 || id >= header.vocab_size)
-    fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)id, header.vocab_size - 1);
-  if (sequence.cached >= caches.capacity())
-    fail(EL_USAGE, "%u cached tokens and a new one, and the capacity is %u", sequence.cached, caches.capacity());
+  for (uint32_t i = 0; i < count; i++)
+    if (ids[i] < 0 || ids[i] >= header.vocab_size)
+      fail(EL_USAGE, "token id %lld, wanted 0 to %u", (long long)ids[i], header.vocab_size - 1);
+  if (count > caches.capacity() - sequence.cached)
+    fail(EL_USAGE, "%u cached tokens and %u new ones, and the capacity is %u", sequence.cached, count,
+        caches.capacity());
 }
 
 const float* Decoder::run(int64_t id) {
-  check(id);
+  check(&id, 1);
   const auto begin = std::chrono::steady_clock::now();
   if (pipeline) {
     logits = pipeline->step(id);

@@ -39,8 +39,8 @@ class Decoder {
   Decoder(el_session& session, uint32_t number, const el_policy& policy);
   Decoder(const Decoder&) = delete;
 
-  // Throws an Error with EL_USAGE unless the token `id` can be run.
-  void check(int64_t id) const;
+  // Throws an Error with EL_USAGE unless `count` tokens `ids` can be run.
+  void check(const int64_t* ids, uint32_t count) const;
   // Runs the token `id` at `sequence.cached` → its logits, valid until the next call; `ran`: depths that it ran.
   const float* run(int64_t id);
   // The next token, of the logits that `run` gave last; or NO_TOKEN.

@@ -41,17 +41,23 @@ void Passes::prologues(const std::vector<Token*>& tokens) {
   lanes_.clear(), asked_.clear(), ids_.clear(), positions_.clear();
   for (Token* token : tokens) {
     if (token->wants() != Wants::prologue) continue;
-    add_rows(token->sequence().number, token->row(), token->own_position(), 1, asked_.size());
-    ids_.push_back(token->id());
+    const std::vector<int64_t>& ids = token->ids();
+    add_rows(token->sequence().number, token->row(), token->positions().data(), uint32_t(ids.size()), ids_.size());
+    ids_.insert(ids_.end(), ids.begin(), ids.end());
     asked_.push_back(token);
   }
   if (asked_.empty()) return;
   Io io;
   io.ids = ids_.data();
-  io.out = states_.reserve(asked_.size() * width_);
+  io.out = states_.reserve(ids_.size() * width_);
   io.out_width = width_;
   run_lanes(session, session.model.prologue, with_positions(), io);
-  for (size_t i = 0; i < asked_.size(); i++) asked_[i]->take(session.caches, io.out + i * width_);
+  const float* rows = io.out;
+  for (Token* token : asked_) {
+    const size_t count = token->ids().size();  // before it goes on
+    token->take(session.caches, rows);
+    rows += count * width_;
+  }
 }
 
 void Passes::looped(const std::vector<Token*>& tokens, Wants wants) {

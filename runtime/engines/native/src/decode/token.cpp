@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <numeric>
 
 namespace edgeloop::decode {
 
@@ -23,13 +24,25 @@ auto timed(Sequence& sequence, Decide decide) {
 
 void Token::start(Sequence& sequence, int64_t id, uint32_t position) {
   sequence_ = &sequence;
-  id_ = id, position_ = position, ran_ = 0;
+  position_ = position, ran_ = 0;
+  ids_.assign(1, id);
+  text_ = false, read_ = true;
   stay_.clear();
   state_.clear();
   catching_up_ = sequence.policy.rule.exits_early() && sequence.overdue();
   if (catching_up_) return catch_up(1);
   positions_.assign(1, position);
   want(Wants::prologue, 0, position);
+}
+
+void Token::start_text(Sequence& sequence, const int64_t* ids, uint32_t count, bool read) {
+  sequence_ = &sequence;
+  position_ = sequence.cached, ran_ = 0;
+  ids_.assign(ids, ids + count);
+  positions_.resize(count);
+  std::iota(positions_.begin(), positions_.end(), position_);
+  catching_up_ = false, text_ = true, read_ = read;
+  want(Wants::prologue, 0, position());
 }
 
 // Older states that wait run through the depths from `depth` on, or their K and V are filled in.
@@ -50,6 +63,7 @@ void Token::catch_up(uint32_t depth) {
 void Token::take(Caches& caches, const float* rows) {
   Sequence& s = *sequence_;
   const size_t count = positions_.size(), width = s.width;
+  if (text_) return ran_text(rows);
   switch (wants_) {
     case Wants::prologue: {
       state_.assign(rows, rows + width);
@@ -166,8 +180,19 @@ void Token::ran_route(const float* rows) {
   route(ran_);
 }
 
+void Token::ran_text(const float* rows) {
+  Sequence& s = *sequence_;
+  if (wants_ == Wants::epilogue) return want(Wants::nothing, depth_, row_);
+  const bool entered = wants_ == Wants::prologue;
+  if (!entered) s.wrote(depth_, row_, positions_.data(), positions_.size()), ran_ = depth_ + 1;
+  input_.assign(rows, rows + positions_.size() * s.width);
+  if (ran_ < s.policy.rule.depths) return want(Wants::block, ran_, s.row(ran_, position_));
+  read_ || s.policy.coda ? want(Wants::epilogue, depth_, position()) : want(Wants::nothing, depth_, row_);
+}
+
 void Token::cancel() {
   Sequence& s = *sequence_;
+  if (text_) return want(Wants::nothing, depth_, row_);
   const bool waited = s.policy.skipped == EL_SKIPPED_EXACT || s.policy.skipped == EL_SKIPPED_PROPAGATE;
   if (waited && depth_ > 0 && (wants_ == Wants::block || wants_ == Wants::fill))
     for (size_t i = 0; i < positions_.size(); i++)

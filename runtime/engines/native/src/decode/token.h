@@ -18,11 +18,16 @@ class Token {
   // Begins the token `id` at `position` of `sequence`, behind those that were begun there. Where `sequence.overdue()`,
   // what waits runs first: then no other token may be in flight.
   void start(Sequence& sequence, int64_t id, uint32_t position);
+  // Begins a text, ids [count] behind `sequence.cached` tokens, all of which run every depth, in rows of the same calls;
+  // `read`: with logits of the last one. Nothing may wait, no router send tokens, and every depth have a slot of its own
+  // unless the model shares it.
+  void start_text(Sequence& sequence, const int64_t* ids, uint32_t count, bool read);
 
   Wants wants() const { return wants_; }
   bool done() const { return wants_ == Wants::nothing; }
   Sequence& sequence() const { return *sequence_; }
-  int64_t id() const { return id_; }
+  int64_t id() const { return ids_.front(); }
+  const std::vector<int64_t>& ids() const { return ids_; }  // of a text, all
   uint32_t position() const { return uint32_t(position_); }
   const int64_t* own_position() const { return &position_; }
   uint32_t ran() const { return ran_; }  // depths, so far
@@ -34,7 +39,7 @@ class Token {
   const std::vector<int64_t>& positions() const { return positions_; }
   const float* input() const { return input_.data(); }
   // Whether the epilogue is for its own logits, not for older tokens that catch up.
-  bool wants_logits() const { return wants_ == Wants::epilogue && !catching_up_; }
+  bool wants_logits() const { return wants_ == Wants::epilogue && !catching_up_ && read_; }
   // Its newest state [width], after the prologue and after each depth: what a driver may read out for a draft.
   const float* state() const { return state_.data(); }
 
@@ -52,15 +57,16 @@ class Token {
   void read();
   void route(uint32_t depth);
   void ran_route(const float* rows);
+  void ran_text(const float* rows);
   void want(Wants what, uint32_t depth, uint32_t row) { wants_ = what, depth_ = depth, row_ = row; }
 
   Sequence* sequence_ = nullptr;
-  int64_t id_ = 0, position_ = 0;
+  int64_t position_ = 0;
   uint32_t ran_ = 0, depth_ = 0, row_ = 0;
   Wants wants_ = Wants::nothing;
-  bool catching_up_ = false;
+  bool catching_up_ = false, text_ = false, read_ = true;
   Sent sent_{};  // by a router
-  std::vector<int64_t> positions_;
+  std::vector<int64_t> ids_, positions_;
   std::vector<float> input_, state_, before_, entered_;
   std::vector<double> stay_;  // the gate's
 };
