@@ -65,7 +65,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", type=Path, metavar="FOLDER", help="executorch, native: files stay, or are there"
     )
     parser.add_argument(
-        "--kv-bits", type=int, choices=(16, 32), default=32, help="native: of K and V (%(default)s)"
+        "--kv-bits", type=int, choices=(8, 16, 32), default=32, help="native: of K and V (%(default)s)"
     )
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="native: perplexity of it after each depth, too"

@@ -55,8 +55,8 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-bits",
         type=int,
         default=32,
-        choices=(32, 16),
-        help="of a number of K and V (default: 32; 16 halves their memory, engine native)",
+        choices=(32, 16, 8),
+        help="of a number of K and V (default: 32; engine native: 16 or 8 take half or a quarter of the memory)",
     )
     group.add_argument(
         "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"

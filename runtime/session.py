@@ -75,8 +75,8 @@ class Session(ReadingSession):
         as often as the bundle was exported for. ``verify``: check the files' hashes; without, a damaged file may be
         other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
         ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
-        ``pipelined`` runs several depths in one call (``pipeline.py``). ``kv_bits``: of a number of K and V; 16 halves
-        their memory, on engine native. ``cpus``: processors that threads of engine native are pinned to,
+        ``pipelined`` runs several depths in one call (``pipeline.py``). ``kv_bits``: of a number of K and V, 32, or
+        on engine native 16 or 8. ``cpus``: processors that threads of engine native are pinned to,
         in turn; the first is for the thread that calls, which stays where it is.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)

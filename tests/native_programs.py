@@ -57,7 +57,7 @@ def program(name: str, target: Target) -> list[Path]:
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
-        "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache")],
+        "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache", "kv_layout")],
         "drafts": [SOURCES / f"{part}.cpp" for part in ("test_drafts", "decode/drafts", "decode/lookup")],
         "model": [SOURCES / "test_model.cpp"],  # with the library
         "bench": [SOURCES / "bench.cpp", *kernels],

@@ -26,7 +26,13 @@ Shape = tuple[int, ...]
 KEY, DIGEST = "edgeloop.session", "sha256"
 MOST_HEADER = 64 << 20
 """Bytes of a header: names and places of arrays, and a conversation in words; a real one has some hundred thousand."""
-TYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U8": np.uint8}
+TYPES: dict[str, npt.DTypeLike] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "I8": np.int8,
+    "I32": np.int32,
+    "U8": np.uint8,
+}
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):

@@ -25,9 +25,10 @@ from .arrays_file import ArraysReader, ArraysWriter, Shape, reading, writing
 from .saved_header import Contents, Header, LastRows, Owner, SavedSampling, identity, problems
 
 FORMAT = 1
-_NUMBERS = {2: "F16"}
-"""The type in which rows are stored, by the bytes that the engine has for a number; F32 for others."""
-_BITS = {"F16": 16, "F32": 32}
+_SIDES = {bytes_: {"key": kind, "value": kind} for bytes_, kind in ((4, "F32"), (2, "F16"), (1, "I8"))}
+_SIDES[1] |= {"key_scales": "F32", "value_scales": "F32"}
+"""The arrays of a layer's rows and their types, by the bytes that the engine has for a number."""
+_BITS = {"I8": 8, "F16": 16, "F32": 32}
 
 
 def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache: KVCache) -> None:
@@ -69,8 +70,8 @@ def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache:
             for row in rows:
                 out.put(row)
         for stage, slot, n in slots:
-            for pair in cache.read_rows(stage, slot, 0, cache.rows_in(n)):
-                for side in pair:
+            for layer in cache.read_rows(stage, slot, 0, cache.rows_in(n)):
+                for side in layer:
                     out.put(side)
         out.finish()
 
@@ -154,8 +155,9 @@ class SavedSession:
         )
         last = [(entry, [reader.take() for _ in entry.sizes]) for entry in header.last]
         for stage, slot, _ in cache.held(0, header.cached, header.filled):
-            sides = [reader.take().astype(np.float32) for _ in range(2 * len(program.caches(stage)))]
-            cache.write_rows(stage, slot, 0, list(zip(sides[::2], sides[1::2], strict=True)))
+            sides = _SIDES[cache.number_bytes]
+            layers = [tuple(reader.take() for _ in sides) for _ in program.caches(stage)]
+            cache.write_rows(stage, slot, 0, layers)
             cache.write_last(stage, slot, 0, [])
         for entry, rows in last:
             cache.write_last(entry.stage, entry.slot, entry.tokens, rows)
@@ -183,12 +185,12 @@ def _shapes(header: Header, program: Program, cache: KVCache) -> Iterator[tuple[
     for entry in header.last:
         for i, size in enumerate(entry.sizes):
             yield f"last.{entry.stage}.{entry.slot}.{i}", ("F32", (size,))
-    number = _NUMBERS.get(cache.number_bytes, "F32")
     for stage, slot, tokens in cache.held(0, header.cached, header.filled):
         for layer, shape in enumerate(program.caches(stage)):
-            for side in ("key", "value"):
-                rows = shape.kv_heads, cache.rows_in(tokens), shape.head_dim
-                yield f"{stage}.{slot}.{layer}.{side}", (number, rows)
+            rows = shape.kv_heads, cache.rows_in(tokens)
+            for side, kind in _SIDES[cache.number_bytes].items():
+                one = () if side.endswith("scales") else (shape.head_dim,)
+                yield f"{stage}.{slot}.{layer}.{side}", (kind, (*rows, *one))
 
 
 def _strange(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ from ..errors import UsageError
 from ..model.program import STAGES, Program
 
 F32 = npt.NDArray[np.float32]
+LayerRows = tuple[npt.NDArray[Any], ...]
+"""Of a layer: K and V [K heads, rows, head_dim]; where they are int8 codes, their scales [K heads, rows], too."""
 SLACK = 128
 """Rows beside the window: old tokens are moved out once in this many steps, not in each."""
 TAKEN_BACK = 64
@@ -158,14 +161,14 @@ class KVCache:
         if rows := self.rows_after(stage, source_slot, tokens):
             self.keep_rows(stage, slot, cached, tokens, dict(rows))
 
-    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
+    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[LayerRows]:
         """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
         rows = slice(first, first + count)
         return [(k[slot, :, rows].copy(), v[slot, :, rows].copy()) for k, v in self._pairs(stage, rows.stop)]
 
-    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
+    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[LayerRows]) -> None:
         """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
-        end = first + max((new.shape[1] for new, _ in rows), default=0)
+        end = first + max((new[0].shape[1] for new in rows), default=0)
         for pair, new in zip(self._pairs(stage, end), rows, strict=True):
             for array, values in zip(pair, new, strict=True):
                 array[slot, :, first:end] = values
@@ -218,7 +221,7 @@ class KVCache:
 
     @property
     def number_bytes(self) -> int:
-        """Of a number of K and V."""
+        """Of a number of K and V; 1: of codes with scales."""
         return 4
 
     @property

@@ -243,7 +243,7 @@ def test_how_far_grown_contexts_are_from_rebuilt_ones(
 def test_the_lane_engine_has_the_same_bits(
     exported: Callable[..., Path], lane_engine: Path, quant: str
 ) -> None:
-    for options in ({}, {"kv_bits": 16}, {"threads": 1}):
+    for options in ({}, {"kv_bits": 16}, {"kv_bits": 8}, {"threads": 1}):
         assert grown_and_rebuilt(exported("mor-norms", quant), engine="native", **options) == 0
 
 
@@ -277,14 +277,35 @@ def test_numbers_of_other_sizes_are_refused(
     exported: Callable[..., Path], lane_engine: Path, tmp_path: Path
 ) -> None:
     path, file = exported("mor-norms", "none"), tmp_path / "a.session"
-    with Session.open(path, engine="native", kv_bits=16) as session:
-        session.append([3, 4, 5])
+    for bits, others in ((16, 32), (8, 16), (32, 8)):
+        with Session.open(path, engine="native", kv_bits=bits) as session:
+            session.append([3, 4, 5])
+            tokens(session, 3)
+            session.save(file)
+        message = f"K and V in {bits} bits, this engine keeps them in {others}; open it with --kv-bits"
+        with pytest.raises(SessionError, match=message):
+            Session.load(path, file, engine="native", kv_bits=others)
+
+
+@pytest.mark.parametrize("kv_bits", [32, 16, 8])
+def test_what_was_saved_and_what_was_forked_have_the_same_bits(
+    exported: Callable[..., Path], lane_engine: Path, tmp_path: Path, kv_bits: int
+) -> None:
+    """Rows are stored as the engine keeps them, codes and scales as well."""
+    path, file = exported("mor-norms", "int4"), tmp_path / "a.session"
+    with Session.open(path, engine="native", kv_bits=kv_bits) as session:
+        session.append(IDS[:37])
         tokens(session, 3)
         session.save(file)
-    with pytest.raises(
-        SessionError, match="K and V in 16 bits, this engine keeps them in 32; open it with --kv-bits"
-    ):
-        Session.load(path, file, engine="native")
+        fork = session.fork()
+        session.append(IDS[:5])
+        wanted = logits(session)
+        fork.append(IDS[:5])
+        np.testing.assert_array_equal(logits(fork), wanted)
+        fork.close()
+    with Session.load(path, file, engine="native", kv_bits=kv_bits) as session:
+        session.append(IDS[:5])
+        np.testing.assert_array_equal(logits(session), wanted)
 
 
 @pytest.mark.parametrize("engines", [("onnx", "reference"), ("onnx", "native"), ("native", "reference")])

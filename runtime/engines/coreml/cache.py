@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.program import Program
-from ..kv import F32, KVCache, row_sizes
+from ..kv import KVCache, LayerRows, row_sizes
 from .layout import Layout
 
 Array = npt.NDArray[Any]
@@ -81,7 +81,7 @@ class StatesCache(KVCache):
         """Copy rows ``first`` … of a slot of ``source``, of the same engine, to the same rows of ``slot``."""
         self.write_rows(stage, slot, first, source.read_rows(stage, source_slot, first, count))
 
-    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
+    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[LayerRows]:
         """Return copies of rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each
         layer."""
         sequence, places = self._places(stage, slot)
@@ -89,7 +89,7 @@ class StatesCache(KVCache):
         found = [held[name][row, :, first : first + count].astype(np.float32) for name, row in places]
         return list(zip(found[::2], found[1::2], strict=True))
 
-    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
+    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[LayerRows]) -> None:
         """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
         sequence, places = self._places(stage, slot)
         held = self._read(sequence, places)

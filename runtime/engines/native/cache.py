@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ...errors import UsageError
 from ...model.program import STAGES, CacheShape, Program
 from ...model.sizes import kept_sizes
-from ..kv import F32, KVCache, row_sizes
+from ..kv import F32, KVCache, LayerRows, row_sizes
 from .alone import Alone
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
 
-_TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16}
+_TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16, Kv.I8: np.int8}
 BLOCK = 16
 """Tokens of a block of K and V (src/cache.h)."""
 _BEHIND_WINDOW = 128 + 128 + 2 * BLOCK
@@ -83,9 +83,13 @@ class NativeSession:
         return self.program.caches(stage)
 
     def rows(self, stage: str, count: int) -> npt.NDArray[Any]:
-        """Room for ``count`` rows of a slot of ``stage``: [count, numbers]."""
-        numbers = sum(2 * shape.kv_heads * shape.head_dim for shape in self.shapes(stage))
-        return np.zeros((count, numbers), _TYPES[self.kv])
+        """Room for ``count`` rows of a slot of ``stage``: [count], with fields as el_row_bytes describes them."""
+        fields: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = []
+        for i, shape in enumerate(self.shapes(stage)):
+            fields += [(f"{i} {side}", _TYPES[self.kv], (shape.kv_heads, shape.head_dim)) for side in "kv"]
+            if self.kv == Kv.I8:
+                fields += [(f"{i} scales of {side}", np.float32, (shape.kv_heads,)) for side in "kv"]
+        return np.zeros(count, np.dtype(fields))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,35 +138,27 @@ class NativeCache(KVCache):
         """The sizes of the rows that ``Shift`` keeps."""
         return kept_sizes(self.sessions[stage].program, stage)
 
-    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[tuple[F32, F32]]:
+    def read_rows(self, stage: str, slot: int, first: int, count: int) -> list[LayerRows]:
         """Rows ``first`` … of a slot of ``stage``: K and V [K heads, count, head_dim] of each layer, copies."""
         session = self.sessions[stage]
         rows = session.rows(stage, count)
-        if rows.size:
+        if rows.nbytes:
             session("el_read_rows", Stage[stage.upper()], slot, first, count, rows.ctypes.data)
-        found, at = [], 0
-        for shape in session.shapes(stage):
-            size = shape.kv_heads * shape.head_dim
-            pair = [
-                rows[:, start : start + size]
-                .reshape(count, shape.kv_heads, shape.head_dim)
-                .transpose(1, 0, 2)
-                .astype(np.float32)
-                for start in (at, at + size)
-            ]
-            found.append((pair[0], pair[1]))
-            at += 2 * size
-        return found
+        sides = [rows[name].swapaxes(0, 1) for name in rows.dtype.names or ()]
+        if session.kv == Kv.F16:
+            sides = [side.astype(np.float32) for side in sides]
+        each = 4 if session.kv == Kv.I8 else 2
+        return [tuple(sides[at : at + each]) for at in range(0, len(sides), each)]
 
-    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[tuple[F32, F32]]) -> None:
+    def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[LayerRows]) -> None:
         """Put ``rows``, as ``read_rows`` gives them, into the slot from row ``first`` on."""
         session, count = self.sessions[stage], rows[0][0].shape[1] if rows else 0
         if not count:
             return
         flat = session.rows(stage, count)
-        flat[:] = np.concatenate(
-            [array.transpose(1, 0, 2).reshape(count, -1) for pair in rows for array in pair], axis=1
-        )
+        sides = (side for layer in rows for side in layer)
+        for name, side in zip(flat.dtype.names or (), sides, strict=True):
+            flat[name] = side.swapaxes(0, 1)
         session("el_write_rows", Stage[stage.upper()], slot, first, count, flat.ctypes.data)
 
     def copy_rows(
@@ -196,9 +192,9 @@ class NativeCache(KVCache):
         total = 0
         for stage, session in self.sessions.items():
             tokens = filled[-self.slots :] if stage == "block" else [cached]
-            size = np.dtype(_TYPES[session.kv]).itemsize
+            size, scale = np.dtype(_TYPES[session.kv]).itemsize, 4 * (session.kv == Kv.I8)
             for shape in session.shapes(stage):
-                row = 2 * size * shape.kv_heads * shape.head_dim
+                row = 2 * shape.kv_heads * (shape.head_dim * size + scale)
                 total += row * sum(min(count, shape.window or count) for count in tokens)
         return total
 
@@ -231,7 +227,7 @@ class NativeCache(KVCache):
 
     @property
     def number_bytes(self) -> int:
-        """Of a number of K and V."""
+        """Of a number of K and V; 1: of codes with scales."""
         return np.dtype(_TYPES[self.sessions["block"].kv]).itemsize
 
     @property

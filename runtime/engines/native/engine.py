@@ -27,7 +27,7 @@ from .file import LanesFile
 from .library import Activations, Calls, Info, Kv, LaneArrays, OpenOptions, SessionOptions
 from .repacked import repacked
 
-KV_BITS = {32: Kv.F32, 16: Kv.F16}
+KV_BITS = {32: Kv.F32, 16: Kv.F16, 8: Kv.I8}
 
 
 class NativeBackend:
@@ -54,7 +54,7 @@ class NativeBackend:
         """``path``: a file of ``program``, which was checked (``LanesFile``).
 
         ``threads``: that compute, at most; None: as many as there are cores, fewer where that is quicker. ``kv_bits``:
-        of a number of K and V, 16 or 32. ``kernels``: by name, None: EDGELOOP_KERNELS, or the best of this processor.
+        of a number of K and V, 8, 16 or 32. ``kernels``: by name, None: EDGELOOP_KERNELS, or the best here.
         ``cpus``: processors, by their numbers; thread i of the engine runs on number i % their count, and as many as
         they are compute unless ``threads`` says otherwise. Thread 0 is the caller's, which stays where it is.
         """

@@ -43,6 +43,7 @@ class Kv(IntEnum):
 
     F32 = 0
     F16 = 1
+    I8 = 2
 
 
 class Activations(IntEnum):

@@ -212,26 +212,28 @@ void products(const Kernels& kernels, Kind kind, int group, bool float_activatio
 
 void attention(const Kernels& kernels, CacheKind kind) {
   constexpr int heads = 3, kv_heads = 5, dims = 64;
-  const size_t bytes = kind == CacheKind::float32 ? 4 : 2, block = 2 * kv_heads * 16 * dims * bytes;
+  const char* names[] = {"float32", "float16", "int8"};
+  const size_t part = cache_part(kind, dims), block = 2 * kv_heads * part;
   fill(kind == CacheKind::float32 ? Kind::float32 : Kind::float16);
-  std::vector<float> q(heads * dims, 0.1f), y(q.size()), scratch(attend_scratch(4096));
-  for (int tokens : {128, 1024, 4096}) {
-    std::vector<const void*> blocks;
-    const size_t layer = block * size_t((tokens + 15) / 16), layers = std::max<size_t>(1, MEMORY / 2 / layer);
-    for (size_t i = 0; i < layers * size_t((tokens + 15) / 16); i++) blocks.push_back(memory() + i * block);
-    const int32_t first = 0, last = tokens;
-    const double seconds = best([&] {
-      for (size_t l = 0; l < layers; l++)
-        for (int h = 0; h < kv_heads; h++) {
-          const size_t keys = size_t(h) * 16 * dims * bytes;
-          Attention a{q.data(), y.data(), 0, 0, 1, heads, dims, &first, &last,
-                {blocks.data() + l * size_t((tokens + 15) / 16), keys, block / 2 + keys}, 0.125f, 0, scratch.data()};
-          kernels.attend[int(kind)](a);
-        }
-    });
-    printf("  attend %s %4d tokens, 3 heads a KV head: %8.2f us a layer, %5.1f GB/s\n", kind == CacheKind::float32 ? "float32" : "float16", tokens,
-           seconds / double(layers) * 1e6, double(layer * layers) / seconds * 1e-9);
-  }
+  std::vector<float> q(16 * heads * dims, 0.1f), y(q.size()), scratch(attend_scratch(4096, dims));
+  for (int rows : {1, 16})
+    for (int tokens : {128, 1024, 4096}) {
+      const size_t count = size_t((tokens + 15) / 16), layer = block * count, layers = rows > 1 ? 1 : std::max<size_t>(1, MEMORY / 2 / layer);
+      std::vector<const void*> blocks;
+      for (size_t i = 0; i < layers * count; i++) blocks.push_back(memory() + i * block);
+      const std::vector<int32_t> first(16, 0), last(16, tokens);
+      const double seconds = best([&] {
+        for (size_t l = 0; l < layers; l++)
+          for (int h = 0; h < kv_heads; h++) {
+            const size_t keys = 2 * part * size_t(h);
+            Attention a{q.data(), y.data(), heads * dims, heads * dims, rows, heads, dims, first.data(), last.data(),
+                  {blocks.data() + l * count, keys, keys + part}, 0.125f, 0, scratch.data()};
+            kernels.attend[int(kind)](a);
+          }
+      });
+      printf("  attend %s %4d tokens, 3 heads a KV head, %2d rows: %8.2f us a layer, %5.1f GB/s\n", names[int(kind)], tokens, rows,
+             seconds / double(layers) * 1e6, double(layer * layers) / seconds * 1e-9);
+    }
 }
 
 template <class Work>
@@ -305,8 +307,7 @@ int main(int count, char** names) {
     }
     if (wanted("vectors", sections)) vectors(*kernels);
     if (wanted("attention", sections)) {
-      attention(*kernels, CacheKind::float32);
-      attention(*kernels, CacheKind::float16);
+      for (CacheKind kind : {CacheKind::float32, CacheKind::float16, CacheKind::int8}) attention(*kernels, kind);
     }
   }
   return 0;

@@ -13,24 +13,6 @@ using file::TILE;
 
 namespace {
 
-// One row of a head between a block and a place where k and v lie side by side: `to_block` says in which direction.
-void move_row(const KvLayout& layout, uint32_t head, uint32_t token, uint8_t* block, uint8_t* row, bool to_block) {
-  const size_t number = layout.bytes, column = token % TILE, wide = layout.head_dim * number;
-  uint8_t* keys = block + layout.keys(head);
-  uint8_t* values = block + layout.values(head) + column * wide;
-  uint8_t* k = row + head * wide;
-  uint8_t* v = row + (layout.kv_heads + head) * wide;
-  for (uint32_t i = 0; i < layout.head_dim; i++) {
-    uint8_t* place = keys + (i * TILE + column) * number;
-    to_block ? std::memcpy(place, k + i * number, number) : std::memcpy(k + i * number, place, number);
-  }
-  to_block ? std::memcpy(values, v, wide) : std::memcpy(v, values, wide);
-}
-
-void move_token(const KvLayout& layout, uint32_t token, uint8_t* block, uint8_t* row, bool to_block) {
-  for (uint32_t head = 0; head < layout.kv_heads; head++) move_row(layout, head, token, block, row, to_block);
-}
-
 [[noreturn]] void moved_past(uint32_t cached, uint32_t slot) {
   fail(EL_USAGE, "the sliding window has moved past token %u of slot %u; start the sequence again", cached, slot);
 }
@@ -114,7 +96,7 @@ Caches::Caches(const Model& model, uint32_t sequences, uint32_t capacity, uint32
 
 KvLayout Caches::layout(uint32_t stage, uint32_t number) const {
   const file::Cache& found = cache(stage, number);
-  return {found.kv_heads, found.head_dim, kv_ == EL_KV_F16 ? 2u : 4u};
+  return {found.kv_heads, found.head_dim, CacheKind(kv_)};
 }
 
 void Caches::reserve(uint32_t stage, uint32_t slot, uint32_t cached, uint32_t end) {
@@ -175,7 +157,7 @@ void Caches::read_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t c
     for (uint32_t i = 0; i < caches(stage); i++) {
       const KvLayout layout = this->layout(stage, i);
       const Block& block = this->slot(stage, slot, i).block(token / TILE);
-      block ? move_token(layout, token, block.get(), rows, false) : void(std::memset(rows, 0, layout.row()));
+      block ? layout.read(token, block.get(), rows) : void(std::memset(rows, 0, layout.row()));
       rows += layout.row();
     }
   }
@@ -186,7 +168,7 @@ void Caches::write_rows(uint32_t stage, uint32_t slot, uint32_t first, uint32_t 
   for (uint32_t token = first; token < first + count; token++) {
     for (uint32_t i = 0; i < caches(stage); i++) {
       const KvLayout layout = this->layout(stage, i);
-      move_token(layout, token, this->slot(stage, slot, i).block(token / TILE).get(), const_cast<uint8_t*>(rows), true);
+      layout.write(token, rows, this->slot(stage, slot, i).block(token / TILE).get());
       rows += layout.row();
     }
   }
@@ -215,8 +197,8 @@ void Caches::copy(uint32_t stage, uint32_t slot, uint32_t to, const Caches& sour
       goal.make_room(layout, at, at + rows, spare);
       const Block& into = goal.block(at / TILE);
       for (uint32_t r = 0; r < rows && block && into; r++) {
-        move_token(layout, from + r, block.get(), row.data(), false);
-        move_token(layout, at + r, into.get(), row.data(), true);
+        layout.read(from + r, block.get(), row.data());
+        layout.write(at + r, row.data(), into.get());
       }
     }
   }

@@ -9,24 +9,10 @@
 
 #include "block.h"
 #include "edgeloop.h"
+#include "kv_layout.h"
 #include "model.h"
 
 namespace edgeloop {
-
-// A block of a cache holds tokens 16 b … 16 b + 15 of one slot:
-//   for each KV head   k [head_dim][16 tokens], then v [16 tokens][head_dim]
-// in floats or halves. What has not been written is anything at all, so tokens that are not seen must count for
-// nothing, whatever they are: also NaN and infinity.
-struct KvLayout {
-  uint32_t kv_heads, head_dim;
-  uint32_t bytes;  // of a number: 4, 2
-
-  size_t part() const { return size_t(head_dim) * file::TILE * bytes; }        // of k, or of v, of one head
-  size_t keys(uint32_t head) const { return 2 * part() * head; }               // where they begin in a block
-  size_t values(uint32_t head) const { return 2 * part() * head + part(); }
-  size_t block() const { return 2 * part() * kv_heads; }
-  size_t row() const { return 2 * size_t(kv_heads) * head_dim * bytes; }       // of a token, as it is copied out
-};
 
 // The tokens of one slot in one cache.
 class Slot {

@@ -189,7 +189,7 @@ void call(el_model& model, Lot& lot) {
   options.sequences = 2;
   options.capacity = std::min(model.model->header().context_length, 12 + lot.below(30));
   options.slots = lot.below(3);
-  options.kv = lot.below(2);
+  options.kv = lot.below(4);
   el_session* session = nullptr;
   char error[EL_ERROR_SIZE];
   if (el_session_new(&model, &options, &session, error) != EL_OK) return;

@@ -20,7 +20,7 @@ size_t filled_up(size_t n) { return (n + TILE - 1) / TILE * TILE; }
 Learned learn(const Model& model, const Memory& memory, const Kernels& kernels) {
   Learned found;
   const file::Op& op = *memory.learned;
-  const KvLayout layout{memory.kv_heads, memory.head_dim, sizeof(float)};
+  const KvLayout layout{memory.kv_heads, memory.head_dim, CacheKind::float32};
   found.count = model.vectors[op.weights[0]].rows;
   const uint32_t blocks = (found.count + TILE - 1) / TILE;
   found.memory = Block::zeros(size_t(blocks) * layout.block());
@@ -31,8 +31,8 @@ Learned learn(const Model& model, const Memory& memory, const Kernels& kernels) 
       const size_t start = size_t(h) * layout.head_dim;
       kernels.store_key[0](model.vector(op.weights[0], t) + start, int32_t(layout.head_dim), int32_t(t % TILE),
           block + layout.keys(h));
-      kernels.store_value[0](model.vector(op.weights[1], t) + start, int32_t(layout.head_dim),
-          block + layout.values(h) + t % TILE * layout.head_dim * layout.bytes);
+      kernels.store_value[0](model.vector(op.weights[1], t) + start, int32_t(layout.head_dim), int32_t(t % TILE),
+          block + layout.values(h));
     }
   }
   return found;
@@ -159,11 +159,11 @@ Codes Pass::codes_of(uint32_t codes, int worker, bool narrow) const {
 
 Held Pass::held(uint32_t memory, const Lane& lane, bool depth_0) const {
   const Memory& m = program.memories[memory];
-  const KvLayout floats{m.kv_heads, m.head_dim, sizeof(float)};
-  if (m.learned) return {floats, CacheKind::float32, what.learned[memory].blocks.data(), 0};
-  if (m.cache == NONE) return {floats, CacheKind::float32, space.addresses[memory].data() + lane.block, 0};
+  const KvLayout floats{m.kv_heads, m.head_dim, CacheKind::float32};
+  if (m.learned) return {floats, what.learned[memory].blocks.data(), 0};
+  if (m.cache == NONE) return {floats, space.addresses[memory].data() + lane.block, 0};
   const uint32_t stage = program.caches_of(), slot = depth_0 || m.first_slot ? lane.first_slot : lane.slot;
-  return {caches->layout(stage, m.cache), CacheKind(caches->kv()), caches->slot(stage, slot, m.cache).blocks(),
+  return {caches->layout(stage, m.cache), caches->slot(stage, slot, m.cache).blocks(),
       lane.cached};
 }
 

@@ -95,7 +95,6 @@ struct Value {
 // Blocks of K and V of one lane, and which tokens are this pass's.
 struct Held {
   KvLayout layout;
-  CacheKind kind;
   const void* const* blocks;
   uint32_t before;  // tokens ahead of the lane's rows
 };

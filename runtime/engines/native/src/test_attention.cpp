@@ -8,12 +8,13 @@ namespace edgeloop::test {
 
 namespace {
 
+constexpr CacheKind KINDS[] = {CacheKind::float32, CacheKind::float16, CacheKind::int8};
+
 // Blocks of 16 tokens for `kv_heads` heads, each block somewhere else; unwritten tokens hold NaN, which must not matter.
 struct TestCache {
   TestCache(Random& random, CacheKind kind, int tokens, int kv_heads, int head_dim, float size) : kind(kind), kv_heads(kv_heads), head_dim(head_dim) {
     const Kernels& portable = *kernels_named("portable");
-    const int bytes = kind == CacheKind::float32 ? 4 : 2;
-    block_bytes = size_t(2 * kv_heads * head_dim * 16 * bytes);
+    part = cache_part(kind, head_dim), block_bytes = 2 * part * size_t(kv_heads);
     k = numbers(random, tokens * kv_heads * head_dim, Sort::plain), v = numbers(random, tokens * kv_heads * head_dim, Sort::plain);
     for (float& x : k) x *= size;
     for (int b = 0; b * 16 < tokens; b++) memory.emplace_back(block_bytes, 0xff);
@@ -22,19 +23,31 @@ struct TestCache {
         uint8_t* block = memory[size_t(t / 16)].data();
         const float *key = &k[size_t((t * kv_heads + h) * head_dim)], *value = &v[size_t((t * kv_heads + h) * head_dim)];
         portable.store_key[int(kind)](key, head_dim, t % 16, block + keys(h));
-        portable.store_value[int(kind)](value, head_dim, block + values(h) + size_t(t % 16 * head_dim * bytes));
+        portable.store_value[int(kind)](value, head_dim, t % 16, block + values(h));
       }
     for (auto& block : memory) blocks.push_back(block.data());
   }
-  size_t keys(int head) const { return block_bytes / 2 / size_t(kv_heads) * size_t(head); }
-  size_t values(int head) const { return block_bytes / 2 + keys(head); }
-  double key(int t, int h, int d) const { return as_kept(k[size_t((t * kv_heads + h) * head_dim + d)]); }
-  double value(int t, int h, int d) const { return as_kept(v[size_t((t * kv_heads + h) * head_dim + d)]); }
-  double as_kept(float x) const { return kind == CacheKind::float32 ? x : float_from_half(half_from_float(x)); }
+  size_t keys(int head) const { return 2 * part * size_t(head); }
+  size_t values(int head) const { return keys(head) + part; }
+  double key(int t, int h, int d) const { return as_kept(k, t, h, d); }
+  double value(int t, int h, int d) const { return as_kept(v, t, h, d); }
+  double as_kept(const std::vector<float>& all, int t, int h, int d) const {
+    const float* x = &all[size_t((t * kv_heads + h) * head_dim)];
+    if (kind == CacheKind::int8) return double(code(x, d)) * double(scale(x));
+    return kind == CacheKind::float32 ? x[d] : float_from_half(half_from_float(x[d]));
+  }
+  // What becomes of head_dim numbers in int8.
+  float peak(const float* x) const {
+    float most = 0;
+    for (int d = 0; d < head_dim; d++) most = std::max(most, std::fabs(x[d]));
+    return most;
+  }
+  float scale(const float* x) const { return peak(x) / 127.f; }
+  int code(const float* x, int d) const { return peak(x) > 0 ? int(std::nearbyint(x[d] * (127.f / peak(x)))) : 0; }
 
   CacheKind kind;
   int kv_heads, head_dim;
-  size_t block_bytes;
+  size_t part, block_bytes;
   std::vector<float> k, v;
   std::vector<std::vector<uint8_t>> memory;
   std::vector<const void*> blocks;
@@ -49,9 +62,9 @@ struct Call {
 
 std::vector<float> attended(const Kernels& kernels, const TestCache& cache, const Call& call, int kv_head, int row, int rows, int head, int heads) {
   const int width = call.heads * cache.head_dim;
-  int most = 0;
-  for (int m = row; m < row + rows; m++) most = std::max(most, call.last[size_t(m)] - call.first[size_t(m)]);
-  std::vector<float> y(size_t(rows * heads * cache.head_dim), 0.f), scratch(attend_scratch(most));
+  const auto from = call.first.begin() + row, to = call.last.begin() + row;
+  const int most = *std::max_element(to, to + rows) - *std::min_element(from, from + rows);
+  std::vector<float> y(size_t(rows * heads * cache.head_dim), 0.f), scratch(attend_scratch(most, cache.head_dim));
   Attention a{};
   a.q = call.q.data() + row * width + head * cache.head_dim, a.q_stride = width;
   a.y = y.data(), a.y_stride = heads * cache.head_dim;
@@ -120,6 +133,48 @@ std::vector<float> defined(const TestCache& cache, const Call& call, int kv_head
   return y;
 }
 
+// The same of int8: whole numbers, and floats made of the sums.
+std::vector<float> defined_in_codes(const TestCache& cache, const Call& call, int kv_head) {
+  const Kernels& portable = *kernels_named("portable");
+  const int dims = cache.head_dim;
+  const auto row = [&](const std::vector<float>& all, int t) { return &all[size_t((t * cache.kv_heads + kv_head) * dims)]; };
+  std::vector<float> y;
+  for (int m = 0; m < call.rows; m++)
+    for (int h = 0; h < call.heads; h++) {
+      const float* q = &call.q[size_t((m * call.heads + h) * dims)];
+      const int first = call.first[size_t(m)], last = call.last[size_t(m)];
+      std::vector<float> p;
+      for (int t = first; t < last; t++) {
+        const float* k = row(cache.k, t);
+        int s = 0;
+        for (int d = 0; d < dims; d++) s += cache.code(q, d) * cache.code(k, d);
+        p.push_back(float(s) * (cache.scale(k) * (cache.scale(q) * call.scale)));
+      }
+      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
+      const float top = *std::max_element(p.begin(), p.end());
+      for (float& s : p) s = s - top;
+      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
+      float lanes[16] = {};
+      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
+      for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+      std::vector<float> mixed(size_t(dims), 0.f);
+      for (int begin = first; begin < last; begin = begin / 16 * 16 + 16) {  // tokens of a block
+        const int end = std::min(begin / 16 * 16 + 16, last);
+        float most = 0;
+        for (int t = begin; t < end; t++) most = std::max(most, p[size_t(t - first)] *= cache.scale(row(cache.v, t)));
+        for (int d = 0; d < dims && most > 0; d++) {
+          int s = 0;
+          for (int t = begin; t < end; t++)
+            s += int(std::nearbyint(p[size_t(t - first)] * (127.f / most))) * cache.code(row(cache.v, t), d);
+          mixed[size_t(d)] += float(s) * (most / 127.f);
+        }
+      }
+      for (float s : mixed) y.push_back(s * (1.f / lanes[0]));
+    }
+  return y;
+}
+
 void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bool windowed, float cap) {
   const int kv_heads = 1 + random.below(3), kv_head = random.below(kv_heads);
   const TestCache cache(random, kind, tokens, kv_heads, head_dim, 3);
@@ -131,11 +186,13 @@ void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bo
     call.first.push_back(windowed ? random.below(call.last.back()) : 0);
   }
   const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " +
-                           std::to_string(head_dim) + (kind == CacheKind::float32 ? ", float32" : ", float16");
+                           std::to_string(head_dim) + ", kind " + std::to_string(int(kind));
   const std::vector<float> wanted = attended(*kernels_named("portable"), cache, call, kv_head, 0, call.rows, 0, heads);
   const double error = worst_error(cache, call, kv_head, wanted);
-  expect(error < 3e-6, what + " is off by " + std::to_string(error * 1e6) + "e-6");
-  expect(same(wanted, defined(cache, call, kv_head)), what + " has other bits than its definition");
+  const bool codes = kind == CacheKind::int8;
+  expect(error < (codes ? 0.08 : 3e-6), what + " is off by " + std::to_string(error * 1e6) + "e-6");
+  const std::vector<float> bits = codes ? defined_in_codes(cache, call, kv_head) : defined(cache, call, kv_head);
+  expect(same(wanted, bits), what + " has other bits than its definition");
   for (const Kernels* kernels : tables()) {
     const std::string named = std::string(kernels->name) + " " + what;
     expect(same(attended(*kernels, cache, call, kv_head, 0, call.rows, 0, heads), wanted), named);
@@ -146,8 +203,8 @@ void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bo
 }
 
 // What is not finite in a row stays in the row.
-void holes(Random& random) {
-  const TestCache cache(random, CacheKind::float32, 40, 1, 32, 1);
+void holes(Random& random, CacheKind kind) {
+  const TestCache cache(random, kind, 40, 1, 32, 1);
   Call call{3, 2, 0.2f, 0, numbers(random, 3 * 2 * 32, Sort::plain), {0, 0, 0}, {40, 40, 40}};
   const std::vector<float> whole = attended(*kernels_named("portable"), cache, call, 0, 0, 3, 0, 2);
   for (float odd : {NAN, INFINITY, -INFINITY}) {
@@ -167,12 +224,12 @@ void test_attention() {
   Random random(6);
   for (int head_dim : {8, 16, 20, 64, 80, 128})
     for (int heads : {1, 2, 3, 4, 5, 8})
-      for (int tokens : {1, 15, 16, 17, 40, 130}) {
-        const CacheKind kind = random.below(2) ? CacheKind::float32 : CacheKind::float16;
-        one(random, head_dim, heads, tokens, kind, random.below(2) == 0, random.below(3) ? 0.f : 10.f);
-      }
-  for (CacheKind kind : {CacheKind::float32, CacheKind::float16}) one(random, 64, 3, 700, kind, false, 0);
-  holes(random);
+      for (int tokens : {1, 15, 16, 17, 40, 130})
+        for (CacheKind kind : KINDS) one(random, head_dim, heads, tokens, kind, random.below(2) == 0, random.below(3) ? 0.f : 10.f);
+  for (CacheKind kind : KINDS) {
+    one(random, 64, 3, 700, kind, false, 0);
+    holes(random, kind);
+  }
 }
 
 }  // namespace edgeloop::test

@@ -11,7 +11,7 @@ using namespace edgeloop;
 
 namespace {
 
-constexpr KvLayout LAYOUT{2, 8, 4};
+constexpr KvLayout LAYOUT{2, 8, CacheKind::float32};
 constexpr uint32_t TILE = file::TILE;
 int failures = 0;
 

@@ -1,6 +1,7 @@
 // Every kernel of every table against the portable one, bit by bit, for every sort of numbers and lengths around 16.
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 #include "test.h"
 
@@ -89,10 +90,10 @@ void whole_numbers(const Kernels& kernels, int n, Sort sort, Random& random) {
     halves[i].assign(size_t(n) * 18, 0);
     k.to_half(x.data(), n, halves[i].data());
     k.store_key[1](x.data(), n, 5, halves[i].data() + n);
-    k.store_value[1](x.data(), n, halves[i].data() + n * 17);
+    k.store_value[1](x.data(), n, 1, halves[i].data() + n * 16);
     keys[i].assign(size_t(n) * 18, 0.f);
     k.store_key[0](x.data(), n, 11, keys[i].data());
-    k.store_value[0](x.data(), n, keys[i].data() + n * 16);
+    k.store_value[0](x.data(), n, 0, keys[i].data() + n * 16);
     k.to_float(halves[i].data(), n, keys[i].data() + n * 17);
   }
   expect(equal(halves[0], halves[1]), std::string(kernels.name) + " halves of " + std::to_string(n) + ", sort " + std::to_string(int(sort)));
@@ -104,6 +105,28 @@ void whole_numbers(const Kernels& kernels, int n, Sort sort, Random& random) {
     placed &= same({x[size_t(d)], x[size_t(d)]}, {keys[1][size_t(d * 16 + 11)], keys[1][size_t(n * 16 + d)]});
   }
   expect(placed, std::string(kernels.name) + " keys and values are not where a block has them");
+}
+
+// K and V of a token in int8: the codes and the scale of `quantize`, where a block has them; other tokens are left alone.
+void codes_of_tokens(const Kernels& kernels, int n, Sort sort, Random& random) {
+  const std::vector<float> x = numbers(random, n, sort);
+  const size_t part = cache_part(CacheKind::int8, n), dims = size_t(padded(n));
+  const size_t token = size_t(random.below(16));
+  std::vector<int8_t> wanted(dims), keys(part, 99), values(part, 99);
+  float scale, key_scale, value_scale;
+  int32_t sum;
+  kernels_named("portable")->quantize(x.data(), n, n, 128, wanted.data(), &scale, &sum);
+  kernels.store_key[2](x.data(), n, int32_t(token), keys.data());
+  kernels.store_value[2](x.data(), n, int32_t(token), values.data());
+  memcpy(&key_scale, keys.data() + dims * 16 + token * 4, 4);
+  memcpy(&value_scale, values.data() + dims * 16 + token * 4, 4);
+  bool holds = same({key_scale, value_scale}, {scale, scale});
+  for (size_t t = 0; t < 16; t++)
+    for (size_t d = 0; d < dims; d++) {
+      const int8_t code = t == token ? wanted[d] : int8_t(99);
+      holds &= keys[(d / 4 * 16 + t) * 4 + d % 4] == code && values[(t / 4 * dims + d) * 4 + t % 4] == code;
+    }
+  expect(holds, std::string(kernels.name) + " int8 keys and values of " + std::to_string(n) + ", sort " + std::to_string(int(sort)));
 }
 
 // All halves, of which some are NaN that signal.
@@ -170,6 +193,7 @@ void test_tables() {
       for (int n : LENGTHS) {
         vectors(*kernels, n, sort, random);
         whole_numbers(*kernels, n, sort, random);
+        codes_of_tokens(*kernels, n, sort, random);
       }
     borders(*kernels);
     every_half(*kernels);

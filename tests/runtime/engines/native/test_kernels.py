@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pytest
 import torch
 from native_programs import KERNEL_TESTS, compiled, here
-from native_twin import float_product, int8_product
+from native_twin import exp, float_product, folded, int8_product
 
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.native.tiles import code_tiles, float_tiles
 from edgeloop.runtime.model.codec import Grouped
 
 TABLES = ("portable", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm")
+F32 = npt.NDArray[np.float32]
 FLOAT32, FLOAT16, INT8, INT4 = range(4)
 
 pytestmark = pytest.mark.skipif(here() is None, reason="no C++ compiler")
@@ -116,6 +117,56 @@ def test_int8_products_are_those_of_numpy(
     dense, same = aligned(float_tiles(weights.values())), np.empty_like(y)
     library.float_product(table.encode(), FLOAT32, at(dense), None, n, columns, size, at(x), rows, at(same))
     np.testing.assert_array_equal(same.view(np.uint32), floats.view(np.uint32))
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("dims", [64, 20])
+def test_int8_attention_is_that_of_numpy(built: dict[str, Path], table: str, dims: int) -> None:
+    """Whole numbers, and floats in the order of docs/native.md: the same bits."""
+    library = binding(built, table)
+    random = np.random.default_rng(dims)
+    rows, tokens, scale = 7, 150, np.float32(0.25)
+    q, k, v = (random.standard_normal((n, dims), np.float32) * 2 for n in (rows, tokens, tokens))
+    k[3], v[5] = 0, 0
+    y = np.empty_like(q)
+    given = at(q), at(k), at(v), rows, tokens, dims, ctypes.c_float(scale), at(y)
+    library.int8_attention(table.encode(), *given)
+    wanted = np.stack(
+        [attention_twin(row, k[:n], v[:n], scale) for n, row in enumerate(q, tokens - rows + 1)]
+    )
+    np.testing.assert_array_equal(y.view(np.uint32), wanted.view(np.uint32))
+    scores = (q.astype(np.float64) @ k.T.astype(np.float64)) * float(scale)
+    scores[np.arange(tokens) > np.arange(tokens - rows, tokens)[:, None]] = -np.inf
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = shares / shares.sum(-1, keepdims=True) @ v.astype(np.float64)
+    assert np.abs(y - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def attention_twin(q: F32, k: F32, v: F32, scale: np.float32) -> F32:
+    """y [dims] of q [dims] over k and v [tokens, dims]."""
+    (q_codes, q_scale), (k_codes, k_scales), (v_codes, v_scales) = map(codes_of, (q[None], k, v))
+    sums = (k_codes @ q_codes[0]).astype(np.float32)
+    scores = sums * (k_scales * (q_scale[0] * scale))
+    shares = exp(scores - scores.max())
+    lanes = np.zeros(16, np.float32)
+    for each in np.pad(shares, (0, -len(shares) % 16)).reshape(-1, 16):
+        lanes = lanes + each
+    weighed = np.pad(shares * v_scales, (0, -len(shares) % 16)).reshape(-1, 16)
+    codes, steps = codes_of(weighed)
+    values = np.pad(v_codes, ((0, -len(v) % 16), (0, 0))).reshape(-1, 16, v.shape[1])
+    y = np.zeros(v.shape[1], np.float32)
+    for block in range(len(codes)):
+        y = y + (codes[block] @ values[block]).astype(np.float32) * steps[block]
+    found: F32 = y * (np.float32(1) / folded(lanes))
+    return found
+
+
+def codes_of(x: F32) -> tuple[npt.NDArray[np.int32], F32]:
+    """Codes [rows, n] and scale [rows] of each row of x."""
+    peak = np.abs(x).max(-1)
+    with np.errstate(divide="ignore"):
+        per_step = np.where(peak > 0, np.float32(127) / peak, np.float32(0))
+    return np.rint(x * per_step[:, None]).astype(np.int32), peak / np.float32(127)
 
 
 def binding(built: dict[str, Path], table: str) -> ctypes.CDLL:

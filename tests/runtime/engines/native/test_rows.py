@@ -161,6 +161,27 @@ def test_a_whole_prompt(opened: Callable[..., NativeBackend], case: tuple[Progra
     equal(decoder.step(int(ids[-1])).copy(), wanted[-1:], "the token behind it")
 
 
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_few_bits_of_k_and_v(
+    opened: Callable[..., NativeBackend], case: tuple[Program, int], kv_bits: int
+) -> None:
+    """A token's K and V are rounded by themselves: in any cut, beside others, with any threads and kernels."""
+    program, number = case
+    ids, quant = texts(program), QUANTS[number % len(QUANTS)]
+    one, two = (opened(program, quant, kv_bits=kv_bits, threads=threads) for threads in (1, 2))
+    whole = ids.shape[1]
+    wanted = alone(one, ids[0], [whole])
+    equal(alone(two, ids[0], [1] * whole), wanted, "token by token")
+    equal(alone(one, ids[0], [whole // 3, whole - whole // 3]), wanted, "in two pieces")
+    equal(together(two, ids, True), wanted, "among others")
+    for kernels in KERNELS:
+        try:
+            backend = opened(program, quant, kv_bits=kv_bits, kernels=kernels, threads=1)
+        except EdgeloopError:
+            continue  # this processor has none
+        equal(alone(backend, ids[0], [whole]), wanted, kernels)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_any_kernels(opened: Callable[..., NativeBackend], case: tuple[Program, int], kernels: str) -> None:
     program, number = case

@@ -16,12 +16,14 @@ from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.native.cache import NativeCache
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Stage
+from edgeloop.runtime.engines.native.library import Kv, Stage
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.program import Program
 
 TOKENS, BLOCK = 320, 16
-ROW = 2 * 4 * HEADS.kv_heads * HEADS.head_dim
+NUMBERS = 2 * HEADS.kv_heads * HEADS.head_dim * BLOCK
+BLOCK_BYTES = {Kv.F32: 4 * NUMBERS, Kv.F16: 2 * NUMBERS, Kv.I8: 2 * HEADS.kv_heads * (16 * BLOCK + 4 * BLOCK)}
+"""Of a layer; in 8 bits a head is filled up to 16 dims, and a token of it has a scale."""
 IDS = np.random.default_rng(1).integers(0, VOCAB, TOKENS)
 
 
@@ -30,26 +32,32 @@ def engine(lane_engine: Path, tmp_path: Path) -> Iterator[NativeBackend]:
     yield from opened(tmp_path, windowed([None, None], TOKENS))
 
 
+@pytest.fixture(params=[32, 16, 8])
+def any_bits(request: pytest.FixtureRequest, lane_engine: Path, tmp_path: Path) -> Iterator[NativeBackend]:
+    yield from opened(tmp_path, windowed([None, None], TOKENS), request.param)
+
+
 @pytest.fixture
 def narrow(lane_engine: Path, tmp_path: Path) -> Iterator[NativeBackend]:
     yield from opened(tmp_path, windowed([5, 40], TOKENS))
 
 
-def opened(folder: Path, program: Program) -> Iterator[NativeBackend]:
+def opened(folder: Path, program: Program, kv_bits: int = 32) -> Iterator[NativeBackend]:
     write_lanes(folder / NAME, program, *stored(program, "none"))
-    found = NativeBackend(program, folder / NAME, threads=1)
+    found = NativeBackend(program, folder / NAME, threads=1, kv_bits=kv_bits)
     yield found
     found.close()
 
 
-def test_rows_that_are_copied_and_written_by_lot(engine: NativeBackend) -> None:
+def test_rows_that_are_copied_and_written_by_lot(any_bits: NativeBackend) -> None:
     """Copies of any rows between slots and sessions, against arrays that share nothing."""
     random, capacity, slots = np.random.default_rng(2), 100, 6
-    caches = [engine.new_cache(2, capacity), engine.new_cache(2, capacity)]
+    caches = [any_bits.new_cache(2, capacity), any_bits.new_cache(2, capacity)]
     sessions = [cache.sessions["block"] for cache in caches]
-    width = sessions[0].rows("block", 1).shape[1]
-    twin = np.full((2, slots, capacity, width), np.nan, np.float32)  # NaN: not written, so anything
-    for _ in range(600):
+    width = sessions[0].rows("block", 1).itemsize
+    twin = np.zeros((2, slots, capacity, width), np.uint8)
+    written = np.zeros((2, slots, capacity), bool)
+    for _ in range(400):
         s, t = random.integers(2, size=2)
         slot, other = (int(x) for x in random.integers(slots, size=2))
         first, to = (int(x) for x in random.integers(0, capacity, 2))
@@ -58,43 +66,43 @@ def test_rows_that_are_copied_and_written_by_lot(engine: NativeBackend) -> None:
         count = int(random.integers(1, capacity - max(first, to) + 1))
         match random.integers(4):
             case 0:
-                rows = random.standard_normal((count, width)).astype(np.float32)
+                rows = random.integers(256, size=(count, width), dtype=np.uint8)
                 sessions[s]("el_write_rows", Stage.BLOCK, slot, to, count, rows.ctypes.data)
-                twin[s, slot, to : to + count] = rows
+                twin[s, slot, to : to + count], written[s, slot, to : to + count] = rows, True
             case 1:
                 sessions[s]("el_trim", Stage.BLOCK, slot, to)
-                twin[s, slot, to:] = np.nan
+                written[s, slot, to:] = False
             case _:
                 if (s, slot) == (t, other) and to < first + count and first < to + count:
                     continue
                 where = Stage.BLOCK, slot, to, sessions[t].pointer, other, first, count
                 sessions[s]("el_copy", *where)
-                twin[s, slot, to : to + count] = twin[t, other, first : first + count]
+                for array in (twin, written):
+                    array[s, slot, to : to + count] = array[t, other, first : first + count]
         for each, session in enumerate(sessions):
             for number in range(slots):
-                found = session.rows("block", capacity)
+                found, held = np.zeros((capacity, width), np.uint8), written[each, number]
                 session("el_read_rows", Stage.BLOCK, number, 0, capacity, found.ctypes.data)
-                written = ~np.isnan(twin[each, number])
-                np.testing.assert_array_equal(found[written], twin[each, number][written])
+                np.testing.assert_array_equal(found[held], twin[each, number][held])
 
 
-def test_a_fork_takes_no_memory_until_it_is_written_to(engine: NativeBackend) -> None:
+def test_a_fork_takes_no_memory_until_it_is_written_to(any_bits: NativeBackend) -> None:
     """Nor then more than the blocks that are written; and both have the bits of a sequence that was alone."""
-    alone, first = decoder(engine), decoder(engine)
+    alone, first = decoder(any_bits), decoder(any_bits)
     wanted = alone.prompt(IDS[:70], rows="all")
     assert wanted is not None
     wanted = wanted.copy()
     first.prompt(IDS[:50])
     before = first.cache.nbytes
-    second = fork(engine, first)
+    second = fork(any_bits, first)
     caches = [each.cache for each in (first, second)]
     assert all(isinstance(cache, NativeCache) for cache in caches)
     assert [cache.nbytes for cache in caches] == [before, before]
     assert [cache.shared_bytes for cache in caches] == [before, before]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(second.prompt(IDS[50:60], rows="all"), wanted[50:60])
-    slots = engine.program.kv_slots * 2  # of two layers
+    slots = any_bits.program.kv_slots * 2  # of two layers
     own = second.cache.nbytes - second.cache.shared_bytes  # type: ignore[attr-defined]
-    assert own == slots * ROW * BLOCK
+    assert own == slots * BLOCK_BYTES[first.cache.sessions["block"].kv]  # type: ignore[attr-defined]
     second.prompt(IDS[60:70] * 0)  # something else; the first goes on as it would have
     for token in range(50, 70):
         np.testing.assert_array_equal(first.step(int(IDS[token])), wanted[token : token + 1])

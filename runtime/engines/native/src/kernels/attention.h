@@ -166,6 +166,8 @@ void store_key_halves(const float* k, int32_t head_dim, int32_t column, void* bl
   }
 }
 
-void store_value_floats(const float* v, int32_t head_dim, void* row) { memcpy(row, v, size_t(head_dim) * 4); }
+void store_value_floats(const float* v, int32_t head_dim, int32_t token, void* values) {
+  memcpy(static_cast<float*>(values) + token * head_dim, v, size_t(head_dim) * 4);
+}
 
 }  // namespace

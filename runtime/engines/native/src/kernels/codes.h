@@ -9,8 +9,12 @@
 
 namespace {
 
-// One group. Zeros behind the last number give codes of zero, up to a multiple of 16.
-inline void quantize_group(const float* x, int32_t n, int32_t zero, int8_t* codes, float* scale, int32_t* sum_of_codes) {
+// How a group is cut into steps: what a step is worth, and how many there are to 1; 0 of both where all is 0 or as good
+// as that. NaN, and 0, where a number is not finite.
+struct Steps {
+  float scale, per_one;
+};
+inline Steps steps_of(const float* x, int32_t n) {
   I top = set1(int32_t{0});  // floats without their sign are in the order of their bits, infinity and NaN last
   int32_t i = 0;
   for (; i + LANES <= n; i += LANES) top = larger(top, as_words(absolute(load(x + i))));
@@ -18,23 +22,33 @@ inline void quantize_group(const float* x, int32_t n, int32_t zero, int8_t* code
   const int32_t bits = largest(top);
   float peak;
   memcpy(&peak, &bits, 4);
-  const bool finite = bits < 0x7f800000;
-  const float per_step = finite && bits > 0 ? 127.f / peak : INFINITY;
-  if (per_step == INFINITY) {
-    *scale = finite ? 0.f : NAN;
+  if (bits >= 0x7f800000) return {NAN, 0.f};
+  const float per_one = bits > 0 ? 127.f / peak : INFINITY;
+  if (per_one == INFINITY) return {0.f, 0.f};
+  return {peak / 127.f, per_one};
+}
+
+// The codes of numbers i to i + 15 of n; zeros behind the last one.
+inline I codes_at(const float* x, int32_t n, int32_t i, float per_one) {
+  const F v = n - i >= LANES ? load(x + i) : load_n(x + i, n - i);
+  return rounded_words(v * set1(per_one));
+}
+
+// One group. Zeros behind the last number give codes of zero, up to a multiple of 16.
+inline void quantize_group(const float* x, int32_t n, int32_t zero, int8_t* codes, float* scale, int32_t* sum_of_codes) {
+  const Steps steps = steps_of(x, n);
+  *scale = steps.scale;
+  if (steps.per_one == 0.f) {
     *sum_of_codes = 0;
     memset(codes, 0, size_t(padded(n)));
     return;
   }
-  const F steps = set1(per_step);
   I total = set1(int32_t{0});
-  for (i = 0; i < n; i += LANES) {
-    const F v = n - i >= LANES ? load(x + i) : load_n(x + i, n - i);
-    const I whole = rounded_words(v * steps);
+  for (int32_t i = 0; i < n; i += LANES) {
+    const I whole = codes_at(x, n, i, steps.per_one);
     store_bytes(codes + i, whole);
     total = total + whole;
   }
-  *scale = peak / 127.f;
   *sum_of_codes = -zero * sum(total);
 }
 

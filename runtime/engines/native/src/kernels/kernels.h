@@ -64,7 +64,8 @@ struct Output {
 };
 
 // K and V of a sequence at a depth: blocks of 16 tokens. Token t is in blocks[t / 16], at bytes `keys` and `values`
-// from there for the head that is meant: K [d][16] (column t % 16), V [16][d] (row t % 16).
+// from there for the head that is meant: K [d][16] (column t % 16), V [16][d] (row t % 16). In int8, with d filled up to
+// a multiple of 16: K [d/4][16][4], V [4][d][4] (4 tokens side by side), each with the scales of its tokens, float32 [16], behind.
 struct Cached {
   const void* const* blocks;
   size_t keys, values;
@@ -81,11 +82,14 @@ struct Attention {
   Cached cached;
   float scale;         // of the scores
   float cap;           // then cap * tanh(score / cap); 0: none
-  float* scratch;      // attend_scratch(most tokens that a row sees) floats
+  float* scratch;      // attend_scratch(tokens from the first to the last that rows see, head_dim) floats
 };
 
 constexpr int32_t ATTEND_QUERIES = 4;  // heads that are worked on at once
-static inline size_t attend_scratch(int32_t seen) { return size_t(ATTEND_QUERIES) * size_t(padded(seen) + LANES); }
+static inline size_t attend_scratch(int32_t seen, int32_t head_dim) {
+  const int32_t scores = padded(seen) + LANES, steps = 2 * padded(scores / LANES), codes = padded(head_dim) / 4;
+  return size_t(ATTEND_QUERIES) * size_t(scores + steps + codes);
+}
 
 struct Best {
   float value;
@@ -96,7 +100,13 @@ struct Best {
 enum class Function : uint8_t { silu, gelu, gelu_tanh, relu2, sigmoid, tanh, softplus, exp };
 constexpr int FUNCTION_COUNT = 8;
 // In the order of `attend`, `store_key` and `store_value`.
-enum class CacheKind : uint8_t { float32, float16 };
+enum class CacheKind : uint8_t { float32, float16, int8 };
+constexpr int CACHE_KINDS = 3;
+// Bytes of K, or of V, of one head in a block.
+static inline size_t cache_part(CacheKind kind, int32_t head_dim) {
+  if (kind == CacheKind::int8) return size_t(padded(head_dim)) * LANES + LANES * sizeof(float);
+  return size_t(head_dim) * LANES * (kind == CacheKind::float16 ? 2 : 4);
+}
 
 struct Kernels {
   const char* name;  // portable; avx2, avxvnni, avx512, amx; neon, dotprod, i8mm
@@ -139,9 +149,13 @@ struct Kernels {
   Best (*argmax)(const float* x, int32_t n);             // the first of the largest of n ≥ 1; a NaN is larger than any number
 
   // --- attention, by CacheKind --------------------------------------------------------------------------------------
-  void (*attend[2])(const Attention& a);
-  void (*store_key[2])(const float* k, int32_t head_dim, int32_t column, void* block);  // into K [d][16]
-  void (*store_value[2])(const float* v, int32_t head_dim, void* row);                  // into a row of V [16][d]
+  // Floats: score = (q · k, dims in order) · scale. int8: q becomes codes as in `quantize`, and a score is
+  // float(sum of code · code) · (scale of the key · (scale of q · scale)). Then cap, e^(score - largest) = p, and their sum by
+  // token mod 16, folded. y = (sum of p · v, tokens in order) · (1 / sum of p). int8: p · (scale of the value) become codes
+  // for each 16 tokens of a block, and blocks, in order, add float(sum of code · code) · scale.
+  void (*attend[CACHE_KINDS])(const Attention& a);
+  void (*store_key[CACHE_KINDS])(const float* k, int32_t head_dim, int32_t token, void* keys);        // the token's, of 16
+  void (*store_value[CACHE_KINDS])(const float* v, int32_t head_dim, int32_t token, void* values);
 
   // --- float16 (round to nearest even; beyond 65504: infinity) -------------------------------------------------------
   void (*to_half)(const float* x, int64_t n, uint16_t* y);

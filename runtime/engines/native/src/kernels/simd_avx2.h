@@ -83,6 +83,48 @@ inline void store_bytes(int8_t* p, I x) {  // saturating packs: the numbers fit
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
 }
 
+struct Bytes { __m256i a, b; };
+inline Bytes load_bytes(const void* p) {
+  const __m256i* words = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1)};
+}
+#if defined(__AVXVNNI__)
+struct Factor { __m256i a, b; };  // 128 more, so that they are unsigned
+inline Factor load_factor(const void* p) {
+  const Bytes x = load_bytes(p);
+  const __m256i sign = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(x.a, sign), _mm256_xor_si256(x.b, sign)};
+}
+inline I no_products(int32_t offset) { return set1(offset); }
+inline I add_products(I sum, const Factor& x, int32_t word) {
+  const __m256i y = _mm256_set1_epi32(word);
+  return {_mm256_dpbusd_avx_epi32(sum.a, x.a, y), _mm256_dpbusd_avx_epi32(sum.b, x.b, y)};
+}
+inline I add_shares(I sum, const Bytes& x, int32_t word) {
+  const __m256i y = _mm256_set1_epi32(word);
+  return {_mm256_dpbusd_avx_epi32(sum.a, y, x.a), _mm256_dpbusd_avx_epi32(sum.b, y, x.b)};
+}
+#else
+// maddubs adds pairs of products of unsigned and signed bytes, at most 2 · 128 · 127: nothing saturates.
+struct Factor { Bytes bytes, sizes; };
+inline Factor load_factor(const void* p) {
+  const Bytes x = load_bytes(p);
+  return {x, {_mm256_abs_epi8(x.a), _mm256_abs_epi8(x.b)}};
+}
+inline I no_products(int32_t) { return set1(int32_t{0}); }
+inline __m256i products(__m256i unsigned_bytes, __m256i bytes) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_bytes, bytes), _mm256_set1_epi16(1));
+}
+inline I add_products(I sum, const Factor& x, int32_t word) {
+  const __m256i y = _mm256_set1_epi32(word);
+  return sum + I{products(x.sizes.a, _mm256_sign_epi8(y, x.bytes.a)), products(x.sizes.b, _mm256_sign_epi8(y, x.bytes.b))};
+}
+inline I add_shares(I sum, const Bytes& x, int32_t word) {
+  const __m256i y = _mm256_set1_epi32(word);
+  return sum + I{products(y, x.a), products(y, x.b)};
+}
+#endif
+
 inline float sum(F x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

@@ -53,6 +53,14 @@ inline I as_words(F a) { return {_mm512_castps_si512(a.v)}; }
 inline F as_floats(I a) { return {_mm512_castsi512_ps(a.v)}; }
 inline void store_bytes(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
 
+struct Bytes { __m512i v; };
+struct Factor { __m512i v; };  // 128 more, so that they are unsigned
+inline Bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline Factor load_factor(const void* p) { return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))}; }
+inline I no_products(int32_t offset) { return set1(offset); }
+inline I add_products(I sum, const Factor& a, int32_t word) { return {_mm512_dpbusd_epi32(sum.v, a.v, _mm512_set1_epi32(word))}; }
+inline I add_shares(I sum, const Bytes& a, int32_t word) { return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(word), a.v)}; }
+
 inline float sum(F a) {
   const __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

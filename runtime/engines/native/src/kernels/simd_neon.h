@@ -68,6 +68,27 @@ inline void store_bytes(int8_t* p, I a) {
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
+struct Bytes { int8x16_t v[4]; };
+using Factor = Bytes;
+inline Bytes load_bytes(const void* p) { Bytes r; EACH r.v[i] = vld1q_s8(static_cast<const int8_t*>(p) + 16 * i); return r; }
+inline Factor load_factor(const void* p) { return load_bytes(p); }
+inline I no_products(int32_t) { return set1(int32_t{0}); }
+// Where there is no dot product, products fit in 16 bits, and neighbours are added in 32.
+inline int32x4_t add_products(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#ifdef __ARM_FEATURE_DOTPROD
+  return vdotq_s32(sum, a, b);
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));
+  return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+inline I add_products(I sum, const Factor& a, int32_t word) {
+  const int8x16_t b = vreinterpretq_s8_s32(vdupq_n_s32(word));
+  EACH sum.v[i] = add_products(sum.v[i], a.v[i], b);
+  return sum;
+}
+inline I add_shares(I sum, const Bytes& a, int32_t word) { return add_products(sum, a, word); }
+
 inline float sum(F a) {
   const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));

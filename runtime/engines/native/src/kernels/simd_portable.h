@@ -55,6 +55,28 @@ inline F as_floats(I a) { F r; memcpy(r.v, a.v, 64); return r; }
 // The low bytes of whole numbers from -128 to 127.
 inline void store_bytes(int8_t* p, I a) { EACH p[i] = int8_t(a.v[i]); }
 
+// --- bytes: four to a lane; a word has four for all lanes -------------------------------------------------------------------
+struct Bytes { int8_t v[64]; };   // signed
+struct Factor { int8_t v[64]; };  // the same, prepared for add_products
+inline Bytes load_bytes(const void* p) { Bytes r; memcpy(r.v, p, 64); return r; }
+inline Factor load_factor(const void* p) { Factor r; memcpy(r.v, p, 64); return r; }
+// What sums of products begin with, where -128 times the sum of all bytes of their words is known.
+inline I no_products(int32_t) { return {}; }
+// Each lane's four products with the bytes of a word, from -127 to 127, are added to it.
+inline I add_products(I sum, const Factor& a, int32_t word) {
+  int8_t b[4];
+  memcpy(b, &word, 4);
+  EACH for (int j = 0; j < 4; j++) sum.v[i] += a.v[4 * i + j] * b[j];
+  return sum;
+}
+// The same with bytes from 0 to 127.
+inline I add_shares(I sum, const Bytes& a, int32_t word) {
+  int8_t b[4];
+  memcpy(b, &word, 4);
+  EACH for (int j = 0; j < 4; j++) sum.v[i] += a.v[4 * i + j] * b[j];
+  return sum;
+}
+
 // --- over lanes: halves are folded onto each other, 16 → 8 → 4 → 2 → 1 ---------------------------------------------------
 inline float sum(F a) {
   for (int n = 8; n > 0; n /= 2)

@@ -2,13 +2,16 @@
 #pragma once
 
 #include "attention.h"
+#include "attention_codes.h"
 #include "codes.h"
 #include "floats.h"
 #include "vectors.h"
 
 namespace {
 
-void store_value_halves(const float* v, int32_t head_dim, void* row) { to_half(v, head_dim, static_cast<uint16_t*>(row)); }
+void store_value_halves(const float* v, int32_t head_dim, int32_t token, void* values) {
+  to_half(v, head_dim, static_cast<uint16_t*>(values) + token * head_dim);
+}
 
 constexpr Kernels table_named(const char* name) {
   return {name,
@@ -29,9 +32,9 @@ constexpr Kernels table_named(const char* name) {
       rotate_pairs,
       softmax,
       argmax,
-      {attend<float>, attend<uint16_t>},
-      {store_key_floats, store_key_halves},
-      {store_value_floats, store_value_halves},
+      {attend<float>, attend<uint16_t>, attend_codes},
+      {store_key_floats, store_key_halves, store_key_codes},
+      {store_value_floats, store_value_halves, store_value_codes},
       to_half,
       to_float};
 }

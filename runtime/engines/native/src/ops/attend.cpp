@@ -29,11 +29,15 @@ Seen seen(const Lane& lane, uint32_t before, uint32_t row, uint32_t rows, uint32
 
 size_t attend_floats(const Program& program, size_t longest) {
   size_t beside = 0;
-  for (const Node& node : program.nodes)
-    if (node.kind == file::ATTEND_TWICE)
-      beside = std::max(beside,
-          size_t(ATTEND_ROWS) * (node.op->numbers[0] / node.op->numbers[1]) * node.op->numbers[2]);
-  return (attend_scratch(int32_t(longest)) + 15) / 16 * 16 + beside;
+  uint32_t widest = 0;  // head
+  for (const Node& node : program.nodes) {
+    const bool twice = node.kind == file::ATTEND_TWICE;
+    if (!twice && node.kind != file::ATTEND && node.kind != file::ATTEND_LEARNED) continue;
+    const auto& numbers = node.op->numbers;
+    widest = std::max(widest, numbers[2]);
+    if (twice) beside = std::max(beside, size_t(ATTEND_ROWS) * (numbers[0] / numbers[1]) * numbers[2]);
+  }
+  return (attend_scratch(int32_t(longest), int32_t(widest)) + 15) / 16 * 16 + beside;
 }
 
 void attend(const Pass& pass, const Node& node, int worker, bool narrow, const Lane& lane, uint32_t first,
@@ -56,7 +60,7 @@ void attend(const Pass& pass, const Node& node, int worker, bool narrow, const L
     call.first = seen.first;
     call.last = seen.last;
     call.cached = {held.blocks, held.layout.keys(head), held.layout.values(head)};
-    pass.kernels.attend[int(held.kind)](call);
+    pass.kernels.attend[int(held.layout.kind)](call);
   };
   if (op.kind == file::ATTEND_LEARNED) {
     const Held held = pass.held(node.memory, lane);
@@ -72,7 +76,7 @@ void attend(const Pass& pass, const Node& node, int worker, bool narrow, const L
   const Held own = pass.held(node.memory, lane);
   if (lane.depth == 0) return run(own, seen(lane, own.before, first, rows, file::CAUSAL, 0));
   run(own, seen(lane, own.before, first, rows, file::CAUSAL, op.numbers[4]));
-  const size_t beside = (attend_scratch(int32_t(own.before + last - lane.first)) + 15) / 16 * 16;
+  const size_t beside = (attend_scratch(int32_t(own.before + last - lane.first), int32_t(dim)) + 15) / 16 * 16;
   const Value far{scratch + beside, ptrdiff_t(heads * dim)}, gate = pass.value_of(node.reads[3], worker, narrow);
   float* near = call.y;
   call.y = far.start;

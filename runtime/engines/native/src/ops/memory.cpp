@@ -26,7 +26,7 @@ void keys(const Piece& piece, const Node& node) {
   const Value k = piece.at(node.reads[0]);
   each_head(piece, node, [&](const Held& held, uint32_t m, uint32_t c, uint8_t* block, uint32_t column) {
     const KvLayout& layout = held.layout;
-    piece.kernels().store_key[int(held.kind)](k.row(m) + c, int32_t(layout.head_dim), int32_t(column),
+    piece.kernels().store_key[int(layout.kind)](k.row(m) + c, int32_t(layout.head_dim), int32_t(column),
         block + layout.keys(c / layout.head_dim));
   });
 }
@@ -35,8 +35,8 @@ void values(const Piece& piece, const Node& node) {
   const Value v = piece.at(node.reads[0]);
   each_head(piece, node, [&](const Held& held, uint32_t m, uint32_t c, uint8_t* block, uint32_t row) {
     const KvLayout& layout = held.layout;
-    uint8_t* place = block + layout.values(c / layout.head_dim) + size_t(row) * layout.head_dim * layout.bytes;
-    piece.kernels().store_value[int(held.kind)](v.row(m) + c, int32_t(layout.head_dim), place);
+    piece.kernels().store_value[int(layout.kind)](v.row(m) + c, int32_t(layout.head_dim), int32_t(row),
+        block + layout.values(c / layout.head_dim));
   });
 }
 
