@@ -227,7 +227,9 @@ class Session(ReadingSession):
         if pipeline is not None:
             pipeline.begin(request.prompt)
             runner = pipeline
-        by_engine = pipeline is None and decoder.choose_by(request.sampling)
+        # The first token was chosen here already.
+        room = 0 if answer.wants_logits else request.room(self.context) - 1
+        by_engine = pipeline is None and decoder.choose_by(request.sampling, self.program.eos_token_ids, room)
         if drafts:
             decoder.text(request.prompt)
         while True:

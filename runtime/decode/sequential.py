@@ -137,11 +137,15 @@ class SequentialDecoder(StageRunner):
         self._clock.total_ns += perf_counter_ns() - begin - self._outside_ns
         return logits
 
-    def choose_by(self, options: SamplingOptions) -> bool:
-        """Let ``next`` choose by ``options``; False where the host has to choose, or to decide between depths."""
+    def choose_by(self, options: SamplingOptions, ends: Sequence[int] = (), room: int = 0) -> bool:
+        """Let ``next`` choose by ``options``; False where the host has to choose, or to decide between depths.
+
+        ``room``: how many tokens will be wanted at most, none behind one of ``ends``: that many may be run ahead, and
+        ``logits`` are not asked for.
+        """
         lent = self._borrower()
         if lent is not None:
-            lent.choose_by(options)  # drafts too
+            lent.choose_by(options, ends, room)  # drafts too
         return lent is not None and not options.adjusts
 
     def draft(self, drafting: Drafting) -> bool:

@@ -215,17 +215,18 @@ class TokenDecoder(Protocol):
         """Run one more token → its logits [1, V], valid until the next call."""
         ...
 
-    def choose_by(self, options: Choosing) -> None:
-        """Let ``next`` choose by these."""
+    def choose_by(self, options: Choosing, ends: Sequence[int] = (), room: int = 0) -> None:
+        """Let ``next`` choose by these. It may run ahead by as many tokens as come within a millisecond: of ``room``
+        that will be wanted at most, and not behind one of ``ends``."""
         ...
 
     def next(self, token: int) -> int:
-        """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``."""
+        """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``; after ``choose_by``."""
         ...
 
     @property
     def logits(self) -> F32:
-        """The logits [1, V] of the last token, valid until the next call."""
+        """The logits [1, V] of the last token, valid until the next call; with ``room`` for none that run ahead."""
         ...
 
     def read(self) -> TokenState:

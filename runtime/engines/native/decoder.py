@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from ctypes import byref, c_int64, c_uint32
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_uint32
 from typing import Any
 from weakref import finalize
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ...errors import UsageError
 from ..tokens import Choosing, Drafting, DraftReport, TokenCounts, TokenMode, TokenState, WaitingStates
 from . import drafts
+from .ahead import Ahead
 from .cache import NativeSession
 from .decoder_structs import CountsStruct, PolicyStruct, Rule, SamplingStruct, SequenceStruct, Skipped, Squash
 from .library import ERROR_SIZE, failure, library
@@ -36,45 +37,63 @@ class NativeDecoder:
         self.pointer = made.value
         self._free = finalize(self, library().el_decoder_free, self.pointer)
         self.depth = 0
-        # The arguments of the call that is made for every token.
-        self._token, self._ran, self._made = c_int64(), c_uint32(), c_uint32()
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
-        ran = (byref(self._ran), byref(self._made), self._error)
-        self._choosing, self._running = (byref(self._token), *ran), (None, *ran)
-        self._next = library().el_decoder_next
+        self._ran, self._made = c_uint32(), c_uint32()
+        self._cached = 0  # tokens that the library has run
+        next_ = library().el_decoder_next
+
+        def call(token: int, *arguments: Any, pointer: int | None = self.pointer) -> int:
+            with session.alone:
+                if session.pointer is None:
+                    raise _closed()
+                code: int = next_(pointer, token, *arguments)
+                return code
+
+        self._next, self._ahead = call, Ahead(call, session.program)
 
     def step(self, token: int) -> F32:
         """Run one more token → its logits [1, V], valid until the next call."""
-        self._run(token, self._running)
+        self._take_back()
+        run = None, 0, 1, None, byref(self._ran), byref(self._made), self._error
+        if code := self._next(token, *run):
+            raise failure(code, self._error.value.decode(errors="replace"))
+        self.depth = self._ran.value
+        self._cached += 1
         return self.logits
 
-    def choose_by(self, options: Choosing) -> None:
-        """Let ``next`` choose by these."""
+    def choose_by(self, options: Choosing, ends: Sequence[int] = (), room: int = 0) -> None:
+        """Let ``next`` choose by these: of at most ``room`` tokens, none of them behind one of ``ends``."""
+        self._take_back()
         sampling = sampling_struct(options)
         self._call("el_decoder_sample", byref(sampling))
+        self._ahead.begin(ends, room)
 
     def next(self, token: int) -> int:
         """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``."""
-        self._run(token, self._choosing)
-        return self._token.value
+        ahead = self._ahead
+        if not ahead.goes_on(token):
+            self._take_back()
+            self._cached += ahead.run(token)
+        chosen, self.depth = ahead.take()
+        return chosen
 
-    def _run(self, token: int, arguments: tuple[Any, ...]) -> None:
-        session = self._session
-        with session.alone:
-            if session.pointer is None:
-                raise _closed()
-            if code := self._next(self.pointer, token, None, 0, 1, *arguments):
-                raise failure(code, self._error.value.decode(errors="replace"))
-        self.depth = self._ran.value
+    def _take_back(self) -> None:
+        """Let the library forget what was run ahead."""
+        if self._ahead.behind:
+            self._cached -= self._ahead.behind
+            self._call("el_decoder_truncate", self._cached)
+        self._ahead.forget()
 
     @property
     def logits(self) -> F32:
         """The logits [1, V] of the last token, valid until the next call."""
+        assert not self._ahead.behind
         self._call("el_decoder_logits", self._logits_address)
         return self._logits
 
     def read(self) -> TokenState:
         """Return what it knows of the sequence."""
+        self._take_back()
         filled, held_counts, waiting_counts = (np.zeros(self._depths, np.uint32) for _ in range(3))
         given = SequenceStruct(
             depths=self._depths,
@@ -102,6 +121,7 @@ class NativeDecoder:
 
     def write(self, state: TokenState) -> None:
         """Go on from ``state``, whose rows the slots hold. UsageError for one of another mode."""
+        self._ahead.forget()
         counts = [
             np.array(state.filled, np.uint32),
             np.array([len(each) for each in state.held], np.uint32),
@@ -123,6 +143,7 @@ class NativeDecoder:
             waiting=states.ctypes.data,
         )
         self._call("el_decoder_write", byref(given))
+        self._cached = state.cached
 
     def counts(self) -> TokenCounts:
         """Return what its tokens took."""
@@ -144,10 +165,12 @@ class NativeDecoder:
 
     def draft(self, drafting: Drafting) -> None:
         """Feed tokens before they are final, as ``drafting`` says; the tokens stay the same."""
+        self._take_back()
         drafts.draft(self._call, drafting)
 
     def text(self, ids: npt.ArrayLike) -> None:
         """Look drafts up in the text ids [S], of which the first tokens were run."""
+        self._take_back()
         drafts.text(self._call, ids)
 
     def drafts(self) -> DraftReport:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mode_models import model, write_bundle
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.decode.sequential import SequentialDecoder
+from edgeloop.runtime.engines.native.ahead import MOST, Ahead
+from edgeloop.runtime.engines.native.decoder import NativeDecoder
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.errors import EngineError
 from edgeloop.runtime.session import Session
@@ -31,7 +34,6 @@ POLICIES = (
     ("expert choice", {}),
     ("token choice", {}),
 )
-Opened = Any
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,18 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def opened(bundle: Path, policy: dict[str, str], whole: bool = True) -> Session:
+    """``whole``: its engine runs whole tokens; else the host decides between depths."""
+    session = Session(Bundle.open(bundle), NativeBackend.open(Bundle.open(bundle), 1), **policy)  # type: ignore[arg-type]
+    session._context._make = lambda tokens: made(session, tokens, whole)
+    return session
+
+
 def sessions(bundle: Path, policy: dict[str, str]) -> Iterator[Session]:
-    """One whose engine runs whole tokens, and one whose host decides between depths."""
+    """One of each, closed when the next one comes."""
     for whole in (True, False):
-        session = Session(Bundle.open(bundle), NativeBackend.open(Bundle.open(bundle), 1), **policy)  # type: ignore[arg-type]
-        session._context._make = lambda tokens, session=session, whole=whole: made(session, tokens, whole)
-        yield session
-        session.close()
+        with opened(bundle, policy, whole) as session:
+            yield session
 
 
 def made(session: Session, tokens: int, whole: bool) -> SequentialDecoder:
@@ -132,7 +139,7 @@ def test_who_lets_the_engine_choose(bundles: dict[str, Path], monkeypatch: pytes
 @pytest.mark.usefixtures("lane_engine")
 def test_logits_that_are_not_numbers(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine chooses nothing, and the host says what is wrong."""
-    session = next(sessions(bundles["layers around the loop"], {}))
+    session = opened(bundles["layers around the loop"], {})
     steps = session.generate(PROMPT, COUNT)
     next(steps)
     decoder = session._context.decoder
@@ -142,3 +149,55 @@ def test_logits_that_are_not_numbers(bundles: dict[str, Path], monkeypatch: pyte
         decoder.cache.write_rows("block", slot, 2, [(k * float("nan"), v) for k, v in rows])
     with pytest.raises(EngineError, match="the logits for position 6 hold NaN; try engine reference"):
         next(steps)
+
+
+@pytest.mark.usefixtures("lane_engine")
+@pytest.mark.parametrize("name", ["layers around the loop", "a window", "the row before"])
+def test_tokens_that_are_quick_share_a_call(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """But for those that could not be taken back; and whoever leaves or goes back finds what was asked for alone."""
+    monkeypatch.setattr("edgeloop.runtime.engines.native.ahead.BURST_NS", 10**9)
+    made: list[int] = []
+    real = Ahead.run
+
+    def counted(self: Ahead, token: int) -> int:
+        made.append(real(self, token))
+        return made[-1]
+
+    monkeypatch.setattr(Ahead, "run", counted)
+    wanted = answer(opened(bundles[name], {}, False), PROMPT, 20, SAMPLED)
+    session = opened(bundles[name], {})
+    assert answer(session, PROMPT, 20, SAMPLED) == wanted
+    assert sum(made) == 19
+    assert made == ([1] * 19 if name != "layers around the loop" else [1, MOST, 2])
+    steps = session.generate(PROMPT, 20, SAMPLED)
+    assert [next(steps).token for _ in range(5)] == [token for token, _ in wanted[:5]]
+    decoder = session._context.decoder
+    assert decoder is not None
+    assert decoder.cached == decoder.sequence.cached == len(PROMPT) + 4
+    assert answer(session, None, 15, SAMPLED) == wanted[5:]
+
+
+@pytest.mark.usefixtures("lane_engine")
+def test_nothing_is_run_ahead_behind_the_end(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeloop.runtime.engines.native.ahead.BURST_NS", 10**9)
+    session = opened(bundles["layers around the loop"], {})
+    tokens = [token for token, _ in answer(session, PROMPT, 12, SAMPLED)]
+    end = tokens.index(tokens[6])
+    decoder = session._context.lend(len(PROMPT) + 12)
+    for room, wanted in ((11, tokens[1 : end + 1]), (2, tokens[1:3])):
+        decoder.reset()
+        decoder.prompt(np.array(PROMPT))
+        assert decoder.choose_by(SAMPLED, [tokens[6]], room)
+        found, token = [], tokens[0]
+        for _ in wanted:
+            token = decoder.next(token)
+            found.append(token)
+        assert found == wanted
+        native = decoder._lent
+        assert isinstance(native, NativeDecoder)
+        assert native._ahead.behind == 0
+        assert decoder.sequence.cached == len(PROMPT) + len(wanted)
