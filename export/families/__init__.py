@@ -38,6 +38,7 @@ FAMILIES = (
         "RetrofitFamily",
         "model_type huginn_raven over the layers of a Llama or OLMo 2",
     ),
+    FamilyEntry("parcae", "parcae", "ParcaeFamily", "_class_name ParcaeConfig"),
     FamilyEntry("huginn", "huginn", "HuginnFamily", "model_type huginn_raven"),
     FamilyEntry("loopcoder", "loopcoder", "LoopCoderFamily", "model_type iquestloopcoder or iquestpltcoder"),
     FamilyEntry("hrm_text", "hrm_text", "HrmTextFamily", "model_type hrm_text"),

@@ -90,7 +90,8 @@ class HuginnFamily:
         reader = Reader(names)
         tied = reader.head_is_embedding(f"{names.prefix}lm_head.weight", config.tied)
         program = program_of(config, tied)
-        check_rotary_tables(reader, config)
+        by = Rotation(config.width // config.heads, config.rope_theta)
+        check_rotary_tables(reader, by, config.context_length)
         stored = {
             "embed.weight": Source(names.embed),
             "adapter.weight": Source(f"{names.inside}adapter.weight"),
@@ -236,20 +237,18 @@ def sandwich(w: Writer, x: str, prefix: str, layer: Layer) -> str:
     return blocks.norm(w, blocks.add(w, x, m, "xm"), "out", prefix, "mlp_out_norm", layer, None)
 
 
-def check_rotary_tables(reader: Reader, config: HuginnConfig) -> None:
+def check_rotary_tables(reader: Reader, by: Rotation, context_length: int) -> None:
     """Raise CheckpointError unless the tables of cos and sin that are stored with the weights are those of
     rope_base."""
-    name, half = f"{reader.names.prefix}freqs_cis", config.width // config.heads // 2
+    name, half = f"{reader.names.prefix}freqs_cis", by.dims // 2
     if name not in reader.checkpoint.names:
         return
     reader.used.add(name)
-    stored = reader.checkpoint.tensor(name, (1, config.context_length, 1, half, 2))
-    angles = torch.outer(
-        torch.arange(config.context_length), config.rope_theta ** (-torch.arange(half) / half)
-    )
+    stored = reader.checkpoint.tensor(name, (1, context_length, 1, half, 2))
+    angles = torch.outer(torch.arange(context_length), by.theta ** (-torch.arange(half) / half))
     if (stored[0, :, 0] - torch.stack((angles.cos(), angles.sin()), -1)).abs().max() > 0.01:
         raise CheckpointError(
-            f"{reader.checkpoint.folder}: {name} holds other rotations than those of rope_base {config.rope_theta:g}, "
+            f"{reader.checkpoint.folder}: {name} holds other rotations than those of rope_base {by.theta:g}, "
             "by which positions are turned; the config is not this checkpoint's"
         )
 

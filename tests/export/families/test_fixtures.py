@@ -56,6 +56,7 @@ FIXTURES = {
 OPEN_ENDED = {
     "retrofit_llama32": OpenEnded("retrofit", [LayerRun(1, 1), LayerRun(2, 8), LayerRun(1, 1)]),
     "retrofit_tinyllama": OpenEnded("retrofit", [LayerRun(2, 1), LayerRun(2, 4), LayerRun(2, 1)]),
+    "parcae_diag": OpenEnded("parcae", [LayerRun(1, 1), LayerRun(2, 4), LayerRun(1, 1)]),
     "retrofit_olmo2_skip_adapter": OpenEnded("retrofit", [LayerRun(1, 1), LayerRun(2, 8), LayerRun(1, 1)]),
 }
 
