@@ -17,8 +17,8 @@
 // sessions. Sessions of one model may be called by several: what computes takes turns, and memory of K and V that slots of
 // different sessions share is counted and copied safely. A model is closed after its sessions.
 //
-// A process may be forked. In the new one models and sessions go on, with one thread; where another thread was computing
-// with a model at that moment, what computes with it is EL_USAGE there.
+// A process may be forked. In the new one models and sessions go on, with threads that the first call makes; where another
+// thread was computing with a model at that moment, what computes with it is EL_USAGE there.
 #ifndef EDGELOOP_H
 #define EDGELOOP_H
 

@@ -215,16 +215,32 @@ void pinning() {
 #endif
 }
 
-// A child of a process has none of its threads: passes go on with the one that is left, and the end waits for none.
+bool runs_on_four(Team& team) {
+  std::atomic<int> workers{0};
+  bool right = true;
+  for (int pass = 0; pass < 20; pass++) right &= chain(team, 10) == 10 * 11 * 12 / 6;
+  team.run(0, [&](int) { workers++; });
+  return right && workers == 4;
+}
+
+// A child of a process has none of its threads and makes its own, also a child of its; the end waits for none of others.
 void fork_of_a_process() {
 #if !defined(__SANITIZE_THREAD__)  // which takes no forks of several threads
   Team* team = new Team(fixed(4));
   chain(*team, 10);
   const pid_t child = fork();
   if (child == 0) {
-    const bool right = chain(*team, 10) == 10 * 11 * 12 / 6;
+    const bool right = runs_on_four(*team);
+    const pid_t grandchild = fork();
+    if (grandchild == 0) {
+      const bool right_too = runs_on_four(*team);
+      delete team;
+      _exit(right_too && failures == 0 ? 0 : 1);
+    }
+    int status = 1;
+    waitpid(grandchild, &status, 0);
     delete team;
-    _exit(right && failures == 0 ? 0 : 1);
+    _exit(right && status == 0 && failures == 0 ? 0 : 1);
   }
   int status = 1;
   waitpid(child, &status, 0);

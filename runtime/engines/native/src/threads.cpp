@@ -104,22 +104,33 @@ void Pace::end_trial() {
 }
 
 Team::Team(const TeamOptions& options)
-    : options_(options), paces_(KINDS), owner_(this_process()), shares_(size_t(std::clamp(options.threads, 1, MOST_THREADS))) {
-  for (int i = 1; i < options.threads && i < MOST_THREADS; i++) {
+    : options_(options), paces_(KINDS), shares_(size_t(std::clamp(options.threads, 1, MOST_THREADS))) {
+  if (options.cpus) cpus_.assign(options.cpus, options.cpus + options.threads);
+  options_.cpus = nullptr;  // the caller's
+  start();
+}
+
+void Team::start() {
+  owner_ = this_process();
+  for (int i = 1; i < options_.threads && i < MOST_THREADS; i++) {
     try {
       workers_.emplace_back(&Team::work, this, i);
     } catch (const std::system_error&) {
       break;
     }
-    if (options.cpus) pin(workers_.back(), options.cpus[i]);
+    if (!cpus_.empty()) pin(workers_.back(), cpus_[size_t(i)]);
   }
-  options_.cpus = nullptr;  // the caller's
+}
+
+void Team::forget() {
+  for (std::thread& thread : workers_) thread.detach();
+  workers_.clear();
+  (void)bed_.release();  // its end would wait for those who slept
 }
 
 Team::~Team() {
   if (this_process() != owner_) {
-    for (std::thread& thread : workers_) thread.detach();  // they are in the process that made them
-    (void)bed_.release();  // its end would wait for those who slept
+    forget();
     return;
   }
   pass_.store(((pass_.load() >> 8) + 1) << 8);  // another word than any thread has seen, also before the first pass
@@ -130,7 +141,14 @@ Team::~Team() {
 void Team::run(int kind, Call call, void* data) {
   std::lock_guard<std::mutex> one_at_a_time(passes_);
   DefaultFloats floats;
-  const int most = this_process() == owner_ ? threads() : 1;
+  if (this_process() != owner_) {
+    forget();
+    bed_ = std::make_unique<Bed>();
+    sleeping_ = arrived_ = 0;
+    pass_ = phase_ = 0;
+    start();
+  }
+  const int most = threads();
   if (most == 1 || !options_.adaptive) return run_together(most, call, data);
   Pace& pace = paces_[size_t(kind < 0 ? 0 : kind < KINDS ? kind : KINDS - 1)];
   const int count = pace.choose(most);

@@ -96,6 +96,8 @@ class Team {
 
  private:
   using Call = void (*)(void* data, int worker);
+  void start();   // threads of this process
+  void forget();  // those of the process that this one was forked from
   void run(int kind, Call call, void* data);
   void run_together(int count, Call call, void* data);
   void work(int worker);
@@ -106,7 +108,8 @@ class Team {
   std::vector<std::thread> workers_;
   std::vector<Pace> paces_;
   std::mutex passes_;
-  int owner_;  // the process: a fork of it has none of the threads
+  std::vector<int> cpus_;  // of the threads, where they are pinned
+  int owner_ = 0;  // the process: a fork of it has none of the threads, and makes its own
   int count_ = 1;
   Call call_ = nullptr;
   void* data_ = nullptr;

@@ -123,7 +123,7 @@ def test_a_stopped_call_is_an_error_and_the_next_one_goes_on(opened: Opened) -> 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_computes_the_same(opened: Opened) -> None:
-    """It has none of the threads; nothing waits for them."""
+    """It has none of the threads and makes its own; nothing waits for the others."""
     engine, _ = opened(PROGRAMS["relaxed"](), threads=2)
     cache = engine.new_cache(1, 8)
     ids, lanes = np.array([[1, 2]]), Lanes.single(0, 0, 2, 0)
