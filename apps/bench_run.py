@@ -23,7 +23,8 @@ class Run:
 
 
 def measure(decoder: SequentialDecoder, prompt: npt.NDArray[np.int64], tokens: int) -> Run:
-    """One run: read ``prompt`` [S], then write ``tokens`` tokens."""
+    """One run: read ``prompt`` [S], then write ``tokens`` tokens, as a session does."""
+    from ..runtime.decode.sampling import SamplingOptions
     from ..runtime.timing import Stopwatch
 
     decoder.reset()
@@ -31,9 +32,10 @@ def measure(decoder: SequentialDecoder, prompt: npt.NDArray[np.int64], tokens: i
     logits = decoder.prompt(prompt)
     prefill = watch.lap_ms()
     decoder.clock.restart()
-    times = []
+    times, token = [], int(logits[-1].argmax())
+    by_engine = decoder.choose_by(SamplingOptions())
     for _ in range(tokens):
         # The choice of a token is part of its time.
-        logits = decoder.prompt(logits[-1:].argmax(-1))
+        token = decoder.next(token) if by_engine else int(decoder.step(token)[-1].argmax())
         times.append(watch.lap_ms())
     return Run(prefill, tuple(times), decoder.clock.ms_per_depth, decoder.clock.host_ms_per_depth)

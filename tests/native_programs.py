@@ -35,13 +35,17 @@ class Way:
 _CLANG = ("clang++", *(f"clang++-{version}" for version in range(21, 13, -1)))
 _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
-    "test": Way(("kernels", "threads", "blocks", "drafts")),
+    "test": Way(("kernels", "threads", "blocks", "drafts", "decode")),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
     "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way(("kernels", "threads", "blocks", "drafts", "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
+    "asan": Way(
+        ("kernels", "threads", "blocks", "drafts", "decode", "fuzz"), (*_CHECKED, "-fsanitize=address")
+    ),
+    "ubsan": Way(
+        ("kernels", "threads", "blocks", "drafts", "decode", "fuzz"), (*_CHECKED, "-fsanitize=undefined")
+    ),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
         ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), _CLANG
@@ -59,6 +63,10 @@ def program(name: str, target: Target) -> list[Path]:
         "threads": [SOURCES / "test_threads.cpp", team],
         "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache", "kv_layout")],
         "drafts": [SOURCES / f"{part}.cpp" for part in ("test_drafts", "decode/drafts", "decode/lookup")],
+        "decode": [
+            SOURCES / f"{part}.cpp"
+            for part in ("test_decode", "decode/sampler", "decode/rules", "decode/sequence")
+        ],
         "model": [SOURCES / "test_model.cpp"],  # with the library
         "bench": [SOURCES / "bench.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],

@@ -216,7 +216,7 @@ class TokenDecoder(Protocol):
         ...
 
     def choose_by(self, options: Choosing, ends: Sequence[int] = (), room: int = 0) -> None:
-        """Let ``next`` choose by these. It may run ahead by as many tokens as come within a millisecond: of ``room``
+        """Let ``next`` choose by these. It may run ahead by what comes within a few milliseconds: of ``room`` tokens
         that will be wanted at most, and not behind one of ``ends``."""
         ...
 

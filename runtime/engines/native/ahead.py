@@ -16,9 +16,9 @@ from ...model.program import STAGES, Program
 from ...model.sizes import kept_sizes
 from .library import ERROR_SIZE, failure
 
-BURST_NS = 1_000_000
-"""Nobody sees that a token comes so much later."""
-MOST = 16
+BURST_NS = 4_000_000
+"""Nobody sees that a token comes so much later: it is a quarter of a frame of a screen."""
+MOST = 32
 """Tokens of a call."""
 
 

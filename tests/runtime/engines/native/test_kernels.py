@@ -1,4 +1,4 @@
-"""Kernels, threads, blocks and drafts of the lane engine: their C++ tests, and a twin of their products in numpy.
+"""Kernels, threads, blocks, drafts, whole tokens: C++ tests of the lane engine, and a twin of its products in numpy.
 
 Compiled here with -O1, which gives the same bits as the library's -O3 and is quicker. Without a compiler: skipped.
 """
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("native")
     return {
         name: compiled(name, folder, ["-O1", "-Werror"], shared=name == "binding")
-        for name in ("kernels", "threads", "blocks", "drafts", "binding")
+        for name in ("kernels", "threads", "blocks", "drafts", "decode", "binding")
     }
 
 
@@ -53,6 +53,10 @@ def test_blocks(built: dict[str, Path]) -> None:
 
 def test_drafts(built: dict[str, Path]) -> None:
     ran(built["drafts"])
+
+
+def test_whole_tokens(built: dict[str, Path]) -> None:
+    ran(built["decode"])
 
 
 def ran(program: Path, *arguments: str) -> None:
