@@ -151,7 +151,7 @@ def quantization(manifest: Manifest) -> str:
 def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
     """A checkpoint, from its configs and the headers of its weight files."""
     from ..export.checkpoint import Checkpoint
-    from ..export.families import read_checkpoint, unused
+    from ..export.families import loop_said_by, read_checkpoint, unused
     from ..export.heads import count_heads
     from ..export.text.templates import chat_templates
     from ..runtime.model.facts import count_parameters
@@ -168,6 +168,7 @@ def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
                 "kind": "checkpoint",
                 "path": str(checkpoint.folder),
                 **facts,
+                "loop_said_by": loop_said_by(reading.program.family),
                 "bytes": size,
                 "unused": left,
                 "chat_templates": templates,
@@ -179,6 +180,7 @@ def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
         [
             ("checkpoint", str(checkpoint.folder)),
             *model_rows(reading.program, unique, unrolled),
+            ("loop found in", loop_said_by(reading.program.family)),
             ("bytes", byte_count(size)),
             ("chat templates", ", ".join(templates) or "none"),
             ("unused tensors", unused_names(left)),

@@ -146,6 +146,15 @@ def _no_index(folder: Path, names: Sequence[str]) -> str | None:
     return f"has {len(shards)} pieces of weights and no {index}, which says what is in them; download it too"
 
 
+def _puzzle(folder: Path, names: Sequence[str]) -> str | None:
+    if "all_config.yaml" not in names or "config.json" in names:
+        return None
+    return (
+        "holds all_config.yaml: a puzzle network of the HRM or TRM code, which fills a grid at once, halts by a head "
+        "and has no next token; no family reads it"
+    )
+
+
 _FORMATS = (
     (r".*\.gguf", "weights as GGUF only", "edgeloop reads the checkpoint that it was made from"),
     (
@@ -206,6 +215,7 @@ FOLDERS: tuple[Callable[[Path, Sequence[str]], str | None], ...] = (
     _cache,
     _below,
     _no_index,
+    _puzzle,
     _other_format,
     _snapshot,
     lambda folder, names: (

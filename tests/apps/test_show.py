@@ -22,8 +22,10 @@ def test_a_checkpoint(checkpoint: Path, command: Command, command_json: CommandJ
     assert found["delta_parameters"] == sum(t.numel() for name, t in stored.items() if ".lora_" in name)
     assert found["kv_bytes_per_token"] == 8 * 2 * 2 * 16 * 4
     assert found["unused"] == []
+    assert found["loop_said_by"] == "config.json: num_recursions"
     code, out, err = command("show", checkpoint)
     assert (code, err) == (0, "")
+    assert "loop found in" in out
     assert "1 + 2×3 + 1: 4 stored, 8 applied, 3 depths" in out
     assert "LoRA of rank 4 on q, k, v, o; own norms" in out
     assert "act (silu), add, attend (causal), embed, linear, mul, norm (rms), rotate" in out

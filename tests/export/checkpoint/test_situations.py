@@ -81,6 +81,12 @@ def _bundle(path: Path) -> None:
     (path / "manifest.json").write_text('{"edgeloop": "0"}')
 
 
+def _puzzle(folder: Path) -> None:
+    """As the authors' trainer leaves it: weights without an extension, and no config.json."""
+    (folder / "config.json").rename(folder / "all_config.yaml")
+    (folder / "model.safetensors").rename(folder / "step_100")
+
+
 FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (_adapter, r"is a PEFT adapter.*edgeloop export BASE --adapter .*ck"),
     (lambda p: (p / "model.safetensors").write_text(POINTER), "model.safetensors is a git-lfs pointer.*git lfs pull"),
@@ -104,6 +110,7 @@ FOLDERS: list[tuple[Callable[[Path], object], str]] = [
     (lambda p: _replace_weights(p, "model-00001-of-00002.safetensors"), "no model.safetensors.index.json"),
     (lambda p: _replace_weights(p, "pytorch_model-00001-of-00002.bin"), "no pytorch_model.bin.index.json"),
     (lambda p: _replace_weights(p, "weights.safetensors"), "weights under a name of their own"),
+    (_puzzle, "a puzzle network of the HRM or TRM code, which fills a grid"),
     (_zipped_as_safetensors, "model.safetensors is a zip archive.*pytorch_model.bin"),
     (_safetensors_as_bin, "pytorch_model.bin is a safetensors file"),
     (_dangling, r"holds model.safetensors, a link to \.\./\.\./blobs/0123, which is not there.*cp -rL"),
