@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engine
 from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
 KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention", "amx")
+PLATFORM = ("platform_posix", "platform_windows")
+"""Sources that are empty on the other's systems."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def program(name: str, target: Target) -> list[Path]:
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
         "binding": [SOURCES / "test_binding.cpp", *kernels],
         "threads": [SOURCES / "test_threads.cpp", team],
-        "blocks": [SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache", "kv_layout")],
+        "blocks": [
+            SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache", "kv_layout", *PLATFORM)
+        ],
         "drafts": [SOURCES / f"{part}.cpp" for part in ("test_drafts", "decode/drafts", "decode/lookup")],
         "decode": [
             SOURCES / f"{part}.cpp"

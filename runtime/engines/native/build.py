@@ -26,9 +26,11 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER / "src"
-NAMES = {"linux": "libedgeloop.so", "darwin": "libedgeloop.dylib"}
+NAMES = {"linux": "libedgeloop.so", "darwin": "libedgeloop.dylib", "win32": "edgeloop.dll"}
 """Of the library, by system."""
 LIBRARY = FOLDER / NAMES.get(sys.platform, NAMES["linux"])
+SYSTEMS = ("linux", "darwin")
+"""Where it is compiled on the computer itself; for Windows on another one (``make native-cross``)."""
 COMPILERS = ("c++", "g++", "clang++")
 ADVICE = "install a C++17 compiler (apt install g++) and run python -m edgeloop.runtime.engines.native.build"
 """How to get the library where it is missing."""
@@ -38,7 +40,6 @@ COMMON = (
     "-O3",
     "-ffp-contract=off",  # no multiplication and addition become one unless a kernel says so: every machine's bits
     "-fno-math-errno",
-    "-fPIC",
     "-fvisibility=hidden",
     "-ffunction-sections",
     "-pthread",
@@ -53,8 +54,8 @@ KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512": (_X86, _AVX512),
     "amx": (_X86, (*_AVX512, "-mamx-tile", "-mamx-int8")),
     "neon": (_ARM, ()),
-    "dotprod": (_ARM, ("-march=armv8.2-a+dotprod",)),
-    "i8mm": (_ARM, ("-march=armv8.2-a+dotprod+i8mm",)),
+    "dotprod": (_ARM, ("-mcpu=generic+dotprod",)),
+    "i8mm": (_ARM, ("-mcpu=generic+dotprod+i8mm",)),
 }
 """Of files in src/kernels by their first word: the processors that they are for, and the flags that they want."""
 LINK = {
@@ -67,8 +68,13 @@ LINK = {
         "-Wl,--no-undefined",
     ),
     "darwin": ("-dynamiclib", "-pthread", "-Wl,-dead_strip", "-Wl,-x"),
+    "win32": ("-shared", "-s", "-Wl,--gc-sections"),
 }
-STATIC = {"linux": ("-static-libstdc++", "-static-libgcc"), "darwin": ()}
+STATIC: dict[str, tuple[str, ...]] = {
+    "linux": ("-static-libstdc++", "-static-libgcc"),
+    "darwin": (),
+    "win32": (),
+}
 """The library then needs nothing but the C library; some systems have no libstdc++.a, and there it needs that too."""
 
 
@@ -87,8 +93,8 @@ class Target:
     @classmethod
     def here(cls) -> Target:
         """This computer; BuildError without a compiler, or on a system that there are no flags for."""
-        if sys.platform not in LINK:
-            raise BuildError(f"the lane engine is compiled on {' and '.join(LINK)}, not on {sys.platform}")
+        if sys.platform not in SYSTEMS:
+            raise BuildError(f"the lane engine is compiled on {' and '.join(SYSTEMS)}, not on {sys.platform}")
         return cls(_compiler())
 
     def sources(self) -> list[Path]:
@@ -99,7 +105,8 @@ class Target:
     def flags(self, source: Path) -> tuple[str, ...]:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
         wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
-        return COMMON + (wanted if _knows(self.compiler, wanted) else ())
+        place = () if self.system == "win32" else ("-fPIC",)
+        return COMMON + place + (wanted if _knows(self.compiler, wanted) else ())
 
     def _has(self, source: Path) -> bool:
         return self.machine in KERNELS.get(_kernel(source), ((self.machine,), ()))[0]
@@ -114,7 +121,7 @@ def _knows(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     if not flags:
         return True
     try:
-        _run([*compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull])
+        _run([*compiler, *flags, "-E", "-x", "c++", os.devnull])
     except BuildError:
         log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
         return False

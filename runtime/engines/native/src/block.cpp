@@ -1,18 +1,18 @@
 #include "block.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
 
 #include "error.h"
+#include "platform.h"
 
 namespace edgeloop {
 
 namespace {
 
-constexpr size_t ALIGNMENT = 64;
+constexpr size_t ALIGNMENT = MEMORY_ALIGNMENT;
 
 struct Header {
   std::atomic<uint32_t> users;
@@ -23,9 +23,9 @@ static_assert(sizeof(Header) <= ALIGNMENT, "bytes stay aligned behind it");
 Header* header(uint8_t* bytes) { return reinterpret_cast<Header*>(bytes - ALIGNMENT); }
 
 uint8_t* allocated(size_t bytes) {
-  void* memory = nullptr;
   const size_t whole = (ALIGNMENT + bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  if (posix_memalign(&memory, ALIGNMENT, whole)) fail(EL_MEMORY, "no memory for %zu bytes of K and V", bytes);
+  void* memory = allocate_aligned(whole);
+  if (!memory) fail(EL_MEMORY, "no memory for %zu bytes of K and V", bytes);
   new (memory) Header{{1}, bytes};
   return static_cast<uint8_t*>(memory) + ALIGNMENT;
 }
@@ -50,7 +50,7 @@ Block& Block::operator=(Block other) noexcept {
 
 Block::~Block() {
   // What others did with the bytes comes before they are written or freed: acquire here and in `users`.
-  if (bytes_ && header(bytes_)->users.fetch_sub(1, std::memory_order_acq_rel) == 1) std::free(header(bytes_));
+  if (bytes_ && header(bytes_)->users.fetch_sub(1, std::memory_order_acq_rel) == 1) free_aligned(header(bytes_));
 }
 
 uint32_t Block::users() const { return header(bytes_)->users.load(std::memory_order_acquire); }

@@ -1,15 +1,10 @@
 #include "model.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 
 #include "error.h"
+#include "platform.h"
 
 namespace edgeloop {
 
@@ -73,26 +68,10 @@ uint64_t scale_size(uint32_t columns, uint32_t group) {  // of a tile
 }  // namespace
 
 std::unique_ptr<Model> Model::open(const char* path) {
-  const int file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) fail(EL_FILE, "%.160s: %s", path, std::strerror(errno));
-  struct stat about;
-  const bool known = fstat(file, &about) == 0;
-  if (!known || !S_ISREG(about.st_mode)) {
-    close(file);
-    fail(EL_FILE, "%.160s is no file", path);
-  }
-  const size_t size = size_t(about.st_size);
-  void* memory = size < sizeof(Header) ? MAP_FAILED : mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
-  const int reason = errno;
-  close(file);
-  if (size < sizeof(Header)) fail(EL_FORMAT, "%zu bytes, wanted a model.lanes file", size);
-  if (memory == MAP_FAILED) fail(EL_FILE, "%.160s: %s", path, std::strerror(reason));
-  std::unique_ptr<Model> model(new Model(static_cast<const uint8_t*>(memory), size));
+  const MappedFile file = map_file(path);
+  std::unique_ptr<Model> model(new Model(file.bytes, file.size));
   model->mapped_ = true;
-#ifdef MADV_HUGEPAGE
-  madvise(memory, size, MADV_HUGEPAGE);  // fewer page walks, on file systems that can; elsewhere it is refused
-#endif
-  madvise(memory, size, MADV_WILLNEED);
+  if (file.size < sizeof(Header)) fail(EL_FORMAT, "%zu bytes, wanted a model.lanes file", file.size);
   model->check(true);
   return model;
 }
@@ -105,7 +84,7 @@ std::unique_ptr<Model> Model::read(const uint8_t* bytes, size_t size, bool whole
 }
 
 Model::~Model() {
-  if (mapped_) munmap(const_cast<uint8_t*>(bytes_), size_);
+  if (mapped_) unmap_file({bytes_, size_});
 }
 
 Matrix Model::part(uint32_t matrix, uint32_t part, uint32_t copy) const {

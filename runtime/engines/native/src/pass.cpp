@@ -1,12 +1,12 @@
 #include "pass.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "error.h"
 #include "ops/ops.h"
+#include "platform.h"
 
 namespace edgeloop {
 
@@ -40,14 +40,14 @@ Learned learn(const Model& model, const Memory& memory, const Kernels& kernels) 
 
 }  // namespace
 
-void Buffer::Free::operator()(float* memory) const { std::free(memory); }
+void Buffer::Free::operator()(float* memory) const { free_aligned(memory); }
 
 float* Buffer::reserve(size_t floats) {
   if (floats > size_) {
     memory_.reset();
     size_ = 0;
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 64, filled_up(floats) * sizeof(float))) throw std::bad_alloc();
+    void* memory = allocate_aligned(filled_up(floats) * sizeof(float));
+    if (!memory) throw std::bad_alloc();
     memory_.reset(static_cast<float*>(memory));
     size_ = filled_up(floats);
     std::memset(memory_.get(), 0, size_ * sizeof(float));

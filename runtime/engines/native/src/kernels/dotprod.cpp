@@ -1,5 +1,8 @@
-// The kernels with NEON and its dot products (optional in ARMv8.2), compiled for these (build.py has the flags).
+// The kernels with NEON and its dot products (optional in ARMv8.2), compiled for these (build.py has the flags); nothing where the
+// compiler does not know them.
 #if defined(__aarch64__)
+
+#if defined(__ARM_FEATURE_DOTPROD)
 
 #include "simd_neon.h"
 
@@ -20,4 +23,14 @@ extern const Kernels DOTPROD;
 const Kernels DOTPROD = table_named("dotprod");
 }  // namespace edgeloop
 
+#else
+
+#include "kernels.h"
+
+namespace edgeloop {
+extern const Kernels DOTPROD;
+const Kernels DOTPROD = {};
+}  // namespace edgeloop
+
+#endif
 #endif

@@ -1,6 +1,9 @@
-// The kernels with NEON, its dot products and products of matrices of bytes, compiled for these (build.py has the flags).
+// The kernels with NEON, its dot products and products of matrices of bytes, compiled for these (build.py has the flags); nothing where the
+// compiler does not know them.
 // One row of codes has no second one to be multiplied with.
 #if defined(__aarch64__)
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
 
 #include "simd_neon.h"
 
@@ -21,4 +24,14 @@ extern const Kernels I8MM;
 const Kernels I8MM = table_named("i8mm");
 }  // namespace edgeloop
 
+#else
+
+#include "kernels.h"
+
+namespace edgeloop {
+extern const Kernels I8MM;
+const Kernels I8MM = {};
+}  // namespace edgeloop
+
+#endif
 #endif

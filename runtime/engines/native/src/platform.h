@@ -1,0 +1,24 @@
+// What every system does in its own way: platform_posix.cpp, platform_windows.cpp. Threads and the processors that they run on are in
+// threads.cpp, how a processor is asked what it runs in kernels/processor.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace edgeloop {
+
+struct MappedFile {
+  const uint8_t* bytes = nullptr;  // null: the file is empty
+  size_t size = 0;
+};
+
+// A file, its name in UTF-8, to be read where it lies. Throws an Error (EL_FILE) with its name and the system's reason.
+MappedFile map_file(const char* path);
+void unmap_file(const MappedFile& file);
+
+constexpr size_t MEMORY_ALIGNMENT = 64;
+// Null where there is no memory.
+void* allocate_aligned(size_t bytes);
+void free_aligned(void* memory);  // null is fine
+
+}  // namespace edgeloop

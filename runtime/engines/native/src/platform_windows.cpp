@@ -1,0 +1,66 @@
+#if defined(_WIN32)
+
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <malloc.h>
+#include <windows.h>
+
+#include <cstring>
+#include <string>
+
+#include "error.h"
+#include "platform.h"
+
+namespace edgeloop {
+
+namespace {
+
+std::wstring wide(const char* text) {
+  const int length = MultiByteToWideChar(CP_UTF8, 0, text, -1, nullptr, 0);
+  std::wstring found(size_t(length > 0 ? length : 1), L'\0');
+  MultiByteToWideChar(CP_UTF8, 0, text, -1, found.data(), length);
+  return found;
+}
+
+[[noreturn]] void refuse(const char* path, DWORD reason) {
+  char text[96] = "";
+  FormatMessageA(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr, reason, 0, text, sizeof text, nullptr);
+  text[std::strcspn(text, "\r\n")] = 0;
+  fail(EL_FILE, "%.130s: %s (error %lu)", path, text, reason);
+}
+
+// Closed at the end of its life; what is mapped stays.
+struct Handle {
+  HANDLE value;
+  ~Handle() {
+    if (value && value != INVALID_HANDLE_VALUE) CloseHandle(value);
+  }
+};
+
+}  // namespace
+
+MappedFile map_file(const char* path) {
+  const DWORD shared = FILE_SHARE_READ | FILE_SHARE_DELETE;
+  const Handle file{CreateFileW(wide(path).c_str(), GENERIC_READ, shared, nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr)};
+  if (file.value == INVALID_HANDLE_VALUE) refuse(path, GetLastError());
+  LARGE_INTEGER size;
+  if (!GetFileSizeEx(file.value, &size)) refuse(path, GetLastError());
+  if (size.QuadPart == 0) return {};
+  const Handle mapping{CreateFileMappingW(file.value, nullptr, PAGE_READONLY, 0, 0, nullptr)};
+  if (!mapping.value) refuse(path, GetLastError());
+  const void* bytes = MapViewOfFile(mapping.value, FILE_MAP_READ, 0, 0, 0);
+  if (!bytes) refuse(path, GetLastError());
+  return {static_cast<const uint8_t*>(bytes), size_t(size.QuadPart)};
+}
+
+void unmap_file(const MappedFile& file) {
+  if (file.bytes) UnmapViewOfFile(file.bytes);
+}
+
+void* allocate_aligned(size_t bytes) { return _aligned_malloc(bytes, MEMORY_ALIGNMENT); }
+
+void free_aligned(void* memory) { _aligned_free(memory); }
+
+}  // namespace edgeloop
+
+#endif
