@@ -100,6 +100,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     from ..runtime.bundle.folder import Bundle
     from ..runtime.decode.encoding import check_encoder
     from ..runtime.decode.sequential import SequentialDecoder
+    from ..runtime.engines.backend import runs_tokens
     from ..runtime.engines.table import open_backend
 
     if args.text and not args.ways:
@@ -121,8 +122,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
     backend = open_backend(args.engine, bundle, args.threads, kv_bits=args.kv_bits, cpus=pinned(args))
     if args.ways:
         from .bench_decode import bench_decoding
+        from .bench_drafts import bench_drafts
 
-        bench_decoding(args, bundle, backend, console)
+        compare = bench_drafts if runs_tokens(backend) else bench_decoding
+        compare(args, bundle, backend, console)
         return
     decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
     prompt = np.random.default_rng(0).integers(0, program.vocab_size, args.prompt_tokens, np.int64)

@@ -118,8 +118,8 @@ def write_all(
     return known, texts
 
 
-def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
-    """Names and ids of the beginnings of up to ``TEXTS`` paragraphs, from all over the text; UsageError without any."""
+def prompts(file: str, bundle: Bundle, most: int = TEXTS) -> list[tuple[str, I64]]:
+    """Names and ids of the beginnings of up to ``most`` paragraphs, from all over the text; UsageError without any."""
     from ..runtime.text.tokenizer import Tokenizer
 
     text = bundle.manifest.text
@@ -130,7 +130,7 @@ def prompts(file: str, bundle: Bundle) -> list[tuple[str, I64]]:
     long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]
     if not long_enough:
         raise UsageError(f"{file} has no paragraph of {PROMPT} tokens or more; give a longer text")
-    chosen = np.linspace(0, len(long_enough) - 1, min(TEXTS, len(long_enough))).astype(int)
+    chosen = np.linspace(0, len(long_enough) - 1, min(most, len(long_enough))).astype(int)
     picked = [long_enough[i] for i in sorted(set(chosen.tolist()))]
     return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
 

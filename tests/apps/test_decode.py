@@ -55,6 +55,26 @@ def test_run_writes_the_same(
     assert 1 <= found["passes_per_token"] <= 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--temperature", 0.9, "--seed", 3),
+        ("--temperature", 0.9, "--repetition-penalty", 1.2),  # the host chooses
+        ("--exit", "latent:0.8", "--skipped-kv", "exact"),
+        ("--exit", "margin:0.5"),  # the host decides who leaves
+    ],
+)
+def test_the_lane_engine_writes_the_same(
+    bundle: Path, command_json: Json, lane_engine: Path, words: tuple[object, ...]
+) -> None:
+    native = ("run", bundle, "-p", "the river, the river, the", "-n", 40, "--engine", "native", *words)
+    plain, found = command_json(*native), command_json(*native, "--decode", "pipelined")
+    for key in ("tokens", "text", "depths"):
+        assert found[key] == plain[key]
+    assert (plain["decode"], found["decode"]) == ("sequential", "pipelined")
+
+
 def test_the_cost_names_passes_and_drafts(bundle: Path, command: Command) -> None:
     code, _, err = command("run", bundle, *PROMPT, "--decode", "pipelined")
     assert code == 0
@@ -106,6 +126,37 @@ def test_bench_compares_the_ways(
     assert code == 0
     assert "pipelined, forced acceptance 0.9" in out
     assert "texts" not in out
+
+
+def test_bench_of_an_engine_that_drafts(
+    bundle: Path, tmp_path: Path, command: Command, command_json: Json, lane_engine: Path
+) -> None:
+    text = tmp_path / "tales.txt"
+    text.write_text(
+        "the river ran on and on, and so did the goblin.\n\nno\n\nhe ran to the river; it was deep."
+    )
+    words = ("bench", bundle, "--engine", "native", "--decode", "all", "--tokens", 12, "--runs", 1)
+    found = command_json(*words, "--prompt-tokens", 8, "--text", text)
+    rows = found["decoding"]
+    assert [row["forced_acceptance"] for row in rows] == [None] * 4 + [0.0, 0.5, 0.7, 0.9, 1.0]
+    assert [row["temperature"] for row in rows[:4]] == [0, 0, 0.8, 0.8]
+    assert all(row["other_tokens"] == 0 for row in rows)
+    assert {row["tokens"] for row in rows} == {12 * 2 * 2}
+    shares = [row["acceptance"] for row in rows[4:]]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert rows[-1]["passes_per_token"] < rows[4]["passes_per_token"]
+    for kind in ("greedy", "sampled"):
+        speeds = sorted(row["speed"] for row in rows[:4] if (row["temperature"] > 0) == (kind == "sampled"))
+        assert found["overall"][kind]["slowest"] == speeds[0]
+        learnt = found["learnt"][kind]
+        assert len(learnt["acceptance"]) == 2
+        assert all(costs == sorted(costs) for costs in learnt["costs_ns"].values())
+        assert all(0 < least < 1 for least in learnt["least"])
+    code, out, _ = command(*words, "--prompt-tokens", 8)
+    assert code == 0
+    assert "acceptance 0.9" in out
+    assert "a draft is fed" in out
 
 
 def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ class ReportStruct(Struct):
         ("predicted_right", c_uint64),
         ("saved", c_double),
         ("costs", c_void_p),
+        ("least", c_void_p),
         ("acceptance", c_void_p),
     )
 
@@ -95,7 +96,10 @@ def text(call: Call, ids: npt.ArrayLike) -> None:
 def report(call: Call, depths: int) -> DraftReport:
     """Return what became of drafts."""
     acceptance, costs = np.zeros((depths - 1, MARGINS + 1)), np.zeros((len(STAGES), COST_ROWS))
-    found = ReportStruct(depths=depths, acceptance=acceptance.ctypes.data, costs=costs.ctypes.data)
+    least = np.zeros(depths)
+    found = ReportStruct(
+        depths=depths, acceptance=acceptance.ctypes.data, costs=costs.ctypes.data, least=least.ctypes.data
+    )
     call("el_decoder_drafts", byref(found))
     return DraftReport(
         tokens=found.tokens,
@@ -105,6 +109,7 @@ def report(call: Call, depths: int) -> DraftReport:
         predicted=DraftsFed(found.predicted, found.predicted_right),
         saved_ns=found.saved,
         costs_ns=dict(zip(STAGES, map(tuple, costs.tolist()), strict=True)),
+        least=tuple(least.tolist()),
         acceptance=tuple(acceptance[:, -1].tolist()),
         by_margin=tuple(tuple(row) for row in acceptance[:, :-1].tolist()),
     )

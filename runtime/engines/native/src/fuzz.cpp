@@ -115,7 +115,7 @@ void decode(el_session* session, const el_model& model, Lot& lot) {
       case 9: {
         double acceptance[3 * (EL_MARGINS + 1)], costs[3 * EL_COST_ROWS];
         el_draft_report report = {};
-        report.struct_bytes = sizeof report, report.depths = depths, report.acceptance = acceptance, report.costs = lot.below(2) ? costs : nullptr;
+        report.struct_bytes = sizeof report, report.depths = depths, report.acceptance = acceptance, report.least = costs, report.costs = lot.below(2) ? costs : nullptr;
         el_decoder_text(decoder, waits, lot.below(6), error);
         el_decoder_drafts(decoder, &report, error);
         break;

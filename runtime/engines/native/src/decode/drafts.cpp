@@ -113,7 +113,7 @@ double Acceptance::mean(uint32_t depth) const {
 Drafts::Drafts(uint32_t depths, uint32_t stop)
     : greedy(depths), sampled(depths), most_(depths), depths_(stop), next_rest_(REST) {}
 
-double Drafts::gain(const Load& next, uint32_t ran, double odds) const {
+Drafts::Stakes Drafts::stakes(const Load& next, uint32_t ran) const {
   const double shared = std::max(depths_ - ran, 0.0), more = costs.block.more(next.rows);
   double right = shared * (costs.block.at(1) - more), wrong = shared * more;
   if (ran) {
@@ -123,7 +123,12 @@ double Drafts::gain(const Load& next, uint32_t ran, double odds) const {
     right += costs.prologue.at(1) - prologue + costs.read.at(1) - read;
     wrong += prologue + read;
   }
-  return odds * right - (1 - odds) * wrong;
+  return {right, wrong};
+}
+
+double Drafts::gain(const Load& next, uint32_t ran, double odds) const {
+  const Stakes found = stakes(next, ran);
+  return odds * found.right - (1 - odds) * found.wrong;
 }
 
 // What is saved if the newest token is read out deeper down than after `ran` depths, at the best of those places.

@@ -87,8 +87,14 @@ class Drafts {
   Costs costs;
   Acceptance greedy, sampled;
 
-  // Nanoseconds that are saved on the average if a token that is right with probability `odds` is fed behind one that has
-  // run `ran` depths; 0: it is fed in this pass too.
+  // What a token is worth that is fed behind one that has run `ran` depths: nanoseconds saved if it is right, lost if not.
+  // 0: it is fed in the same pass.
+  struct Stakes {
+    double right, wrong;
+    double least() const { return wrong / (right + wrong); }  // odds from which it pays
+  };
+  Stakes stakes(const Load& next, uint32_t ran) const;
+  // Nanoseconds that are saved on the average, if it is right with probability `odds`.
   double gain(const Load& next, uint32_t ran, double odds) const;
   // Is such a token to be fed? `later`: what may be saved if it is not.
   bool feeds(const Load& next, uint32_t ran, double odds, const Acceptance& known) const;

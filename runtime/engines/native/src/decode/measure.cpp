@@ -1,8 +1,9 @@
 #include "measure.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <cstring>
+#include <iterator>
 
 #include "../calls.h"
 
@@ -10,11 +11,16 @@ namespace edgeloop::decode {
 
 namespace {
 
-constexpr uint32_t ROWS[] = {1, 2, 4, 3, 8, 6};  // the most telling first
+constexpr uint32_t ROWS[] = {1, 4, 2, 3, 8, 6};  // the most telling first
+constexpr size_t NEEDED = 3;                     // of them, whatever they take
 constexpr uint32_t MOST_ROWS = 8;
 constexpr int TURNS = 16;
-constexpr double ENOUGH = 25e6;  // nanoseconds
+constexpr double ENOUGH = 6e6;  // nanoseconds
 constexpr double TOKENS = 2;     // or so many tokens
+
+double now() {
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 class Scratch {
  public:
@@ -31,6 +37,18 @@ class Scratch {
 
   uint32_t rows() const { return session_.caches.capacity(); }
 
+  // Nanoseconds of prologue, block and epilogue.
+  std::array<double, 3> run(uint32_t rows) {
+    const double begin = now();
+    prologue(rows);
+    const double looped = now();
+    block(rows);
+    const double ends = now();
+    read(rows);
+    return {looped - begin, ends - looped, now() - ends};
+  }
+
+ private:
   void prologue(uint32_t rows) {
     const int64_t ids[MOST_ROWS] = {};
     Io io;
@@ -69,7 +87,6 @@ class Scratch {
     run_head(session_, between_.data(), picked, logits_.data());
   }
 
- private:
   static uint32_t room(const el_model& model) {
     return std::min(MOST_ROWS, uint32_t(model.model->header().context_length));
   }
@@ -81,37 +98,28 @@ class Scratch {
   Buffer state_, between_, logits_;
 };
 
-double now() {
-  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 }  // namespace
 
 Costs measure(const el_session& session, uint32_t depths) {
   Scratch scratch(session.model, depths, session.caches.slots_per_sequence(), session.caches.kv());
   Costs costs;
   double best[MOST_ROWS + 1][3] = {};
+  for (const uint32_t rows : {1u, std::min(MOST_ROWS, scratch.rows())}) scratch.run(rows);  // makes room, reads the file
   const double begin = now();
   double enough = ENOUGH;
-  // In turns, so that what others take of the machine for a moment is not one number of rows'. The first turn makes
-  // room, and counts only where there is time for no other.
+  // In turns, so that what others take of the machine for a moment is not one number of rows'.
   for (int turn = 0; turn < TURNS; turn++) {
-    for (const uint32_t rows : ROWS) {
+    for (size_t i = 0; i < std::size(ROWS); i++) {
+      const uint32_t rows = ROWS[i];
       if (rows > scratch.rows()) continue;
-      const double start = now();
-      scratch.prologue(rows);
-      const double looped = now();
-      scratch.block(rows);
-      const double read = now();
-      scratch.read(rows);
-      const double spent[3] = {looped - start, read - looped, now() - read};
+      const std::array<double, 3> spent = scratch.run(rows);
       for (int stage = 0; stage < 3; stage++)
-        best[rows][stage] = turn < 2 || !best[rows][stage] ? spent[stage] : std::min(best[rows][stage], spent[stage]);
+        best[rows][stage] = turn ? std::min(best[rows][stage], spent[stage]) : spent[stage];
       costs.prologue.set(rows, best[rows][0]);
       costs.block.set(rows, best[rows][1]);
       costs.read.set(rows, best[rows][2]);
       enough = std::max(ENOUGH, TOKENS * costs.token(depths));
-      if (now() - begin > enough) return costs;
+      if ((turn || i + 1 >= NEEDED) && now() - begin > enough) return costs;
     }
   }
   return costs;

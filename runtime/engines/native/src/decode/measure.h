@@ -6,7 +6,7 @@
 
 namespace edgeloop::decode {
 
-// Takes some 25 milliseconds, or as long as a few tokens where those take longer. Called while `computing` is held.
+// Takes some 6 milliseconds, or as long as a few tokens where those take longer. Called while `computing` is held.
 Costs measure(const el_session& session, uint32_t depths);
 
 }  // namespace edgeloop::decode

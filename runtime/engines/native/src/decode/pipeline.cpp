@@ -48,14 +48,14 @@ const float* Pipeline::step(int64_t id) {
   const uint32_t position = sequence_.cached;
   learn(id);
   try {
-    if (!flight_.empty() && flight_.front()->token.id() != id) take_back(0);
+    if (!flight_.empty() && flight_.front()->token.id() != id) refute_from(0);
     if (flight_.empty()) {
       feed(id, 1, FINAL);
       Token* const token = &flight_.front()->token;
       while (token->wants() != Wants::prologue) passes_.advance({token});  // older states that had waited for too long
     }
     Flying& first = *flight_.front();
-    if (first.source != FINAL) counts.right[first.source]++;
+    if (first.source != FINAL) counts.fed[first.source]++, counts.right[first.source]++;
     first.odds = 1, first.source = FINAL;
     while (!first.token.done()) pass();
   } catch (...) {
@@ -106,7 +106,6 @@ void Pipeline::feed(int64_t id, double odds, Source source) {
   const uint32_t position = sequence_.cached + uint32_t(flight_.size());
   fed->token.start(sequence_, id, position);
   flight_.push_back(std::move(fed));
-  if (source != FINAL) counts.fed[source]++;
 }
 
 double Pipeline::chain(size_t number) const {
@@ -279,16 +278,22 @@ void Pipeline::compare(size_t number) {
   if (behind.token.id() == flying.follows)
     behind.odds = together(behind.odds, odds);
   else if (odds > behind.odds || options.kind == DraftOptions::ALWAYS)
-    take_back(number + 1);
+    refute_from(number + 1);
   else
     behind.odds = against(behind.odds, odds);
 }
 
-void Pipeline::take_back(size_t first) {
+void Pipeline::cancel() {
+  refute_from(0, false);
+}
+
+void Pipeline::refute_from(size_t first, bool counted) {
   if (first >= flight_.size()) return;
   const uint32_t position = flight_[first]->token.position();
   while (flight_.size() > first) {
-    flight_.back()->token.cancel();
+    Flying& newest = *flight_.back();
+    newest.token.cancel();
+    if (counted && newest.source != FINAL) counts.fed[newest.source]++;
     spare_.push_back(std::move(flight_.back()));
     flight_.pop_back();
   }

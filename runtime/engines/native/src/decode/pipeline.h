@@ -22,7 +22,7 @@ namespace edgeloop::decode {
 // What became of drafts.
 struct DraftCounts {
   uint64_t tokens = 0, passes = 0;            // tokens that became final; passes that they took
-  uint64_t fed[2] = {}, right[2] = {};        // drafts that were fed, by where they came from: looked up, predicted
+  uint64_t fed[2] = {}, right[2] = {};        // drafts that became final or were refuted: looked up, predicted
   uint64_t reads = 0;                         // rows that were read out beside those of final tokens
 };
 
@@ -37,7 +37,7 @@ class Pipeline {
   uint32_t ran() const { return ran_; }
   int64_t chosen() const { return chosen_; }  // what the sampler makes of those logits
   // Takes back all drafts, so that the sequence holds final tokens only.
-  void cancel() { take_back(0); }
+  void cancel();
   const Drafts& drafts() const { return drafts_; }
 
   DraftOptions options;
@@ -81,7 +81,7 @@ class Pipeline {
   bool wants_judge(size_t number) const;
   void take_reads();
   void compare(size_t number);
-  void take_back(size_t first);
+  void refute_from(size_t first, bool counted = true);
   double chain(size_t number) const;  // the odds that the tokens up to this one are right
 
   Passes& passes_;

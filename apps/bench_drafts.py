@@ -1,0 +1,246 @@
+"""``edgeloop bench --decode all`` on an engine that drafts by itself: what drafts are worth, text by text, and why.
+
+Each text is decoded sequentially and pipelined in turn, round by round, so that a machine that is slow for a while is
+slow for both; a speed is the median of the rounds' ratios. The first round is a warm-up and not counted; what the
+engine learns goes on from text to text, as a session's does. Every token is compared.
+
+Forced acceptance: the benchmark knows the text, and depth 0 is made to predict right and wrong tokens in a seeded
+order. What a draft costs is paid all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from ..runtime.bundle.folder import Bundle
+from ..runtime.bundle.heads import read_heads
+from ..runtime.decode.modes import PIPELINED, Mode, check_mode
+from ..runtime.decode.policy_choice import choose_policy
+from ..runtime.decode.sampling import SamplingOptions
+from ..runtime.decode.sequential import SequentialDecoder
+from ..runtime.engines.backend import I64, Backend
+from ..runtime.engines.tokens import NO_DRAFTS, Drafting, DraftReport
+from ..runtime.timing import Stopwatch
+from .bench_decode import FORCED, PROMPT, WARM, prompts
+from .console import Console
+
+TEXTS = 12
+WHERE_IT_PAYS = Drafting()
+GREEDY = SamplingOptions()
+
+
+@dataclass
+class Text:
+    """A prompt [S], how its continuation is chosen and drafted, and what the counted rounds took.
+
+    ``drafting`` of each way: sequential first. ``forced``: the acceptance.
+    """
+
+    name: str
+    prompt: I64
+    sampling: SamplingOptions
+    drafting: Drafting = WHERE_IT_PAYS
+    forced: float | None = None
+    tokens: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    """The continuation, chosen sequentially."""
+    sequential_ms: list[float] = field(default_factory=list)
+    """Of a token, by round; so is the next."""
+    pipelined_ms: list[float] = field(default_factory=list)
+    passes: list[float] = field(default_factory=list)
+    """Block calls a token, by round; so are shares of drafts that were right, drafts a token, and the host's share."""
+    right: list[float] = field(default_factory=list)
+    fed: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    other: int = 0
+    """Tokens that it would have chosen otherwise, in all rounds."""
+
+    @property
+    def speed(self) -> float:
+        """How many times as fast as sequential decoding."""
+        return statistics.median(a / b for a, b in zip(self.sequential_ms, self.pipelined_ms, strict=True))
+
+
+def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
+    """Measure and report."""
+    policy = choose_policy(bundle.program, read_heads(bundle), bundle.manifest.exits)
+    check_mode(Mode(bundle.program, policy, PIPELINED, backend.name, backend.can))
+    capacity = max(args.prompt_tokens, PROMPT) + args.tokens
+    cache = backend.new_cache(1, capacity)
+    decoder = SequentialDecoder(backend, cache, policy, read_heads(bundle))
+    texts = [*own_texts(args, bundle), *forced_texts(args, bundle)]
+    reports: dict[str, DraftReport] = {}
+    with console.progress() as progress:
+        for turn in range(args.runs + 1):
+            for number, text in enumerate(texts):
+                progress("decoding in turns", (turn + number / len(texts)) / (args.runs + 1))
+                run_text(decoder, text, args.tokens, counted=turn > 0)
+                if text.forced is None:
+                    reports["sampled" if text.sampling.temperature else "greedy"] = decoder.drafts()
+    report(console, texts, reports)
+
+
+def own_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[Text]:
+    """The beginnings of paragraphs of ``--text``, or one of random tokens; each greedily and sampled."""
+    random = np.random.default_rng(1).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
+    named = prompts(args.text, bundle, TEXTS) if args.text else [("random tokens", random)]
+    for sampling in (GREEDY, WARM):
+        yield from (Text(name, ids, sampling) for name, ids in named)
+
+
+def forced_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[Text]:
+    """A text of random tokens, with each acceptance of ``FORCED``."""
+    ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
+    yield from (Text(f"acceptance {share:.1f}", ids, GREEDY, forced=share) for share in FORCED)
+
+
+def run_text(decoder: SequentialDecoder, text: Text, tokens: int, counted: bool) -> None:
+    """Decode ``tokens`` tokens once more, sequentially and pipelined."""
+    ms, found = run_once(decoder, text, NO_DRAFTS, tokens)
+    if not len(text.tokens):
+        text.tokens = found
+        text.drafting = forced_drafting(text) if text.forced is not None else WHERE_IT_PAYS
+    text.other += int((found != text.tokens).sum())
+    pipelined_ms, found = run_once(decoder, text, text.drafting, tokens)
+    text.other += int((found != text.tokens).sum())
+    clock = decoder.clock
+    if not counted:
+        return
+    text.sequential_ms.append(ms)
+    text.pipelined_ms.append(pipelined_ms)
+    text.passes.append(clock.block_calls / tokens)
+    fed, right = clock.drafts, clock.accepted
+    text.fed.append(fed / tokens)
+    text.right.append(right / fed if fed else 0.0)
+    text.host.append(1 - clock.engine_ns / clock.total_ns)
+
+
+def run_once(decoder: SequentialDecoder, text: Text, drafting: Drafting, tokens: int) -> tuple[float, I64]:
+    """Decode ``tokens`` tokens behind the prompt → milliseconds a token, the tokens."""
+    ids = text.prompt
+    decoder.reset()
+    decoder.prompt(ids[:-1])
+    decoder.draft(drafting)
+    decoder.choose_by(text.sampling)
+    if drafting is not NO_DRAFTS:
+        decoder.text(ids)
+    found = np.empty(tokens, np.int64)
+    token = int(ids[-1])
+    decoder.clock.restart()
+    watch = Stopwatch()
+    for i in range(tokens):
+        token = found[i] = decoder.next(token)
+    return watch.ms / tokens, found
+
+
+def forced_drafting(text: Text) -> Drafting:
+    """Drafts after depth 0, of which the share ``forced`` is right."""
+    truth = np.concatenate([text.prompt, text.tokens])
+    right = np.random.default_rng(0).permutation(len(truth)) < round((text.forced or 0) * len(truth))
+    return Drafting("always", depth=0, known=(truth, ~right))
+
+
+def summary(text: Text) -> dict[str, object]:
+    """Return the results of a text for ``--json``."""
+    return {
+        "text": text.name,
+        "temperature": text.sampling.temperature,
+        "forced_acceptance": text.forced,
+        "acceptance": statistics.mean(text.right) if any(text.fed) else None,
+        "drafted": statistics.mean(text.fed),
+        "passes_per_token": statistics.mean(text.passes),
+        "sequential_tokens_per_s": 1000 / statistics.median(text.sequential_ms),
+        "tokens_per_s": 1000 / statistics.median(text.pipelined_ms),
+        "speed": text.speed,
+        "host_share": statistics.median(text.host),
+        "other_tokens": text.other,
+        "tokens": len(text.tokens) * 2 * (len(text.pipelined_ms) + 1),
+    }
+
+
+def overall(texts: Sequence[Text]) -> dict[str, object]:
+    """Return the slowest and the median speed of ``texts``, and how many tokens of how many were others."""
+    speeds = [text.speed for text in texts]
+    found = [summary(text) for text in texts]
+    return {
+        "slowest": min(speeds),
+        "median": statistics.median(speeds),
+        "host_share": statistics.median(statistics.median(text.host) for text in texts),
+        "other_tokens": sum(text.other for text in texts),
+        "tokens": sum(int(str(each["tokens"])) for each in found),
+    }
+
+
+def report(console: Console, texts: Sequence[Text], reports: Mapping[str, DraftReport]) -> None:
+    """Tables of texts, of calls and of what was learnt, or the same as JSON."""
+    kinds = {
+        "greedy": [t for t in texts if t.forced is None and not t.sampling.temperature],
+        "sampled": [t for t in texts if t.forced is None and t.sampling.temperature],
+    }
+    if console.json:
+        console.result(
+            {
+                "decoding": [summary(text) for text in texts],
+                "overall": {kind: overall(chosen) for kind, chosen in kinds.items()},
+                "learnt": {kind: asdict(found) for kind, found in reports.items()},
+            }
+        )
+        return
+    known = reports["greedy"]
+    rows = range(1, len(known.costs_ns["block"]) + 1)
+    console.table(
+        ("µs a call", *(f"#{n} row{'s' * (n > 1)}" for n in rows)),
+        [
+            (stage, *(f"{ns / 1000:.0f}  {ns / costs[0]:.2f}×" for ns in costs))
+            for stage, costs in known.costs_ns.items()
+        ],
+    )
+    console.table(
+        (
+            "right, by depth",
+            "#in all",
+            "#unsure",
+            *("#" for _ in range(len(known.by_margin[0]) - 2)),
+            "#sure",
+        ),
+        [
+            (f"{kind}: depth {depth + 1}", f"{mean:.2f}", *(f"{odds:.2f}" for odds in margins))
+            for kind, found in reports.items()
+            for depth, (mean, margins) in enumerate(zip(found.acceptance, found.by_margin, strict=True))
+        ],
+    )
+    console.table(
+        ("plan: a draft is fed", "#where it is right in at least"),
+        [
+            (
+                f"behind a token that has run {ran} depths" if ran else "looked up, beside the token before",
+                f"{least:.0%}",
+            )
+            for ran, least in enumerate(known.least)
+        ],
+    )
+    columns = ("#acceptance", "#drafted", "#passes a token", "#tokens/s", "#speed", "#host", "#other tokens")
+    for kind, chosen in (*kinds.items(), ("random tokens", [t for t in texts if t.forced is not None])):
+        total = overall(chosen)
+        last = (
+            "slowest, median", "", "", "", "", f"{total['slowest']:.2f}× {total['median']:.2f}×",
+            f"{total['host_share']:.0%}", f"{total['other_tokens']} of {total['tokens']}",
+        )  # fmt: skip
+        console.table((kind, *columns), [*(_line(summary(text)) for text in chosen), last])
+
+
+def _line(found: dict[str, object]) -> tuple[str, ...]:
+    return (
+        str(found["text"]),
+        "–" if found["acceptance"] is None else f"{found['acceptance']:.2f}",
+        f"{found['drafted']:.0%}",
+        f"{found['passes_per_token']:.2f}",
+        f"{found['tokens_per_s']:.0f}",
+        f"{found['speed']:.2f}×",
+        f"{found['host_share']:.0%}",
+        f"{found['other_tokens']} of {found['tokens']}",
+    )
