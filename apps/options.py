@@ -109,9 +109,9 @@ def decode_argument(parser: argparse.ArgumentParser) -> None:
     """How the depths of neighbouring tokens are run."""
     parser.add_argument(
         "--decode",
-        default="sequential",
         metavar="HOW",
-        help="sequential, the default; pipelined: depths of neighbouring tokens in one call, the same text sooner",
+        help="sequential; pipelined: depths of neighbouring tokens in one call, the same text sooner (default: "
+        "pipelined with engine native, where that pays; else sequential)",
     )
 
 
@@ -193,7 +193,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
         exit=getattr(args, "exit", None),
         skipped_kv=getattr(args, "skipped_kv", None),
         kv=getattr(args, "kv", None),
-        decode=getattr(args, "decode", "sequential"),
+        decode=getattr(args, "decode", None),
     )
     check_encoder(session.program, args.bundle, encoder)
     return session

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .bundle.folder import Bundle
+from .bundle.heads import read_heads
 from .context.context import Context
 from .context.saved import opened
 from .decode.draft_control import DraftController, WholeTokenController
@@ -15,6 +16,7 @@ from .decode.modes import PIPELINED, SEQUENTIAL, Mode, check_mode
 from .decode.pipeline import Pipeline
 from .decode.sampling import Choose, Sampler, SamplingOptions
 from .decode.sequential import SequentialDecoder
+from .decode.whole_tokens import drafts_by_itself
 from .engines.backend import I64, Backend
 from .engines.table import open_backend
 from .engines.tokens import NO_TOKEN, Drafting
@@ -41,10 +43,13 @@ class Session(ReadingSession):
         exit: str | None = None,  # noqa: A002 - the word of the command line
         skipped_kv: str | None = None,
         kv: str | None = None,
-        decode: str = "sequential",
+        decode: str | None = None,
     ) -> None:
         """``context``: tokens to make room for, at most and by default the model's own; the rest as in ``open``."""
         super().__init__(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
+        if decode is None:
+            by_itself = drafts_by_itself(backend, bundle.program, self.policy, read_heads(bundle))
+            decode = PIPELINED if by_itself else SEQUENTIAL
         check_mode(Mode(bundle.program, self.policy, decode, backend.name, backend.can))
         self.decode = decode
         """``sequential`` or ``pipelined``: the same tokens, but for rounding."""
@@ -64,7 +69,7 @@ class Session(ReadingSession):
         exit: str | None = None,  # noqa: A002 - the word of the command line
         skipped_kv: str | None = None,
         kv: str | None = None,
-        decode: str = "sequential",
+        decode: str | None = None,
         kv_bits: int = 32,
         cpus: Sequence[int] = (),
     ) -> Session:
@@ -75,9 +80,10 @@ class Session(ReadingSession):
         as often as the bundle was exported for. ``verify``: check the files' hashes; without, a damaged file may be
         other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
         ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
-        ``pipelined`` runs several depths in one call (``pipeline.py``). ``kv_bits``: of a number of K and V, 32, or
-        on engine native 16 or 8. ``cpus``: processors that threads of engine native are pinned to,
-        in turn; the first is for the thread that calls, which stays where it is.
+        ``pipelined`` runs several depths in one call (``pipeline.py``); None: so where an engine drafts by itself,
+        which it does where that pays. ``kv_bits``: of a number of K and V, 32, or on engine native 16 or 8. ``cpus``:
+        processors that threads of engine native are pinned to, in turn; the first is for the thread that calls, which
+        stays where it is.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         backend = open_backend(engine, bundle, threads, kv_bits=kv_bits, cpus=cpus)
@@ -92,7 +98,7 @@ class Session(ReadingSession):
         threads: int | None = None,
         context: int | None = None,
         verify: bool = True,
-        decode: str = "sequential",
+        decode: str | None = None,
         kv_bits: int = 32,
         cpus: Sequence[int] = (),
     ) -> Session:

@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..engines.backend import F32
+from ..engines.backend import F32, Backend, runs_tokens
 from ..engines.tokens import RuleName, SkippedName, TokenMode, TokenState, WaitingStates
-from ..model.program import Routing
+from ..model.program import Program, Routing
 from .kv_layout import SharedSlot
+from .modes import PIPELINED, Mode, refusal
+from .policy import Policy
 from .routing import RoutingRule, half_way
 from .sequence import SequenceState, TokenSequence
 from .skipped_kv import Exact, Latest, NothingMissing, Propagate, Skip, Waiting
@@ -54,6 +56,14 @@ def token_mode(sequence: TokenSequence) -> TokenMode | None:
     if rule.name not in RULES:
         return None
     return replace(mode, rule=RULES[rule.name], thresholds=rule.thresholds)
+
+
+def drafts_by_itself(backend: Backend, program: Program, policy: Policy, heads: Mapping[str, F32]) -> bool:
+    """Return whether ``backend`` drafts tokens of such sequences without the host, and so knows best whether to."""
+    mode = Mode(program, policy, PIPELINED, backend.name, backend.can)
+    if not runs_tokens(backend) or refusal(mode) is not None:
+        return False
+    return token_mode(TokenSequence(program, policy, heads, lambda: 1)) is not None
 
 
 def _routed(

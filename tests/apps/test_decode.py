@@ -69,10 +69,14 @@ def test_the_lane_engine_writes_the_same(
     bundle: Path, command_json: Json, lane_engine: Path, words: tuple[object, ...]
 ) -> None:
     native = ("run", bundle, "-p", "the river, the river, the", "-n", 40, "--engine", "native", *words)
-    plain, found = command_json(*native), command_json(*native, "--decode", "pipelined")
+    plain, found, default = (
+        command_json(*native, *how) for how in (("--decode", "sequential"), ("--decode", "pipelined"), ())
+    )
     for key in ("tokens", "text", "depths"):
-        assert found[key] == plain[key]
+        assert found[key] == default[key] == plain[key]
     assert (plain["decode"], found["decode"]) == ("sequential", "pipelined")
+    by_host = "margin:0.5" in words
+    assert default["decode"] == ("sequential" if by_host else "pipelined")
 
 
 def test_the_cost_names_passes_and_drafts(bundle: Path, command: Command) -> None:

@@ -43,7 +43,7 @@ int el_decoder_draft(el_decoder* decoder, const el_drafting* drafting, char* err
 }
 
 int el_decoder_text(el_decoder* decoder, const int64_t* ids, uint32_t count, char* error) {
-  return guarded(error, [&] {
+  return computing(decoder ? &decoder->decoder.passes.session : nullptr, error, [&](el_session&) {
     if (!decoder || (count && !ids)) fail(EL_USAGE, "decoder or ids is NULL");
     Decoder& d = decoder->decoder;
     check_ids(d, ids, count);
@@ -52,7 +52,7 @@ int el_decoder_text(el_decoder* decoder, const int64_t* ids, uint32_t count, cha
 }
 
 int el_decoder_drafts(const el_decoder* decoder, el_draft_report* report, char* error) {
-  return guarded(error, [&] {
+  return computing(decoder ? &decoder->decoder.passes.session : nullptr, error, [&](el_session&) {
     check_given(decoder, report, "report");
     check_struct(report->struct_bytes, sizeof *report, "el_draft_report");
     const Decoder& d = decoder->decoder;
