@@ -55,6 +55,37 @@ double pairwise(const double* x, size_t n) {
   return pairwise(x, half) + pairwise(x + half, n - half);
 }
 
+// The first of the largest logits, or `count` where one is not a number. Lanes of their own, which a compiler can put into
+// registers.
+uint32_t largest(const float* logits, uint32_t count) {
+  constexpr uint32_t LANES = 16, BLOCK = 16 * LANES;
+  float most = -std::numeric_limits<float>::infinity();
+  uint32_t block = 0;  // where it is
+  for (uint32_t first = 0; first < count; first += BLOCK) {
+    const uint32_t end = std::min(first + BLOCK, count);
+    float lanes[LANES];
+    uint32_t odd[LANES] = {};
+    std::fill(lanes, lanes + LANES, -std::numeric_limits<float>::infinity());
+    uint32_t i = first;
+    for (; i + LANES <= end; i += LANES)
+      for (uint32_t j = 0; j < LANES; j++) {
+        const float x = logits[i + j];
+        lanes[j] = x > lanes[j] ? x : lanes[j];
+        odd[j] |= uint32_t(x != x);
+      }
+    for (; i < end; i++) {
+      lanes[0] = std::max(lanes[0], logits[i]);
+      odd[0] |= uint32_t(logits[i] != logits[i]);
+    }
+    if (std::any_of(odd, odd + LANES, [](uint32_t each) { return each != 0; })) return count;
+    const float here = *std::max_element(lanes, lanes + LANES);
+    if (here > most) most = here, block = first;
+  }
+  uint32_t found = block;
+  while (logits[found] != most) found++;
+  return found;
+}
+
 }  // namespace
 
 void Philox::draw(uint64_t block, uint64_t out[4]) const {
@@ -82,13 +113,8 @@ double gumbel(uint64_t bits) {
 int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position, double* margin) {
   if (margin) *margin = 0;
   if (!count) return NO_TOKEN;
-  uint32_t likeliest = 0;
-  bool numbers = true;
-  for (uint32_t i = 0; i < count; i++) {
-    numbers &= logits[i] == logits[i];
-    if (logits[i] > logits[likeliest]) likeliest = i;
-  }
-  if (!numbers || logits[likeliest] == -std::numeric_limits<float>::infinity()) return NO_TOKEN;
+  const uint32_t likeliest = largest(logits, count);
+  if (likeliest == count || logits[likeliest] == -std::numeric_limits<float>::infinity()) return NO_TOKEN;
   if (sampling_.temperature == 0) {
     if (margin) *margin = double(logits[likeliest]) - second_of(logits, count, likeliest);
     return likeliest;
@@ -96,7 +122,7 @@ int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position, 
   const Philox random(sampling_.seed, position);
   if (!sampling_.top_k && sampling_.top_p >= 1 && sampling_.min_p <= 0)
     return noisy(logits, count, likeliest, random, margin);
-  filter(logits, count);
+  filter(logits, count, logits[likeliest]);
   uint64_t drawn[4], block = ~uint64_t(0);
   uint32_t chosen = 0;
   double best = 0, second = -std::numeric_limits<double>::infinity();
@@ -116,7 +142,7 @@ int64_t Sampler::choose(const float* logits, uint32_t count, uint64_t position, 
 
 int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random,
     double* margin) const {
-  const double temperature = sampling_.temperature;
+  const double temperature = sampling_.temperature, inverse = 1 / temperature;
   uint64_t drawn[4];
   random.draw(likeliest / 4, drawn);
   uint32_t chosen = likeliest;
@@ -133,9 +159,10 @@ int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, 
     if (hopeless) continue;
     random.draw(first / 4, drawn);
     for (uint32_t i = first; i < end; i++) {
-      const double score = double(logits[i]) / temperature;
-      if (score + most_noise(drawn[i % 4]) < (margin ? second : best) || i == likeliest) continue;
-      const double noisy = score + gumbel(drawn[i % 4]);
+      const double about = double(logits[i]) * inverse;  // a division takes as long as all else here
+      const double most = about + std::abs(about) * 1e-14 + most_noise(drawn[i % 4]);
+      if (most < (margin ? second : best) || i == likeliest) continue;
+      const double noisy = double(logits[i]) / temperature + gumbel(drawn[i % 4]);
       if (noisy > best || (noisy == best && i < chosen)) {
         second = best, best = noisy, chosen = i;
         least = reach(53 * LOG_2 + 1e-6);
@@ -149,13 +176,16 @@ int64_t Sampler::noisy(const float* logits, uint32_t count, uint32_t likeliest, 
   return chosen;
 }
 
-void Sampler::filter(const float* logits, uint32_t count) {
+void Sampler::filter(const float* logits, uint32_t count, float most) {
   kept_.clear();
   if (sampling_.top_k && sampling_.top_k < count) {
     filter_top_k(logits, count);
   } else {
-    kept_.resize(count);
-    for (uint32_t i = 0; i < count; i++) kept_[i] = i;
+    // With min-p alone most are out at once; which ones exactly is seen below.
+    const double reach = sampling_.top_p < 1 ? INFINITY : -std::log(sampling_.min_p) * sampling_.temperature;
+    const double least = double(most) - reach * (1 + 1e-9) - std::abs(double(most)) * 1e-9;
+    for (uint32_t i = 0; i < count; i++)
+      if (!(double(logits[i]) < least)) kept_.push_back(i);
   }
   scores_.clear();
   for (uint32_t i : kept_) scores_.push_back(double(logits[i]) / sampling_.temperature);
@@ -203,7 +233,11 @@ void Sampler::filter_top_p() {
   odds_.clear();
   for (double score : scores_) odds_.push_back(std::exp(score - most));
   const double total = pairwise(odds_.data(), odds_.size());
-  sorted_ = scores_;
+  // All that are less likely than this together have less than what top_p leaves out.
+  const double least = (1 - sampling_.top_p) * total / double(odds_.size()) * (1 - 1e-6);
+  sorted_.clear();
+  for (size_t i = 0; i < odds_.size(); i++)
+    if (odds_[i] >= least) sorted_.push_back(scores_[i]);
   double reached = 0;
   size_t done = 0;
   for (size_t count = FIRST_SORTED; done < sorted_.size(); count *= 8) {

@@ -46,7 +46,7 @@ class Sampler {
  private:
   int64_t noisy(const float* logits, uint32_t count, uint32_t likeliest, const Philox& random, double* margin) const;
   // Those that top-k, top-p and min-p leave, ascending, in kept_; their scores in scores_.
-  void filter(const float* logits, uint32_t count);
+  void filter(const float* logits, uint32_t count, float most);
   void filter_top_k(const float* logits, uint32_t count);
   void filter_top_p();
 
