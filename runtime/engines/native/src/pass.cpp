@@ -186,17 +186,19 @@ void Pass::work(int worker) {
 
 void Pass::do_step(const Step& step, int worker, bool narrow) {
   switch (step.kind) {
-    case Step::ROWS:
+    case Step::ROWS: {
       if (narrow) return do_rows(step, worker, narrow, 0, rows.count);
-      {
-        const uint32_t most = uint32_t(team.count()) * 4, piece = std::max(1u, (rows.count + most - 1) / most);
-        return team.take(int((rows.count + piece - 1) / piece), worker, [&](int i) {
-          const uint32_t first = uint32_t(i) * piece;
-          do_rows(step, worker, narrow, first, std::min(first + piece, rows.count));
-        });
-      }
+      constexpr uint32_t PIECES = 4;  // of a thread
+      const uint32_t blocks = uint32_t(team.count()), pieces = blocks * PIECES;
+      return team.take(int(pieces), worker, [&](int i) {
+        do_rows(step, worker, narrow, rows.count * uint32_t(i) / pieces, rows.count * uint32_t(i + 1) / pieces);
+      });
+    }
     case Step::COLUMNS:
-      return team.take(int(step.units), worker, [&](int i) { do_columns(step, worker, narrow, uint32_t(i)); });
+      return team.take(int(step.units * row_blocks()), worker, [&](int i) {
+        const uint32_t block = uint32_t(i) / step.units;
+        do_columns(step, worker, narrow, uint32_t(i) % step.units, first_of_block(block), first_of_block(block + 1));
+      });
     case Step::ATTEND:
       return team.take(int(attend_units(step)), worker, [&](int i) { do_attend(step, worker, narrow, uint32_t(i)); });
     case Step::EXPERTS:
@@ -222,13 +224,20 @@ void Pass::do_rows(const Step& step, int worker, bool narrow, uint32_t first, ui
   }
 }
 
-void Pass::do_columns(const Step& step, int worker, bool narrow, uint32_t unit) {
+// A whole number of the products' rows, but for the last block: as many at once as any kernel takes.
+uint32_t Pass::first_of_block(uint32_t block) const {
+  constexpr uint32_t AT_ONCE = 12;
+  const uint32_t blocks = row_blocks(), even = rows.count * block / blocks;
+  return block == blocks ? rows.count : (even + AT_ONCE / 2) / AT_ONCE * AT_ONCE;
+}
+
+void Pass::do_columns(const Step& step, int worker, bool narrow, uint32_t unit, uint32_t first_row, uint32_t last_row) {
   const auto begins_after = [](uint32_t u, const Domain& d) { return u < d.first_unit; };
   const auto after = std::upper_bound(step.domains.begin(), step.domains.end(), unit, begins_after);
   const Domain& domain = *(after - 1);
   const uint32_t begin = (unit - domain.first_unit) * domain.piece, end = std::min(begin + domain.piece, domain.size);
-  for (uint32_t first = 0; first < rows.count; first += ROW_TILE) {
-    const Piece piece{*this, worker, narrow, first, std::min(first + ROW_TILE, rows.count), begin, end,
+  for (uint32_t first = first_row; first < last_row; first += ROW_TILE) {
+    const Piece piece{*this, worker, narrow, first, std::min(first + ROW_TILE, last_row), begin, end,
         uint32_t(filled_up(domain.piece))};
     do_nodes(domain.nodes, piece);
   }

@@ -1,6 +1,7 @@
 // A pass: one program on some rows, by a team of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -138,10 +139,13 @@ class Pass {
   void do_step(const Step& step, int worker, bool narrow);
   void do_nodes(const std::vector<uint32_t>& nodes, const Piece& piece);
   void do_rows(const Step& step, int worker, bool narrow, uint32_t first, uint32_t last);
-  void do_columns(const Step& step, int worker, bool narrow, uint32_t unit);
+  void do_columns(const Step& step, int worker, bool narrow, uint32_t unit, uint32_t first_row, uint32_t last_row);
   void do_attend(const Step& step, int worker, bool narrow, uint32_t unit);
   void do_experts(const Step& step, int worker, bool narrow, uint32_t row);
   uint32_t attend_units(const Step& step) const;
+  // Rows in blocks, as many as threads where each then has enough of them: its codes and sums stay in its caches.
+  uint32_t row_blocks() const { return std::clamp(rows.count / BLOCK_ROWS, 1u, uint32_t(team.count())); }
+  uint32_t first_of_block(uint32_t block) const;
 
   size_t capacity_ = 0;        // rows that the room is laid out for
   size_t memory_tokens_ = 0;   // the same, of memories of the call's own rows

@@ -15,6 +15,7 @@
 namespace edgeloop {
 
 constexpr uint32_t NARROW = 4;      // so many rows are few
+constexpr uint32_t BLOCK_ROWS = 48;  // of a thread at least, for rows rather than columns to be shared out among threads
 constexpr uint32_t ROW_TILE = 24;   // rows of a piece of columns that are worked on together
 
 // Where a value lies: `offset` floats of each row further than the beginning of its room.
