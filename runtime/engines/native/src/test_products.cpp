@@ -162,6 +162,7 @@ void test_products() {
     for (Kind kind : {Kind::float32, Kind::float16, Kind::int8, Kind::int4}) {
       for (Shape shape : SHAPES) one(*kernels, kind, shape, 1 + random.below(4), Sort::plain, random);
       for (int rows = 1; rows <= 27; rows++) one(*kernels, kind, {20, 72, 32}, rows, Sort::plain, random);
+      for (int rows : {13, 18, 30}) one(*kernels, kind, {76, 40, 16}, rows, Sort::plain, random);  // two tiles at once, and one
       for (Sort sort : SORTS) one(*kernels, kind, {20, 100, 32}, 3, sort, random);
     }
 }

@@ -144,7 +144,7 @@ void every_half(const Kernels& kernels) {
 void products(const Kernels& kernels, Random& random) {
   for (Kind kind : {Kind::float32, Kind::float16, Kind::int8, Kind::int4})
     for (Sort sort : SORTS) {
-      const int rows = 1 + random.below(14), columns = 1 + random.below(300), n = 1 + random.below(70);
+      const int rows = 1 + random.below(20), columns = 1 + random.below(300), n = 1 + random.below(70);
       const TestMatrix w(random, kind, n, columns, 16 << random.below(4));
       const std::vector<float> x = numbers(random, rows * columns, sort), before = numbers(random, rows * n, Sort::plain);
       const Output out{nullptr, n, nullptr, true};

@@ -9,7 +9,7 @@
 #include "simd_avx512.h"
 
 namespace {
-constexpr int CODE_ROWS = 0, FLOAT_ROWS = 1;  // none: the products of codes.h are not those of this file
+constexpr int CODE_ROWS = 0, PAIR_ROWS = 0, FLOAT_ROWS = 1;  // none: the products of codes.h are not those of this file
 }
 
 #include "codes_amx.h"

@@ -9,7 +9,7 @@
 #include "simd_avx2.h"
 
 namespace {
-constexpr int CODE_ROWS = 6, FLOAT_ROWS = 1;
+constexpr int CODE_ROWS = 6, PAIR_ROWS = 0, FLOAT_ROWS = 1;
 }
 
 #include "codes_avxvnni.h"

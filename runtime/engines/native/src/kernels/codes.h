@@ -69,6 +69,8 @@ struct Factors {
 };
 
 template <Kind kind, int M> void codes_tile(const Factors& f, F* y);  // y [M]
+// The tile and the one behind it, `next` bytes further: for M rows at most PAIR_ROWS, which is 0 where there is none. y [2][M].
+template <Kind kind, int M> void codes_pair(const Factors& f, size_t next, F* y);
 
 template <Kind kind, int M = CODE_ROWS>
 inline void codes_rows(const Factors& f, int32_t rows, F* y) {
@@ -78,23 +80,37 @@ inline void codes_rows(const Factors& f, int32_t rows, F* y) {
   }
 }
 
+constexpr int32_t PAIRS_FROM = CODE_ROWS + 1;  // rows: fewer are quicker with one tile
+
+template <Kind kind, int M = PAIR_ROWS>
+inline void pair_rows(const Factors& f, size_t next, int32_t rows, F* y) {
+  if constexpr (M > 0) {
+    if (rows == M) codes_pair<kind, M>(f, next, y);
+    else pair_rows<kind, M - 1>(f, next, rows, y);
+  }
+}
+
 template <Kind kind>
 void codes_product(const Matrix& w, const Codes& x, int32_t rows, int32_t first, int32_t last, const Output& out) {
   const int32_t groups = groups_of(w), stride = padded(w.columns);
   Factors f{};
   f.stride = stride, f.group = w.group < w.columns ? w.group : stride, f.groups = groups;
-  for (int32_t tile = first; tile < last; tile++) {
+  for (int32_t tile = first, tiles; tile < last; tile += tiles) {
+    const bool pair = PAIR_ROWS && rows >= PAIRS_FROM && tile + 1 < last;
+    tiles = pair ? 2 : 1;
     f.weights = static_cast<const uint8_t*>(w.data) + size_t(tile) * tile_bytes(w);
     f.scales = w.scales + size_t(tile) * size_t(groups) * LANES;
     for (int32_t m = 0, height; m < rows; m += height) {
-      const int32_t left = rows - m;
-      height = left <= CODE_ROWS ? left : left < 2 * CODE_ROWS ? (left + 1) / 2 : CODE_ROWS;
+      const int32_t left = rows - m, most = pair ? PAIR_ROWS : CODE_ROWS;
+      height = left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
       f.x = x.codes + int64_t(m) * stride;
       f.x_scales = x.scales + int64_t(m) * groups;
       f.x_sums = x.sums + int64_t(m) * groups;
       F y[CODE_ROWS];
-      codes_rows<kind>(f, height, y);
-      for (int32_t i = 0; i < height; i++) put(w, tile, m + i, y[i], out);
+      if (pair) pair_rows<kind>(f, tile_bytes(w), height, y);
+      else codes_rows<kind>(f, height, y);
+      for (int32_t t = 0; t < tiles; t++)
+        for (int32_t i = 0; i < height; i++) put(w, tile + t, m + i, y[t * height + i], out);
     }
   }
 }
