@@ -10,11 +10,14 @@ import pytest
 from mode_models import model, random_tensors
 from token_modes import MODELS, heads_of, policies, same_state
 
+from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
+from edgeloop.runtime.engines.native.cache import NativeCache
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Activations
+from edgeloop.runtime.engines.native.library import Activations, library
+from edgeloop.runtime.errors import EngineError
 
 PROMPT, STEPS = np.array([3, 14, 15, 9, 2]), 16
 IDS = np.random.default_rng(3).integers(0, 18, STEPS).tolist()
@@ -50,6 +53,7 @@ def test_tokens_are_the_hosts(opened: Opened, name: str) -> None:
             )
             for _ in range(2)
         )
+        host.whole_tokens = False
         for each in (host, other):
             each.prompt(PROMPT)
         mode = token_mode(other.sequence)
@@ -64,3 +68,25 @@ def test_tokens_are_the_hosts(opened: Opened, name: str) -> None:
             found = sequence_state(decoder.read(), bool(host.sequence.layout.held))
             same_state(found, host.sequence.snapshot())
     assert len(left) > 1
+
+
+@pytest.mark.parametrize("skipped_kv", ["exact", "propagate", "latest", "skip"])
+def test_a_token_that_was_stopped_leaves_nothing(opened: Opened, skipped_kv: str) -> None:
+    """Wherever it was: it can be run again, with the same bits."""
+    engine = opened("layers around the loop")
+    policy = choose_policy(engine.program, heads_of(engine.program), {}, "latent:0.9", skipped_kv)
+    whole, stopped = (
+        SequentialDecoder(engine, engine.new_cache(1, 32), policy, heads_of(engine.program)) for _ in range(2)
+    )
+    for each in (whole, stopped):
+        each.prompt(PROMPT)
+    assert isinstance(stopped.cache, NativeCache)
+    session = stopped.cache.sessions["block"].pointer
+    for token in IDS:
+        wanted = whole.step(token).copy()
+        library().el_stop(session)
+        with pytest.raises(EngineError, match="engine native: stopped"):
+            stopped.step(token)
+        assert stopped.cached == whole.cached - 1
+        np.testing.assert_array_equal(stopped.step(token), wanted)
+        same_state(stopped.sequence.snapshot(), whole.sequence.snapshot())
