@@ -192,9 +192,8 @@ class NativeCache(KVCache):
         total = 0
         for stage, session in self.sessions.items():
             tokens = filled[-self.slots :] if stage == "block" else [cached]
-            size, scale = np.dtype(_TYPES[session.kv]).itemsize, 4 * (session.kv == Kv.I8)
             for shape in session.shapes(stage):
-                row = 2 * shape.kv_heads * (shape.head_dim * size + scale)
+                row = 2 * shape.kv_heads * _head_bytes(session.kv, shape.head_dim)
                 total += row * sum(min(count, shape.window or count) for count in tokens)
         return total
 
@@ -214,10 +213,10 @@ class NativeCache(KVCache):
     def _bytes_of(self, tokens: int) -> int:
         total = 0
         for stage, session in self.sessions.items():
-            slots, size = (self.slots if stage == "block" else 1), np.dtype(_TYPES[session.kv]).itemsize
+            slots = self.slots if stage == "block" else 1
             for shape in session.shapes(stage):
                 rows = min(tokens, (shape.window or tokens) + _BEHIND_WINDOW)
-                total += slots * rows * 2 * size * shape.kv_heads * shape.head_dim
+                total += slots * rows * 2 * shape.kv_heads * _head_bytes(session.kv, shape.head_dim)
         return total
 
     def trim(self, sequence: int, cached: int, filled: Sequence[int]) -> None:
@@ -239,3 +238,8 @@ class NativeCache(KVCache):
     def shared_bytes(self) -> int:
         """Of ``nbytes``, what other caches share: a fork's, of all that neither has written since."""
         return sum(int(each.stats().shared_bytes) for each in set(self.sessions.values()))
+
+
+def _head_bytes(kv: Kv, head_dim: int) -> int:
+    """Bytes of k, or of v, of a token and a head in a block; codes are filled up to 16, and have a scale."""
+    return -(-head_dim // 16) * 16 + 4 if kv == Kv.I8 else head_dim * np.dtype(_TYPES[kv]).itemsize

@@ -1,6 +1,7 @@
-// Where a pass of a file's block spends its time: bench_pass model.lanes [rows ...]. For each number of rows, with one
-// thread and with all: each kind of step, how long each thread works in it and waits behind it, and what the ops cost.
-// Up to 8 rows are tokens of as many sequences, at depth after depth, 128 tokens behind each; more are a piece of a prompt.
+// Where a pass of a file's block spends its time: bench_pass model.lanes [behind=N] [kv=32|16|8] [rows ...]. For each number
+// of rows, with one thread and with all: each kind of step, how long each thread works in it and waits behind it, and what
+// the ops cost. Up to 8 rows are tokens of as many sequences, at depth after depth, 128 tokens behind each; more are a piece
+// of a prompt, at its beginning; `behind` tokens are behind all of them where it is given.
 // Of many passes the fastest tenth count, so that other programs disturb less.
 #include <algorithm>
 #include <chrono>
@@ -17,6 +18,11 @@ using namespace edgeloop;
 namespace {
 
 constexpr uint32_t BEHIND = 128, MOST_LANES = 8;
+
+// What is asked for beside rows.
+struct Asked {
+  uint32_t behind = 0, kv = EL_KV_F32;
+};
 constexpr int PASSES = 300, WARM = 5;
 
 const char* const NODES[NODE_KINDS] = {"embed", "norm", "linear", "rotate", "attend", "attend_twice", "attend_learned",
@@ -77,19 +83,19 @@ struct Passes {
   std::vector<int32_t> cached, tokens, slots;
   el_lanes lanes{};
 
-  Passes(el_model* model, uint32_t rows) : model(model), rows(rows) {
+  Passes(el_model* model, uint32_t rows, Asked asked) : model(model), rows(rows) {
     const bool prompt = rows > MOST_LANES;
-    const uint32_t count = prompt ? 1 : rows, new_ones = prompt ? rows : 1, behind = prompt ? 0 : BEHIND;
+    const uint32_t count = prompt ? 1 : rows, new_ones = prompt ? rows : 1, behind = asked.behind ? asked.behind : prompt ? 0 : BEHIND;
     const uint32_t width = model->model->width();
     char error[EL_ERROR_SIZE];
-    el_session_options options{sizeof options, count, std::max(rows, BEHIND + 1), 0, EL_KV_F32};
+    el_session_options options{sizeof options, count, behind + new_ones, 0, asked.kv};
     check(el_session_new(model, &options, &session, error), error);
     const uint32_t a_sequence = session->caches.slots_per_sequence();
     for (uint32_t b = 0; b < count; b++) {
       depth.push_back(b % model->depths());
       slots.push_back(int32_t(b * a_sequence + std::min(uint32_t(depth.back()), a_sequence - 1)));
     }
-    in.resize(size_t(std::max(rows, count * BEHIND)) * width);
+    in.resize(size_t(std::max(rows, count * behind)) * width);
     out.resize(in.size());
     uint32_t random = 1;
     for (float& x : in) {
@@ -119,11 +125,11 @@ struct Passes {
   }
 };
 
-void measure(el_model* model, uint32_t rows, int threads, bool nodes, double rate) {
+void measure(el_model* model, uint32_t rows, int threads, bool nodes, double rate, Asked asked) {
   TeamOptions options;
   options.threads = threads, options.adaptive = false;
   model->team = std::make_unique<Team>(options);
-  Passes passes(model, rows);
+  Passes passes(model, rows, asked);
   const Compiled& what = model->at_depth(0, false);
   const size_t steps = what.plan.steps.size();
   const int count = rows > MOST_LANES ? PASSES / 5 : PASSES;
@@ -187,11 +193,17 @@ void measure(el_model* model, uint32_t rows, int threads, bool nodes, double rat
 
 int main(int count, char** arguments) {
   if (count < 2) {
-    fprintf(stderr, "usage: bench_pass model.lanes [rows ...]\n");
+    fprintf(stderr, "usage: bench_pass model.lanes [behind=N] [kv=32|16|8] [rows ...]\n");
     return 2;
   }
   std::vector<uint32_t> rows;
-  for (int i = 2; i < count; i++) rows.push_back(uint32_t(atoi(arguments[i])));
+  Asked asked;
+  for (int i = 2; i < count; i++) {
+    const std::string given = arguments[i];
+    if (given.rfind("behind=", 0) == 0) asked.behind = uint32_t(atoi(arguments[i] + 7));
+    else if (given.rfind("kv=", 0) == 0) asked.kv = given == "kv=8" ? EL_KV_I8 : given == "kv=16" ? EL_KV_F16 : EL_KV_F32;
+    else rows.push_back(uint32_t(atoi(arguments[i])));
+  }
   if (rows.empty()) rows = {1, 2, 3, 4, 8, 128};
   char error[EL_ERROR_SIZE];
   el_model* model = nullptr;
@@ -200,8 +212,8 @@ int main(int count, char** arguments) {
   const int most = model->team->threads();
   for (uint32_t n : rows)
     for (int threads = 1; threads <= most; threads = threads < most ? most : most + 1) {
-      measure(model, n, threads, false, rate);
-      measure(model, n, threads, true, rate);
+      measure(model, n, threads, false, rate, asked);
+      measure(model, n, threads, true, rate, asked);
     }
   el_close(model);
   return 0;

@@ -94,6 +94,7 @@ def test_a_fork_takes_no_memory_until_it_is_written_to(any_bits: NativeBackend) 
     wanted = wanted.copy()
     first.prompt(IDS[:50])
     before = first.cache.nbytes
+    assert before == first.cache.bytes_of(50)
     second = fork(any_bits, first)
     caches = [each.cache for each in (first, second)]
     assert all(isinstance(cache, NativeCache) for cache in caches)
