@@ -1,6 +1,6 @@
 """``edgeloop bench --users``: what several users get together, of three ways to serve the same requests.
 
-*one by one*   a session runs one request after the other.
+*one by one*   a session runs one request after the other, without drafts, which a server makes none of either.
 *static*       plain batching: n requests start together and the next n when the longest of them has ended; each of
                their tokens waits for the deepest. It runs on the same scheduler, in calls as large as its own.
 *depth-wise*   n at a time: a request starts as soon as another has ended, and where an exit rule measures, each
@@ -55,7 +55,9 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
     with ExitStack() as opened:
         ways: dict[Way, Callable[[], Served]] = {}
         for name in names:
-            session = opened.enter_context(open_session(argparse.Namespace(**{**vars(args), "engine": name})))
+            session = opened.enter_context(
+                open_session(argparse.Namespace(**{**vars(args), "engine": name, "decode": "sequential"}))
+            )
             asked = requests(session, args.requests, seed=0)
             ways[name, "one by one", 1] = partial(alone, session, asked)
             for users in args.users:
