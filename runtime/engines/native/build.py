@@ -54,10 +54,15 @@ KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512": (_X86, _AVX512),
     "amx": (_X86, (*_AVX512, "-mamx-tile", "-mamx-int8")),
     "neon": (_ARM, ()),
-    "dotprod": (_ARM, ("-mcpu=generic+dotprod",)),
-    "i8mm": (_ARM, ("-mcpu=generic+dotprod+i8mm",)),
+    "dotprod": (_ARM, ("-march=armv8.2-a+dotprod",)),
+    "i8mm": (_ARM, ("-march=armv8.2-a+dotprod+i8mm",)),
 }
 """Of files in src/kernels by their first word: the processors that they are for, and the flags that they want."""
+FOR_ZIG = {
+    "-march=armv8.2-a+dotprod": "-mcpu=generic+dotprod",
+    "-march=armv8.2-a+dotprod+i8mm": "-mcpu=generic+dotprod+i8mm",
+}
+"""zig's clang takes no -march."""
 LINK = {
     "linux": (
         "-shared",
@@ -106,7 +111,10 @@ class Target:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
         wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
         place = () if self.system == "win32" else ("-fPIC",)
-        return COMMON + place + (wanted if _knows(self.compiler, wanted) else ())
+        for known in (wanted, tuple(FOR_ZIG.get(flag, flag) for flag in wanted)):
+            if _knows(self.compiler, known):
+                return COMMON + place + known
+        return COMMON + place
 
     def _has(self, source: Path) -> bool:
         return self.machine in KERNELS.get(_kernel(source), ((self.machine,), ()))[0]

@@ -9,6 +9,8 @@ namespace edgeloop::test {
 
 namespace {
 
+constexpr double PI = 3.14159265358979323846;
+
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 struct Exact {
@@ -23,7 +25,7 @@ struct Exact {
 const Exact EXACT[] = {
   {Function::silu, "silu", [](double x) { return x * sigmoid(x); }, 4e-7, 1e-38, -80, 80},
   {Function::gelu, "gelu", [](double x) { return x * 0.5 * (1 + std::erf(x * std::sqrt(0.5))); }, 3e-7, 3e-7, -12, 12},
-  {Function::gelu_tanh, "gelu_tanh", [](double x) { return x * sigmoid(2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)); }, 2e-6, 1e-12, -8, 8},
+  {Function::gelu_tanh, "gelu_tanh", [](double x) { return x * sigmoid(2 * std::sqrt(2 / PI) * (x + 0.044715 * x * x * x)); }, 2e-6, 1e-12, -8, 8},
   {Function::relu2, "relu2", [](double x) { return x > 0 ? x * x : 0; }, 1e-7, 0, -100, 100},
   {Function::sigmoid, "sigmoid", sigmoid, 4e-7, 1e-38, -80, 80},
   {Function::tanh, "tanh", [](double x) { return std::tanh(x); }, 3e-7, 0, -12, 12},

@@ -169,18 +169,26 @@ void products(const Kernels& kernels, Random& random) {
     }
 }
 
+void set_kernels(const char* name) {  // empty: none
+#if defined(_WIN32)
+  _putenv_s("EDGELOOP_KERNELS", name);
+#else
+  setenv("EDGELOOP_KERNELS", name, 1);
+#endif
+}
+
 // A name that is forced, one that does not exist, none.
 void choice() {
   expect(kernels_named("neon9") == nullptr, "a table of a name that there is not");
-  unsetenv("EDGELOOP_KERNELS");
+  set_kernels("");
   expect(choose_kernels() == tables().back(), "the best table is not chosen");
   for (const Kernels* kernels : tables()) {
-    setenv("EDGELOOP_KERNELS", kernels->name, 1);
+    set_kernels(kernels->name);
     expect(choose_kernels() == kernels, "EDGELOOP_KERNELS does not choose");
   }
-  setenv("EDGELOOP_KERNELS", "neon9", 1);
+  set_kernels("neon9");
   expect(choose_kernels() == nullptr, "EDGELOOP_KERNELS chooses what there is not");
-  unsetenv("EDGELOOP_KERNELS");
+  set_kernels("");
 }
 
 }  // namespace
