@@ -17,7 +17,8 @@ constexpr double LOOKUP[Lookup::LENGTHS] = {0.15, 0.35, 0.5, 0.6, 0.65, 0.75, 0.
 constexpr double LOOKUP_LIKE[3] = {1, 1.15, 0.6};
 
 constexpr double PACE = 16;          // passes
-constexpr double EXPLORED = 0.01;   // of the time, to learn how often drafts would be right
+constexpr double WORTH = 0.02;       // of a token's time: what a draft, or a look for one, has to gain at least
+constexpr double EXPLORED = 0.005;  // of the time, to learn how often drafts would be right
 constexpr double LOSS = 1.2;        // of a token's time, within about RECENT tokens: then drafts rest
 constexpr double WON = 0.5;         // of a token's time: then a loss is the first again
 constexpr double KEPT = 2;          // of what was won, tokens' time that a run of bad luck may lose
@@ -43,10 +44,13 @@ void Cost::saw(uint32_t rows, double nanoseconds, double pace) {
   else if (nanoseconds < old)
     known = old + (nanoseconds - old) * 0.25;
   else if (now > old)
-    known = old + (std::min(now, 1.5 * old) - old) * 0.02;
+    known = old + (std::min(now, 1.5 * old) - old) * 0.1;
   else
     known = old;
   known_[rows] = true;
+  // What has not been seen for long may have been measured in a bad moment: it is taken for cheaper until it is tried.
+  for (uint32_t others = rows + 1; others <= MOST; others++)
+    if (known_[others]) measured_[others] += (known - measured_[others]) * 0.0001;
   fill();
 }
 
@@ -148,7 +152,7 @@ double Drafts::later(const Load& next, uint32_t ran, double chain, const Accepta
 bool Drafts::feeds(const Load& next, uint32_t ran, double odds, const Acceptance& known) const {
   if (rest_ || next.rows >= MOST_IN_FLIGHT) return false;
   const double found = gain(next, ran, odds);
-  return found > 0 && (!ran || found > later(next, ran, odds, known));
+  return found > WORTH * costs.token(depths_) && (!ran || found > later(next, ran, odds, known));
 }
 
 bool Drafts::reads(const Load& now, uint32_t ran, double chain, double other, const Acceptance& known) {
@@ -162,7 +166,7 @@ bool Drafts::reads(const Load& now, uint32_t ran, double chain, double other, co
   for (uint32_t m = first; m < first + Acceptance::MARGINS; m++)
     found += known.often[m] / all *
              std::max({gain(next, ran, chain * std::max(known.model[m].value(), other)), without, 0.0});
-  if (!rest_ && found > std::max(without, 0.0)) return true;
+  if (!rest_ && found > std::max(without, 0.0) + WORTH * costs.token(depths_)) return true;
   return chain == 1 && explores(cost);
 }
 

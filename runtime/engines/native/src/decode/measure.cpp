@@ -119,7 +119,8 @@ Costs measure(const el_session& session, uint32_t depths) {
       costs.block.set(rows, best[rows][1]);
       costs.read.set(rows, best[rows][2]);
       enough = std::max(ENOUGH, TOKENS * costs.token(depths));
-      if ((turn || i + 1 >= NEEDED) && now() - begin > enough) return costs;
+      if ((turn > 1 || (turn && i + 1 >= NEEDED)) && now() - begin > enough) return costs;
+      if (i + 1 == NEEDED && now() - begin > enough) break;
     }
   }
   return costs;

@@ -100,7 +100,7 @@ void Pipeline::feed(int64_t id, double odds, Source source) {
     spare_.pop_back();
   }
   fed->odds = odds, fed->source = source;
-  fed->layers = false;
+  fed->layers = fed->looked = false;
   fed->follows = -1, fed->chosen = NO_TOKEN;
   fed->guesses.clear(), fed->logits.clear();
   const uint32_t position = sequence_.cached + uint32_t(flight_.size());
@@ -114,16 +114,25 @@ double Pipeline::chain(size_t number) const {
   return odds;
 }
 
+// What the text says comes behind the newest token: asked once, as what is before a token in flight stays.
+const Lookup::Found& Pipeline::place_behind(Flying& newest) {
+  if (!newest.looked) {
+    behind_.clear();
+    for (size_t i = 1; i < flight_.size(); i++) behind_.push_back(flight_[i]->token.id());
+    newest.place = behind_.empty() ? looked_up_ : text_.next(behind_.data(), behind_.size());
+    newest.looked = true;
+  }
+  return newest.place;
+}
+
 // What is most likely to come behind the newest token, as far as is known without reading anything out.
-Pipeline::Draft Pipeline::next_draft() const {
-  const Flying& newest = *flight_.back();
+Pipeline::Draft Pipeline::next_draft() {
+  Flying& newest = *flight_.back();
   const bool always = options.kind == DraftOptions::ALWAYS;
   Draft found;
   if (newest.follows >= 0) found = {newest.follows, newest.follows_odds, PREDICTED};
   if (always && (found.token >= 0 || looked_ >= options.lookups)) return found;
-  std::vector<int64_t> behind;
-  for (size_t i = 1; i < flight_.size(); i++) behind.push_back(flight_[i]->token.id());
-  const Lookup::Found place = text_.next(behind.data(), behind.size());
+  const Lookup::Found& place = place_behind(newest);
   if (place.token < 0) return found;
   const double odds = known().lookup[place.kind].value();
   if (found.token < 0) return {place.token, odds, LOOKED_UP};
@@ -227,12 +236,11 @@ void Pipeline::pick_reads() {
 }
 
 bool Pipeline::wants_draft(size_t number) {
-  const Token& token = flight_[number]->token;
+  Flying& newest = *flight_[number];
+  const Token& token = newest.token;
   if (!may_feed(token.position() + 1)) return false;
   if (options.kind == DraftOptions::ALWAYS) return token.ran() == options.depth + 1;
-  std::vector<int64_t> behind;
-  for (size_t i = 1; i < flight_.size(); i++) behind.push_back(flight_[i]->token.id());
-  const Lookup::Found place = text_.next(behind.data(), behind.size());
+  const Lookup::Found& place = place_behind(newest);
   const double other = place.token < 0 ? 0 : known().lookup[place.kind].value();
   return drafts_.reads(load_, token.ran(), chain(number), other, known());
 }

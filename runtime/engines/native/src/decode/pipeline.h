@@ -57,6 +57,8 @@ class Pipeline {
     double odds = 1;            // that it is right, if those before it are
     Source source = FINAL;
     bool layers = false;        // have the epilogue's layers seen it?
+    bool looked = false;        // has the text been asked what comes next?
+    Lookup::Found place;        // what it says
     int64_t follows = -1;       // what a depth says comes next, and the odds of that
     double follows_odds = 0;
     int64_t chosen = NO_TOKEN;  // what the last depth says
@@ -72,7 +74,8 @@ class Pipeline {
   Acceptance& known() const;
   void learn(int64_t id);
   void feed(int64_t id, double odds, Source source);
-  Draft next_draft() const;
+  const Lookup::Found& place_behind(Flying& newest);
+  Draft next_draft();
   void feed_drafts();
   bool may_feed(uint32_t position) const;
   void pass();
@@ -99,6 +102,7 @@ class Pipeline {
   std::vector<Read> reads_;
   std::vector<size_t> read_;        // of flight_, of those reads that are wanted
   std::vector<uint8_t> wanted_;     // of flight_: whether it is read out
+  std::vector<int64_t> behind_;     // ids in flight behind the oldest
   std::vector<float> logits_;
   bool alone_ = false;              // nothing can be taken back: a layer keeps its last row only
   bool in_turn_ = false;            // no two tokens are fed in one pass
