@@ -7,7 +7,7 @@
 #include "kernels/simd_portable.h"
 
 namespace {
-constexpr int CODE_ROWS = 0, FLOAT_ROWS = 1;  // none: the products of codes.h are not those of this file
+constexpr int CODE_ROWS = 0, PAIR_ROWS = 0, FLOAT_ROWS = 1;  // none: the products of codes.h are not those of this file
 }
 
 #pragma GCC diagnostic ignored "-Wunused-function"  // of the headers' other kernels

@@ -215,7 +215,7 @@ void pinning() {
 #endif
 }
 
-bool runs_on_four(Team& team) {
+[[maybe_unused]] bool runs_on_four(Team& team) {  // unused where no process is forked
   std::atomic<int> workers{0};
   bool right = true;
   for (int pass = 0; pass < 20; pass++) right &= chain(team, 10) == 10 * 11 * 12 / 6;
