@@ -18,6 +18,7 @@ _SHOWN = 40  # findings; JSON has them all
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle."""
     parser.description = (
         "Account for every byte of every file of a bundle: hashes, tensors, graphs, texts, padding. What the manifest\n"
         "does not account for is listed with its place and size, and is an error: a bundle has no room for anything\n"
@@ -31,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Print each file's bytes by kind; BundleError when some byte is not accounted for."""
     from ..runtime.audit import OPAQUE, audit
 
     found = audit(args.bundle)

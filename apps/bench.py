@@ -39,6 +39,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle, what is measured (speed, users, decoding, chat, a profile) and how much of it."""
     parser.description = (
         "Time reading a prompt (prefill) and writing tokens one by one (decode): the median of several runs."
     )
@@ -71,6 +72,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Measure what the flags ask for and print it; UsageError for flags of different benchmarks."""
     given = [
         name
         for name, value in (

@@ -35,6 +35,7 @@ SMALLEST = 400  # tokens: half of them fit the probes, and thresholds need some 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle, the text, the goal and the rules."""
     parser.description = (
         "Find the thresholds of exit rules at which a text loses no more than the goal allows, and write them into\n"
         "the bundle: `run --exit probe` then needs no number. Half of the text fits the probes, the other half\n"
@@ -63,6 +64,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Write the chosen thresholds into the bundle and print what each rule costs, and which missed the goal.
+
+    UsageError for two goals. Interrupted or failed, the bundle is as it was.
+    """
     from ..export.bundle.writer import edited
     from ..export.calibration.search import Goal
     from ..runtime.bundle.folder import Bundle

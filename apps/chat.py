@@ -42,6 +42,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of a session, of sampling and of the conversation."""
     parser.description = (
         "Talk to a bundle, one line a turn; Ctrl-C ends an answer, Ctrl-D the conversation. With --json, one\n"
         "JSON object a turn. Lines that begin with a command: " + ", ".join(COMMANDS) + ". One that begins\n"
@@ -63,6 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Answer lines until the input ends, and save the session if a file is named."""
     sampling, template = sampling_options(args), template_options(args)
     with open_session(args) as session:
         conversation = Conversation(

@@ -39,6 +39,7 @@ REST = 0.1  # seconds before a turn, so that they do not
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint or shape, the target and how many turns."""
     parser.description = (
         "Decode speed and size of a recursive model's bundle, against the same weights unrolled in one int4 ONNX\n"
         "graph, and against onnxruntime-genai on its own builder's int4 model (where it is installed, and takes the\n"
@@ -85,6 +86,7 @@ class Result:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Measure the target's peers in turn and print the ratios; EdgeloopError where a peer is not installed."""
     ways = {"onnx": decoders, "executorch": programs, "coreml": packages, "native": lanes}
     ways[args.target](args, console)
 

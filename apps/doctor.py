@@ -24,6 +24,7 @@ _HUGE_PAGES = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Set the description: there are no flags of its own."""
     parser.description = (
         "What is installed here, what this computer offers, and what to install for the rest."
     )
@@ -32,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Print this computer, the engines and targets, and what would install those that are missing."""
     from ..export.targets import TARGETS
     from ..runtime.engines.table import ENGINES, available
 

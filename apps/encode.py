@@ -26,6 +26,7 @@ POOLS = ("mean", "first", "none")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle, the texts, the pooling and where vectors go."""
     parser.description = (
         "What an encoder makes of texts: the last state of each token, or one vector for each text. --npy writes them\n"
         "to a file for numpy, float32; --json prints them. Special tokens are put around a text as the tokenizer says."
@@ -55,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Print a line a text, or write (texts, D) float32 to ``--npy``; UsageError without a text."""
     import numpy as np
 
     from ..runtime.timing import Stopwatch

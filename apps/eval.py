@@ -31,6 +31,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle, the text and the exit rules to compare."""
     parser.description = (
         "How well the model predicts a text: exp of the mean loss of a token, in windows of the context. The\n"
         "depths before the last show what stopping there would cost. With an exit rule, a KV policy or a router each\n"
@@ -49,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Print perplexity at every depth or under every rule; UsageError for a text of fewer than 2 tokens."""
     from ..runtime.timing import Stopwatch, peak_rss_bytes
 
     text = read_text(args.text)

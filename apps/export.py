@@ -32,6 +32,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint, the folder, the storage and every target's options."""
     parser.description = (
         "Turn a checkpoint folder (config.json, *.safetensors) into a bundle that runs anywhere."
     )
@@ -106,6 +107,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Write the bundle and print its size and parity; EdgeloopError leaves what was at ``args.out``."""
     from ..export.pipeline import export_bundle
 
     targets, layouts = (

@@ -53,6 +53,7 @@ ENDS: dict[Finish, str] = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle, the prompt, and the flags of a session and of sampling."""
     parser.description = (
         "Continue a prompt. The text is streamed to stdout; what it cost is told on stderr afterwards."
     )
@@ -95,6 +96,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Stream the continuation of the prompt, then what it cost; UsageError for flags that do not go together."""
     sampling, prompt, template = sampling_options(args), prompt_text(args.prompt), template_options(args)
     if given := [f"--{name}" for name, value in template.items() if value is not None and not args.chat]:
         raise UsageError(f"{', '.join(given)} without --chat: only a chat template reads that; add --chat")

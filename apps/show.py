@@ -25,6 +25,7 @@ _NAMED = 10  # unused tensors that are listed before "and more"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the folder and an adapter."""
     parser.description = (
         "What a checkpoint or a bundle holds: layers × repeats, shared weights, parameters, bytes."
     )
@@ -41,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Print what the checkpoint or bundle holds; EdgeloopError when it is neither."""
     if args.adapter is None and is_bundle(args.path):
         show_bundle(args.path, console)
     else:

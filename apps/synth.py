@@ -25,6 +25,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the shape, the folder, the seed and the type of the weights."""
     parser.description = (
         "Write a checkpoint with random weights in the shape of a published model. It babbles, but it weighs,\n"
         "exports and runs like the real one."
@@ -43,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Write random weights in a named shape, or list the shapes; UsageError for a name that is none."""
     from ..export.synth_shapes import SHAPES
 
     if args.list:

@@ -98,6 +98,7 @@ def table(out: Path) -> str:
 
 
 def main() -> None:
+    """Train every variant that has no result yet, and write the table; exit code 1 when one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, default=Recipe.steps // 10)

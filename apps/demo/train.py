@@ -106,6 +106,7 @@ def train(
 
 
 def main() -> None:
+    """Train the recipe, or go on where an earlier run stopped, and write checkpoint, tokens and report."""
     from .report import report
     from .show import progress
 

@@ -26,6 +26,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the folder, the prompt and how much is told."""
     parser.description = (
         "Export the story model that ships with edgeloop, a block of 2 layers run 3 times, quantized to int4; then\n"
         "let it tell a tale and say what that took."
@@ -48,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
+    """Export the demo to ``args.out``, stream a tale, and print its size and speed."""
     from ...runtime.decode.sampling import SamplingOptions
     from ...runtime.engines.table import ENGINES
     from ...runtime.session import Session

@@ -187,6 +187,7 @@ class DictMaker:
     """``dict`` as a template sees it: it makes dicts, and has no attributes of the class."""
 
     def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        """Return a dict of ``values``, as ``dict`` makes one of the same arguments."""
         return dict(*args, **values)
 
     def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:

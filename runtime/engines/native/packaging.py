@@ -52,12 +52,15 @@ class BuildNative(Command):
     editable_mode = False
 
     def initialize_options(self) -> None:
+        """Set what ``finalize_options`` fills in."""
         self.build_lib: str | None = None
 
     def finalize_options(self) -> None:
+        """Take over the folder in which ``build_py`` puts a wheel together."""
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
+        """Compile the library; without a compiler remove an old one and log a warning."""
         library = _build.LIBRARY if self.editable_mode else self.library
         try:
             _build.build(library)
@@ -77,9 +80,11 @@ class BuildNative(Command):
         return sorted(os.path.relpath(path) for path in files)
 
     def get_outputs(self) -> list[str]:
+        """Return the path of the library in the wheel, if it was made."""
         return [str(self.library)] if self.library.is_file() else []
 
     def get_output_mapping(self) -> dict[str, str]:
+        """Return where an editable install finds the file that a wheel would have."""
         return {str(self.library): os.path.relpath(_build.LIBRARY)} if _build.LIBRARY.is_file() else {}
 
 
@@ -87,11 +92,13 @@ class NativeWheel(bdist_wheel):
     """A wheel for any Python 3 of this kind of computer; for any computer when it has no library."""
 
     def finalize_options(self) -> None:
+        """Tell setuptools that the wheel is for one kind of computer."""
         # A library of its own kind, not an extension module: setuptools would call the wheel a pure one.
         setattr(self.distribution, "has_ext_modules", lambda: True)  # noqa: B010
         super().finalize_options()
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Return Python, ABI and platform of the wheel's name."""
         command = self.get_finalized_command("build_native")
         _, _, system = super().get_tag()
         return "py3", "none", system if command.get_outputs() else "any"
