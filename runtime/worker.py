@@ -20,10 +20,10 @@ from .decode.stage_call import StageCall
 from .errors import BusyError, EngineError, UsageError
 from .serve.handle import Handle
 from .serve.pool import PooledSequence, SequencePool
-from .serve.queue import FairQueue
 from .serve.requests import Answer, Step
 from .serve.scheduler import Scheduler
 from .serve.tasks import Task, TokenCall
+from .serve.waiting import FairQueue
 from .session import Session
 from .timing import Stopwatch
 from .wording import reason

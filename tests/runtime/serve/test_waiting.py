@@ -10,8 +10,8 @@ import pytest
 
 from edgeloop.runtime.decode.sampling import SamplingOptions
 from edgeloop.runtime.serve.handle import Handle
-from edgeloop.runtime.serve.queue import FairQueue
 from edgeloop.runtime.serve.requests import Request
+from edgeloop.runtime.serve.waiting import FairQueue
 
 
 def asked(client: object = None, tokens: int = 10) -> Handle:
