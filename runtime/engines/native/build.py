@@ -37,7 +37,6 @@ ADVICE = "install a C++17 compiler (apt install g++) and run python -m edgeloop.
 
 COMMON = (
     "-std=c++17",
-    "-O3",
     "-ffp-contract=off",  # no multiplication and addition become one unless a kernel says so: every machine's bits
     "-fno-math-errno",
     "-fvisibility=hidden",
@@ -46,6 +45,9 @@ COMMON = (
     "-Wall",
     "-Wextra",
 )
+KERNEL = ("-O3", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
+SMALL = re.compile(r"(api|model|program\w*|plan|engine|calls|\w+_api)\.cpp")
+"""Files of what is done once a model or once a call: a tenth of the library less, and no pass that is slower."""
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -71,6 +73,7 @@ LINK = {
         "-Wl,--gc-sections",
         "-Wl,--exclude-libs,ALL",
         "-Wl,--no-undefined",
+        "-Wl,-z,noseparate-code",  # no pages that are filled up between code and constants
     ),
     "darwin": ("-dynamiclib", "-pthread", "-Wl,-dead_strip", "-Wl,-x"),
     "win32": ("-shared", "-s", "-Wl,--gc-sections"),
@@ -110,11 +113,11 @@ class Target:
     def flags(self, source: Path) -> tuple[str, ...]:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
         wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
-        place = () if self.system == "win32" else ("-fPIC",)
+        plain = COMMON + _level(source) + (() if self.system == "win32" else ("-fPIC",))
         for known in (wanted, tuple(FOR_ZIG.get(flag, flag) for flag in wanted)):
             if _knows(self.compiler, known):
-                return COMMON + place + known
-        return COMMON + place
+                return plain + known
+        return plain
 
     def _has(self, source: Path) -> bool:
         return self.machine in KERNELS.get(_kernel(source), ((self.machine,), ()))[0]
@@ -122,6 +125,12 @@ class Target:
 
 def _kernel(source: Path) -> str:
     return re.split(r"[_.]", source.name)[0] if source.parent.name == "kernels" else ""
+
+
+def _level(source: Path) -> tuple[str, ...]:
+    if source.parent.name == "kernels":
+        return KERNEL
+    return ("-Os",) if SMALL.fullmatch(source.name) else ("-O2",)
 
 
 @cache

@@ -37,6 +37,9 @@ struct Queries {
   int32_t stride;
 };
 
+// Few models cap their scores, and a copy of it in each of the functions below is a tenth of the library.
+__attribute__((noinline)) void cap_scores(F* scores, float cap) { *scores = set1(cap) * tanh_of(*scores / set1(cap)); }
+
 // Scores of the tokens of B blocks, N heads; those out of the range are minus infinity. `Fetch`: nobody has read these
 // blocks lately. Then their values, for the mix, and the keys of the blocks behind them are fetched: blocks lie anywhere, so
 // no processor guesses them (128 tokens in float32 from memory: 12 µs a layer, 20 without).
@@ -65,7 +68,7 @@ inline void score(const Queries& a, int32_t block) {
     const int32_t from = (block + b) * LANES, place = from - a.first / LANES * LANES;
     for (int j = 0; j < N; j++) {
       F v = s[b][j] * set1(a.scale);
-      if (a.cap > 0) v = set1(a.cap) * tanh_of(v / set1(a.cap));
+      if (a.cap > 0) cap_scores(&v, a.cap);
       float* scores = a.scores + j * a.stride + place;
       store(scores, v);
       for (int32_t i = 0; i < a.first - from; i++) scores[i] = -INFINITY;
@@ -117,11 +120,16 @@ inline void mix(const Queries& a, const float (&share)[N], int32_t dim, int n = 
 }
 
 template <class T, int N, bool Fetch>
-void attend_heads(const Queries& a) {
-  const int32_t first = a.first / LANES, last = (a.last + LANES - 1) / LANES;
+void score_all(const Queries& a, int32_t first, int32_t last) {
   int32_t block = first;
   for (; block + SCORE_BLOCKS <= last; block += SCORE_BLOCKS) score<T, N, SCORE_BLOCKS, Fetch>(a, block);
   for (; block < last; block++) score<T, N, 1, Fetch>(a, block);
+}
+
+template <class T, int N>
+void attend_heads(const Queries& a, bool fetch) {
+  const int32_t first = a.first / LANES, last = (a.last + LANES - 1) / LANES;
+  fetch ? score_all<T, N, true>(a, first, last) : score_all<T, N, false>(a, first, last);
   float share[N];
   for (int j = 0; j < N; j++) share[j] = 1.f / weigh(a.scores + j * a.stride, (last - first) * LANES);
   int32_t dim = 0;
@@ -130,12 +138,12 @@ void attend_heads(const Queries& a) {
   if (dim < a.head_dim) mix<T, N, 1>(a, share, dim, a.head_dim - dim);
 }
 
-template <class T, bool Fetch>
-inline void attend_some(const Queries& a, int32_t heads) {
-  if (heads == 4) attend_heads<T, 4, Fetch>(a);
-  else if (heads == 3) attend_heads<T, 3, Fetch>(a);
-  else if (heads == 2) attend_heads<T, 2, Fetch>(a);
-  else attend_heads<T, 1, Fetch>(a);
+template <class T>
+inline void attend_some(const Queries& a, int32_t heads, bool fetch) {
+  if (heads == 4) attend_heads<T, 4>(a, fetch);
+  else if (heads == 3) attend_heads<T, 3>(a, fetch);
+  else if (heads == 2) attend_heads<T, 2>(a, fetch);
+  else attend_heads<T, 1>(a, fetch);
 }
 
 template <class T>
@@ -145,8 +153,7 @@ void attend(const Attention& a) {
                  a.scratch, padded(a.last[m] - a.first[m]) + LANES};
     for (int32_t left = a.heads, n; left > 0; left -= n, part.q += n * a.head_dim, part.y += n * a.head_dim) {
       n = left < ATTEND_QUERIES ? left : ATTEND_QUERIES;
-      if (m == 0 && left == a.heads) attend_some<T, true>(part, n);
-      else attend_some<T, false>(part, n);
+      attend_some<T>(part, n, m == 0 && left == a.heads);
     }
   }
 }

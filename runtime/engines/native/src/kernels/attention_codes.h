@@ -61,7 +61,7 @@ inline void score_codes(const Coded<N>& a, int32_t block) {
     const int32_t from = (block + b) * LANES;
     for (int j = 0; j < N; j++) {
       F v = to_floats(sums[b][j]) * (scales * set1(a.scales[j]));
-      if (a.cap > 0) v = set1(a.cap) * tanh_of(v / set1(a.cap));
+      if (a.cap > 0) cap_scores(&v, a.cap);
       float* scores = a.scores + j * a.stride + from - a.begin * LANES;
       store(scores, v);
       const Query& q = a.queries[j];
@@ -73,13 +73,11 @@ inline void score_codes(const Coded<N>& a, int32_t block) {
 
 // p of one query → codes of p times the scales of the values, as `quantize` makes them of each block. Tokens that are not
 // seen have a p of 0, and what the scale of nothing is does not count.
-template <int N>
-inline void share_codes(const Coded<N>& a, int j) {
-  const int32_t blocks = a.end - a.begin;
-  float *p = a.scores + j * a.stride, *steps = a.steps + j * a.most_blocks, *per_one = a.per_one + j * a.most_blocks;
+void share_codes(const Cached& cached, int32_t begin, int32_t blocks, int32_t dims, float* p, float* steps, float* per_one) {
   for (int32_t b = 0; b < blocks; b++) {
+    const int8_t* values = static_cast<const int8_t*>(cached.blocks[begin + b]) + cached.values;
     const F v = load(p + b * LANES), zero = set1(0.f);
-    const F share = where_less(zero, v, v * load(scales_of(a.values(a.begin + b), a.dims)), zero);
+    const F share = where_less(zero, v, v * load(scales_of(values, dims)), zero);
     store(p + b * LANES, share);
     const int32_t peak = largest(as_words(absolute(share)));  // in the order of their bits, a NaN last
     memcpy(steps + b, &peak, 4);
@@ -128,8 +126,15 @@ inline void mix_codes(const Coded<N>& a, const float (&share)[N], int32_t dim) {
 }
 
 template <int N, bool Fetch>
-void attend_coded(const Attention& call, const Query* queries) {
+void score_all_codes(const Coded<N>& a) {
   constexpr int B = SCORE_BLOCKS * SCORE_BLOCKS;
+  int32_t block = a.begin;
+  for (; block + B <= a.end; block += B) score_codes<N, B, Fetch>(a, block);
+  for (; block < a.end; block++) score_codes<N, 1, Fetch>(a, block);
+}
+
+template <int N>
+void attend_coded(const Attention& call, const Query* queries, bool fetch) {
   Coded<N> a;
   a.cached = call.cached, a.cap = call.cap;
   a.head_dim = call.head_dim, a.dims = padded(call.head_dim);
@@ -151,25 +156,23 @@ void attend_coded(const Attention& call, const Query* queries) {
     quantize_group(queries[j].q, a.head_dim, 128, codes + j * a.dims, &scale, &a.offsets[j]);
     a.scales[j] = scale * call.scale;
   }
-  int32_t block = a.begin;
-  for (; block + B <= a.end; block += B) score_codes<N, B, Fetch>(a, block);
-  for (; block < a.end; block++) score_codes<N, 1, Fetch>(a, block);
+  fetch ? score_all_codes<N, true>(a) : score_all_codes<N, false>(a);
   float share[N];
   for (int j = 0; j < N; j++) {
     share[j] = 1.f / weigh(a.scores + j * a.stride, a.stride);
-    share_codes(a, j);
+    share_codes(a.cached, a.begin, a.end - a.begin, a.dims, a.scores + j * a.stride, a.steps + j * a.most_blocks,
+                a.per_one + j * a.most_blocks);
   }
   int32_t dim = 0;
   for (; dim + MIX_LANES * LANES <= a.dims; dim += MIX_LANES * LANES) mix_codes<N, MIX_LANES>(a, share, dim);
   for (; dim < a.dims; dim += LANES) mix_codes<N, 1>(a, share, dim);
 }
 
-template <bool Fetch>
-inline void attend_coded(const Attention& call, const Query* queries, int32_t count) {
-  if (count == 4) attend_coded<4, Fetch>(call, queries);
-  else if (count == 3) attend_coded<3, Fetch>(call, queries);
-  else if (count == 2) attend_coded<2, Fetch>(call, queries);
-  else attend_coded<1, Fetch>(call, queries);
+inline void attend_coded(const Attention& call, const Query* queries, int32_t count, bool fetch) {
+  if (count == 4) attend_coded<4>(call, queries, fetch);
+  else if (count == 3) attend_coded<3>(call, queries, fetch);
+  else if (count == 2) attend_coded<2>(call, queries, fetch);
+  else attend_coded<1>(call, queries, fetch);
 }
 
 // Heads of a row, and rows, share what is read.
@@ -183,8 +186,7 @@ void attend_codes(const Attention& a) {
       const int32_t left = all - done;
       const int32_t wanted = left <= ATTEND_QUERIES ? left : left < 2 * ATTEND_QUERIES ? (left + 1) / 2 : ATTEND_QUERIES;
       if (count < wanted) continue;
-      if (done == 0) attend_coded<true>(a, queries, count);
-      else attend_coded<false>(a, queries, count);
+      attend_coded(a, queries, count, done == 0);
       done += count, count = 0;
     }
 }
