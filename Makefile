@@ -10,10 +10,11 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install native demo bench test lint arm64 clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint arm64 clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
+	@echo "make lock      write requirements.lock anew: the versions that make install has"
 	@echo "make native    compile the lane engine again; make install does it when its sources change"
 	@echo "make demo      export the shipped story model and let it tell a tale"
 	@echo "make bench     measure the demo model, and a 360M shape against its peers"
@@ -25,17 +26,31 @@ help:
 
 install: $(VENV)/installed $(VENV)/native
 
-# The stamps are older than pyproject.toml when a version in it has changed: then pip runs again.
-$(VENV)/installed: pyproject.toml
+EXTRAS := chat,cli,onnx,executorch,coreml,export,calibrate,dev
+COMMA  := ,
+
+# The stamps are older than pyproject.toml or the lock when a version in it has changed: then pip runs again. torch is not
+# locked by hash: its builds for processors and for cards differ, and pip takes what its index has of the version that
+# pyproject.toml names.
+$(VENV)/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing edgeloop into $(VENV) (a minute or two)"
-	@$(PIP) install -e '.[onnx,executorch,coreml,export,calibrate,dev]'
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
+	@$(PIP) install -e '.[$(EXTRAS)]'
 	@touch $@
+
+# What the lock has are the newest releases that pyproject.toml allows; `make lock UPGRADE=` adds only what is missing.
+UPGRADE := --upgrade
+lock:
+	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip -q install uv==0.13.9; }
+	@build/lock/bin/uv pip compile -q pyproject.toml -o requirements.lock $(UPGRADE) \
+		$(addprefix --extra ,$(subst $(COMMA), ,$(EXTRAS))) --universal --python-version 3.11 --generate-hashes \
+		--no-emit-package torch --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 $(VENV)/installed-peers: $(VENV)/installed
 	@echo "installing the benchmark's peers into $(VENV)"
-	@$(PIP) install -e '.[onnx,executorch,coreml,export,calibrate,dev,peers]'
+	@$(PIP) install -e '.[$(EXTRAS),peers]'
 	@touch $@
 
 # The lane engine is optional: without a compiler this says what to install, and everything else works.

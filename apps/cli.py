@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import importlib.util
 import logging
 import shutil
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
 
-from ..runtime.errors import EdgeloopError, UsageError
+from ..runtime.errors import EdgeloopError, EngineError, UsageError
 from ..runtime.version import VERSION
 from .console import Console
 from .hugepages import restart_with_huge_pages
@@ -55,10 +56,17 @@ VERBS: dict[str, Verb] = {
 
 # Packages that are not installed by default, and the extra that brings each.
 EXTRAS = {
+    "rich": "cli",
+    "jinja2": "chat",
     "onnxruntime": "onnx",
+    "executorch": "executorch",
+    "torchao": "executorch",
     "torch": "export",
     "onnx": "export",
     "onnx_ir": "export",
+    "yaml": "export",
+    "coremltools": "coreml",
+    "google": "coreml",
     "matplotlib": "calibrate",
     "sklearn": "calibrate",
 }
@@ -162,6 +170,12 @@ def _dispatch(words: list[str], console: Console, own_process: bool) -> None:
     parser.add_argument("--debug", action="store_true", help="log what happens; print tracebacks")
     args = parser.parse_args(rest)
     _log_to_stderr(args.debug)
+    if (
+        not console.json and importlib.util.find_spec("rich") is None
+    ):  # now, not when an hour's table is drawn
+        raise EngineError(
+            "the command line needs rich, which is not installed: pip install 'edgeloop[cli]', or add --json"
+        )
     module.main(args, console)
 
 

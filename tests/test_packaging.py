@@ -4,14 +4,72 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from edgeloop.runtime.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 NOT_SHIPPED = {"tests", "build", "dist", "docs"}
+REQUIREMENTS: dict[str, list[str]] = {
+    "dependencies": PROJECT["project"]["dependencies"],
+    **PROJECT["project"]["optional-dependencies"],
+}
+WHERE = {  # what a file may import: the extras of every place that it is in
+    "": ("dependencies",),
+    "runtime/engines/onnx/": ("onnx",),
+    "runtime/engines/executorch/": ("executorch",),
+    "runtime/engines/coreml/": ("coreml",),
+    "runtime/text/template_worker.py": ("chat",),
+    "export/": ("export",),
+    "export/calibration/": ("calibrate",),
+    "export/lower/mil_": ("coreml",),
+    "export/lower/xnnpack_": ("executorch",),
+    "export/targets/coreml/": ("coreml",),
+    "export/targets/executorch/": ("executorch",),
+    "quant/": ("export",),
+    "quant/palette.py": ("coreml",),
+    "apps/": ("cli", "export"),
+    "apps/bench_profile.py": ("executorch",),
+    "apps/bench_pte.py": ("executorch",),
+    "tests/": tuple(REQUIREMENTS),
+}
+PACKAGES = {"google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # of modules with another name
+TOOLS = {
+    "mypy",
+    "pytest-xdist",
+    "ruff",
+    "onnxruntime-genai",
+    "tqdm",
+}  # started, or imported by name when asked for
+
+
+def imports() -> dict[str, set[str]]:
+    """The packages that each file imports, but for the standard library's and our own."""
+    # build: of the lane engine, which its C++ tests run beside the package
+    own = {"edgeloop", "build", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    found: dict[str, set[str]] = {}
+    for path in (
+        p for f in ("apps", "export", "quant", "runtime", "tests") for p in (ROOT / f).rglob("*.py")
+    ):
+        if path.name == "packaging.py":  # setuptools' commands, which a build has
+            continue
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules.add(node.module.partition(".")[0])
+        others = modules - sys.stdlib_module_names - own
+        found[path.relative_to(ROOT).as_posix()] = {PACKAGES.get(m, m.replace("_", "-")) for m in others}
+    return found
+
+
+IMPORTS = imports()
 
 
 def test_the_package_list_is_the_tree() -> None:
@@ -45,10 +103,54 @@ def test_the_version_is_the_same_in_both_places() -> None:
     assert PROJECT["project"]["version"] == VERSION
 
 
-def test_every_requirement_is_pinned() -> None:
-    project = PROJECT["project"]
-    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
-        assert re.fullmatch(r"[\w.-]+==[\d.]+", requirement), requirement
+def test_every_requirement_has_bounds() -> None:
+    for requirement in chain.from_iterable(REQUIREMENTS.values()):
+        assert re.fullmatch(r"[\w.-]+(==[\d.]+|>=[\d.]+,<[\d.]+)", requirement), requirement
+
+
+def test_the_lock_has_what_make_install_installs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = re.search(r"(?m)^EXTRAS := (.*)$", makefile)
+    assert extras is not None
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    locked = {
+        found["name"]: found["version"]
+        for found in re.finditer(
+            r"(?m)^(?P<name>[\w.-]+)==(?P<version>\S+)( ;.*)? \\\n +--hash=sha256:", text
+        )
+    }
+    assert len(locked) == len(re.findall(r"(?m)^\w", text))  # each has a hash
+    for extra in ("dependencies", *extras[1].split(",")):
+        for wanted in map(Requirement, REQUIREMENTS[extra]):
+            # Its builds for processors and for cards differ in hash and in needs: pip takes the index's.
+            if wanted.name == "torch":
+                assert "torch" not in locked
+            else:
+                assert wanted.specifier.contains(locked[wanted.name]), f"{wanted}: run make lock"
+    assert not [name for name in locked if name.startswith(("nvidia-", "cuda-", "triton"))]
+    assert "://" not in text
+    assert "--index" not in text
+
+
+def test_every_import_is_declared_where_it_is_needed() -> None:
+    found = {
+        f"{file}: {name}"
+        for file, names in IMPORTS.items()
+        for name in names
+        if name
+        not in {of for place, extras in WHERE.items() if file.startswith(place) for of in declared(extras)}
+    }
+    assert found == set()
+
+
+def test_every_requirement_is_imported() -> None:
+    imported = set(chain.from_iterable(IMPORTS.values())) | TOOLS
+    assert declared(REQUIREMENTS) - imported == set()
+
+
+def declared(extras: Iterable[str]) -> set[str]:
+    """Names of the packages of ``extras``."""
+    return {Requirement(requirement).name for extra in extras for requirement in REQUIREMENTS[extra]}
 
 
 def test_no_module_has_the_name_of_a_standard_one() -> None:

@@ -290,7 +290,9 @@ def _folder_of(package: str) -> str:
     """Return the folder that must be in sys.path for ``package``; UsageError when it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UsageError(f"chat templates need {package}, which is not installed: pip install {package}")
+        raise UsageError(
+            f"chat templates need {package}, which is not installed: pip install 'edgeloop[chat]'"
+        )
     return str(Path(spec.origin).absolute().parent.parent)
 
 

@@ -97,6 +97,43 @@ def test_errors_become_one_line_and_a_code(error: BaseException, line: str, code
     assert found == code
 
 
+WITHOUT_EXTRAS = """
+import sys
+sys.modules |= dict.fromkeys(("rich", "jinja2", "torch", "onnx", "onnx_ir", "yaml"))  # as if not installed
+from edgeloop.apps.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_extras(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_without_rich_there_is_json_and_a_line_that_says_so(bundle: Path) -> None:
+    words = ("run", bundle, "-p", "Once", "-n", "3", "--engine", "reference")
+    done = without_extras(*words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "edgeloop: the command line needs rich, which is not installed: pip install 'edgeloop[cli]', or add --json\n"
+    )
+    done = without_extras(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["tokens"]) == 3
+    assert without_extras("run", "--help").returncode == 0
+
+
+def test_without_jinja_what_needs_no_template_works(bundle: Path) -> None:
+    words = ("run", bundle, "-p", "Once", "-n", "3", "--engine", "reference", "--json")
+    assert without_extras(*words).returncode == 0
+    done = without_extras(*words, "--chat")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "edgeloop: chat templates need jinja2, which is not installed: pip install 'edgeloop[chat]'\n"
+    )
+
+
 def test_no_traceback_unless_asked(tmp_path: Path) -> None:
     skipped_kv = str(tmp_path / "nothing")
     plain = edgeloop("show", skipped_kv)

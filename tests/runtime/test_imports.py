@@ -33,7 +33,7 @@ def test_a_session_loads_its_engine_only(maker, tmp_path):
     code = f"""
 import sys
 from edgeloop.runtime import Bundle, SamplingOptions, Session, Step
-heavy = ("torch", "transformers", "onnxruntime", "jinja2", "tokenizers")
+heavy = ("torch", "transformers", "onnxruntime", "jinja2", "rich", "tokenizers")
 print(*[m for m in heavy if m in sys.modules])
 with Session.open({str(folder)!r}, engine="reference") as session:
     list(session.generate([1, 2], 2, SamplingOptions(temperature=1.0)))
