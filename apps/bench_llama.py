@@ -110,11 +110,12 @@ class LlamaDecoder:
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"llama.cpp {llama.__version__} cannot run {path}: {error}") from error
         self._vocab: int = self._model.n_vocab()
+        self._last_logits: Any = llama.llama_get_logits_ith
 
     @property
     def logits(self) -> F32:
         """The logits [V] of the last token."""
-        found: F32 = np.ctypeslib.as_array(self._model._ctx.get_logits_ith(-1), (self._vocab,))
+        found: F32 = np.ctypeslib.as_array(self._last_logits(self._model.ctx, -1), (self._vocab,))
         return found
 
     def read_ms(self, prompt: list[int]) -> float:
