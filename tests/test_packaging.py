@@ -10,6 +10,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from edgeloop.runtime.bundle.manifest import FORMAT as BUNDLE_FORMAT
+from edgeloop.runtime.context.saved import FORMAT as SESSION_FORMAT
+from edgeloop.runtime.engines.native.format import VERSION as LANES_VERSION
 from edgeloop.runtime.version import VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +154,12 @@ def test_every_requirement_is_imported() -> None:
 def declared(extras: Iterable[str]) -> set[str]:
     """Names of the packages of ``extras``."""
     return {Requirement(requirement).name for extra in extras for requirement in REQUIREMENTS[extra]}
+
+
+def test_the_changelog_names_the_formats_that_are_read() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"the format that its manifest names ({BUNDLE_FORMAT})" in text
+    assert f"by their own format numbers ({SESSION_FORMAT} and {LANES_VERSION})" in text
 
 
 def test_no_module_has_the_name_of_a_standard_one() -> None:

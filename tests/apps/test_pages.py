@@ -19,7 +19,7 @@ from edgeloop.runtime.engines.native.library import unavailable_reason
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {README})]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 Command = Callable[..., tuple[int, str, str]]
 
