@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint arm64 clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs arm64 clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench     measure the demo model, and a 360M shape against its peers"
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
+	@echo "make docs      the documents as a site, in build/site"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make clean     remove what was built (not .venv)"
@@ -77,6 +78,16 @@ lint: $(VENV)/installed
 	@$(BIN)/ruff format --check --quiet .
 	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop
 	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "installing mkdocs into $(VENV)"
+	@$(PIP) install -e '.[$(EXTRAS),docs]'
+	@touch $@
+
+# Warnings, as of links that lead nowhere, are errors.
+docs: $(VENV)/installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 # Compiled each time, with the flags of the library and, for the last four, a sanitizer.
 $(WAYS:%=native-%): native-%: $(VENV)/installed

@@ -42,13 +42,16 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "tests/": tuple(REQUIREMENTS),
 }
 PACKAGES = {"google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # of modules with another name
-TOOLS = {
+TOOLS = {  # started, or imported by name when asked for
+    "mkdocs",
+    "mkdocs-material",
+    "mkdocstrings-python",
     "mypy",
+    "onnxruntime-genai",
     "pytest-xdist",
     "ruff",
-    "onnxruntime-genai",
     "tqdm",
-}  # started, or imported by name when asked for
+}
 
 
 def imports() -> dict[str, set[str]]:

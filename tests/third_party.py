@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "THIRD_PARTY.md"
 COMMAND = ".venv/bin/python tests/third_party.py"
 TOLD_ELSEWHERE = {
-    "onnxruntime-genai": "MIT License",  # not part of `make install`
+    # Not part of `make install`.
+    "mkdocs": "BSD-2-Clause",
+    "mkdocs-material": "MIT",
+    "mkdocstrings-python": "ISC",
+    "onnxruntime-genai": "MIT License",
     "torchao": "BSD-3-Clause (its LICENSE file; the metadata has none)",
 }
 LONGEST = 120
