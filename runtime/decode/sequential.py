@@ -59,7 +59,6 @@ class SequentialDecoder(StageRunner):
         """Depths that each token of the last text ran."""
         self._lender = Lender(backend, cache, cache_sequence, self._clock)
         self._lent: TokenDecoder | None = None
-        self._cached = 0  # while the sequence is lent
         self._sequence: TokenSequence
         self.restart(policy or full_depth(backend.program, cache.slots))
 
@@ -99,7 +98,7 @@ class SequentialDecoder(StageRunner):
     @property
     def cached(self) -> int:
         """Tokens that were run."""
-        return self._sequence.cached if self._lent is None else self._cached
+        return self._sequence.cached if self._lent is None else self._lent.cached
 
     @property
     def filled(self) -> list[int]:
@@ -172,7 +171,7 @@ class SequentialDecoder(StageRunner):
         """
         begin, lent = perf_counter_ns(), self._borrower()
         assert lent is not None
-        if self._cached >= self.cache.capacity:
+        if lent.cached >= self.cache.capacity:
             self.checked(np.array([token]))
         chosen = lent.next(token)
         self._ran(lent, begin)
@@ -190,12 +189,10 @@ class SequentialDecoder(StageRunner):
             self.settle()
         elif self._lent is None:
             self._lent = self._lender.lend(self._sequence)
-            self._cached = self._sequence.cached
         return self._lent
 
     def _ran(self, lent: TokenDecoder, begin: int) -> None:
         """Note that the engine has run a whole token since ``begin``."""
-        self._cached += 1
         self.depth = lent.depth
         self._clock.total_ns += perf_counter_ns() - begin
 

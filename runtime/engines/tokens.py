@@ -213,6 +213,11 @@ class TokenDecoder(Protocol):
     depth: int
     """Depths that the last token ran."""
 
+    @property
+    def cached(self) -> int:
+        """Tokens that were run: also of a call that was interrupted, the token that it was given, if it ran."""
+        ...
+
     def step(self, token: int) -> F32:
         """Run one more token → its logits [1, V], valid until the next call."""
         ...

@@ -39,7 +39,10 @@ class NativeDecoder:
         self.depth = 0
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
         self._ran, self._made = c_uint32(), c_uint32()
-        self._cached = 0  # tokens that the library has run
+        self._cached = 0
+        """Tokens that were to be run."""
+        self._held: int | None = 0
+        """Tokens that the library has run; None in a call that runs some, and behind one that was interrupted."""
         next_ = library().el_decoder_next
 
         def call(token: int, *arguments: Any, pointer: int | None = self.pointer) -> int:
@@ -53,12 +56,12 @@ class NativeDecoder:
 
     def step(self, token: int) -> F32:
         """Run one more token → its logits [1, V], valid until the next call."""
-        self._take_back()
+        self._give()
         run = None, 0, 1, None, byref(self._ran), byref(self._made), self._error
         if code := self._next(token, *run):
             raise failure(code, self._error.value.decode(errors="replace"))
         self.depth = self._ran.value
-        self._cached += 1
+        self._held = self._cached
         return self.logits
 
     def choose_by(self, options: Choosing, ends: Sequence[int] = (), room: int = 0) -> None:
@@ -71,17 +74,40 @@ class NativeDecoder:
     def next(self, token: int) -> int:
         """Run one more token and return the one that is chosen behind it, or ``NO_TOKEN``."""
         ahead = self._ahead
-        if not ahead.goes_on(token):
-            self._take_back()
-            self._cached += ahead.run(token)
+        if ahead.goes_on(token):
+            self._cached += 1
+        else:
+            before = self._give()
+            self._held = before + ahead.run(token)
         chosen, self.depth = ahead.take()
         return chosen
 
+    @property
+    def cached(self) -> int:
+        """Tokens that were run, but for those that nobody has asked for."""
+        if self._held is None:
+            self._take_back()
+        return self._cached
+
+    def _give(self) -> int:
+        """Note that one more token is to be run → how many were before."""
+        self._take_back()
+        before, self._held = self._cached, None
+        self._cached += 1
+        return before
+
     def _take_back(self) -> None:
-        """Let the library forget what was run ahead."""
-        if self._ahead.behind:
-            self._cached -= self._ahead.behind
+        """Let the library forget what was run ahead.
+
+        Behind a call that failed or was interrupted, by Ctrl-C say, nobody knows what it has run: the token that it was
+        given, if it came to that, is kept, and what it chose itself goes.
+        """
+        if self._held is None:
+            self._held = self._read_sizes()[0].cached
+            self._cached = min(self._cached, self._held)
+        if self._held > self._cached:
             self._call("el_decoder_truncate", self._cached)
+            self._held = self._cached
         self._ahead.forget()
 
     @property
@@ -94,15 +120,7 @@ class NativeDecoder:
     def read(self) -> TokenState:
         """Return what it knows of the sequence."""
         self._take_back()
-        filled, held_counts, waiting_counts = (np.zeros(self._depths, np.uint32) for _ in range(3))
-        given = SequenceStruct(
-            depths=self._depths,
-            width=self._width,
-            filled=filled.ctypes.data,
-            held_counts=held_counts.ctypes.data,
-            waiting_counts=waiting_counts.ctypes.data,
-        )
-        self._call("el_decoder_read", byref(given))
+        given, (filled, held_counts, waiting_counts) = self._read_sizes()
         held = np.zeros(int(held_counts.sum()), np.int64)
         positions = np.zeros(int(waiting_counts.sum()), np.int64)
         states = np.zeros((len(positions), self._width), np.float32)
@@ -118,6 +136,20 @@ class NativeDecoder:
             tuple(np.split(held, np.cumsum(held_counts)[:-1])),
             tuple(WaitingStates(*each) for each in waiting),
         )
+
+    def _read_sizes(self) -> tuple[SequenceStruct, list[npt.NDArray[np.uint32]]]:
+        """Return what the library holds, but for positions and states: a struct, and the arrays that it points to."""
+        counts = [np.zeros(self._depths, np.uint32) for _ in range(3)]
+        filled, held_counts, waiting_counts = (each.ctypes.data for each in counts)
+        given = SequenceStruct(
+            depths=self._depths,
+            width=self._width,
+            filled=filled,
+            held_counts=held_counts,
+            waiting_counts=waiting_counts,
+        )
+        self._call("el_decoder_read", byref(given))
+        return given, counts
 
     def write(self, state: TokenState) -> None:
         """Go on from ``state``, whose rows the slots hold. UsageError for one of another mode."""
@@ -143,7 +175,7 @@ class NativeDecoder:
             waiting=states.ctypes.data,
         )
         self._call("el_decoder_write", byref(given))
-        self._cached = state.cached
+        self._held = self._cached = state.cached
 
     def counts(self) -> TokenCounts:
         """Return what its tokens took."""

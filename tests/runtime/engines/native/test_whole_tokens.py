@@ -205,3 +205,35 @@ def test_nothing_is_run_ahead_behind_the_end(
         assert isinstance(native, NativeDecoder)
         assert native._ahead.behind == 0
         assert decoder.sequence.cached == len(PROMPT) + len(wanted)
+
+
+@pytest.mark.usefixtures("lane_engine")
+@pytest.mark.parametrize(("name", "policy"), POLICIES)
+def test_a_call_that_was_interrupted_keeps_the_token_that_it_was_given(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, policy: dict[str, str]
+) -> None:
+    """Ctrl-C is heard when the library is back, which has run tokens then that nobody was told of."""
+    monkeypatch.setattr("edgeloop.runtime.engines.native.ahead.BURST_NS", 10**9)
+    stories = []
+    for session in sessions(bundles[name], policy):
+        steps = session.generate(PROMPT, 12, SAMPLED)
+        told = [next(steps).token for _ in range(2)]
+        decoder = session._context.decoder
+        assert decoder is not None
+        native = decoder._lent
+        if native is not None:  # the host's decisions are those of the other story
+            assert isinstance(native, NativeDecoder)
+            real = native._ahead._call
+
+            def interrupted(*arguments: Any, real: Any = real) -> int:
+                real(*arguments)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(native._ahead, "_call", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(steps)
+            monkeypatch.setattr(native._ahead, "_call", real)
+            assert decoder.cached == len(session.ids)
+        session.append([1, 2, 0, 5, 7, 4, 9, 9, 3, 6, 11, 2, 8])
+        stories.append((told, answer(session, None, 4, SAMPLED), session.ids))
+    assert stories[0] == stories[1]
