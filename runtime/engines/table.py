@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,10 @@ def _native_unfit() -> str:
     return unavailable_reason()
 
 
+def _native_asked_for() -> bool:
+    return bool(os.environ.get("EDGELOOP_KERNELS"))
+
+
 def _executorch_unfit() -> str:
     from .executorch.compiled import unavailable_reason
 
@@ -100,7 +105,8 @@ class EngineEntry:
 
     ``unavailable_reason`` says why the engine cannot run on this computer, whatever is installed; empty where it can.
     ``can`` is what its folder declares. ``made_of``: targets that do instead of its own. ``described``: more
-    for `edgeloop doctor`, of an engine that can run.
+    for `edgeloop doctor`, of an engine that can run. ``asked_for``: the environment asks for something of this engine,
+    so that an error is better than another engine in its place.
     """
 
     module: str
@@ -112,6 +118,7 @@ class EngineEntry:
     unavailable_reason: Callable[[], str] = str  # str() is empty
     made_of: tuple[str, ...] = ()
     described: Callable[[], str] = str
+    asked_for: Callable[[], bool] = bool  # bool() is False
 
     def runs(self, bundle: Bundle) -> bool:
         """Return whether ``bundle`` holds a target that the engine can open."""
@@ -135,6 +142,7 @@ ENGINES: dict[str, EngineEntry] = {
         _native_unfit,
         made_of=("onnx",),
         described=_native_kernels,
+        asked_for=_native_asked_for,
     ),
     "executorch": EngineEntry(
         "executorch",
@@ -189,7 +197,8 @@ def usual_engine(bundle: Bundle) -> str:
     """Return the engine that runs ``bundle`` unless another one is asked for."""
     for name in USUAL[:-1]:
         engine = ENGINES[name]
-        if engine.target in bundle.manifest.targets and not engine.unavailable_reason():
+        fit = engine.asked_for() or not engine.unavailable_reason()
+        if engine.target in bundle.manifest.targets and fit:
             return name
     return USUAL[-1]
 

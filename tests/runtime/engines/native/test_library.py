@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from mode_models import model, write_bundle
 
 from edgeloop.apps.cli import main
 from edgeloop.runtime.engines.native import build, decoder_structs, drafts, library
 from edgeloop.runtime.errors import EngineError
+from edgeloop.runtime.session import Session
 
 HEADER = (build.SOURCES / "edgeloop.h").read_text(encoding="utf-8")
 NUMBERS = {
@@ -88,15 +90,18 @@ def test_without_a_library(no_library: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_kernels_are_named(
-    lane_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lane_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By doctor too; a name that there is not is an error, and the engine then not the usual one."""
+    """By doctor too; a name that there is not is an error, and no other engine takes the place of this one."""
+    bundle = write_bundle(tmp_path / "bundle", model("a window"), ("native", "onnx"))
     monkeypatch.setenv("EDGELOOP_KERNELS", "portable")
     assert library.kernels() == "portable"
     assert main(["doctor"]) == 0
     assert "kernels portable" in capsys.readouterr().out
     monkeypatch.setenv("EDGELOOP_KERNELS", "sse9")
     assert "has no kernels 'sse9' for this processor" in library.unavailable_reason()
+    with pytest.raises(EngineError, match="engine native has no kernels 'sse9'"):
+        Session.open(bundle)
 
 
 def test_another_file_is_no_library(no_library: Path) -> None:
