@@ -86,6 +86,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
     ]
     if len(given) > 1:
         raise UsageError(f"--{given[0]} and --{given[1]} are different benchmarks; give one of them")
+    for name, value in (("max-stall", args.max_stall), ("kv-limit", args.kv_limit)):
+        if value is not None and not (args.users or args.soak):
+            raise UsageError(f"--{name} is about many users; give it with --users or --soak")
     if args.users:
         measure_users(args, console)
         return

@@ -317,6 +317,8 @@ def test_bench_soak(bundle: Path, command: Command, command_json: CommandJson) -
     assert "4 of 4 free" in out
     for option in ("--soak", "--max-stall", "--kv-limit"):
         assert "above 0" in command("bench", bundle, option, "none")[2]
+    for option in ("--max-stall", "--kv-limit"):
+        assert f"{option} is about many users" in command("bench", bundle, option, "2")[2]
     err = command("bench", bundle, "--users", "2", "--engine", "onnx", "--kv-limit", "0.001")[2]
     assert "at once, and kv_limit is 1000; open it with fewer sequences" in err
 
