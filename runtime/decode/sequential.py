@@ -19,6 +19,7 @@ from .policy import Policy, full_depth
 from .prefill_slots import slot_for_each_depth
 from .sampling import SamplingOptions
 from .sequence import LogitRows, TokenSequence
+from .stage_call import StageCall
 from .stage_runner import Observe, StageRunner
 from .token_lanes import SequenceLanes
 
@@ -195,6 +196,10 @@ class SequentialDecoder(StageRunner):
         """Note that the engine has run a whole token since ``begin``."""
         self.depth = lent.depth
         self._clock.total_ns += perf_counter_ns() - begin
+
+    def _broke_off(self, call: StageCall | None) -> None:
+        """Forget the token, or the piece of a prompt, that was under way."""
+        self._sequence.take_back(self._sequence.cached, [] if call is None else [call])
 
     def every(self, ids: I64) -> Iterator[tuple[F32, int]]:
         """Run each of ids [S] as a generated token, in turn → its logits [1, V], the depths that it ran."""

@@ -44,14 +44,21 @@ class StageRunner:
         """Run ``calls`` to their end → what they return."""
         begin = perf_counter_ns()
         self._outside_ns = 0
+        call: StageCall | None = None
         try:
             call = next(calls)
             while True:
                 call = calls.send(_RUN[call.stage](self, call))
         except StopIteration as end:
             result: Result = end.value
+        except BaseException:
+            self._broke_off(call)
+            raise
         self._clock.total_ns += perf_counter_ns() - begin - self._outside_ns
         return result
+
+    def _broke_off(self, call: StageCall | None) -> None:
+        """Note that an error, or Ctrl-C, came in ``call`` or behind it."""
 
     def _prologue(self, call: StageCall) -> F32:
         lanes = self._lanes.of(call)

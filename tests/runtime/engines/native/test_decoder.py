@@ -90,3 +90,33 @@ def test_a_token_that_was_stopped_leaves_nothing(opened: Opened, skipped_kv: str
         assert stopped.cached == whole.cached - 1
         np.testing.assert_array_equal(stopped.step(token), wanted)
         same_state(stopped.sequence.snapshot(), whole.sequence.snapshot())
+
+
+@pytest.mark.parametrize("stage", ["block", "epilogue"])
+@pytest.mark.parametrize("skipped_kv", ["exact", "propagate", "latest", "skip"])
+def test_a_stage_that_was_interrupted_leaves_nothing(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, skipped_kv: str, stage: str
+) -> None:
+    """Where the host decides between depths: Ctrl-C is heard when the engine is back, which has written rows then."""
+    engine = opened("layers around the loop")
+    policy = choose_policy(engine.program, heads_of(engine.program), {}, "latent:0.9", skipped_kv)
+    whole, broken = (
+        SequentialDecoder(engine, engine.new_cache(1, 32), policy, heads_of(engine.program)) for _ in range(2)
+    )
+    broken.whole_tokens = False
+    for each in (whole, broken):
+        each.prompt(PROMPT)
+    run = getattr(engine, stage)
+
+    def interrupted(*given: object) -> None:
+        run(*given)
+        raise KeyboardInterrupt
+
+    for token in IDS:
+        wanted = whole.step(token).copy()
+        monkeypatch.setattr(engine, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            broken.step(token)
+        monkeypatch.setattr(engine, stage, run)
+        np.testing.assert_array_equal(broken.step(token), wanted)
+        same_state(whole.sequence.snapshot(), broken.sequence.snapshot())
