@@ -183,6 +183,24 @@ void decode_many(el_session* session, const el_model& model, Lot& lot) {
   for (el_decoder* decoder : decoders) el_decoder_free(decoder);
 }
 
+// What changes no K and V, the rows that are kept, and a stop of the call to come.
+void look(el_session* session, const el_model& model, Lot& lot) {
+  char error[EL_ERROR_SIZE];
+  const uint32_t stage = lot.below(4), slot = lot.below(3);
+  std::vector<float> rows(el_kept_floats(session, stage) + 1);
+  uint32_t tokens = 0;
+  el_read_kept(session, stage, slot, &tokens, rows.data(), error);
+  el_write_kept(session, stage, slot, lot.below(2) ? tokens : lot.below(12), rows.data(), error);
+  el_stats stats = {};
+  stats.struct_bytes = sizeof stats;
+  el_session_stats(session, &stats, error);
+  el_info info = {};
+  info.struct_bytes = sizeof info;
+  el_model_info(&model, &info, error);
+  el_can_truncate(session, lot.below(40), lot.below(40));
+  if (lot.below(2)) el_stop(session);
+}
+
 void call(el_model& model, Lot& lot) {
   el_session_options options = {};
   options.struct_bytes = sizeof options;
@@ -198,7 +216,7 @@ void call(el_model& model, Lot& lot) {
   for (int round = 0; round < 12; round++) {
     Arrays a(lot, model, lot.below(2 * session->caches.slots_per_sequence()));
     const uint32_t stage = lot.below(4), slot = lot.below(3), first = lot.below(10), count = lot.below(6);
-    switch (lot.below(12)) {
+    switch (lot.below(13)) {
       case 0:
       case 1: el_prologue(session, &a.lanes, a.ids, lot.below(2) ? a.ids : nullptr, state.data(), error); break;
       case 2:
@@ -220,6 +238,7 @@ void call(el_model& model, Lot& lot) {
       }
       case 9: el_trim(session, stage, slot, first, error); break;
       case 10: decode_many(session, model, lot); break;
+      case 11: look(session, model, lot); break;
       default: decode(session, model, lot);
     }
   }
