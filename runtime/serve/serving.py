@@ -24,6 +24,7 @@ from ..decode.sequence import TokenSequence
 from ..decode.whole_tokens import token_mode
 from ..engines.backend import I64, Backend, runs_tokens
 from ..engines.table import ENGINES, open_backend, usual_engine
+from ..errors import UsageError
 from ..model.program import Program
 from ..session import Session
 from ..text.template import Objects
@@ -189,6 +190,12 @@ class BatchServer:
             template=template,
             logprobs=logprobs,
         )
+        try:
+            hash(client)
+        except TypeError as error:
+            raise UsageError(
+                f"client is a {type(client).__name__}, which requests cannot be counted by; give a name or a number"
+            ) from error
         self.pool.budget.check(len(request.prompt) + request.room(self.context) - 1)
         handle = Handle(request, self._worker.cancel, client)
         self._worker.submit(handle)

@@ -244,6 +244,8 @@ def test_requests_are_checked_at_once(engine: BatchServer):
         engine.submit("\ud800")
     with pytest.raises(UsageError, match="max_tokens is 2.5, wanted a whole number"):
         engine.submit("round", 2.5)
+    with pytest.raises(UsageError, match="client is a list, .*give a name or a number"):
+        engine.submit("round", client=["one"])
     assert engine.submit("round", 10**12).result(30).finish == "context"
 
 
