@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint docs arm64 clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs arm64 native-cross clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -23,6 +23,7 @@ help:
 	@echo "make docs      the documents as a site, in build/site"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
+	@echo "make native-cross  compile it for Windows and macOS; under wine, the tests and models too"
 	@echo "make clean     remove what was built (not .venv)"
 
 install: $(VENV)/installed $(VENV)/native
@@ -96,6 +97,10 @@ $(WAYS:%=native-%): native-%: $(VENV)/installed
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed
 	@$(BIN)/python tests/arm64.py
+
+# Minutes. With zig's compiler and, to run what is for Windows, wine; skipped by name without them.
+native-cross: $(VENV)/installed
+	@$(BIN)/python tests/native_cross.py
 
 clean:
 	rm -rf build dist $(NATIVE)/libedgeloop.* $(VENV)/native .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,7 @@ CPUS = {
 }
 """Processors that qemu knows, and the kernels that they run: ARMv8.0, with dot products, with all."""
 FIXTURES = ("tests/fixtures/parity/*/config.json", "apps/demo/*/config.json")
-PROGRAMS = ("kernels", "threads", "blocks", "drafts")
+PROGRAMS = ("kernels", "threads", "blocks", "drafts", "decode")
 IDS, STEPS = ("1", "5", "7", "3", "2", "11", "4"), "8"
 
 

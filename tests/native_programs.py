@@ -72,6 +72,7 @@ def program(name: str, target: Target) -> list[Path]:
             for part in ("test_decode", "decode/sampler", "decode/rules", "decode/sequence")
         ],
         "model": [SOURCES / "test_model.cpp"],  # with the library
+        "model_whole": [SOURCES / "test_model.cpp", *target.sources()],
         "bench": [SOURCES / "bench.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],

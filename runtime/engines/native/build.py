@@ -138,7 +138,8 @@ def _knows(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     if not flags:
         return True
     try:
-        _run([*compiler, *flags, "-E", "-x", "c++", os.devnull])
+        with tempfile.TemporaryDirectory() as scratch:  # some write a file for -E, too
+            _run([*compiler, *flags, "-E", "-x", "c++", os.devnull, "-o", str(Path(scratch) / "probe")])
     except BuildError:
         log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
         return False

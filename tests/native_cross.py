@@ -1,0 +1,124 @@
+"""The lane engine for Windows on x86-64 and macOS on Arm, compiled elsewhere: .venv/bin/python tests/native_cross.py.
+
+``make native-cross`` calls this. The compiler is zig's clang: ``ZIG`` names it, else it is that of the package ziglang.
+What is for Windows is run where there is wine: the kernels' tests, and whole models, whose logits must have the bits
+that they have here. Nothing runs what is for macOS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from arm64 import IDS, STEPS, bits, own_model
+from native_programs import Target, compiled, lanes_files
+
+log = logging.getLogger("native_cross")
+ROOT = Path(__file__).resolve().parents[1]
+OBJECTS = ROOT / "build" / "cross"
+PACKAGES = "apt install wine64"
+TABLES = "portable"
+"""What zig's programs find on Windows: its ``__builtin_cpu_supports`` knows of no AVX2 there."""
+
+
+def zig() -> tuple[str, ...]:
+    """The compiler's command; nothing where there is none."""
+    if named := shlex.split(os.environ.get("ZIG", "")):
+        return (*named, "c++")
+    return (sys.executable, "-m", "ziglang", "c++") if importlib.util.find_spec("ziglang") else ()
+
+
+def folder(target: Target) -> Path:
+    """Where the objects for ``target`` are kept."""
+    found = OBJECTS / f"{target.system}-{target.machine}"
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def library(target: Target) -> None:
+    """Compile the library for ``target``."""
+    from build import NAMES, build
+
+    made = folder(target) / NAMES[target.system]
+    build(made, folder(target), target)
+    log.info("%s: %d kB", made.relative_to(ROOT), made.stat().st_size // 1000)
+
+
+def program(name: str, target: Target) -> Path:
+    """The program ``name`` for Windows, by a name that Windows takes for a program's."""
+    made = compiled(name, folder(target), target=target)
+    goal = folder(target) / f"{name}.exe"
+    if made.is_file():
+        made.replace(goal)
+    return goal
+
+
+def run(wine: str, prefix: Path, command: Path, *arguments: str) -> str:
+    """What a program for Windows prints; AssertionError with it where it fails."""
+    environment = {**os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all"}
+    done = subprocess.run(
+        [wine, str(command), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=900,
+    )
+    if done.returncode:
+        raise AssertionError(f"{command.name} failed on Windows:\n{done.stdout}")
+    return done.stdout
+
+
+def main() -> int:
+    """Compile for both, and run what can be; exit status 1 after the first that does not hold."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if not (compiler := zig()):
+        log.info("native-cross is skipped: no zig (pip install ziglang, or ZIG=zig)")
+        return 0
+    windows = Target((*compiler, "-target", "x86_64-windows-gnu"), "win32", "x86_64")
+    library(windows)
+    if (wine := shutil.which("wine64") or shutil.which("wine")) is None:
+        log.info("nothing is run: no wine (%s)", PACKAGES)
+    else:
+        try:
+            run_all(wine, windows)
+        except AssertionError as error:
+            log.error("%s", error)
+            return 1
+    library(Target((*compiler, "-target", "aarch64-macos"), "darwin", "arm64"))
+    return 0
+
+
+def run_all(wine: str, windows: Target) -> None:
+    """Run the kernels' tests and the tests' models; AssertionError where something does not hold."""
+    with tempfile.TemporaryDirectory(prefix="edgeloop-cross-", ignore_cleanup_errors=True) as name:
+        prefix = Path(name) / "wine"
+        log.info("%s", run(wine, prefix, program("kernels", windows)).rstrip())
+        own, model = own_model(Path(name)), program("model_whole", windows)
+        for file in lanes_files(Path(name) / "programs"):
+            compare(file, own, run(wine, prefix, model, TABLES, STEPS, str(file), *IDS))
+            log.info("%s: the bits of %s", file.name, sys.platform)
+
+
+def compare(file: Path, own: Path, printed: str) -> None:
+    """AssertionError where the model in ``file`` has other bits here than ``printed``."""
+    here = subprocess.run(
+        [own, "portable", STEPS, file, *IDS], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    wanted = bits(here)["portable"]
+    for table, found in bits(printed).items():
+        if found != wanted:
+            raise AssertionError(
+                f"{file}: {table} on Windows gives {sorted(found)}, portable here {sorted(wanted)}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
