@@ -42,10 +42,11 @@ Load = Callable[[], Opened]
 
 
 def _bundle(engine: str, modules: tuple[str, ...]) -> Callable[[Path, int, int, int], Load]:
-    """A bundle on one of our engines, by the depth loop."""
+    """A bundle on one of our engines, token by token as a session decodes without drafts."""
 
     def prepare(path: Path, threads: int, capacity: int, kv_bits: int) -> Load:
         from ..runtime.bundle.folder import Bundle
+        from ..runtime.decode.sampling import SamplingOptions
         from ..runtime.decode.sequential import SequentialDecoder
         from ..runtime.engines.table import open_backend
 
@@ -55,6 +56,7 @@ def _bundle(engine: str, modules: tuple[str, ...]) -> Callable[[Path, int, int, 
         def load() -> Opened:
             backend = open_backend(engine, Bundle.open(path, verify=False), threads, kv_bits=kv_bits)
             decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
+            by_engine = decoder.choose_by(SamplingOptions())
             last = 0
 
             def read(ids: list[int]) -> float:
@@ -68,7 +70,7 @@ def _bundle(engine: str, modules: tuple[str, ...]) -> Callable[[Path, int, int, 
                 nonlocal last
                 times, watch = [], Stopwatch()
                 for _ in range(count):
-                    last = int(decoder.prompt(np.array([last]))[-1].argmax())
+                    last = decoder.next(last) if by_engine else int(decoder.step(last)[-1].argmax())
                     times.append(watch.lap_ms())
                 return times
 
