@@ -1,7 +1,7 @@
 """A sequence that is lent to its engine, which runs whole tokens of it without the host between their depths.
 
-It is handed over with all that is known of it when the first such token comes, and taken back when somebody looks at
-it: for a prompt, to go back, to save it, to fork it. So a token costs one call, and what holds a sequence is one at a
+It is handed over with all that is known of it when the first such token comes, and taken back when it is looked
+at: for a prompt, to go back, to save it, to fork it. So a token costs one call, and what holds a sequence is one at a
 time.
 """
 
