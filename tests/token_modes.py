@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from mode_models import random_heads
@@ -12,8 +12,12 @@ from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequence import SequenceState
 from edgeloop.runtime.decode.skipped_kv import SKIPPED_KV
+from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.program import Program
+
+Opened = Callable[..., NativeBackend]
+"""(a model's name, threads=1) → the lane engine with it."""
 
 
 def heads_of(program: Program) -> dict[str, np.ndarray]:

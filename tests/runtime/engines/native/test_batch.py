@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-from mode_models import model, random_tensors
-from token_modes import MODELS, heads_of, policies
+from token_modes import MODELS, Opened, heads_of, policies
 
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
@@ -18,8 +15,6 @@ from edgeloop.runtime.decode.whole_tokens import token_mode, token_state
 from edgeloop.runtime.engines.kv import KVCache
 from edgeloop.runtime.engines.native.decoder import NativeDecoder
 from edgeloop.runtime.engines.native.engine import NativeBackend
-from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Activations
 from edgeloop.runtime.engines.tokens import I64, Chooser
 from edgeloop.runtime.errors import UsageError
 
@@ -31,23 +26,6 @@ SAMPLINGS = (
     SamplingOptions(temperature=0.7, min_p=0.05, seed=7),
 )
 PROMPTS = ([3, 14, 15, 9, 2], [6, 5], [1, 1, 2, 3, 5, 8, 13], [4])
-Opened = Callable[[str], NativeBackend]
-
-
-@pytest.fixture
-def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
-    engines: list[NativeBackend] = []
-
-    def get(name: str, threads: int = 1) -> NativeBackend:
-        program = model(name)
-        path = tmp_path / f"{len(engines)}-{NAME}"
-        write_lanes(path, program, random_tensors(program), 0)
-        engines.append(NativeBackend(program, path, threads=threads, activations=Activations.FLOAT))
-        return engines[-1]
-
-    yield get
-    for engine in engines:
-        engine.close()
 
 
 @dataclass

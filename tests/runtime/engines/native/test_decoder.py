@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
-from mode_models import model, random_tensors
-from token_modes import MODELS, heads_of, policies, same_state
+from token_modes import MODELS, Opened, heads_of, policies, same_state
 
 from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
 from edgeloop.runtime.engines.native.cache import NativeCache
-from edgeloop.runtime.engines.native.engine import NativeBackend
-from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Activations, library
+from edgeloop.runtime.engines.native.library import library
 from edgeloop.runtime.errors import EngineError
 
 PROMPT, STEPS = np.array([3, 14, 15, 9, 2]), 16
 IDS = np.random.default_rng(3).integers(0, 18, STEPS).tolist()
 """Tokens that are run whatever is chosen."""
-Opened = Callable[[str], NativeBackend]
-
-
-@pytest.fixture
-def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
-    engines: list[NativeBackend] = []
-
-    def get(name: str) -> NativeBackend:
-        program = model(name)
-        path = tmp_path / f"{len(engines)}-{NAME}"
-        write_lanes(path, program, random_tensors(program), 0)
-        engines.append(NativeBackend(program, path, threads=1, activations=Activations.FLOAT))
-        return engines[-1]
-
-    yield get
-    for engine in engines:
-        engine.close()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from mode_models import model, random_tensors
-from token_modes import MODELS, heads_of, policies, same_state
+from token_modes import MODELS, Opened, heads_of, policies, same_state
 
 from edgeloop.runtime.decode.modes import PIPELINED, Mode, refusal
 from edgeloop.runtime.decode.policy import Policy
@@ -19,8 +16,6 @@ from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, tok
 from edgeloop.runtime.engines.backend import I64
 from edgeloop.runtime.engines.native.decoder import NativeDecoder
 from edgeloop.runtime.engines.native.engine import NativeBackend
-from edgeloop.runtime.engines.native.file import NAME, write_lanes
-from edgeloop.runtime.engines.native.library import Activations
 from edgeloop.runtime.engines.tokens import Drafting
 from edgeloop.runtime.errors import UsageError
 
@@ -34,25 +29,6 @@ PLANS = {
     "looked up": Drafting("always", depth=9, lookups=6),
     "all at once": Drafting("always", depth=0, judges=True, lookups=3),
 }
-
-
-Opened = Callable[[str], NativeBackend]
-
-
-@pytest.fixture
-def opened(lane_engine: Path, tmp_path: Path) -> Iterator[Opened]:
-    engines: list[NativeBackend] = []
-
-    def get(name: str) -> NativeBackend:
-        program = model(name)
-        path = tmp_path / f"{len(engines)}-{NAME}"
-        write_lanes(path, program, random_tensors(program), 0)
-        engines.append(NativeBackend(program, path, threads=1, activations=Activations.FLOAT))
-        return engines[-1]
-
-    yield get
-    for engine in engines:
-        engine.close()
 
 
 def begun(engine: NativeBackend, policy: Policy) -> SequentialDecoder:
