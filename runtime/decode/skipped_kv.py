@@ -51,13 +51,12 @@ class WaitingQueue:
         return iter(self._parts)
 
     def push(self, part: Waiting) -> None:
-        """Add the newest."""
-        self._parts.append(part)
-        self._count += len(part.states)
-
-    def put_back(self, part: Waiting) -> None:
-        """Add what was taken, which is older than all others."""
-        self._parts.insert(0, part)
+        """Add a part where its tokens stand: a draft may have left before the token in front of it."""
+        parts = self._parts
+        place = len(parts)
+        while place and parts[place - 1].first > part.first:
+            place -= 1
+        parts.insert(place, part)
         self._count += len(part.states)
 
     @property
@@ -140,7 +139,7 @@ class NothingMissing:
         self.layout.truncate(position)
         for call in pending:  # the tokens before ``position`` that were to ride in it go on waiting
             if call.depth and call.stage in (BLOCK, FILL):
-                self.waiting[call.depth].put_back(Waiting(call.positions[0].item(), call.rows))
+                self.waiting[call.depth].push(Waiting(call.positions[0].item(), call.rows))
         for waiting in self.waiting:
             waiting.truncate(position)
 

@@ -53,6 +53,27 @@ def test_propagate_fills_in_before_the_next_deep_token(maker):
     ]
 
 
+def test_propagate_fills_in_order_where_a_draft_left_first(maker):
+    """The draft behind the token at 2 leaves after its first depth, while that one goes on to its third."""
+    found = sequence(maker, "depth:1", "propagate", (Segment(layers=1, repeats=4),))
+    found.rule = ExitRule("depth", 3)
+    older = found.step(0, 2)
+    assert next(older).stage == "prologue"
+    found.rule = ExitRule("depth", 1)
+    draft = found.step(0, 3)
+    assert next(draft).stage == "prologue"
+    answer = {depth: np.full((1, 32), depth, np.float32) for depth in range(4)}
+    older.send(answer[0])
+    older.send(answer[0])
+    draft.send(answer[0])
+    assert draft.send(answer[1]).stage == "epilogue"
+    older.send(answer[1])
+    assert older.send(answer[2]).stage == "epilogue"
+    fills = [call for call in found.skipped.catch_up() if call.stage == "fill"]
+    assert [(call.depth, call.positions.tolist()) for call in fills] == [(1, [3]), (2, [3]), (3, [2, 3])]
+    np.testing.assert_array_equal(fills[-1].rows[:, 0], [2, 1])
+
+
 def test_latest_copies_the_rows_of_a_token_that_leaves(maker):
     found = sequence(maker, "depth:2", "latest")
     assert ("copy", 1, 2, 2, 1, 1) in asked(found, found.step(0))
