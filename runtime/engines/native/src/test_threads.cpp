@@ -177,6 +177,24 @@ void sleep_of_a_team() {
   expect(used_seconds() - start < 0.1, "a wait within a pass uses the processor");
 }
 
+// Waits that sleep at once: somebody who is not woken would sleep for ever.
+void sleep_and_wake() {
+  TeamOptions options = fixed(2);
+  options.spin_microseconds = 0;
+  Team team(options);
+  std::vector<int> turns(2, 0);
+  for (int pass = 0; pass < 2000; pass++)
+    team.run(0, [&](int worker) {
+      for (int phase = 0; phase < 4; phase++) {
+        for (volatile int i = 0; i < (pass * 7 + phase * 3 + worker) % 64 * 8; i = i + 1) {
+        }
+        turns[size_t(worker)]++;
+        team.barrier(worker);
+      }
+    });
+  expect(turns[0] == 8000 && turns[1] == 8000, "a phase was left out");
+}
+
 void callers() {
   Team team(fixed(2));
   std::vector<std::thread> threads;
@@ -291,6 +309,7 @@ int main() {
   float_settings();
   pinning();
   sleep_of_a_team();
+  sleep_and_wake();
   team_of_a_slow_worker();
   fork_of_a_process();
   fork_while_locked();

@@ -102,7 +102,7 @@ class Team {
   void run_together(int count, Call call, void* data);
   void work(int worker);
   void wait_while(const std::atomic<uint32_t>& word, uint32_t value);
-  void wake();
+  void change(std::atomic<uint32_t>& word, uint32_t value);  // and wake who waits for it
 
   TeamOptions options_;
   std::vector<std::thread> workers_;
