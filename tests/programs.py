@@ -175,7 +175,7 @@ def gemma() -> Program:
 
 
 def adapted() -> Program:
-    """Huginn: the state and the prelude's output, side by side, through an adapter, into the layers."""
+    """Huginn: the state and the prologue's output, side by side, through an adapter, into the layers."""
 
     def block(w: Writer) -> tuple[str, ...]:
         w.add(Concat(("state", "input"), "both"))

@@ -40,7 +40,7 @@ def _checkpoint(folder: Path) -> Path:
 
     config = DemoConfig(
         vocab_size=32, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=2,
+        head_dim=16, prologue_layers=0, block_layers=1, num_recursions=2, epilogue_layers=0, lora_rank=2,
         max_position_embeddings=16,
     )  # fmt: skip
     folder.mkdir()

@@ -160,7 +160,7 @@ def looped_layer(folder: Path, **keys: Any) -> Path:
     """One layer that is run twice, with norms and deltas of each depth: the least that a loop can be."""
     config = DemoConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4, **keys,
+        head_dim=16, prologue_layers=0, block_layers=1, num_recursions=2, epilogue_layers=0, lora_rank=4, **keys,
     )  # fmt: skip
     folder.mkdir()
     save_file(demo_model(config).state_dict(), folder / "model.safetensors")

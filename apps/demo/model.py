@@ -1,7 +1,7 @@
-"""The demo model for training: 1 prelude layer, K shared layers run R times, 1 coda layer.
+"""The demo model for training: 1 prologue layer, K shared layers run R times, 1 epilogue layer.
 
 Llama blocks (RMSNorm, RoPE, grouped-query attention, SwiGLU). Each depth has its own norms and its own
-LoRA on the attention projections (Relaxed Recursive Transformers, arXiv 2410.20672, section 2.3). The coda
+LoRA on the attention projections (Relaxed Recursive Transformers, arXiv 2410.20672, section 2.3). The epilogue
 and head read out **every** depth, so each one is trained to be an exit. Parameter names are the names of
 the saved checkpoint, which the ``edgeloop`` family reads.
 """
@@ -28,10 +28,10 @@ class DemoConfig:
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
-    prelude_layers: int = 1
+    prologue_layers: int = 1
     block_layers: int = 2
     num_recursions: int = 3
-    coda_layers: int = 1
+    epilogue_layers: int = 1
     lora_rank: int = 16
     lora_scale: float = 1.0
     rms_norm_eps: float = 1e-5
@@ -142,19 +142,19 @@ class DemoModel(nn.Module):
         self.objective = objective or Objective((1.0,) * c.num_recursions, 0.0)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
-        self.prelude = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.prelude_layers))
+        self.prologue = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.prologue_layers))
         self.block = nn.ModuleList(
             Layer(c, c.num_recursions, c.lora_rank, dropout, c.block_intermediate_size)
             for _ in range(c.block_layers)
         )
-        self.coda = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.coda_layers))
+        self.epilogue = nn.ModuleList(Layer(c, 1, 0, dropout) for _ in range(c.epilogue_layers))
         self.norm = nn.RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
 
     def states(self, ids: Tensor) -> list[Tensor]:
         """The loop's state after every depth, [R] × [B, S, D]."""
         cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
         x = F.dropout(self.embed_tokens(ids), self.dropout, self.training)
-        for layer in self.prelude:
+        for layer in self.prologue:
             x = layer(x, 0, cos, sin)
         out = []
         for depth in range(self.config.num_recursions):
@@ -166,9 +166,9 @@ class DemoModel(nn.Module):
     def forward(self, ids: Tensor, last: int = 0) -> list[Tensor]:
         """``last``: read out only so many tokens, the last ones; 0 for all."""
         cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
-        # All depths go through the coda as one batch: R small calls would cost more than one large one.
+        # All depths go through the epilogue as one batch: R small calls would cost more than one large one.
         x = torch.cat(self.states(ids))
-        for layer in self.coda:
+        for layer in self.epilogue:
             x = layer(x, 0, cos, sin)
         logits = F.linear(self.norm(x[:, -last:]), self.embed_tokens.weight)
         return list(logits.chunk(self.config.num_recursions))

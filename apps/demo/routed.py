@@ -43,7 +43,7 @@ class RoutedModel(DemoModel):
         batch, length = ids.shape
         cos, sin = rotary(length, self.config.head_dim, self.config.rope_theta, ids.device)
         x = F.dropout(self.embed_tokens(ids), self.dropout, self.training)
-        for layer in self.prelude:
+        for layer in self.prologue:
             x = layer(x, 0, cos, sin)
         going = torch.arange(length, device=ids.device).expand(batch, length)  # who ran the depth before
         losses = []
@@ -66,7 +66,7 @@ class RoutedModel(DemoModel):
         """Return the cross-entropy after the depths that tokens ran, and what training minimizes."""
         x, auxiliary = self.routed(ids)
         cos, sin = rotary(ids.shape[1], self.config.head_dim, self.config.rope_theta, ids.device)
-        for layer in self.coda:
+        for layer in self.epilogue:
             x = layer(x, 0, cos, sin)
         logits = F.linear(self.norm(x), self.embed_tokens.weight)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

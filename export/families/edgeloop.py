@@ -1,4 +1,4 @@
-"""Checkpoints of our own demo model (``apps/demo/model.py``): prelude, block × R with deltas, coda."""
+"""Checkpoints of our own demo model (``apps/demo/model.py``): prologue, block × R with deltas, epilogue."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ KEYS = frozenset(
         "num_attention_heads",
         "num_key_value_heads",
         "head_dim",
-        "prelude_layers",
+        "prologue_layers",
         "block_layers",
         "num_recursions",
-        "coda_layers",
+        "epilogue_layers",
         "lora_rank",
         "lora_scale",
         "rms_norm_eps",
@@ -81,9 +81,9 @@ class EdgeloopFamily:
         repeats = _count(config, "num_recursions", where, minimum=1)
         rank = _count(config, "lora_rank", where)
         stages = (
-            ("prelude", _count(config, "prelude_layers", where), 1, 0),
+            ("prologue", _count(config, "prologue_layers", where), 1, 0),
             ("block", _count(config, "block_layers", where, minimum=1), repeats, rank),
-            ("coda", _count(config, "coda_layers", where), 1, 0),
+            ("epilogue", _count(config, "epilogue_layers", where), 1, 0),
         )
         reader = _Reader(checkpoint, number(config, "lora_scale", where, 1.0))
         q, kv, f = heads * head_dim, kv_heads * head_dim, size(config, "intermediate_size", where)
@@ -100,7 +100,7 @@ class EdgeloopFamily:
         if routing is not None:
             checkpoint.require("router.weight", (repeats, width))
             reader.used.add("router.weight")
-        parts = ("prelude.", "block.", "coda.", "router.")
+        parts = ("prologue.", "block.", "epilogue.", "router.")
         stray = (n for n in checkpoint.names - reader.used if n.startswith(parts))
         if name := min(stray, default=None):
             raise CheckpointError(

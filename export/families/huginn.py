@@ -1,4 +1,4 @@
-"""Huginn (recurrent depth, arXiv 2502.05171): a block of its own state and of the prelude's output, at any depth."""
+"""Huginn (recurrent depth, arXiv 2502.05171): a block of its own state and of the prologue's output, at any depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parcae: a loop whose state decays by a learned amount and takes the prelude's output in, at any number of depths.
+"""Parcae: a loop whose state decays by a learned amount and takes the prologue's output in, at any number of depths.
 
 Step: s ← s · exp(−Δ · exp(A_log)) + Δ · (B e), Δ = softplus(dt_bias), then the layers; what comes in is the same at
 every step, so it is made once and carried. Some layers add an embedding of the token to their values, through a gate.
@@ -91,7 +91,7 @@ def program_of(config: ParcaeConfig, tied: bool) -> Program:
         w.add(Embed("ids", value, w.weight(value, embedding(value, sizes[value]))))
     x = stack(w, "embedded", "prelude", c.outer)
     if c.prelude_norm:
-        x = w.norm(x, "prelude_normed", "prelude_norm", width, c.outer.norm)
+        x = w.norm(x, "prologue_normed", "prologue_norm", width, c.outer.norm)
     w.linear(x, ("read",), "injection", Matrix({"injection": inner}, width))
     w.add(Scale("read", "injected", weight=w.weight("injection_scale", Vector(inner))))
     w.add(Scale("injected", "zeros", 0.0))
@@ -189,7 +189,7 @@ def _loader(reader: Reader, name: str, shape: tuple[int, ...]) -> Loader:
         "embed.weight": reader.names.embed,
         "head.weight": f"{prefix}lm_head.weight",
         "norm.weight": f"{inside}ln_f.weight",
-        "prelude_norm.weight": f"{inside}ln_prelude.weight",
+        "prologue_norm.weight": f"{inside}ln_prelude.weight",
         "injection.weight": f"{inside}adapter.B",
         "read_out.weight": f"{inside}C.weight",
     }.get(name)

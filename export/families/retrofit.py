@@ -1,7 +1,7 @@
 """Ordinary models made recurrent (arXiv 2511.07384): Huginn's class and loop over the layers of a Llama or an OLMo 2.
 
 Their config.json is Huginn's, with its class names; the tensors tell them apart. Beside the layers they differ in that
-nothing is normed between the loop and the coda.
+nothing is normed between the loop and the epilogue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .rope import rotation
 from .ties import MAX_LAYERS
 
 STARTS = ("random", "skip-adapter", "embed-init")
-"""initial_state_mode: a state of zeros, or a first depth on the prelude's output, without the adapter or through it."""
+"""initial_state_mode: a state of zeros, or a first depth on the prologue's output, without or with the adapter."""
 OWN = ("initial_state_mode", "max_position_embeddings", "rope_scaling", "rope_theta")
 ROPE = {"rope_theta": ("rope_theta", "rope_base")}
 

@@ -64,11 +64,6 @@ class Mode:
         return self.program.routing is not None
 
     @property
-    def coda(self) -> bool:
-        """Whether the layers after the loop have K and V, so that a token's logits depend on those before it."""
-        return len(self.program.caches("epilogue")) > 0
-
-    @property
     def leaves(self) -> bool:
         """Whether an exit rule may let a token go before the last depth."""
         rule = self.policy.rule

@@ -75,7 +75,7 @@ class TokenSequence:
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
         self._may_leave = policy.rule.exits_early or self._router is not None
         self._depths = program.depths
-        self._coda = len(program.caches("epilogue")) > 0
+        self._epilogue_kv = len(program.caches("epilogue")) > 0
         self._every_depth = np.array([program.depths])
         self._no_logits = np.empty((0, program.vocab_size), np.float32)
         self._first_carry = program.loop.carries[0].width
@@ -175,7 +175,7 @@ class TokenSequence:
         else:
             state, ran = yield from self._routed(self._router, state, positions)
         logits = self._no_logits
-        if reads or self._coda:
+        if reads or self._epilogue_kv:
             logits = yield StageCall(EPILOGUE, self._depths - 1, first, state, positions, reads)
         self._finish(first + n)
         return logits if reads else self._no_logits, ran
@@ -214,9 +214,9 @@ class TokenSequence:
                 if logits is None:
                     logits = yield StageCall(EPILOGUE, last, at, state, here)
                 return logits, depth + 1
-        if len(state) > 1 and not self._coda:
+        if len(state) > 1 and not self._epilogue_kv:
             state, positions = state[-1:], here
-        # The coda of those that waited saw their early states: now that they are deep, it sees these.
+        # The epilogue saw the early states of those that waited; now that they are deep, it sees these.
         logits = yield StageCall(EPILOGUE, last, positions.item(0), state, positions)
         return logits, self._depths
 

@@ -111,7 +111,7 @@ class NothingMissing:
         self.depths = program.depths
         self.waiting = [WaitingQueue() for _ in range(program.depths)]
         """By depth: what waits for it."""
-        self._coda = len(program.caches("epilogue")) > 0
+        self._epilogue_kv = len(program.caches("epilogue")) > 0
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
         """Return what runs ``depth`` with ``state`` [1, D] of the token at ``position`` [1], where some wait for it."""
@@ -173,7 +173,7 @@ class Exact(NothingMissing):
             state = yield call
             self.layout.wrote(call)
             self.ran(depth, state, positions)
-            if depth == self.depths - 1 and self._coda:
+            if depth == self.depths - 1 and self._epilogue_kv:
                 yield StageCall(EPILOGUE, depth, int(positions[0]), state, positions, 0)
 
 

@@ -38,7 +38,7 @@ class StageRunner:
         self._state = np.empty((1, 0, 0), np.float32)
         self._rows: F32 = self._state[0]
         self._outside_ns = 0
-        self._coda = len(backend.program.caches("epilogue")) > 0
+        self._epilogue_kv = len(backend.program.caches("epilogue")) > 0
 
     def _drive(self, calls: Generator[StageCall, F32, Result]) -> Result:
         """Run ``calls`` to their end → what they return."""
@@ -130,7 +130,7 @@ class StageRunner:
             if observe is not None:
                 self._show(depth, state)
         logits: F32 = state[0]  # nobody reads it
-        if call.reads or self._coda:
+        if call.reads or self._epilogue_kv:
             rows = tokens.all if call.reads > 1 else tokens.last
             start = perf_counter_ns()
             logits = backend.epilogue(state, rows, tokens.made[EPILOGUE][len(tokens.depths) - 1], cache)

@@ -285,7 +285,7 @@ def test_routed_demo_model(tiny_once: Callable[[str], Path]) -> None:
     with torch.no_grad():
         x, _ = model.routed(ids[None])
         cos, sin = rotary(len(ids), 16, 10000.0)
-        for layer in model.coda:
+        for layer in model.epilogue:
             x = layer(x, 0, cos, sin)
         reference = (model.norm(x) @ model.embed_tokens.weight.T)[0]
     ours, ran = routed_logits(read(tiny_once("edgeloop-routed")), ids)

@@ -145,7 +145,7 @@ def test_thresholds_are_those_of_the_depths_that_they_were_found_for(calibrated:
 
 
 def test_an_exit_sees_the_state_and_no_other_carry(bundle: Path) -> None:
-    """How far a state moved is a share of its own length; the prelude's output, which goes along, does not count."""
+    """How far a state moved is a share of its own length; the prologue's output, which goes along, does not count."""
     states: list[npt.NDArray[np.float32]] = []
     with Session.open(bundle) as session:
         scores = collect(session, IDS.tolist(), ["latent"]).scores["latent"]

@@ -250,7 +250,7 @@ int generate(const std::string& bundle, int count, const std::vector<int>& promp
   auto add = [&](const char* name, int depth) { steps.emplace_back(program, m, name, x.data(), y.data(), depth, capacity); };
   if (has(program, "prologue_m1")) add("prologue_m1", 0);
   for (int depth = 0; depth < depths; ++depth) add("block_m1", depth);
-  if (has(program, "coda_m1")) add("coda_m1", 0);
+  if (has(program, "epilogue_m1")) add("epilogue_m1", 0);
   int inputs, outputs;
   void* method = edgeloop_method(program, "head_m1", &inputs, &outputs, message, sizeof message);
   if (!method) throw std::runtime_error(message);

@@ -4,7 +4,7 @@
     block_m1 … block_mR, block_prefill
     read_m1 … read_mR, read_prefill   depths after the first where depths share K and V
     fill_m1, fill_prefill             only K and V, for depths that a token skips
-    coda_m1 … coda_mR, coda_prefill   the layers after the loop; only where there are some
+    epilogue_m1 … epilogue_mR, epilogue_prefill   the layers after the loop; only where there are some
     head_m1 … head_mR, head_prefill   norm and head
 
 mN takes N rows, each with caches of its own; ``prefill`` CHUNK rows of one lane. Further blocks of a loop have methods

@@ -165,8 +165,8 @@ class ExecutorchBackend:
 
     def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
         """Return the logits [N, V] of the flat rows ``rows`` [N] of state [B, S, D]."""
-        if "coda" in self._signatures:
-            state = self._run("coda", state, lanes, cache)
+        if "epilogue" in self._signatures:
+            state = self._run("epilogue", state, lanes, cache)
         return self._head(state.reshape(-1, state.shape[-1])[rows])
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:

@@ -18,7 +18,7 @@ from ...model.sizes import head_sizes, sizes
 from ...model.transform import keys_values, reading
 from ..backend import can_fill
 
-CACHED = {"prologue": "prologue", "block": "block", "read": "block", "fill": "block", "coda": "epilogue"}
+CACHED = {"prologue": "prologue", "block": "block", "read": "block", "fill": "block", "epilogue": "epilogue"}
 """By role, the stage of the runtime whose caches its methods have."""
 
 
@@ -74,7 +74,7 @@ def kinds(program: Program) -> list[str]:
     found += [numbered("read", n) for n in numbers if shared and n in schedule[1:]]
     if can_fill(program):
         found += [numbered("fill", n) for n in numbers if n in schedule]
-    found += ["coda"] if sees_rows(program.epilogue) else []
+    found += ["epilogue"] if sees_rows(program.epilogue) else []
     return [*found, *(["head"] if stage_of(program, "head").ops else [])]
 
 
@@ -93,7 +93,7 @@ def stage_of(program: Program, kind: str) -> Stage:
     name = role(kind)
     if name == "head":
         return program.head if sees_rows(program.epilogue) else _joined(program.epilogue, program.head)
-    if name == "coda":
+    if name == "epilogue":
         return program.epilogue
     if name == "prologue":
         looked_up = tuple(op.y for op in lookups(program))

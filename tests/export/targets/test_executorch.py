@@ -619,7 +619,7 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
         # Counted, not timed: XNNPACK tells whole microseconds, and a fast processor needs none for these.
         assert method["operators"]["matrices"] > 0
         assert method["operators"]["float matrices"] > 0  # the means of norms
-    layers = {"block_m1": 2, "prologue_m1": 1, "coda_m1": 1, "head_m1": 0}
+    layers = {"block_m1": 2, "prologue_m1": 1, "epilogue_m1": 1, "head_m1": 0}
     for name, count in layers.items():
         # qkv, o, gate and up, down; two products for attention and its softmax.
         assert found[name]["operators"]["matrices"] == max(4 * count, 1)

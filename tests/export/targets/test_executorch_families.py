@@ -101,7 +101,7 @@ def test_gpt_neox_flat(
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
 def test_huginn(bundle: Bundles, authors: Callable[[str], dict[str, npt.NDArray[Any]]], depth: int) -> None:
-    """State and prelude output through an adapter, neighbours that turn against each other; any number of depths."""
+    """State and prologue output through an adapter, neighbours that turn against each other; any number of depths."""
     wanted = authors("huginn_tiny")
     ids = wanted["input_ids"]
     with Session.open(bundle("huginn_tiny", "none"), engine="executorch", threads=1, depth=depth) as session:

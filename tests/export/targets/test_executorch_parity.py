@@ -100,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("parity")
     config = DemoConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, prelude_layers=0, block_layers=1, num_recursions=2, coda_layers=0, lora_rank=4,
+        head_dim=16, prologue_layers=0, block_layers=1, num_recursions=2, epilogue_layers=0, lora_rank=4,
         max_position_embeddings=64,
     )  # fmt: skip
     (folder / "checkpoint").mkdir()

@@ -47,7 +47,7 @@ def follow(backend, plan, draft, capacity=24):
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
+@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["epilogue", "no epilogue", "four depths"])
 def test_logits_are_sequential(maker, segments, plan, draft):
     program = maker.program() if segments is None else maker.program(segments)
     loop = follow(maker.backend(program), plan, draft)

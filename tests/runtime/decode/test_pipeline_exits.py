@@ -63,7 +63,7 @@ def follow(backend, text, skipped_kv, draft):
 
 @pytest.mark.parametrize("draft", DRAFTS.values(), ids=DRAFTS)
 @pytest.mark.parametrize("skipped_kv", SKIPPED_KV)
-@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["coda", "no coda", "four depths"])
+@pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["epilogue", "no epilogue", "four depths"])
 def test_logits_are_those_of_early_exit(maker, segments, skipped_kv, draft):
     backend = maker.backend(maker.program() if segments is None else maker.program(segments))
     measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)

@@ -21,7 +21,7 @@ from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.program import Program, Routing
 
 HEADLESS = (Segment(layers=1, repeats=3),)
-CODA = (Segment(layers=1), Segment(layers=1, repeats=3), Segment(layers=1))
+LAYERED = (Segment(layers=1), Segment(layers=1, repeats=3), Segment(layers=1))
 ROUTINGS = {
     "expert": Routing(kind="expert", squash="sigmoid", alpha=0.7, capacity=(1.0, 0.5, 0.5)),
     "token": Routing(kind="token", squash="softmax", alpha=0.9),
@@ -92,7 +92,7 @@ def steps(decoder: SequentialDecoder, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("segments", [HEADLESS, CODA], ids=["no coda", "coda"])
+@pytest.mark.parametrize("segments", [HEADLESS, LAYERED], ids=["no epilogue", "epilogue"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_restored_sequence_goes_on_as_the_first_does(maker, name, segments):
     make = decoders(maker, name, segments)
@@ -149,7 +149,7 @@ def test_what_a_window_has_moved_past_does_not_come_back(maker):
     decoder.truncate(0)
 
 
-@pytest.mark.parametrize("segments", [HEADLESS, CODA], ids=["no coda", "coda"])
+@pytest.mark.parametrize("segments", [HEADLESS, LAYERED], ids=["no epilogue", "epilogue"])
 @pytest.mark.parametrize("name", EXITS)
 def test_a_text_behind_tokens_that_left_is_run_at_full_depth(maker, name, segments):
     """As if each of its tokens were decoded, and none let go."""
@@ -201,8 +201,8 @@ def test_the_calls_of_a_text_and_of_a_token(maker):
     assert (found.cached, found.filled) == (13, [13, 13, 13])
 
 
-def test_a_coda_is_run_where_nothing_is_read(maker):
-    found = sequence(maker, CODA)
+def test_an_epilogue_is_run_where_nothing_is_read(maker):
+    found = sequence(maker, LAYERED)
     reads = [call[-1] for call in asked(found, found.prompt(IDS[:6])) if call[0] == "epilogue"]
     assert reads == [0, 1]
 

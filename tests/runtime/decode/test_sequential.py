@@ -14,7 +14,7 @@ IDS = np.random.default_rng(2).integers(0, 60, 20)
 HEADLESS = (Segment(layers=2, repeats=3),)  # nothing after the loop but norm and head
 
 
-@pytest.fixture(scope="module", params=[None, HEADLESS], ids=["coda", "no coda"])
+@pytest.fixture(scope="module", params=[None, HEADLESS], ids=["epilogue", "no epilogue"])
 def backend(request, maker):
     return maker.backend(maker.program() if request.param is None else maker.program(request.param))
 

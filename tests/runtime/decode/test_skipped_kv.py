@@ -126,9 +126,9 @@ def test_a_token_that_is_taken_back_leaves_what_it_took_along(maker, skipped_kv)
         np.testing.assert_array_equal(*rows)
 
 
-def test_a_coda_sees_tokens_again_that_were_brought_to_the_last_depth(maker, monkeypatch):
-    coda = (Segment(layers=1), Segment(layers=1, repeats=3), Segment(layers=1))
-    found = sequence(maker, "depth:1", "exact", coda)
+def test_an_epilogue_sees_tokens_again_that_were_brought_to_the_last_depth(maker, monkeypatch):
+    layered = (Segment(layers=1), Segment(layers=1, repeats=3), Segment(layers=1))
+    found = sequence(maker, "depth:1", "exact", layered)
     asked(found, found.step(0))
     found.rule = DEEP
     assert asked(found, found.step(0))[-1] == ("epilogue", 2, 2, 2, 2, 1)

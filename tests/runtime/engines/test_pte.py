@@ -61,7 +61,7 @@ def test_methods_of_a_model(maker):
     ]
     assert names == [
         *("prologue_m1", "prologue_prefill", "block_m1", "block_m2", "block_m3", "block_prefill"),
-        *("fill_m1", "fill_prefill", "coda_m1", "coda_prefill", "head_m1", "head_m3", "head_prefill"),
+        *("fill_m1", "fill_prefill", "epilogue_m1", "epilogue_prefill", "head_m1", "head_m3", "head_prefill"),
     ]
 
 

@@ -13,7 +13,7 @@
 //
 //   with drafts      start token t; after `prologues`, `fills`, `blocks` of all in flight, `read` the `read_of` of those
 //                    whose prediction is wanted (`wanted`) and of those that want their own logits, the oldest first;
-//                    where the policy has a `coda`, of all in flight up to the last one of these, as its layers see the
+//                    where the policy has `epilogue_kv`, of all in flight up to the last one of these, as its layers see the
 //                    tokens before. Then `take(caches, nullptr)` of those that `wants_logits()`, once all before them
 //                    are done, and `start` the next draft. A refuted draft: `cancel` it and all behind it, newest
 //                    first, then `sequence.truncate(its position)`. Nothing may be in flight where `overdue()`, and

@@ -28,7 +28,7 @@ Pipeline::Pipeline(Passes& passes, Sequence& sequence, Sampler& sampler, Drafts&
   for (uint32_t stage = 0; stage < file::STAGES_WITH_CACHES; stage++) alone_ |= caches.kept_floats(stage) > 0;
   const Policy& policy = sequence.policy;
   // The row of a token is not known before the one in front has run; or a wrong draft would take one along that had left.
-  in_turn_ = policy.gaps || (policy.skipped == EL_SKIPPED_EXACT && policy.coda);
+  in_turn_ = policy.gaps || (policy.skipped == EL_SKIPPED_EXACT && policy.epilogue_kv);
   // Every depth writes a token's row in the one slot of them all.
   alone_ |= policy.shared && !caches.model().header().shares_kv && policy.rule.depths > 1;
 }
@@ -196,7 +196,7 @@ void Pipeline::pass() {
 }
 
 void Pipeline::pick_reads() {
-  const bool coda = sequence_.policy.coda;
+  const bool epilogue_kv = sequence_.policy.epilogue_kv;
   reads_.clear(), read_.clear();
   bool before = true;  // are all tokens before final with this pass?
   std::vector<uint8_t>& wanted = wanted_;
@@ -206,7 +206,7 @@ void Pipeline::pick_reads() {
     // Older tokens that come along have been final for long: the layers after the loop see them anew, which is not for a
     // draft to do.
     const bool older = i && token.positions().size() > 1;
-    const bool own = token.wants_logits() && (!coda || (before && !older));
+    const bool own = token.wants_logits() && (!epilogue_kv || (before && !older));
     wanted[i] = own;
     load_.reads += own;
     before = before && (own || token.done());
@@ -224,7 +224,7 @@ void Pipeline::pick_reads() {
   for (size_t i = 0; i < last; i++) {
     Flying& flying = *flight_[i];
     // The epilogue's layers see the tokens before: those that they have not seen go along.
-    if (!wanted[i] && (!coda || flying.layers)) continue;
+    if (!wanted[i] && (!epilogue_kv || flying.layers)) continue;
     if (wanted[i]) read_.push_back(i);
     const Token& token = flying.token;
     if (token.wants_logits() && wanted[i])

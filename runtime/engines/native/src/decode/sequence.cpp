@@ -37,12 +37,12 @@ void Waiting::truncate(int64_t position, size_t width) {
   positions.erase(end, positions.end());
 }
 
-Policy::Policy(const el_policy& policy, uint32_t first_carry, bool coda)
+Policy::Policy(const el_policy& policy, uint32_t first_carry, bool epilogue_kv)
     : rule(policy, first_carry),
       skipped(el_skipped(policy.skipped)),
       shared(policy.shared != 0),
       gaps(policy.skipped == EL_SKIPPED_SKIP && rule.exits_early()),
-      coda(coda) {
+      epilogue_kv(epilogue_kv) {
   if (policy.skipped > EL_SKIPPED_SKIP) fail(EL_USAGE, "there is no el_skipped %u", policy.skipped);
   if (shared && skipped != EL_SKIPPED_NONE)
     fail(EL_USAGE, "one slot serves all depths, so that no K and V are missing; wanted EL_SKIPPED_NONE");

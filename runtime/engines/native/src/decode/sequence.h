@@ -25,13 +25,13 @@ constexpr size_t WAITING_LIMIT = 64;  // of a depth; then they run without a dee
 
 // How a model's tokens go through its depths: the same for all sequences of a mode.
 struct Policy {
-  Policy(const el_policy& policy, uint32_t first_carry, bool coda);
+  Policy(const el_policy& policy, uint32_t first_carry, bool epilogue_kv);
 
   Rule rule;
   el_skipped skipped;
-  bool shared;  // one slot serves all depths, and a token's row is its position
-  bool gaps;    // slots lack the tokens that left before their depth: a row is not a position then
-  bool coda;    // the epilogue has K and V
+  bool shared;       // one slot serves all depths, and a token's row is its position
+  bool gaps;         // slots lack the tokens that left before their depth: a row is not a position then
+  bool epilogue_kv;  // the epilogue has K and V
 };
 
 class Sequence {

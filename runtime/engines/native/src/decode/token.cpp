@@ -81,7 +81,7 @@ void Token::take(Caches& caches, const float* rows) {
       if (s.policy.skipped == EL_SKIPPED_EXACT && depth_ + 1 < s.filled.size())
         for (size_t i = 0; i < count; i++) s.waiting[depth_ + 1].push(positions_[i], rows + i * width, width);
       if (!catching_up_) return s.policy.rule.routed() ? ran_route(rows) : ran_depth(caches, rows);
-      if (depth_ + 1 < s.filled.size() || !s.policy.coda) return catch_up(depth_ + 1);
+      if (depth_ + 1 < s.filled.size() || !s.policy.epilogue_kv) return catch_up(depth_ + 1);
       input_.assign(rows, rows + count * width);
       return want(Wants::epilogue, depth_, uint32_t(positions_.front()));
     case Wants::epilogue:
@@ -120,7 +120,7 @@ void Token::ran_depth(Caches& caches, const float* rows) {
   ran_ = depth_ + 1;
   if (ran_ == rule.depths) {
     // Layers after the loop have seen early states of those that waited: now that they are deep, they see these.
-    if (count == 1 || !s.policy.coda) return read();
+    if (count == 1 || !s.policy.epilogue_kv) return read();
     input_.assign(rows, rows + count * width);
     return want(Wants::epilogue, depth_, uint32_t(positions_.front()));
   }
@@ -187,7 +187,7 @@ void Token::ran_text(const float* rows) {
   if (!entered) s.wrote(depth_, row_, positions_.data(), positions_.size()), ran_ = depth_ + 1;
   input_.assign(rows, rows + positions_.size() * s.width);
   if (ran_ < s.policy.rule.depths) return want(Wants::block, ran_, s.row(ran_, position_));
-  read_ || s.policy.coda ? want(Wants::epilogue, depth_, position()) : want(Wants::nothing, depth_, row_);
+  read_ || s.policy.epilogue_kv ? want(Wants::epilogue, depth_, position()) : want(Wants::nothing, depth_, row_);
 }
 
 void Token::cancel() {
