@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint docs arm64 native-cross clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval arm64 native-cross clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -21,6 +21,7 @@ help:
 	@echo "make test      style, types, tests"
 	@echo "make lint      style and types only"
 	@echo "make docs      the documents as a site, in build/site"
+	@echo "make lm-eval   install lm-evaluation-harness, and test the model that edgeloop is to it"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make native-cross  compile it for Windows and macOS; under wine, the tests and models too"
@@ -89,6 +90,15 @@ $(VENV)/installed-docs: $(VENV)/installed
 docs: $(VENV)/installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "build/site/index.html"
+
+# 260 MB in 38 packages, which `make install` does without; `make test` skips this test where they are not.
+$(VENV)/installed-lm-eval: $(VENV)/installed
+	@echo "installing lm-evaluation-harness into $(VENV)"
+	@$(PIP) install -e '.[$(EXTRAS),lm-eval]'
+	@touch $@
+
+lm-eval: $(VENV)/installed-lm-eval
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_lm_eval.py
 
 # Compiled each time, with the flags of the library and, for the last four, a sanitizer.
 $(WAYS:%=native-%): native-%: $(VENV)/installed

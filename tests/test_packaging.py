@@ -37,6 +37,7 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "quant/": ("export",),
     "quant/palette.py": ("coreml",),
     "apps/": ("cli", "export"),
+    "apps/lm_eval.py": ("lm-eval",),
     "apps/bench_profile.py": ("executorch",),
     "apps/bench_pte.py": ("executorch",),
     "tests/": tuple(REQUIREMENTS),

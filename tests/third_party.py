@@ -17,6 +17,7 @@ PAGE = ROOT / "THIRD_PARTY.md"
 COMMAND = ".venv/bin/python tests/third_party.py"
 TOLD_ELSEWHERE = {
     # Not part of `make install`.
+    "lm-eval": "MIT",
     "mkdocs": "BSD-2-Clause",
     "mkdocs-material": "MIT",
     "mkdocstrings-python": "ISC",
