@@ -13,6 +13,8 @@ import torch
 
 from ..runtime.errors import ExportError, UsageError
 from .bundle.staging import staged
+from .synth_neox import NeoxWeights
+from .synth_raven import RavenWeights
 from .synth_shapes import SHAPES, Shape
 from .synth_tokenizer import write_tokenizer
 from .synth_weights import SynthWeights
@@ -21,6 +23,12 @@ __all__ = ["SHAPES", "Shape", "synthesize", "synthesize_shape"]
 
 logger = logging.getLogger(__name__)
 
+FORMATS: dict[str, type[SynthWeights]] = {
+    "huginn": RavenWeights,
+    "retrofit": RavenWeights,
+    "gpt_neox": NeoxWeights,
+}
+"""By family: tensors and configs, where they are not Llama's."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -56,7 +64,8 @@ def synthesize_shape(
         )
     out = Path(out)
     _check_free(out, force)
-    weights = SynthWeights(shape, torch.Generator().manual_seed(seed), DTYPES[dtype], lora_rank)
+    kind = FORMATS.get(shape.family, SynthWeights)
+    weights = kind(shape, torch.Generator().manual_seed(seed), DTYPES[dtype], lora_rank)
     with staged(out, lambda: _check_free(out, force)) as folder:
         free, wanted = shutil.disk_usage(folder).free, weights.bytes_wanted()
         if free < wanted:

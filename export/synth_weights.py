@@ -13,10 +13,21 @@ import yaml
 from safetensors.torch import save
 
 from .families.llama_names import ATTENTION, MLP
-from .synth_shapes import Shape
+from .synth_shapes import WRITTEN_OUT, Shape
 
 SHARD_BYTES = 256 << 20  # one shard is in memory at a time
 NORM_NOISE = 0.05  # around 1, so that a norm that is forgotten or swapped shows
+
+
+ARCHITECTURES = {
+    "mor": "LlamaForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "mobilellm": "MobileLLMForCausalLM",
+    "nanbeige": "NanbeigeForCausalLM",
+    "ouro": "OuroForCausalLM",
+}
+"""Of the families whose tensors have Llama's names."""
 
 
 class SynthWeights:
@@ -48,6 +59,7 @@ class SynthWeights:
             (folder / "conf.yaml").write_text(
                 yaml.safe_dump(self.training_config(), sort_keys=False), encoding="utf-8"
             )
+        if self.shape.family in WRITTEN_OUT:  # safetensors would store a layer as often as it is written
             save_pickle(dict(self.tensors()), folder / "pytorch_model.bin")
         else:
             self.write_safetensors(folder)
@@ -146,18 +158,14 @@ class SynthWeights:
         """Return the weights of a norm, around ``scale``."""
         noise = torch.randn(self.shape.hidden_size, generator=self.generator) * NORM_NOISE
         self.parameters += noise.numel()
-        return ((1 + noise) * scale).to(self.dtype)
+        stored = (1 + noise) * scale - (1 if self.shape.family == "gemma" else 0)  # its norms are of 1 + w
+        return stored.to(self.dtype)
 
     def config(self) -> dict[str, Any]:
         """Return config.json."""
         shape = self.shape
-        architectures = {
-            "mor": "LlamaForCausalLM",
-            "mobilellm": "MobileLLMForCausalLM",
-            "ouro": "OuroForCausalLM",
-        }
         config: dict[str, Any] = {
-            "architectures": [architectures[shape.family]],
+            "architectures": [ARCHITECTURES[shape.family]],
             "model_type": {"mor": "llama"}.get(shape.family, shape.family),
             "vocab_size": shape.vocab_size,
             "hidden_size": shape.hidden_size,
@@ -179,6 +187,10 @@ class SynthWeights:
         }
         if shape.family == "mobilellm":
             config |= {"layer_sharing": True, "share_embedding": True}
+        elif shape.family == "nanbeige":
+            config |= {"num_loops": shape.repeats}
+        elif shape.family == "gemma":
+            config |= {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
         elif shape.family == "ouro":
             config |= {"total_ut_steps": shape.repeats, "early_exit_threshold": 1.0}
         return config

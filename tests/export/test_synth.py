@@ -8,17 +8,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from family_runs import full
 from forward import logits
 from tiny import MOR, VOCAB
 from tokenizers import Tokenizer
 
 from edgeloop.export.checkpoint import Checkpoint
-from edgeloop.export.families import find_family
+from edgeloop.export.families import find_family, read_checkpoint, unused
 from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.export.synth import SHAPES, synthesize, synthesize_shape
+from edgeloop.export.reference import reference_engine
+from edgeloop.export.stored import write_weights
+from edgeloop.export.synth import FORMATS, SHAPES, synthesize, synthesize_shape
+from edgeloop.export.synth_shapes import WRITTEN_OUT
+from edgeloop.export.synth_weights import SynthWeights
+from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.errors import ExportError, UsageError
 
 
@@ -29,9 +36,48 @@ def test_shapes_are_the_real_ones() -> None:
         "smollm-135m-r3": (29, 29),
         "mobilellm-ls-125m": (30, 60),
         "ouro-1.4b": (24, 96),
+        "ouro-2.6b": (48, 192),
+        "nanbeige-4.2-3b": (22, 44),
+        "huginn-3.5b": (8, 132),
+        "retrofit-tinyllama-4-8-4": (16, 264),
+        "rrt-tinyllama-2x11": (22, 22),
+        "rrt-gemma-2b-2x9": (18, 18),
+        "rrt-pythia-1b-2x8": (16, 16),
     }
     assert len(set(SHAPES["mor-360m-r3"].stored_layers)) == 12
-    assert {s.head_dim for s in SHAPES.values()} == {64, 128}
+    assert {s.head_dim for s in SHAPES.values()} == {64, 96, 128, 256}
+    # What their names say; Gemma 2B has 2.5 with its embedding, of which 18 layers become 9.
+    wanted = {"ouro-1.4b": 1.4, "ouro-2.6b": 2.6, "huginn-3.5b": 3.5, "rrt-gemma-2b-2x9": 1.5}
+    for name, billions in wanted.items():
+        kind = FORMATS.get(SHAPES[name].family, SynthWeights)
+        made = kind(SHAPES[name], torch.Generator(), torch.float16, 0)
+        assert made.bytes_wanted() / 2e9 == pytest.approx(billions, rel=0.05), name
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_small_model_of_each_shape_is_read_and_stays_sane(name: str, tmp_path: Path) -> None:
+    real = SHAPES[name]
+    heads = 4 if real.heads > 1 else 1
+    small = replace(
+        real,
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        heads=heads,
+        kv_heads=heads if real.kv_heads == real.heads else 1,
+        head_size=8 if real.head_size else None,
+        context=64,
+    )
+    checkpoint = Checkpoint.open(synthesize_shape(small, tmp_path / "small", dtype="float32"))
+    reading = read_checkpoint(checkpoint)
+    assert reading.program.family == real.family
+    assert reading.program.applied_layers == real.applied_layers
+    assert unused(checkpoint, reading) == []
+    if real.family in WRITTEN_OUT:  # found in the weights, or said by conf.yaml and checked there
+        assert reading.program.depths == real.repeats
+    write_weights(reading, Recipe.named("none", 32), tmp_path / "weights.safetensors")
+    engine = reference_engine(reading.program, tmp_path / "weights.safetensors", Recipe.named("none", 32))
+    assert 0.3 < full(engine, np.arange(12)).std() < 3
 
 
 def test_ties_are_aliased_not_copied(tmp_path: Path) -> None:
