@@ -60,6 +60,7 @@ def plain_llama(program: Program, who: str) -> Spec:
     others = {
         "norms of what layers add": spec.sandwich_norms,
         "a norm after each depth": spec.loop_norm,
+        "a vector of each depth": any(segment.encoded for segment in spec.segments),
         "a sliding window": spec.window is not None,
         "scaled rotary embeddings": spec.rope_scaling is not None,
     }

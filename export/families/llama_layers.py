@@ -89,6 +89,7 @@ class _LlamaReader(Reader):
         """Add the tensors of a run and return its segment."""
         prefix = f"segments.{number}.layers"
         lora: dict[str, int] = {}
+        rescaled = list[str]()
         own_attention = run.own_attention and self.attention_differs(run)
         for j, applied in enumerate(run.applied):
             for projection, shape in self.shapes.items():
@@ -105,6 +106,9 @@ class _LlamaReader(Reader):
                 self.merged(prefix, run, projection, [row[0] for row in pairs])
             else:
                 lora[projection] = self.lora(prefix, run, projection, pairs)
+                if any(len(pair or ()) > 2 for row in pairs for pair in row):
+                    self.rescaled(prefix, run, projection, pairs)
+                    rescaled.append(projection)
         per_repeat = self.norms_differ(run)
         repeats = len(run.applied[0])
         for j, applied in enumerate(run.applied):
@@ -115,7 +119,24 @@ class _LlamaReader(Reader):
                     self.stacked(canonical, rows, (self.width,))
                 else:
                     self.plain(canonical, rows[0], (self.width,))
-        return Segment(len(run.applied), repeats, per_repeat, lora, own_attention)
+        encoded = self.encoded(prefix, run)
+        return Segment(
+            len(run.applied),
+            repeats,
+            per_repeat,
+            lora,
+            own_attention,
+            rescaled=tuple(rescaled),
+            encoded=encoded,
+        )
+
+    def encoded(self, prefix: str, run: TiedRun) -> bool:
+        """Add the vectors that multiply what the run's last layer gives, a depth each, where it has them."""
+        rows = [name for layer in run.applied[-1] if (name := self.names.encoding(layer))]
+        if not rows:
+            return False
+        self.stacked(f"{prefix}.{len(run.applied) - 1}.encoding.weight", rows, (self.width,))
+        return True
 
     def attention_differs(self, run: TiedRun) -> bool:
         """Does any layer of the run have another q, k, v or o at another depth?"""
@@ -139,7 +160,7 @@ class _LlamaReader(Reader):
         return len(run.applied[0]) > 1 and (differ or bool(run.per_repeat_norms))
 
     def merged(
-        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[tuple[str, str] | None]
+        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[tuple[str, ...] | None]
     ) -> None:
         """Add a LoRA to its matrix, because it does not differ between depths."""
         for j, pair in enumerate(pairs):
@@ -152,8 +173,8 @@ class _LlamaReader(Reader):
                 _merge, self.checkpoint, name, shape, pair, scale
             )
 
-    def pair(self, layer: int, projection: str, pair: tuple[str, str]) -> tuple[int, float]:
-        """Mark A and B of a layer's projection as used, check them, and return (rank, scale)."""
+    def pair(self, layer: int, projection: str, pair: tuple[str, ...]) -> tuple[int, float]:
+        """Mark A and B (and the lengths) of a layer's projection as used, check them, and return (rank, scale)."""
         d_out, d_in = self.shapes[projection]
         rank = (*self.checkpoint.shape(pair[0]), 0)[0]
         if not 0 < rank <= max(d_in, d_out):
@@ -165,13 +186,13 @@ class _LlamaReader(Reader):
                 f"{self.checkpoint.folder}: {pair[0]} is a LoRA whose scale is nowhere: wanted conf.yaml or "
                 "adapter_config.json beside the weights"
             )
-        for name, shape in zip(pair, ((rank, d_in), (d_out, rank)), strict=True):
+        for name, shape in zip(pair, ((rank, d_in), (d_out, rank), (d_out,)), strict=False):
             self.checkpoint.require(name, shape)
             self.used.add(name)
         return rank, self.scale(self.names.module(layer, projection), rank)
 
     def lora(
-        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, str] | None]]
+        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, ...] | None]]
     ) -> int:
         """Add A and B of one projection of the segment, with zeros for depths without a delta; return the rank.
 
@@ -195,12 +216,55 @@ class _LlamaReader(Reader):
             )
         return rank
 
+    def rescaled(
+        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, ...] | None]]
+    ) -> None:
+        """Add what each row of one projection of the segment is multiplied by, of which depths without DoRA have 1."""
+        shape = self.shapes[projection]
+        for j, (applied, row) in enumerate(zip(run.applied, pairs, strict=True)):
+            scales = [
+                self.pair(layer, projection, pair)[1] if pair else 0.0
+                for layer, pair in zip(applied, row, strict=True)
+            ]
+            self.tensors[f"{prefix}.{j}.{projection}.lora_scale"] = partial(
+                _row_scales, self.checkpoint, self.names.linear(applied[0], projection), shape, row, scales
+            )
+
 
 def _merge(
-    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: tuple[str, str], scale: float
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: tuple[str, ...], scale: float
 ) -> torch.Tensor:
-    a, b = (checkpoint.tensor(side) for side in pair)
-    return checkpoint.tensor(name, shape) + scale * (b @ a)
+    a, b = (checkpoint.tensor(side) for side in pair[:2])
+    merged = checkpoint.tensor(name, shape) + scale * (b @ a)
+    return merged if len(pair) == 2 else merged * _row_scale(checkpoint, merged, pair[2])[:, None]
+
+
+def _row_scale(checkpoint: Checkpoint, merged: torch.Tensor, lengths: str) -> torch.Tensor:
+    """Return [out]: DoRA's length of each row over the one that ``merged`` has (arXiv 2402.09353, equation 5)."""
+    own = torch.linalg.vector_norm(merged, dim=1)
+    if not own.all():
+        raise CheckpointError(
+            f"{checkpoint.folder}: {lengths} are lengths of rows of which one is zero; export a checkpoint from before "
+            "training diverged"
+        )
+    scale: torch.Tensor = checkpoint.tensor(lengths) / own
+    return scale
+
+
+def _row_scales(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: tuple[int, ...],
+    rows: Sequence[tuple[str, ...] | None],
+    scales: Sequence[float],
+) -> torch.Tensor:
+    """Return [len(rows), out]: the row scale of each depth, 1 where it has none."""
+    weight, stack = checkpoint.tensor(name, shape), torch.ones(len(rows), shape[0])
+    for place, row, scale in zip(stack, rows, scales, strict=True):
+        if row is not None and len(row) > 2:
+            a, b = (checkpoint.tensor(side) for side in row[:2])
+            place.copy_(_row_scale(checkpoint, weight + scale * (b @ a), row[2]))
+    return stack
 
 
 def _padded(

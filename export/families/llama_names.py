@@ -48,11 +48,19 @@ class LlamaNames(LayerNames):
         base = f"{plain}.base_layer.weight"
         return base if base in self.checkpoint.names else f"{plain}.weight"
 
-    def lora(self, layer: int, projection: str) -> tuple[str, str] | None:
-        """Return the names of A [r, in] and B [out, r], or None."""
+    def lora(self, layer: int, projection: str) -> tuple[str, ...] | None:
+        """Return the names of A [r, in] and B [out, r], with DoRA that of the rows' lengths [out] too; or None."""
         stem = f"{self.prefix}{self.module(layer, projection)}"
-        a, b = (f"{stem}.lora_{x}.default.weight" for x in "AB")
-        return (a, b) if a in self.checkpoint.names or b in self.checkpoint.names else None
+        pair = tuple(f"{stem}.lora_{x}.default.weight" for x in "AB")
+        if self.checkpoint.names.isdisjoint(pair):
+            return None
+        # PEFT before 0.12 kept the lengths in a ParameterDict, whose entries have no .weight.
+        stored = (f"{stem}.lora_magnitude_vector.default{end}" for end in (".weight", ""))
+        return (*pair, *(name for name in stored if name in self.checkpoint.names))
+
+    def encoding(self, layer: int) -> str | None:
+        """Return the name of the vector that multiplies what a layer gives, if it has one."""
+        return None
 
     def norm_of(self, layer: int, norm: str) -> str:
         """Return the name of a norm's weight."""

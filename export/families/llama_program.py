@@ -11,7 +11,7 @@ from ...runtime.errors import ExportError
 from ...runtime.model.blocks import Attention, Layer, Mlp, NormKind, Writer, llama
 from ...runtime.model.decoder import decoder
 from ...runtime.model.facts import attention, mlp_size
-from ...runtime.model.ops import Norm, Op, kind, writes
+from ...runtime.model.ops import Norm, Op, Scale, kind, writes
 from ...runtime.model.program import Program, Stage
 from ...runtime.model.rotation import Rotation
 from ...runtime.model.weights import Delta, Matrix, Vector
@@ -21,8 +21,19 @@ from .llama_spec import PROJECTIONS, Segment, Spec
 def program_of(spec: Spec) -> Program:
     """Return the program of a model of Llama layers."""
 
+    encoded = {
+        f"segments.{s}.layers.{segment.layers - 1}"
+        for s, segment in enumerate(spec.segments)
+        if segment.encoded
+    }
+
     def block(w: Writer, x: str, prefix: str, layer: Layer, at: int | None) -> str:
-        return llama(w, x, prefix, layer, at, spec.sandwich_norms)
+        x = llama(w, x, prefix, layer, at, spec.sandwich_norms)
+        if prefix not in encoded:
+            return x
+        vector = w.weight(f"{prefix}.encoding", Vector(spec.hidden_size, layer.depths))
+        w.add(Scale(x, w.name("encoded"), weight=vector, at=at))
+        return w.name("encoded")
 
     program = decoder(
         spec.family,
@@ -61,7 +72,7 @@ def _layer(spec: Spec, segment: Segment) -> Layer:
         depths=segment.repeats,
         norm_rows=segment.per_repeat_norms,
         own_attention=segment.per_repeat_attention,
-        deltas={name: Delta(rank) for name, rank in segment.lora.items()},
+        deltas={name: Delta(rank, name in segment.rescaled) for name, rank in segment.lora.items()},
     )
 
 
@@ -137,16 +148,18 @@ def _segment(program: Program, number: int, layers: int) -> Segment:
     repeats = program.depths if in_block and program.depths > 1 else len(entered)
     norm = program.weights.get(f"{prefix}attention_norm")
     matrices = [w for n, w in program.weights.items() if n.startswith(prefix) and isinstance(w, Matrix)]
-    lora = {part: delta.rank for w in matrices for part, delta in w.deltas.items()}
+    deltas = {part: delta for w in matrices for part, delta in w.deltas.items()}
     down = program.weights.get(f"{prefix}down_proj")
     mlp = down.columns if isinstance(down, Matrix) else None
     return Segment(
         layers,
         repeats,
         isinstance(norm, Vector) and norm.rows is not None,
-        {name: lora[name] for name in PROJECTIONS if name in lora},
+        {name: deltas[name].rank for name in PROJECTIONS if name in deltas},
         any(w.copies > 1 for w in matrices),
         None if mlp == mlp_size(program) else mlp,
+        tuple(name for name in PROJECTIONS if name in deltas and deltas[name].rescaled),
+        f"segments.{number}.layers.{layers - 1}.encoding" in program.weights,
     )
 
 

@@ -21,7 +21,9 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
 
     ``lora`` maps a projection name to the rank of its per-repeat delta; ``per_repeat_norms`` says that the
     layers' norm weights have a row for each repeat, ``per_repeat_attention`` that q, k, v and o have a matrix for each.
-    ``mlp``: the width of the MLPs where it is another than the model's.
+    ``rescaled`` are the projections whose matrix with its delta has another length of rows at each repeat (DoRA).
+    ``encoded``: what the last layer gives is multiplied by a vector of each repeat. ``mlp``: the width of the MLPs
+    where it is another than the model's.
     """
 
     layers: int
@@ -30,6 +32,8 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     lora: dict[str, int] = {}
     per_repeat_attention: bool = False
     mlp: int | None = None
+    rescaled: tuple[str, ...] = ()
+    encoded: bool = False
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +47,8 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ``attention_norm.weight`` and ``mlp_norm.weight`` (before the attention and the MLP), with ``sandwich_norms`` also
     ``attention_out_norm.weight`` and ``mlp_out_norm.weight`` (on their outputs, before the residual is added), each
     [D] or, with ``per_repeat_norms``, [repeats, D]; with ``lora``: ``{projection}.lora_a`` [repeats, r, in] and
-    ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``.
+    ``{projection}.lora_b`` [repeats, out, r], the LoRA scale multiplied into ``lora_b``; with ``rescaled``
+    ``{projection}.lora_scale`` [repeats, out]; with ``encoded``, of the last layer, ``encoding.weight`` [repeats, D].
 
     Those of the heads that the host computes are in ``Program``.
     """

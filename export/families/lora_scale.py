@@ -28,8 +28,10 @@ INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
 """Initialisations of a LoRA that leave the model's weights as they are; the others (PiSSA, OLoRA, …) change them."""
 
 
-def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
+def adapter_scale(checkpoint: Checkpoint, dora: bool = False) -> Scale | None:
     """Return PEFT's scale: alpha / r (rsLoRA: / √r), each overridden by alpha_pattern / rank_pattern.
+
+    ``dora``: the caller reads DoRA, whose settings are those of LoRA.
 
     None without adapter_config.json; CheckpointError names a setting that is not plain LoRA.
     """
@@ -40,7 +42,7 @@ def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
     if adapter.get("peft_type", "LORA") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {adapter['peft_type']!r}; LORA is supported")
     for key, value in adapter.items():
-        if value and key not in KNOWN:
+        if value and key not in KNOWN and not (dora and key == "use_dora"):
             raise CheckpointError(
                 f"{where}: {key} is {shown(value)}, which is not supported; wanted plain LoRA"
             )
@@ -74,13 +76,13 @@ def adapter_scale(checkpoint: Checkpoint) -> Scale | None:
     return scale
 
 
-def training_scale(checkpoint: Checkpoint, lora: Mapping[str, Any]) -> Scale:
+def training_scale(checkpoint: Checkpoint, lora: Mapping[str, Any], dora: bool = False) -> Scale:
     """Return MoR's scale: ``alpha_pattern`` itself where it is neither null nor 0, else alpha / rank.
 
     The authors' code sets alpha = rank · alpha_pattern for each module, after clipping the rank.
     adapter_config.json beside it wins, as it records what PEFT was given.
     """
-    if (recorded := adapter_scale(checkpoint)) is not None:
+    if (recorded := adapter_scale(checkpoint, dora)) is not None:
         return recorded
     where = f"{checkpoint.folder / 'conf.yaml'}: relaxation.lora"
     if lora.get("alpha_pattern"):

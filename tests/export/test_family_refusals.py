@@ -199,7 +199,11 @@ TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"kv_sharing__enable": True, "kv_sharing__sharing": "cycle"}, r"kv_sharing\.sharing is 'cycle'"),
     ({"kv_sharing__enable": True, "kv_sharing__stride": 1}, r"kv_sharing\.stride is not understood"),
     ({"relaxation__enable": True, "relaxation__method": "dora"}, "method is 'dora'"),
-    ({"relaxation__enable": True, "relaxation__method": "recursion_encoding"}, "recursion_encoding"),
+    (
+        {"relaxation__enable": True, "relaxation__method": "recursion_encoding"},
+        "layers.*recursion_encoding|block",
+    ),
+    ({"relaxation__enable": True, "relaxation__method": "adaption_prompt"}, r"relaxation\.prompt"),
     ({"relaxation__enable": True, "relaxation__twist": 1}, r"relaxation\.twist"),
     ({"relaxation__enable": "on"}, "enable is 'on'"),
     ({"recursive__sharing": "spiral"}, "sharing is 'spiral'"),
