@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import page_table
 
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.bundle.manifest import read_manifest
@@ -40,6 +41,23 @@ def test_functions_and_features(bundle: Path) -> None:
     features = {x.name for f in description.functions for x in (*f.input, *f.output)}
     assert features == names("FeatureName")
     assert names("MetadataKey") <= set(description.metadata.userDefined)
+
+
+def test_features_of_the_page_for_apps(bundle: Path) -> None:
+    """What docs/in-your-app.md says each function takes and gives."""
+    package = read_manifest(bundle).targets["coreml"].details_as(Package)
+    width, vocabulary = read_manifest(bundle).program.width, read_manifest(bundle).program.vocab_size
+    letters = {"1": 1, "S": package.chunk, "D": width, "V": vocabulary}
+    table = page_table("in-your-app", "Core ML")
+    found = {
+        re.sub(r"_d\d+$", "_dN", f.name): f for f in read_model(bundle / package.path).description.functions
+    }
+    assert set(found) == set(table)
+    for name, function in found.items():
+        for given, cell in zip((function.input, function.output), table[name], strict=True):
+            wanted = re.findall(r"`(\w+)` \[(.*?)\]", cell)
+            shapes = {x: [letters[letter] for letter in shape.split(", ")] for x, shape in wanted}
+            assert {x.name: list(x.type.multiArrayType.shape) for x in given} == shapes
 
 
 def test_every_name_is_used() -> None:

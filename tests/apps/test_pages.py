@@ -13,19 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
 from edgeloop.export import export_bundle
 from edgeloop.runtime.engines.native.library import unavailable_reason
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {README})]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 Command = Callable[..., tuple[int, str, str]]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands(page: Path) -> list[str]:

@@ -11,13 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "sessions.md"
+DOCUMENT = ROOT / "docs" / "sessions.md"
 Command = Callable[..., tuple[int, str, str]]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -29,14 +26,14 @@ def place(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
-    for code in blocks("python"):
+    for code in blocks(DOCUMENT, "python"):
         exec(compile(code, str(DOCUMENT), "exec"), names)
         assert capsys.readouterr().out
     assert (place / "story.session").is_file()
 
 
 def test_commands(place: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in (line for block in blocks("sh") for line in block.splitlines()):
+    for line in (line for block in blocks(DOCUMENT, "sh") for line in block.splitlines()):
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
         code, _, err = command(*shlex.split(line, comments=True)[1:])
         assert code == 0, f"{line}\n{err}"

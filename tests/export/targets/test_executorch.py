@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from editing import relist
+from pages import page_table
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -590,6 +591,39 @@ def test_a_python_without_executorch(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert 'has no executorch: pip install "edgeloop[executorch]"' in done.stderr
+
+
+def test_the_page_for_apps_has_the_inputs_of_methods(bundle: Bundles) -> None:
+    """docs/in-your-app.md, of a model with layers before, in and behind its loop, all of which have caches."""
+    from executorch.runtime import Runtime
+
+    path = bundle("lora")
+    sizes = json.loads((path / "executorch" / "layout.json").read_text())["sizes"]
+    keys = {"D": "width", "R": "depths", "K": "kv_heads", "d": "head_dim", "V": "vocab_size"}
+    names = {letter: sizes[key] for letter, key in keys.items()}
+    layers = {name: len(Bundle.open(path).program.caches(name)) for name in ("prologue", "block", "epilogue")}
+    free = max(sizes["context_length"], 41)  # the largest C
+
+    def shapes(cell: str, each: int) -> list[tuple[int, ...]]:
+        """Of what a cell lists: sizes as numbers; what it has of each layer, ``each`` times."""
+        letters = names | {"1": 1, "C": free, "C + 1": free + 1}
+        once, _, more = cell.partition("of each layer")
+        parts = [
+            [tuple(letters[size] for size in found.split(", ")) for found in re.findall(r"\[(.*?)\]", part)]
+            for part in (once, more)
+        ]
+        return parts[0] + parts[1] * each
+
+    program = Runtime.get().load_program(path / "executorch" / "model.pte")
+    table = page_table("in-your-app", "ExecuTorch")
+    assert {name for name in program.method_names if name.endswith("_m1")} == set(table)
+    for name, (takes, gives) in table.items():
+        stage = name.removesuffix("_m1").replace("fill", "block")
+        method, each = program.metadata(name), layers.get(stage, 0)
+        inputs = [method.input_tensor_meta(i).sizes() for i in range(method.num_inputs())]
+        outputs = [method.output_tensor_meta(i).sizes() for i in range(method.num_outputs())]
+        assert inputs == shapes(takes, each)
+        assert outputs == shapes(gives, each)
 
 
 def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
