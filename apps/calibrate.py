@@ -66,9 +66,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     """Write the chosen thresholds into the bundle and print what each rule costs, and which missed the goal.
 
-    UsageError for two goals. Interrupted or failed, the bundle is as it was.
+    UsageError for two goals, and for a report that cannot be written. Interrupted or failed, the bundle is as it was.
     """
     from ..export.bundle.writer import edited
+    from ..export.calibration.report import check_report
     from ..export.calibration.search import Goal
     from ..runtime.bundle.folder import Bundle
     from ..runtime.decode.encoding import check_encoder
@@ -76,6 +77,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
     goal = Goal.agree(args.agree) if args.agree else Goal.perplexity(args.perplexity or "+1%")
+    if args.report:
+        check_report(args.report)
     text = read_text(args.text)
     check_encoder(Bundle.open(args.bundle, verify=False).program, args.bundle, False)
     with edited(args.bundle) as folder:  # measured there too: an interrupted calibration changes nothing

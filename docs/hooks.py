@@ -17,6 +17,22 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 PUBLIC = ("runtime", "export")
+RETURNED = (
+    "runtime.text.tokenizer.Tokenizer",
+    "runtime.timing.GenerationStats",
+    "runtime.serve.handle.Completion",
+    "runtime.decode.windows.Perplexity",
+    "runtime.decode.evaluation.Evaluation",
+    "runtime.bundle.manifest.Manifest",
+    "runtime.bundle.manifest.Quantization",
+    "runtime.bundle.manifest.Target",
+    "runtime.bundle.manifest.Parity",
+    "runtime.bundle.manifest.Exit",
+    "runtime.bundle.manifest.Text",
+    "runtime.bundle.manifest.File",
+)
+"""Types that callers are given by public names, and do not make."""
+SIZES = "Capital letters in brackets are sizes: B texts, S tokens, D width, R depths, V vocabulary."
 PACKAGES = ROOT / "build" / "api" / "edgeloop"
 """The checkout is the package, with more beside it than mkdocstrings should read: links to what it needs."""
 
@@ -60,11 +76,18 @@ def _linked() -> Iterator[Path]:
 
 
 def _reference() -> str:
-    """A page that lets mkdocstrings write about every public name, and the errors."""
-    lines = ["# Python reference", ""]
+    """A page that lets mkdocstrings write about every public name, what they return, and the errors."""
+    lines = [
+        "# Python reference",
+        "",
+        "Capital letters are sizes: B sequences, S tokens, D width, R depths, V vocabulary.",
+        "",
+    ]
     for package in PUBLIC:
         lines += [f"## edgeloop.{package}", ""]
         lines += [line for name in _public(package) for line in (f"::: edgeloop.{package}.{name}", "")]
+    lines += ["## What they return", ""]
+    lines += [line for name in RETURNED for line in (f"::: edgeloop.{name}", "")]
     return "\n".join([*lines, "## Errors", "", "::: edgeloop.runtime.errors", ""])
 
 

@@ -35,10 +35,15 @@ class Report:
     """The outcome of an export."""
 
     bundle: Path
+    """The folder that was written."""
     manifest: Manifest
+    """What its manifest.json says: program, quantization, parity of each target, files."""
     bundle_bytes: int
+    """Of all files of the bundle."""
     unused: tuple[str, ...]
+    """Tensors of the checkpoint that the model does not use, by their names there."""
     seconds: float
+    """That the export took."""
 
 
 def export_bundle(
@@ -60,13 +65,22 @@ def export_bundle(
 ) -> Report:
     """Export the checkpoint folder ``checkpoint``, or a model in the Hugging Face cache, to the bundle folder ``out``.
 
-    ``adapter`` is the folder of a PEFT LoRA on it: what differs between depths stays a delta, the rest is merged.
-    ``layouts``: staged, for engines that run the depth loop; flat, one graph for hosts that know no loop.
-    ``context`` shortens the model's context, and with it caches, and the tables of a Core ML package; ``kv``
-    (per-depth or shared), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window of its family, and
-    how often its loop runs where it may run any number of times.
-    ``options``: what targets may be asked for beside that, by the names that they declare (``targets/*/options.py``).
-    Raises UsageError, CheckpointError, ExportError or ParityError, and then leaves nothing at ``out``.
+    - ``adapter``: the folder of a PEFT LoRA on it: what differs between depths stays a delta, the rest is merged.
+    - ``targets``: of ``native``, ``onnx``, ``executorch`` and ``coreml``; ``layouts``: ``staged``, for engines that run
+      the depth loop, and ``flat``, one graph for hosts that know no loop (executorch). Every pair is exported.
+    - ``quant``: ``none`` (float32), ``int8`` or ``int4`` in groups of ``group_size`` (32, 64 or 128) columns with a
+      scale each, ``int8-channel`` with a scale a row.
+    - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
+    - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
+      of the family, and how often its loop runs where it may run any number of times.
+    - ``options``: what a target may be asked for beside that: ``{"split_weights": True}`` of executorch,
+      ``{"coreml_ane": True}`` of coreml (``targets/*/options.py``).
+    - ``force``: replace a bundle that is at ``out``, in one step at the end; never another folder.
+    - ``progress``: called with what is being done and the share of the work that is behind it, 0 … 1.
+
+    UsageError for what cannot be meant, CheckpointError for a checkpoint that is not understood, ExportError where a
+    target is not installed, cannot hold the model or the disk is full, ParityError where an artifact does not compute
+    what the checkpoint does; then ``out`` is as it was before.
     """
     start = time.monotonic()
     out = Path(out)

@@ -24,8 +24,11 @@ class ReadingSession(ContextSession):
     """Reads texts, each from an empty context; the session's own context is run again when it goes on."""
 
     def logits(self, ids: Sequence[int] | I64) -> F32:
-        """Return the logits [S, V] of ids [S], a fresh array: at full depth, or under the session's exit rule if it
-        has one."""
+        """Return the logits [S, V] float32 of ids [S], a fresh array: row i is what follows token i.
+
+        At full depth, or under the session's exit rule if it has one; from an empty context. UsageError for ids that
+        are not in the vocabulary, ContextError for more than the context holds.
+        """
         checked = self.prompts.ids(ids)
         decoder = self._start(len(checked))
         if not self.policy.rule.token_by_token:

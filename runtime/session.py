@@ -73,17 +73,30 @@ class Session(ReadingSession):
         kv_bits: int = 32,
         cpus: Sequence[int] = (),
     ) -> Session:
-        """Open the bundle at ``path``. UsageError, BundleError or EngineError say what is wrong in one line.
+        """Open the bundle at ``path`` → a session with an empty context.
 
-        ``engine``: None is native where bundle and computer have it, else onnx. ``threads``: of the engine; None leaves
-        the choice to it. ``depth``: how often the loop runs, of a model that can be run at any number of depths; None:
-        as often as the bundle was exported for. ``verify``: check the files' hashes; without, a damaged file may be
-        other weights, or end the process. ``exit``: an exit rule (``exits.py``; of a routed model ``routing.py``),
-        ``skipped_kv`` and ``kv``: policies (``policy.py``); None is what the model was trained for. ``decode``:
-        ``pipelined`` runs several depths in one call (``pipeline.py``); None: so where an engine drafts by itself,
-        which it does where that pays. ``kv_bits``: of a number of K and V, 32, or on engine native 16 or 8. ``cpus``:
-        processors that threads of engine native are pinned to, in turn; the first is for the thread that calls, which
-        stays where it is.
+        - ``engine``: ``native``, ``onnx``, ``executorch``, ``coreml`` (on a Mac), ``coreml-reference`` or ``reference``
+          (numpy); None: native where bundle and computer have it, else onnx.
+        - ``threads``: the most that the engine uses; None: its choice.
+        - ``context``: tokens that prompt and answer may have together, at most and by default the model's own.
+        - ``depth``: how often the loop runs, 1 or more, of a model that can be run at any number of depths; None: as
+          often as the bundle was exported for.
+        - ``verify``: check the SHA-256 of the files; without, a damaged file may be other weights, or end the process.
+        - ``exit``: who stops where: ``never``, ``depth:N``, ``RULE:X`` with a threshold or R − 1 of them between
+          commas, or ``RULE`` as it was calibrated, of confidence, margin, entropy, kl, latent, gate and probe
+          (``exits.py``); of a routed model ``router``, ``router:X`` or ``chunk-topk`` (``routing.py``). None: what the
+          model was trained for, full depth or its router.
+        - ``skipped_kv``: what stands for K and V of depths that a token skipped: ``exact``, ``propagate``, ``latest``
+          or ``skip``. None: what a calibrated rule was measured with, else the first that the model can have.
+        - ``kv``: ``per-depth``, ``shared`` or ``last``: which depths have K and V of their own (``kv_layout.py``).
+        - ``decode``: ``sequential``, or ``pipelined`` with drafts, which gives the same tokens but for rounding; None:
+          pipelined where the engine drafts by itself, which it does where that pays.
+        - ``kv_bits``: of a number of K and V: 32, or on engine native 16 or 8.
+        - ``cpus``: numbers of processors that threads of engine native are pinned to, in turn; the first is for the
+          thread that calls, which stays where it is.
+
+        UsageError for what cannot be meant or does not go together, BundleError for a folder that is no bundle or is
+        damaged, EngineError for an engine that is not installed or does not load; one line each.
         """
         bundle = Bundle.open(path, verify=verify).at_depth(depth)
         backend = open_backend(engine, bundle, threads, kv_bits=kv_bits, cpus=cpus)
@@ -145,23 +158,25 @@ class Session(ReadingSession):
         logprobs: int | None = None,
         reuse: bool = False,
     ) -> Iterator[Step]:
-        """Yield the steps of an answer as they come.
+        """Yield the steps of an answer as they come. The iterator may be left at any time.
 
-        It ends with an end-of-text token, a stop string (which is cut off), ``max_tokens`` or the end of the
-        context. ``chat`` puts a text prompt into the bundle's chat template, as a user's turn; ``tools``,
-        ``documents`` and ``template`` are for it (``encode_chat``).
-
-        The context is forgotten first. With ``reuse``, what it has in common with the beginning of the prompt
-        is not run again. Without a prompt the context goes on: what was appended to it is answered, or the last
-        answer goes on as if it had not ended, by default with its sampling options.
+        - ``prompt``: a text, or token ids [S]. The context is forgotten first. None: the context goes on: what was
+          appended to it is answered, or the last answer goes on as if it had not ended, by default with its sampling.
+        - ``max_tokens``: most tokens of the answer, 1 or more. It ends before with an end-of-text token, a stop string
+          (which is cut off) or a full context; the last step's ``finish`` says which.
+        - ``sampling``: None is greedy.
+        - ``stop``: texts that end the answer, as transformers' ``stop_strings`` (``text/stops.py``).
+        - ``chat``: put the text into the bundle's chat template, as a user's turn; ``tools``, ``documents`` and
+          ``template`` are for it (``encode_chat``).
+        - ``logprobs``: each step has the log-probability of its token, and of that many likeliest ones (0: of none).
+        - ``reuse``: what the context has in common with the beginning of the prompt is not run again.
 
         The texts of the steps together are what follows the prompt in the text of prompt and answer: the space
-        before the first word is there. Stop strings are those of transformers (``text/stops.py``). With
-        ``logprobs`` each step has the log-probability of its token, and of that many likeliest ones (0: of
-        none).
+        before the first word is there.
 
-        The request is checked at once: UsageError for an empty prompt, a bad option or a stop string that can
-        never come, ContextError for a prompt longer than the context. The iterator may be left at any time.
+        The request is checked at once, before the first step: UsageError for an empty prompt, a text without a
+        tokenizer, a bad option or a stop string that can never come; ContextError for a prompt longer than the context.
+        EngineError later, where a call fails.
         """
         check_encoder(self.program, self.bundle.folder, False)
         if prompt is None:

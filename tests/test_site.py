@@ -36,3 +36,5 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     for module in ("edgeloop.runtime", "edgeloop.export"):
         for name in importlib.import_module(module).__all__:
             assert f'id="{module}.{name}"' in page
+    for name in ("timing.GenerationStats", "serve.handle.Completion", "bundle.manifest.Manifest"):
+        assert f'id="edgeloop.runtime.{name}"' in page

@@ -9,9 +9,26 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...runtime.bundle.manifest import NEVER
+from ...runtime.errors import UsageError
 from .charts import COLOURS, MARKERS, panel
 from .measured import Measured
 from .search import Goal
+
+
+def check_report(path: Path) -> None:
+    """Raise what ``write_report`` would where a library is missing; UsageError where ``path`` cannot be a file.
+
+    Asked first: what a report shows takes minutes to measure.
+    """
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+
+    if path.is_dir():
+        raise UsageError(f"the report {path} is a folder; name a file in it, such as {path / 'exits.html'}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(
+            f"the report {path} would be in a folder that is not there; make {path.parent} first"
+        )
 
 
 def write_report(

@@ -246,6 +246,11 @@ PATHS: tuple[_Path, ...] = (
     ),
     lambda path, config: _content(path) if path.is_file() else None,
     lambda path, config: (
+        f"is the manifest of a bundle; give the bundle's folder, {path.parent}"
+        if path.is_file() and path.name == "manifest.json"
+        else None
+    ),
+    lambda path, config: (
         f"is a file, not a folder; give the one with {config}, such as {path.parent}"
         if path.exists()
         else None

@@ -213,7 +213,8 @@ def _thresholds(text: str, rest: str, measure: Measure, depths: int) -> tuple[fl
     if len(values) == 1:
         values *= depths - 1
     if len(values) != depths - 1:
-        raise UsageError(f"exit rule {text!r}: {len(values)} thresholds, wanted 1 or {depths - 1}")
+        wanted = f"1 or {depths - 1}, one for each depth but the last" if depths > 2 else "1"
+        raise UsageError(f"exit rule {text!r}: {len(values)} thresholds, wanted {wanted}")
     for value in values:
         if not (low <= value <= high or abs(value) >= NEVER):
             raise UsageError(f"exit rule {text!r}: threshold {value:g}, wanted {low:g} to {high:g}")

@@ -40,12 +40,15 @@ class Request:
 class Step:
     """One generated token.
 
-    ``text`` is what it completes; it may be '' while a character or a stop string is undecided. ``depth`` is
-    how many depths were run for it (1 … R), ``ms`` how long it took, the first one with the prompt; of tokens that an
-    engine made in one call the first has the time of all. ``finish`` is None while there is more to come, then why it
-    ended: ``eos`` (an end-of-text token), ``stop`` (a stop string), ``length`` (``max_tokens``) or ``context`` (that is
-    full). ``logprobs``, where the request asks for them, are those of the token and of the likeliest ones under the
-    model, before anything that sampling changes (``logprobs.py``).
+    - ``text``: what it completes; it may be '' while a character or a stop string is undecided.
+    - ``token``: its id.
+    - ``depth``: how many depths were run for it, 1 … R.
+    - ``ms``: milliseconds that it took, the first one with the prompt; of tokens that an engine made in one call the
+      first has the time of all.
+    - ``finish``: None while there is more to come, then why it ended: ``eos`` (an end-of-text token), ``stop`` (a stop
+      string), ``length`` (``max_tokens``) or ``context`` (that is full).
+    - ``logprobs``: where the request asks for them, those of the token and of the likeliest ones under the model,
+      before anything that sampling changes (``logprobs.py``).
     """
 
     text: str

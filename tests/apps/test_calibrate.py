@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from edgeloop.apps.calibrate import measured, row
 from edgeloop.export.calibration.report import write_report
@@ -13,6 +17,45 @@ from edgeloop.runtime.decode.evaluation import Evaluation
 def evaluation(perplexity: float, depth: float, rate: float, speed: float) -> Evaluation:
     """Of a text whose perplexity at full depth is 12, run in chunks."""
     return Evaluation(perplexity, 12.0, 0.97, depth, depth / 3, 400, rate, speed, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ("gone/exits.html", "would be in a folder that is not there; make gone first"),
+        (".", "is a folder; name a file in it, such as exits.html"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_first(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., tuple[int, str, str]],
+    report: str,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.txt").write_text("Once upon a time there was a king. " * 20)
+    code, _, err = command("calibrate", bundle, "--text", "some.txt", "--report", report)
+    assert (code, err.count("\n")) == (2, 1)
+    assert told in err
+
+
+def test_a_missing_library_is_told_before_anything_is_measured(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    (tmp_path / "some.txt").write_text("Once upon a time there was a king. " * 20)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = command(
+        "calibrate", bundle, "--text", tmp_path / "some.txt", "--report", tmp_path / "exits.html"
+    )
+    assert code == 1
+    assert (
+        err == "edgeloop: this needs matplotlib, which is not installed: pip install 'edgeloop[calibrate]'\n"
+    )
 
 
 def test_the_report_and_the_terminal_say_the_same(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import ROOT, blocks
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AlbertConfig, AlbertForMaskedLM, PreTrainedTokenizerFast
 
@@ -103,6 +105,27 @@ def test_more_texts_than_a_call_takes(model: tuple[Path, Any, Any]) -> None:
     assert found.states.shape == wanted.shape
     assert np.abs(found.states - wanted)[mask].max() < 1e-5
     assert not found.states[~mask].any()
+
+
+def test_the_page(
+    model: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """docs/encoders.md: its Python, and its commands but for the export, on a model of 3 layers."""
+    page = ROOT / "docs" / "encoders.md"
+    (tmp_path / "bundle").symlink_to(model[0])
+    (tmp_path / "lines.txt").write_text("The king said nothing\nWhy\n")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(page, "py")
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    found = names["found"]
+    assert found.states.shape == (*found.logits.shape[:2], 24)
+    assert found.mean.shape == found.first.shape == (2, 24)
+    lines = [line for block in blocks(page, "console") for line in block.splitlines() if " encode " in line]
+    assert len(lines) > 3
+    for line in lines:
+        code, _, err = command(*shlex.split(line.replace("--depth 6", "--depth 2"), comments=True)[1:])
+        assert code == 0, f"{line}\n{err}"
 
 
 def test_the_verb(model: tuple[Path, Any, Any], command: Command, tmp_path: Path) -> None:

@@ -149,6 +149,12 @@ def _archive(path: Path) -> Path:
     return path / "model.zip"
 
 
+def _manifest(path: Path) -> Path:
+    (path / "story").mkdir()
+    (path / "story" / "manifest.json").write_text('{"format": 4}')
+    return path / "story" / "manifest.json"
+
+
 def _gguf(path: Path) -> Path:
     (path / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(64))
     return path / "model-Q4.gguf"
@@ -157,6 +163,7 @@ def _gguf(path: Path) -> Path:
 PATHS: list[tuple[Callable[[Path], Path | str], str]] = [
     (lambda p: p / "llama" / "model.safetensors", "is a file, not a folder; .*such as .*llama$"),
     (_archive, "is an archive; unpack it"),
+    (_manifest, "manifest.json is the manifest of a bundle; give the bundle's folder, .*story$"),
     (_gguf, r"model-Q4\.gguf is a GGUF, made from a checkpoint"),
     (_link, "is a link to gone, which is not there"),
     (lambda p: p / "gone", "is not a folder; give one with config.json"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.bundle.manifest import NEVER, Exit
 from edgeloop.runtime.decode.exits import MEASURES, ExitRule, Outcome, parse_rule
 from edgeloop.runtime.errors import UsageError
@@ -96,3 +97,7 @@ def test_calibrated_thresholds_are_the_default(maker) -> None:
     assert parse_rule("confidence:0.7", program, {}, {"confidence": kept}).thresholds == (0.7, 0.7)
     with pytest.raises(UsageError, match="3 thresholds, wanted 1 or 2"):
         parse_rule("confidence:0.1,0.2,0.3", program, {}, {})
+    twice = maker.program((Segment(1, 2),))
+    assert parse_rule("confidence:0.1", twice, {}, {}).thresholds == (0.1,)
+    with pytest.raises(UsageError, match="2 thresholds, wanted 1$"):
+        parse_rule("confidence:0.1,0.2", twice, {}, {})
