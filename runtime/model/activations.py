@@ -48,6 +48,23 @@ def stochastic(random: np.random.Generator, width: float) -> Rounding:
     return rounded
 
 
+def half_either_way(random: np.random.Generator) -> Rounding:
+    """Return a rounding to one of the two float16 numbers around a value, at random, the nearer one being the likelier.
+
+    What float16 does not hold becomes infinite.
+    """
+
+    def rounded(x: F32) -> F32:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            near = x.astype(np.float16)
+            left = x - near.astype(np.float32)
+            other = np.nextafter(near, np.copysign(np.float16(np.inf), left).astype(np.float16))
+            share = np.abs(left) / np.abs(other.astype(np.float32) - near.astype(np.float32))
+            return np.where(random.random(x.shape, np.float32) < share, other, near).astype(np.float32)
+
+    return rounded
+
+
 def blockwise(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
     """Return x [M, K] rounded as MatMulNBits does at accuracy level 4: each group of columns to 1/127 of its largest.
 

@@ -22,7 +22,7 @@ from ..backend import F32, I64, Lanes, can_fill, check_fill, fresh_tokens
 from ..kv import KVCache
 from ..packed import PackedLanes
 from . import CAPABILITIES
-from .lane import Activations, Lane, Slot
+from .lane import Activations, Lane, Results, Slot
 from .ops import compute
 
 WEIGHTS_TARGET = "onnx"
@@ -52,6 +52,7 @@ class ReferenceBackend:
         self.program = program
         self._weights = StoredWeights(program.weights, stored, group_size)
         self._activations, self._tables_as = activations, tables_as
+        self._results: Results | None = None
         self._carries = tuple(carry.width for carry in program.loop.carries)
         self._head = head_sizes(program)
         self._blocks = [at_depth(program, depth) for depth in range(program.depths)]
@@ -67,6 +68,12 @@ class ReferenceBackend:
         """Return an engine of the same weights that rounds inputs by ``activations``."""
         other = copy(self)
         other._activations = activations
+        return other
+
+    def with_results(self, results: Results | None) -> ReferenceBackend:
+        """Return an engine of the same weights that keeps of each op's result what ``results`` makes of it."""
+        other = copy(self)
+        other._results = results
         return other
 
     def forget(self) -> None:
@@ -156,7 +163,12 @@ class ReferenceBackend:
     def _lane(self, positions: I64, **seen: Any) -> Lane:
         """Return a lane of this model; ``seen``: what else ops read."""
         return Lane(
-            self._weights, positions, activations=self._activations, tables_as=self._tables_as, **seen
+            self._weights,
+            positions,
+            activations=self._activations,
+            results=self._results,
+            tables_as=self._tables_as,
+            **seen,
         )
 
 

@@ -16,6 +16,8 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Activations = Callable[[F32, int], F32]
 """(x [n, K], the group size of the matrix) → x as an engine rounds it before it multiplies."""
+Results = Callable[[F32], F32]
+"""What an op has made → what an engine keeps of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Lane:
     last_rows: dict[int, F32] = field(default_factory=dict)
     block: int = 0
     activations: Activations | None = None
+    results: Results | None = None
     tables_as: npt.DTypeLike = np.float32
     """The type in which the engine that is modelled keeps its rotary tables."""
     _turns: dict[Rotation, tuple[F32, F32]] = field(default_factory=dict)

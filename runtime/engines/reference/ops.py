@@ -39,7 +39,10 @@ def compute(stage: Stage, lane: Lane, *given: F32 | I64) -> list[F32]:
 def run(op: Op, lane: Lane, values: dict[str, Any]) -> None:
     """Compute ``op`` on ``values``, and add what it writes."""
     found = OPS[kind(op)](op, lane, *(values[name] for name in ops.reads(op)))
-    values.update(zip(ops.writes(op), found if isinstance(found, list) else [found], strict=True))
+    made = found if isinstance(found, list) else [found]
+    if lane.results is not None:
+        made = [lane.results(value) for value in made]
+    values.update(zip(ops.writes(op), made, strict=True))
 
 
 def embed(op: ops.Embed, lane: Lane, ids: I64) -> F32:

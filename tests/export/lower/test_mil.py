@@ -17,8 +17,9 @@ pytest.importorskip("coremltools")
 
 from edgeloop.export.lower.mil import LOWERINGS, REFUSED, check, halved
 from edgeloop.export.targets.coreml.constants import Store
+from edgeloop.export.targets.coreml.errors import EXACT
 from edgeloop.export.targets.coreml.package import write_package
-from edgeloop.export.targets.coreml.parity import EXACT, check_parity
+from edgeloop.export.targets.coreml.parity import check_parity
 from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.export.targets.coreml.target import CoremlTarget, describe
 from edgeloop.export.targets.coreml.target import halved as halved_weights

@@ -14,7 +14,8 @@ from coreml_packages import KINDS, package_of
 
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED, check_interface, check_parity
+from edgeloop.export.targets.coreml.errors import EXACT, SHIPPED
+from edgeloop.export.targets.coreml.parity import check_interface, check_parity
 from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.export.targets.coreml.target import CoremlTarget
 from edgeloop.quant.recipe import Recipe

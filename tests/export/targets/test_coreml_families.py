@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from family_runs import authors, full
 from safetensors.numpy import load_file
 
-from edgeloop.export.bounds import difference
+from edgeloop.export.bounds import MARGIN, RUNS, difference
 from edgeloop.export.pipeline import export_bundle
-from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED, shipped
+from edgeloop.export.targets.coreml.errors import EXACT, MOST, SHIPPED, Errors, shipped
+from edgeloop.runtime.engines.reference.engine import ReferenceBackend
+from edgeloop.runtime.errors import ParityError
+from edgeloop.runtime.model.activations import half_either_way
 from edgeloop.runtime.session import Session
 
 
@@ -83,3 +88,42 @@ def test_other_families(checkpoint: Callable[[str], Path], tmp_path: Path, name:
     with Session.open(out, engine="coreml-reference") as session:
         found = session.logits(theirs["input_ids"][0].tolist())
     assert difference(found, theirs["logits_use_cache_False"][0]) < OTHERS[name]
+
+
+@pytest.mark.parametrize("name", ["fold_gemma3", "retrofit_olmo2_skip_adapter"])
+def test_keys_behind_a_norm_are_held_to_what_rounding_does(
+    checkpoint: Callable[[str], Path], oracle: Callable[..., ReferenceBackend], tmp_path: Path, name: str
+) -> None:
+    """Their K is divided by its own size: beyond the plain bound, within that of roundings to float16 either way."""
+    source, out = checkpoint(name), tmp_path / "bundle"
+    manifest = export_bundle(source, out, targets=["coreml"], quant="none").manifest
+    parity = manifest.targets["coreml"].parity
+    assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
+    assert parity.bound is not None
+    assert shipped(manifest.program) < parity.shipped <= parity.bound <= MOST
+    theirs = authors(source)
+    ids, wanted = theirs["input_ids"], theirs["logits_use_cache_False"]
+    with Session.open(out, engine="coreml-reference") as session:
+        found = difference(session.logits(ids.tolist()), wanted)
+    roundings = (half_either_way(np.random.default_rng(seed)) for seed in range(RUNS))
+    inherent = [difference(full(oracle(name).with_results(r), ids), wanted) for r in roundings]
+    assert found <= MARGIN * max(inherent) <= MOST
+
+
+def test_a_derived_bound_is_for_what_it_was_derived_for_and_has_an_end() -> None:
+    one = np.ones(1, np.float32)
+    asked: list[int] = []
+
+    def derive() -> dict[str, float]:
+        asked.append(1)
+        return {"keys": 0.02, "values": float("inf")}
+
+    errors = Errors(5e-3, "float16", derive)
+    errors.compare("the logits", one * 1.004, one)
+    assert not asked  # the plain bound was enough
+    errors.compare("keys", one * 1.015, one)
+    errors.compare("values", one * 1.04, one)
+    assert (len(asked), errors.widest) == (1, MOST)
+    for what, found in (("the logits", 1.01), ("keys", 1.03), ("values", 1.06), ("values", np.inf)):
+        with pytest.raises(ParityError, match=f"coreml disagrees with the reference engine in {what}"):
+            errors.compare(what, one * np.float32(found), one)

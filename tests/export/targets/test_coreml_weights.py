@@ -15,8 +15,8 @@ from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.coreml.constants import Store
+from edgeloop.export.targets.coreml.errors import EXACT, SHIPPED
 from edgeloop.export.targets.coreml.package import write_package
-from edgeloop.export.targets.coreml.parity import EXACT, SHIPPED
 from edgeloop.export.targets.coreml.plan import PackagePlan
 from edgeloop.quant.recipe import Recipe
 from edgeloop.runtime.bundle.folder import Bundle

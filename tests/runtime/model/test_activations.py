@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edgeloop.quant.pack import quantize
 from edgeloop.runtime.engines.onnx.session import open_session, use_threads
-from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, stochastic
+from edgeloop.runtime.model.activations import ACTIVATIONS, Activations, half_either_way, stochastic
 from edgeloop.runtime.model.codec import Grouped
 
 F32 = npt.NDArray[np.float32]
@@ -173,3 +173,17 @@ def test_shaken_inputs_are_off_by_a_step_at_most(name: str) -> None:
     assert 0.1 < np.mean(np.abs(jittered - plain) > 0.5 * step) < 0.9
     np.testing.assert_array_equal(made.jittered(3)(x, 64), jittered)
     assert not np.array_equal(made.jittered(4)(x, 64), jittered)
+
+
+def test_float16_either_way_is_one_of_the_two_numbers_around_a_value() -> None:
+    x = np.repeat(np.array([1.0, 1.0003, -3.001, 7e-8, 0.0, 1e6], np.float32), 4000)
+    found = half_either_way(np.random.default_rng(0))(x).reshape(6, -1)
+    assert (found[0] == 1).all()  # what float16 has stays
+    assert (found[4] == 0).all()
+    for row, value in zip(found[1:4], (1.0003, -3.001, 7e-8), strict=True):
+        near = np.float16(value)
+        around = {float(near), *(float(np.nextafter(near, np.float16(way))) for way in (-np.inf, np.inf))}
+        assert set(row.tolist()) <= around
+        assert len(set(row.tolist())) == 2
+        assert row.mean() == pytest.approx(value, abs=0.05 * float(np.spacing(np.abs(near))))
+    assert np.isinf(found[5]).all()
