@@ -197,7 +197,8 @@ def report(console: Console, texts: Sequence[Text], reports: Mapping[str, DraftR
         [
             (stage, *(f"{ns / 1000:.0f}  {ns / costs[0]:.2f}×" for ns in costs))
             for stage, costs in known.costs_ns.items()
-        ],
+        ]
+        + [("threads of the block", *map(str, known.threads))],
     )
     console.table(
         (

@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engine
 from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
 KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention", "amx")
+TESTS = ("kernels", "threads", "pace", "blocks", "drafts", "decode")
+"""Programs that test parts of the library, without one."""
 PLATFORM = ("platform_posix", "platform_windows")
 """Sources that are empty on the other's systems."""
 
@@ -37,17 +39,13 @@ class Way:
 _CLANG = ("clang++", *(f"clang++-{version}" for version in range(21, 13, -1)))
 _CHECKED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 WAYS = {
-    "test": Way(("kernels", "threads", "blocks", "drafts", "decode")),
+    "test": Way(TESTS),
     "bench": Way(("bench",)),
     "bench-threads": Way(("bench_threads",)),
     "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way(
-        ("kernels", "threads", "blocks", "drafts", "decode", "fuzz"), (*_CHECKED, "-fsanitize=address")
-    ),
-    "ubsan": Way(
-        ("kernels", "threads", "blocks", "drafts", "decode", "fuzz"), (*_CHECKED, "-fsanitize=undefined")
-    ),
+    "asan": Way((*TESTS, "fuzz"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way((*TESTS, "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
         ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), _CLANG
@@ -58,11 +56,12 @@ WAYS = {
 def program(name: str, target: Target) -> list[Path]:
     """What the program ``name`` is compiled from."""
     kernels = [path for path in target.sources() if path.parent.name == "kernels"]
-    team = SOURCES / "threads.cpp"
+    team = [SOURCES / "threads.cpp", SOURCES / "pace.cpp"]
     return {
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
         "binding": [SOURCES / "test_binding.cpp", *kernels],
-        "threads": [SOURCES / "test_threads.cpp", team],
+        "threads": [SOURCES / "test_threads.cpp", *team],
+        "pace": [SOURCES / "test_pace.cpp", SOURCES / "pace.cpp"],
         "blocks": [
             SOURCES / f"{part}.cpp" for part in ("test_blocks", "block", "cache", "kv_layout", *PLATFORM)
         ],
@@ -73,11 +72,11 @@ def program(name: str, target: Target) -> list[Path]:
         ],
         "model": [SOURCES / "test_model.cpp"],  # with the library
         "model_whole": [SOURCES / "test_model.cpp", *target.sources()],
-        "bench": [SOURCES / "bench.cpp", *kernels],
+        "bench": [SOURCES / "bench.cpp", SOURCES / "bench_roofs.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
-        "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, team],
+        "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, *team],
         "bench_pass": [SOURCES / "bench_pass.cpp", *target.sources()],
-        "fuzz": [SOURCES / "fuzz.cpp", *target.sources()],
+        "fuzz": [SOURCES / "fuzz.cpp", SOURCES / "fuzz_calls.cpp", *target.sources()],
     }[name]
 
 

@@ -190,9 +190,9 @@ class DraftReport:
     """What became of drafts: ``looked_up`` in the text, and ``predicted`` by a shallow depth.
 
     ``reads``: rows that were read out beside those of final tokens. ``saved_ns``: by the table of costs, in all
-    sessions of the model. ``costs_ns``: of a stage with 1, 2, … rows. ``least``: the odds from which a draft is fed
-    behind a token that has run 0, 1, … depths. ``acceptance``: of each depth but the last, in
-    all and by how sure it is, less sure first.
+    sessions of the model. ``costs_ns``: of a stage with 1, 2, … rows. ``threads``: that a call of the block with
+    as many uses. ``least``: the odds from which a draft is fed behind a token that has run 0, 1, … depths.
+    ``acceptance``: of each depth but the last, in all and by how sure it is, less sure first.
     """
 
     tokens: int
@@ -202,6 +202,7 @@ class DraftReport:
     predicted: DraftsFed
     saved_ns: float
     costs_ns: Mapping[str, tuple[float, ...]]
+    threads: tuple[int, ...]
     least: tuple[float, ...]
     acceptance: tuple[float, ...]
     by_margin: tuple[tuple[float, ...], ...]

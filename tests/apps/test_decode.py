@@ -161,6 +161,7 @@ def test_bench_of_an_engine_that_drafts(
     assert code == 0
     assert "acceptance 0.9" in out
     assert "a draft is fed" in out
+    assert "threads of the block" in out
 
 
 def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

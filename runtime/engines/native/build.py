@@ -46,7 +46,7 @@ COMMON = (
     "-Wextra",
 )
 KERNEL = ("-O3", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
-SMALL = re.compile(r"(api|model|program\w*|plan|engine|calls|\w+_api)\.cpp")
+SMALL = re.compile(r"(api|model\w*|program\w*|plan|engine|calls|measure|pace|\w+_api)\.cpp")
 """Files of what is done once a model or once a call: a tenth of the library less, and no pass that is slower."""
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")

@@ -1,4 +1,4 @@
-"""What the library takes of decoders: the structs and enums of src/edgeloop.h that say how whole tokens are run."""
+"""What the library takes of decoders: structs and enums of src/edgeloop_tokens.h, on how whole tokens are run."""
 
 from __future__ import annotations
 

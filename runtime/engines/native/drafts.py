@@ -1,4 +1,4 @@
-"""What the library takes and tells of drafts: the structs of src/edgeloop.h, and what they are in Python."""
+"""What the library takes and tells of drafts: the structs of src/edgeloop_tokens.h, and what they are in Python."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class ReportStruct(Struct):
         ("predicted_right", c_uint64),
         ("saved", c_double),
         ("costs", c_void_p),
+        ("threads", c_void_p),
         ("least", c_void_p),
         ("acceptance", c_void_p),
     )
@@ -96,9 +97,13 @@ def text(call: Call, ids: npt.ArrayLike) -> None:
 def report(call: Call, depths: int) -> DraftReport:
     """Return what became of drafts."""
     acceptance, costs = np.zeros((depths - 1, MARGINS + 1)), np.zeros((len(STAGES), COST_ROWS))
-    least = np.zeros(depths)
+    least, threads = np.zeros(depths), np.zeros(COST_ROWS, np.uint32)
     found = ReportStruct(
-        depths=depths, acceptance=acceptance.ctypes.data, costs=costs.ctypes.data, least=least.ctypes.data
+        depths=depths,
+        acceptance=acceptance.ctypes.data,
+        costs=costs.ctypes.data,
+        threads=threads.ctypes.data,
+        least=least.ctypes.data,
     )
     call("el_decoder_drafts", byref(found))
     return DraftReport(
@@ -109,6 +114,7 @@ def report(call: Call, depths: int) -> DraftReport:
         predicted=DraftsFed(found.predicted, found.predicted_right),
         saved_ns=found.saved,
         costs_ns=dict(zip(STAGES, map(tuple, costs.tolist()), strict=True)),
+        threads=tuple(threads.tolist()),
         least=tuple(least.tolist()),
         acceptance=tuple(acceptance[:, -1].tolist()),
         by_margin=tuple(tuple(row) for row in acceptance[:, :-1].tolist()),

@@ -14,14 +14,6 @@ namespace {
 
 constexpr uint32_t MAX_ROWS = 128;  // of a pass, unless a row sees later ones
 
-// Passes that cost about as much, for the team to learn how many threads they are worth: of one role, and rows that
-// differ by a few percent, or by half of them at most.
-int kind_of(Role role, uint32_t rows) {
-  constexpr uint32_t STEPS[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 127, 128};
-  const auto step = std::find_if(std::begin(STEPS), std::end(STEPS), [&](uint32_t most) { return rows <= most; });
-  return int(step - std::begin(STEPS)) * 8 + int(role);
-}
-
 // One stage on some lanes: cut into passes, what comes in is put where the program reads it, what it gives is taken.
 class StageCall {
  public:
@@ -165,6 +157,12 @@ void check_ids(const Lanes& lanes, const int64_t* ids, const int64_t* types, con
 }
 
 }  // namespace
+
+int kind_of(Role role, uint32_t rows) {
+  constexpr uint32_t STEPS[] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 127, 128};
+  const auto step = std::find_if(std::begin(STEPS), std::end(STEPS), [&](uint32_t most) { return rows <= most; });
+  return int(step - std::begin(STEPS)) * Paces::PROGRAMS + int(role);
+}
 
 void run_lanes(el_session& session, const Compiled& what, std::vector<Asked> lanes, const Io& io) {
   StageCall(session, what, io).run(lanes);

@@ -8,6 +8,10 @@
 
 namespace edgeloop {
 
+// Passes that cost about as much, for the team to learn how many threads they are worth (pace.h): of one role, and rows that
+// differ by a few percent, or by half of them at most.
+int kind_of(Role role, uint32_t rows);
+
 // A lane that is not idle, and where its rows are among the caller's.
 struct Asked {
   uint32_t depth, cached, tokens, slot, first_slot;

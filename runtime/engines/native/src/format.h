@@ -219,4 +219,21 @@ static_assert(sizeof(Table) == 16 && sizeof(Stage) == 32 && sizeof(Depth) == 8 &
 static_assert(sizeof(Op) == 80 && sizeof(Matrix) == 64 && sizeof(Part) == 40, "");
 static_assert(sizeof(Vector) == 24 && sizeof(Rotation) == 16, "");
 
+// Up to a whole number of tiles.
+inline uint64_t filled_up(uint64_t n) { return (n + TILE - 1) / TILE * TILE; }
+
+// Bytes of a tile: of numbers or codes, and of scales.
+inline uint64_t tile_size(uint32_t storage, uint32_t columns) {
+  switch (storage) {
+    case F32: return uint64_t(columns) * TILE * 4;
+    case F16: return uint64_t(columns) * TILE * 2;
+    case I8: return filled_up(columns) * TILE;
+    default: return filled_up(columns) * TILE / 2;
+  }
+}
+
+inline uint64_t scale_size(uint32_t columns, uint32_t group) {
+  return uint64_t(group ? (columns + group - 1) / group : 0) * TILE * 2;
+}
+
 }  // namespace edgeloop::file

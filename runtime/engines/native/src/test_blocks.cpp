@@ -6,20 +6,15 @@
 #include <vector>
 
 #include "cache.h"
+#include "test_lot.h"
 
 using namespace edgeloop;
+using namespace edgeloop::test;
 
 namespace {
 
 constexpr KvLayout LAYOUT{2, 8, CacheKind::float32};
 constexpr uint32_t TILE = file::TILE;
-int failures = 0;
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  failures++;
-  printf("blocks: %s\n", what);
-}
 
 bool all(const Block& block, uint8_t wanted) {
   for (size_t i = 0; i < LAYOUT.block(); i++)
@@ -119,6 +114,5 @@ int main() {
   writes();
   windows();
   threads();
-  if (!failures) printf("blocks: all hold\n");
-  return failures != 0;
+  return ended("blocks");
 }

@@ -11,32 +11,13 @@
 #include "decode/sampler.h"
 #include "decode/sequence.h"
 #include "error.h"
+#include "test_lot.h"
 
 using namespace edgeloop;
 using namespace edgeloop::decode;
+using namespace edgeloop::test;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  failures++;
-  printf("decode: %s\n", what.c_str());
-}
-
-class Lot {
- public:
-  explicit Lot(uint64_t seed) : state_(seed * 2 + 1) {}
-  double next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return double(state_ >> 33) / double(1u << 31);
-  }
-  uint32_t below(uint32_t n) { return uint32_t(next() * n); }
-
- private:
-  uint64_t state_;
-};
 
 // ---- the sampler --------------------------------------------------------------------------------------------------
 
@@ -264,6 +245,5 @@ int main() {
   test_refusals();
   test_waiting();
   test_rows();
-  printf("decode: %s\n", failures ? "FAILED" : "all hold");
-  return failures != 0;
+  return ended("decode");
 }

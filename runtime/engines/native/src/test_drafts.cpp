@@ -6,31 +6,12 @@
 #include <vector>
 
 #include "decode/drafts.h"
+#include "test_lot.h"
 
 using namespace edgeloop::decode;
+using namespace edgeloop::test;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  failures++;
-  printf("drafts: %s\n", what);
-}
-
-class Lot {
- public:
-  explicit Lot(uint64_t seed) : state_(seed * 2 + 1) {}
-  double next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return double(state_ >> 33) / double(1u << 31);
-  }
-  int64_t below(int n) { return int64_t(next() * n); }
-
- private:
-  uint64_t state_;
-};
 
 // ---- looking up ---------------------------------------------------------------------------------------------------
 
@@ -263,6 +244,5 @@ int main() {
   test_lookup();
   test_costs();
   test_worlds();
-  if (!failures) printf("drafts: all hold\n");
-  return failures != 0;
+  return ended("drafts");
 }

@@ -1,4 +1,4 @@
-// The team of threads: every piece once, phases in order, counts, sleep, float settings, forks. Exit status 0: all holds.
+// The team of threads (how many it uses: test_pace.cpp): every piece once, phases in order, counts, sleep, float settings, forks. Exit status 0: all holds.
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "alone.h"
+#include "test_lot.h"
 #include "threads.h"
 
 #if defined(__x86_64__)
@@ -15,16 +16,9 @@
 #endif
 
 using namespace edgeloop;
+using namespace edgeloop::test;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  failures++;
-  printf("threads: %s\n", what);
-}
 
 TeamOptions fixed(int threads) {
   TeamOptions options;
@@ -78,61 +72,6 @@ void counts_of_passes() {
     seen[size_t(count)]++;
   }
   expect(seen[4] > 0 && seen[3] > 0, "no other count was tried");
-}
-
-// Passes with fewer threads are faster here, then slower: the pace follows both ways.
-void pace() {
-  Pace pace;
-  int last = 0;
-  auto runs = [&](int passes, double one, double two) {
-    for (int i = 0; i < passes; i++) {
-      last = pace.choose(2);
-      pace.learn(last, last == 1 ? one : two);
-    }
-  };
-  runs(100, 1.0, 0.6);
-  expect(last == 2, "the faster count is not used");
-  runs(40, 1.0, 3.0);
-  expect(last == 1, "a count that has become slow is still used");
-  double spent = 0;
-  for (int i = 0; i < 1000; i++) {
-    last = pace.choose(2);
-    pace.learn(last, last == 1 ? 1.0 : 3.0);
-    spent += last == 1 ? 1.0 : 3.0;
-  }
-  expect(spent < 1000 / 0.9, "trying costs more than a tenth");
-  runs(600, 1.0, 0.6);
-  expect(last == 2, "a count that has become fast again is not used");
-  expect(pace.choose(1) == 1, "one thread is one thread");
-}
-
-// Another program takes a core, now and then or always: a pass of two threads then waits for a time slice, or for several.
-// Over all passes two threads that may be fewer are never slower than 0.9 × one. Times are made up, so that this holds anywhere.
-void pace_beside_others() {
-  struct {
-    double one_slowed, two_slowed;  // of 1: how many passes meet the other program
-    double times;                   // as slow as they then are
-  } const loads[] = {{0, 0, 1}, {0.02, 0.3, 3}, {0.05, 0.6, 3}, {0.1, 1, 2.5}, {0.1, 0.2, 12}, {0.02, 0.05, 40}};
-  uint32_t state = 1;
-  const auto chance = [&] {
-    state = state * 1664525u + 1013904223u;
-    return double(state >> 8) / (1 << 24);
-  };
-  for (const auto& load : loads)
-    for (int length : {100, 1000, 60000}) {  // passes with the other program, then as many without, or all with it
-      Pace pace;
-      double one = 0, team = 0;
-      for (int pass = 0; pass < 60000; pass++) {
-        const bool loaded = pass / length % 2 == 0;
-        const double alone = loaded && chance() < load.one_slowed ? load.times : 1;
-        const double together = 0.6 * (loaded && chance() < load.two_slowed ? load.times : 1);
-        const int count = pace.choose(2);
-        pace.learn(count, count == 1 ? alone : together);
-        one += alone;
-        team += count == 1 ? alone : together;
-      }
-      expect(team <= one / 0.9, "two threads beside another program are slower than 0.9 of one");
-    }
 }
 
 // A worker that gets its core late in every pass, as beside another program: the team soon does without it.
@@ -301,8 +240,6 @@ void fork_while_locked() {
 }  // namespace
 
 int main() {
-  pace();
-  pace_beside_others();
   pieces();
   counts_of_passes();
   callers();
@@ -313,6 +250,5 @@ int main() {
   team_of_a_slow_worker();
   fork_of_a_process();
   fork_while_locked();
-  if (failures == 0) printf("threads: all hold\n");
-  return failures != 0;
+  return ended("threads");
 }

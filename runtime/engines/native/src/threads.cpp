@@ -21,7 +21,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int KINDS = 256, MOST_THREADS = 128, PAUSES_BETWEEN_LOOKS = 64;
+constexpr int MOST_THREADS = 128, PAUSES_BETWEEN_LOOKS = 64;
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -68,43 +68,8 @@ void pin(std::thread& thread, int cpu) {
 
 }  // namespace
 
-int Pace::choose(int most) {
-  if (most != most_) *this = Pace(), most_ = best_ = most;
-  if (most == 1) return 1;
-  if (trial_ == 0 && --left_ < 0) {
-    trial_ = fewer_ ? best_ - 1 : best_ + 1;
-    if (trial_ < 1) trial_ = 2;
-    if (trial_ > most) trial_ = most - 1;
-    fewer_ = !fewer_;
-    tried_ = 0, trial_total_ = 0;
-  }
-  return trial_ ? trial_ : best_;
-}
-
-void Pace::learn(int count, double seconds) {
-  if (count == trial_) {
-    trial_total_ += seconds;
-    tried_++;
-    if (tried_ == TRIAL || (tried_ >= 2 && trial_total_ > 1.5 * tried_ * mean_)) end_trial();
-  } else if (count == best_) {
-    // A single pass counts as four times as slow at most: another program's time slice is not a change.
-    mean_ = mean_ == 0 ? seconds : mean_ + 0.1 * ((seconds < 4 * mean_ ? seconds : 4 * mean_) - mean_);
-    if (settled_ > 0 && mean_ > 1.4 * settled_ && left_ > SOON) left_ = SOON, settled_ = mean_;
-  }
-}
-
-void Pace::end_trial() {
-  const double tried = trial_total_ / tried_;
-  if (tried < 0.95 * mean_) {
-    best_ = trial_, mean_ = tried, interval_ = SOON;
-  } else if (interval_ < LATE) {
-    interval_ *= 2;
-  }
-  trial_ = 0, left_ = interval_, settled_ = mean_;
-}
-
 Team::Team(const TeamOptions& options)
-    : options_(options), paces_(KINDS), shares_(size_t(std::clamp(options.threads, 1, MOST_THREADS))) {
+    : options_(options), shares_(size_t(std::clamp(options.threads, 1, MOST_THREADS))) {
   if (options.cpus) cpus_.assign(options.cpus, options.cpus + options.threads);
   options_.cpus = nullptr;  // the caller's
   start();
@@ -149,11 +114,10 @@ void Team::run(int kind, Call call, void* data) {
   }
   const int most = threads();
   if (most == 1 || !options_.adaptive) return run_together(most, call, data);
-  Pace& pace = paces_[size_t(kind < 0 ? 0 : kind < KINDS ? kind : KINDS - 1)];
-  const int count = pace.choose(most);
+  const int count = paces_.choose(kind, most);
   const Clock::time_point start = Clock::now();
   run_together(count, call, data);
-  pace.learn(count, std::chrono::duration<double>(Clock::now() - start).count());
+  paces_.learn(kind, count, std::chrono::duration<double>(Clock::now() - start).count());
 }
 
 void Team::run_together(int count, Call call, void* data) {

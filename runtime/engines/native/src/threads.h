@@ -4,7 +4,7 @@
 // Each thread has a share of the pieces, one behind the other, so that it reads on where it was, and meets in later phases
 // what it wrote itself. Who is done takes from the end of others' shares, so that a core that is slow, or that another
 // program has for a while, does fewer. A wait spins briefly and then sleeps; between passes workers do the same, so that a team at rest costs nothing.
-// How many threads a pass uses is learned from how long passes of its kind took (`Pace`), unless it is fixed.
+// How many threads a pass uses is learned from how long passes of its kind took (pace.h), unless it is fixed.
 #pragma once
 
 #include <atomic>
@@ -16,6 +16,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "pace.h"
+
 namespace edgeloop {
 
 struct TeamOptions {
@@ -23,25 +25,6 @@ struct TeamOptions {
   const int* cpus = nullptr;  // [threads]: the processor of each, of which the first is not used: worker 0 is the caller's
   bool adaptive = true;       // use fewer threads where that is faster
   int spin_microseconds = 50;  // before a wait sleeps
-};
-
-// How many threads passes of one kind use: the count that is fastest now. A neighbour of it is tried for a few passes
-// now and then, the more rarely the longer nothing changes, and soon where passes have become slower.
-class Pace {
- public:
-  int choose(int most);                      // 1 to most, for the next pass
-  void learn(int count, double seconds);     // what a pass with as many took
-
- private:
-  static constexpr int TRIAL = 6, SOON = 5, LATE = 512;  // passes; a trial that goes badly ends after two
-  void end_trial();
-
-  int most_ = 0, best_ = 0;
-  double mean_ = 0, settled_ = 0;            // seconds a pass of the best count: lately; when it was last compared
-  int trial_ = 0, tried_ = 0;                // the count that is tried, 0: none; passes of it so far
-  double trial_total_ = 0;
-  int interval_ = SOON, left_ = SOON;      // passes between trials; until the next
-  bool fewer_ = true;                        // the neighbour that is tried next
 };
 
 class Team {
@@ -54,9 +37,11 @@ class Team {
   int threads() const { return int(workers_.size()) + 1; }
   // How many of them the pass in progress uses; workers are numbered from 0 to this - 1.
   int count() const { return count_; }
+  // How many passes of a kind use as far as is known.
+  int usual(int kind) const { return options_.adaptive ? paces_.usual(kind, threads()) : threads(); }
 
-  // Run body(worker), which throws nothing, on the team; return when all are done. `kind`, from 0 to 255: passes of like
-  // cost (how many rows). Passes that several threads of the program ask for run one after the other. In `body` denormals
+  // Run body(worker), which throws nothing, on the team; return when all are done. `kind`: passes of like
+  // cost (pace.h). Passes that several threads of the program ask for run one after the other. In `body` denormals
   // are numbers and rounding is to the nearest, whatever the calling thread has set, which is put back afterwards.
   template <class Body>
   void run(int kind, Body&& body) {
@@ -106,7 +91,7 @@ class Team {
 
   TeamOptions options_;
   std::vector<std::thread> workers_;
-  std::vector<Pace> paces_;
+  Paces paces_;
   std::mutex passes_;
   std::vector<int> cpus_;  // of the threads, where they are pinned
   int owner_ = 0;  // the process: a fork of it has none of the threads, and makes its own

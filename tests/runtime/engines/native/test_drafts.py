@@ -135,7 +135,7 @@ def test_forced_drafts_are_right_as_often_as_is_said(opened: Opened) -> None:
 
 def test_what_is_learnt_is_told(opened: Opened) -> None:
     """Costs of calls by their rows, and acceptance by depth, which a model keeps from decoder to decoder."""
-    engine = opened("layers around the loop")
+    engine = opened("layers around the loop", 2)
     policy = next(policies(engine.program))
     first = drafting(engine, policy, PLANS["depth 0 with judges"])
     before = first.drafts()
@@ -143,6 +143,8 @@ def test_what_is_learnt_is_told(opened: Opened) -> None:
     for costs in before.costs_ns.values():
         assert costs[0] > 0
         assert all(a <= b for a, b in pairwise(costs))
+    assert set(before.threads) <= {1, 2}
+    assert len(before.threads) == len(before.costs_ns["block"])
     token = PROMPT[-1].item()
     for _ in range(STEPS):
         token = first.next(token)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from native_programs import KERNEL_TESTS, compiled, here
+from native_programs import KERNEL_TESTS, TESTS, compiled, here
 from native_twin import exp, float_product, folded, int8_product
 
 from edgeloop.quant.pack import quantize
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("native")
     return {
         name: compiled(name, folder, ["-O1", "-Werror"], shared=name == "binding")
-        for name in ("kernels", "threads", "blocks", "drafts", "decode", "binding")
+        for name in (*TESTS, "binding")
     }
 
 
@@ -45,6 +45,10 @@ def test_kernels(built: dict[str, Path], part: str) -> None:
 
 def test_threads(built: dict[str, Path]) -> None:
     ran(built["threads"])
+
+
+def test_how_many_threads(built: dict[str, Path]) -> None:
+    ran(built["pace"])
 
 
 def test_blocks(built: dict[str, Path]) -> None:

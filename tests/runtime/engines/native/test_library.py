@@ -14,7 +14,9 @@ from edgeloop.runtime.engines.native import build, decoder_structs, drafts, libr
 from edgeloop.runtime.errors import EngineError
 from edgeloop.runtime.session import Session
 
-HEADER = (build.SOURCES / "edgeloop.h").read_text(encoding="utf-8")
+HEADER = "".join(
+    (build.SOURCES / f"{name}.h").read_text(encoding="utf-8") for name in ("edgeloop", "edgeloop_tokens")
+)
 NUMBERS = {
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,

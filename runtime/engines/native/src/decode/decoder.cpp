@@ -1,5 +1,6 @@
 #include "decoder.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "../error.h"
@@ -71,7 +72,10 @@ void Decoder::draft(const DraftOptions& options) {
     const Rule& rule = policy.rule;
     auto& all = passes.session.model.drafts;
     const auto [found, fresh] = all.try_emplace({uint32_t(rule.kind), rule.depths}, rule.depths, rule.stop);
-    if (fresh) found->second.costs = measure(passes.session, rule.depths);
+    // What calls cost is no matter of the rule.
+    const auto other = std::find_if(all.begin(), all.end(),
+        [&, key = found->first](const auto& each) { return each.first != key && each.first.second == rule.depths; });
+    if (fresh) found->second.costs = other == all.end() ? measure(passes.session, rule.depths) : other->second.costs;
     pipeline = std::make_unique<Pipeline>(passes, sequence, sampler, found->second);
   }
   pipeline->options = options;

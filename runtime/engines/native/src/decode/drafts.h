@@ -49,6 +49,10 @@ class Odds {
   double right_, all_;
 };
 
+// The odds of one of two guesses that differ, and of two that are the same.
+inline double against(double odds, double other) { return odds >= 1 ? 1 : odds * (1 - other) / (1 - odds * other); }
+inline double together(double odds, double other) { return 1 - (1 - odds) * (1 - other); }
+
 // What was learnt of a model and how tokens are chosen; a session keeps it from answer to answer.
 struct Acceptance {
   static constexpr uint32_t MARGINS = 7;  // by how much the chosen score is larger than the second

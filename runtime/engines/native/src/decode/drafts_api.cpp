@@ -69,6 +69,8 @@ int el_decoder_drafts(const el_decoder* decoder, el_draft_report* report, char* 
     const Cost* const stages[] = {&drafts.costs.prologue, &drafts.costs.block, &drafts.costs.read};
     for (uint32_t i = 0; report->costs && i < 3 * EL_COST_ROWS; i++)
       report->costs[i] = stages[i / EL_COST_ROWS]->at(i % EL_COST_ROWS + 1);
+    for (uint32_t rows = 1; report->threads && rows <= EL_COST_ROWS; rows++)
+      report->threads[rows - 1] = uint32_t(d.passes.session.model.team->usual(kind_of(Role::block, rows)));
     for (uint32_t ran = 0; report->least && ran < report->depths; ran++)
       report->least[ran] = drafts.stakes({1, ran ? 0u : 1u, 0}, ran).least();
     if (!report->acceptance) return;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <iterator>
 
 #include "../calls.h"
 
@@ -11,12 +10,10 @@ namespace edgeloop::decode {
 
 namespace {
 
-constexpr uint32_t ROWS[] = {1, 4, 2, 3, 8, 6};  // the most telling first
-constexpr size_t NEEDED = 3;                     // of them, whatever they take
+constexpr uint32_t ROWS[] = {8, 1, 4, 2};  // the first makes room, and reads the file; those between lie between
 constexpr uint32_t MOST_ROWS = 8;
-constexpr int TURNS = 16;
+constexpr int LEAST_TURNS = 2, TURNS = 16;
 constexpr double ENOUGH = 6e6;  // nanoseconds
-constexpr double TOKENS = 2;     // or so many tokens
 
 double now() {
   return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -104,24 +101,21 @@ Costs measure(const el_session& session, uint32_t depths) {
   Scratch scratch(session.model, depths, session.caches.slots_per_sequence(), session.caches.kv());
   Costs costs;
   double best[MOST_ROWS + 1][3] = {};
-  for (const uint32_t rows : {1u, std::min(MOST_ROWS, scratch.rows())}) scratch.run(rows);  // makes room, reads the file
   const double begin = now();
-  double enough = ENOUGH;
   // In turns, so that what others take of the machine for a moment is not one number of rows'.
-  for (int turn = 0; turn < TURNS; turn++) {
-    for (size_t i = 0; i < std::size(ROWS); i++) {
-      const uint32_t rows = ROWS[i];
+  for (int turn = 0; turn < TURNS && (turn < LEAST_TURNS || now() - begin < ENOUGH); turn++) {
+    for (const uint32_t rows : ROWS) {
       if (rows > scratch.rows()) continue;
       const std::array<double, 3> spent = scratch.run(rows);
       for (int stage = 0; stage < 3; stage++)
         best[rows][stage] = turn ? std::min(best[rows][stage], spent[stage]) : spent[stage];
-      costs.prologue.set(rows, best[rows][0]);
-      costs.block.set(rows, best[rows][1]);
-      costs.read.set(rows, best[rows][2]);
-      enough = std::max(ENOUGH, TOKENS * costs.token(depths));
-      if ((turn > 1 || (turn && i + 1 >= NEEDED)) && now() - begin > enough) return costs;
-      if (i + 1 == NEEDED && now() - begin > enough) break;
     }
+  }
+  for (const uint32_t rows : ROWS) {
+    if (rows > scratch.rows()) continue;
+    costs.prologue.set(rows, best[rows][0]);
+    costs.block.set(rows, best[rows][1]);
+    costs.read.set(rows, best[rows][2]);
   }
   return costs;
 }
