@@ -1,7 +1,8 @@
 """The lane engine on 64-bit Arm, without such a computer: .venv/bin/python tests/arm64.py (``make arm64``).
 
 Debian's cross-compiler makes the library and the programs, and qemu runs them as processors that have more and more:
-the tests of every kernel, and whole models, whose logits must have the bits that they have here.
+the tests of every kernel, and whole models, whose logits must have the bits that they have here. Each line of what
+it says begins with the time that has gone by.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from native_programs import Target, compiled, here, lanes_files
+from native_programs import TESTS, Target, compiled, here, lanes_files
 
 log = logging.getLogger("arm64")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,6 @@ CPUS = {
 }
 """Processors that qemu knows, and the kernels that they run: ARMv8.0, with dot products, with all."""
 FIXTURES = ("tests/fixtures/parity/*/config.json", "apps/demo/*/config.json")
-PROGRAMS = ("kernels", "threads", "blocks", "drafts", "decode")
 IDS, STEPS = ("1", "5", "7", "3", "2", "11", "4"), "8"
 
 
@@ -103,37 +103,54 @@ def compare(file: Path, own: Path, cpu: str) -> None:
             raise AssertionError(f"{file}: {table} gives {sorted(found)}, portable here {sorted(wanted)}")
 
 
-def exported(folder: Path) -> list[Path]:
-    """model.lanes of every family's checkpoint and of the demo's, as ``edgeloop export`` writes it."""
-    made = []
-    for config in (path for pattern in FIXTURES for path in sorted(ROOT.glob(pattern))):
-        bundle = folder / config.parent.name
-        command = [sys.executable, "-m", "edgeloop.apps.cli", "export", str(config.parent), "-o", str(bundle)]
-        _printed([*command, "--target", "native"], f"export of {config.parent}")
-        made.append(bundle / "native" / "model.lanes")
-    return made
+def checkpoints() -> list[Path]:
+    """The folder of every family's checkpoint, and those of the demo."""
+    return [config.parent for pattern in FIXTURES for config in sorted(ROOT.glob(pattern))]
+
+
+def exported(checkpoint: Path, folder: Path) -> Path:
+    """model.lanes of ``checkpoint``, as ``edgeloop export`` writes it."""
+    bundle = folder / checkpoint.name
+    command = [sys.executable, "-m", "edgeloop.apps.cli", "export", str(checkpoint), "-o", str(bundle)]
+    _printed([*command, "--target", "native"], f"export of {checkpoint}")
+    return bundle / "native" / "model.lanes"
+
+
+def run_programs() -> None:
+    """Run the C++ tests on every processor; AssertionError where one does not hold."""
+    for cpu, tables in CPUS.items():
+        log.info("%s has %s", cpu, ", ".join(tables))
+        for name in TESTS:
+            for line in run(cpu, program(name)).splitlines():
+                log.info("%s: %s", cpu, line)
+
+
+def run_models(folder: Path) -> None:
+    """Run whole models, those of the tests and all checkpoints; AssertionError where one has other bits than here."""
+    own = own_model(folder)
+    models = (*lanes_files(folder / "programs"), *checkpoints())
+    for number, each in enumerate(models, 1):
+        file = exported(each, folder) if each.is_dir() else each
+        for cpu in CPUS:
+            compare(file, own, cpu)
+        name = file.relative_to(folder)
+        log.info("%d of %d: %s has the bits of %s", number, len(models), name, platform.machine())
 
 
 def main() -> int:
     """Everything, on every processor; exit status 1 after the first that does not hold."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8d ms  %(message)s", stream=sys.stdout)
     if reason := missing():
         log.info("arm64 is skipped: %s", reason)
         return 0
     try:
-        for cpu, tables in CPUS.items():
-            log.info("%s (%s)", cpu, ", ".join(tables))
-            log.info("%s", "".join(run(cpu, program(name)) for name in PROGRAMS))
+        run_programs()
         with tempfile.TemporaryDirectory(prefix="edgeloop-arm64-") as name:
-            folder = Path(name)
-            own = own_model(folder)
-            for file in (*lanes_files(folder / "programs"), *exported(folder)):
-                for cpu in CPUS:
-                    compare(file, own, cpu)
-                log.info("%s: the bits of %s", file.relative_to(folder), platform.machine())
+            run_models(Path(name))
     except AssertionError as error:
         log.error("%s", error)
         return 1
+    log.info("all hold")
     return 0
 
 

@@ -72,7 +72,7 @@ void step(el_session* session, const el_info& info, int64_t id, uint32_t positio
 
 void run(const char* file, const char* kernels, uint32_t kv, uint32_t steps, const std::vector<int64_t>& ids) {
   el_open_options options{};
-  options.struct_bytes = sizeof options, options.threads = 1, options.kernels = kernels;  // others wait for each other, which qemu 7.2 has hung on
+  options.struct_bytes = sizeof options, options.threads = 2, options.kernels = kernels;
   el_model* model = nullptr;
   check(el_open(file, &options, &model, error), "open");
   el_info info{};
