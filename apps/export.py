@@ -208,17 +208,29 @@ def describe(report: Report, console: Console) -> None:
             f"{byte_count(table_bytes(manifest))} of the bundle are positions of a context of "
             f"{manifest.program.context_length} tokens: --context {context} would save {byte_count(saved)}"
         )
-    if "onnx" not in manifest.targets:
-        console.write(f"next: edgeloop show {report.bundle}\n")
-    elif manifest.program.encoder and manifest.text.tokenizer:
-        console.write(f"next: edgeloop encode {report.bundle} -p 'Once upon a time'\n")
-    elif manifest.program.encoder:
-        console.write(
-            "no tokenizer.json: text needs one beside the checkpoint; token ids go to Session.encode\n"
-        )
-    elif manifest.text.tokenizer:
-        console.write(f"next: edgeloop run {report.bundle} -p 'Once upon a time' --temperature 0.8\n")
-    else:
-        console.write(
-            f"no tokenizer.json: text needs one beside the checkpoint. next: edgeloop bench {report.bundle}\n"
-        )
+    console.write(f"{next_step(report)}\n")
+
+
+RUNS = {
+    "native": "",
+    "onnx": "",
+    "executorch": " --engine executorch",
+    "coreml": " --engine coreml-reference",
+}
+"""What the command line wants to hear to run a target here, by target."""
+
+
+def next_step(report: Report) -> str:
+    """Return the command to try the bundle with, or why there is none for text."""
+    manifest, bundle = report.manifest, report.bundle
+    engine = next((RUNS[name] for name in RUNS if name in manifest.targets), None)
+    if engine is None:  # for other programs' runners only
+        return f"next: edgeloop show {bundle}"
+    if not manifest.text.tokenizer:
+        told = "no tokenizer.json: text needs one beside the checkpoint"
+        if manifest.program.encoder:
+            return f"{told}; token ids go to Session.encode"
+        return f"{told}. next: edgeloop bench {bundle}{engine}"
+    if manifest.program.encoder:
+        return f"next: edgeloop encode {bundle}{engine} -p 'Once upon a time'"
+    return f"next: edgeloop run {bundle}{engine} -p 'Once upon a time' --temperature 0.8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from editing import edit
 from edgeloop.apps.export import _interruptible
 from edgeloop.apps.quantities import byte_count, weight_bytes
 from edgeloop.runtime.bundle.manifest import read_manifest
+from edgeloop.runtime.engines.native.library import unavailable_reason
 
 
 def swallowed() -> None:
@@ -57,3 +59,16 @@ def test_a_shorter_context_saves_what_is_said(
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(AttributeError, match="ours"), _interruptible(lambda name, fraction: None):
         raise AttributeError("ours")
+
+
+@pytest.mark.parametrize("target", ["native", "onnx", "coreml"])
+def test_the_next_step_that_is_told_can_be_taken(
+    checkpoint: Path, command: Callable[..., tuple[int, str, str]], tmp_path: Path, target: str
+) -> None:
+    if target == "native" and unavailable_reason():
+        pytest.skip("no compiler")
+    code, out, _ = command("export", checkpoint, "-o", tmp_path / "bundle", "--target", target)
+    assert code == 0
+    (told,) = re.findall(r"^next: edgeloop (run .*)", out, re.MULTILINE)
+    code, _, err = command(*shlex.split(told), "-n", "2")
+    assert code == 0, err
