@@ -55,7 +55,7 @@ def _measure(name: str, quant: str, reading: Reading, recipe: Recipe, folder: Pa
     watch, stored, package = Stopwatch(), folder / "stored", folder / "model.mlpackage"
     write_weights(reading, recipe, stored)
     plan = PackagePlan(reading.program)
-    write_package(plan, Store(stored, recipe), package, {}, lambda step, part: None)
+    write_package(plan, Store(stored, recipe, plan.program), package, {}, lambda step, part: None)
     seconds = watch.ms / 1000
     weights, program = ((package / file).stat().st_size for file in (WEIGHTS, MODEL))
     for path in (stored, package / WEIGHTS):

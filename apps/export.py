@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from ..export.targets import declared_options
 from ..quant.recipe import GROUP_SIZES, RECIPES
+from ..runtime.errors import UsageError
 from .console import Console, Progress
 from .options import at_least
 from .quantities import bits_per_weight, byte_count, layout, shorter_context, table_bytes
-from .show import quantization, unused_names
+from .show import first_names, quantization
 
 if TYPE_CHECKING:
     from ..export.pipeline import Report
@@ -25,6 +26,7 @@ examples:
   edgeloop export checkpoint -o bundle
   edgeloop export checkpoint -o bundle --quant int8 --group-size 64
   edgeloop export checkpoint -o bundle --quant none --force
+  edgeloop export checkpoint -o bundle --recipe mine.toml
   edgeloop export checkpoint -o bundle --target executorch --split-weights
   edgeloop export checkpoint --adapter lora-folder -o bundle
   edgeloop export checkpoint -o bundle --target onnx,coreml --coreml-ane
@@ -63,15 +65,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=list(RECIPES),
-        default="int4",
-        help="how matrices are stored (default: int4); -channel: a scale a row",
+        help="how matrices are stored (default: int4); -channel: a scale a row; -mixed: embedding and head in 8 bits",
     )
     parser.add_argument(
         "--group-size",
         type=int,
         choices=GROUP_SIZES,
-        default=32,
         help="weights that share a scale (default: 32)",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="rules of your own in TOML, in place of --quant and --group-size",
     )
     parser.add_argument(
         "--context",
@@ -114,6 +120,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
         tuple(filter(None, (name.strip() for name in given.split(","))))
         for given in (args.target, args.layout)
     )
+    if args.recipe is not None and (args.quant or args.group_size):
+        raise UsageError("--recipe says how every matrix is stored; leave --quant and --group-size away")
     with console.progress() as progress, _interruptible(progress) as step:
         report = export_bundle(
             args.checkpoint,
@@ -121,8 +129,9 @@ def main(args: argparse.Namespace, console: Console) -> None:
             adapter=args.adapter,
             targets=targets,
             layouts=layouts,
-            quant=args.quant,
-            group_size=args.group_size,
+            quant=args.quant or "int4",
+            group_size=args.group_size or 32,
+            recipe=args.recipe,
             context=args.context,
             kv=args.kv,
             window=args.window,
@@ -199,7 +208,7 @@ def describe(report: Report, console: Console) -> None:
             parity += "" if target.parity.bound is None else f", at most {target.parity.bound:.0e} wanted"
         rows.append((f"{name} parity", parity))
     if report.unused:
-        rows.append(("unused tensors", unused_names(report.unused)))
+        rows.append(("unused tensors", first_names(report.unused)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     console.facts(rows)
     if shorter := shorter_context(manifest):

@@ -109,8 +109,9 @@ def unrolled_bytes(manifest: Manifest) -> int:
     It is on the low side: graphs, which would grow too, are counted as they are.
     """
     stored = manifest.quantization
-    is_float = stored.bits == 32
-    a_weight = 4.0 if is_float else stored.bits / 8 + 2 / (stored.group_size or manifest.program.width)
+    is_float = stored.bits >= 16
+    a_weight = stored.bits / 8
+    a_weight += 0 if is_float else 2 / (stored.group_size or manifest.program.width)
     repeated = (manifest.unrolled_parameters - manifest.parameters) * a_weight
-    merged = facts.delta_parameters(manifest.program) * (4 if is_float else 2)
+    merged = facts.delta_parameters(manifest.program) * (4 if stored.bits == 32 else 2)
     return bundle_bytes(manifest) + round(repeated) - merged

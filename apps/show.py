@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..runtime.bundle.manifest import MANIFEST, Manifest, Parity
 from .architecture import model_facts, model_rows
 from .console import Console
-from .quantities import bits_per_weight, bundle_bytes, byte_count, thresholds, unrolled_bytes
+from .quantities import bits_per_weight, bundle_bytes, byte_count, count, thresholds, unrolled_bytes
+from .storage import stored_kinds
 
 if TYPE_CHECKING:
     from ..runtime.bundle.folder import Bundle
@@ -21,7 +22,7 @@ examples:
   edgeloop show bundle
   edgeloop show bundle --json
 """
-_NAMED = 10  # unused tensors that are listed before "and more"
+_NAMED = 10  # tensors that are listed before "and more"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,7 @@ def show_bundle(path: Path, console: Console) -> None:
             "bytes": bundle_bytes(manifest),
             "unrolled_bytes_estimated": unrolled,
             "bits_per_weight": bits_per_weight(manifest),
+            "storage": stored_kinds(manifest),
         }
         console.result(
             {"kind": "bundle", "path": str(path), **facts, **sizes, "probes": probes, "manifest": manifest}
@@ -89,6 +91,12 @@ def show_bundle(path: Path, console: Console) -> None:
             ("probes", "one for each depth but the last" if probes else "none"),
         ]
     )
+    if manifest.quantization.others:
+        rows = [
+            (k.storage, first_names(k.matrices), count(k.weights), f"{k.bits_per_weight:.2f}")
+            for k in stored_kinds(manifest)
+        ]
+        console.table(("stored as", "matrices", "#weights", "#bits a weight"), rows)
     if manifest.exits:
         console.table(
             ("exit rule", "thresholds", "goal", "#mean depth", "#agreement", "#perplexity"), exits(manifest)
@@ -146,7 +154,8 @@ def exits(manifest: Manifest) -> list[tuple[str, ...]]:
 def quantization(manifest: Manifest) -> str:
     """How the weights are stored, in words."""
     stored = manifest.quantization
-    groups = f", groups of {stored.group_size}" if stored.group_size else ""
+    most = "mostly " if stored.others else ""
+    groups = f", {most}groups of {stored.group_size}" if stored.group_size else ""
     return f"{stored.scheme}{groups}, {bits_per_weight(manifest):.2f} bits a parameter"
 
 
@@ -185,12 +194,12 @@ def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:
             ("loop found in", loop_said_by(reading.program.family)),
             ("bytes", byte_count(size)),
             ("chat templates", ", ".join(templates) or "none"),
-            ("unused tensors", unused_names(left)),
+            ("unused tensors", first_names(left)),
         ]
     )
 
 
-def unused_names(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first few of ``names``, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more if names else "none"

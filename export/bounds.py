@@ -38,10 +38,9 @@ KERNELS = (
 
 def activations_of(recipe: Recipe, engine: str) -> Activations | None:
     """Return how the kernels of ``engine``, a target's, round a matrix's inputs; None where all is float."""
-    if recipe.bits == 32:
+    if not recipe.has_codes:
         return None
-    onnx = "MatMulNBits" if recipe.group_size else "MatMulIntegerToFloat"
-    return ACTIVATIONS[{"onnx": onnx, "executorch": "XNNPACK", "native": "lanes"}[engine]]
+    return ACTIVATIONS[{"onnx": "ONNX graphs", "executorch": "XNNPACK", "native": "lanes"}[engine]]
 
 
 def difference(found: F32, wanted: F32) -> float:

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..quant.recipe import Recipe
-from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Text, write_manifest
+from ..quant.recipe_file import read_recipe
+from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Storage, Text, write_manifest
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.model.checks import problems
 from ..runtime.model.facts import count_parameters
+from ..runtime.model.weights import Weight
 from ..runtime.version import VERSION
 from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
@@ -55,6 +57,7 @@ def export_bundle(
     layouts: Sequence[str] = ("staged",),
     quant: str = "int4",
     group_size: int = 32,
+    recipe: str | Path | None = None,
     context: int | None = None,
     kv: str | None = None,
     window: int | None = None,
@@ -69,7 +72,8 @@ def export_bundle(
     - ``targets``: of ``native``, ``onnx``, ``executorch`` and ``coreml``; ``layouts``: ``staged``, for engines that run
       the depth loop, and ``flat``, one graph for hosts that know no loop (executorch). Every pair is exported.
     - ``quant``: ``none`` (float32), ``int8`` or ``int4`` in groups of ``group_size`` (32, 64 or 128) columns with a
-      scale each, ``int8-channel`` with a scale a row.
+      scale each, ``int8-channel`` with a scale a row, ``int4-mixed``: both; or in place of the two ``recipe``, a file
+      of rules (``quant/recipe_file.py``).
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
       of the family, and how often its loop runs where it may run any number of times.
@@ -85,15 +89,15 @@ def export_bundle(
     start = time.monotonic()
     out = Path(out)
     check_free(out, force)
-    recipe = Recipe.named(quant, group_size)
+    rules = Recipe.named(quant, group_size) if recipe is None else read_recipe(Path(recipe))
     for found, what, table in ((layouts, "layout", LAYOUTS), (targets, "target", TARGETS)):
         if not found:
             raise UsageError(f"no {what}: choose from {', '.join(table)}")
         if isinstance(found, str):
             raise UsageError(f"{what}s is the text {found!r}, wanted a list: [{found!r}]")
-    asked = read_options(options, Request(tuple(targets), tuple(layouts), quant))
+    asked = read_options(options, Request(tuple(targets), tuple(layouts), rules.name))
     chosen = {pair: open_target(*pair, asked.get(pair)) for pair in product(targets, layouts)}
-    recipes = {target.name: asked[pair].recipe(recipe) for pair, target in chosen.items()}
+    recipes = {target.name: asked[pair].recipe(rules) for pair, target in chosen.items()}
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -106,13 +110,14 @@ def export_bundle(
     if vocabulary:
         warn_of_ends(reading.program, vocabulary, source.folder)
     templates = chat_templates(source.folder)
+    rules.formats(reading.program.weights)
     for target in chosen.values():
         target.check(reading.program, recipes[target.name])
     warn_of_templates(source.folder, templates, special_tokens)
 
     with new_folder(out, force) as folder:
-        progress("quantizing" if recipe.bits < 32 else "writing weights", 0.1)
-        weights = {each: folder / f"{each.name}.scratch" for each in recipes.values()}
+        progress("quantizing" if rules.has_codes else "writing weights", 0.1)
+        weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
             write_weights(reading, each, path)
         heads = write_heads(reading, folder)
@@ -134,15 +139,13 @@ def export_bundle(
             path.unlink()
 
         progress("hashing", 0.95)
-        stored = recipe if recipe in weights else next(iter(weights))
+        stored = rules if rules in weights else next(iter(weights))
         unique, unrolled = count_parameters(reading.program, count_heads(reading))
         manifest = Manifest(
             format=FORMAT,
             edgeloop=VERSION,
             program=reading.program,
-            quantization=Quantization(
-                scheme=stored.name, bits=stored.bits, group_size=stored.group_size if stored.bits < 32 else 0
-            ),
+            quantization=quantization(stored, reading.program.weights),
             targets=artifacts,
             heads=heads,
             text=Text(
@@ -159,3 +162,13 @@ def export_bundle(
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)
+
+
+def quantization(recipe: Recipe, weights: Mapping[str, Weight]) -> Quantization:
+    """Return what the manifest says of how ``weights`` are stored."""
+    others = {
+        name: Storage(storage.bits, storage.group_size)
+        for name, storage in recipe.formats(weights).items()
+        if storage != recipe.rest
+    }
+    return Quantization(recipe.name, recipe.bits, recipe.group_size, others)

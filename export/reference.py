@@ -14,7 +14,7 @@ from ..runtime.model.stored import Array
 
 def reference_engine(program: Program, weights: Path, recipe: Recipe) -> ReferenceBackend:
     """Return the model of ``program`` with the weights that ``recipe`` made."""
-    return ReferenceBackend(program, mapped(weights), recipe.group_size)
+    return ReferenceBackend(program, mapped(weights), recipe.group_sizes(program.weights))
 
 
 def mapped(weights: Path) -> dict[str, Array]:

@@ -54,7 +54,7 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
                 writer.add(f"{base}.indices", palette.indices)
                 log.debug("palettized %s", name)
                 continue
-            packed = quantize(value, storage.bits, recipe.group_size)
+            packed = quantize(value, storage.bits, storage.group_size)
             writer.add(f"{base}.scales", packed.scales)
             writer.add(f"{base}.codes", packed.codes)
             log.debug("quantized %s", name)

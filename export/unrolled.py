@@ -93,7 +93,10 @@ def write_unrolled_graph(reading: Reading, recipe: Recipe, folder: Path) -> tupl
     """Write one ONNX graph of the unrolled model to ``folder``; return its program and the graph's path."""
     twin = unroll(reading)
     write_weights(twin, recipe, folder / WEIGHTS)
-    ir.save(whole_graph(twin.program, Stored.open(folder / WEIGHTS, recipe.group_size)), folder / GRAPH)
+    ir.save(
+        whole_graph(twin.program, Stored.open(folder / WEIGHTS, recipe.group_sizes(twin.program.weights))),
+        folder / GRAPH,
+    )
     return twin.program, folder / GRAPH
 
 

@@ -1,23 +1,33 @@
-"""How each tensor is stored: a short ordered list of rules, the first match wins."""
+"""How each tensor is stored: a short ordered list of rules, the first match wins.
+
+Rules are about matrices, by the canonical names of ``runtime/model/weights.py`` without their ``.weight``: ``embed``,
+``head``, ``segments.1.layers.0.q_proj``. Norms and biases are float32 whatever a recipe says.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..runtime.errors import UsageError
+from ..runtime.model.weights import Matrix, Weight, sibling
 
 GROUP_SIZES = (32, 64, 128)
+CHANNEL = 0
+"""The group size of codes with one scale for each row of a matrix: an output channel, as engines call it."""
 
 
 @dataclass(frozen=True)
 class StorageFormat:
     """The format of one stored tensor: float32, float16, or integer codes of ``bits`` with float16 group scales.
 
-    ``palette``: the codes are indices into tables of float16 values (``palette.py``).
+    ``group_size``: codes along a row that share a scale, or ``CHANNEL``. ``palette``: the codes are indices into tables
+    of float16 values (``palette.py``).
     """
 
     bits: int
+    group_size: int = CHANNEL
     palette: bool = False
 
     @property
@@ -25,10 +35,18 @@ class StorageFormat:
         """Is it stored as float32 or float16?"""
         return self.bits >= 16
 
+    def __str__(self) -> str:
+        if self.is_float:
+            return f"float{self.bits}"
+        if self.palette:
+            return f"{self.bits} bits in tables"
+        groups = f"in groups of {self.group_size}" if self.group_size else "with a scale a row"
+        return f"{self.bits} bits {groups}"
+
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors whose canonical name matches ``pattern`` are stored as ``storage``."""
+    """Matrices whose canonical name matches ``pattern`` (``*``, ``?``, ``[…]``) are stored as ``storage``."""
 
     pattern: str
     storage: StorageFormat
@@ -36,66 +54,138 @@ class Rule:
 
 FLOAT32, FLOAT16 = StorageFormat(32), StorageFormat(16)
 
-# Deltas stay floats. Of rank 8 they are few bytes; of rank 64 on all projections a depth's are 43% of an int4 layer of
-# width 960, which the lane engine's passes show (docs/native.md), and codes of 8 bits would be half of that.
-_SMALL = (Rule("*.lora_scale", FLOAT32), Rule("*.lora_?", FLOAT16))
-
-RECIPES: dict[str, tuple[Rule, ...]] = {
-    "none": (Rule("*", FLOAT32),),
-    "int8": (*_SMALL, Rule("*", StorageFormat(8))),
-    "int8-channel": (*_SMALL, Rule("*", StorageFormat(8))),
-    "int4": (*_SMALL, Rule("*", StorageFormat(4))),
-}
-
-_PALETTE = "palette4"
-_RULES = RECIPES | {_PALETTE: (*_SMALL, Rule("*", StorageFormat(4, palette=True)))}
-"""Also the recipe that a target asks for rather than a user: the tables of one target's format."""
-
-PER_CHANNEL = frozenset({"int8-channel"})
-"""Recipes whose groups are whole rows: output channels, as engines call them."""
-
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named rule list and the group size of its integer codes; 0: one scale for each row of a matrix."""
+    """A named list of rules, whose last matches every name.
+
+    ``deltas``: how A and B of the depths' deltas are stored. Of rank 8 they are few bytes; of rank 64 on all
+    projections a depth's are 43% of an int4 layer of width 960, which the lane engine's passes show (docs/native.md).
+    ``own``: somebody wrote it for a model, so that a rule which matches nothing in it is a mistake.
+    """
 
     name: str
-    group_size: int
+    rules: tuple[Rule, ...]
+    deltas: StorageFormat = FLOAT16
+    own: bool = False
 
     @staticmethod
     def named(name: str, group_size: int) -> Recipe:
-        """Return a recipe; UsageError for a name or group size that does not exist. ``group_size``: for those that
-        have groups."""
+        """Return a preset; UsageError for a name or group size that does not exist. ``group_size``: of those of its
+        matrices that have groups."""
         if name not in RECIPES:
             raise UsageError(f"unknown quantization {name!r}: choose one of {', '.join(RECIPES)}")
         if group_size not in GROUP_SIZES:
             raise UsageError(f"group size {group_size}: choose one of {', '.join(map(str, GROUP_SIZES))}")
-        return Recipe(name, 0 if name in PER_CHANNEL else group_size)
+        return RECIPES[name](group_size)
 
     @staticmethod
     def palettes() -> Recipe:
         """Return the recipe of 4-bit indices into tables; no target but Core ML takes them."""
-        return Recipe(_PALETTE, 0)
+        return Recipe("palette4", (Rule("*", StorageFormat(4, palette=True)),))
+
+    @property
+    def rest(self) -> StorageFormat:
+        """The format of matrices that no rule but the last is about: most of them."""
+        return self.rules[-1].storage
 
     @property
     def bits(self) -> int:
-        """Bits of the large matrices, 32 for ``none``."""
-        return self._rest.bits
+        """Bits of most matrices, 32 for ``none``."""
+        return self.rest.bits
+
+    @property
+    def group_size(self) -> int:
+        """Group size of most matrices; 0: one scale for each row, or none."""
+        return self.rest.group_size
 
     @property
     def palettized(self) -> bool:
-        """Are the large matrices indices into tables?"""
-        return self._rest.palette
+        """Are matrices indices into tables?"""
+        return self.rest.palette
+
+    @property
+    def has_codes(self) -> bool:
+        """May there be matrices of codes with scales?"""
+        return not all(rule.storage.is_float or rule.storage.palette for rule in self.rules)
 
     def storage(self, name: str, kind: str = "matrix") -> StorageFormat:
-        """Return the format of the tensor ``name``, whose ``kind`` is as in ``runtime.model.weights``.
+        """Return the format of the canonical tensor ``name``, whose ``kind`` is as in ``runtime.model.weights``.
 
         Vectors are floats, whatever they are called: norms and biases act on every number of a state.
         """
-        if kind == "vector":
+        if kind == "vector" or name.endswith(".lora_scale"):
             return FLOAT32
-        return next(r.storage for r in _RULES[self.name] if fnmatchcase(name, r.pattern))
+        if kind == "delta":
+            return self.deltas
+        bare = name.removesuffix(".weight")
+        return next(rule.storage for rule in self.rules if fnmatchcase(bare, rule.pattern))
 
-    @property
-    def _rest(self) -> StorageFormat:
-        return _RULES[self.name][-1].storage
+    def formats(self, weights: Mapping[str, Weight]) -> dict[str, StorageFormat]:
+        """Return the format of each matrix of a program by its name there.
+
+        UsageError where rules would cut a matrix that is stored as one, give 4 bits to half a byte, or match nothing.
+        """
+        found: dict[str, StorageFormat] = {}
+        for name, parts in _matrices(weights).items():
+            each = {part: self.storage(part) for part in parts}
+            first, *others = each.items()
+            for part, storage in others:
+                if storage != first[1]:
+                    raise UsageError(
+                        f"recipe {self.name} stores {first[0]} as {first[1]} and {part} as {storage}, which are one "
+                        "matrix; give them one rule"
+                    )
+            matrix = weights[name]
+            assert isinstance(matrix, Matrix)
+            if first[1].bits == 4 and not first[1].palette and not first[1].group_size and matrix.columns % 2:
+                raise UsageError(
+                    f"recipe {self.name} stores {name} with a scale a row in 4 bits, and its rows of {matrix.columns} "
+                    "end in half a byte; give it groups"
+                )
+            found[name] = first[1]
+        if self.own and (idle := next(self._idle(weights), None)):
+            names = [part for parts in _matrices(weights).values() for part in parts]
+            raise UsageError(
+                f"rule {idle!r} of recipe {self.name} is the first match of no matrix of the model; it has "
+                f"{', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
+            )
+        return found
+
+    def group_sizes(self, weights: Mapping[str, Weight]) -> dict[str, int]:
+        """Return the group size of each matrix of a program (``runtime.model.codec.GroupSizes``)."""
+        return {name: storage.group_size for name, storage in self.formats(weights).items()}
+
+    def _idle(self, weights: Mapping[str, Weight]) -> Iterator[str]:
+        """Yield the patterns, of all rules but the last, that no matrix is stored by."""
+        names = [part for parts in _matrices(weights).values() for part in parts]
+        used = {next(n for n, r in enumerate(self.rules) if fnmatchcase(name, r.pattern)) for name in names}
+        yield from (rule.pattern for n, rule in enumerate(self.rules[:-1]) if n not in used)
+
+
+def _matrices(weights: Mapping[str, Weight]) -> dict[str, list[str]]:
+    """Return the canonical names, without ``.weight``, of each matrix's parts."""
+    return {
+        name: [sibling(name, part) for part in weight.parts]
+        for name, weight in weights.items()
+        if isinstance(weight, Matrix)
+    }
+
+
+def _rest(bits: int, group_size: int) -> tuple[Rule, ...]:
+    return (Rule("*", StorageFormat(bits, group_size)),)
+
+
+def _mixed(group_size: int) -> Recipe:
+    tables = tuple(Rule(name, StorageFormat(8, CHANNEL)) for name in ("embed", "head"))
+    return Recipe("int4-mixed", (*tables, *_rest(4, group_size)))
+
+
+RECIPES: dict[str, Callable[[int], Recipe]] = {
+    "none": lambda group_size: Recipe("none", (Rule("*", FLOAT32),), FLOAT32),
+    "int8": lambda group_size: Recipe("int8", _rest(8, group_size)),
+    "int8-channel": lambda group_size: Recipe("int8-channel", _rest(8, CHANNEL)),
+    "int4": lambda group_size: Recipe("int4", _rest(4, group_size)),
+    "int4-mixed": _mixed,
+}
+"""The presets, each a function of the group size."""

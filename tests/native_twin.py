@@ -183,7 +183,7 @@ def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
     if lane.activations is None or not isinstance(coded, Grouped):
         return float_product(x, np.concatenate([*lane.weights.pieces(name, first, last)]))
     picked = Grouped(coded.codes[first:last], coded.scales[first:last], coded.bits, coded.columns)
-    return int8_product(x, picked, lane.weights.group_size or coded.columns)
+    return int8_product(x, picked, lane.weights.group_size(name) or coded.columns)
 
 
 def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:

@@ -74,9 +74,9 @@ def opened(
     check(made)
     weights = {name: torch.from_numpy(tensor) for name, tensor in stored.items()}
     shapes = shapes or Shapes(Shapes.of(made).rows, min(Shapes.of(made).chunk, 16))
-    bridge = Modules(build_methods(made, weights, 32, shapes))
+    bridge = Modules(build_methods(made, weights, shapes))
     patch.setattr(executorch, "Bridge", lambda *given: bridge)
     (folder / "model.pte").write_bytes(b"".join(tensor.tobytes() for tensor in stored.values()))
-    tables = place_tables(made, weights, 32, folder, "model.pte")
+    tables = place_tables(made, weights, folder, "model.pte")
     layout = Layout("1", "model.pte", Sizes.of(made), shapes, tables[0], (), tuple(tables[1:]))
     return executorch.ExecutorchBackend(made, folder, layout, threads=1)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ...runtime.engines.onnx.operators import MICROSOFT, OPERATORS
+from ...runtime.model.codec import GroupSizes, group_size_of
 from ...runtime.model.program import Program
 from ..weights import TensorSpan, tensor_spans
 
@@ -65,16 +66,20 @@ class StageValue:
 
 @dataclass(frozen=True)
 class Stored:
-    """The stored tensors of a model: the file, where each is in it, and the group size of the codes (0: a row)."""
+    """The stored tensors of a model: the file, where each is in it, and the group sizes of the codes."""
 
     file: Path
     tensor_spans: Mapping[str, TensorSpan]
-    group_size: int
+    group_sizes: GroupSizes
 
     @staticmethod
-    def open(file: Path, group_size: int) -> Stored:
+    def open(file: Path, group_sizes: GroupSizes) -> Stored:
         """Return those of a file that ``WeightsWriter`` wrote."""
-        return Stored(file, tensor_spans(file), group_size)
+        return Stored(file, tensor_spans(file), group_sizes)
+
+    def group_size(self, matrix: str) -> int:
+        """Return the group size of the codes of ``matrix``; 0: a row is one group."""
+        return group_size_of(self.group_sizes, matrix)
 
 
 class Graph:

@@ -66,13 +66,13 @@ def matmul(graph: Graph, x: ir.Value, name: str, rows: tuple[int, int], bias: bo
     if graph.has(f"{name}.weight"):
         weight = graph.weight(f"{name}.weight", rows, as_float=True)
         y = graph.one("MatMul", x, _transposed(graph, weight))
-    elif graph.stored.group_size:
+    elif group := graph.stored.group_size(name):
         codes = graph.weight(f"{name}.codes", rows)
         scales = graph.weight(f"{name}.scales", rows, as_float=True)
         biased = [None, None, offset] if offset else []
         return graph.fused(
             "MatMulNBits", x, codes, scales, *biased, K=graph.program.matrix(name).columns, N=rows[1] - rows[0],
-            bits=_bits(graph, name), block_size=graph.stored.group_size, accuracy_level=INT8_ACTIVATIONS,
+            bits=_bits(graph, name), block_size=group, accuracy_level=INT8_ACTIVATIONS,
         )  # fmt: skip
     else:
         y = _by_rows(graph, x, name, rows)
@@ -87,7 +87,7 @@ def embed(graph: Graph, values: Values, op: Embed) -> None:
     """
     ids = graph.given("ids") if op.ids == "ids" else each_row(graph, op.ids)
     columns = graph.program.matrix(op.table).columns
-    name, group = op.table, graph.stored.group_size
+    name, group = op.table, graph.stored.group_size(op.table)
     if graph.has(f"{name}.weight"):
         y = graph.one("Gather", graph.weight(f"{name}.weight", as_float=True), ids, axis=0)
     else:
@@ -148,7 +148,7 @@ def _shares(graph: Graph, scores: StageValue, op: Experts) -> ir.Value:
 
 
 def _bits(graph: Graph, name: str) -> int:
-    return 8 * graph.stored.tensor_spans[f"{name}.codes"].shape[2] // graph.stored.group_size
+    return 8 * graph.stored.tensor_spans[f"{name}.codes"].shape[2] // graph.stored.group_size(name)
 
 
 def _transposed(graph: Graph, weight: ir.Value) -> ir.Value:

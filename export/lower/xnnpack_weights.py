@@ -53,6 +53,12 @@ class Matrix(nn.Module):
         return y
 
 
+def bits_of(program: Program, weights: Weights, name: str) -> int:
+    """Return the bits of the matrix ``name`` [N, K], 32 for floats. XNNPACK's groups fill rows: K codes, no more."""
+    codes = weights.get(f"{name}.codes")
+    return 32 if codes is None else 8 * codes[0].numel() // program.matrix(name).columns
+
+
 def quantized(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
     """Return the tensor that lowering takes for a matrix [N, K] of codes [N, K/G, G·bits/8] uint8, scales [N, K/G]."""
     signed = torch.from_numpy(around_zero(codes.numpy(), bits))
@@ -132,9 +138,9 @@ class WeightModules:
     """
 
     def __init__(
-        self, program: Program, weights: Weights, bits: int, free: bool = False, apart: Iterable[Stage] = ()
+        self, program: Program, weights: Weights, free: bool = False, apart: Iterable[Stage] = ()
     ) -> None:
-        self.program, self.weights, self.bits, self.free = program, weights, bits, free
+        self.program, self.weights, self.free = program, weights, free
         self._made: dict[tuple[object, ...], nn.Module] = {}
         self._cuts: dict[str, set[int]] = {}
         for stage in apart:
@@ -152,9 +158,10 @@ class WeightModules:
     def _matrix(self, name: str, matrix: Stored, first: int, last: int) -> Matrix:
         sizes = list(matrix.parts.values())
         rows = slice(sum(sizes[:first]), sum(sizes[:last]))
+        bits = bits_of(self.program, self.weights, name)
         made = self._once(
             ("matrix", name, first, last),
-            lambda: Matrix(self.weights, name, self.bits, rows, matrix.bias and not rescaled(matrix)),
+            lambda: Matrix(self.weights, name, bits, rows, matrix.bias and not rescaled(matrix)),
         )
         assert isinstance(made, Matrix)
         return made

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bundle.folder import Bundle
 from ..bundle.heads import head_shapes, probe_shapes
-from ..model.codec import around_zero, code_shape
+from ..model.codec import GroupSizes, around_zero, code_shape, group_size_of
 from ..model.program import Program
 from ..model.weights import tensors
 from .ledger import Ledger
@@ -25,11 +25,13 @@ Shapes = Mapping[str, tuple[tuple[int | None, ...], ...]]
 
 def weights(bundle: Bundle, ledger: Ledger) -> None:
     """Account for the weights of the model: ``program`` says which tensors there are."""
-    group = bundle.manifest.quantization.group_size
-    found = _tensors(ledger, _model_shapes(bundle.program, group))
+    sizes = bundle.group_sizes
+    found = _tensors(ledger, _model_shapes(bundle.program, sizes))
     for name, tensor in tensors(bundle.program.weights):
         stem, columns = name.removesuffix(".weight"), tensor.shape[-1]
-        if tensor.kind == "matrix" and f"{stem}.codes" in found and group and columns % group:
+        if tensor.kind != "matrix" or f"{stem}.codes" not in found:
+            continue
+        if (group := group_size_of(sizes, stem)) and columns % group:
             _check_filling(ledger, f"{stem}.codes", *found[f"{stem}.codes"], group, columns % group)
 
 
@@ -39,14 +41,15 @@ def heads(bundle: Bundle, ledger: Ledger) -> None:
     _tensors(ledger, {name: (shape,) for name, shape in shapes.items()})
 
 
-def _model_shapes(program: Program, group_size: int) -> Shapes:
+def _model_shapes(program: Program, group_sizes: GroupSizes) -> Shapes:
     found: dict[str, tuple[tuple[int, ...], ...]] = {}
     for name, tensor in tensors(program.weights):
         found[name] = (tensor.shape,)
         if tensor.kind == "matrix":
             rows, columns = tensor.shape
             stem = name.removesuffix(".weight")
-            codes = tuple(code_shape(rows, columns, group_size, bits) for bits in (8, 4))
+            size = group_size_of(group_sizes, stem)
+            codes = tuple(code_shape(rows, columns, size, bits) for bits in (8, 4))
             found |= {f"{stem}.codes": codes, f"{stem}.scales": (codes[0][:2],)}
     return found
 

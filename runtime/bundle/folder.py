@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
+from ..model.codec import GroupSizes
 from ..model.program import Program
 from ..model.transform import with_depths
 from .manifest import Manifest, read_manifest
@@ -64,6 +65,14 @@ class Bundle:
         if depths is None:
             return self
         return replace(self, deeper=with_depths(self.manifest.program, depths))
+
+    @property
+    def group_sizes(self) -> GroupSizes:
+        """The group size of each matrix's codes."""
+        said = self.manifest.quantization
+        if not said.others:
+            return said.group_size
+        return {name: said.storage(name).group_size for name in self.manifest.program.weights}
 
     @property
     def own_depth(self) -> bool:

@@ -15,6 +15,7 @@ from ..errors import BundleError
 from ..model.checks import problems
 from ..model.limits import MAX_LAYERS, MAX_NUMBERS, MAX_SIZE, within
 from ..model.program import Program
+from ..model.weights import Matrix
 from ..version import VERSION
 from . import details as base
 from .json_text import json_text
@@ -23,8 +24,8 @@ FORMAT = 4
 MANIFEST = "manifest.json"
 MOST_BYTES = 64 << 20
 """Of a manifest; a real one has some thousands, and the chat templates."""
-BITS = (4, 8, 32)
-"""The bits of a matrix's stored numbers: codes, or float32."""
+BITS = (4, 8, 16, 32)
+"""The bits of a matrix's stored numbers: codes of 4 or 8, float16 or float32."""
 NEVER = 1e30
 """The threshold of a depth after which no token leaves; negative for rules that leave when a score is low."""
 
@@ -38,15 +39,27 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the matrices are stored. ``bits`` 32 means float32.
+class Storage(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a matrix is stored. ``bits`` 16 and 32 are floats.
 
-    ``group_size`` 0: no groups, but one scale for each row (or none, for float32).
+    ``group_size`` 0: no groups, but one scale for each row (or none, for floats).
     """
+
+    bits: int
+    group_size: int
+
+
+class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the matrices are stored: most by ``bits`` and ``group_size``, as in ``Storage``, ``others`` by name."""
 
     scheme: str
     bits: int
     group_size: int
+    others: dict[str, Storage] = {}
+
+    def storage(self, matrix: str) -> Storage:
+        """Return how ``matrix`` is stored."""
+        return self.others.get(matrix) or Storage(self.bits, self.group_size)
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,10 +202,11 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     """Yield what is wrong with the numbers of ``manifest``, and with what has to go together."""
     program, stored = manifest.program, manifest.quantization
     yield from problems(program)
-    yield from within("quantization.bits", stored.bits, 4, 32)
-    if stored.bits not in BITS:
-        yield f"quantization.bits is {stored.bits}, wanted one of {', '.join(map(str, BITS))}"
-    yield from within("quantization.group_size", stored.group_size, 0, MAX_SIZE)
+    yield from _storage_problems("quantization", stored)
+    for name, other in stored.others.items():
+        if not isinstance(program.weights.get(name), Matrix):
+            yield f"quantization.others has {name[:80]!r}, which is no matrix of the program"
+        yield from _storage_problems(f"quantization.others[{name[:80]!r}]", other)
     yield from within("parameters", manifest.parameters, 1, MAX_NUMBERS)
     yield from within("unrolled_parameters", manifest.unrolled_parameters, 1, MAX_NUMBERS * MAX_LAYERS)
     for name, file in manifest.files.items():
@@ -205,6 +219,13 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
         yield from _target_problems(name, target)
     for name, rule in manifest.exits.items():
         yield from _exit_problems(f"exits.{name}", rule, program.depths)
+
+
+def _storage_problems(place: str, stored: Storage | Quantization) -> Iterator[str]:
+    yield from within(f"{place}.bits", stored.bits, 4, 32)
+    if stored.bits not in BITS:
+        yield f"{place}.bits is {stored.bits}, wanted one of {', '.join(map(str, BITS))}"
+    yield from within(f"{place}.group_size", stored.group_size, 0, MAX_SIZE)
 
 
 def _target_problems(name: str, target: Target) -> Iterator[str]:

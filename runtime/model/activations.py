@@ -129,6 +129,12 @@ def rowwise_asymmetric(x: F32, group_size: int = 0, whole: Rounding = nearest) -
     return kept
 
 
+def by_operator(x: F32, group_size: int, whole: Rounding = nearest) -> F32:
+    """Return x [M, K] rounded as our graphs do: by MatMulNBits where the matrix has groups, by rows where it has
+    none."""
+    return blockwise(x, group_size, whole) if group_size else rowwise_symmetric(x, group_size, whole)
+
+
 @dataclass(frozen=True)
 class Activations:
     """How an engine rounds the inputs of quantized matrices."""
@@ -148,6 +154,7 @@ class Activations:
 ACTIVATIONS = {
     "MatMulNBits": Activations(blockwise),
     "MatMulIntegerToFloat": Activations(rowwise_symmetric),
+    "ONNX graphs": Activations(by_operator),
     "XNNPACK": Activations(rowwise_asymmetric),
     "lanes": Activations(groupwise),
 }

@@ -12,6 +12,7 @@ Which codes and scales a weight gets is decided in ``quant/``; nothing here roun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ RowSelection = slice | npt.NDArray[np.integer[Any]]
 """Rows of a matrix: a slice, or their numbers."""
 
 ALL = slice(None)
+GroupSizes = int | Mapping[str, int]
+"""The group size of every matrix's codes, or that of each by its name; 0: a row is one group."""
 
 
 def pack(codes: U8, bits: int) -> U8:
@@ -62,6 +65,11 @@ def scaled(codes: I8, scales: npt.NDArray[np.floating[Any]]) -> F32:
 def from_bfloat16(stored: npt.NDArray[np.uint16]) -> F32:
     """Return the float32 values of bfloat16 bit patterns, which are the upper half of a float32's."""
     return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def group_size_of(sizes: GroupSizes, matrix: str) -> int:
+    """Return the group size of the codes of ``matrix``."""
+    return sizes if isinstance(sizes, int) else sizes[matrix]
 
 
 def group_of(columns: int, group_size: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BundleError
-from .codec import F32, Grouped, Palette, code_shape, group_of
+from .codec import F32, Grouped, GroupSizes, Palette, code_shape, group_of, group_size_of
 from .weights import Matrix, Weight, tensors
 
 Array = npt.NDArray[np.generic]
@@ -72,11 +72,11 @@ class StoredWeights:
         self,
         weights: Mapping[str, Weight],
         stored: Mapping[str, Array],
-        group_size: int,
+        group_sizes: GroupSizes,
         kept_bytes: int = 512 << 20,
     ) -> None:
         """BundleError when a tensor is missing, or not of the kind and shape that ``weights`` want."""
-        self.weights, self.group_size = weights, group_size
+        self.weights, self._group_sizes = weights, group_sizes
         self._stored, self._most = stored, kept_bytes
         self._kept: dict[tuple[str, int, int], F32] = {}
         self._coded: dict[str, Grouped | Palette] = {}
@@ -90,12 +90,11 @@ class StoredWeights:
                 self._check(full, _FLOATS, tensor.shape)
 
     def _grouped(self, name: str, rows: int, columns: int) -> Grouped:
-        group = group_of(columns, self.group_size)
+        size = self.group_size(name)
+        group = group_of(columns, size)
         if group < 2 or group % 2:
-            raise BundleError(
-                f"{name} is quantized in groups of {self.group_size}; export the checkpoint again"
-            )
-        shapes = {bits: code_shape(rows, columns, self.group_size, bits) for bits in (8, 4)}
+            raise BundleError(f"{name} is quantized in groups of {size}; export the checkpoint again")
+        shapes = {bits: code_shape(rows, columns, size, bits) for bits in (8, 4)}
         self._check(f"{name}.codes", ("uint8",), *shapes.values())
         self._check(f"{name}.scales", _FLOATS, shapes[8][:2])
         codes = self._stored[f"{name}.codes"].astype(np.uint8, copy=False)
@@ -131,6 +130,10 @@ class StoredWeights:
         weight = self.weights[name]
         assert isinstance(weight, Matrix)
         return weight
+
+    def group_size(self, name: str) -> int:
+        """Return the group size of the codes of the matrix ``name``; 0: a row is one group."""
+        return group_size_of(self._group_sizes, name)
 
     def quantized(self, name: str) -> bool:
         """Return whether the matrix ``name`` is stored as codes with scales."""

@@ -36,6 +36,23 @@ def test_export_tells_what_it_made(checkpoint: Path, tmp_path: Path, command: Co
     assert "quantizing" in err
 
 
+def test_a_recipe_and_what_landed_where(checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    recipe, out = tmp_path / "mine.toml", tmp_path / "bundle"
+    table = '[[rules]]\nmatch = "embed"\nbits = 8\ngroup = "channel"\n'
+    recipe.write_text(table + '[[rules]]\nmatch = "*"\nbits = 4\ngroup = 32\n')
+    code, text, err = command("export", checkpoint, "-o", out, "--recipe", recipe)
+    assert code == 0, err
+    assert "mine, mostly groups of 32" in text
+    code, text, _ = command("show", out)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "stored as matrices weights bits a weight" in rows
+    embedding = next(row for row in rows if row.startswith("8 bits with a scale a row embed"))
+    assert embedding.endswith("8.25")  # a row of 64 codes with a scale of 16 bits
+    assert next(row for row in rows if row.startswith("4 bits in groups of 32")).endswith("4.50")
+    code, _, err = command("export", checkpoint, "-o", tmp_path / "x", "--recipe", recipe, "--quant", "int4")
+    assert (code, "leave --quant and --group-size away" in err) == (2, True)
+
+
 def test_export_does_not_overwrite(checkpoint: Path, bundle: Path, command: Command) -> None:
     code, out, err = command("export", checkpoint, "-o", bundle)
     assert (code, out) == (2, "")

@@ -122,7 +122,7 @@ def stored_reading(reading: Callable[[str], Reading]) -> Callable[..., Reading]:
             tensor, storage = original.tensors[name](), recipe.storage(name, kinds[name])
             if storage.is_float:
                 return tensor if storage.bits == 32 else tensor.half().float()
-            return torch.from_numpy(quantize(tensor, storage.bits, recipe.group_size).values().copy())
+            return torch.from_numpy(quantize(tensor, storage.bits, storage.group_size).values().copy())
 
         return replace(original, tensors={name: partial(kept, name) for name in original.tensors})
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from ....quant.recipe import Recipe
 from ....runtime.errors import ExportError
 from ....runtime.model.codec import Palette, around_zero
+from ....runtime.model.program import Program
 
 Array = npt.NDArray[Any]
 Var = Any
@@ -28,8 +29,8 @@ RowRange = tuple[int, int] | None
 class Store:
     """The arrays of a weights file, by name, as the package stores them."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, path: Path, recipe: Recipe, program: Program) -> None:
+        self.recipe, self.formats = recipe, recipe.formats(program.weights)
         self._file: Any = safe_open(path, framework="np")
         self._names = frozenset(self._file.keys())  # type: ignore[no-untyped-call]
         self._arrays: dict[str, Array] = {}
@@ -68,8 +69,8 @@ class Store:
         if key not in self._arrays:
             stored = self._file.get_tensor(f"{matrix}.codes")
             stored = stored if rows is None else stored[slice(*rows)]
-            signed = around_zero(stored, self.recipe.bits).reshape(len(stored), -1)
-            as_int4 = self.recipe.bits == 4
+            bits = self.formats[matrix].bits
+            signed, as_int4 = around_zero(stored, bits).reshape(len(stored), -1), bits == 4
             self._arrays[key] = signed.astype(nptype_from_builtin(types.int4)) if as_int4 else signed
         return key, self._arrays[key]
 
@@ -130,8 +131,8 @@ class Constants:
 
     def padded(self, x: Var, name: str, columns: int) -> Var:
         """Return x [..., K] followed by zeros, where the last group of the matrix ``name`` is longer than the row."""
-        group = self.store.recipe.group_size
-        missing = -columns % group if group and self.store.quantized(name) else 0
+        group = self.store.formats[name].group_size if self.store.quantized(name) else 0
+        missing = -columns % group if group else 0
         if not missing:
             return x
         zeros = np.zeros((*x.shape[:-1], missing), np.float16)

@@ -90,7 +90,7 @@ def describe(model: Any, plan: PackagePlan, recipe: Recipe) -> None:
 
 def _model(plan: PackagePlan, recipe: Recipe) -> str:
     program = plan.program
-    groups = f" in groups of {recipe.group_size}" if recipe.group_size and recipe.bits < 32 else ""
+    groups = f" in groups of {recipe.group_size}" if recipe.group_size else ""
     return (
         f"Recursive transformer ({program.family}): {stored_layers(program)} layers stored, "
         f"{program.applied_layers} applied, {program.depths} depths, width {program.width}, a context of "

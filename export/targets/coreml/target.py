@@ -71,17 +71,17 @@ class CoremlTarget:
         described = describe(plan, job.recipe)
         write_package(
             plan,
-            Store(job.weights, job.recipe),
+            Store(job.weights, job.recipe, job.program),
             path,
             metadata(job, described),
             lambda name, part: job.progress(f"coreml: {name}", 0.6 * part),
         )
-        weights, group_size = halved(job.weights), job.recipe.group_size
+        weights, sizes = halved(job.weights), job.recipe.group_sizes(job.program.weights)
         program = halved_numbers(job.program)
-        reference = ReferenceBackend(program, weights, group_size, tables_as=np.float16)
+        reference = ReferenceBackend(program, weights, sizes, tables_as=np.float16)
         filler = None
         if plan.fills and program.window is not None:
-            filler = ReferenceBackend(windowed(program, None), weights, group_size, tables_as=np.float16)
+            filler = ReferenceBackend(windowed(program, None), weights, sizes, tables_as=np.float16)
         steps = {"the reference": 0.6, "float32": 0.7, "float16": 0.85}
         parity = check_parity(
             reference, plan, path, lambda step: job.progress(f"coreml: parity, {step}", steps[step]), filler

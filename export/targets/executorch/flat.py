@@ -63,11 +63,9 @@ class RotaryLookup(nn.Module):
 class Flat(nn.Module):
     """The whole model. ``rows``: C. ``chunk``: S at most."""
 
-    def __init__(
-        self, program: Program, weights: Mapping[str, Tensor], bits: int, rows: int, chunk: int
-    ) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], rows: int, chunk: int) -> None:
         super().__init__()
-        self.chunk, held, rings = chunk, WeightModules(program, weights, bits, free=True), Rings(rows)
+        self.chunk, held, rings = chunk, WeightModules(program, weights, free=True), Rings(rows)
         lowerings: dict[type, Lowering] = {
             **LOWERINGS, ops.Embed: Lookup, ops.Rotate: Rotate, ops.Attend: rings.attend,
         }  # fmt: skip

@@ -54,11 +54,11 @@ class ExecutorchFlatTarget:
         """Write executorch-flat/model.pte, and check its logits."""
         (job.folder / FOLDER).mkdir()
         path = job.folder / FOLDER / PROGRAM
-        weights, bits = load_file(job.weights), job.recipe.bits
+        weights = load_file(job.weights)
         chunk = chunk_of(job.program)
         rows = rows_of(job.program, chunk)
         named = constants(job.program, chunk)
-        model = Flat(job.program, weights, bits, rows, chunk)
+        model = Flat(job.program, weights, rows, chunk)
         reference = reference_engine(job.program, job.weights, job.recipe)
         job.progress("executorch: the unrolled model", 0.0)
         unsaved = UnsavedProgram(model)

@@ -106,12 +106,12 @@ class RowsMethod(nn.Module):
         return found
 
 
-def build_methods(program: Program, weights: Mapping[str, Tensor], bits: int, shapes: Shapes) -> Methods:
+def build_methods(program: Program, weights: Mapping[str, Tensor], shapes: Shapes) -> Methods:
     """Return every method of ``program`` over stored ``weights``."""
     kinds = shapes.kinds(program)
     # Not those that only fill in: they are few, and would have the largest matrices of all layers in pieces.
     apart = [stage_of(program, kind) for kind in kinds if role(kind) != "fill"]
-    held = WeightModules(program, weights, bits, apart=apart)
+    held = WeightModules(program, weights, apart=apart)
     methods: Methods = {}
     for kind in kinds:
         steps = Steps(stage_of(program, kind), widths(program, kind), held)

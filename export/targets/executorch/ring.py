@@ -16,6 +16,7 @@ from ....runtime.engines.executorch.kinds import Mask, RotaryInput, mask_of
 from ....runtime.model import ops
 from ...lower.xnnpack_attend import swapped
 from ...lower.xnnpack_ops import LoweringScope, by_heads, capped
+from ...lower.xnnpack_weights import bits_of
 
 Width = tuple[RotaryInput, int]
 """A rotation, and the size of the heads that it rotates a part of."""
@@ -114,7 +115,8 @@ class Lookup(nn.Module):
 
     def __init__(self, op: ops.Embed, scope: LoweringScope) -> None:
         super().__init__()
-        weights, self.bits, self.scale = scope.held.weights, scope.held.bits, op.scale
+        weights, self.scale = scope.held.weights, op.scale
+        self.bits = bits_of(scope.held.program, weights, op.table)
         if self.bits == 32:
             self.register_buffer("weight", weights[f"{op.table}.weight"])
         else:

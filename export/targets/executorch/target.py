@@ -25,9 +25,9 @@ from ....runtime.model.activations import Activations
 from ....runtime.model.codec import around_zero
 from ....runtime.model.ops import Linear
 from ....runtime.model.program import Program
-from ....runtime.model.weights import Matrix
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...lower import xnnpack
+from ...lower.xnnpack_weights import bits_of
 from ...parity import Expected
 from ...reference import reference_engine
 from ...target import Job, check_shared
@@ -59,9 +59,9 @@ class ExecutorchTarget:
         depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
-        weights, bits = load_file(job.weights), job.recipe.bits
+        weights = load_file(job.weights)
         shapes = self.shapes or Shapes.of(job.program)
-        methods = build_methods(job.program, weights, bits, shapes)
+        methods = build_methods(job.program, weights, shapes)
         done = 0
 
         def step(name: str) -> None:
@@ -75,7 +75,7 @@ class ExecutorchTarget:
         program = serialize(edge)
         (folder / PROGRAM).write_bytes(program.buffer)
         data = write_data(program, folder)
-        table, *further = place_tables(job.program, weights, bits, folder, data[0] if data else PROGRAM)
+        table, *further = place_tables(job.program, weights, folder, data[0] if data else PROGRAM)
         version = importlib.metadata.version("executorch")
         layout = Layout(version, PROGRAM, Sizes.of(job.program), shapes, table, data, tuple(further))
         (folder / LAYOUT).write_bytes(msgspec.json.format(msgspec.json.encode(layout), indent=1))
@@ -93,16 +93,25 @@ class ExecutorchTarget:
 
 def check_recipe(program: Program, recipe: Recipe) -> None:
     """Raise ExportError for quantized matrices that XNNPACK does not take."""
-    if recipe.bits == 8 and recipe.group_size:
-        raise ExportError(
-            "XNNPACK has no groups for 8-bit weights; export for target executorch with --quant int8-channel"
-        )
-    if recipe.bits != 4:
-        return
-    for name, matrix in program.weights.items():
-        if isinstance(matrix, Matrix) and matrix.columns % recipe.group_size:
+    for name, storage in recipe.formats(program.weights).items():
+        columns, group = program.matrix(name).columns, storage.group_size
+        if storage.bits == 8 and group:
             raise ExportError(
-                f"{name} has {matrix.columns} columns, not a multiple of the group size {recipe.group_size}, which "
+                f"{name} is stored as {storage}, and XNNPACK has no groups for 8-bit weights; export for target "
+                "executorch with --quant int8-channel"
+            )
+        if storage.bits == 16:
+            raise ExportError(
+                f"recipe {recipe.name} stores {name} as {storage}, and XNNPACK multiplies by float32 or codes; "
+                "give it one of those"
+            )
+        if storage.bits == 4 and not group:
+            raise ExportError(
+                f"{name} is stored as {storage}, and XNNPACK wants groups of 4-bit weights; give it groups"
+            )
+        if storage.bits == 4 and columns % group:
+            raise ExportError(
+                f"{name} has {columns} columns, not a multiple of the group size {group}, which "
                 "XNNPACK wants; choose a smaller --group-size, or --quant int8-channel"
             )
 
@@ -142,7 +151,7 @@ def check_parity(
 
 
 def place_tables(
-    program: Program, weights: dict[str, Tensor], bits: int, folder: Path, weights_in: str
+    program: Program, weights: dict[str, Tensor], folder: Path, weights_in: str
 ) -> list[EmbeddingTable]:
     """Return where the tables are that the host looks rows up in: one that is the head's matrix too in
     ``weights_in``."""
@@ -151,7 +160,12 @@ def place_tables(
     names = [EMBEDDING, *(f"table{number}.bin" for number in range(1, len(found)))]
     files = {
         table: place_table(
-            table, weights, bits, folder, weights_in if table in multiplied else name, table in multiplied
+            table,
+            weights,
+            bits_of(program, weights, table),
+            folder,
+            weights_in if table in multiplied else name,
+            table in multiplied,
         )
         for table, name in zip(found, names, strict=True)
     }

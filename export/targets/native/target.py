@@ -46,17 +46,18 @@ class NativeTarget:
         depth."""
         path, program = job.folder / FOLDER / NAME, job.program
         path.parent.mkdir()
+        sizes = job.recipe.group_sizes(program.weights)
         stored = map_tensors(job.weights)
         write_lanes(
             path,
             program,
             stored,
-            job.recipe.group_size,
+            sizes,
             lambda share: job.progress("native: weights", 0.1 * share),
         )
         check_tensors(path, program, stored)
         job.progress("native: parity after every depth", 0.2)
-        reference = ReferenceBackend(program, stored, job.recipe.group_size)
+        reference = ReferenceBackend(program, stored, sizes)
         parity = check_parity(reference, path, job.recipe)
         job.progress("native: done", 1.0)
         name = f"{FOLDER}/{NAME}"

@@ -9,6 +9,7 @@ from ....runtime.bundle import manifest
 from ....runtime.engines.backend import can_fill
 from ....runtime.engines.onnx.engine import OnnxBackend
 from ....runtime.engines.reference.engine import ReferenceBackend
+from ....runtime.errors import ExportError
 from ....runtime.model.activations import Activations
 from ....runtime.model.program import Program
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
@@ -30,15 +31,24 @@ class OnnxTarget:
     name = "onnx"
 
     def check(self, program: Program, recipe: Recipe) -> None:
-        """Raise ExportError, which names the op that no graph computes."""
+        """Raise ExportError, which names the op that no graph computes, or the matrix that no operator reads."""
         check(program)
+        for name, storage in recipe.formats(program.weights).items():
+            if storage.bits == 4 and not storage.group_size:
+                raise ExportError(
+                    f"{name} is stored as {storage}, and ONNX Runtime's operators want groups of 4-bit weights; "
+                    "give it groups, or export for target native or coreml"
+                )
 
     def export(self, job: Job) -> manifest.Target:
         """Write the stages' graphs and their weights under onnx/, checked after every depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         link(job.weights, folder / WEIGHTS)
-        program, stored = job.program, Stored.open(folder / WEIGHTS, job.recipe.group_size)
+        program, stored = (
+            job.program,
+            Stored.open(folder / WEIGHTS, job.recipe.group_sizes(job.program.weights)),
+        )
         job.progress("onnx: graphs", 0.0)
         graphs = write_graphs(program, stored, can_fill(program), packed=not program.encoder)
         job.progress("onnx: parity after every depth", 0.2)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import BundleError
-from ...model.codec import code_shape
+from ...model.codec import GroupSizes, code_shape
 from ...model.program import Program
 from ...model.weights import Matrix
 from .format import HEADER, MAGIC, RECORDS, TILE, VERSION, Storage, TableNumber, filled_up
@@ -29,14 +29,14 @@ def write_lanes(
     path: Path,
     program: Program,
     stored: Mapping[str, Array],
-    group_size: int,
+    group_sizes: GroupSizes,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Layout:
     """Write the file of ``program`` whose tensors, by name, are ``stored`` (``model/stored.py``); they may be mapped.
 
     One piece of one tensor is in memory at a time. The same bytes for the same numbers.
     """
-    made = layout(program, stored_as(program, stored, group_size))
+    made = layout(program, stored_as(program, stored, group_sizes))
     with path.open("wb") as file:
         file.write(made.head)
         for section in made.sections:

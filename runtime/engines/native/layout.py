@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import BundleError
-from ...model.codec import code_shape, group_of
+from ...model.codec import GroupSizes, code_shape, group_of, group_size_of
 from ...model.program import Program
 from ...model.weights import Matrix, Vector, sibling
 from .format import (
@@ -81,7 +81,7 @@ class Layout:
     file_bytes: int
 
 
-def stored_as(program: Program, stored: Mapping[str, Array], group_size: int) -> dict[str, Stored]:
+def stored_as(program: Program, stored: Mapping[str, Array], group_sizes: GroupSizes) -> dict[str, Stored]:
     """How each matrix of ``program`` lies in ``stored``, a bundle's tensors by name.
 
     BundleError for what a file cannot hold.
@@ -99,8 +99,9 @@ def stored_as(program: Program, stored: Mapping[str, Array], group_size: int) ->
             half = stored[f"{name}.weight"].dtype == np.float16
             found[name] = Stored(Storage.F16 if half else Storage.F32, 0, kinds.pop())
             continue
-        eight = codes.shape == code_shape(weight.copies * weight.rows, weight.columns, group_size, 8)
-        group = group_of(weight.columns, group_size)
+        size = group_size_of(group_sizes, name)
+        eight = codes.shape == code_shape(weight.copies * weight.rows, weight.columns, size, 8)
+        group = group_of(weight.columns, size)
         found[name] = Stored(Storage.I8 if eight else Storage.I4, group, kinds.pop())
     return found
 

@@ -33,7 +33,7 @@ def repacked(bundle: Bundle) -> Path:
     weights = bundle.manifest.files[target.weights].sha256
     key = hashlib.sha256(f"{VERSION} {weights} ".encode() + msgspec.json.encode(program)).hexdigest()[:32]
     folder = cache_folder()
-    path, group = folder / f"{key}.lanes", bundle.manifest.quantization.group_size
+    path = folder / f"{key}.lanes"
     try:
         if _is_whole(path):
             LanesFile(path, program)
@@ -42,7 +42,7 @@ def repacked(bundle: Bundle) -> Path:
         log.info("packing %s for the lane engine", bundle.folder)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / path.name
-            write_lanes(fresh, program, map_tensors(bundle.path(target.weights)), group)
+            write_lanes(fresh, program, map_tensors(bundle.path(target.weights)), bundle.group_sizes)
             LanesFile(fresh, program)
             digest = _digest(fresh)
             digest.write_text(sha256_of(fresh), encoding="ascii")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...bundle.folder import Bundle
 from ...errors import UsageError
+from ...model.codec import GroupSizes
 from ...model.program import Program
 from ...model.sizes import head_sizes
 from ...model.stored import Array, StoredWeights, read_tensors
@@ -39,7 +40,7 @@ class ReferenceBackend:
         self,
         program: Program,
         stored: Mapping[str, Array],
-        group_size: int,
+        group_sizes: GroupSizes,
         *,
         activations: Activations | None = None,
         tables_as: npt.DTypeLike = np.float32,
@@ -50,7 +51,7 @@ class ReferenceBackend:
         ``tables_as`` is the type of its rotary tables.
         """
         self.program = program
-        self._weights = StoredWeights(program.weights, stored, group_size)
+        self._weights = StoredWeights(program.weights, stored, group_sizes)
         self._activations, self._tables_as = activations, tables_as
         self._results: Results | None = None
         self._carries = tuple(carry.width for carry in program.loop.carries)
@@ -62,7 +63,7 @@ class ReferenceBackend:
     def open(bundle: Bundle) -> ReferenceBackend:
         """Return the engine with the model of ``bundle``; BundleError when its weights cannot be read."""
         stored = read_tensors(bundle.path(bundle.manifest.targets[WEIGHTS_TARGET].weights))
-        return ReferenceBackend(bundle.program, stored, bundle.manifest.quantization.group_size)
+        return ReferenceBackend(bundle.program, stored, bundle.group_sizes)
 
     def with_activations(self, activations: Activations | None) -> ReferenceBackend:
         """Return an engine of the same weights that rounds inputs by ``activations``."""

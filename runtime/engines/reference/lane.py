@@ -70,5 +70,5 @@ class Lane:
 def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
     """Return x [n, K] times rows ``first`` to ``last`` − 1 of a stored matrix: [n, last − first]."""
     if lane.activations is not None and lane.weights.quantized(name):
-        x = lane.activations(x, lane.weights.group_size)
+        x = lane.activations(x, lane.weights.group_size(name))
     return np.concatenate([x @ piece.T for piece in lane.weights.pieces(name, first, last)], axis=1)

@@ -55,7 +55,7 @@ def packaged(model: Program, folder: Path, recipe: Recipe = FLOAT) -> manifest.P
     check(model)
     stored = write(_tame(model, random_weights(model.weights, recipe.bits, recipe.group_size)), folder)
     plan, package = PackagePlan(model), folder / PACKAGE
-    write_package(plan, Store(stored, recipe), package, {}, lambda name, part: None)
+    write_package(plan, Store(stored, recipe, plan.program), package, {}, lambda name, part: None)
     engine, endless = (
         ReferenceBackend(p, halved_weights(stored), recipe.group_size, tables_as=np.float16)
         for p in (halved(model), halved(windowed(model, None)))

@@ -135,7 +135,9 @@ def test_weight_bin_of_the_demo_model(recipe: Recipe, tmp_path: Path) -> None:
     write_weights(reading, recipe, tmp_path / "stored")
     package = tmp_path / "model.mlpackage"
     plan = PackagePlan(reading.program)
-    write_package(plan, Store(tmp_path / "stored", recipe), package, {}, lambda name, part: None)
+    write_package(
+        plan, Store(tmp_path / "stored", recipe, plan.program), package, {}, lambda name, part: None
+    )
     # The whole file, whatever is in it.
     wanted = unique_bytes(tmp_path / "stored") + table_bytes(plan)
     assert 0.98 < (package / WEIGHTS).stat().st_size / wanted < 1.02

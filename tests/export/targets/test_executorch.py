@@ -240,7 +240,7 @@ def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_p
     made = []
     for factor in (1, 2):
         changed = {name: w * factor if name in loras else w for name, w in weights.items()}
-        program = build_methods(reading("mor-lora").program, changed, 4, Shapes(1, 8))
+        program = build_methods(reading("mor-lora").program, changed, Shapes(1, 8))
         methods = {"block_m1": program["block_m1"]}
         edge = split_weights(lower(methods, lambda step: None), delta_keys(methods))
         write_data(serialize(edge), tmp_path)
@@ -318,7 +318,7 @@ def test_every_method_is_one_delegate(reading: Callable[[str], Reading], tmp_pat
     """lower refuses anything else; what it is given here has an operator that XNNPACK does not take."""
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w.safetensors")
     program = build_methods(
-        reading("mor-cycle").program, load_torch(tmp_path / "w.safetensors"), 32, Shapes(1, 8)
+        reading("mor-cycle").program, load_torch(tmp_path / "w.safetensors"), Shapes(1, 8)
     )
     head = program["head_m1"]
     forward = type(head).forward

@@ -106,7 +106,7 @@ def test_every_family(
         return
     write_weights(reading(kind), Recipe.named("none", 32), tmp_path / "w")
     chunk = 4  # smaller than the check's pieces: caches of windows are written over
-    model = Flat(program, load_file(tmp_path / "w"), 32, rows_of(program, chunk), chunk)
+    model = Flat(program, load_file(tmp_path / "w"), rows_of(program, chunk), chunk)
     assert check_parity(Eager(model), oracle(kind), chunk)[0] < 1e-5
     head(model).weight.data[5] += 1
     with pytest.raises(ParityError, match="disagrees with the reference engine in the logits of token 4"):
@@ -154,8 +154,8 @@ def test_more_tokens_than_the_context(reading: Callable[[str], Reading], tmp_pat
     program = reading("mor-cycle").program
     write_weights(reading("mor-cycle"), Recipe.named("none", 32), tmp_path / "w")
     weights, ids = load_file(tmp_path / "w"), np.random.default_rng(0).integers(0, VOCAB, 20)
-    short = Eager(Flat(program, weights, 32, 8, 1))
-    long = Eager(Flat(windowed(program, 8), weights, 32, 20, 1))
+    short = Eager(Flat(program, weights, 8, 1))
+    long = Eager(Flat(windowed(program, 8), weights, 20, 1))
     for i, token in enumerate(ids):
         np.testing.assert_allclose(short.logits([token], i), long.logits([token], i), atol=1e-5)
 

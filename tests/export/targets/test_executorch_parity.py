@@ -109,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     reading = read(folder / "checkpoint")
     write_weights(reading, Recipe.named("int4", 32), folder / "w.safetensors")
     weights = load_file(folder / "w.safetensors")
-    edge = lower(build_methods(reading.program, weights, 4, SHAPES), lambda step: None)
+    edge = lower(build_methods(reading.program, weights, SHAPES), lambda step: None)
     delegates = [
         delegate
         for name in sorted(edge.methods)
@@ -117,7 +117,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     ]
     kept = [(d, d.processed_bytes, d.named_data_store_output) for d in delegates]
     (folder / "model.pte").write_bytes(serialize(edge).buffer)
-    (table,) = place_tables(reading.program, weights, 4, folder, "model.pte")
+    (table,) = place_tables(reading.program, weights, folder, "model.pte")
     layout = Layout("1", "model.pte", Sizes.of(reading.program), SHAPES, table)
     oracle = reference_engine(reading.program, folder / "w.safetensors", Recipe.named("int4", 32))
     return Made(folder, layout, edge, oracle, kept)

@@ -62,7 +62,7 @@ def test_the_rule_itself_is_right(changed):
             "routing.capacity has 1 shares, wanted one for each of 3 depths",
         ),
         ("quantization/bits", 0, "quantization.bits is 0"),
-        ("quantization/bits", 5, "quantization.bits is 5, wanted one of 4, 8, 32"),
+        ("quantization/bits", 5, "quantization.bits is 5, wanted one of 4, 8, 16, 32"),
         ("quantization/group_size", -32, "quantization.group_size is -32"),
         ("parameters", 0, "parameters is 0, wanted 1 to"),
         ("unrolled_parameters", -1, "unrolled_parameters is -1"),

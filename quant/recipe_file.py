@@ -1,0 +1,84 @@
+"""A recipe of one's own, as TOML.
+
+name = "mine"            # by default the file's, without .toml
+deltas = "float16"       # or float32
+
+[[rules]]                # the first that matches a matrix is how it is stored
+match = "embed"
+bits = 8
+group = "channel"        # a scale a row
+
+[[rules]]
+match = "*"              # the last has to match all
+bits = 4                 # 4 and 8: codes; 16 and 32: floats, without group
+group = 64               # 32, 64 or 128
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..runtime.errors import UsageError
+from .recipe import CHANNEL, FLOAT16, FLOAT32, GROUP_SIZES, RECIPES, Recipe, Rule, StorageFormat
+
+MOST_BYTES = 1 << 20
+_FLOATS = {"float16": FLOAT16, "float32": FLOAT32}
+
+
+class _Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    match: str
+    bits: Literal[4, 8, 16, 32]
+    group: int | Literal["channel"] | None = None
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    rules: list[_Rule]
+    name: str | None = None
+    deltas: Literal["float16", "float32"] = "float16"
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in ``path``; UsageError, which names the key, for anything in it that is not as above."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"{path} has more than {MOST_BYTES} bytes; a recipe is a few lines of TOML")
+        found = msgspec.convert(tomllib.loads(data.decode()), _File)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}); give a recipe, a file of TOML"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path} is no recipe: {error}; docs/quantization.md says what one has") from error
+    name = found.name if found.name is not None else path.stem
+    if not name.isprintable() or not 0 < len(name) <= 40 or name in RECIPES:
+        raise UsageError(
+            f"{path}: the recipe's name is {name[:60]!r}, wanted up to 40 characters, and no preset's; give it "
+            'another: name = "…"'
+        )
+    if not found.rules or found.rules[-1].match != "*":
+        raise UsageError(f'{path}: the last rule has to match everything; end with match = "*"')
+    rules = tuple(_rule(path, number, rule) for number, rule in enumerate(found.rules, 1))
+    return Recipe(name, rules, _FLOATS[found.deltas], own=True)
+
+
+def _rule(path: Path, number: int, rule: _Rule) -> Rule:
+    if rule.bits >= 16:
+        if rule.group is not None:
+            raise UsageError(f"{path}: rule {number} stores floats, which have no groups; leave group away")
+        return Rule(rule.match, StorageFormat(rule.bits))
+    if rule.group == "channel":
+        return Rule(rule.match, StorageFormat(rule.bits, CHANNEL))
+    if rule.group not in GROUP_SIZES:
+        said = "none" if rule.group is None else rule.group
+        raise UsageError(
+            f"{path}: the group of rule {number} is {said}, wanted {', '.join(map(str, GROUP_SIZES))} or "
+            '"channel"'
+        )
+    return Rule(rule.match, StorageFormat(rule.bits, rule.group))

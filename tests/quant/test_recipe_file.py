@@ -1,0 +1,66 @@
+"""Recipes in TOML: what one says, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeloop.quant.recipe import FLOAT16, FLOAT32, StorageFormat
+from edgeloop.quant.recipe_file import read_recipe
+from edgeloop.runtime.errors import UsageError
+
+REST = '[[rules]]\nmatch = "*"\nbits = 4\ngroup = 64\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_rules_in_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'deltas = "float32"\n[[rules]]\nmatch = "embed"\nbits = 8\ngroup = "channel"\n'
+        '[[rules]]\nmatch = "*.down_proj"\nbits = 16\n' + REST,
+    )
+    recipe = read_recipe(path)
+    assert (recipe.name, recipe.deltas, recipe.own) == ("mine", FLOAT32, True)
+    assert [(rule.pattern, rule.storage) for rule in recipe.rules] == [
+        ("embed", StorageFormat(8)),
+        ("*.down_proj", FLOAT16),
+        ("*", StorageFormat(4, 64)),
+    ]
+    assert read_recipe(write(tmp_path, 'name = "phone 2"\n' + REST)).name == "phone 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no recipe: Object missing required field `rules`"),
+        ("rules = []", "the last rule has to match everything"),
+        ("nonsense", "is no recipe: "),
+        ("grup = 1\n" + REST, "unknown field `grup`"),
+        (REST + "size = 3\n", "unknown field `size`"),
+        (REST.replace("64", "48"), "the group of rule 1 is 48, wanted 32, 64, 128 or"),
+        (REST.replace("64", "0"), "the group of rule 1 is 0"),
+        ('[[rules]]\nmatch = "*"\nbits = 4\n', "the group of rule 1 is none"),
+        (REST.replace("4\n", "3\n", 1), "Invalid enum value 3"),
+        (REST.replace("bits = 4", "bits = 16"), "rule 1 stores floats, which have no groups"),
+        (REST.replace('"*"', '"embed"'), "the last rule has to match everything"),
+        ('name = "int4"\n' + REST, "the recipe's name is 'int4'"),
+        ('name = "a\\u001bb"\n' + REST, "the recipe's name is"),
+        ('deltas = "int8"\n' + REST, "Invalid enum value 'int8'"),
+    ],
+)
+def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_recipe(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_recipe(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="more than 1048576 bytes"):
+        read_recipe(write(tmp_path, "#" * (1 << 20) + "\n" + REST))
