@@ -28,6 +28,8 @@ examples:
   edgeloop calibrate bundle --text tales.txt --perplexity +2% --skipped-kv propagate --report exits.html
 """
 RULES = ("confidence", "margin", "entropy", "kl", "latent", "probe", "gate")
+MORE = ("entropy-diff", "stable")
+"""Rules that are calibrated where they are asked for: their authors have one threshold for all depths and models."""
 TRIES = 4
 CURVE = (0.25, 0.5, 2.0, 4.0)
 """Multiples of the goal's slack that a report shows beside it."""
@@ -50,9 +52,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
         action="append",
-        choices=RULES,
+        choices=(*RULES, *MORE),
         metavar="NAME",
-        help="a rule; may be repeated (default: all)",
+        help=f"a rule; may be repeated (default: all but {', '.join(MORE)})",
     )
     parser.add_argument(
         "--skipped-kv", metavar="POLICY", help="K and V of tokens that left: exact, propagate, latest, skip"

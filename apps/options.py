@@ -93,8 +93,8 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         "--exit",
         action=action,
         metavar="RULE",
-        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, latent:X, gate:X, probe:X; router, chunk-topk"
-        + again,
+        help="never, depth:N, confidence:X, margin:X, entropy:X, kl:X, entropy-diff:X, stable:N, latent:X, gate:X, "
+        "probe:X; router, chunk-topk" + again,
     )
     group.add_argument(
         "--skipped-kv",

@@ -51,6 +51,19 @@ def _kl(seen: Seen, heads: Mapping[str, F32]) -> float:
     return float((before * np.log(before / now)).sum())
 
 
+def _entropy(logits: F32) -> float:
+    return float(-(softmax(logits) * np.log(softmax(logits))).sum())
+
+
+def _entropy_diff(seen: Seen, heads: Mapping[str, F32]) -> float:
+    return abs(_entropy(seen.logits[-1]) - _entropy(seen.logits[-2])) if len(seen.logits) > 1 else np.inf
+
+
+def _stable(seen: Seen, heads: Mapping[str, F32]) -> float:
+    likeliest = [int(x.argmax()) for x in seen.logits]
+    return float(next((n for n, x in enumerate(likeliest[-2::-1]) if x != likeliest[-1]), len(likeliest) - 1))
+
+
 def _gate(seen: Seen, heads: Mapping[str, F32]) -> float:
     stops = [sigmoid(x @ heads["gate.weight"] + heads["gate.bias"]) for x in seen.states[1:]]
     return float((1 - np.prod([1 - p for p in stops])).item())
@@ -65,8 +78,10 @@ def _probe(seen: Seen, heads: Mapping[str, F32]) -> float:
 SCORES: dict[str, tuple[Score, bool]] = {
     "confidence": (lambda s, h: float(softmax(s.logits[-1]).max()), True),
     "margin": (lambda s, h: float(np.subtract(*np.sort(softmax(s.logits[-1]))[:-3:-1])), True),
-    "entropy": (lambda s, h: float(-(softmax(s.logits[-1]) * np.log(softmax(s.logits[-1]))).sum()), False),
+    "entropy": (lambda s, h: _entropy(s.logits[-1]), False),
     "kl": (_kl, False),
+    "entropy-diff": (_entropy_diff, False),
+    "stable": (_stable, True),
     "latent": (
         lambda s, h: float(np.linalg.norm(s.states[-1] - s.states[-2]) / np.linalg.norm(s.states[-1])),
         False,
@@ -75,7 +90,7 @@ SCORES: dict[str, tuple[Score, bool]] = {
     "probe": (_probe, True),
 }
 """By the rule's name: the score, and whether a token leaves when it is above its threshold."""
-READS_LOGITS = ("confidence", "margin", "entropy", "kl")
+READS_LOGITS = ("confidence", "margin", "entropy", "kl", "entropy-diff", "stable")
 
 
 class Token(NamedTuple):

@@ -1,8 +1,8 @@
 """Exit rules: after which depth a token may stop.
 
 A measure is a pure function of what a depth produced, one line in ``MEASURES``; a rule compares it with a threshold
-for each depth but the last. Confidence and entropy: CALM (arXiv 2207.07061), KL and latent: Huginn (arXiv
-2502.05171, section 6.1), gate: Ouro (arXiv 2510.25741, section 3).
+for each depth but the last. Confidence and entropy: CALM (arXiv 2207.07061), KL, latent, entropy-diff and stable:
+Huginn (arXiv 2502.05171, section 6.1, and its code), gate: Ouro (arXiv 2510.25741, section 3).
 
 Scores of states are computed in float64 and rounded at the end: float32 sums depend on their order, and a token would
 leave elsewhere on an engine that decides for itself (``whole_tokens.py``).
@@ -68,6 +68,26 @@ def kl(out: Outcome, heads: Heads) -> F32:
     return divergence
 
 
+def entropy_diff(out: Outcome, heads: Heads) -> F32:
+    """Return, [N], by how much the entropy of the next token changed in this depth, nats; infinite after depth 0."""
+    if out.before is None or out.before.logits is None:
+        return np.full(len(out.state), np.inf, np.float32)
+    changed: F32 = np.abs(entropy(out, heads) - entropy(out.before, heads))
+    return changed
+
+
+def stable(out: Outcome, heads: Heads) -> F32:
+    """Return, [N], after how many depths before this one the likeliest token was the same, without a break."""
+    assert out.logits is not None
+    now, same = out.logits.argmax(axis=-1), np.ones(len(out.state), bool)
+    count, earlier = np.zeros(len(out.state), np.float32), out.before
+    while earlier is not None and earlier.logits is not None and same.any():
+        same &= earlier.logits.argmax(axis=-1) == now
+        count += same
+        earlier = earlier.before
+    return count
+
+
 def latent(out: Outcome, heads: Heads) -> F32:
     """Return, [N], how far the state moved in this depth, relative to its length."""
     assert out.before is not None
@@ -116,6 +136,8 @@ MEASURES: dict[str, Measure] = {
     "margin": Measure(margin, True, True, (0, 1)),
     "entropy": Measure(entropy, False, True, (0, _INF)),
     "kl": Measure(kl, False, True, (0, _INF)),
+    "entropy-diff": Measure(entropy_diff, False, True, (0, _INF)),
+    "stable": Measure(stable, True, True, (0, _INF)),
     "latent": Measure(latent, False, False, (0, _INF)),
     "gate": Measure(gate, True, False, (0, 1), head="gate"),
     "probe": Measure(probe, True, False, (0, 1), head="probe"),

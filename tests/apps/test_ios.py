@@ -81,11 +81,12 @@ def test_units_are_known_to_swift(bundle: Path) -> None:
 def test_measures_are_those_of_the_runtime() -> None:
     swift = (SOURCES / "Exits.swift").read_text(encoding="utf-8")
     (named,) = re.findall(r"CaseIterable, Sendable \{\n +case (.*)\n", swift)
-    assert set(named.split(", ")) == set(MEASURES)
+    ours = dict(re.findall(r'(\w+)(?: = "([^"]+)")?', named))
+    assert {raw or case for case, raw in ours.items()} == set(MEASURES)
     for body, attribute in (("leavesWhenHigh", "up"), ("readsLogits", "reads_logits")):
         (true,) = re.findall(rf"var {body}: Bool \{{\n.*\n +case (.*): true\n", swift)
         wanted = {name for name, measure in MEASURES.items() if getattr(measure, attribute)}
-        assert set(re.findall(r"\.(\w+)", true)) == wanted
+        assert {ours[case] or case for case in re.findall(r"\.(\w+)", true)} == wanted
     heads = {measure.head for measure in MEASURES.values() if measure.head}
     assert heads == {"gate", "probe"}  # whose weights Exits.swift looks for by the measure's name
 

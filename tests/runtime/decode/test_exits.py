@@ -42,6 +42,8 @@ def wanted() -> dict[str, object]:
         "margin": top[:, 0] - top[:, 1],
         "entropy": new.entropy(),
         "kl": torch.distributions.kl_divergence(old, new),
+        "entropy-diff": (new.entropy() - old.entropy()).abs(),
+        "stable": (logits.argmax(-1) == before.argmax(-1)).float(),
         "latent": (x[2] - x[1]).norm(dim=-1) / x[2].norm(dim=-1),
         "gate": stop[0] + (1 - stop[0]) * stop[1],
         "probe": torch.sigmoid(normed @ torch.from_numpy(HEADS["probe.weight"][1]) - 0.2),
@@ -59,7 +61,17 @@ def test_nothing_has_moved_before_depth_0() -> None:
     first = outcome().before
     assert first is not None
     assert np.isinf(MEASURES["kl"].score(first, HEADS)).all()
+    assert np.isinf(MEASURES["entropy-diff"].score(first, HEADS)).all()
+    assert not MEASURES["stable"].score(first, HEADS).any()
     assert np.isfinite(MEASURES["latent"].score(first, HEADS)).all()
+
+
+def test_a_prediction_is_stable_from_where_it_last_changed() -> None:
+    """Likeliest tokens of three rows, depth by depth: how long the last one has been there."""
+    out = Outcome(-1, STATES[0][:3])
+    for depth, likeliest in enumerate([(4, 1, 2), (3, 1, 2), (4, 1, 5), (4, 1, 2)]):
+        out = Outcome(depth, STATES[0][:3], np.eye(11, dtype=np.float32)[list(likeliest)], out)
+    assert MEASURES["stable"].score(out, {}).tolist() == [1, 3, 0]
 
 
 def one(depth: int) -> Outcome:

@@ -2,20 +2,20 @@ import Foundation
 
 /// What a depth made of a token, as one number that a threshold can be held against.
 public enum Measure: String, CaseIterable, Sendable {
-    case confidence, margin, entropy, kl, latent, gate, probe
+    case confidence, margin, entropy, kl, entropyDiff = "entropy-diff", stable, latent, gate, probe
 
     /// Does a token leave when the number is high? Otherwise when it is low.
     var leavesWhenHigh: Bool {
         switch self {
-        case .confidence, .margin, .gate, .probe: true
-        case .entropy, .kl, .latent: false
+        case .confidence, .margin, .stable, .gate, .probe: true
+        case .entropy, .kl, .entropyDiff, .latent: false
         }
     }
 
     /// Must every depth be read out?
     var readsLogits: Bool {
         switch self {
-        case .confidence, .margin, .entropy, .kl: true
+        case .confidence, .margin, .entropy, .kl, .entropyDiff, .stable: true
         case .latent, .gate, .probe: false
         }
     }
@@ -73,6 +73,7 @@ struct Judge {
     private var before: [Float]
     private var oldLogits: [Float] = []
     private var stay: Float = 1
+    private var sameFor: Float = 0
 
     /// `entered`: the state that enters depth 0.
     init(_ rule: ExitRule, heads: [String: [Float]], entered: [Float]) throws {
@@ -108,10 +109,15 @@ struct Judge {
             let top = logSoftmax(logits).sorted(by: >)
             return exp(top[0]) - exp(top[1])
         case .entropy:
-            return -logSoftmax(logits).reduce(0) { $0 + exp($1) * $1 }
+            return entropy(logits)
         case .kl:
             if oldLogits.isEmpty { return .infinity }
             return zip(logSoftmax(oldLogits), logSoftmax(logits)).reduce(0) { $0 + exp($1.0) * ($1.0 - $1.1) }
+        case .entropyDiff:
+            return oldLogits.isEmpty ? .infinity : abs(entropy(logits) - entropy(oldLogits))
+        case .stable:
+            sameFor = !oldLogits.isEmpty && likeliest(logits) == likeliest(oldLogits) ? sameFor + 1 : 0
+            return sameFor
         case .latent:
             let moved = zip(x, before).map { $0 - $1 }
             return dot(moved, moved).squareRoot() / (dot(x, x).squareRoot() + 1e-6)
@@ -129,6 +135,11 @@ struct Judge {
 private func dot(_ a: [Float], _ b: some Sequence<Float>) -> Float { zip(a, b).reduce(0) { $0 + $1.0 * $1.1 } }
 
 private func sigmoid(_ x: Float) -> Float { tanh(x / 2) / 2 + 0.5 }
+
+private func entropy(_ logits: [Float]) -> Float { -logSoftmax(logits).reduce(0) { $0 + exp($1) * $1 } }
+
+/// The first of the largest.
+private func likeliest(_ logits: [Float]) -> Int? { logits.firstIndex(of: logits.max() ?? 0) }
 
 private func logSoftmax(_ logits: [Float]) -> [Float] {
     let largest = logits.max() ?? 0
