@@ -1,6 +1,6 @@
 """ALBERT: an encoder of a few layers in groups, each group applied several times, on narrow embeddings.
 
-Layer i of num_hidden_layers runs group ⌊i · groups / layers⌋, which is inner_group_num layers one after the other
+Layer i of num_hidden_layers runs group ⌊i / (layers / groups)⌋, which is inner_group_num layers one after the other
 (arXiv 1909.11942, section 3.1). A depth of the loop is one of these layers.
 """
 
@@ -139,7 +139,8 @@ def _order(config: Mapping[str, Any], where: str) -> Iterator[tuple[int, int]]:
     layers = size(config, "num_hidden_layers", where, 12)
     if layers * inner > MAX_LAYERS:
         raise CheckpointError(f"{where}: {layers} layers of {inner}; wanted {MAX_LAYERS} at most together")
-    return ((i * groups // layers, k) for i in range(layers) for k in range(inner))
+    # In floats, as transformers has it: of 18 layers in 14 groups, layer 9 runs group 6, where 9 · 14 / 18 is 7.
+    return ((int(i / (layers / groups)), k) for i in range(layers) for k in range(inner))
 
 
 def _program(checkpoint: Checkpoint, head: bool, tied: bool) -> Program:

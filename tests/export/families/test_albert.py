@@ -119,6 +119,42 @@ def test_without_a_head_and_groups_that_do_not_divide(tmp_path: Path) -> None:
                 session.encode(IDS, logits=True)
 
 
+@pytest.mark.parametrize(
+    ("layers", "groups", "inner", "order"),
+    [
+        (5, 2, 3, [0, 0, 0, 1, 1]),
+        (4, 3, 2, [0, 0, 1, 2]),
+        # Here ⌊i · groups / layers⌋ would run group 7 as layer 9, and transformers' quotient of floats is below 7.
+        (18, 14, 1, [0, 0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 10, 10, 11, 12, 13]),
+    ],
+)
+def test_several_layers_in_groups_that_do_not_divide(
+    tmp_path: Path, layers: int, groups: int, inner: int, order: list[int]
+) -> None:
+    """With a head, exact GELU, padding, and after every layer: transformers runs the first ones alone."""
+    config = {"num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner}
+    model = random_albert(tmp_path / "model", AlbertForMaskedLM, hidden_act="gelu", **config)
+    export_bundle(tmp_path / "model", tmp_path / "bundle", targets=["onnx", "native"], quant="none")
+    after = list[np.ndarray]()
+    for group in model.albert.encoder.albert_layer_groups:
+        for layer in group.albert_layers:
+            layer.register_forward_hook(lambda module, given, out: after.append(np.asarray(out.detach())))
+    mask = np.ones_like(IDS, bool)
+    mask[1, 11:] = False
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(IDS), torch.from_numpy(mask).long()).logits.numpy()
+    assert len(after) == layers * inner
+    texts = [ids[seen] for ids, seen in zip(IDS, mask, strict=True)]
+    for engine in (*ENGINES, "native"):
+        with Session.open(tmp_path / "bundle", engine=engine) as session:
+            assert session.program.loop.schedule == tuple(g * inner + k for g in order for k in range(inner))
+            found = session.encode(texts, logits=True).logits
+            assert found is not None
+            assert np.abs(found - wanted)[mask].max() <= BOUND
+            for depth, states in enumerate(after, 1):
+                assert np.abs(session.encode(texts, depth=depth).states - states)[mask].max() <= BOUND
+
+
 def test_a_head_of_its_own(tmp_path: Path) -> None:
     model = random_albert(
         tmp_path / "model", AlbertForMaskedLM, tie_word_embeddings=False, num_hidden_layers=2
