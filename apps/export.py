@@ -102,6 +102,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the block runs N times unless run says otherwise, of a model made for any number (default: as trained)",
     )
+    parser.add_argument(
+        "--loop",
+        metavar="KIND",
+        help="found, or layers: each applied layer is a depth, of a model without a loop as MobileLLM-LS (default: "
+        "found)",
+    )
     for option in declared_options():
         if isinstance(option.default, bool):
             parser.add_argument(option.flag, action="store_true", help=option.help)
@@ -135,6 +141,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             context=args.context,
             kv=args.kv,
             window=args.window,
+            loop=args.loop,
             depth=args.depth,
             options={option.name: getattr(args, option.name) for option in declared_options()},
             force=args.force,

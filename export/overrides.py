@@ -9,12 +9,15 @@ from msgspec import structs
 
 from ..runtime.errors import UsageError
 from ..runtime.model.facts import attentions
+from ..runtime.model.layer_loop import layer_loop
 from ..runtime.model.program import Program
 from ..runtime.model.transform import fitted, sharing_kv, windowed, with_depths
 from .family import Reading
 
 KV = ("per-depth", "shared")
 """The KV policies that an export can be asked for."""
+LOOPS = ("found", "layers")
+"""The loops that an export can be asked for."""
 
 
 def overridden(
@@ -23,12 +26,14 @@ def overridden(
     kv: str | None = None,
     window: int | None = None,
     depth: int | None = None,
+    loop: str | None = None,
 ) -> Reading:
     """Return ``reading`` with what is not None in place of what its family declares.
 
     ``context``: tokens of context, at most the model's own. ``kv``: one of ``KV``. ``window``: tokens that
     attention sees, the newest included, at most the context; a window of the whole context is none. ``depth``: how
-    often the loop runs, unless the bundle is run at another depth. UsageError for what the model cannot do.
+    often the loop runs, unless the bundle is run at another depth. ``loop``: one of ``LOOPS``; ``layers`` makes each
+    applied layer of a model without a loop a depth of one. UsageError for what the model cannot do.
     """
     program = reading.program
     if program.encoder and (
@@ -47,6 +52,10 @@ def overridden(
             raise UsageError(f"layers of this model have windows of their own ({found}); leave --window out")
         program = windowed(program, window)
     program = fitted(program)
+    if loop not in (None, *LOOPS):
+        raise UsageError(f"unknown loop {loop!r}: choose from {', '.join(LOOPS)}")
+    if loop == "layers":
+        program = layer_loop(program)
     if depth is not None:
         program = with_depths(program, depth)
     if kv is not None:

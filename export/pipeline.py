@@ -62,6 +62,7 @@ def export_bundle(
     kv: str | None = None,
     window: int | None = None,
     depth: int | None = None,
+    loop: str | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
@@ -76,7 +77,8 @@ def export_bundle(
       of rules (``quant/recipe_file.py``).
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
-      of the family, and how often its loop runs where it may run any number of times.
+      of the family, and how often its loop runs where it may run any number of times; ``loop``: ``layers`` makes each
+      applied layer of a model without a loop a depth of one.
     - ``options``: what a target may be asked for beside that: ``{"split_weights": True}`` of executorch,
       ``{"coreml_ane": True}`` of coreml (``targets/*/options.py``).
     - ``force``: replace a bundle that is at ``out``, in one step at the end; never another folder.
@@ -101,7 +103,7 @@ def export_bundle(
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
-    reading = overridden(read_checkpoint(source), context, kv, window, depth)
+    reading = overridden(read_checkpoint(source), context, kv, window, depth, loop)
     reading = replace(reading, program=with_ends(reading.program, source.folder))
     if problem := next(problems(reading.program), None):
         raise CheckpointError(f"{source.folder}: {problem}")
