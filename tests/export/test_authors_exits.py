@@ -7,6 +7,7 @@ logits after each depth. Here both come from runs that stop after a given depth;
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -103,25 +104,21 @@ def look(bundle: Path, ids: np.ndarray, at: int) -> tuple[list[Tensor], list[Ten
     return [state[:wide] for state in states], logits
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_token_leaves_where_the_authors_let_it_go(
     exported: Callable[..., Path],
     checkpoint: Callable[[str], Path],
     seen: Callable[[str], list[Looked]],
-    name: str,
     rule: str,
 ) -> None:
-    ids, (theirs, thresholds) = authors(checkpoint(name))["input_ids"], RULES[rule]
-    left = set()
-    for threshold in thresholds:
-        with Session.open(
-            exported(name), engine="reference", depth=DEPTHS, exit=f"{rule}:{threshold}"
-        ) as session:
+    (theirs, thresholds), left = RULES[rule], set()
+    for name, threshold in product(NAMES, thresholds):
+        ids, text = authors(checkpoint(name))["input_ids"], f"{rule}:{threshold}"
+        with Session.open(exported(name), engine="reference", depth=DEPTHS, exit=text) as session:
             for at, states, logits in seen(name):
                 loop = session._start(at + 1)
                 loop.prompt(ids[:at])
                 loop.step(int(ids[at]))
                 assert loop.depth == theirs(states, logits, threshold)
-                left.add(loop.depth)
-    assert len(left) > 1
+                left.add((name, loop.depth))
+    assert len(left) > 2 * len(NAMES)

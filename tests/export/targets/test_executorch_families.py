@@ -109,6 +109,26 @@ def test_huginn(bundle: Bundles, authors: Callable[[str], dict[str, npt.NDArray[
         np.testing.assert_allclose(decoded(session, ids), wanted[f"logits_full_r{depth}"], atol=BOUND)
 
 
+RECURRENT = ("retrofit_llama32", "retrofit_tinyllama", "retrofit_olmo2_skip_adapter", "parcae_diag")
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_made_recurrent(
+    bundle: Bundles, authors: Callable[[str], dict[str, npt.NDArray[Any]]], name: str
+) -> None:
+    """After every depth that the authors ran, beyond those of training too, at once and cached; and with drafts."""
+    wanted = authors(name)
+    ids, path = wanted["input_ids"], bundle(name, "none")
+    for depth in (1, 2, 4, 8):
+        with Session.open(path, engine="executorch", threads=1, depth=depth) as session:
+            np.testing.assert_allclose(session.logits(ids), wanted[f"logits_full_r{depth}"], atol=BOUND)
+            np.testing.assert_allclose(decoded(session, ids), wanted[f"logits_full_r{depth}"], atol=BOUND)
+    for decode in ("sequential", "pipelined"):
+        with Session.open(path, engine="executorch", threads=1, depth=4, decode=decode) as session:
+            tokens = [step.token for step in session.generate(ids.tolist(), max_tokens=8)]
+        assert tokens == wanted["greedy_8_r4"].tolist()
+
+
 def test_albert(bundle: Bundles, checkpoint: Callable[[str], Path]) -> None:
     """Groups of layers, each a block; norms behind the sums; whole texts of several lengths, padded."""
     name = "albert_g2_inner2_padded"
