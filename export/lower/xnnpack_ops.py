@@ -6,7 +6,7 @@ next op wants heads anyway: XNNPACK copies a tensor to read it in another shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -181,7 +181,17 @@ def capped(x: Tensor, cap: float) -> Tensor:
 
 def concat(op: ops.Concat, *x: Tensor) -> Tensor:
     """Return the values concatenated."""
-    return torch.cat([rows(part) for part in x], dim=1)
+    return side_by_side(x)
+
+
+def side_by_side(values: Sequence[Tensor]) -> Tensor:
+    """Return values [N, aᵢ] as one, [N, Σ aᵢ].
+
+    XNNPACK's partitioner leaves out a concatenation of one tensor with itself: the second time it is −(−x), the same
+    bits.
+    """
+    apart = [x.neg().neg() if any(x is other for other in values[:i]) else x for i, x in enumerate(values)]
+    return torch.cat([rows(x) for x in apart], dim=1)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ....runtime.model.ops import Attend
 from ....runtime.model.program import Program
 from ...lower.xnnpack import Steps
 from ...lower.xnnpack_call import Call
+from ...lower.xnnpack_ops import side_by_side
 from ...lower.xnnpack_weights import WeightModules
 
 Inputs = tuple[Tensor, ...]
@@ -92,7 +93,7 @@ class RowsMethod(nn.Module):
             heads = [cache.kv_heads for cache in takes.fresh for _ in range(2)]
             return tuple(y.view(self.rows, h, -1) for y, h in zip(found, heads, strict=True))
         new = [y for number in sorted(call.new) for y in call.new[number]]
-        return (torch.cat(found, 1) if len(found) > 1 else found[0], *new)
+        return (side_by_side(found) if len(found) > 1 else found[0], *new)
 
     def _by_group(self, masks: Mapping[Mask, Inputs]) -> dict[tuple[Mask, int], Inputs]:
         """Return ``masks``, of a chunk repeated for the query heads of a KV head, which are rows of one matrix."""
