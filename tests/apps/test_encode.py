@@ -115,7 +115,7 @@ def test_the_page(
     (tmp_path / "bundle").symlink_to(model[0])
     (tmp_path / "lines.txt").write_text("The king said nothing\nWhy\n")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(page, "py")
+    (code,) = blocks(page, "python")
     names: dict[str, Any] = {}
     exec(compile(code, str(page), "exec"), names)
     found = names["found"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
 from edgeloop.quant.recipe import FLOAT16, FLOAT32, StorageFormat
 from edgeloop.quant.recipe_file import read_recipe
@@ -33,6 +34,12 @@ def test_the_rules_in_order(tmp_path: Path) -> None:
         ("*", StorageFormat(4, 64)),
     ]
     assert read_recipe(write(tmp_path, 'name = "phone 2"\n' + REST)).name == "phone 2"
+
+
+def test_the_rules_of_the_page(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "quantization.md", "toml")
+    recipe = read_recipe(write(tmp_path, text))
+    assert (recipe.name, recipe.deltas, len(recipe.rules)) == ("mine", FLOAT16, text.count("[[rules]]"))
 
 
 @pytest.mark.parametrize(

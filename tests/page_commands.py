@@ -1,0 +1,113 @@
+"""How tests/apps/test_pages.py runs the commands of the pages: at which size, and which of them not, and why.
+
+A command of a page that cannot be run as it stands gets a line here; a line that no page needs any more goes.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+AT_MOST = {
+    "bench": {
+        "--chat": 2,
+        "--prompt-tokens": 16,
+        "--requests": 3,
+        "--runs": 1,
+        "--soak": 0.02,
+        "--tokens": 8,
+    },
+    "calibrate": {"--max-tokens": 600},
+    "compare": {"--context": 64, "--prompt-tokens": 4, "--rounds": 1, "--tokens": 2},
+    "eval": {"--max-tokens": 100},
+    "export": {"--context": 64},
+    "run": {"-n": 8},
+}
+"""By verb and flag, the largest number that a test runs with. Checkpoints, bundles and shapes are tiny as well."""
+ADDED = {"bench": ("--prompt-tokens", "--runs", "--tokens"), "eval": ("--max-tokens",)}
+"""By verb, the flags of ``AT_MOST`` that a command gets where the page leaves it to their defaults."""
+CHARACTERS = 3000
+"""Of a text that ``edgeloop.apps.demo.texts`` writes, what is left."""
+INSTEAD = {
+    "edgeloop compare --target native --group-size 128 32 --rounds 5 --prompt-tokens 128 --tokens 64": (
+        "edgeloop compare --target native --group-size 32 --rounds 5 --prompt-tokens 128 --tokens 64 --threads 1"
+    ),
+    "edgeloop compare apps/demo/checkpoint --target native --group-size 32 --rounds 5 --prompt-tokens 128 "
+    "--tokens 128": "edgeloop compare apps/demo/checkpoint --target native --group-size 32 --threads 1",
+    "edgeloop export mor -o mor-pte --target onnx,executorch --quant int4 --group-size 32": (
+        "edgeloop export mor -o mor-pte --quant int4"  # one export to ExecuTorch on a page is enough
+    ),
+    "edgeloop bench mor-pte --engine executorch": "edgeloop bench bundle --engine executorch",
+    "make demo": "edgeloop demo",  # once everything is installed
+}
+"""By command, what is run in its place: less of the same."""
+
+COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
+HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
+INSTALLS = "installs packages"
+MEASURES = "minutes: the kernels by themselves, compiled for it"
+RUNNER = "compiles a program into the checkout; tests/export/targets/test_executorch.py does it elsewhere"
+TESTS = "tests, or a part of them"
+THEIR_EXPORTER = "minutes of ExecuTorch's own exporter; tests/apps/test_compare_pte.py tests the parts"
+TRAINS = "hours; tests/apps/test_demo_recipe.py does a little of it"
+NOT_RUN = {
+    ".venv/bin/python -m pytest tests/apps -k show": TESTS,
+    "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,
+    "EDGELOOP_DEPTHS=2 apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
+    "apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
+    "edgeloop compare --shape mor-360m-r3 --target executorch --group-size 32 --rounds 3 --context 256": (
+        THEIR_EXPORTER
+    ),
+    "lm_eval --model hf --model_args pretrained=checkpoint --tasks arc_easy,hellaswag --limit 200": HARNESS,
+    "make -C apps/board/native": RUNNER,
+    "make docs": "builds the site into the checkout; tests/test_site.py does it elsewhere",
+    "make install": INSTALLS,
+    "make lint": "a part of make test",
+    "make native": COMPILES,
+    "make native-bench": MEASURES,
+    'make native-bench ARGUMENTS="avx512 attention"': MEASURES,
+    'make native-bench-pass ARGUMENTS="bundle/native/model.lanes behind=512 kv=8 1 3"': MEASURES,
+    "make test": TESTS,
+    'pip install "edgeloop[cli,export,executorch]"': INSTALLS,
+    'pip install "edgeloop[lm-eval,onnx]"': INSTALLS,
+    'pip install "edgeloop[onnx,export,peers]"': INSTALLS,
+    "python -m edgeloop.apps.demo.ablate -o ablations --jobs 4": TRAINS,
+    "python -m edgeloop.apps.demo.train -o my-checkpoint": TRAINS,
+    "python -m edgeloop.apps.demo.train -o my-routed-checkpoint --routed": TRAINS,
+    "python -m edgeloop.apps.lm_eval --model edgeloop --model_args bundle=bundle --tasks arc_easy,hellaswag "
+    "--limit 200": HARNESS,
+    "python -m edgeloop.apps.lm_eval --model edgeloop --model_args "
+    "bundle=bundle,exit=depth:2,skipped_kv=exact --tasks arc_easy": HARNESS,
+    "python -m edgeloop.runtime.engines.native.build": COMPILES,
+}
+"""By command, why no page's test runs it. That make has the target, and pip the extras, is checked all the same."""
+
+ELSEWHERE = {
+    (
+        "apps/ios/README.md",
+        "swift",
+    ): "never compiled; tests/apps/test_ios.py holds the names in it against a package",
+    ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
+    ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",
+    ("docs/quantization.md", "toml"): "tests/quant/test_recipe_file.py reads it",
+    ("docs/sampling.md", "json"): "what a command writes; tests/apps/test_verbs.py knows the keys",
+}
+"""By page and language, which test has the blocks that are neither commands, Python nor output."""
+PEER = "a peer that make install leaves out"
+NOT_WRITTEN = {
+    "llama.cpp": PEER,
+    "native, avx2": "a processor with more than AVX2",
+    "onnxruntime-genai": PEER,
+    "÷ the best peer": PEER,
+}
+"""By how it begins, what a line of output needs that may not be here; it is not looked for."""
+
+
+def smaller(command: str) -> list[str]:
+    """The words of ``command``, at the size of a test."""
+    words = shlex.split(INSTEAD.get(command, command).removeprefix("/usr/bin/time -v "))
+    bounds = AT_MOST.get(words[1], {}) if words[0] == "edgeloop" else {}
+    for i, word in enumerate(words[:-1]):
+        if word in bounds:
+            words[i + 1] = f"{min(bounds[word], float(words[i + 1])):g}"
+    absent = [flag for flag in ADDED.get(words[1], ()) if flag not in words]
+    return [*words, *(word for flag in absent for word in (flag, str(bounds[flag])))]
