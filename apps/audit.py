@@ -1,4 +1,4 @@
-"""``edgeloop audit``: is every byte of a bundle accounted for?"""
+"""``edgeloop audit``: checks that every byte of a bundle is accounted for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the bundle."""
     parser.description = (
         "Account for every byte of every file of a bundle: hashes, tensors, graphs, texts, padding. What the manifest\n"
-        "does not account for is listed with its place and size, and is an error: a bundle has no room for anything\n"
-        "that nobody asked for. What numbers of weights mean is not judged, and XNNPACK's own format is opaque."
+        "does not account for is listed with its place and size, and is an error. What the numbers of the weights\n"
+        "mean is not judged, and XNNPACK's own format is opaque."
     )
     parser.usage = "edgeloop audit BUNDLE [options]"
     parser.epilog = EXAMPLES

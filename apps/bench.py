@@ -46,11 +46,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "edgeloop bench BUNDLE [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
-    parser.add_argument("--prompt-tokens", type=at_least(1), default=128, metavar="N", help="(default: 128)")
     parser.add_argument(
-        "--tokens", type=at_least(1), default=128, metavar="N", help="to write (default: 128)"
+        "--prompt-tokens", type=at_least(1), default=128, metavar="N", help="tokens to read (128)"
     )
-    parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="counted runs (default: 5)")
+    parser.add_argument("--tokens", type=at_least(1), default=128, metavar="N", help="tokens to write (128)")
+    parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="counted runs (5)")
     group = parser.add_argument_group("ways to decode")
     group.add_argument(
         "--decode",
@@ -72,7 +72,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    """Measure what the flags ask for and print it; UsageError for flags of different benchmarks."""
+    """Measure what the flags name and print it; UsageError for flags of different benchmarks."""
     given = [
         name
         for name, value in (

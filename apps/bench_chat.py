@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LONGEST = 64
 """Tokens of a turn at most, half of them the answer's; fewer where the context is short."""
 TIMES = 7
-"""Each is measured so often, and the shortest is told: others may use the computer, too."""
+"""Each is measured this often, and the shortest is reported: other programs may use the computer, too."""
 
 
 def chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ class Saved:
 
 
 def measure_chat(args: argparse.Namespace, console: Console) -> None:
-    """Measure, tell, and draw."""
+    """Measure, print, and draw."""
     with open_session(args) as session:
         new = min(LONGEST, session.context // args.chat) // 2
         if new < 2:

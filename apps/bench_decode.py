@@ -124,7 +124,7 @@ def prompts(file: str, bundle: Bundle, most: int = TEXTS) -> list[tuple[str, I64
 
     text = bundle.manifest.text
     if text.tokenizer is None:
-        raise UsageError(f"{bundle.folder} has no tokenizer, so --text has no place: leave it out")
+        raise UsageError(f"{bundle.folder} has no tokenizer, so --text cannot be used; leave it out")
     tokenizer = Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)
     encoded = ((p, tokenizer.encode(p)) for p in read_text(file).split("\n\n"))
     long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]

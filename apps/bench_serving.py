@@ -55,10 +55,10 @@ def users_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``--users`` and ``--soak`` take."""
     group = parser.add_argument_group("many users")
     group.add_argument(
-        "--users", type=numbers, metavar="N,N", help="compare ways to serve so many at once, as 1,2,4,8"
+        "--users", type=numbers, metavar="N,N", help="compare ways to serve N users at once, such as 1,2,4,8"
     )
     group.add_argument(
-        "--requests", type=at_least(1, 100_000), default=24, metavar="N", help="that they share (default: 24)"
+        "--requests", type=at_least(1, 100_000), default=24, metavar="N", help="requests of all users (24)"
     )
     group.add_argument(
         "--soak",
@@ -70,19 +70,19 @@ def users_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-stall",
         type=positive("milliseconds"),
         metavar="MS",
-        help="that prompts may add to the time between two tokens (default: prompts in chunks of 32 tokens)",
+        help="most that prompts may add to the time between two tokens (default: prompts in chunks of 32 tokens)",
     )
     group.add_argument(
         "--kv-limit",
         type=positive("megabytes"),
         metavar="MB",
-        help="that K and V of all requests may take, 10^6 bytes each (default: what the engine takes)",
+        help="most memory for the K/V of all requests, in 10^6 bytes (default: what the engine takes)",
     )
     depth_arguments(parser)
 
 
 def engines(args: argparse.Namespace) -> list[str]:
-    """The engines that are measured: the one that is asked for, or all that serve many users of the bundle here."""
+    """The engines that are measured: the one that is named, or all that serve many users of the bundle here."""
     from ..runtime.bundle.folder import Bundle
     from ..runtime.engines.table import ENGINES, usual_engine
 

@@ -6,7 +6,7 @@
 *depth-wise*   n at a time: a request starts as soon as another has ended, and where an exit rule measures, each
                token goes on for itself.
 
-All have the same exit rule, and each is measured with the engine native and with onnx, unless one is asked for. The
+All have the same exit rule, and each is measured with the engine native and with onnx, unless one is named. The
 ways take turns in every round, and rates are medians over the rounds. Requests begin as the tales that ship with
 edgeloop do, and have 8 to 32 tokens and answers of 16 to 128.
 """
@@ -49,7 +49,7 @@ class Served:
 
 
 def measure_users(args: argparse.Namespace, console: Console) -> None:
-    """Run the comparison that ``args`` asks for, and show it."""
+    """Run the comparison that ``args`` describes, and print it."""
     names = engines(args)
     runs: dict[Way, list[Served]] = {}
     with ExitStack() as opened:

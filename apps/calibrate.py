@@ -47,7 +47,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     session_arguments(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
-    parser.add_argument("--agree", metavar="X", help="goal: this share of tokens as at full depth (0.99)")
+    parser.add_argument(
+        "--agree", metavar="X", help="goal: this share of tokens as at full depth, such as 0.99"
+    )
     parser.add_argument("--perplexity", metavar="+X%", help="goal: perplexity up by this at most (+1%%)")
     parser.add_argument(
         "--rule",

@@ -3,7 +3,7 @@
 A verb's module offers ``arguments(parser)`` and ``main(args, console)``. It is imported only when its verb
 is called, and no engine or framework is imported at the top of one, so ``edgeloop --help`` is instant.
 
-Exit codes: 0 done, 1 failed (EdgeloopError, file system), 2 the request cannot be meant, 70 a bug of ours,
+Exit codes: 0 done, 1 failed (EdgeloopError, file system), 2 the request itself is wrong, 70 a bug of ours,
 130 interrupted, 141 whoever read our output went away.
 """
 

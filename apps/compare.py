@@ -53,23 +53,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", default="mor-360m-r3", help="without one: a random-weight shape (%(default)s)"
     )
-    parser.add_argument("--group-size", type=int, nargs="+", default=[32, 128], help="(default: 32 128)")
+    parser.add_argument(
+        "--group-size", type=int, nargs="+", default=[32, 128], help="weights that share a scale (32 128)"
+    )
     parser.add_argument("--rounds", type=at_least(1), default=12, help="turns of each decoder (%(default)s)")
     parser.add_argument("--tokens", type=at_least(1), default=24, help="counted tokens a turn (%(default)s)")
-    parser.add_argument("--prompt-tokens", type=at_least(2), default=32, help="(%(default)s)")
-    parser.add_argument("--threads", type=at_least(1), default=None, help="(default: all cores)")
     parser.add_argument(
-        "--target", choices=("onnx", "executorch", "coreml", "native"), default="onnx", help="(%(default)s)"
+        "--prompt-tokens", type=at_least(2), default=32, help="tokens of the prompt (%(default)s)"
     )
-    parser.add_argument("--context", type=at_least(8), help="executorch: a shorter context, as of export")
+    parser.add_argument("--threads", type=at_least(1), default=None, help="threads (all cores)")
     parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="executorch, native: files stay, or are there"
+        "--target",
+        choices=("onnx", "executorch", "coreml", "native"),
+        default="onnx",
+        help="target to compare (%(default)s)",
+    )
+    parser.add_argument("--context", type=at_least(8), help="executorch: a shorter context, as with export")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="executorch, native: keep files in FOLDER, and use those in it",
     )
     parser.add_argument(
-        "--kv-bits", type=int, choices=(8, 16, 32), default=32, help="native: of K and V (%(default)s)"
+        "--kv-bits",
+        type=int,
+        choices=(8, 16, 32),
+        default=32,
+        help="native: bits of a K/V number (%(default)s)",
     )
     parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="native: perplexity of it after each depth, too"
+        "--text", type=Path, metavar="FILE", help="native: also its perplexity after each depth"
     )
 
 
@@ -120,7 +134,7 @@ def packages(args: argparse.Namespace, console: Console) -> None:
 
 
 def open_checkpoint(args: argparse.Namespace, work: Path, progress: Progress) -> tuple[Path, Reading]:
-    """The checkpoint that was asked for, or made in ``work``: its folder, and what it says."""
+    """The checkpoint that was named, or made in ``work``: its folder, and its reading."""
     from ..export.checkpoint import Checkpoint
     from ..export.families import read_checkpoint
     from ..export.synth import synthesize

@@ -1,4 +1,4 @@
-"""What ``edgeloop compare`` asks of each contender: bytes, and milliseconds a token."""
+"""What ``edgeloop compare`` measures of each contender: bytes, and milliseconds a token."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Conversation:
         self.has_template = bool(session.chat_templates.templates)
         if not self.has_template:
             for name in ("system", *self._template) if system else self._template:
-                raise UsageError(f"this bundle has no chat template, so --{name} has no place: leave it out")
+                raise UsageError(
+                    f"this bundle has no chat template, so --{name} cannot be used; leave it out"
+                )
         self._sampling, self._stop, self._max_tokens = sampling, session.prompts.stops(stop), max_tokens
         self.logprobs = logprobs
         """How many likeliest tokens each step reports; None: no log-probabilities."""

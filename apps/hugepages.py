@@ -1,4 +1,4 @@
-"""Weights on huge pages: restart the process once with glibc told to ask the kernel for them.
+"""Weights on huge pages: restart the process once with glibc set to request them from the kernel.
 
 Decoding reads every weight for every token, and with 4 KiB pages part of the time goes into address translation.
 What it brings depends on the machine: 10 to 28% of the decode speed on one, nothing that could be measured on
@@ -71,5 +71,5 @@ def glibc_version() -> tuple[int, ...] | None:
 
 
 def huge_pages_on(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process's allocator asks for huge pages."""
+    """Whether this process's allocator requests huge pages."""
     return f"{_TUNABLE}=1" in environment.get(_TUNABLES, "")

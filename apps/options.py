@@ -56,7 +56,7 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=32,
         choices=(32, 16, 8),
-        help="of a number of K and V (default: 32; engine native: 16 or 8 take half or a quarter of the memory)",
+        help="bits of a K/V number (default: 32; engine native: 16 or 8 take half or a quarter of the memory)",
     )
     group.add_argument(
         "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"
@@ -66,7 +66,7 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
         type=processors,
         default=(),
         metavar="N,N",
-        help="processors that threads are pinned to, in turn, and as many threads as they are (engine native)",
+        help="pin threads to these processors, in turn; as many threads as processors (engine native)",
     )
     group.add_argument(
         "--context",
@@ -77,7 +77,7 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Who stops at which depth, and what that means for K and V. The default is what the model was trained for.
+    """When a token stops, and what that means for its K and V. The default is what the model was trained for.
 
     ``several``: rules and policies for skipped K and V are lists.
     """
@@ -126,7 +126,7 @@ def session_file_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _file_to_save(text: str) -> Path:
-    """Return the path ``text``, if it can name a file: asked before an answer is made that could not be saved."""
+    """Return the path ``text``, if it can name a file: checked before an answer is made that could not be saved."""
     path = Path(text)
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to save in; make it first")
@@ -212,30 +212,36 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--top-k", type=at_least(0), default=0, metavar="N", help="only the N likeliest; 0: all"
     )
-    group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="the likeliest that sum to X")
     group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="X", help="at least X times as likely as the likeliest"
+        "--top-p", type=float, default=1.0, metavar="X", help="only the likeliest that sum to X"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="only those at least X times as likely as the likeliest",
     )
     group.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="X",
-        help="above 1, repeats of prompt and answer become unlikelier",
+        help="above 1, tokens of prompt and answer become less likely again",
     )
     group.add_argument(
         "--presence-penalty",
         type=float,
         default=0.0,
         metavar="X",
-        help="taken from the logits of tokens that the answer has",
+        help="subtract X from the logits of tokens that the answer has",
     )
     group.add_argument(
         "--frequency-penalty",
         type=float,
         default=0.0,
         metavar="X",
-        help="the same, as often as the answer has them",
+        help="subtract X for each time that the answer has the token",
     )
     group.add_argument(
         "--logit-bias",

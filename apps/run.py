@@ -54,9 +54,7 @@ ENDS: dict[Finish, str] = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the bundle, the prompt, and the flags of a session and of sampling."""
-    parser.description = (
-        "Continue a prompt. The text is streamed to stdout; what it cost is told on stderr afterwards."
-    )
+    parser.description = "Continue a prompt. The text is streamed to stdout; what it cost follows on stderr."
     parser.usage = "edgeloop run BUNDLE -p TEXT [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
@@ -88,7 +86,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-logprobs",
         type=at_least(0),
         metavar="N",
-        help="the same of each token of the prompt but the first",
+        help="the same for each token of the prompt but the first",
     )
     decode_argument(parser)
     depth_arguments(parser)

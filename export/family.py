@@ -39,7 +39,7 @@ class Family(Protocol):
     name: str
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is the checkpoint of this family? Looks at configs only, reads no weights."""
+        """Return whether the checkpoint is of this family, by its configs alone: no weights are read."""
         ...
 
     def read(self, checkpoint: Checkpoint) -> Reading:

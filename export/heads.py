@@ -29,7 +29,7 @@ def load_heads(reading: Reading) -> dict[str, torch.Tensor]:
     for name, wanted in head_shapes(reading.program).items():
         if name not in reading.heads:
             raise CheckpointError(
-                f"the {reading.program.family} checkpoint has no {name}, and its config asks for it"
+                f"the {reading.program.family} checkpoint has no {name}, and its config says that it has one"
             )
         tensor = reading.heads[name]().float().contiguous()
         found = tuple(tensor.shape)

@@ -38,7 +38,7 @@ class DeclaredOption:
 
 @dataclass(frozen=True)
 class Request:
-    """The rest of what an export was asked for, which an option may not go with."""
+    """The rest of an export's request, with which an option may conflict."""
 
     targets: tuple[str, ...]
     layouts: tuple[str, ...]

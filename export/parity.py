@@ -232,7 +232,7 @@ class Expected:
         """Return (difference after each depth, of the logits) of ``backend``, and of ``packed`` where that is
         another one.
 
-        ParityError names the first thing beyond its bound. ``advice``: what a person is told to do about it.
+        ParityError names the first thing beyond its bound. ``advice``: what the message suggests to do about it.
         """
         found = trace(backend)
         arrays = [*found.arrays, *trace_packed(packed or backend)]

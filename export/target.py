@@ -1,7 +1,7 @@
 """The contract of an export target: from stored weights to artifacts in the bundle.
 
-A target is one folder in ``targets/`` with one class, and one line in the table there. What a user may ask of it
-beside what every export is asked is in its options (``options.py``).
+A target is one folder in ``targets/`` with one class, and one line in the table there. What a user may set
+beside what every export has is in its options (``options.py``).
 """
 
 from __future__ import annotations

@@ -51,5 +51,5 @@ def _lanes(depths: I64, tokens: I32, types: I64 | None = None) -> Lanes:
 
 
 def _valid(lanes: Lanes) -> np.ndarray:
-    """Return [B, S]: is it a token, and no padding?"""
+    """Return [B, S]: whether it is a token, not padding."""
     return np.arange(lanes.positions.shape[1]) < lanes.tokens[:, None]

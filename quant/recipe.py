@@ -32,7 +32,7 @@ class StorageFormat:
 
     @property
     def is_float(self) -> bool:
-        """Is it stored as float32 or float16?"""
+        """Whether it is stored as float32 or float16."""
         return self.bits >= 16
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ class EdgeloopError(Exception):
 
 
 class UsageError(EdgeloopError):
-    """The request itself cannot be meant: an empty prompt, an unknown engine, an option out of range."""
+    """The request itself is wrong: an empty prompt, an unknown engine, an option out of range."""
 
     exit_code = 2
 

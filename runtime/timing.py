@@ -167,7 +167,7 @@ class GenerationClock:
     """Times one generation: ``prefilled``, then for each token ``chose``, ``pause``, ``resume``."""
 
     def __init__(self, loop: Callable[[], LoopClock], kv: Callable[[], tuple[int, int]]) -> None:
-        """``loop``: asked for what the depth loop took, ``kv`` for (bytes of a full token, bytes held), when they are
+        """``loop`` returns what the depth loop took, ``kv`` (bytes of a full token, bytes held), when they are
         needed."""
         self._loop = loop
         self._kv = kv

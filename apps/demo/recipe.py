@@ -1,4 +1,4 @@
-"""What a training run is told, what it tells, and what it is measured by."""
+"""The recipe of a training run, its log, and its validation loss."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class RoutedModel(DemoModel):
     """The twin for training: every token is read out once, after the last depth that it ran."""
 
     def __init__(self, c: RoutedConfig, dropout: float = 0.0, objective: Objective | None = None) -> None:
-        """``objective`` is that of an unrouted model, and not asked here."""
+        """``objective`` is that of an unrouted model, and not used here."""
         super().__init__(c, dropout, objective)
         self.alpha, self.capacity = c.router_alpha, c.router_capacity
         self.router = nn.Linear(c.hidden_size, c.num_recursions, bias=False)

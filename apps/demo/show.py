@@ -21,7 +21,7 @@ from .recipe import Watch
 
 @contextmanager
 def progress(steps: int) -> Iterator[Watch]:
-    """A function that is told of every step."""
+    """A function to call at every step."""
     columns = (
         TextColumn("training"),
         BarColumn(),

@@ -65,7 +65,7 @@ def train(
     device: str,
     watch: Watch,
 ) -> tuple[DemoModel, state.Log]:
-    """Train from where ``out`` was left; the model and the log. ``watch`` is told of every step."""
+    """Train from where ``out`` was left; the model and the log. ``watch`` is called at every step."""
     torch.manual_seed(recipe.seed)
     kind = RoutedModel if isinstance(config, RoutedConfig) else DemoModel
     model = kind(config, recipe.dropout, recipe.objective).to(device)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the folder, the prompt and how much is told."""
+    """Declare the folder, the prompt and the number of tokens."""
     parser.description = (
         "Export the story model that ships with edgeloop, a block of 2 layers run 3 times, quantized to int4; then\n"
         "let it tell a tale and say what that took."
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-p", "--prompt", default="Once upon a time", metavar="TEXT", help="how the tale begins"
     )
     parser.add_argument("-n", "--max-tokens", type=at_least(1), default=200, metavar="N", help="tokens (200)")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="another seed, another tale")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="seed of the sampling (0)")
 
 
 def main(args: argparse.Namespace, console: Console) -> None:

@@ -20,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 class Collected:
     """The outcomes of a text at every depth, and the scores of rules.
 
-    ``scores[rule]`` [R−1, N] of the rules asked for, the table, and for probes the first carry [R−1, N, D] and
+    ``scores[rule]`` [R−1, N] of the rules requested, the table, and for probes the first carry [R−1, N, D] and
     ``kept`` [R−1, N], exp(−KL) from full depth's prediction to each depth's.
     """
 

@@ -101,7 +101,7 @@ class Checkpoint:
             )
         if found != shape:
             raise CheckpointError(
-                f"{self.folder}: {name} has shape {list(found)}, but config.json asks for {list(shape)}; "
+                f"{self.folder}: {name} has shape {list(found)}, but config.json says {list(shape)}; "
                 "config.json and weights do not belong together"
             )
         self._dtype(name)
@@ -128,7 +128,7 @@ class Checkpoint:
         return tensor
 
     def same(self, a: str, b: str) -> bool:
-        """Do two tensors hold the same weights: one storage, or equal shape, dtype and bytes?
+        """Return whether two tensors hold the same weights: one storage, or equal shape, dtype and bytes.
 
         CheckpointError if one is missing, or of a dtype that is not read.
         """

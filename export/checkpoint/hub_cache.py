@@ -38,7 +38,7 @@ def find_model(name: str) -> Path | None:
 
 
 def is_repository(folder: Path) -> bool:
-    """Is it a model's folder of the cache, which holds snapshots of it?"""
+    """Return whether it is a model's folder of the cache, which holds snapshots of it."""
     return folder.absolute().name.startswith("models--") and (folder / "snapshots").is_dir()
 
 

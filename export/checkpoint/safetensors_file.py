@@ -87,5 +87,5 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in table if names.count(name) > 1)
-        raise ValueError(f"{twice!r:.80} is there twice")
+        raise ValueError(f"{twice!r:.80} occurs twice")
     return table

@@ -97,7 +97,7 @@ def _load(path: Path) -> dict[Any, Any]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Is it a zip archive for torch, which looks at the first bytes and not for a directory at the end?"""
+    """Return whether it is a zip archive for torch, which looks at the first bytes, not for a directory at the end."""
     with path.open("rb") as file:
         return file.read(4) == LOCAL_MAGIC
 

@@ -162,7 +162,7 @@ class _Reader(pickle.Unpickler):
         try:
             return GLOBALS[module, name]
         except KeyError:
-            raise PickleRefusedError(f"asks for {module}.{name}, which no state_dict needs") from None
+            raise PickleRefusedError(f"names {module}.{name}, which no state_dict needs") from None
 
     def persistent_load(self, pid: Any) -> Storage:
         """Return the storage that ``pid`` describes; PickleRefusedError when it is none, or contradicts an earlier

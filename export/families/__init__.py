@@ -166,5 +166,5 @@ def unused(checkpoint: Checkpoint, reading: Reading) -> list[str]:
 
 
 def is_buffer(name: str) -> bool:
-    """Is it the name of rotary frequencies, which old checkpoints store? They follow from rope_theta."""
+    """Return whether it is the name of rotary frequencies, which old checkpoints store. They follow from rope_theta."""
     return name.endswith("rotary_emb.inv_freq")

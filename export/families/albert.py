@@ -104,7 +104,7 @@ class AlbertFamily:
     name = "albert"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it an ALBERT's config?"""
+        """Return whether it is an ALBERT's config."""
         return checkpoint.config.get("model_type") == "albert"
 
     def read(self, checkpoint: Checkpoint) -> Reading:
@@ -150,7 +150,9 @@ def _program(checkpoint: Checkpoint, head: bool, tied: bool) -> Program:
     width, narrow = size(config, "hidden_size", where), size(config, "embedding_size", where, 128)
     heads = size(config, "num_attention_heads", where)
     if width % heads:
-        raise CheckpointError(f"{where}: hidden_size {width} is no multiple of num_attention_heads {heads}")
+        raise CheckpointError(
+            f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}"
+        )
     function = activation(config, "hidden_act", where)
     layer = Layer(
         width,

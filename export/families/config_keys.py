@@ -132,7 +132,7 @@ def check_keys(
         elif CHANGES.search(key.lower()):
             raise CheckpointError(
                 f"{where}: {key} is {shown(value)}, and this family does not know the key; "
-                "a flag that may change the computation is not passed over"
+                "a key that may change the computation is never ignored"
             )
         else:
             strange.append(key)

@@ -57,7 +57,7 @@ class EdgeloopFamily:
     name = "edgeloop"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a config of edgeloop's own format?"""
+        """Return whether it is a config of edgeloop's own format."""
         return bool(checkpoint.config.get("model_type") == "edgeloop")
 
     def read(self, checkpoint: Checkpoint) -> Reading:

@@ -76,7 +76,7 @@ class GemmaFamily:
     name = "gemma"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a config of a Gemma for text?"""
+        """Return whether it is the config of a Gemma for text."""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return isinstance(kind, str) and kind in KINDS and architectures in (None, [KINDS[kind].cls])
 

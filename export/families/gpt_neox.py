@@ -57,7 +57,7 @@ class GptNeoxFamily:
     name = "gpt_neox"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a GPT-NeoX config?"""
+        """Return whether it is a GPT-NeoX config."""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return kind == "gpt_neox" and architectures in (None, [CLASS])
 
@@ -102,7 +102,9 @@ def _layer(config: Mapping[str, Any], width: int, bias: bool, where: str) -> Lay
     """Return the description of a layer, from config.json."""
     heads = size(config, "num_attention_heads", where)
     if width % heads:
-        raise CheckpointError(f"{where}: hidden_size {width} is no multiple of num_attention_heads {heads}")
+        raise CheckpointError(
+            f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}"
+        )
     turned = rotation(config, where, width // heads, ROPE, part=0.25)
     return Layer(
         width,

@@ -70,7 +70,7 @@ class HrmTextFamily:
     name = "hrm_text"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it an HRM-Text config?"""
+        """Return whether it is an HRM-Text config."""
         return checkpoint.config.get("model_type") == "hrm_text"
 
     def read(self, checkpoint: Checkpoint) -> Reading:

@@ -80,7 +80,7 @@ class HuginnFamily:
     name = "huginn"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Huginn config?"""
+        """Return whether it is a Huginn config."""
         return bool(checkpoint.config.get("model_type") == "huginn_raven")
 
     def read(self, checkpoint: Checkpoint) -> Reading:
@@ -249,7 +249,7 @@ def check_rotary_tables(reader: Reader, by: Rotation, context_length: int) -> No
     if (stored[0, :, 0] - torch.stack((angles.cos(), angles.sin()), -1)).abs().max() > 0.01:
         raise CheckpointError(
             f"{reader.checkpoint.folder}: {name} holds other rotations than those of rope_base {by.theta:g}, "
-            "by which positions are turned; the config is not this checkpoint's"
+            "by which positions are rotated; the config is not this checkpoint's"
         )
 
 

@@ -19,7 +19,7 @@ class LlamaFamily:
     name = "llama"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Llama or Mistral config?"""
+        """Return whether it is a Llama or Mistral config."""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return isinstance(kind, str) and kind in CLASSES and architectures in (None, [CLASSES[kind]])
 

@@ -60,11 +60,11 @@ def read_sizes(config: Mapping[str, Any], where: str) -> LlamaConfig:
     kv_heads = size(config, "num_key_value_heads", where, heads)
     if heads % kv_heads:
         raise CheckpointError(
-            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
     if config.get("head_dim") is None and hidden % heads:
         raise CheckpointError(
-            f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}; add head_dim"
+            f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; add head_dim"
         )
     head_dim = size(config, "head_dim", where, hidden // heads)
     if head_dim % 2:
@@ -132,9 +132,7 @@ def _ouro_window(config: Mapping[str, Any], kinds: set[str], where: str) -> int 
     _uniform(config, kinds, where)
     if not flag(config, "use_sliding_window", where, False) or config.get("sliding_window") is None:
         if "sliding_attention" in kinds:
-            raise CheckpointError(
-                f"{where}: layer_types asks for sliding_attention, and no sliding_window is on"
-            )
+            raise CheckpointError(f"{where}: layer_types has sliding_attention, and no sliding_window is set")
         return None
     window = size(config, "sliding_window", where)
     if kinds:

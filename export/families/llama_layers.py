@@ -34,7 +34,7 @@ def read_layers(
 ) -> Reading:
     """Return the Reading of a plan: ties, shapes and dtypes checked from headers and hashes, no tensor loaded.
 
-    CheckpointError names two tensors that ought to be tied, a tensor that is missing or of a wrong shape, one
+    CheckpointError names two tensors that should be tied, a tensor that is missing or of a wrong shape, one
     inside a layer that nothing reads (it would change what is computed), and a LoRA without a known scale. ``read``
     are names that the family has read itself.
     """
@@ -139,7 +139,7 @@ class _LlamaReader(Reader):
         return True
 
     def attention_differs(self, run: TiedRun) -> bool:
-        """Does any layer of the run have another q, k, v or o at another depth?"""
+        """Return whether any layer of the run has another q, k, v or o at another depth."""
         return self.differ(
             ([self.names.linear(layer, projection) for layer in applied], self.shapes[projection])
             for applied in run.applied
@@ -147,7 +147,7 @@ class _LlamaReader(Reader):
         )
 
     def norms_differ(self, run: TiedRun) -> bool:
-        """Do the norms of the run differ between depths?"""
+        """Return whether the norms of the run differ between depths."""
         groups = [
             [self.names.norm_of(layer, norm) for layer in applied]
             for applied in run.applied
@@ -183,7 +183,7 @@ class _LlamaReader(Reader):
             )
         if self.scale is None:
             raise CheckpointError(
-                f"{self.checkpoint.folder}: {pair[0]} is a LoRA whose scale is nowhere: wanted conf.yaml or "
+                f"{self.checkpoint.folder}: {pair[0]} is a LoRA without a scale: wanted conf.yaml or "
                 "adapter_config.json beside the weights"
             )
         for name, shape in zip(pair, ((rank, d_in), (d_out, rank), (d_out,)), strict=False):

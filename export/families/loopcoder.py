@@ -66,7 +66,7 @@ class LoopCoderFamily:
     name = "loopcoder"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a config of one of the two?"""
+        """Return whether it is a config of one of the two."""
         return str(checkpoint.config.get("model_type")) in KEYS
 
     def read(self, checkpoint: Checkpoint) -> Reading:

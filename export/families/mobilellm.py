@@ -21,7 +21,7 @@ class MobileLlmFamily:
     name = "mobilellm"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Does the config share layers?"""
+        """Return whether the config shares layers."""
         return checkpoint.config.get("layer_sharing") is True
 
     def read(self, checkpoint: Checkpoint) -> Reading:

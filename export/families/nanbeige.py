@@ -59,7 +59,7 @@ class NanbeigeFamily:
     name = "nanbeige"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Nanbeige config?"""
+        """Return whether it is a Nanbeige config."""
         return checkpoint.config.get("model_type") == "nanbeige"
 
     def read(self, checkpoint: Checkpoint) -> Reading:

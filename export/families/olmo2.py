@@ -28,7 +28,7 @@ class Olmo2Family:
     name = "olmo2"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it an OLMo 2 config?"""
+        """Return whether it is an OLMo 2 config."""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return kind == "olmo2" and architectures in (None, [CLASS])
 

@@ -27,7 +27,7 @@ class OuroFamily:
     name = "ouro"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it an Ouro config?"""
+        """Return whether it is an Ouro config."""
         return bool(checkpoint.config.get("model_type") == "ouro")
 
     def read(self, checkpoint: Checkpoint) -> Reading:
@@ -44,7 +44,7 @@ class OuroFamily:
         if number(checkpoint.config, "early_exit_threshold", where, 1.0) < 1.0:
             logger.warning(
                 "early_exit_threshold below 1 is not read: every token runs all %d steps unless generation is "
-                "told --exit gate:q",
+                "run with --exit gate:q",
                 repeats,
             )
         plan = [TiedRun(tuple((layer,) * repeats for layer in range(names.layers)))]

@@ -42,7 +42,7 @@ class ParcaeFamily:
     name = "parcae"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Parcae config?"""
+        """Return whether it is a Parcae config."""
         return checkpoint.config.get("_class_name") == "ParcaeConfig"
 
     def read(self, checkpoint: Checkpoint) -> Reading:

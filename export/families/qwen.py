@@ -37,7 +37,7 @@ class QwenFamily:
     name = "qwen"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Qwen 2 or Qwen 3 config?"""
+        """Return whether it is a Qwen 2 or Qwen 3 config."""
         kind, architectures = (checkpoint.config.get(key) for key in ("model_type", "architectures"))
         return isinstance(kind, str) and kind in CLASSES and architectures in (None, [CLASSES[kind]])
 

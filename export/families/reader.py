@@ -66,14 +66,13 @@ class Reader:
             self.checkpoint.require(name, shape)
             if not self.checkpoint.same(group[0], name):
                 raise CheckpointError(
-                    f"{self.checkpoint.folder}: {group[0]} and {name} ought to be shared, and differ; "
+                    f"{self.checkpoint.folder}: {group[0]} and {name} should be shared, but differ; "
                     "the config is not this checkpoint's, or the weights were changed after training"
                 )
         self.used.update(group)
 
     def differ(self, groups: Iterable[tuple[Sequence[str], Shape]]) -> bool:
-        """Does any group, given with the shape of its tensors, have two that differ? All are checked and marked as
-        used."""
+        """Return whether any group, given with the shape of its tensors, has two that differ; mark all as used."""
         differ = False
         for group, shape in groups:
             for name in group:
@@ -103,7 +102,7 @@ class Reader:
                 self.tensors[tensor.name] = loaders[0]
 
     def head_is_embedding(self, head: str, declared: bool, insisted: bool = False) -> bool:
-        """Is the matrix ``head`` that of the embedding? Decided by content where both are stored.
+        """Return whether the matrix ``head`` is the embedding's. Where both are stored, their content decides.
 
         ``declared``: tie_word_embeddings. ``insisted``: that they differ is an error, not a warning.
         """

@@ -36,7 +36,7 @@ class RetrofitFamily:
     name = "retrofit"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Is it a Huginn config over other layers than Huginn's, which have four norms?"""
+        """Return whether it is a Huginn config over other layers than Huginn's, which have four norms."""
         if checkpoint.config.get("model_type") != "huginn_raven":
             return False
         ends = {name.partition("core_block.0.")[2] for name in checkpoint.names}
@@ -93,7 +93,7 @@ def read_config(checkpoint: Checkpoint) -> RetrofitConfig:
         size(config, "head_dim", where, width // heads),
     )
     if heads % kv_heads:
-        raise CheckpointError(f"{where}: n_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+        raise CheckpointError(f"{where}: n_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     layers = {stack: size(config, key, where) for stack, key in STACKS.items()}
     depths = size(config, "mean_recurrence", where)
     if max(depths, *layers.values()) > MAX_LAYERS:

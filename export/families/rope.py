@@ -1,4 +1,4 @@
-"""The rotary embeddings that a config.json asks for: their base, the share of a head that turns, and the scaling rule.
+"""The rotary embeddings of a config.json: their base, the share of a head that is rotated, and the scaling rule.
 
 transformers 4 has ``rope_theta`` and ``rope_scaling``, transformers 5 ``rope_parameters``; files with both must agree.
 The rules are transformers' (modeling_rope_utils.py).
@@ -58,7 +58,7 @@ def rotation(
     dims = int(head_dim * share)
     if not 0 < dims <= head_dim or dims % 2:
         raise CheckpointError(
-            f"{where}: a share of {share} of heads of {head_dim} turns {dims} dims; wanted an even number, at most "
+            f"{where}: a share of {share} of heads of {head_dim} rotates {dims} dims; wanted an even number, at most "
             f"{head_dim}"
         )
     return Rotation(dims, found.get("rope_theta", theta), _scaling(rule, found, config, where))

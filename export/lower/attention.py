@@ -56,12 +56,12 @@ def attend(graph: Graph, values: Values, op: Attend) -> None:
 
 
 def _fits(op: Attend) -> bool:
-    """Does the fused operator compute ``op``?"""
+    """Return whether the fused operator computes ``op``."""
     return op.cache is not None and op.mask == "causal" and op.head_dim % _HEAD_DIMS == 0
 
 
 def problem(program: Program, op: Attend) -> str | None:
-    """Return why no graph computes ``op`` of a block; None where one does."""
+    """Return why no graph computes ``op`` of a block; None where a graph can."""
     shared, tokens = op.slot == "first" and program.shares_kv, window(program, op)
     odd = f"mask {op.mask}" if op.mask != "causal" else f"heads of {op.head_dim}"
     if shared and not _fits(op):
@@ -216,7 +216,7 @@ def _written(graph: Graph, new: ir.Value, past: ir.Value, columns: ir.Value) -> 
 
 
 def _seen(graph: Graph, op: Attend, columns: ir.Value) -> ir.Value:
-    """Return [B, S, T]: does row s see key t? ``columns`` [1 or B, T] are the keys' positions."""
+    """Return [B, S, T]: whether row s sees key t. ``columns`` [1 or B, T] are the keys' positions."""
     lanes = _LaneNumbers.of(graph)
     keys = graph.one("Unsqueeze", columns, graph.numbers(1))
     seen = graph.one("Less", keys, graph.one("Unsqueeze", lanes.total, graph.numbers(2)))

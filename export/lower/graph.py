@@ -181,7 +181,7 @@ class Graph:
         return self._made[key]
 
     def has(self, name: str) -> bool:
-        """Is there a stored tensor ``name``?"""
+        """Return whether there is a stored tensor ``name``."""
         return name in self.stored.tensor_spans
 
     def given(self, name: str) -> ir.Value:

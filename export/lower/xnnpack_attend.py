@@ -54,7 +54,7 @@ def together(found: tuple[ops.Op, ...], sizes: Mapping[str, int]) -> list[ops.Op
 
 
 def _alike(last: JointRotate, joint: JointRotate, sizes: Mapping[str, int]) -> bool:
-    """Can ``joint`` be joined to ``last``?"""
+    """Return whether ``joint`` can be joined to ``last``."""
     widths = [sizes[each.x[0]] // each.heads[0] for each in (last, joint)]
     return (
         (last.by, last.pairs) == (joint.by, joint.pairs)

@@ -212,7 +212,7 @@ def _relu2(x: Tensor) -> Tensor:
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    """Return gelu by a tanh, written out: XNNPACK's own operator is the exact one, whatever it is told."""
+    """Return gelu by a tanh, written out: XNNPACK's own operator always computes the exact one."""
     return x * torch.sigmoid((x + x * x * x * 0.044715) * (8 / torch.pi) ** 0.5)
 
 

@@ -89,7 +89,7 @@ def float_activations(model: nn.Module) -> Iterator[None]:
 
 
 class Numbers(nn.Module):
-    """A vector: [D], or of each row's depth [M, D]. ``differs``: does it differ between depths?"""
+    """A vector: [D], or of each row's depth [M, D]. ``differs``: whether it differs between depths."""
 
     def __init__(self, weights: Weights, name: str, at: int | None) -> None:
         super().__init__()
@@ -192,5 +192,5 @@ class WeightModules:
 
 
 def rescaled(matrix: Stored) -> bool:
-    """Are rows of it multiplied after its deltas were added?"""
+    """Return whether its rows are multiplied after its deltas were added."""
     return any(delta.rescaled for delta in matrix.deltas.values())

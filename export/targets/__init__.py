@@ -76,7 +76,7 @@ class TargetEntry(Generic[Asked]):
 
     @property
     def available(self) -> bool:
-        """Can this computer export to it?"""
+        """Whether this computer can export to it."""
         return not self.missing and not self.unavailable_reason()
 
 
@@ -109,7 +109,7 @@ def declared_options() -> Iterator[DeclaredOption]:
 
 
 def read_options(given: Mapping[str, object], request: Request) -> dict[tuple[str, str], Options]:
-    """Return the options of every (target, layout), where ``given`` are those that were asked for, by name.
+    """Return the options of every (target, layout), where ``given`` are those that the caller set, by name.
 
     UsageError for one that no target has, that is of another type, or that does not go with ``request``.
     """

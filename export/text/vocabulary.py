@@ -176,7 +176,10 @@ def _add(
 
 
 def _is_hidden(engine: Engine, number: int, path: Path) -> bool:
-    """Is the token left out of a text? One that was special once stays so, also where its flag says otherwise now."""
+    """Return whether the token is left out of a text.
+
+    A token that was special once stays so, even where its flag says otherwise now.
+    """
     try:
         shown, hidden = (engine.decode([number], skip_special_tokens=skip) for skip in (False, True))
     except BaseException as error:
@@ -211,7 +214,7 @@ def _around(
 
 
 def _tidy(shipped: Json, settings: Settings) -> Json | None:
-    """Return the decoder, without spaces before punctuation where the files ask for it and the model is no BPE."""
+    """Return the decoder, without spaces before punctuation where the files say so and the model is no BPE."""
     decoder: Json | None = shipped["decoder"]
     forced = settings.flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     wanted = settings.flag("clean_up_tokenization_spaces", False)

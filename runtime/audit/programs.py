@@ -95,7 +95,7 @@ def program(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def data(bundle: Bundle, ledger: Ledger) -> None:
-    """Account for a .ptd: weights by name, each of which a program of the bundle asks for."""
+    """Account for a .ptd: weights by name, each of which a program of the bundle uses."""
     names = [name for name in bundle.manifest.files if name.endswith(".pte")]
     asked = [bundle.path(name).read_bytes() for name in names]
 
@@ -170,13 +170,13 @@ def _program(ledger: Ledger, at: int) -> None:
 
 
 def _named(ledger: Ledger, named: list[FlatbufferTable], asked: list[bytes]) -> dict[int, str]:
-    """Return the kinds of segments with weights: those whose name a method asks for."""
+    """Return the kinds of segments with weights: those whose name a method uses."""
     kinds = {}
     for entry in named:
         key, segment = str(entry.fields.get(0, "")), int(entry.fields.get(1, 0))
         text = len(key.encode()).to_bytes(4, "little") + key.encode() + b"\0"  # as a FlatBuffer has it
         wanted = _NAME.fullmatch(key) is not None and any(text in program for program in asked)
-        kinds[segment] = "weights" if wanted else f"?weights {key[:40]}, which no method asks for"
+        kinds[segment] = "weights" if wanted else f"?weights {key[:40]}, which no method uses"
     return kinds
 
 

@@ -84,7 +84,7 @@ class ArraysReader:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(self._read(8, size), "little")
         if not 2 <= length <= MOST_HEADER:
-            raise self.refusal("it is no saved session", "give a file that a session was saved in")
+            raise self.refusal("it is not a saved session", "give a file that a session was saved in")
         data = self._read(length, size)
         try:
             header = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -95,7 +95,7 @@ class ArraysReader:
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise self.refusal("its header cannot be read") from error
         if not self.text:
-            raise self.refusal("it is no saved session", "give a file that a session was saved in")
+            raise self.refusal("it is not a saved session", "give a file that a session was saved in")
         end = 0
         for name, entry in entries.items():
             kind = TYPES.get(entry.dtype)
@@ -173,7 +173,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[ArraysReader]:
-    """Yield a reader of the file ``path``; SessionError when there is none, or it is no saved session."""
+    """Yield a reader of the file ``path``; SessionError when there is none, or it is not a saved session."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise SessionError(f"{path} is no plain file; give one that a session was saved in")

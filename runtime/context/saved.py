@@ -1,4 +1,4 @@
-"""A session's context in a file: what is written, and what is asked of a file before a session goes on from it.
+"""A session's context in a file: what is written, and what a file is checked for before a session goes on from it.
 
 Everything of the file is compared with what the bundle, its policy and the engine's caches have, before an array is
 read: names, types, shapes and the numbers of the header. So a file can make a session's text worse, and nothing else.

@@ -68,7 +68,7 @@ class ContextSession:
         self.policy: Policy = choose_policy(
             bundle.program, self.heads, bundle.manifest.exits, exit, skipped_kv, kv
         )
-        """Who stops where, and what that means for K and V."""
+        """When a token stops, and what that means for its K and V."""
         self.prompts = Prompts(bundle, self.context)
         """Makes checked requests of prompts and options."""
         self._shared = _Shared(backend, self.prompts)

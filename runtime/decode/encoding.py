@@ -28,7 +28,7 @@ class Text:
 class Encoded:
     """B encoded texts: ``states`` [B, S, D], zeros behind a text, and ``tokens`` [B], the number of tokens of each.
 
-    ``logits`` [B, S, V] are those of the model's head, where they were asked for; zeros behind a text as well.
+    ``logits`` [B, S, V] are those of the model's head, where they were requested; zeros behind a text as well.
     """
 
     states: F32

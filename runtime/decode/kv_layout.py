@@ -109,7 +109,7 @@ class SharedSlot(PerDepth):
         The authors' forward runs every token through every depth and keeps the results of the chosen ones. Depth 0 has
         to, whomever the router chose: it makes the K and V of all positions. Deeper, a token has its own query only, so
         those that were not chosen can be left out, but the attention operator takes neighbours only. (Without its cache
-        the authors' code shares nothing, even if told to; it trains with one, so sharing is what is meant.)
+        the authors' code shares nothing, even if it is set to; it trains with one, so sharing is what is meant.)
         """
         if depth == 0:
             yield RowCall(slice(0, count), chosen, slice(0, len(chosen)))

@@ -21,7 +21,7 @@ class Lender:
     """Lends the sequences of one place in a cache, one at a time."""
 
     def __init__(self, backend: Backend, cache: KVCache, cache_sequence: int, clock: LoopClock) -> None:
-        """``clock``: counts what the engine's tokens took, once they are asked for."""
+        """``clock``: counts what the engine's tokens took, once ``count`` is called."""
         self._backend, self._cache, self._number, self._clock = backend, cache, cache_sequence, clock
         self._sequence: TokenSequence | None = None
         self._rule: ExitRule | RoutingRule | None = None

@@ -27,7 +27,7 @@ class TokenLogprob:
 class TokenLogprobs(TokenLogprob):
     """A token that was chosen or given, and the likeliest tokens of its position, in falling order.
 
-    ``top`` has as many as were asked for; the token itself is among them only if it is that likely.
+    ``top`` has as many as were requested; the token itself is among them only if it is that likely.
     """
 
     top: tuple[TokenLogprob, ...] = ()

@@ -1,7 +1,7 @@
 """Which ways to decode go together: one table of what does not, and why.
 
 A way is a model, an exit rule or its router, what becomes of skipped K and V, a KV layout, a driver and an engine.
-Every row of ``REFUSED`` is a condition and a reason; the first that applies is what a user is told, and what no row
+Every row of ``REFUSED`` is a condition and a reason. The first that applies is the message for the user; what no row
 refuses gives the tokens of the reference engine. docs/modes.md shows what is left for each trait of a model;
 tests/mode_cells.py tries every cell.
 """
@@ -60,7 +60,7 @@ class Mode:
 
     @property
     def routed(self) -> bool:
-        """Whether a router of the model's own decides who goes on."""
+        """Whether a router of the model's own decides which tokens go on."""
         return self.program.routing is not None
 
     @property
@@ -111,7 +111,7 @@ class Refusal:
     instead: str
 
     def line(self, mode: Mode) -> str:
-        """Return what a user is told."""
+        """Return the message for the user."""
         return f"{CHOICES[self.choice]}: {self.why}; {self.instead}".format(m=mode)
 
 

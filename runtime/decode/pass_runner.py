@@ -102,9 +102,9 @@ class PassRunner:
         return single[0].depth - single[-1].depth + 1, spent
 
     def read(self, flight: list[TokenInFlight], plan: DraftPlan) -> Reads:
-        """Read out tokens that ask for logits, and those whose predictions ``plan`` uses.
+        """Read out tokens that need logits, and those whose predictions ``plan`` uses.
 
-        Where logits depend on older tokens' final states, a token that asks is answered once all before it are final.
+        Where logits depend on older tokens' final states, a token gets its logits once all before it are final.
         """
         in_order, draft_depth, judge = self._in_order, plan.depth, plan.judge
         reads: list[TokenInFlight] = []

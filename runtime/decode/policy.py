@@ -1,4 +1,4 @@
-"""What a session does with depth: who stops where, which slots hold K and V, what becomes of K and V not made."""
+"""Policies: at which depth tokens stop, which slots hold their K and V, what stands in for K and V not made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chooses a policy: what the caller asks for and, where that says nothing, what the model was trained for."""
+"""Chooses a policy: what the caller names and, where it names nothing, what the model was trained for."""
 
 from __future__ import annotations
 

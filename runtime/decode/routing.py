@@ -27,7 +27,7 @@ RULES = ("router", "router:θ", "chunk-topk", "never", "depth:N")
 
 @dataclass(frozen=True)
 class RoutingRule:
-    """Who goes on. ``threshold``: of expert choice, None the trained one. ``topk``: the best share of the chunk.
+    """Which tokens go on. ``threshold``: of expert choice, None the trained one. ``topk``: the best share of the chunk.
 
     ``everyone``: no routing, every token runs ``stop`` depths.
     """

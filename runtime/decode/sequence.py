@@ -2,9 +2,9 @@
 
 ``prompt`` runs a text in chunks, ``step`` one more token. Both are generators of stage calls (``stage_call.py``): a
 driver runs each call on an engine and sends the answer back. So a sequence gets the same tokens alone, with drafts, and
-among others. What differs between policies is asked of three objects:
+among others. Three objects answer what differs between policies:
 
-the rule      who leaves after which depth (``exits.py``), or which tokens a router sends there (``routing.py``)
+the rule      after which depth a token leaves (``exits.py``), or which tokens a router sends there (``routing.py``)
 the layout    which slot of the cache a depth has, and which row of it a token (``kv_layout.py``)
 skipped K/V   what becomes of the K and V of depths that a token did not run (``skipped_kv.py``)
 """
@@ -61,7 +61,7 @@ class TokenSequence:
     ) -> None:
         """``heads``: what the host computes of a state (``bundle/heads.py``). ``clock``: where decisions are counted.
 
-        ``chunk``: asked for the most tokens of a text that may go through in one piece.
+        ``chunk`` returns the most tokens of a text that may go through in one piece.
         """
         self.program, self.rule, self.heads, self.chunk = program, policy.rule, heads, chunk
         self.clock = clock or LoopClock(program.depths)
@@ -139,7 +139,7 @@ class TokenSequence:
     def whole_step(self, token: int) -> StageCall | None:
         """Return the one call that runs one more token through every depth; None where a token goes another way.
 
-        A driver of a sequence alone asks for it before ``step``, because a generator costs as much as two depths do,
+        A driver of a sequence alone requests it before ``step``, because a generator costs as much as two depths do,
         and tells ``ran_whole`` when the call was run.
         """
         first = self.cached
@@ -261,7 +261,7 @@ class TokenSequence:
     def take_back(self, position: int, pending: list[StageCall]) -> None:
         """Forget the tokens from ``position`` on: their rows, and the states that they took along.
 
-        ``pending``: the calls that they asked for and will not get, the oldest token's first.
+        ``pending``: the calls that they requested and will not get, the oldest token's first.
         """
         self.skipped.take_back(position, pending)
         self.cached = min(self.cached, position)

@@ -141,7 +141,7 @@ class SequentialDecoder(StageRunner):
         """Let ``next`` choose by ``options``; False where the host has to choose, or to decide between depths.
 
         ``room``: how many tokens will be wanted at most, none behind one of ``ends``: that many may be run ahead, and
-        ``logits`` are not asked for.
+        ``logits`` are not read.
         """
         lent = self._borrower()
         if lent is not None:

@@ -1,4 +1,4 @@
-"""What a sequence asks its driver for: the engine call that its tokens need next, as data.
+"""The engine call that a sequence's tokens need next, as data: what the sequence hands to its driver.
 
 Sequences (``sequence.py``) are generators of stage calls. A driver runs each call on an engine and sends the answer
 back: ``sequential.py`` those of one sequence alone, ``pipeline.py`` with drafts, ``serve/scheduler.py`` those of many

@@ -77,7 +77,7 @@ class TokenLanes:
 
 
 class _ByDepth(dict[int, Lanes]):
-    """The lanes of one stage, made when a depth is first asked for."""
+    """The lanes of one stage, made when a depth is first used."""
 
     def __init__(self, arrays: Lanes, cache: KVCache, stage: str, cache_sequence: int) -> None:
         super().__init__()

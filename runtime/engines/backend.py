@@ -40,7 +40,7 @@ class Lanes:
     tokens [B] int32: how many of the S new tokens are valid (the rest is right padding; 0 = idle lane).
     positions [B, S] int64: true positions, for RoPE. last [B] and longest [1] int32 follow from them: the index of
     each lane's last token after the call, and the largest number of tokens of a lane. types [B, S] int64, for prologues
-    that ask for them; None: all are 0.
+    that take them; None: all are 0.
 
     A caller may keep a Lanes and write its arrays in place, followed by ``refresh``: engines keep what they prepared
     for it. ``at`` makes the lanes of another stage or depth that share those arrays.

@@ -1,4 +1,4 @@
-"""What an engine can do that others cannot: declared in its folder, and asked before it is opened and while it runs."""
+"""What an engine can do that others cannot: declared in its folder, and read before it is opened and while it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Capabilities:
     ``row_exact``: what a row gets does not depend on the other rows of its call, not in a bit: a context that grew
     in pieces has the numbers of one that was run at once.
     ``whole_tokens``: has ``token_decoder``, which runs tokens through all depths and chooses the next.
-    ``kv_bits``: of a number of K and V, what may be asked for.
+    ``kv_bits``: the widths of a number of K and V that it can be opened with.
     ``pinned``: its threads run on processors that may be named.
     """
 

@@ -1,4 +1,4 @@
-"""What targets say of themselves in a manifest, and the graphs that engines ask them for, by target."""
+"""The struct that describes each target in a manifest, and the graphs that engines need of it."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     "executorch": ("layout",),
     "coreml": ("model",),
 }
-"""The graphs that engines ask a target for; it may have more."""
+"""The graphs that engines need of a target; it may have more."""

@@ -22,7 +22,7 @@ MAX_CPU = 1023
 
 
 USUAL = ("native", "onnx")
-"""The engines that run a bundle unless another one is asked for: the first that can, else the last."""
+"""The engines that run a bundle unless another one is named: the first that can, else the last."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def available() -> list[EngineStatus]:
 
 
 def usual_engine(bundle: Bundle) -> str:
-    """Return the engine that runs ``bundle`` unless another one is asked for."""
+    """Return the engine that runs ``bundle`` unless another one is named."""
     for name in USUAL[:-1]:
         engine = ENGINES[name]
         fit = engine.asked_for() or not engine.unavailable_reason()

@@ -1,6 +1,6 @@
-"""Whole tokens in one call of an engine: what it is told of the mode, and what it knows of a sequence.
+"""Whole tokens in one call of an engine: the mode that it runs them in, and what it knows of a sequence.
 
-``decode/whole_tokens.py`` says which modes an engine is asked for.
+``decode/whole_tokens.py`` says which modes an engine may get.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SkippedName = Literal["none", "exact", "propagate", "latest", "skip"]
 
 @dataclass(frozen=True, eq=False)
 class TokenMode:
-    """Who leaves after which of the ``depths``, and what that means for K and V.
+    """After which of the ``depths`` a token leaves, and what that means for K and V.
 
     ``stop``: depths that a token runs at most. ``thresholds``: one a depth but the last; of expert choice one alone.
     ``skipped``: what becomes of K and V of depths that a token did not run; ``none``: none are missing. ``shared``: one
@@ -116,7 +116,7 @@ class Turned(NamedTuple):
 
 
 Chooser = Literal["host", "decoder", "nobody"]
-"""Who chooses the token behind those of a turn: nobody, where a text goes on."""
+"""What chooses the token behind those of a turn: nobody, where a text goes on."""
 
 
 class Turn(Protocol):
@@ -142,7 +142,7 @@ class Turn(Protocol):
 
     @property
     def chooser(self) -> Chooser:
-        """Who chooses the next token."""
+        """What chooses the next token."""
         ...
 
 

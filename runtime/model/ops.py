@@ -24,7 +24,7 @@ def _tag(name: str) -> str:
 
 
 class _Op(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="op", tag=_tag):
-    """The base of all ops: closed, and told apart by the field ``op``."""
+    """The base of all ops: unknown fields are refused, and the field ``op`` names the kind."""
 
 
 class Embed(_Op, frozen=True):

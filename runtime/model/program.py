@@ -69,7 +69,7 @@ class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hidden: bool = False
     """The head is an MLP with an exact GELU, not one linear layer."""
     auxiliary: bool = False
-    """Expert choice: a second head says at generation who goes on; the first one still gates."""
+    """Expert choice: at generation a second head decides which tokens go on; the first one still gates."""
     capacity: tuple[float, ...] = ()
     """Expert choice: the share of a chunk's tokens that each depth takes in training (``chunk-topk``)."""
 

@@ -165,7 +165,7 @@ def _rotate(op: Rotate, known: ValueSizes) -> tuple[int, ...]:
     head = _part(op.x, size, op.heads)
     if head % 2 or op.by.dims % 2 or op.by.dims > head:
         raise OpMismatchError(
-            f"turns {op.by.dims} dims of heads of {head}, wanted even numbers, of the head's at most"
+            f"rotates {op.by.dims} dims of heads of {head}, wanted even numbers, of the head's at most"
         )
     return (size,)
 

@@ -1,4 +1,4 @@
-"""The stored tensors of a program's weights, read with numpy: checked when they are given, dequantized when asked for.
+"""The stored tensors of a program's weights, read with numpy: checked when they are given, dequantized when used.
 
 A matrix ``name`` [N, K] is stored as ``name.weight`` (float), or in groups of G along K (``codec.py``): ``name.scales``
 [N, ⌈K/G⌉] float16 and ``name.codes`` uint8, [N, ⌈K/G⌉, G] of 8 bits or [N, ⌈K/G⌉, G/2] of 4; the shape says which. G 0

@@ -98,7 +98,7 @@ def with_depths(program: Program, depths: int) -> Program:
         raise UsageError(f"depth is {depths!r:.40}, wanted a whole number")
     if not program.loop.open_ended or program.routing or any(map(program.differs, program.loop.blocks)):
         raise UsageError(
-            f"this model's loop runs {len(own)} times, and depth asks for another number; leave it out "
+            f"this model's loop runs {len(own)} times and no other number; leave depth out "
             "(the exit rule depth:N stops earlier)"
         )
     if problem := next(within("depth", depths, 1, MAX_LAYERS // max(len(last.layers), 1)), None):

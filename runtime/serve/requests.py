@@ -78,7 +78,7 @@ class Answer:
         self.finish: Finish | None = None
         """Why the last token was the last one; None while there is more to come."""
         self.logprobs: TokenLogprobs | None = None
-        """Of the last token, where the request asks for them."""
+        """Of the last token, where the request wants them."""
         self._top = request.logprobs
 
     @property
@@ -88,7 +88,7 @@ class Answer:
 
     @property
     def wants_logits(self) -> bool:
-        """Whether log-probabilities are asked for."""
+        """Whether the request wants log-probabilities."""
         return self._top is not None
 
     def choose(self, logits: F32) -> tuple[int, str]:
@@ -99,7 +99,7 @@ class Answer:
     def take(self, token: int, logits: F32 | None) -> str:
         """Let ``token``, which was chosen from logits [V], be the next one → the text that it completes.
 
-        ``logits`` may be None where the request asks for no log-probabilities.
+        ``logits`` may be None where the request wants no log-probabilities.
         """
         if self._top is not None:
             assert logits is not None

@@ -178,10 +178,10 @@ class BatchServer:
     ) -> Handle:
         """Submit a request, as ``Session.generate`` takes it, from any thread; returns at once.
 
-        ``client``: who asks. Where requests wait, that client's goes first who was given the fewest tokens; those of
-        one client go in their order. Raises what ``generate`` raises, and UsageError for a request that is larger than
-        ``kv_limit``; BusyError when the queue is full, EngineError when the engine has failed or
-        this is a fork of the process that opened it, UsageError when it is closed.
+        ``client``: whose request it is. Where requests wait, those of the client that has had the fewest tokens go
+        first; one client's go in their order. Raises what ``generate`` raises, and UsageError for a request that is
+        larger than ``kv_limit``; BusyError when the queue is full, EngineError when the engine has failed or this is
+        a fork of the process that opened it, UsageError when it is closed.
         """
         request = self._session.prompts.request(
             prompt,

@@ -1,4 +1,4 @@
-"""Requests that wait, in the order in which they are served: nobody starves, whoever else asks for how much.
+"""The queue of waiting requests: fair between clients, however much each of them requests.
 
 A client's requests are served in their order. Among clients the one comes next that was served least: each has a
 counter of tokens, of prompts and answers, and one that comes back from a pause goes on from the lowest counter of those

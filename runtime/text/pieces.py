@@ -18,7 +18,7 @@ BEFORE = "abcdef"
 
 
 class Pieces:
-    """The bytes that each token writes, special ones as they are named. Computed when asked for, and kept."""
+    """The bytes that each token writes, special ones as they are named. Computed when first used, and kept."""
 
     def __init__(
         self,

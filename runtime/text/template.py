@@ -44,7 +44,7 @@ class ChatTemplates:
 
         ``tools`` (JSON schemas of functions) and ``documents`` ({"title": …, "text": …}) are None for the
         template unless given. ``template``: the name of one; without, the default one, or ``tool_use`` where
-        there are tools. ``generate`` asks for the opening of the assistant's turn. UsageError, in one line,
+        there are tools. ``generate`` adds the opening of the assistant's turn. UsageError, in one line,
         when there is no such template, and when it is wrong, refuses the messages or takes more than its
         limits.
         """

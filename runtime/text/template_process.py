@@ -297,7 +297,7 @@ def _folder_of(package: str) -> str:
 
 
 def _interpreter() -> str:
-    """Return the Python to start: what ``multiprocessing`` was told, or this one; UsageError in a frozen program."""
+    """Return the Python to start: the one set with ``multiprocessing``, or this one; UsageError in a frozen program."""
     from multiprocessing import spawn
 
     told, own = os.fsdecode(spawn.get_executable() or ""), sys.executable or ""

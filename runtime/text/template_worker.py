@@ -147,7 +147,7 @@ def make_environment() -> ImmutableSandboxedEnvironment:
 
 
 class Generation(Extension):
-    """``{% generation %}`` … ``{% endgeneration %}``: marks the assistant's text, which only training asks for."""
+    """``{% generation %}`` … ``{% endgeneration %}``: marks the assistant's text, which only training needs."""
 
     tags = {"generation"}
 
@@ -210,7 +210,7 @@ def to_json(
 
 
 def strftime_now(format: str) -> str:  # noqa: A002 - a template may name it
-    """Return the local time in ``format``, as transformers' templates ask for it."""
+    """Return the local time in ``format``, as transformers' templates call it."""
     return datetime.now().strftime(format)
 
 

@@ -48,7 +48,7 @@ class TokenizerFile:
 
 
 def read_tokenizer_file(path: Path, kind: type[EdgeloopError] = BundleError) -> TokenizerFile:
-    """Return the file at ``path``; an error of ``kind`` names it when it is missing, damaged, or asks for too much."""
+    """Return the file at ``path``; an error of ``kind`` names it when it is missing, damaged or too large."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

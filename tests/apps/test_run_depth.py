@@ -65,7 +65,7 @@ def test_what_cannot_be_is_said_in_a_line(
 ) -> None:
     code, _, err = command("run", bundle, "-p", "Once", "--depth", 4)
     assert (code, err.count("\n")) == (2, 1)
-    assert "this model's loop runs 3 times, and depth asks for another number; leave it out" in err
+    assert "this model's loop runs 3 times and no other number; leave depth out" in err
     code, _, err = command("export", checkpoint, "-o", tmp_path / "x", "--depth", 4)
     assert (code, err.splitlines()[-1].count("this model's loop runs 3 times")) == (2, 1)
     assert not (tmp_path / "x").exists()

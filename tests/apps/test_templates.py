@@ -121,7 +121,7 @@ def test_chat_without_a_template_has_no_place_for_tools(
 ) -> None:
     code, _, err = command("chat", bundle_without_template, "--tools", tools)
     assert code == 2
-    assert "this bundle has no chat template, so --tools has no place: leave it out" in err
+    assert "this bundle has no chat template, so --tools cannot be used; leave it out" in err
 
 
 def test_show_names_the_templates(

@@ -126,7 +126,7 @@ WINDOW_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
         "max_window_layers is 1",
     ),
     ("ouro", {"use_sliding_window": True, "sliding_window": 8}, "max_window_layers is None"),
-    ("ouro", {"layer_types": ["sliding_attention"] * 2}, "asks for sliding_attention, and no sliding_window"),
+    ("ouro", {"layer_types": ["sliding_attention"] * 2}, "has sliding_attention, and no sliding_window"),
     (
         "ouro",
         {
@@ -207,7 +207,7 @@ TRAINING_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"relaxation__enable": True, "relaxation__twist": 1}, r"relaxation\.twist"),
     ({"relaxation__enable": "on"}, "enable is 'on'"),
     ({"recursive__sharing": "spiral"}, "sharing is 'spiral'"),
-    ({"recursive__sharing": "middle_sequence"}, "ought to be shared, and differ"),
+    ({"recursive__sharing": "middle_sequence"}, "should be shared, but differ"),
     ({"recursive__num_recursion": 4}, "not this checkpoint's"),
     ({"recursive__num_recursion": 1}, "nothing is repeated"),
     ({"recursive__wobble": 1}, r"recursive\.wobble"),
@@ -292,7 +292,7 @@ def test_blocks_that_are_not_shared(tiny: Callable[[str], Path], kind: str, part
     block = "model.layers.{}.block.1" if kind == "expert" else "model.layers.1.block_list.{}.1"
     first, third = (f"{block.format(r + (kind == 'expert'))}.{part}.weight" for r in (0, 2))
     edit_weights(folder, lambda t: t.update({third: t[third] * 1.01}))
-    with pytest.raises(CheckpointError, match="ought to be shared, and differ") as caught:
+    with pytest.raises(CheckpointError, match="should be shared, but differ") as caught:
         read(folder)
     assert first in str(caught.value)
     assert third in str(caught.value)
@@ -420,7 +420,7 @@ WEIGHT_REFUSALS: list[tuple[str, str | None, str]] = [
     ("model.layers.1.self_attn.q_proj.bias", "add", r"q_proj\.bias is part of a layer"),
     ("model.layers.1.self_attn.q_norm.weight", "add", "q_norm"),
     ("model.layers.9.mlp.up_proj.weight", "add", "without gaps"),
-    ("model.layers.1.self_attn.q_proj.lora_A.default.weight", "add", "scale is nowhere"),
+    ("model.layers.1.self_attn.q_proj.lora_A.default.weight", "add", "is a LoRA without a scale"),
 ]
 
 

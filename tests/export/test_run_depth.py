@@ -170,7 +170,7 @@ def test_an_exit_sees_the_state_and_no_other_carry(bundle: Path) -> None:
 def test_a_loop_of_a_fixed_number_of_depths_has_no_other(exported: Callable[..., Path]) -> None:
     path = exported("ouro_tiny")
     Session.open(path, depth=4).close()
-    with pytest.raises(UsageError, match="this model's loop runs 4 times, and depth asks for another number"):
+    with pytest.raises(UsageError, match="this model's loop runs 4 times and no other number"):
         Session.open(path, depth=5)
 
 

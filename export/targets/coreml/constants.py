@@ -36,11 +36,11 @@ class Store:
         self._arrays: dict[str, Array] = {}
 
     def quantized(self, matrix: str) -> bool:
-        """Is the matrix stored as codes with scales?"""
+        """Return whether the matrix is stored as codes with scales."""
         return f"{matrix}.codes" in self._names
 
     def palettized(self, matrix: str) -> bool:
-        """Is the matrix stored as indices into tables?"""
+        """Return whether the matrix is stored as indices into tables."""
         return f"{matrix}.indices" in self._names
 
     def half(self, name: str, pick: int | RowRange = None) -> tuple[str, Array]:

@@ -174,12 +174,12 @@ def _stages(plan: PackagePlan, stem: str) -> Iterator[Stage]:
 
 
 def _reads(stage: Stage) -> bool:
-    """Do the tokens of ``stage`` see each other?"""
+    """Return whether the tokens of ``stage`` see each other."""
     return any(isinstance(op, Attend) for op in stage.ops)
 
 
 def _placed(stage: Stage) -> bool:
-    """Does ``stage`` depend on the positions of its tokens?"""
+    """Return whether ``stage`` depends on the positions of its tokens."""
     return any(
         isinstance(op, Rotate | Attend) or (isinstance(op, Embed) and op.ids == "positions")
         for op in stage.ops

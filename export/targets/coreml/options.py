@@ -16,7 +16,7 @@ class CoremlOptions(Options):
     coreml_ane: bool = option(False, "target coreml: 4-bit weights in tables, for the Neural Engine")
 
     def check(self, request: Request) -> None:
-        """Raise UsageError unless a package is asked for, and 4 bits."""
+        """Raise UsageError unless the request is for a package with 4 bits."""
         if not self.coreml_ane:
             return
         if "coreml" not in request.targets:
@@ -30,5 +30,5 @@ class CoremlOptions(Options):
             )
 
     def recipe(self, asked: Recipe) -> Recipe:
-        """Return tables, another format of the same bits, where they are asked for."""
+        """Return tables, another format of the same bits, where the option is set."""
         return Recipe.palettes() if self.coreml_ane else asked

@@ -38,7 +38,7 @@ class PackagePlan:
 
     @cached_property
     def at_once(self) -> bool:
-        """Does the model read a text at once, as encoders do? Then every function takes the context's tokens."""
+        """Whether the model reads a text at once, as encoders do. Then every function takes the context's tokens."""
         return self.program.encoder
 
     @property
@@ -60,7 +60,7 @@ class PackagePlan:
 
     @property
     def fills(self) -> bool:
-        """Can a token that left early get K and V? With a sliding window too: a token keeps its row here."""
+        """Whether a token that left early can get K and V. With a sliding window too: a token keeps its row here."""
         program = self.program
         return (
             program.depths > 1

@@ -1,4 +1,4 @@
-"""The flat model as one .pte, with the constants that ExecuTorch's stock LLM runner asks a program for."""
+"""The flat model as one .pte, with the constants that ExecuTorch's stock LLM runner reads from a program."""
 
 from __future__ import annotations
 

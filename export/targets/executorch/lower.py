@@ -33,7 +33,7 @@ Step = Callable[[str], None]
 
 
 def lower(methods: Methods, step: Step) -> EdgeProgramManager:
-    """Lower every method to one XNNPACK delegate; ``step`` is told the progress.
+    """Lower every method to one XNNPACK delegate; ``step`` is called with the progress.
 
     ExportError when XNNPACK left an operator of a method out: it would run on slow portable kernels, if at all.
     """

@@ -1,7 +1,7 @@
 """Weights beside the program instead of in it: base.ptd, and deltas.ptd for all that differs between depths.
 
-The program asks for weights by the hash of their content. So an app that gets new deltas gets deltas.ptd and the small
-model.pte that asks for them; base.ptd, nearly all of the bytes, stays byte for byte what it was. With names instead of
+The program names weights by the hash of their content. So an app that gets new deltas gets deltas.ptd and the small
+model.pte that names them; base.ptd, nearly all of the bytes, stays byte for byte what it was. With names instead of
 hashes deltas.ptd alone would do, but XNNPACK's weight cache knows weights of all programs of a process by these keys:
 two sets of deltas in one app would be taken for each other.
 """

@@ -155,7 +155,7 @@ class CoremlBackend:
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
         """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
 
-        A function fills all depths behind the one that a token left after. What it writes deeper than asked for
+        A function fills all depths behind the one that a token left after. What it writes deeper than requested
         are rows behind the last of those slots, which are written again before they are seen.
         """
         if (lanes.depth < 1).any():

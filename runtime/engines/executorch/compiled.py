@@ -107,7 +107,7 @@ def cache_folder() -> Path:
         for path in (folder, *folder.resolve().parents):
             if reason := _not_safe(path.stat(), own=path == folder):
                 raise EngineError(
-                    f"engine executorch runs compiled code from {folder}, and {path} {reason}; mend that "
+                    f"engine executorch runs compiled code from {folder}, and {path} {reason}; fix that "
                     f"(chown, chmod go-w), or set XDG_CACHE_HOME to a folder of your own"
                 )
     except OSError as error:

@@ -34,7 +34,8 @@ class Embedding:
         parts = [self._values] if self._scales is None else [self._values, self._scales]
         if checksum(part.data for part in parts) != table.check:
             raise BundleError(
-                f"{path}: the embedding is not where the layout has it; they are of two exports, copy the bundle again"
+                f"{path}: the embedding is not where the layout has it; they come from two exports, copy the bundle "
+                "again"
             )
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Tokens that a decoder of the lane engine has run before they are asked for.
+"""Tokens that a decoder of the lane engine has run before they are requested.
 
 A call costs the host as much as it costs anybody who calls a library from Python, and a token of a small model is over
 in a tenth of a millisecond. So as many tokens as are run within ``BURST_NS`` share a call, which nobody can see: they
-are those that will be asked for, unless the caller goes back, which takes them back.
+are those that will be requested, unless the caller goes back, which takes them back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ahead:
 
     @property
     def behind(self) -> int:
-        """Tokens that were run and not asked for."""
+        """Tokens that were run and not requested yet."""
         return self._count - self._at
 
     def forget(self) -> None:

@@ -62,7 +62,7 @@ class NativeBatch:
         ]
 
     def _line_up(self, asked: list[Asked]) -> None:
-        """Name those that are asked for: usually the same as in the call before."""
+        """Fill in the structs of the turns: usually of the same decoders as in the call before."""
         self._turns = (TurnStruct * len(asked))()
         self._errors = [ctypes.create_string_buffer(ERROR_SIZE) for _ in asked]
         for struct, error, (decoder, chooser) in zip(self._turns, self._errors, asked, strict=True):

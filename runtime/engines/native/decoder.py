@@ -84,7 +84,7 @@ class NativeDecoder:
 
     @property
     def cached(self) -> int:
-        """Tokens that were run, but for those that nobody has asked for."""
+        """Tokens that were run, without those that were not requested yet."""
         if self._held is None:
             self._take_back()
         return self._cached

@@ -9,7 +9,7 @@ from .library import Struct
 
 
 class Rule(IntEnum):
-    """Who leaves after which depth."""
+    """When a token leaves."""
 
     NEVER = 0
     DEPTH = 1
@@ -114,7 +114,7 @@ class CountsStruct(Struct):
 
 
 class Chooses(IntEnum):
-    """Who chooses the next token."""
+    """What chooses the next token."""
 
     HOST = 0
     DECODER = 1

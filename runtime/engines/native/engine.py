@@ -195,7 +195,7 @@ class NativeBackend:
 class _Call:
     """The addresses of one Lanes, and the arrays that its calls take and give.
 
-    An address is asked for once: that takes as long as the rest of a call does in Python.
+    An address is looked up once: that takes as long as the rest of a call does in Python.
     """
 
     def __init__(self, lanes: Lanes, width: int) -> None:

@@ -110,7 +110,7 @@ def test_shape_dtype_and_absence(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(
         folder_of(tmp_path, {"a": torch.ones(2, 3), "i": torch.ones(2).to(torch.int8)})
     )
-    with pytest.raises(CheckpointError, match=r"a has shape \[2, 3\].*asks for \[3, 2\]"):
+    with pytest.raises(CheckpointError, match=r"a has shape \[2, 3\].*says \[3, 2\]"):
         checkpoint.tensor("a", (3, 2))
     with pytest.raises(CheckpointError, match="no tensor gone"):
         checkpoint.tensor("gone")

@@ -48,9 +48,9 @@ def _legacy(path: Path, content: bytes) -> None:
 
 
 PICKLES: list[tuple[bytes, str]] = [
-    (b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\n" + GIGA + b"\x85Rs.", "asks for builtins.bytearray"),
-    (b"\x80\x02c_codecs\nencode\n.", "asks for _codecs.encode"),
-    (b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.", "asks for os.system"),
+    (b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\n" + GIGA + b"\x85Rs.", "names builtins.bytearray"),
+    (b"\x80\x02c_codecs\nencode\n.", "names _codecs.encode"),
+    (b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.", "names os.system"),
     (b"\x80\x02]r\xff\xff\xff\x7f.", "remembers entry 2147483647"),
     (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.", "is damaged"),
     (b"\x80\x04\x8f.", "operation EMPTY_SET"),
@@ -283,8 +283,8 @@ def _entry(start: int, stop: int, shape: object = (2,), dtype: str = "F32") -> d
 
 FIRST, SECOND = _entry(0, 8), _entry(8, 16)
 HEADERS: list[tuple[dict[str, Any] | bytes, str]] = [
-    (b'{"a": %b, "a": %b}' % (json.dumps(FIRST).encode(), json.dumps(SECOND).encode()), "'a' is there twice"),
-    (b'{"a": %b, "a": %b}' % (json.dumps(FIRST).encode(), json.dumps(FIRST).encode()), "'a' is there twice"),
+    (b'{"a": %b, "a": %b}' % (json.dumps(FIRST).encode(), json.dumps(SECOND).encode()), "'a' occurs twice"),
+    (b'{"a": %b, "a": %b}' % (json.dumps(FIRST).encode(), json.dumps(FIRST).encode()), "'a' occurs twice"),
     ({"a": FIRST, "b": _entry(4, 16, (3,))}, "not a whole"),  # overlap
     ({"a": FIRST, "b": _entry(12, 16, (1,))}, "not a whole"),  # a gap
     ({"a": FIRST}, "not a whole"),  # bytes that nobody names
@@ -339,5 +339,5 @@ def test_show_of_a_bomb_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgeloop.apps.cli", "show", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert "asks for builtins.bytearray" in done.stderr
+    assert "names builtins.bytearray" in done.stderr
     assert len(done.stderr.splitlines()) == 1

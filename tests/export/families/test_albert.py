@@ -221,11 +221,11 @@ BROKEN: dict[str, tuple[dict[str, Any], Callable[[dict[str, torch.Tensor]], obje
     ),
     "groups": ({"num_hidden_groups": 3}, None, "num_hidden_groups is 3, and the weights have 2 groups"),
     "activation": ({"hidden_act": "relu"}, None, "hidden_act is 'relu'; wanted one of gelu"),
-    "heads": ({"num_attention_heads": 5}, None, "hidden_size 64 is no multiple of num_attention_heads 5"),
+    "heads": ({"num_attention_heads": 5}, None, "hidden_size 64 is not a multiple of num_attention_heads 5"),
     "another key": ({"num_memory_blocks": 2}, None, "num_memory_blocks is 2, which is not supported"),
     "two biases": (
         {}, lambda t: t.update({"predictions.bias": t["predictions.bias"] + 1}),
-        "predictions.bias and predictions.decoder.bias ought to be shared, and differ",
+        "predictions.bias and predictions.decoder.bias should be shared, but differ",
     ),
     "no head": (
         {}, lambda t: [t.pop(name) for name in list(t) if name.startswith("predictions")],

@@ -47,7 +47,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"qk_bias": True}, "qk_bias is True, which is not supported"),
     ({"rope_theta": 1e4}, "rope_theta and rope_base differ"),
-    ({"num_key_value_heads": 3}, "n_heads 4 is no multiple of num_key_value_heads 3"),
+    ({"num_key_value_heads": 3}, "n_heads 4 is not a multiple of num_key_value_heads 3"),
     ({"init_values": None}, "init_values is None; wanted an object with embed_scale"),
     ({"init_values": {}}, "embed_scale is None; wanted a positive number"),
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type is 'dynamic'"),

@@ -573,7 +573,7 @@ def test_two_exports_in_one_bundle(bundle: Bundles, tmp_path: Path, runner: Path
     described = json.loads(manifest.read_text())
     described["files"]["executorch/layout.json"]["bytes"] = place.stat().st_size
     manifest.write_text(json.dumps(described))
-    told = "the embedding is not where .* has it; they are of two exports"
+    told = "the embedding is not where .* has it; they come from two exports"
     assert re.search(told, refusal(runner, path))
     with pytest.raises(BundleError, match=told):
         Session.open(path, engine="executorch", verify=False)
@@ -729,12 +729,12 @@ def test_weights_that_no_method_asks_for_are_found(bundle: Bundles, tmp_path: Pa
     path.write_bytes(data.replace(key, b"f" * 64, 1))
     relist(folder, "executorch/base.ptd")
     ((size, what),) = [(f.bytes, f.what) for f in audit(folder).findings]
-    assert what == f"weights {'f' * 40}, which no method asks for"
+    assert what == f"weights {'f' * 40}, which no method uses"
     assert size > 0
     # A letter that is in every program is not asked for either.
     path.write_bytes(data.replace(b"\x40\0\0\0" + key, b"\x01\0\0\0" + key[:1] + bytes(63), 1))
     relist(folder, "executorch/base.ptd")
-    assert f"weights {key[:1].decode()}, which no method asks for" in [f.what for f in audit(folder).findings]
+    assert f"weights {key[:1].decode()}, which no method uses" in [f.what for f in audit(folder).findings]
 
 
 @pytest.mark.parametrize(("schema", "file"), [(PROGRAM, "program"), (DATA, "flat_tensor")])

@@ -121,8 +121,8 @@ def header(changes, size=0):
     ("changes", "message"),
     [
         ({}, "its SHA-256 is another one"),
-        ({"__metadata__": None}, "it is no saved session"),
-        ({"__metadata__": {"format": "pt"}}, "it is no saved session"),
+        ({"__metadata__": None}, "it is not a saved session"),
+        ({"__metadata__": {"format": "pt"}}, "it is not a saved session"),
         ({"__metadata__": {"edgeloop.session": 7}}, "its header cannot be read"),
         ({"ids": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}, "ids does not follow"),
         ({"ids": {"dtype": "I32", "shape": [-2], "data_offsets": [0, 8]}}, "ids does not follow"),
@@ -150,8 +150,8 @@ def test_no_more_is_read_than_there_is(tmp_path):
     path = tmp_path / "a.session"
     for claimed, message in (
         (1 << 20, "it ends too early"),
-        (1 << 40, "it is no saved session"),
-        ((1 << 64) - 1, "it is no saved session"),
+        (1 << 40, "it is not a saved session"),
+        ((1 << 64) - 1, "it is not a saved session"),
     ):
         assert message in refused(path, claimed.to_bytes(8, "little") + b"{}")
     assert "its header cannot be read" in refused(path, (1 << 16).to_bytes(8, "little") + b"[" * (1 << 16))

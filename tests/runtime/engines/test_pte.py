@@ -89,7 +89,7 @@ def test_embedding_rows(tmp_path, kind):
     with pytest.raises(BundleError, match="no embedding in it"):
         Embedding(tmp_path / "t", table, 500, 8)
     (tmp_path / "t").write_bytes(b"other" + values + tail + b"more")
-    with pytest.raises(BundleError, match="is not where the layout has it; they are of two exports"):
+    with pytest.raises(BundleError, match="is not where the layout has it; they come from two exports"):
         Embedding(tmp_path / "t", table, 5, 8)
 
 

@@ -83,7 +83,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("relaxed", "weights/norm/rows", 1, "differs between depths, and outside of the loop there are none"),
         ("relaxed", "weights/b.0.qkv_proj/columns", 10**12, "the columns of weight b.0.qkv_proj is 1000000000000"),
         ("relaxed", "weights/b.0.qkv_proj/parts", {}, "the rows of weight b.0.qkv_proj is 0"),
-        ("relaxed", "weights/b.0.qkv_proj/parts/k_proj", 5, "op 3 (rotate, 0.k_turned): turns 4 dims of heads of 5"),
+        ("relaxed", "weights/b.0.qkv_proj/parts/k_proj", 5, "op 3 (rotate, 0.k_turned): rotates 4 dims of heads of 5"),
         ("relaxed", "weights/b.0.qkv_proj/deltas", {"z": {"rank": 1}}, "has a delta of z, which is none of its parts"),
         ("relaxed", "weights/b.0.qkv_proj/deltas/q_proj/rank", 0, "the rank of delta q_proj of weight b.0.qkv_proj"),
         ("relaxed", "weights/b.0.qkv_proj/deltas", {}, "is of 3 depths, and has no deltas"),

@@ -214,5 +214,5 @@ def test_the_last_block_goes_on() -> None:
 def test_depths_that_differ_are_as_many_as_there_are(name: str) -> None:
     program = open_ended(name)
     assert with_depths(program, program.depths) == program
-    with pytest.raises(UsageError, match=f"loop runs {program.depths} times, and depth asks for another"):
+    with pytest.raises(UsageError, match=f"loop runs {program.depths} times and no other number"):
         with_depths(program, program.depths + 1)
