@@ -73,7 +73,7 @@ def attention_of(program: Program) -> str:
 
 def depth_rules(program: Program) -> str:
     """KV slots, window, gate and router, in words."""
-    parts = ["the depths share K and V" if program.shares_kv else "K and V for each depth"]
+    parts = ["the depths share K/V" if program.shares_kv else "K/V for each depth"]
     if program.encoder:
         parts = ["an encoder: tokens see the whole text, and nothing is kept"]
     if program.window is not None:

@@ -145,7 +145,7 @@ def forget_peak() -> None:
 def block_passes(backend: Backend, cached: int) -> dict[str, float]:
     """Milliseconds of a block call by its rows: one token each, at depth after depth, ``cached`` tokens behind it.
 
-    Nothing of models whose depths share K and V: their calls take no such rows.
+    Nothing of models whose depths share K/V: their calls take no such rows.
     """
     program, most = backend.program, ROWS[-1]
     if program.shares_kv:

@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Find the thresholds of exit rules at which a text loses no more than the goal allows, and write them into\n"
         "the bundle: `run --exit probe` then needs no number. Half of the text fits the probes, the other half\n"
-        "chooses thresholds, which are then measured token by token, with the K and V that generation really has."
+        "chooses thresholds, which are then measured token by token, with the K/V that generation really has."
     )
     parser.usage = "edgeloop calibrate BUNDLE --text FILE [options]"
     parser.epilog = EXAMPLES
@@ -59,7 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a rule; may be repeated (default: all but {', '.join(MORE)})",
     )
     parser.add_argument(
-        "--skipped-kv", metavar="POLICY", help="K and V of tokens that left: exact, propagate, latest, skip"
+        "--skipped-kv", metavar="POLICY", help="K/V of tokens that left: exact, propagate, latest, skip"
     )
     parser.add_argument(
         "--max-tokens", type=at_least(SMALLEST), default=8192, metavar="N", help="tokens of the text (8192)"
@@ -219,7 +219,7 @@ class Calibration:
             self.scores["probe"] = probe_scores(found.states[:, ~fits], probes.weight, probes.bias)
 
     def fit(self, rule: str, goal: Goal) -> tuple[float, ...]:
-        """Thresholds that keep the goal when they are measured; tightened where skipped K and V cost more."""
+        """Thresholds that keep the goal when they are measured; tightened where skipped K/V cost more."""
         from ..export.calibration.search import search
         from ..runtime.decode.exits import MEASURES
 

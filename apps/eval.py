@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "How well the model predicts a text: exp of the mean loss of a token, in windows of the context. The\n"
         "depths before the last show what stopping there would cost. With an exit rule, a KV policy or a router each\n"
-        "token is run as a generated one would be, with the K and V that it would find. Several rules or policies\n"
+        "token is run as a generated one would be, with the K/V that it would find. Several rules or policies\n"
         "take turns with full depth, window by window, so that their speeds can be compared."
     )
     parser.usage = "edgeloop eval BUNDLE --text FILE [options]"
@@ -129,7 +129,7 @@ def report(found: Evaluation, policy: Policy, depths: int, console: Console) -> 
     change = found.perplexity / found.full_perplexity - 1
     console.facts(
         [
-            ("exit", f"{policy.exit}; K and V: {policy.kv}, skipped K and V: {policy.skipped_kv}"),
+            ("exit", f"{policy.exit}; K/V: {policy.kv}, skipped K/V: {policy.skipped_kv}"),
             (
                 "perplexity",
                 f"{found.perplexity:.3f}; every depth for every token {found.full_perplexity:.3f}",

@@ -88,7 +88,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv",
         metavar="POLICY",
-        help="per-depth, or shared: depths after the first read its K and V (default: as the model was trained)",
+        help="per-depth, or shared: depths after the first read its K/V (default: as the model was trained)",
     )
     parser.add_argument(
         "--window",

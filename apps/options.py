@@ -77,9 +77,9 @@ def session_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """When a token stops, and what that means for its K and V. The default is what the model was trained for.
+    """When a token stops, and what that means for its K/V. The default is what the model was trained for.
 
-    ``several``: rules and policies for skipped K and V are lists.
+    ``several``: rules and policies for skipped K/V are lists.
     """
     group = parser.add_argument_group("depth")
     group.add_argument(
@@ -100,7 +100,7 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         "--skipped-kv",
         action=action,
         metavar="POLICY",
-        help="K and V of tokens that left: exact, propagate, latest, shared, skip" + again,
+        help="K/V of tokens that left: exact, propagate, latest, shared, skip" + again,
     )
     group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
 

@@ -39,7 +39,7 @@ def overridden(
     if program.encoder and (
         given := [name for name, value in (("kv", kv), ("window", window)) if value is not None]
     ):
-        raise UsageError(f"an encoder keeps no K and V, found {given[0]}; leave --{given[0]} out")
+        raise UsageError(f"an encoder keeps no K/V, found {given[0]}; leave --{given[0]} out")
     if context is not None:
         if not 1 <= context <= program.context_length:
             raise UsageError(f"context is {context}, wanted 1 to {program.context_length}, the model's own")
@@ -67,11 +67,9 @@ def _with_kv(program: Program, kv: str) -> Program:
     if kv not in KV:
         raise UsageError(f"unknown KV policy {kv!r}: choose from {', '.join(KV)}")
     if kv == "shared" and program.depths < 2:
-        raise UsageError(
-            "the model has no loop of two depths or more: nothing can share K and V; leave --kv out"
-        )
+        raise UsageError("the model has no loop of two depths or more: nothing can share K/V; leave --kv out")
     if kv == "shared" and program.own_matrices:
         raise UsageError(
-            "attention has matrices for each depth and makes K and V for each: --kv shared is not for it; leave it out"
+            "attention has matrices for each depth and makes K/V for each: --kv shared is not for it; leave it out"
         )
     return sharing_kv(program, kv == "shared")

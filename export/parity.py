@@ -1,7 +1,7 @@
 """Parity: an engine over the exported artifact against the reference engine, after every depth.
 
 Both run the same tokens the way the runtime does: a prompt in two chunks, then a single token; then one
-call of several lanes, each at another depth where the model allows it; then the K and V that are filled in for
+call of several lanes, each at another depth where the model allows it; then the K/V that are filled in for
 skipped depths. An encoder runs whole texts (``whole_texts.py``). Differences are relative to the largest absolute
 value.
 """
@@ -30,7 +30,7 @@ CHUNKS = (7, 4, 1)
 
 @dataclass(frozen=True)
 class Trace:
-    """States [tokens, D] after each depth, logits [tokens, V], the states of a call of R lanes, filled K and V."""
+    """States [tokens, D] after each depth, logits [tokens, V], the states of a call of R lanes, filled K/V."""
 
     per_depth: list[F32]
     logits: F32
@@ -47,7 +47,7 @@ class Trace:
     def names(self) -> list[str]:
         """The names of ``arrays``, for messages."""
         depths = [f"the state after depth {d}" for d in range(len(self.per_depth))]
-        filled = [] if self.filled is None else ["filled-in K and V"]
+        filled = [] if self.filled is None else ["filled-in K/V"]
         return [*depths, "the logits", "a call of mixed depths", *filled]
 
 
@@ -131,7 +131,7 @@ def trace_packed(backend: Backend, seed: int = 0) -> list[F32]:
 def _mixed_lanes(program: Program, length: int, random: np.random.Generator) -> tuple[F32, Lanes]:
     """Return a state and lanes with one lane a depth, as pipelined decoding has them: deeper lanes are further behind.
 
-    Where depth 0 has to go first, because the depths share its K and V, it is left out. Where a row of the token before
+    Where depth 0 has to go first, because the depths share its K/V, it is left out. Where a row of the token before
     is kept, no lane is behind another.
     """
     depths = np.arange(program.depths)
@@ -173,7 +173,7 @@ def _randomize(
 
 
 def _filled(backend: Backend, tokens: int, random: np.random.Generator) -> F32:
-    """Return K and V of every layer of the block, concatenated, after filling ``tokens`` tokens at every depth.
+    """Return K/V of every layer of the block, concatenated, after filling ``tokens`` tokens at every depth.
 
     Each lane has one less than the one before it.
     """

@@ -35,7 +35,7 @@ _LLAMA = {
 def unroll(reading: Reading) -> Reading:
     """Return ``reading`` with its layers in order of application, as ``layers.N``, deltas added to their matrices.
 
-    ExportError for models that compute something else then: those with a router, or whose depths share K and V.
+    ExportError for models that compute something else then: those with a router, or whose depths share K/V.
     """
     program = reading.program
     if program.routing is not None:
@@ -44,7 +44,7 @@ def unroll(reading: Reading) -> Reading:
         )
     if program.shares_kv:
         raise ExportError(
-            "the depths share K and V, and unrolled layers have their own; give a model with K and V for each depth"
+            "the depths share K/V, and unrolled layers have their own; give a model with K/V for each depth"
         )
     try:
         twin, sources = unrolled(program)

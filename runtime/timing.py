@@ -152,9 +152,9 @@ class GenerationStats:
     acceptance: float | None
     """The acceptance rate of drafts; None without drafts."""
     kv_bytes_per_token: int
-    """Bytes of K and V of a token that runs every depth."""
+    """Bytes of K/V of a token that runs every depth."""
     kv_bytes: int
-    """Bytes of K and V held at the end."""
+    """Bytes of K/V held at the end."""
     peak_rss_bytes: int | None
 
     @property

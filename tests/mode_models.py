@@ -98,24 +98,24 @@ MODELS: Mapping[str, Callable[[], Program]] = {
     "two carries": adapted,
     "several blocks": hierarchical,
     "no attention in the loop": without_attention,
-    "shared K and V": lambda: llama(LAYER, LOOP, LAYER, kv="shared"),
-    "shared K and V, nothing around": lambda: llama(LOOP, kv="shared"),
-    "shared K and V, deltas": lambda: llama(DELTAS, kv="shared"),
-    "shared K and V, several blocks": two_blocks_that_share,
-    "shared K and V, two depths": lambda: llama(Segment(layers=1, repeats=2), kv="shared"),
+    "shared K/V": lambda: llama(LAYER, LOOP, LAYER, kv="shared"),
+    "shared K/V, nothing around": lambda: llama(LOOP, kv="shared"),
+    "shared K/V, deltas": lambda: llama(DELTAS, kv="shared"),
+    "shared K/V, several blocks": two_blocks_that_share,
+    "shared K/V, two depths": lambda: llama(Segment(layers=1, repeats=2), kv="shared"),
     "a window": lambda: llama(LAYER, LOOP, LAYER, sliding_window=WINDOW),
     "a window, nothing around": lambda: llama(LOOP, sliding_window=WINDOW),
     "a window in some layers": some_windows,
-    "shared K and V, a window": lambda: llama(LOOP, LAYER, kv="shared", sliding_window=WINDOW),
+    "shared K/V, a window": lambda: llama(LOOP, LAYER, kv="shared", sliding_window=WINDOW),
     "expert choice": lambda: llama(LAYER, LOOP, LAYER, routing=EXPERT),
     "expert choice, attention of each depth": lambda: llama(OWN, routing=PICKY),
     "expert choice, a window": lambda: llama(LOOP, routing=EXPERT, sliding_window=WINDOW),
-    "expert choice, shared K and V": lambda: llama(LAYER, LOOP, LAYER, routing=PICKY, kv="shared"),
-    "expert choice, shared K and V, a window": lambda: llama(
+    "expert choice, shared K/V": lambda: llama(LAYER, LOOP, LAYER, routing=PICKY, kv="shared"),
+    "expert choice, shared K/V, a window": lambda: llama(
         LOOP, LAYER, routing=PICKY, kv="shared", sliding_window=WINDOW
     ),
     "token choice": lambda: llama(LAYER, LOOP, LAYER, routing=TOKEN),
-    "token choice, shared K and V": lambda: llama(LOOP, LAYER, routing=TOKEN, kv="shared"),
+    "token choice, shared K/V": lambda: llama(LOOP, LAYER, routing=TOKEN, kv="shared"),
     "the row before": parallel_loop,
 }
 """By the trait that is new in them."""

@@ -57,7 +57,7 @@ def with_attend(name: str, **changed: object) -> Program:
 VARIANTS: Mapping[str, Program] = {
     "without a cache": PROGRAMS["encoder"](),
     "mask `prefix`": with_attend("relaxed", mask="prefix"),
-    "with a window, K and V shared by depths": with_attend("shared", head_dim=8),
+    "with a window, K/V shared by depths": with_attend("shared", head_dim=8),
     "with a cap": PROGRAMS["gemma"](),
 }
 """Kinds of ``attend`` that not every target takes, each in a program."""

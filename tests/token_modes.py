@@ -54,13 +54,13 @@ MODELS = (
     "norms and deltas of each depth",
     "two carries",
     "several blocks",
-    "shared K and V",
+    "shared K/V",
     "a window",
     "the row before",
     "expert choice",
-    "expert choice, shared K and V",
+    "expert choice, shared K/V",
     "token choice",
-    "token choice, shared K and V",
+    "token choice, shared K/V",
 )
 
 

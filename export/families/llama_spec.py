@@ -69,7 +69,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     loop_norm: bool = False
     """The final norm is applied after every depth, and its output feeds the next one (Ouro)."""
     kv: Literal["per-depth", "shared"] = "per-depth"
-    """``shared``: depths ≥ 1 read the K and V that depth 0 made, and only compute queries of their own."""
+    """``shared``: depths ≥ 1 read the K/V that depth 0 made, and only compute queries of their own."""
     rope_scaling: Scaling | None = None
     sliding_window: int | None = None
     """How many tokens attention sees at most, the newest included; None: all."""

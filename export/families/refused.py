@@ -26,7 +26,7 @@ REFUSED = (
     ),
     Refused(
         r"(falcon_)?mamba2?|zamba2?|bamba|jamba|falcon_h1|nemotron_h|granitemoehybrid|plamo2",
-        "Mamba layers, whose recurrent state is no K and V: it would need an op that scans, and a cache of its own",
+        "Mamba layers, whose recurrent state is no K/V: it would need an op that scans, and a cache of its own",
     ),
     Refused(
         r"masa.*",
@@ -50,7 +50,7 @@ REFUSED = (
     ),
     Refused(
         r"gemma3n.*|gemma4.*",
-        "layers that share K and V without a loop, and embeddings of each layer: nothing in it repeats",
+        "layers that share K/V without a loop, and embeddings of each layer: nothing in it repeats",
     ),
     Refused(
         r"gemma3",

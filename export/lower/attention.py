@@ -1,6 +1,6 @@
 """Attention as ONNX nodes: the fused operator where it computes what is wanted, standard operators elsewhere.
 
-GroupQueryAttention writes K and V into the caches in place, takes q, k and v as one matrix gives them, and rotates q
+GroupQueryAttention writes K/V into the caches in place, takes q, k and v as one matrix gives them, and rotates q
 and k itself. The standard operators copy the caches, once a call.
 """
 
@@ -65,7 +65,7 @@ def problem(program: Program, op: Attend) -> str | None:
     shared, tokens = op.slot == "first" and program.shares_kv, window(program, op)
     odd = f"mask {op.mask}" if op.mask != "causal" else f"heads of {op.head_dim}"
     if shared and not _fits(op):
-        return f"target onnx does not take attend with {odd} where depths share K and V"
+        return f"target onnx does not take attend with {odd} where depths share K/V"
     if program.moving_window is not None and op.cache is not None and not _fits(op):
         return f"target onnx does not take attend with {odd} in a sliding window"
     if program.moving_window is not None and tokens != program.moving_window:
@@ -120,9 +120,7 @@ def _fused(graph: Graph, values: Values, op: Attend) -> ir.Value:
     else:
         new = [_in_lanes(graph, values[name]) for name in names]
     if shared and not all(values[name].fresh for name in names[1:]):
-        raise ExportError(
-            "target onnx does not take attend where K and V that depths share are used for more"
-        )
+        raise ExportError("target onnx does not take attend where K/V that depths share are used for more")
     past = graph.past(op.cache, op.kv_heads, op.head_dim)
     inputs = [*new, *past, graph.given("last"), graph.given("longest"), *cos_sin]
     if not shared:  # the operator takes no tokens (query_seqlens) where key and value may have no rows

@@ -44,7 +44,7 @@ def mask(graph: Graph, owners: tuple[int, ...]) -> ir.Value:
 def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
     """Return the host's values for the tokens of each lane [B, S] for each row of a value: [B, S], packed [N, 1].
 
-    ``fresh``: only for the rows that get new K and V.
+    ``fresh``: only for the rows that get new K/V.
     """
 
     def make() -> ir.Value:
@@ -59,5 +59,5 @@ def each_row(graph: Graph, name: str, fresh: bool = False) -> ir.Value:
 
 
 def fresh_rows(graph: Graph, x: ir.Value) -> ir.Value:
-    """Return the rows of x [B, S, …] that get new K and V, [B, fresh, …]."""
+    """Return the rows of x [B, S, …] that get new K/V, [B, fresh, …]."""
     return graph.one("Slice", x, graph.numbers(0), graph.given("fresh"), graph.numbers(1))

@@ -119,7 +119,7 @@ def cut(graph: Graph, values: Values, op: Slice) -> None:
 
 
 def fresh(graph: Graph, values: Values, op: FreshRows) -> None:
-    """Write the rows that get new K and V."""
+    """Write the rows that get new K/V."""
     x = values[op.x]
     values[op.y] = StageValue(fresh_rows(graph, x.value), x.size, fresh=True)
 

@@ -1,7 +1,7 @@
-"""Where depths share K and V, only calls of depth 0 make them: those parts of a block are computed for fresh rows
+"""Where depths share K/V, only calls of depth 0 make them: those parts of a block are computed for fresh rows
 alone.
 
-Such a block has an input ``fresh``: for how many of the S tokens, all or none, K and V are made.
+Such a block has an input ``fresh``: for how many of the S tokens, all or none, K/V are made.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ...runtime.model.ops import Attend, Linear, Op, reads, with_names, writes
 
 @dataclass(frozen=True)
 class FreshRows:
-    """x [B, S, D] → y [B, S or 0, D]: the rows for which K and V are made."""
+    """x [B, S, D] → y [B, S or 0, D]: the rows for which K/V are made."""
 
     x: str
     y: str
 
 
 def with_fresh(ops: Sequence[Op], outputs: Iterable[str]) -> Iterator[Op | FreshRows]:
-    """Yield ``ops`` of a block whose depths share K and V; ops that only make K and V have fresh rows."""
+    """Yield ``ops`` of a block whose depths share K/V; ops that only make K/V have fresh rows."""
     alone = _keys_values(ops, set(outputs))
     sliced: dict[str, str] = {}
     for op in (part for whole in ops for part in _cut(whole, alone)):
@@ -38,7 +38,7 @@ def with_fresh(ops: Sequence[Op], outputs: Iterable[str]) -> Iterator[Op | Fresh
 
 
 def _keys_values(ops: Sequence[Op], outputs: set[str]) -> set[str]:
-    """Return the names of the values that are used for K and V of shared slots, and for nothing else."""
+    """Return the names of the values that are used for K/V of shared slots, and for nothing else."""
     alone: set[str] = set()
     for op in reversed(ops):
         for name in writes(op):

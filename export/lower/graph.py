@@ -57,7 +57,7 @@ _PACKED = ("spread", "spread_new", "kept")
 
 @dataclass(frozen=True)
 class StageValue:
-    """A value of the program, [..., size]. ``fresh``: only of the rows that get new K and V (see ``fresh.py``)."""
+    """A value of the program, [..., size]. ``fresh``: only of the rows that get new K/V (see ``fresh.py``)."""
 
     value: ir.Value
     size: int
@@ -90,9 +90,9 @@ class Graph:
         self.lanes = True
         """Are values [B, S, size]? Else [N, size], once rows were chosen."""
         self.shared = False
-        """Do the depths of this block share K and V?"""
+        """Do the depths of this block share K/V?"""
         self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
-        """K and V of the caches, as the graph leaves them."""
+        """K/V of the caches, as the graph leaves them."""
         self.inputs: dict[str, ir.Value] = {}
         self._nodes: list[ir.Node] = []
         self._made: dict[tuple[object, ...], ir.Value] = {}

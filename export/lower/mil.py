@@ -32,7 +32,7 @@ LOWERINGS: Mapping[type, Callable[[Scope, Values, Any], None]] = {
 }
 REFUSED: Mapping[type, str] = {
     ops.AttendTwice: "it reads two slots of a token, and a function has the rows of one",
-    ops.Shift: "it keeps a row of each lane from call to call, and states hold K and V only",
+    ops.Shift: "it keeps a row of each lane from call to call, and states hold K/V only",
     ops.Experts: "which of them a token needs is known when it runs, and a function has fixed weights",
 }
 """Ops that no function computes, and why."""

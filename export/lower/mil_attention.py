@@ -31,7 +31,7 @@ def rotate(scope: Scope, values: Values, op: Rotate) -> None:
 
 
 def attend(scope: Scope, values: Values, op: Attend) -> None:
-    """Write attention over a state's rows, into which new K and V are written first; without a cache over those
+    """Write attention over a state's rows, into which new K/V are written first; without a cache over those
     alone."""
     causal = op.cache is not None or op.mask == "causal"
     mask = scope.tokens.hidden_mask(op.heads // op.kv_heads, window(scope, op), causal)
@@ -56,7 +56,7 @@ def attend_learned(scope: Scope, values: Values, op: AttendLearned) -> None:
 
 
 def keep(scope: Scope, values: Values, cache: int, k: str, v: str) -> None:
-    """Write the tokens' K and V into their rows of ``cache``."""
+    """Write the tokens' K/V into their rows of ``cache``."""
     place = scope.place(cache)
     for state, name in ((place.keys, k), (place.values, v)):
         new = _heads_first(scope, values, name, scope.plan.states[state][1])
@@ -65,7 +65,7 @@ def keep(scope: Scope, values: Values, cache: int, k: str, v: str) -> None:
 
 
 def _keys_values(scope: Scope, values: Values, op: Attend) -> list[Var]:
-    """Return the K and V that are attended to, [1, K, C, d] each."""
+    """Return the K/V that are attended to, [1, K, C, d] each."""
     if op.k is not None and op.v is not None:
         if op.cache is None:
             return [_heads_first(scope, values, name, op.kv_heads) for name in (op.k, op.v)]
@@ -99,7 +99,7 @@ def window(scope: Scope, op: Attend) -> int | None:
 
 
 def _queries(scope: Scope, values: Values, op: Attend | AttendLearned) -> Var:
-    """Return q as [1, K, G·T, d]: the query heads of a KV head go through one product, so that K and V are not
+    """Return q as [1, K, G·T, d]: the query heads of a KV head go through one product, so that K/V are not
     repeated."""
     shape = [1, op.kv_heads, op.heads // op.kv_heads * scope.count, op.head_dim]
     if scope.count == 1:

@@ -151,7 +151,7 @@ class Scope:
     """A function while its ops are written.
 
     ``stage``, ``depth``: those that run now, whose caches ``place`` finds. ``written``: those of its caches whose
-    new K and V are in the states.
+    new K/V are in the states.
     """
 
     def __init__(self, plan: PackagePlan, store: Store, inputs: dict[str, Var], count: int) -> None:

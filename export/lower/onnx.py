@@ -43,7 +43,7 @@ LOWERINGS: Mapping[type, Callable[[Graph, Values, Any], None]] = {
 }
 REFUSED: Mapping[type, str] = {
     ops.AttendTwice: "it reads two slots of a lane, and a graph gets one",
-    ops.Shift: "it keeps a row of each lane from call to call, and graphs keep K and V only",
+    ops.Shift: "it keeps a row of each lane from call to call, and graphs keep K/V only",
 }
 """Ops that no graph computes, and why."""
 
@@ -122,7 +122,7 @@ def _with_keys_values(graph: Graph, stage: Stage) -> ir.Model:
 
 
 def write_ops(graph: Graph, stage: Stage, shared: bool = False) -> Values:
-    """Write the ops of ``stage`` and return its values. ``shared``: its depths share K and V."""
+    """Write the ops of ``stage`` and return its values. ``shared``: its depths share K/V."""
     values = Values(graph, attention.rotate_now)
     if stage is not graph.program.prologue:
         carries = graph.program.loop.carries

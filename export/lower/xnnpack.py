@@ -38,7 +38,7 @@ LOWERINGS: Mapping[type, Lowering] = {
 }
 REFUSED: Mapping[type, str] = {
     ops.AttendTwice: "it reads two slots of a lane, and a method gets one",
-    ops.Shift: "it keeps a row of each lane from call to call, and methods keep K and V only",
+    ops.Shift: "it keeps a row of each lane from call to call, and methods keep K/V only",
     ops.Experts: "it chooses matrices by the token, and XNNPACK takes none that are chosen",
 }
 """Ops that no method computes, and why."""

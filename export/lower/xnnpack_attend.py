@@ -1,6 +1,6 @@
 """Rotation and attention over caches that the graph only reads, in the words that XNNPACK takes into one delegate.
 
-The new K and V are outputs, which the host writes. A row attends to the call's new rows and, behind them, to its cache
+The new K/V are outputs, which the host writes. A row attends to the call's new rows and, behind them, to its cache
 [K, C, d]; a mask hides what it must not see of both. New rows come first because their number is fixed and C is not:
 XNNPACK joins tensors of free sizes, but does not slice them.
 

@@ -201,7 +201,7 @@ def _strange(
     (kind, shape), (own, own_shape) = found.get(name, ("", ())), wanted.get(name, ("", ()))
     if shape == own_shape and kind in _BITS and own in _BITS:
         return (
-            f"K and V in {_BITS[kind]} bits, this engine keeps them in {_BITS[own]}",
+            f"K/V in {_BITS[kind]} bits, this engine keeps them in {_BITS[own]}",
             "open it with --kv-bits and an engine as it was saved with",
         )
     return f"{name} is not as this engine's caches have it", "open it with the engine that it was saved with"

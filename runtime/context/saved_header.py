@@ -22,7 +22,7 @@ from ..model.sizes import kept_sizes
 
 @dataclass(kw_only=True)
 class Contents:
-    """What a session remembers beside K and V.
+    """What a session remembers beside K/V.
 
     ``ids`` [n] of all tokens, of which ``state`` says how many were run. ``answer``, ``end``: where the last answer
     begins and ends in them. ``messages``: the conversation, where they are one; its first ``turns`` are the first
@@ -118,7 +118,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def identity(bundle: Bundle) -> str:
-    """Return a hash of all that K and V and the tokens of ``bundle`` depend on: its program, weights and tokenizer.
+    """Return a hash of all that K/V and the tokens of ``bundle`` depend on: its program, weights and tokenizer.
 
     Not of its heads and calibrated exits, which a later calibration writes.
     """

@@ -68,7 +68,7 @@ class ContextSession:
         self.policy: Policy = choose_policy(
             bundle.program, self.heads, bundle.manifest.exits, exit, skipped_kv, kv
         )
-        """When a token stops, and what that means for its K and V."""
+        """When a token stops, and what that means for its K/V."""
         self.prompts = Prompts(bundle, self.context)
         """Makes checked requests of prompts and options."""
         self._shared = _Shared(backend, self.prompts)
@@ -191,7 +191,7 @@ class ContextSession:
     def truncate(self, tokens: int) -> None:
         """Go back: forget all but the first ``tokens`` tokens of the context. UsageError when there are fewer.
 
-        Free where their K and V are still there. Behind a sliding window that has moved on, and where the model keeps a
+        Free where their K/V are still there. Behind a sliding window that has moved on, and where the model keeps a
         row of its newest token, what is left is run again when the context goes on.
         """
         self._use_context().truncate(whole_number(tokens, "tokens", 0))
@@ -199,7 +199,7 @@ class ContextSession:
     def shift(self, first: int, newest: int) -> None:
         """Make room: keep the ``first`` tokens of the context and the ``newest``, and forget those between.
 
-        The newest ones are run again when the context goes on: their K and V were made by layers that saw what is
+        The newest ones are run again when the context goes on: their K/V were made by layers that saw what is
         forgotten, at other positions, and turning K to the new ones would make another text of them.
         """
         self._use_context().shift(whole_number(first, "first", 0), whole_number(newest, "newest", 0))
@@ -213,7 +213,7 @@ class ContextSession:
     def fork(self) -> Self:
         """Return another session that goes on from this context, on the same engine; neither knows what the other does.
 
-        The rows of K and V that are in use are copied, or with the lane engine shared until one of both writes. Engine,
+        The rows of K/V that are in use are copied, or with the lane engine shared until one of both writes. Engine,
         tokenizer and templates are closed with the last session of them. Several forks may generate in turn, a token
         each if need be, but not in several threads. An answer that is under way here ends, as with everything that
         changes the context; ``generate()`` goes on with it.
@@ -226,7 +226,7 @@ class ContextSession:
         return other
 
     def save(self, path: str | Path) -> None:
-        """Write the context to ``path``: tokens, messages, K and V, what waits, sampling options. All or nothing.
+        """Write the context to ``path``: tokens, messages, K/V, what waits, sampling options. All or nothing.
 
         ``Session.load`` and ``restore`` go on from it. SessionError when it cannot be written.
         """

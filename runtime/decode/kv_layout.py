@@ -1,4 +1,4 @@
-"""Where K and V of a token lie: which slot of the cache a depth has, and which row of it a token.
+"""Where K/V of a token lie: which slot of the cache a depth has, and which row of it a token.
 
 ``per-depth``  a slot a depth; it holds the tokens that ran that depth, in their order
 ``shared``     one slot for all depths, of a model that was trained so: depth 0 writes a token's row, the others read it
@@ -47,7 +47,7 @@ class PerDepth:
         """``gaps``: whether slots lack the tokens that left before their depth; then a row is not its token's
         position."""
         self.filled = [0] * depths
-        """By depth: tokens whose K and V are in its slot."""
+        """By depth: tokens whose K/V are in its slot."""
         self.held: list[list[int]] = [[] for _ in range(depths)] if gaps else []
         """By depth: the positions of its slot's rows. Empty without gaps, where row i is the token at position i."""
 
@@ -57,7 +57,7 @@ class PerDepth:
         return StageCall(BLOCK, depth, first, rows, positions)
 
     def wrote(self, call: StageCall) -> None:
-        """Note that ``call`` was run: the slot of its depth holds K and V of its tokens.
+        """Note that ``call`` was run: the slot of its depth holds K/V of its tokens.
 
         Rows behind them stay valid: with drafts, a later token may have its row there before an earlier one.
         """
@@ -68,7 +68,7 @@ class PerDepth:
             self.held[call.depth] += call.positions.tolist()
 
     def wrote_from(self, depth: int, call: StageCall) -> None:
-        """Note that ``call`` was run, which gave its tokens K and V at ``depth`` and all deeper ones, at the same
+        """Note that ``call`` was run, which gave its tokens K/V at ``depth`` and all deeper ones, at the same
         rows."""
         self.filled[depth:] = [call.cached + len(call.positions)] * (len(self.filled) - depth)
         for held in self.held[depth:]:
@@ -107,7 +107,7 @@ class SharedSlot(PerDepth):
         dropped.
 
         The authors' forward runs every token through every depth and keeps the results of the chosen ones. Depth 0 has
-        to, whomever the router chose: it makes the K and V of all positions. Deeper, a token has its own query only, so
+        to, whomever the router chose: it makes the K/V of all positions. Deeper, a token has its own query only, so
         those that were not chosen can be left out, but the attention operator takes neighbours only. (Without its cache
         the authors' code shares nothing, even if it is set to; it trains with one, so sharing is what is meant.)
         """
@@ -126,7 +126,7 @@ class LastDepth(SharedSlot):
     """One slot for all depths, each of which writes it.
 
     A prompt runs with a slot a depth, of which the last one's rows stay (``sequential.py``): Ouro reuses the last
-    depth's K and V when it decodes; doing so within the prompt costs it dearly.
+    depth's K/V when it decodes; doing so within the prompt costs it dearly.
     """
 
     slots = 1

@@ -1,6 +1,6 @@
 """Which ways to decode go together: one table of what does not, and why.
 
-A way is a model, an exit rule or its router, what becomes of skipped K and V, a KV layout, a driver and an engine.
+A way is a model, an exit rule or its router, what becomes of skipped K/V, a KV layout, a driver and an engine.
 Every row of ``REFUSED`` is a condition and a reason. The first that applies is the message for the user; what no row
 refuses gives the tokens of the reference engine. docs/modes.md shows what is left for each trait of a model;
 tests/mode_cells.py tries every cell.
@@ -40,7 +40,7 @@ class Mode:
 
     @property
     def skipped_kv(self) -> str:
-        """What becomes of skipped K and V."""
+        """What becomes of skipped K/V."""
         return self.policy.skipped_kv
 
     @property
@@ -92,7 +92,7 @@ class Mode:
 
 CHOICES = {
     "kv": "KV layout {m.kv!r}",
-    "skipped_kv": "policy {m.skipped_kv!r} for skipped K and V",
+    "skipped_kv": "policy {m.skipped_kv!r} for skipped K/V",
     "exit": "exit rule {m.policy.exit!r}",
     "decode": "decode {m.driver!r}",
     "engine": "engine {m.engine}",
@@ -120,28 +120,28 @@ REFUSED: tuple[Refusal, ...] = (
         "kv",
         "shared or last, with one depth",
         lambda m: m.kv != m.own_kv and m.depths == 1,
-        "the model has one depth, and nothing else could use its K and V",
+        "the model has one depth, and nothing else could use its K/V",
         "leave it out",
     ),
     Refusal(
         "kv",
-        "shared, where depths have K and V of their own",
+        "shared, where depths have K/V of their own",
         lambda m: m.kv == "shared" != m.own_kv,
-        "the depths of this model have K and V of their own",
+        "the depths of this model have K/V of their own",
         "leave it out, or export the model with --kv shared",
     ),
     Refusal(
         "kv",
-        "per-depth, where depths share K and V",
+        "per-depth, where depths share K/V",
         lambda m: m.kv == "per-depth" != m.own_kv,
-        "the depths of this model share K and V",
+        "the depths of this model share K/V",
         "leave it out, or export the model with --kv per-depth",
     ),
     Refusal(
         "kv",
-        "last, where depths share K and V",
+        "last, where depths share K/V",
         lambda m: m.kv == "last" and m.own_kv == "shared",
-        "the depths of this model share the K and V of the first one",
+        "the depths of this model share the K/V of the first one",
         "leave it out",
     ),
     Refusal(
@@ -176,7 +176,7 @@ REFUSED: tuple[Refusal, ...] = (
         "skipped_kv",
         "any but shared, where one slot serves all depths",
         lambda m: m.kv != "per-depth" and m.skipped_kv != "shared",
-        "with {m.kv} K and V one slot serves all depths, so that none are missing",
+        "with {m.kv} K/V one slot serves all depths, so that none are missing",
         "leave it out",
     ),
     Refusal(
@@ -190,7 +190,7 @@ REFUSED: tuple[Refusal, ...] = (
         "skipped_kv",
         "shared, with a slot a depth",
         lambda m: m.kv == "per-depth" and m.skipped_kv == "shared",
-        "each depth has K and V of its own, so that those of skipped depths are missing",
+        "each depth has K/V of its own, so that those of skipped depths are missing",
         "choose exact, propagate, latest or skip",
     ),
     Refusal(
@@ -211,14 +211,14 @@ REFUSED: tuple[Refusal, ...] = (
         "skipped_kv",
         "propagate, with attention matrices for each depth",
         lambda m: m.skipped_kv == "propagate" and m.program.own_matrices,
-        "K and V are filled in with matrices that all depths share, and this model has some for each depth",
+        "K/V are filled in with matrices that all depths share, and this model has some for each depth",
         "choose exact, latest or skip",
     ),
     Refusal(
         "skipped_kv",
-        "propagate, where the loop keeps no K and V",
+        "propagate, where the loop keeps no K/V",
         lambda m: m.skipped_kv == "propagate" and not m.program.caches("block"),
-        "the loop of this model keeps no K and V",
+        "the loop of this model keeps no K/V",
         "choose exact or skip",
     ),
     Refusal(

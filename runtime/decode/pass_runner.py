@@ -74,7 +74,7 @@ class PassRunner:
         self._shares_kv = program.shares_kv
         block, *others = program.loop.blocks
         self._depths_alike = not others and not program.differs(block)
-        # With layers after the loop that keep K and V, logits depend on the final states of older tokens.
+        # With layers after the loop that keep K/V, logits depend on the final states of older tokens.
         self._in_order = len(program.caches("epilogue")) > 0
         self._layouts = PassLayouts(decoder.cache, decoder.cache_sequence, program.depths, program.width)
 

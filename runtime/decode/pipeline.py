@@ -1,12 +1,12 @@
 """The driver with drafts: a token's deeper depths and the next tokens' shallower ones share one read of the block.
 
 Each token in flight is a ``TokenSequence.step``, a generator of stage calls, whatever the exit rule, the router, the KV
-layout and the policy for skipped K and V. A pass makes one block call with a lane for each of them, and reads out some
+layout and the policy for skipped K/V. A pass makes one block call with a lane for each of them, and reads out some
 of them. The token that a shallow depth predicts is fed at once, as a draft. A token that is final confirms the draft
 behind it or refutes it, and a refuted draft is taken back with all that follow it: only lengths change.
 
 Final tokens depend on final tokens only: the rows before a token's own in a depth's slot are those of the tokens before
-it; and layers after the loop that keep K and V take the tokens in flight as one lane, oldest first, and answer a token
+it; and layers after the loop that keep K/V take the tokens in flight as one lane, oldest first, and answer a token
 only once all before it are final.
 """
 

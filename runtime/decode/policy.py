@@ -1,4 +1,4 @@
-"""Policies: at which depth tokens stop, which slots hold their K and V, what stands in for K and V not made."""
+"""Policies: at which depth tokens stop, which slots hold their K/V, what stands in for K/V not made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Policy:
 
 
 def full_depth(program: Program, slots: int) -> Policy:
-    """Return the policy under which every token runs every depth, with K and V as the model has them, in caches of
+    """Return the policy under which every token runs every depth, with K/V as the model has them, in caches of
     ``slots`` slots a sequence."""
     rule = ExitRule("never", program.depths, never=True)
     if program.shares_kv or slots < program.kv_slots:

@@ -31,7 +31,7 @@ def choose_policy(
         kv = "shared" if program.shares_kv else "per-depth"
     if skipped_kv is None and text in calibrated and kv == "per-depth" and not program.routing:
         skipped_kv = calibrated[text].skipped_kv
-    asked = (("KV layout", kv, KV_LAYOUTS), ("policy for skipped K and V", skipped_kv, SKIPPED_KV))
+    asked = (("KV layout", kv, KV_LAYOUTS), ("policy for skipped K/V", skipped_kv, SKIPPED_KV))
     for what, value, known in asked:
         if value not in (None, *known):
             raise UsageError(f"{what} {value!r}; known: {', '.join(known)}")

@@ -6,7 +6,7 @@ among others. Three objects answer what differs between policies:
 
 the rule      after which depth a token leaves (``exits.py``), or which tokens a router sends there (``routing.py``)
 the layout    which slot of the cache a depth has, and which row of it a token (``kv_layout.py``)
-skipped K/V   what becomes of the K and V of depths that a token did not run (``skipped_kv.py``)
+skipped K/V   what becomes of the K/V of depths that a token did not run (``skipped_kv.py``)
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class TokenSequence:
 
     @property
     def filled(self) -> list[int]:
-        """By depth: tokens whose K and V are in its slot."""
+        """By depth: tokens whose K/V are in its slot."""
         return self.layout.filled
 
     @property
     def steps_like_prompt(self) -> bool:
-        """Whether steps leave the K and V that a prompt of the same tokens leaves.
+        """Whether steps leave the K/V that a prompt of the same tokens leaves.
 
         An exit rule lets tokens of steps go, not those of a prompt; a router treats both alike.
         """

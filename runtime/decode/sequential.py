@@ -41,7 +41,7 @@ class SequentialDecoder(StageRunner):
         chunk: int = 128,
         observe: Observe | None = None,
     ) -> None:
-        """``policy``: by default full depth, with K and V as the model and the cache have them.
+        """``policy``: by default full depth, with K/V as the model and the cache have them.
 
         ``heads``: what the host computes of a state (``bundle/heads.py``). ``cache_sequence``: which of the cache's
         sequences is this one. ``chunk``: most tokens of a text that go through together. ``observe``: see ``Observe``;
@@ -103,7 +103,7 @@ class SequentialDecoder(StageRunner):
 
     @property
     def filled(self) -> list[int]:
-        """By depth: tokens whose K and V are in its slot."""
+        """By depth: tokens whose K/V are in its slot."""
         return self.sequence.filled
 
     def prompt(self, ids: I64, rows: LogitRows = "last") -> F32:

@@ -1,14 +1,14 @@
-"""K and V of the depths that a token skipped when it left early: what stands in for them, and when it is made.
+"""K/V of the depths that a token skipped when it left early: what stands in for them, and when it is made.
 
-``exact``      its states wait, and run with the next token that goes deeper, in one call: the same K and V as without
+``exact``      its states wait, and run with the next token that goes deeper, in one call: the same K/V as without
                exits (FREE, arXiv 2310.05424, section 3.2)
-``propagate``  K and V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1), for all that
+``propagate``  K/V are projected from the state it left with (CALM, arXiv 2207.07061, section 3.1.1), for all that
                left since a token last went that deep in one call
 ``latest``     they are those of the last depth that it ran (Huginn's lookup ``latest-m4``, arXiv 2502.05171)
 ``skip``       deeper depths do not see it: a slot holds who was there, at their true positions
 ``shared``     nothing is missing, because depths share a slot
 
-What waits is part of a sequence's context, as its K and V are: it is saved and restored with it, and taken back.
+What waits is part of a sequence's context, as its K/V are: it is saved and restored with it, and taken back.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NothingMissing:
     gaps = False
     """Whether slots lack the tokens that left before their depth."""
     complete = False
-    """Whether K and V are those of full depth in the end, though tokens left early."""
+    """Whether K/V are those of full depth in the end, though tokens left early."""
 
     def __init__(self, program: Program, layout: PerDepth) -> None:
         self.layout = layout
@@ -126,7 +126,7 @@ class NothingMissing:
         yield from ()
 
     def catch_up(self) -> Calls:
-        """Run all that waits, or fill in its K and V, so that every slot holds every token that it will hold."""
+        """Run all that waits, or fill in its K/V, so that every slot holds every token that it will hold."""
         yield from ()
 
     @property
@@ -178,10 +178,10 @@ class Exact(NothingMissing):
 
 
 class Propagate(NothingMissing):
-    """K and V of skipped depths are projected from the state that a token left with."""
+    """K/V of skipped depths are projected from the state that a token left with."""
 
     def join(self, depth: int, state: F32, position: I64) -> Joined:
-        """Fill in K and V of those before it that left; the token runs alone."""
+        """Fill in K/V of those before it that left; the token runs alone."""
         if self.waiting[depth].first < position.item():
             yield from self._fill(depth, position.item())
         return state, position
@@ -207,7 +207,7 @@ class Propagate(NothingMissing):
 
 
 class Latest(NothingMissing):
-    """K and V of skipped depths are those of the last depth that a token ran."""
+    """K/V of skipped depths are those of the last depth that a token ran."""
 
     copies_rows = True
 

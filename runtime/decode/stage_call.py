@@ -18,7 +18,7 @@ from ..engines.backend import F32, I64
 
 PROLOGUE, BLOCK, FILL, EPILOGUE = "prologue", "block", "fill", "epilogue"
 COPY = "copy"
-"""No computation: the K and V rows of ``positions`` in ``depth``'s slot also go into those of all deeper depths."""
+"""No computation: the K/V rows of ``positions`` in ``depth``'s slot also go into those of all deeper depths."""
 WHOLE = "whole"
 """Prologue, every depth and epilogue together, for tokens that no exit rule may stop between. Only drivers that set
 ``TokenSequence.whole``, or ask for ``whole_step``, get it: for a sequence alone it is quicker, and an engine may have

@@ -32,13 +32,13 @@ class Perplexity:
 class DepthReader:
     """Reads the state out after every depth, beside a decoder at full depth.
 
-    An exit has its own K and V in the epilogue's layers, so all the tokens that are cached must have come through here.
+    An exit has its own K/V in the epilogue's layers, so all the tokens that are cached must have come through here.
     """
 
     def __init__(self, decoder: SequentialDecoder) -> None:
         self.decoder = decoder
         self._depths = decoder.backend.program.depths
-        self._read = 0  # tokens of which every exit has K and V
+        self._read = 0  # tokens of which every exit has K/V
         self._caches: KVCache | None = None
         if self._depths > 1:
             # One sequence an exit. Only the epilogue's caches are ever touched, so only they take memory.

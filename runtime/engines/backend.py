@@ -4,7 +4,7 @@ An engine runs three stages. Each call takes B lanes × S new tokens. A lane is 
 and owns one KV slot in every cache of the stage; the lanes of a call use the slots ``first_slot …
 first_slot + B − 1``. Prefill is 1 lane × S tokens, decode 1 × 1, and one call may mix depths.
 
-Where depths share K and V (``program.shares_kv``) a slot belongs to a sequence, and calls of the block are
+Where depths share K/V (``program.shares_kv``) a slot belongs to a sequence, and calls of the block are
 narrower, because the operator is: 1 lane × S tokens or B lanes × 1 token, none of them padding, positions that
 follow on each other, and either every lane at depth 0 or none. Depth 0 goes first and writes the new rows; the
 deeper ones, with the same ``cached`` and ``tokens``, find them there.
@@ -127,12 +127,12 @@ class Backend(Protocol):
     def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
         """Return state [B, S, D] after the looped layers were applied once, each lane at its own depth.
 
-        UsageError when the depths share K and V and the lanes are not what the module's text allows.
+        UsageError when the depths share K/V and the lanes are not what the module's text allows.
         """
         ...
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write the K and V that ``state`` [B, S, D] gives as the input of every layer of the block.
+        """Write the K/V that ``state`` [B, S, D] gives as the input of every layer of the block.
 
         They go into the rows cached … cached + tokens − 1 of the lanes' slots, with the norms and deltas of each
         lane's depth; no state is computed. UsageError for models that ``can_fill`` says no to.
@@ -179,10 +179,10 @@ def runs_tokens(backend: Backend) -> TypeGuard[RunsTokens]:
 
 
 def can_fill(program: Program) -> bool:
-    """Return whether a token that skips depths can get K and V there without running them.
+    """Return whether a token that skips depths can get K/V there without running them.
 
-    The model must have K and V of its own at each depth, in rows that stay where they are; shared matrices, because
-    the fill stage has those of K and V alone; and no Shift: a depth that keeps the row of the token before has none
+    The model must have K/V of its own at each depth, in rows that stay where they are; shared matrices, because
+    the fill stage has those of K/V alone; and no Shift: a depth that keeps the row of the token before has none
     of a token that skipped it.
     """
     return (
@@ -200,13 +200,13 @@ def check_fill(program: Program) -> None:
     """Raise UsageError unless ``can_fill``."""
     if not can_fill(program):
         raise UsageError(
-            "K and V of skipped depths can be filled in only where each depth has its own, without router, "
-            "sliding window and attention matrices for each depth; this model needs another policy for skipped K and V"
+            "K/V of skipped depths can be filled in only where each depth has its own, without router, "
+            "sliding window and attention matrices for each depth; this model needs another policy for skipped K/V"
         )
 
 
 def fresh_tokens(lanes: Lanes) -> int:
-    """Return for how many new tokens a block whose depths share K and V computes them: S at depth 0, 0 deeper.
+    """Return for how many new tokens a block whose depths share K/V computes them: S at depth 0, 0 deeper.
 
     UsageError for lanes that such a block cannot take (see the module's text).
     """
@@ -214,12 +214,12 @@ def fresh_tokens(lanes: Lanes) -> int:
     first = int((lanes.depth == 0).sum())
     if 0 < first < batch:
         raise UsageError(
-            "a call with lanes at depth 0 and deeper ones, but the depths of this model share K and V; "
+            "a call with lanes at depth 0 and deeper ones, but the depths of this model share K/V; "
             "call depth 0 first"
         )
     if (batch > 1 and length > 1) or (lanes.tokens != length).any():
         raise UsageError(
             f"{batch} lanes of {lanes.tokens.tolist()} valid tokens in {length}, but the depths of this model share "
-            "K and V; wanted one lane without padding, or lanes of one token"
+            "K/V; wanted one lane without padding, or lanes of one token"
         )
     return length if first else 0

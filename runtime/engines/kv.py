@@ -1,15 +1,15 @@
 """KV caches: preallocated once, written in place, truncated by a length.
 
 A cache belongs to one layer of one stage's graph and is K, V [slots, K heads, rows, head_dim] float32.
-The block has as many slots a sequence as depths that keep K and V of their own, the prologue and epilogue one.
+The block has as many slots a sequence as depths that keep K/V of their own, the prologue and epilogue one.
 All caches of a sequence lie in one piece of memory, so choose the capacity no larger than what is needed.
 
-Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens and depths have K and V
+Row i of a slot is token i of the sequence, unless the model sees a sliding window of W tokens and depths have K/V
 of their own: then a slot has no more than W + ``SLACK`` rows, the first ``rows_kept`` of them hold the most recent
 tokens in order, and the engine makes room itself (onnxruntime docs/ContribOperators.md, GroupQueryAttention, "Windowed
 KV Cache").
 
-Rows are copied, read and written by ``KVCache``'s methods, whoever wants that: an engine whose K and V lie elsewhere
+Rows are copied, read and written by ``KVCache``'s methods, whoever wants that: an engine whose K/V lie elsewhere
 has a subclass that answers them, and leaves ``stages`` empty.
 """
 
@@ -43,7 +43,7 @@ class KVCache:
 
     ``capacity``: tokens that a sequence may have. ``rows``: those that a slot holds at once. ``slots``: slots of a
     sequence in the block's caches. ``window``: the sliding window that its rows move with, or None. ``row_sizes``: by
-    stage, the numbers of a row of one slot, K and V of all its caches.
+    stage, the numbers of a row of one slot, K/V of all its caches.
     """
 
     stages: dict[str, list[tuple[F32, F32]]]
@@ -61,7 +61,7 @@ class KVCache:
     def allocate(program: Program, sequences: int, capacity: int, slots: int | None = None) -> KVCache:
         """Zeroed caches for ``sequences`` × ``capacity`` tokens.
 
-        ``slots``: slots of a sequence in the block's caches, by default one for each depth with K and V of its own.
+        ``slots``: slots of a sequence in the block's caches, by default one for each depth with K/V of its own.
         With fewer, the deepest depths write and read the same one. UsageError when the model has not so many.
         """
         slots = program.kv_slots if slots is None else slots
@@ -196,7 +196,7 @@ class KVCache:
         return pairs
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
-        """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
+        """Bytes of K/V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
         return sum(
             self.number_bytes * self.row_sizes[stage] * self.rows_in(tokens)
             for stage, _, tokens in self.held(0, cached, filled)
@@ -221,7 +221,7 @@ class KVCache:
 
     @property
     def number_bytes(self) -> int:
-        """Of a number of K and V; 1: of codes with scales."""
+        """Of a number of K/V; 1: of codes with scales."""
         return 4
 
     @property
@@ -264,7 +264,7 @@ class GrowingPairs(list[tuple[F32, F32]]):
 
 
 def row_sizes(program: Program) -> dict[str, int]:
-    """Numbers of a row of one slot by stage, K and V of all its caches."""
+    """Numbers of a row of one slot by stage, K/V of all its caches."""
     return {stage: sum(2 * c.kv_heads * c.head_dim for c in program.caches(stage)) for stage in STAGES}
 
 

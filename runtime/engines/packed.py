@@ -6,7 +6,7 @@ have no rows for them: ids are [N, 1] and states [N, 1, D], where N is the sum o
 with onnxruntime, 4 valid rows among 12 lanes cost 1.7 to 2.4 times as much as 4 of 4 when all 12 are computed, and as
 much as 4 of 4 when packed.
 
-Where depths share K and V an idle lane is allowed too, unlike in ``backend.py``: at depth 0 row ``cached`` of its slot
+Where depths share K/V an idle lane is allowed too, unlike in ``backend.py``: at depth 0 row ``cached`` of its slot
 may be overwritten, so there must be one. Valid lanes are then of one token, or there is only one lane.
 """
 
@@ -32,7 +32,7 @@ class PackedLanes(Lanes):
     """
 
     shared: bool = False
-    """Depths share K and V: a call is one of depth 0 (``fresh``) or one of deeper ones."""
+    """Depths share K/V: a call is one of depth 0 (``fresh``) or one of deeper ones."""
     fresh: bool = True
     rows: int = field(init=False, default=0)
     row_depth: I64 = field(default_factory=lambda: _NONE)

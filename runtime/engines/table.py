@@ -213,7 +213,7 @@ def open_backend(
 ) -> Backend:
     """Return the engine ``name`` with the model of ``bundle`` loaded; None: the usual engine for ``bundle`` here.
 
-    ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K and V. ``cpus``: processors for its threads.
+    ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K/V. ``cpus``: processors for its threads.
     UsageError: no such engine, or ``threads``, ``kv_bits`` or ``cpus`` out of range. EngineError: its package is not
     installed. BundleError: the bundle was not exported for it.
     """
@@ -245,7 +245,7 @@ def open_backend(
     if kv_bits not in engine.can.kv_bits:
         known = " or ".join(map(str, engine.can.kv_bits))
         raise UsageError(
-            f"K and V in {kv_bits} bits, and engine {name} keeps them in {known}; choose other --kv-bits or --engine"
+            f"K/V in {kv_bits} bits, and engine {name} keeps them in {known}; choose other --kv-bits or --engine"
         )
     pinned = tuple(whole_number(cpu, "a processor of cpus", 0, MAX_CPU) for cpu in cpus)
     if pinned and not engine.can.pinned:

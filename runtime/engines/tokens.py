@@ -25,10 +25,10 @@ SkippedName = Literal["none", "exact", "propagate", "latest", "skip"]
 
 @dataclass(frozen=True, eq=False)
 class TokenMode:
-    """After which of the ``depths`` a token leaves, and what that means for K and V.
+    """After which of the ``depths`` a token leaves, and what that means for K/V.
 
     ``stop``: depths that a token runs at most. ``thresholds``: one a depth but the last; of expert choice one alone.
-    ``skipped``: what becomes of K and V of depths that a token did not run; ``none``: none are missing. ``shared``: one
+    ``skipped``: what becomes of K/V of depths that a token did not run; ``none``: none are missing. ``shared``: one
     slot serves all depths. ``heads``: what rules compute of a state. ``routing``: the router, which sends everybody on
     if ``everyone``.
     """

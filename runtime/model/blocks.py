@@ -24,7 +24,7 @@ class Attention:
     """Sizes and rules of an attention, as ``ops.Attend`` has them.
 
     ``rotation`` and ``pairs`` are those of ``ops.Rotate``; None is no position embedding. ``scale`` None is
-    1/√head_dim. ``cached``: K and V are kept for the tokens that follow. ``qk_norm``: q and k are normed before
+    1/√head_dim. ``cached``: K/V are kept for the tokens that follow. ``qk_norm``: q and k are normed before
     they are rotated, each head by itself or over the full width. ``bias`` is of q, k and v, ``out_bias`` of o.
     """
 

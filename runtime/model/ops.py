@@ -84,7 +84,7 @@ class Attend(_Op, frozen=True):
     New k and v join those of the lane's slot in ``cache``, a number within the stage, first; without a cache the new
     ones are all there are. k and v None: the slot has them already. ``causal``: a row sees what is at its position or
     before it; ``both``: every row; ``prefix``: what is before it, and every row of the prompt's first block.
-    ``window``: the last so many only. ``cap``: c · tanh(x / c) on the scores. ``slot``: depths have K and V of their
+    ``window``: the last so many only. ``cap``: c · tanh(x / c) on the scores. ``slot``: depths have K/V of their
     ``own``, or read those of the ``first`` depth, and then k and v are those of depth 0 alone.
     """
 

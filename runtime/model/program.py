@@ -151,13 +151,13 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     def moving_window(self) -> int | None:
         """The window that caches move with: tokens that no later one sees make room. None where rows stay.
 
-        They stay where depths share K and V, too: depth 0 would move out rows that the depths after it still read.
+        They stay where depths share K/V, too: depth 0 would move out rows that the depths after it still read.
         """
         return None if self.shares_kv else self.window
 
     @property
     def shares_kv(self) -> bool:
-        """Whether the depths of the loop read the K and V of depth 0."""
+        """Whether the depths of the loop read the K/V of depth 0."""
         return self.depths > 1 and any(shape.shared for shape in self.caches("block"))
 
     @property
@@ -167,7 +167,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of float32 K and V of a token that runs every depth; routed models fill only a part of them."""
+        """Bytes of float32 K/V of a token that runs every depth; routed models fill only a part of them."""
         slots = {"block": self.kv_slots}
         return sum(
             8 * shape.kv_heads * shape.head_dim * slots.get(name, 1)

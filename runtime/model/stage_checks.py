@@ -1,4 +1,4 @@
-"""Checks of a stage of a program: its values, its caches, and the ops that make K and V."""
+"""Checks of a stage of a program: its values, its caches, and the ops that make K/V."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .weights import Weight
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache of a stage: K and V, or the last row of a lane that a Shift keeps."""
+    """A cache of a stage: K/V, or the last row of a lane that a Shift keeps."""
 
     sizes: tuple[int, ...]
     window: int | None = None
@@ -117,7 +117,7 @@ def _numbered(op: Op, wanted: int) -> Iterator[str]:
 
 
 def _fill_problems(stage: Stage, known: ValueSizes, weights: dict[str, Weight]) -> Iterator[str]:
-    """Yield what keeps K and V of a block's layers from being made of its first input, for tokens that skip a depth."""
+    """Yield what keeps K/V of a block's layers from being made of its first input, for tokens that skip a depth."""
     makers = {value: op for op in stage.ops for value in writes(op)}
     attends = [op for op in stage.ops if isinstance(op, Attend | AttendTwice) and op.cache is not None]
     todo = [value for op in attends for value in (op.k, op.v) if value is not None]
@@ -131,7 +131,7 @@ def _fill_problems(stage: Stage, known: ValueSizes, weights: dict[str, Weight]) 
             continue
         seen.add(value)
         if isinstance(op, Attend | AttendTwice):
-            yield f"K and V of its layers need {value}, wanted what follows from the values that enter them"
+            yield f"K/V of its layers need {value}, wanted what follows from the values that enter them"
         if shared and isinstance(op, Linear) and getattr(weights[op.weight], "copies", 1) > 1:
-            yield f"{op.weight} is a matrix for each depth, and makes K and V that depths share: wanted slot own"
+            yield f"{op.weight} is a matrix for each depth, and makes K/V that depths share: wanted slot own"
         todo += reads(op)

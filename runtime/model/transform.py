@@ -27,7 +27,7 @@ class Source:
 
 
 def keys_values(stage: Stage) -> Stage:
-    """Return the ops of a block that make K and V as if its first input entered every layer: for tokens that skip it.
+    """Return the ops of a block that make K/V as if its first input entered every layer: for tokens that skip it.
 
     The outputs are the K and V of each cache, as an attention takes them, in the order of the caches. Copying the
     state of an early exit to the layers that it skips is CALM's (arXiv 2207.07061, section 3.1.1).
@@ -41,7 +41,7 @@ def keys_values(stage: Stage) -> Stage:
 
 
 def caching(stage: Stage) -> Stage:
-    """Return the ops of a stage that make its K and V, which are the outputs: for tokens whose state is not needed."""
+    """Return the ops of a stage that make its K/V, which are the outputs: for tokens whose state is not needed."""
     made = _made(stage)
     return Stage(stage.inputs, tuple(live(stage.ops, made)), made)
 
@@ -53,7 +53,7 @@ def _made(stage: Stage) -> tuple[str, ...]:
 
 
 def reading(stage: Stage) -> Stage:
-    """Return a block whose depths share K and V as the deeper depths run it: without the ops that make K and V."""
+    """Return a block whose depths share K/V as the deeper depths run it: without the ops that make K/V."""
     ops = live(
         [
             structs.replace(op, k=None, v=None) if isinstance(op, Attend) and op.slot == "first" else op
@@ -123,7 +123,7 @@ def fitted(program: Program) -> Program:
 
 
 def sharing_kv(program: Program, shared: bool) -> Program:
-    """Return the same model whose depths read the K and V of depth 0 (``shared``), or have their own."""
+    """Return the same model whose depths read the K/V of depth 0 (``shared``), or have their own."""
     return _attending(
         program, program.loop.blocks, lambda op: structs.replace(op, slot="first" if shared else "own")
     )
@@ -236,7 +236,7 @@ def _written_out(program: Program) -> Stage:
         for op in stage.ops:
             op = _at(with_names(op, names), depth, program.weights)
             if isinstance(op, AttendTwice):
-                raise ValueError(f"{kind(op)} reads the K and V of two depths, and cannot be written out")
+                raise ValueError(f"{kind(op)} reads the K/V of two depths, and cannot be written out")
             if isinstance(op, Attend) and op.cache is not None:
                 joins = depth is not None and op.slot == "first"
                 cache = first.setdefault(op.cache, caches) if joins else caches

@@ -1,4 +1,4 @@
-"""How much memory K and V of all sequences may take, and what of it is spoken for."""
+"""How much memory K/V of all sequences may take, and what of it is spoken for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Use = tuple[int, int]
 
 @dataclass(frozen=True)
 class KvBudget:
-    """``limit``: bytes of K and V in ``cache``, or None.
+    """``limit``: bytes of K/V in ``cache``, or None.
 
     A request is let in when what is taken now and all that requests may still come to need fit together. So none that
     runs can be without memory later. What several sequences share is taken once.
@@ -31,7 +31,7 @@ class KvBudget:
         whole_number(self.limit, "kv_limit", 1)
         if (taken := self.cache.nbytes) > self.limit:
             raise UsageError(
-                f"this engine takes {taken} bytes for K and V at once, and kv_limit is {self.limit}; open it with "
+                f"this engine takes {taken} bytes for K/V at once, and kv_limit is {self.limit}; open it with "
                 "fewer sequences or a smaller context, or raise the limit"
             )
 
@@ -39,7 +39,7 @@ class KvBudget:
         """UsageError for a request of ``tokens`` tokens that would not fit if it were the only one."""
         if self.limit is not None and (wanted := self.cache.bytes_of(tokens)) > self.limit:
             raise UsageError(
-                f"prompt and answer may have {tokens} tokens, {wanted} bytes of K and V, and kv_limit is {self.limit}; "
+                f"prompt and answer may have {tokens} tokens, {wanted} bytes of K/V, and kv_limit is {self.limit}; "
                 "ask for fewer tokens, or open the engine with a higher limit"
             )
 

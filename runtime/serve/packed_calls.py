@@ -31,7 +31,7 @@ class _Arrays:
 
 
 _Shape = tuple[str, int, int, int, int, bool]
-"""Of an engine call: stage, first slot, lanes, length of the widest, rows, and whether K and V are written."""
+"""Of an engine call: stage, first slot, lanes, length of the widest, rows, and whether K/V are written."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,7 +82,7 @@ class PackedCalls:
                 ones.append(each)
         if not (self._shared and stage == BLOCK):
             return [*([ones] if ones else []), *several]
-        # Depths that share K and V: depth 0 writes them, and goes before those that read.
+        # Depths that share K/V: depth 0 writes them, and goes before those that read.
         first = [each for each in ones if each[1].depth == 0]
         deeper = [each for each in ones if each[1].depth > 0]
         return [*(group for group in (first, deeper) if group), *several]

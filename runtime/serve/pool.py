@@ -40,7 +40,7 @@ class PooledSequence:
 
     @property
     def reusable(self) -> int:
-        """How many of its tokens have the K and V now that they would have in a prompt."""
+        """How many of its tokens have the K/V now that they would have in a prompt."""
         cached = self.tokens.cached
         if self.free:
             return cached if self.tokens.steps_like_prompt else min(cached, self.prompt)

@@ -65,7 +65,7 @@ class BatchServer:
         # It checks requests and holds the policy; it generates nothing.
         self._session = session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
         self.policy, self.context = session.policy, session.context
-        """Exit rule, KV layout and skipped K and V; the tokens that prompt and answer may have together."""
+        """Exit rule, KV layout and skipped K/V; the tokens that prompt and answer may have together."""
         check_mode(Mode(bundle.program, self.policy, MANY, backend.name, backend.can))
         self.sequences, self.waiting = sequences, waiting
         layout = KV_LAYOUTS[self.policy.kv]
@@ -154,7 +154,7 @@ class BatchServer:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that K and V take now, what requests share once."""
+        """Bytes that K/V take now, what requests share once."""
         return self.scheduler.cache.nbytes
 
     @property

@@ -68,7 +68,7 @@ def test_the_unrolled_checkpoint_is_the_same_model(reading: Any, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("kind", "what"),
-    [("mor-expert", "a router leaves out depths"), ("mor-shared", "the depths share K and V")],
+    [("mor-expert", "a router leaves out depths"), ("mor-shared", "the depths share K/V")],
 )
 def test_what_cannot_be_unrolled(kind: str, what: str, tiny_once: Callable[[str], Path]) -> None:
     source = Checkpoint.open(tiny_once(kind))

@@ -62,7 +62,7 @@ def test_the_exporter_is_given_the_same_model(
     [
         ("ouro", "plain Llama layers only, and the model has norms of what layers add"),
         ("llama-window", "plain Llama layers only, and the model has a sliding window"),
-        ("mor-shared", "the depths share K and V"),
+        ("mor-shared", "the depths share K/V"),
         ("mor-expert", "a router leaves out depths"),
     ],
 )

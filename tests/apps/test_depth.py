@@ -63,7 +63,7 @@ def test_run_lists_the_depths_of_its_tokens(command_json: Json, bundle: Path) ->
     assert (found["exit"], found["skipped_kv"], found["kv"]) == ("depth:1", "exact", "per-depth")
     assert found["block_share"] == pytest.approx(1 / max(found["depths"]))
     # 1 + 2 × 3 + 1 layers: the deeper two depths have K and V of the prompt only; the last token has none yet.
-    assert found["kv_bytes_per_token"] == 8 * 2 * 2 * 16 * 4  # layers, K and V, heads of 16 float32
+    assert found["kv_bytes_per_token"] == 8 * 2 * 2 * 16 * 4  # layers, K/V, heads of 16 float32
     prompt = found["prompt_tokens"]
     assert found["kv_bytes"] == found["kv_bytes_per_token"] / 8 * (4 * (prompt + 5) + 4 * prompt)
 
@@ -102,7 +102,7 @@ def test_eval_under_a_rule(command_json: Json, command: Command, bundle: Path, t
     assert (shallow["mean_depth"], shallow["tokens"]) == (1.0, 59)
     code, out, _ = command(*words, "--exit", "depth:2", "--skipped-kv", "propagate")
     assert code == 0
-    assert "skipped K and V: propagate" in out
+    assert "skipped K/V: propagate" in out
 
 
 def test_eval_of_several_policies(command_json: Json, command: Command, bundle: Path, text: Path) -> None:

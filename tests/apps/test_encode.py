@@ -186,7 +186,7 @@ def test_nor_is_it_compared_or_given_a_cache(
     for name, value in (("window", 4), ("kv", "shared")):
         code, _, err = command("export", checkpoint, "-o", tmp_path / "bundle", f"--{name}", value)
         assert code == 2
-        assert f"an encoder keeps no K and V, found {name}; leave --{name} out" in err.splitlines()[-1]
+        assert f"an encoder keeps no K/V, found {name}; leave --{name} out" in err.splitlines()[-1]
 
 
 def test_every_byte_is_accounted_for(model: tuple[Path, Any, Any], command: Command) -> None:

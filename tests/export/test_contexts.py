@@ -282,7 +282,7 @@ def test_numbers_of_other_sizes_are_refused(
             session.append([3, 4, 5])
             tokens(session, 3)
             session.save(file)
-        message = f"K and V in {bits} bits, this engine keeps them in {others}; open it with --kv-bits"
+        message = f"K/V in {bits} bits, this engine keeps them in {others}; open it with --kv-bits"
         with pytest.raises(SessionError, match=message):
             Session.load(path, file, engine="native", kv_bits=others)
 

@@ -211,7 +211,7 @@ def test_all_exits_off_is_bit_for_bit_full_depth(opened: Callable[..., Session])
         ("mor_expert_middle_cycle_eager", {"exit": "confidence:0.5"}, "a router decides in this model"),
         ("mor_expert_middle_cycle_eager", {"skipped_kv": "exact"}, "trained with depths that do not see"),
         ("mor_token_middle_cycle", {"exit": "chunk-topk"}, "token choice"),
-        ("rec_cycle_kvshare", {"kv": "per-depth"}, "depths of this model share K and V"),
+        ("rec_cycle_kvshare", {"kv": "per-depth"}, "depths of this model share K/V"),
         ("edgeloop-window", {"skipped_kv": "latest"}, "a window of .* moves them; choose exact or skip"),
     ],
 )

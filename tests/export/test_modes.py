@@ -30,7 +30,7 @@ def test_native(lane_engine: Path, tmp_path: Path, name: str) -> None:
     assert not [each for each in found if each.refused]
 
 
-@pytest.mark.parametrize("name", ["shared K and V, a window"])
+@pytest.mark.parametrize("name", ["shared K/V, a window"])
 def test_executorch(tmp_path: Path, name: str) -> None:
     """One of them: lowering it takes as long as all that is run here."""
     pytest.importorskip("executorch")
@@ -38,7 +38,7 @@ def test_executorch(tmp_path: Path, name: str) -> None:
     assert {each.cell.driver for each in found if not each.refused} == {SEQUENTIAL, PIPELINED, MANY}
 
 
-@pytest.mark.parametrize("name", ["nothing around the loop", "shared K and V, a window"])
+@pytest.mark.parametrize("name", ["nothing around the loop", "shared K/V, a window"])
 def test_core_ml(tmp_path: Path, name: str) -> None:
     pytest.importorskip("coremltools")
     found = Walker(name, tmp_path, ROUNDING).sample("coreml-reference", "coreml")

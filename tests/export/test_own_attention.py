@@ -190,7 +190,7 @@ def test_depths_cannot_share_k_and_v(tiny_once: Callable[[str], Path]) -> None:
     program = structs.replace(reading.program, routing=None)
     with pytest.raises(UsageError, match="attention has matrices for each depth"):
         overridden(replace(reading, program=program), kv="shared")
-    assert any("makes K and V that depths share" in line for line in problems(sharing_kv(program, True)))
+    assert any("makes K/V that depths share" in line for line in problems(sharing_kv(program, True)))
 
 
 def test_show_says_what_differs(tiny_once: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ _TEXTS: dict[str, dict[str, str]] = {
     "kvfill": {
         "hidden": "the state of a token that left after depth {depth}",
         "position": _POSITION,
-        "next": "the same state; K and V of the deeper depths are in the states",
+        "next": "the same state; K/V of the deeper depths are in the states",
     },
     "head": {
         "hidden": "a token's state after the depth that it left at",

@@ -4,10 +4,10 @@
 |---|---|---|
 | ``embed`` | ids [1, 1], position | hidden [1, 1, D]: the loop's carries side by side |
 | ``decode_d{r}`` | hidden, position | next [1, 1, D]: one pass of the block at depth r |
-| ``kvfill_d{e}`` | hidden, position | next = hidden: K and V of the depths behind e, of a token that left there |
+| ``kvfill_d{e}`` | hidden, position | next = hidden: K/V of the depths behind e, of a token that left there |
 | ``head`` | hidden, position | logits [1, V] |
 | ``decode_all`` | ids [1, 1], position | next, logits: embed, every depth and head in one |
-| ``prefill`` | ids [1, T], position | next [1, T, D]: embed and every depth, and K and V of the layers behind |
+| ``prefill`` | ids [1, T], position | next [1, T, D]: embed and every depth, and K/V of the layers behind |
 
 ``position`` [1] int32 is that of the first token: how many tokens the states hold. Inputs that a function has no use
 for are left out of it; where tokens have types, ``types`` [1, T] int32 go with ids. All functions have the same states.
@@ -73,12 +73,12 @@ class Body:
         return carries
 
     def fill(self, carries: Carries, left: int) -> None:
-        """Write K and V of every depth after ``left``, of tokens that left with ``carries``."""
+        """Write K/V of every depth after ``left``, of tokens that left with ``carries``."""
         for depth in range(left + 1, self.plan.program.depths):
             mil.fill(self._scope, "block", self.plan.fillers[depth], depth, carries)
 
     def behind(self, carries: Carries) -> None:
-        """Write K and V of the layers after the loop."""
+        """Write K/V of the layers after the loop."""
         mil.fill(self._scope, "epilogue", self.plan.behind, 0, carries)
 
     def logits(self, carries: Carries) -> Var:

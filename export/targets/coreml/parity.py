@@ -56,7 +56,7 @@ def check_parity(
 ) -> Parity:
     """Compare the package with an engine whose weights are float16 numbers; ParityError where it differs.
 
-    ``filler``: says what K and V are filled in, where ``reference`` cannot: its caches move the rows of a
+    ``filler``: says what K/V are filled in, where ``reference`` cannot: its caches move the rows of a
     sliding window.
     """
     progress("the reference")
@@ -238,10 +238,10 @@ class Comparison:
                 for layer, pair in enumerate(cache.stages["block"]):
                     for name, row, array in self._kept("block", layer, depth, pair):
                         filled = self._states[name][row, :, position]
-                        self._errors.compare("filled-in K and V", filled, array[depth, :, position])
+                        self._errors.compare("filled-in K/V", filled, array[depth, :, position])
 
     def _compare_caches(self, tokens: int) -> None:
-        """Compare K and V of every layer at every depth."""
+        """Compare K/V of every layer at every depth."""
         for stage in STAGES:
             for layer, pair in enumerate(self._wanted.cache.stages[stage]):
                 for slot in range(len(pair[0])):

@@ -60,7 +60,7 @@ class PackagePlan:
 
     @property
     def fills(self) -> bool:
-        """Whether a token that left early can get K and V. With a sliding window too: a token keeps its row here."""
+        """Whether a token that left early can get K/V. With a sliding window too: a token keeps its row here."""
         program = self.program
         return (
             program.depths > 1
@@ -95,12 +95,12 @@ class PackagePlan:
 
     @cached_property
     def fillers(self) -> tuple[Stage, ...]:
-        """For each depth, the ops that make K and V of a token that left before it."""
+        """For each depth, the ops that make K/V of a token that left before it."""
         return tuple(keys_values(block) for block in self.blocks) if self.fills else ()
 
     @cached_property
     def behind(self) -> Stage:
-        """The ops that make K and V in the layers after the loop."""
+        """The ops that make K/V in the layers after the loop."""
         return caching(self.program.epilogue)
 
     @cached_property

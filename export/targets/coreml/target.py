@@ -58,7 +58,7 @@ class CoremlTarget:
         size = state_bytes(PackagePlan(program))
         if size > MAX_STATE_BYTES:
             raise ExportError(
-                f"K and V of {program.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
+                f"K/V of {program.context_length} tokens are {size / 2**30:.1f} GiB of Core ML states, which are "
                 f"allocated whole; at most {MAX_STATE_BYTES >> 30} GiB wanted, shorten with --context"
             )
 

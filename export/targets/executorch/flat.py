@@ -117,7 +117,7 @@ def check_flat(program: Program) -> None:
     check(program)
     if whole_lanes(program) or not any(program.caches(name) for name in ("prologue", "block", "epilogue")):
         raise ExportError(
-            "the flat layout writes token by token, and the model keeps no K and V; export it with --layout staged"
+            "the flat layout writes token by token, and the model keeps no K/V; export it with --layout staged"
         )
 
 

@@ -2,8 +2,8 @@
 
     prologue_m1, prologue_prefill     what comes before the loop; only where that is more than rows of a table
     block_m1 … block_mR, block_prefill
-    read_m1 … read_mR, read_prefill   depths after the first where depths share K and V
-    fill_m1, fill_prefill             only K and V, for depths that a token skips
+    read_m1 … read_mR, read_prefill   depths after the first where depths share K/V
+    fill_m1, fill_prefill             only K/V, for depths that a token skips
     epilogue_m1 … epilogue_mR, epilogue_prefill   the layers after the loop; only where there are some
     head_m1 … head_mR, head_prefill   norm and head
 

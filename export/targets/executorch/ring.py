@@ -33,7 +33,7 @@ class Call:
 
 
 class Ring(nn.Module):
-    """K and V of one attention: each [K·C, d], a KV head's rows together."""
+    """K/V of one attention: each [K·C, d], a KV head's rows together."""
 
     def __init__(self, heads: int, rows: int, width: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Rings:
 
 
 class Attend(nn.Module):
-    """Attention over a ring, to which the new K and V are written first where there are any."""
+    """Attention over a ring, to which the new K/V are written first where there are any."""
 
     def __init__(self, op: ops.Attend, scope: LoweringScope, ring: Ring) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The K and V of sequences in Core ML's states: a set of states each, whose rows are the tokens' positions."""
+"""The K/V of sequences in Core ML's states: a set of states each, whose rows are the tokens' positions."""
 
 from __future__ import annotations
 

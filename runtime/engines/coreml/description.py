@@ -9,7 +9,7 @@ from ...model.program import Program
 
 
 class Specification(Struct, frozen=True, forbid_unknown_fields=True):
-    """``hidden_size`` is the width of a state; ``kv`` is shared where depths read the K and V of the first."""
+    """``hidden_size`` is the width of a state; ``kv`` is shared where depths read the K/V of the first."""
 
     family: str
     vocab_size: int

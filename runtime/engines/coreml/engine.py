@@ -1,6 +1,6 @@
 """The Core ML package behind the engine's contract: one function call for each token and depth.
 
-K and V are in Core ML's states, one set a sequence of a cache (``cache.py``). The functions have fixed rows, so a
+K/V are in Core ML's states, one set a sequence of a cache (``cache.py``). The functions have fixed rows, so a
 token's row is its position, which is what sequential decoding, exits and filling in need; calls that place tokens
 elsewhere are refused. A prompt whose states nobody observes is run in chunks. A model whose attention has no caches
 reads a text in one call, and there are no tokens before it.
@@ -89,7 +89,7 @@ class CoremlBackend:
         if slots is not None and slots != self.program.kv_slots:
             raise UsageError(
                 f"{slots} KV slots a sequence, but the states of the package have {self.program.kv_slots}; "
-                "choose another policy for skipped K and V"
+                "choose another policy for skipped K/V"
             )
         if capacity > self._package.capacity:
             raise UsageError(
@@ -153,7 +153,7 @@ class CoremlBackend:
         )
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
+        """Write K/V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
 
         A function fills all depths behind the one that a token left after. What it writes deeper than requested
         are rows behind the last of those slots, which are written again before they are seen.
@@ -246,7 +246,7 @@ class CoremlBackend:
         if not np.array_equal(lanes.positions[b, :n], np.arange(first, first + n)):
             raise UsageError(
                 "tokens whose row is not their position, but a row of Core ML's states is a position; choose exits "
-                "that fill in skipped K and V"
+                "that fill in skipped K/V"
             )
         assert isinstance(cache, StatesCache)
         return cache.states_of(sequence)

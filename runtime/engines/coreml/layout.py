@@ -1,8 +1,8 @@
-"""The position of a program's K and V in the states of its package.
+"""The position of a program's K/V in the states of its package.
 
-K and V are Core ML states [rows, K heads, C, head_dim] float16: a pair for the caches of a stage, and another one where
+K/V are Core ML states [rows, K heads, C, head_dim] float16: a pair for the caches of a stage, and another one where
 some of them have other heads. A row belongs to one cache at one depth: in the block's it is depth · caches + number
-(number alone, where depths share K and V), in the prologue's and epilogue's the caches in order.
+(number alone, where depths share K/V), in the prologue's and epilogue's the caches in order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIDES = ("keys", "values")
 
 @dataclass(frozen=True)
 class CacheState:
-    """The states that hold K and V of a cache at a depth, and its row in them."""
+    """The states that hold K/V of a cache at a depth, and its row in them."""
 
     keys: str
     values: str

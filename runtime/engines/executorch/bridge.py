@@ -116,7 +116,7 @@ class Bridge:
         return PteBinding(self, handle, [*inputs, *outputs, *caches], len(outputs[0]))
 
     def run(self, plan: PteBinding, rows: int) -> None:
-        """Run a bound method; K and V of its first ``rows`` rows go to rows ``plan.at`` of their caches."""
+        """Run a bound method; K/V of its first ``rows`` rows go to rows ``plan.at`` of their caches."""
         if not self._program:
             raise EngineError(f"{self.name} was closed; open it again")
         if self._lib.edgeloop_run(plan.handle, rows, plan.at_address, self._message, _ROOM):

@@ -1,7 +1,7 @@
 """The ExecuTorch engine: methods with fixed numbers of rows, on the caches of the host, without torch.
 
 The lanes of a call run as calls of mN methods, whose rows have depths and caches of their own, or chunk by chunk.
-Caches are read where they are; new K and V come out, and the bridge copies them into the caches. The weights are in
+Caches are read where they are; new K/V come out, and the bridge copies them into the caches. The weights are in
 memory once for all methods: the bridge switches XNNPACK's weight cache on, and the file is mapped.
 """
 
@@ -170,7 +170,7 @@ class ExecutorchBackend:
         return self._head(state.reshape(-1, state.shape[-1])[rows])
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots."""
+        """Write K/V of ``state`` [B, S, D], as every layer's input, into the lanes' slots."""
         check_fill(self.program)
         self._looped("fill", state, lanes, cache)
 

@@ -51,7 +51,7 @@ class MethodSignature:
     """The inputs of a method of M rows, in this order, and its outputs.
 
     Inputs: a state [M, width]; one-hot depths [M, depths] unless 0; cos and sin of each of ``rotary_inputs``; for
-    each lane one of each of ``masks``; and for each of ``caches`` and each lane K and V. Outputs: a state [M,
+    each lane one of each of ``masks``; and for each of ``caches`` and each lane K/V. Outputs: a state [M,
     gives] unless 0, and the new rows [M, heads, d] of K and V of each of ``fresh``.
     """
 

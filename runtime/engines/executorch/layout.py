@@ -117,9 +117,9 @@ class Sizes(Struct, frozen=True, forbid_unknown_fields=True):
             "scaled rotations": any(by.scaling is not None for by, _ in turns),
             "rows of several tables": len(lookups(program)) > 1,
             "several blocks in its loop": len(program.loop.blocks) > 1,
-            "K and V that depths share in a window": program.shares_kv and program.window is not None,
+            "K/V that depths share in a window": program.shares_kv and program.window is not None,
             "windows in some layers": program.window is None and any(s.window is not None for s in shapes),
-            "attention without K and V of earlier calls": whole_lanes(program),
+            "attention without K/V of earlier calls": whole_lanes(program),
             "states of several widths": any(
                 widths(program, kind) != (program.width,) for kind in ("prologue", "head")
             ),

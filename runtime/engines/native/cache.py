@@ -1,4 +1,4 @@
-"""K and V in the lane engine: a session of the library, which takes memory as its slots fill up."""
+"""K/V in the lane engine: a session of the library, which takes memory as its slots fill up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .library import Calls, Kv, SessionOptions, Stage, Stats, library
 
 _TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16, Kv.I8: np.int8}
 BLOCK = 16
-"""Tokens of a block of K and V (src/cache.h)."""
+"""Tokens of a block of K/V (src/cache.h)."""
 _BEHIND_WINDOW = 128 + 128 + 2 * BLOCK
 """Rows beside a window that a slot has at most: those that are kept, those of a pass, and what is begun of blocks."""
 
@@ -188,7 +188,7 @@ class NativeCache(KVCache):
         )
 
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
-        """Bytes of K and V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
+        """Bytes of K/V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
         total = 0
         for stage, session in self.sessions.items():
             tokens = filled[-self.slots :] if stage == "block" else [cached]
@@ -226,7 +226,7 @@ class NativeCache(KVCache):
 
     @property
     def number_bytes(self) -> int:
-        """Of a number of K and V; 1: of codes with scales."""
+        """Of a number of K/V; 1: of codes with scales."""
         return np.dtype(_TYPES[self.sessions["block"].kv]).itemsize
 
     @property

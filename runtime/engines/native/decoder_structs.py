@@ -21,7 +21,7 @@ class Rule(IntEnum):
 
 
 class Skipped(IntEnum):
-    """What becomes of K and V of the depths that a token did not run."""
+    """What becomes of K/V of the depths that a token did not run."""
 
     NONE = 0
     EXACT = 1

@@ -34,7 +34,7 @@ class NativeBackend:
     """The Backend protocol on the lane engine.
 
     A row's result depends on nothing but its own input, position, depth and slot: the same bits beside any others, in
-    any chunk and with any number of threads. Lanes that share K and V may be of any width, and of any depths at once.
+    any chunk and with any number of threads. Lanes that share K/V may be of any width, and of any depths at once.
     """
 
     name = "native"
@@ -54,12 +54,12 @@ class NativeBackend:
         """``path``: a file of ``program``, which was checked (``LanesFile``).
 
         ``threads``: that compute, at most; None: as many as there are cores, fewer where that is quicker. ``kv_bits``:
-        of a number of K and V, 8, 16 or 32. ``kernels``: by name, None: EDGELOOP_KERNELS, or the best here.
+        of a number of K/V, 8, 16 or 32. ``kernels``: by name, None: EDGELOOP_KERNELS, or the best here.
         ``cpus``: processors, by their numbers; thread i of the engine runs on number i % their count, and as many as
         they are compute unless ``threads`` says otherwise. Thread 0 is the caller's, which stays where it is.
         """
         if kv_bits not in KV_BITS:
-            raise UsageError(f"K and V of {kv_bits} bits, wanted {' or '.join(map(str, KV_BITS))}")
+            raise UsageError(f"K/V of {kv_bits} bits, wanted {' or '.join(map(str, KV_BITS))}")
         self.program, self._kv = program, KV_BITS[kv_bits]
         numbers = (ctypes.c_int32 * len(cpus))(*cpus)
         options = OpenOptions(
@@ -142,7 +142,7 @@ class NativeBackend:
         return out
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write the K and V of ``state`` [B, S, D] as every layer's input into the lanes' slots."""
+        """Write the K/V of ``state`` [B, S, D] as every layer's input into the lanes' slots."""
         check_fill(self.program)
         call = self._call(lanes)
         _session(cache, "block")("el_fill", call.lanes, call.given("fill", state))

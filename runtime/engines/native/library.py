@@ -39,7 +39,7 @@ class Stage(IntEnum):
 
 
 class Kv(IntEnum):
-    """How K and V are kept."""
+    """How K/V are kept."""
 
     F32 = 0
     F16 = 1

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: a graph for each stage, and one more that fills in K and V."""
+"""The ONNX Runtime engine: a graph for each stage, and one more that fills in K/V."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def graph_name(stage: str, number: int = 0, packed: bool = False) -> str:
 class OnnxBackend:
     """The Backend protocol on ONNX Runtime's CPU provider.
 
-    Depths that share K and V: the attention operator (onnxruntime 1.32) reads a cache without writing it when key and
+    Depths that share K/V: the attention operator (onnxruntime 1.32) reads a cache without writing it when key and
     value have no rows, and then takes one lane of S tokens or B lanes of one, without padding: see ``backend.py``.
     """
 
@@ -145,7 +145,7 @@ class OnnxBackend:
         return self._epilogue.run(plan)
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write K and V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
+        """Write K/V of ``state`` [B, S, D], as every layer's input, into the lanes' slots.
 
         UsageError for a model that has nothing to fill, EngineError for a bundle without the graph.
         """

@@ -1,7 +1,7 @@
 """Graphs in ONNX Runtime: one pool of threads, sessions, caches bound in place, bindings kept from call to call.
 
 A decode step makes the same few calls over and over. Each has a plan: an I/O binding to plain numpy arrays that
-are written in place. K and V are bound as input and output at the same address, and the attention operator
+are written in place. K/V are bound as input and output at the same address, and the attention operator
 writes the new rows there: nothing is copied per token. Only ``fill``, which has no attention operator, hands its rows
 over in arrays of its own. The rotary tables are inputs too, a pair of arrays for each rotation, as long as a cache is.
 """
@@ -231,7 +231,7 @@ class OrtFillBinding:
 
 
 class FillSession:
-    """The graph that only projects K and V."""
+    """The graph that only projects K/V."""
 
     def __init__(self, path: Path, program: Program, rotary: RotaryInputs) -> None:
         self.session = open_session(path)
@@ -246,7 +246,7 @@ class FillSession:
         vars(self).pop("session", None)
 
     def run(self, state: F32, lanes: Lanes, cache: KVCache, depths: Container[int]) -> None:
-        """Write K and V of ``state`` [B, S, D] into the slots of lanes at ``depths``, in every layer of the block."""
+        """Write K/V of ``state`` [B, S, D] into the slots of lanes at ``depths``, in every layer of the block."""
         plan = self._plans.get(lanes)
         if plan is None or plan.capacity < cache.capacity:
             rotary = self.rotary.rows(cache.capacity)

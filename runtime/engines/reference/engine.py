@@ -107,7 +107,7 @@ class ReferenceBackend:
         return logits
 
     def fill(self, state: F32, lanes: Lanes, cache: KVCache) -> None:
-        """Write K and V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their
+        """Write K/V of ``state`` [B, S, D], or the rows of packed lanes, as every layer's input, into their
         slots."""
         check_fill(self.program)
         state = lanes.pad(state) if isinstance(lanes, PackedLanes) else state

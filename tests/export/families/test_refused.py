@@ -19,7 +19,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
         "Inkling 2's loop: attention over the residuals of earlier blocks",
     ),
     ({"model_type": "other", "loop_layer_index_start": 2, "loop_num_passes": 3}, "Inkling 2's loop"),
-    ({"model_type": "zamba2"}, "Mamba layers, whose recurrent state is no K and V"),
+    ({"model_type": "zamba2"}, "Mamba layers, whose recurrent state is no K/V"),
     ({"model_type": "mamba2"}, "Mamba layers"),
     ({"model_type": "nemotron_h"}, "Mamba layers"),
     ({"model_type": "masa_llama"}, "mixtures of shared atoms"),
@@ -27,7 +27,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "mos_llama"}, "LoRAs whose rows come from shared pools"),
     ({"model_type": "roast_llama", "roast": {"P": 45007}}, "tiles of one hashed array"),
     ({"model_type": "widenet"}, "one MLP of shared experts for all depths"),
-    ({"model_type": "gemma3n_text"}, "share K and V without a loop"),
+    ({"model_type": "gemma3n_text"}, "share K/V without a loop"),
     ({"model_type": "gemma3"}, "a vision tower: its text model alone"),
 ]
 

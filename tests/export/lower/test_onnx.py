@@ -88,11 +88,11 @@ def test_every_op_is_lowered_or_refused() -> None:
         ),
         (
             structs.replace(ATTEND, slot="first", mask="prefix"),
-            "attend with mask prefix where depths share K and V",
+            "attend with mask prefix where depths share K/V",
         ),
         (
             structs.replace(ATTEND, slot="first", head_dim=4),
-            "attend with heads of 4 where depths share K and V",
+            "attend with heads of 4 where depths share K/V",
         ),
         (structs.replace(ATTEND, window=4, mask="prefix"), "attend with mask prefix in a sliding window"),
         (structs.replace(ATTEND, window=4, head_dim=4), "attend with heads of 4 in a sliding window"),

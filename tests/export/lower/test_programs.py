@@ -27,7 +27,7 @@ from edgeloop.runtime.model.transform import keys_values
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 REFUSED = {
-    "shared": "does not take attend with heads of 4 where depths share K and V",
+    "shared": "does not take attend with heads of 4 where depths share K/V",
     "parallel_loop": "does not take shift",
 }
 TAKEN = [name for name in PROGRAMS if name not in REFUSED]

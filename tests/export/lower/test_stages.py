@@ -289,5 +289,5 @@ def test_shared_k_and_v_that_something_else_reads_are_refused(tmp_path: Path) ->
     attend = Attend("q", "k", "v", "m", 4, 2, 16, 0.25, 0, slot="first")
     model = Model.of([Linear("x", ("q", "k", "v"), "qkv"), attend], {"x": D}, ["m", "k"],
                      qkv=Matrix({"q": 64, "k": 32, "v": 32}, D))  # fmt: skip
-    with pytest.raises(ExportError, match="attend where K and V that depths share are used for more"):
+    with pytest.raises(ExportError, match="attend where K/V that depths share are used for more"):
         model.graph(tmp_path, shared=True)

@@ -554,7 +554,7 @@ def test_the_native_runner_writes_the_same_tokens(bundle: Bundles, tmp_path: Pat
     ("name", "what"),
     [
         ("routed", "a router, which decides how deep each token goes"),
-        ("shared", "K and V that all depths share"),
+        ("shared", "K/V that all depths share"),
         ("window", "a sliding window"),
     ],
 )

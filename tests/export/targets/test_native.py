@@ -238,7 +238,7 @@ def test_verbs(packed: Bundles, exported: Bundles, capsys: pytest.CaptureFixture
     assert main(["show", path]) == 0
     assert "native" in capsys.readouterr().out
     assert main(["run", str(exported("mor-lora", "int4")), "-p", "a", "--kv-bits", "16"]) != 0
-    assert "K and V in 16 bits, and engine onnx keeps them in 32" in capsys.readouterr().err
+    assert "K/V in 16 bits, and engine onnx keeps them in 32" in capsys.readouterr().err
     with pytest.raises(UsageError, match="keeps them in 32 or 16 or 8"):
         Session.open(path, kv_bits=4)
 

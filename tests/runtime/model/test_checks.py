@@ -120,7 +120,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("relaxed", "loop/blocks/0/layers", ["state", "state"], "the layers of block have a value twice"),
         ("relaxed", "loop/blocks/0/layers/1", "0.gate", "a layer takes 0.gate, [N, 12], and the first input is [N, 8]"),
         ("relaxed", "loop/blocks/0/layers/1", "state", "the layers of block have a value twice"),
-        ("relaxed", "loop/blocks/0/layers/1", "1.out", "block: K and V of its layers need 0.mixed"),
+        ("relaxed", "loop/blocks/0/layers/1", "1.out", "block: K/V of its layers need 0.mixed"),
         ("relaxed", "loop/blocks/0/ops/0/x", "later", "block op 0 (norm, 0.h): reads later, which nothing"),
         ("relaxed", "loop/blocks/0/ops/0/y", "state", "block op 0 (norm, state): writes state, which is there already"),
         ("relaxed", "loop/blocks/0/ops/0/y", "\x1b[2J", "block op 0 (norm): a value is '\\x1b[2J', wanted 1 to 200"),
@@ -152,7 +152,7 @@ def test_sound_programs_have_no_problems(make: Callable[[], Program]) -> None:
         ("shared", "loop/blocks/0/ops/4/window", 33, "window is 33, wanted 1 to 32"),
         ("shared", "loop/blocks/0/ops/4/slot", "own", "block has caches of slot first and own"),
         ("relaxed", "epilogue/ops/2/slot", "first", "slot is first, and it has no cache that the loop's depths"),
-        ("routed", "loop/blocks/0/ops/4/slot", "first", "b.0.qkv_proj is a matrix for each depth, and makes K and V"),
+        ("routed", "loop/blocks/0/ops/4/slot", "first", "b.0.qkv_proj is a matrix for each depth, and makes K/V"),
         ("hierarchical", "loop/blocks/1/ops/5/window", 3, "block 1 has other caches than block 0"),
         ("experts", "loop/blocks/0/ops/12/top", 5, "takes the best 5 of 4 experts"),
         ("gemma", "head/ops/2/cap", 0, "head op 2 (softcap, capped): cap is 0.0"),
@@ -241,7 +241,7 @@ def take_apart(program: Program) -> None:
         if program.shares_kv:
             sizes(reading(block), carries, program.weights)
     if any(isinstance(op, AttendTwice) for block in program.loop.blocks for op in block.ops):
-        with pytest.raises(ValueError, match="attend_twice reads the K and V of two depths"):
+        with pytest.raises(ValueError, match="attend_twice reads the K/V of two depths"):
             whole(program)
         return
     stage = whole(program)

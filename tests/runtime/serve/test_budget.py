@@ -77,7 +77,7 @@ def test_a_limit_holds_whatever_is_asked_for(
 def test_one_that_is_larger_than_the_limit_is_refused(bundle: Path, a_token: int):
     with BatchServer.open(bundle, engine="native", sequences=2, kv_limit=64 * a_token) as server:
         with pytest.raises(
-            UsageError, match=r"prompt and answer may have 109 tokens, \d+ bytes of K and V, and kv_limit is"
+            UsageError, match=r"prompt and answer may have 109 tokens, \d+ bytes of K/V, and kv_limit is"
         ):
             server.submit(list(range(1, 100)), 11)
         assert len(server.submit(list(range(1, 50)), 11).result(30).tokens) == 11
@@ -85,7 +85,7 @@ def test_one_that_is_larger_than_the_limit_is_refused(bundle: Path, a_token: int
 
 def test_an_engine_that_takes_all_at_once_must_have_room_for_it(bundle: Path):
     with pytest.raises(
-        UsageError, match=r"this engine takes \d+ bytes for K and V at once, and kv_limit is 9999"
+        UsageError, match=r"this engine takes \d+ bytes for K/V at once, and kv_limit is 9999"
     ):
         BatchServer.open(bundle, engine="reference", kv_limit=9999)
     with BatchServer.open(bundle, engine="reference", kv_limit=10**8) as server:

@@ -84,7 +84,7 @@ public final class DepthLoop {
         return (logits, model.depths)
     }
 
-    /// Layers behind the loop write K and V here; when a token goes deeper after all, the deeper ones replace them.
+    /// Layers behind the loop write K/V here; when a token goes deeper after all, the deeper ones replace them.
     private func readOut(_ hidden: MLMultiArray, _ place: MLMultiArray) async throws -> [Float] {
         let features = [FeatureName.hidden: hidden, FeatureName.position: place]
         return try floats(try await model.call(FunctionName.head, features, state), FeatureName.logits)

@@ -49,7 +49,7 @@ struct ExitDescription: Decodable {
 
 struct CalibratedRule: Decodable {
     let thresholds: [Float]
-    /// The policy for skipped K and V that the thresholds were measured with.
+    /// The policy for skipped K/V that the thresholds were measured with.
     let missing: String
 }
 

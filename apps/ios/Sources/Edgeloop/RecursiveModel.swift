@@ -24,7 +24,7 @@ public struct Specification: Decodable, Sendable {
     public let vocabSize: Int
     public let hiddenSize: Int
     public let eosTokenIds: [Int]
-    /// "per-depth", or "shared": depths after the first read its K and V.
+    /// "per-depth", or "shared": depths after the first read its K/V.
     public let kv: String
 
     enum CodingKeys: String, CodingKey {
@@ -72,17 +72,17 @@ public final class RecursiveModel {
         functions = loaded
     }
 
-    /// K and V of a new sequence, zeroed.
+    /// K/V of a new sequence, zeroed.
     public func makeState() throws -> MLState { try function(FunctionName.decodeAll).makeState() }
 
-    /// Are there functions that fill in K and V of the depths that a token skipped?
+    /// Are there functions that fill in K/V of the depths that a token skipped?
     public var canFill: Bool { functions[FunctionName.fill(leftAfter: 0)] != nil }
 
-    /// May a token leave early? Not where that would leave rows of K and V without their numbers.
+    /// May a token leave early? Not where that would leave rows of K/V without their numbers.
     public var canExit: Bool { depths > 1 && (canFill || specification.kv == "shared") }
 
-    /// The rule that `edgeloop calibrate` left in the package. This host fills in skipped K and V (`--skipped-kv propagate`),
-    /// so thresholds that were measured with other K and V are refused.
+    /// The rule that `edgeloop calibrate` left in the package. This host fills in skipped K/V (`--skipped-kv propagate`),
+    /// so thresholds that were measured with other K/V are refused.
     public func exitRule(_ name: String) throws -> ExitRule {
         guard let rule = calibrated[name], let measure = Measure(rawValue: name) else {
             throw EdgeloopError.noRule("\(name): calibrated are \(calibrated.keys.sorted())")

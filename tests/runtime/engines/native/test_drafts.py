@@ -160,7 +160,7 @@ def test_what_is_learnt_is_told(opened: Opened) -> None:
 
 def test_many_short_texts(opened: Opened) -> None:
     """Random prompts, each with nothing but what the ones before have taught."""
-    engine = opened("shared K and V")
+    engine = opened("shared K/V")
     policy = next(policies(engine.program))
     random = np.random.default_rng(2)
     for number in range(40):

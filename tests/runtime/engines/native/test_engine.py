@@ -88,7 +88,7 @@ def test_kv_of_fewer_bits(opened: Opened, kv_bits: int, bound: float, bytes_: in
 
 
 def test_kv_of_bits_that_there_are_not(opened: Opened) -> None:
-    with pytest.raises(UsageError, match="K and V of 4 bits, wanted 32 or 16 or 8"):
+    with pytest.raises(UsageError, match="K/V of 4 bits, wanted 32 or 16 or 8"):
         opened(PROGRAMS["relaxed"](), kv_bits=4)
 
 

@@ -29,7 +29,7 @@ POLICIES = (
     ("layers around the loop", {"exit": "depth:2", "skipped_kv": "latest"}),
     ("an exit gate", {"exit": "gate:0.6", "skipped_kv": "exact"}),
     ("a window", {"exit": "latent:0.9", "skipped_kv": "exact"}),
-    ("shared K and V", {"exit": "latent:0.9"}),
+    ("shared K/V", {"exit": "latent:0.9"}),
     ("the row before", {}),
     ("expert choice", {}),
     ("token choice", {}),
