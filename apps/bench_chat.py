@@ -42,7 +42,7 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """What came before a turn's first token: tokens of the prompt and milliseconds, whole and with a context."""
 
     prompt: int
@@ -98,7 +98,7 @@ def measure_chat(args: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _turn(session: Session, other: Session, new: int, seed: int) -> Turn:
+def _turn(session: Session, other: Session, new: int, seed: int) -> ChatTurn:
     """One turn more on ``session``; ``other`` reads all of it."""
     import numpy as np
 
@@ -117,7 +117,7 @@ def _turn(session: Session, other: Session, new: int, seed: int) -> Turn:
             next(iter(steps))
             found.append(each.stats)
     list(session.generate(max_tokens=new - 1))
-    return Turn(
+    return ChatTurn(
         whole[0].prefill_tokens,
         min(stats.time_to_first_token_ms for stats in whole),
         grown[0].prefill_tokens,
@@ -143,7 +143,7 @@ def _saved(session: Session) -> list[Saved]:
     return found[::-1]
 
 
-def drawing(turns: list[Turn]) -> str:
+def drawing(turns: list[ChatTurn]) -> str:
     """Milliseconds before the first token, over the turns, as SVG."""
     width, height, left, bottom = 640, 280, 56, 40
     most = max(max(t.whole_ms, t.grown_ms) for t in turns) * 1.08

@@ -35,7 +35,7 @@ GREEDY = SamplingOptions()
 
 
 @dataclass
-class Text:
+class DraftText:
     """A prompt [S], how its continuation is chosen and drafted, and what the counted rounds took.
 
     ``drafting`` of each way: sequential first. ``forced``: the acceptance.
@@ -84,21 +84,21 @@ def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, con
     report(console, texts, reports)
 
 
-def own_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[Text]:
+def own_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[DraftText]:
     """The beginnings of paragraphs of ``--text``, or one of random tokens; each greedily and sampled."""
     random = np.random.default_rng(1).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
     named = prompts(args.text, bundle, TEXTS) if args.text else [("random tokens", random)]
     for sampling in (GREEDY, WARM):
-        yield from (Text(name, ids, sampling) for name, ids in named)
+        yield from (DraftText(name, ids, sampling) for name, ids in named)
 
 
-def forced_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[Text]:
+def forced_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[DraftText]:
     """A text of random tokens, with each acceptance of ``FORCED``."""
     ids = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
-    yield from (Text(f"acceptance {share:.1f}", ids, GREEDY, forced=share) for share in FORCED)
+    yield from (DraftText(f"acceptance {share:.1f}", ids, GREEDY, forced=share) for share in FORCED)
 
 
-def run_text(decoder: SequentialDecoder, text: Text, tokens: int, counted: bool) -> None:
+def run_text(decoder: SequentialDecoder, text: DraftText, tokens: int, counted: bool) -> None:
     """Decode ``tokens`` tokens once more, sequentially and pipelined."""
     ms, found = run_once(decoder, text, NO_DRAFTS, tokens)
     if not len(text.tokens):
@@ -119,7 +119,9 @@ def run_text(decoder: SequentialDecoder, text: Text, tokens: int, counted: bool)
     text.host.append(1 - clock.engine_ns / clock.total_ns)
 
 
-def run_once(decoder: SequentialDecoder, text: Text, drafting: Drafting, tokens: int) -> tuple[float, I64]:
+def run_once(
+    decoder: SequentialDecoder, text: DraftText, drafting: Drafting, tokens: int
+) -> tuple[float, I64]:
     """Decode ``tokens`` tokens behind the prompt → milliseconds a token, the tokens."""
     ids = text.prompt
     decoder.reset()
@@ -137,14 +139,14 @@ def run_once(decoder: SequentialDecoder, text: Text, drafting: Drafting, tokens:
     return watch.ms / tokens, found
 
 
-def forced_drafting(text: Text) -> Drafting:
+def forced_drafting(text: DraftText) -> Drafting:
     """Drafts after depth 0, of which the share ``forced`` is right."""
     truth = np.concatenate([text.prompt, text.tokens])
     right = np.random.default_rng(0).permutation(len(truth)) < round((text.forced or 0) * len(truth))
     return Drafting("always", depth=0, known=(truth, ~right))
 
 
-def summary(text: Text) -> dict[str, object]:
+def summary(text: DraftText) -> dict[str, object]:
     """Return the results of a text for ``--json``."""
     return {
         "text": text.name,
@@ -162,7 +164,7 @@ def summary(text: Text) -> dict[str, object]:
     }
 
 
-def overall(texts: Sequence[Text]) -> dict[str, object]:
+def overall(texts: Sequence[DraftText]) -> dict[str, object]:
     """Return the slowest and the median speed of ``texts``, and how many tokens of how many were others."""
     speeds = [text.speed for text in texts]
     found = [summary(text) for text in texts]
@@ -175,7 +177,7 @@ def overall(texts: Sequence[Text]) -> dict[str, object]:
     }
 
 
-def report(console: Console, texts: Sequence[Text], reports: Mapping[str, DraftReport]) -> None:
+def report(console: Console, texts: Sequence[DraftText], reports: Mapping[str, DraftReport]) -> None:
     """Tables of texts, of calls and of what was learnt, or the same as JSON."""
     kinds = {
         "greedy": [t for t in texts if t.forced is None and not t.sampling.temperature],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchRequest:
     """One request of the benchmark."""
 
     prompt: npt.NDArray[np.int64]
@@ -122,7 +122,7 @@ def open_engine(
     )
 
 
-def requests(session: Session, count: int, seed: int) -> list[Asked]:
+def requests(session: Session, count: int, seed: int) -> list[BenchRequest]:
     """``count`` requests of various lengths: beginnings from the tales, or random ids where there is no tokenizer."""
     import numpy as np
 
@@ -135,7 +135,7 @@ def requests(session: Session, count: int, seed: int) -> list[Asked]:
         length, tokens = int(random.integers(8, 33)), int(random.integers(16, 129))
         length = min(length, session.context - 1)
         start = int(random.integers(0, len(text) - length))
-        asked.append(Asked(text[start : start + length], min(tokens, session.context - length)))
+        asked.append(BenchRequest(text[start : start + length], min(tokens, session.context - length)))
     return asked
 
 

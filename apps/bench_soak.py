@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import BusyError, EngineError
-from .bench_serving import Asked, engines, open_engine, requests
+from .bench_serving import BenchRequest, engines, open_engine, requests
 from .console import Console
 from .options import open_session
 from .quantities import byte_count
@@ -148,7 +148,7 @@ def _tell(args: argparse.Namespace, console: Console, found: Soaked) -> None:
 
 def _burst(
     engine: BatchServer,
-    pool: list[Asked],
+    pool: list[BenchRequest],
     live: list[tuple[int, Handle]],
     counts: Counter[str],
     numbers: random.Random,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .bench_serving import Asked, engines, open_engine, requests
+from .bench_serving import BenchRequest, engines, open_engine, requests
 from .console import Console
 from .options import open_session
 
@@ -92,7 +92,7 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _way(engine: BatchServer, asked: list[Asked], size: int, aligned: bool) -> Callable[[], Served]:
+def _way(engine: BatchServer, asked: list[BenchRequest], size: int, aligned: bool) -> Callable[[], Served]:
     own = engine.scheduler.aligned
 
     def serve() -> Served:
@@ -117,7 +117,7 @@ def _row(runs: dict[Way, list[Served]], engine: str, users: int) -> dict[str, An
     return {"engine": engine, "users": users, **medians, **pairs, "host": host}
 
 
-def alone(session: Session, asked: list[Asked]) -> Served:
+def alone(session: Session, asked: list[BenchRequest]) -> Served:
     """One request after the other."""
     from ..runtime.timing import Stopwatch
 
@@ -126,7 +126,7 @@ def alone(session: Session, asked: list[Asked]) -> Served:
     return Served(tokens, watch.ms / 1000)
 
 
-def together(engine: BatchServer, asked: list[Asked], size: int) -> Served:
+def together(engine: BatchServer, asked: list[BenchRequest], size: int) -> Served:
     """``size`` requests at once, then the next ``size`` when all of them have ended."""
     from ..runtime.timing import Stopwatch
 

@@ -37,7 +37,7 @@ class DeclaredOption:
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """The rest of an export's request, with which an option may conflict."""
 
     targets: tuple[str, ...]
@@ -67,7 +67,7 @@ class Options:
                 )
         return cls(**own)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: ExportRequest) -> None:
         """Raise UsageError for options that do not go with ``request``; called whether or not the target is in it."""
 
     def recipe(self, asked: Recipe) -> Recipe:

@@ -22,7 +22,7 @@ from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
 from .heads import count_heads, write_heads
-from .options import Request
+from .options import ExportRequest
 from .overrides import overridden
 from .stored import write_weights
 from .target import Job, Progress, Target

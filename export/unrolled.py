@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ..quant.recipe import Recipe
 from ..runtime.errors import ExportError
 from ..runtime.model.program import Program
-from ..runtime.model.transform import Source, unrolled
+from ..runtime.model.transform import TensorSource, unrolled
 from ..runtime.model.weights import Vector
 from .families.llama_program import spec_of
 from .families.llama_spec import Spec
@@ -69,7 +69,7 @@ def plain_llama(program: Program, who: str) -> Spec:
     return spec
 
 
-def _loader(reading: Reading, source: Source) -> Loader:
+def _loader(reading: Reading, source: TensorSource) -> Loader:
     """Return the loader of the tensor of ``source``, as it is at its depth."""
     load, at, weight = reading.tensors[source.tensor], source.at, reading.program.weights[source.weight]
     if at is None:

@@ -14,7 +14,7 @@ from edgeloop.runtime.engines.reference.ops import run
 from edgeloop.runtime.model.ops import Attend, AttendTwice
 from edgeloop.runtime.model.program import Program, Stage
 from edgeloop.runtime.model.stored import StoredWeights
-from edgeloop.runtime.model.transform import Source, at_depth
+from edgeloop.runtime.model.transform import TensorSource, at_depth
 from edgeloop.runtime.model.weights import Matrix, Vector, Weight, tensors
 
 F32 = npt.NDArray[np.float32]
@@ -127,7 +127,7 @@ def canonical(weights: Mapping[str, Weight], stored: Tensors) -> Tensors:
 
 
 def twin_tensors(
-    twin: Program, sources: Mapping[str, Source], weights: Mapping[str, Weight], stored: Tensors
+    twin: Program, sources: Mapping[str, TensorSource], weights: Mapping[str, Weight], stored: Tensors
 ) -> Tensors:
     """The stored tensors of an unrolled ``twin``, deltas merged, from those of the model with ``weights``."""
     theirs = canonical(weights, stored)
@@ -137,7 +137,7 @@ def twin_tensors(
     }
 
 
-def _merged(source: Source, weights: Mapping[str, Weight], theirs: Tensors) -> F32:
+def _merged(source: TensorSource, weights: Mapping[str, Weight], theirs: Tensors) -> F32:
     weight, value = weights[source.weight], theirs[source.tensor]
     if source.at is None:
         return (

@@ -125,7 +125,7 @@ def read_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     _check_opcodes(stream)
     end = stream.tell()
     stream.seek(start)
-    reader = _Reader(io.BytesIO(stream.read(end - start)))
+    reader = _Unpickler(io.BytesIO(stream.read(end - start)))
     try:
         value = reader.load()
     except PickleRefusedError:
@@ -150,7 +150,7 @@ def _check_opcodes(stream: io.BytesIO) -> None:
         raise PickleRefusedError(f"is damaged ({type(error).__name__})") from error
 
 
-class _Reader(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
     """Unpickles with stand-ins, and collects the storages."""
 
     def __init__(self, stream: io.BytesIO) -> None:

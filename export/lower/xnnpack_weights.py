@@ -23,7 +23,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from ...runtime.model import ops
 from ...runtime.model.codec import around_zero
 from ...runtime.model.program import Program, Stage
-from ...runtime.model.weights import Matrix as Stored
+from ...runtime.model.weights import Matrix as StoredMatrix
 from ...runtime.model.weights import Vector, sibling
 from .xnnpack_call import Call
 
@@ -155,7 +155,7 @@ class WeightModules:
         cuts = range(count + 1) if self.free else sorted({0, count, *self._cuts.get(name, ())})
         return [(first, last, self._matrix(name, matrix, first, last)) for first, last in pairwise(cuts)]
 
-    def _matrix(self, name: str, matrix: Stored, first: int, last: int) -> Matrix:
+    def _matrix(self, name: str, matrix: StoredMatrix, first: int, last: int) -> Matrix:
         sizes = list(matrix.parts.values())
         rows = slice(sum(sizes[:first]), sum(sizes[:last]))
         bits = bits_of(self.program, self.weights, name)
@@ -191,6 +191,6 @@ class WeightModules:
         return self._made[key]
 
 
-def rescaled(matrix: Stored) -> bool:
+def rescaled(matrix: StoredMatrix) -> bool:
     """Return whether its rows are multiplied after its deltas were added."""
     return any(delta.rescaled for delta in matrix.deltas.values())

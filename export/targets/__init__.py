@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from ...runtime.errors import ExportError, UsageError
-from ..options import DeclaredOption, Options, Request
+from ..options import DeclaredOption, ExportRequest, Options
 from ..quiet import quiet
 from ..target import Target
 from .coreml.options import CoremlOptions
 from .executorch.options import ExecutorchOptions
 
-Asked = TypeVar("Asked", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def _onnx(options: Options) -> Target:
@@ -57,7 +57,7 @@ def _coreml(options: CoremlOptions) -> Target:
 
 
 @dataclass(frozen=True)
-class TargetEntry(Generic[Asked]):
+class TargetEntry(Generic[OptionsT]):
     """One target: the modules it needs, the extra that installs them, its loader, and its options.
 
     ``unavailable_reason`` says what else is missing on this computer; empty where nothing is.
@@ -65,8 +65,8 @@ class TargetEntry(Generic[Asked]):
 
     modules: tuple[str, ...]
     extra: str
-    load: Callable[[Asked], Target]
-    options: type[Asked]
+    load: Callable[[OptionsT], Target]
+    options: type[OptionsT]
     unavailable_reason: Callable[[], str] = str  # str() is empty
 
     @property
@@ -108,7 +108,7 @@ def declared_options() -> Iterator[DeclaredOption]:
             yield from entry.options.declared()
 
 
-def read_options(given: Mapping[str, object], request: Request) -> dict[tuple[str, str], Options]:
+def read_options(given: Mapping[str, object], request: ExportRequest) -> dict[tuple[str, str], Options]:
     """Return the options of every (target, layout), where ``given`` are those that the caller set, by name.
 
     UsageError for one that no target has, that is of another type, or that does not go with ``request``.

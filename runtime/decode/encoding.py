@@ -17,7 +17,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Text:
+class EncoderText:
     """A text as an encoder gets it: ids [S] of its tokens, and the type of each."""
 
     ids: I64
@@ -57,7 +57,7 @@ def check_encoder(program: Program, where: object, wanted: bool) -> None:
 
 
 def encode(
-    backend: Backend, texts: Sequence[Text], depth: int | None = None, logits: bool = False
+    backend: Backend, texts: Sequence[EncoderText], depth: int | None = None, logits: bool = False
 ) -> Encoded:
     """Return ``texts`` after ``depth`` depths, by default all; with ``logits`` also the head's output.
 
@@ -88,7 +88,7 @@ def encode(
     return Encoded(found, tokens, given)
 
 
-def _call(backend: Backend, texts: Sequence[Text], depths: int) -> tuple[F32, Lanes, KVCache]:
+def _call(backend: Backend, texts: Sequence[EncoderText], depths: int) -> tuple[F32, Lanes, KVCache]:
     """Return the state [B, S, D] of ``texts`` after ``depths`` depths in one call, and its lanes and caches."""
     tokens = np.array([len(text.ids) for text in texts], np.int32)
     batch, length = len(texts), int(tokens.max())

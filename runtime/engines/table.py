@@ -26,7 +26,7 @@ USUAL = ("native", "onnx")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineOptions:
     """What an engine is opened with; see ``open_backend``."""
 
     threads: int | None = None
@@ -35,37 +35,37 @@ class Asked:
     cpus: tuple[int, ...] = ()
 
 
-def _reference(bundle: Bundle, asked: Asked) -> Backend:
+def _reference(bundle: Bundle, options: EngineOptions) -> Backend:
     from .reference.engine import ReferenceBackend
 
     return ReferenceBackend.open(bundle)  # numpy's own threads, and any lanes: there is nothing to set
 
 
-def _onnx(bundle: Bundle, asked: Asked) -> Backend:
+def _onnx(bundle: Bundle, options: EngineOptions) -> Backend:
     from .onnx.engine import OnnxBackend
 
-    return OnnxBackend.open(bundle, asked.threads, asked.packed)
+    return OnnxBackend.open(bundle, options.threads, options.packed)
 
 
-def _native(bundle: Bundle, asked: Asked) -> Backend:
+def _native(bundle: Bundle, options: EngineOptions) -> Backend:
     from .native.engine import NativeBackend
 
-    return NativeBackend.open(bundle, asked.threads, asked.kv_bits, asked.cpus)  # any lanes
+    return NativeBackend.open(bundle, options.threads, options.kv_bits, options.cpus)  # any lanes
 
 
-def _executorch(bundle: Bundle, asked: Asked) -> Backend:
+def _executorch(bundle: Bundle, options: EngineOptions) -> Backend:
     from .executorch.engine import ExecutorchBackend
 
-    return ExecutorchBackend.open(bundle, asked.threads)  # any lanes
+    return ExecutorchBackend.open(bundle, options.threads)  # any lanes
 
 
-def _coreml(bundle: Bundle, asked: Asked) -> Backend:
+def _coreml(bundle: Bundle, options: EngineOptions) -> Backend:
     from .coreml.engine import CoremlBackend
 
     return CoremlBackend.open(bundle)
 
 
-def _coreml_reference(bundle: Bundle, asked: Asked) -> Backend:
+def _coreml_reference(bundle: Bundle, options: EngineOptions) -> Backend:
     from .coreml.engine import CoremlBackend
 
     return CoremlBackend.open(bundle, interpreted=True)
@@ -112,7 +112,7 @@ class EngineEntry:
     module: str
     package: str
     target: str
-    load: Callable[[Bundle, Asked], Backend]
+    load: Callable[[Bundle, EngineOptions], Backend]
     install: str
     can: Capabilities
     unavailable_reason: Callable[[], str] = str  # str() is empty
@@ -255,7 +255,7 @@ def open_backend(
             f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
             f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
         )
-    return engine.load(bundle, Asked(threads, packed, kv_bits, pinned))
+    return engine.load(bundle, EngineOptions(threads, packed, kv_bits, pinned))
 
 
 def _version(engine: EngineEntry) -> str | None:

@@ -18,7 +18,7 @@ from .weights import Matrix, Vector, Weight, tensors
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorSource:
     """The origin of an unrolled model's tensor: the canonical ``tensor`` of ``weight``, as it is at depth ``at``."""
 
     weight: str
@@ -160,7 +160,7 @@ def whole(program: Program) -> Stage:
     return Stage(stage.inputs, stage.ops + ops, tuple(names.get(o, o) for o in head.outputs), stage.layers)
 
 
-def unrolled(program: Program) -> tuple[Program, dict[str, Source]]:
+def unrolled(program: Program) -> tuple[Program, dict[str, TensorSource]]:
     """Return the same model with every applied layer stored, all in its prologue, and the sources of its tensors.
 
     Deltas are to be merged into the matrices that they change. ValueError as in ``whole``.
@@ -191,7 +191,7 @@ class _Stored:
 
     def __init__(self, program: Program) -> None:
         self.weights: dict[str, Weight] = {}
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, TensorSource] = {}
         self._theirs = program.weights
         self._named: dict[tuple[str, int | None, int], str] = {}
         self._kept = dict.fromkeys(name for op in program.head.ops for _, name in weight_fields(op))
@@ -219,7 +219,7 @@ class _Stored:
     def _add(self, theirs: str, ours: str, weight: Weight, at: int | None) -> str:
         self.weights[ours] = weight
         for new, old in zip(_canonical(ours, weight), _canonical(theirs, weight), strict=True):
-            self.sources[new] = Source(theirs, old, at)
+            self.sources[new] = TensorSource(theirs, old, at)
         return ours
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle.folder import Bundle
 from ..checks import longer, token_ids, whole_number
-from ..decode.encoding import Text
+from ..decode.encoding import EncoderText
 from ..decode.sampling import SamplingOptions
 from ..engines.backend import I64
 from ..errors import ContextError, UsageError
@@ -119,7 +119,7 @@ class Prompts:
         bias = bias_of_ids(sampling.logit_bias, self._bundle.program.vocab_size, self.tokenizer)
         return replace(sampling, logit_bias=bias)
 
-    def texts(self, texts: Texts, types: Types | None = None) -> list[Text]:
+    def texts(self, texts: Texts, types: Types | None = None) -> list[EncoderText]:
         """Return ids and types of each text that ``Session.encode`` is given, with the errors that it describes."""
         given = _rows(texts)
         if types is not None:
@@ -135,7 +135,7 @@ class Prompts:
             raise ContextError(f"a text has {longest} tokens, the model reads {self._context}; shorten it")
         return found
 
-    def _text(self, text: Any, types: Any) -> Text:
+    def _text(self, text: Any, types: Any) -> EncoderText:
         kinds = self._bundle.program.token_types
         if _is_text(text):
             parts = (text,) if isinstance(text, str) else text
@@ -145,11 +145,11 @@ class Prompts:
             types = types if kinds else None
         ids = self.ids(text)
         if types is None:
-            return Text(ids, np.zeros_like(ids))
+            return EncoderText(ids, np.zeros_like(ids))
         row = token_ids(types, max(kinds, 1), "types")
         if len(row) != len(ids):
             raise UsageError(f"{len(row)} types of {len(ids)} tokens, wanted one for each")
-        return Text(ids, row)
+        return EncoderText(ids, row)
 
     def stops(self, stop: Sequence[str]) -> tuple[str, ...]:
         """Return the checked stop strings; UsageError for one that this bundle's tokens can never write."""

@@ -10,7 +10,7 @@ import pytest
 
 from edgeloop.apps import export as verb
 from edgeloop.export import targets
-from edgeloop.export.options import Options, Request, option
+from edgeloop.export.options import ExportRequest, Options, option
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.target import Target
 from edgeloop.export.targets import declared_options, read_options
@@ -26,7 +26,7 @@ class Woven(Options):
     dyed: bool = option(False, "target onnx: in a colour")
     colour: str = option("red", "target onnx: in which")
 
-    def check(self, request: Request) -> None:
+    def check(self, request: ExportRequest) -> None:
         if self.dyed and request.quant == "none":
             raise UsageError("floats take no dye")
 
@@ -84,5 +84,5 @@ def test_a_name_has_one_target() -> None:
     assert names == ["split_weights", "coreml_ane"]
     assert [each.flag for each in declared_options()] == ["--split-weights", "--coreml-ane"]
     # What a target is not told it has of itself.
-    found = read_options({}, Request(("onnx",), ("staged",), "int4"))
+    found = read_options({}, ExportRequest(("onnx",), ("staged",), "int4"))
     assert all(options == type(options)() for options in found.values())

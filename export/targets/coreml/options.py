@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ....quant.recipe import Recipe
 from ....runtime.errors import UsageError
-from ...options import Options, Request, option
+from ...options import ExportRequest, Options, option
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class CoremlOptions(Options):
 
     coreml_ane: bool = option(False, "target coreml: 4-bit weights in tables, for the Neural Engine")
 
-    def check(self, request: Request) -> None:
+    def check(self, request: ExportRequest) -> None:
         """Raise UsageError unless the request is for a package with 4 bits."""
         if not self.coreml_ane:
             return

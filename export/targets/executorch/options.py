@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....runtime.errors import UsageError
-from ...options import Options, Request, option
+from ...options import ExportRequest, Options, option
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ExecutorchOptions(Options):
         "target executorch: base.ptd and deltas.ptd beside the .pte, so that an app can update deltas alone",
     )
 
-    def check(self, request: Request) -> None:
+    def check(self, request: ExportRequest) -> None:
         """Raise UsageError unless there is a program whose weights can be split from it."""
         if self.split_weights and not ("executorch" in request.targets and "staged" in request.layouts):
             raise UsageError(

@@ -16,7 +16,7 @@ _USERS = frozenset({"slice_update", "slice_by_index", "write_state"})
 """Operators that may take the value of a state: others might keep a view of it."""
 
 
-class Step(Protocol):
+class OperatorStep(Protocol):
     """One operator of a function: its type, the names of the values that it takes, and of those it makes."""
 
     @property
@@ -32,7 +32,7 @@ class Step(Protocol):
         """The names of the values that it makes."""
 
 
-def check_states(function: str, steps: Iterable[Step], states: Iterable[str]) -> None:
+def check_states(function: str, steps: Iterable[OperatorStep], states: Iterable[str]) -> None:
     """Raise ExportError when ``function`` uses a state's value that was updated since, or reads before it wrote."""
     current: dict[str, set[str]] = {state: set() for state in states}
     owner: dict[str, str] = {}

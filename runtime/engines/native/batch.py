@@ -16,7 +16,7 @@ from .cache import NativeSession
 from .decoder_structs import Chooses, TurnStruct
 from .library import ERROR_SIZE, Code, failure, library
 
-Asked = tuple[Any, Chooser]
+DecoderTurn = tuple[Any, Chooser]
 """A NativeDecoder, and who chooses the token behind its own."""
 
 
@@ -30,7 +30,7 @@ class NativeBatch:
         session("el_batch_new", byref(made))
         self._pointer = made.value
         self._free = finalize(self, library().el_batch_free, self._pointer)
-        self._lined_up: list[Asked] = []
+        self._lined_up: list[DecoderTurn] = []
         self._turns: Any = (TurnStruct * 0)()
         self._errors: list[Any] = []
         self._counts = c_uint64(), c_uint64()
@@ -38,7 +38,7 @@ class NativeBatch:
 
     def next(self, turns: Sequence[Turn]) -> list[Turned]:
         """Run ``turns``. EngineError when the session was stopped."""
-        asked: list[Asked] = [(turn.decoder, turn.chooser) for turn in turns]
+        asked: list[DecoderTurn] = [(turn.decoder, turn.chooser) for turn in turns]
         if asked != self._lined_up:
             self._line_up(asked)
         structs = self._turns
@@ -61,7 +61,7 @@ class NativeBatch:
             for struct in structs
         ]
 
-    def _line_up(self, asked: list[Asked]) -> None:
+    def _line_up(self, asked: list[DecoderTurn]) -> None:
         """Fill in the structs of the turns: usually of the same decoders as in the call before."""
         self._turns = (TurnStruct * len(asked))()
         self._errors = [ctypes.create_string_buffer(ERROR_SIZE) for _ in asked]

@@ -10,7 +10,7 @@ from model_run import Model, random_tensors, types_of
 from msgspec import structs
 from programs import PROGRAMS
 
-from edgeloop.runtime.decode.encoding import Text, encode
+from edgeloop.runtime.decode.encoding import EncoderText, encode
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import UsageError
@@ -27,7 +27,7 @@ def engine(program: Program) -> ReferenceBackend:
 
 def logits(backend: ReferenceBackend, pieces: list[int]) -> np.ndarray:
     if backend.program.encoder:
-        whole = encode(backend, [Text(np.array(IDS), types_of(len(IDS)))], logits=True).logits
+        whole = encode(backend, [EncoderText(np.array(IDS), types_of(len(IDS)))], logits=True).logits
         assert whole is not None
         return whole[0]
     loop, start, found = SequentialDecoder(backend, backend.new_cache(2, 16), cache_sequence=1), 0, []
