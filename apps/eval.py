@@ -158,7 +158,7 @@ def compare(found: Sequence[Evaluation], policies: Sequence[Policy], console: Co
             }
         )
         return
-    columns = "exit", "skipped K, V", "#depth", "#rows", "#perplexity", "#change", "#agreement"
+    columns = "exit", "skipped K/V", "#depth", "#rows", "#perplexity", "#change", "#agreement"
     rows = [
         (
             policy.exit,

@@ -97,7 +97,7 @@ def export_bundle(
             raise UsageError(f"no {what}: choose from {', '.join(table)}")
         if isinstance(found, str):
             raise UsageError(f"{what}s is the text {found!r}, wanted a list: [{found!r}]")
-    asked = read_options(options, Request(tuple(targets), tuple(layouts), rules.name))
+    asked = read_options(options, ExportRequest(tuple(targets), tuple(layouts), rules.name))
     chosen = {pair: open_target(*pair, asked.get(pair)) for pair in product(targets, layouts)}
     recipes = {target.name: asked[pair].recipe(rules) for pair, target in chosen.items()}
 

@@ -82,16 +82,16 @@ class Session(ReadingSession):
         - ``depth``: how often the loop runs, 1 or more, of a model that can be run at any number of depths; None: as
           often as the bundle was exported for.
         - ``verify``: check the SHA-256 of the files; without, a damaged file may be other weights, or end the process.
-        - ``exit``: who stops where: ``never``, ``depth:N``, ``RULE:X`` with a threshold or R − 1 of them between
+        - ``exit``: where tokens stop: ``never``, ``depth:N``, ``RULE:X`` with a threshold or R − 1 of them between
           commas, or ``RULE`` as it was calibrated, of confidence, margin, entropy, kl, latent, gate and probe
           (``exits.py``); of a routed model ``router``, ``router:X`` or ``chunk-topk`` (``routing.py``). None: what the
           model was trained for, full depth or its router.
-        - ``skipped_kv``: what stands for K and V of depths that a token skipped: ``exact``, ``propagate``, ``latest``
+        - ``skipped_kv``: what stands for K/V of depths that a token skipped: ``exact``, ``propagate``, ``latest``
           or ``skip``. None: what a calibrated rule was measured with, else the first that the model can have.
-        - ``kv``: ``per-depth``, ``shared`` or ``last``: which depths have K and V of their own (``kv_layout.py``).
+        - ``kv``: ``per-depth``, ``shared`` or ``last``: which depths have K/V of their own (``kv_layout.py``).
         - ``decode``: ``sequential``, or ``pipelined`` with drafts, which gives the same tokens but for rounding; None:
           pipelined where the engine drafts by itself, which it does where that pays.
-        - ``kv_bits``: of a number of K and V: 32, or on engine native 16 or 8.
+        - ``kv_bits``: of a number of K/V: 32, or on engine native 16 or 8.
         - ``cpus``: numbers of processors that threads of engine native are pinned to, in turn; the first is for the
           thread that calls, which stays where it is.
 

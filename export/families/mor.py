@@ -39,7 +39,7 @@ class MorFamily:
     name = "mor"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Does the training config say that the model is recursive?"""
+        """Return whether the training config says that the model is recursive."""
         recursive = (checkpoint.training_config or {}).get("recursive")
         return isinstance(recursive, dict) and bool(recursive.get("enable"))
 

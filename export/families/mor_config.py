@@ -119,9 +119,10 @@ def enabled(training: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def shares_kv(checkpoint: Checkpoint, training: Mapping[str, Any], where: str) -> bool:
-    """Do depths share K and V? The authors write kv_sharing into config.json too, as a flag or as conf.yaml's section.
+    """Return whether depths share K/V.
 
-    CheckpointError for settings that are not those of the recursion, or not understood.
+    The authors write kv_sharing into config.json too, as a flag or as conf.yaml's section. CheckpointError for settings
+    that are not those of the recursion, or not understood.
     """
     copy = checkpoint.config.get("kv_sharing")
     sections = {

@@ -113,7 +113,7 @@ class PromptNames(LlamaNames):
 def with_prompts(reading: Reading, names: PromptNames, plan: Sequence[TiedRun], tokens: int) -> Reading:
     """Return the reading with the learned prompts of ``tokens`` tokens beside each attention.
 
-    Each depth of the loop becomes a block of its own, over weights that all of them share: K and V of prompts are
+    Each depth of the loop becomes a block of its own, over weights that all of them share: K/V of prompts are
     constants of a depth. CheckpointError for a prompt that is missing or of another shape.
     """
     if not names.prompts:

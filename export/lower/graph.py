@@ -88,9 +88,9 @@ class Graph:
     def __init__(self, program: Program, stored: Stored, packed: bool = False) -> None:
         self.program, self.stored, self.packed = program, stored, packed
         self.lanes = True
-        """Are values [B, S, size]? Else [N, size], once rows were chosen."""
+        """Whether values are [B, S, size]; else [N, size], once rows were chosen."""
         self.shared = False
-        """Do the depths of this block share K/V?"""
+        """Whether the depths of this block share K/V."""
         self.present: dict[int, tuple[ir.Value, ir.Value]] = {}
         """K/V of the caches, as the graph leaves them."""
         self.inputs: dict[str, ir.Value] = {}

@@ -120,12 +120,12 @@ class BatchServer:
 
         - ``sequences``: requests that run at once, 1 or more; ``waiting``: how many more may wait, 0 or more. One more
           is a BusyError of ``submit``.
-        - ``context``: tokens that prompt and answer may have together; K and V are of ``sequences`` × as many at most.
+        - ``context``: tokens that prompt and answer may have together; K/V are of ``sequences`` × as many at most.
         - ``reuse``: a prompt that begins as one that a sequence still holds is prefilled from where they differ; None:
           where the engine is row-exact, so that no answer depends on it.
         - ``max_stall``: milliseconds that prompts may add to the time between two tokens of a request; None: prompts go
           in chunks of 32 tokens.
-        - ``kv_limit``: bytes that K and V of all requests may take; what does not fit waits.
+        - ``kv_limit``: bytes that K/V of all requests may take; what does not fit waits.
 
         The rest is as in ``Session.open``, and so are the errors; of the engines, coreml serves one sequence only.
         """

@@ -84,7 +84,7 @@ CONFIG_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": True}, "hidden_size is True"),
     ({"num_attention_heads": 0}, "num_attention_heads is 0"),
     ({"num_attention_heads": 8}, r"q_proj\.weight has shape"),
-    ({"num_key_value_heads": 3}, "no multiple"),
+    ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
     ({"head_dim": 15}, "odd"),
     ({"vocab_size": None}, "no vocab_size"),
     ({"vocab_size": 10**12}, "vocab_size is"),
