@@ -9,8 +9,8 @@ from msgspec import structs
 from ..runtime.bundle.manifest import NEVER, Manifest
 from ..runtime.model import facts
 from ..runtime.model.facts import runs
+from ..runtime.model.ops import AttendLearned, Norm, Scale, weight_fields
 from ..runtime.model.program import Program
-from ..runtime.model.weights import Vector
 
 
 def byte_count(n: float) -> str:
@@ -56,8 +56,13 @@ def deltas(program: Program) -> str:
         parts.append(f"{kind} of rank {'/'.join(map(str, ranks))} on {', '.join(names)}")
     if program.own_matrices:
         parts.append("own attention")
-    if any(isinstance(w, Vector) and w.per_depth for w in program.weights.values()):
-        parts.append("own norms")
+    ops = [op for block in program.loop.blocks for op in block.ops]
+    for op_type, name in ((Norm, "norms"), (Scale, "encodings")):
+        used = (program.weights[w] for op in ops if isinstance(op, op_type) for _, w in weight_fields(op))
+        if any(weight.per_depth for weight in used):
+            parts.append(f"own {name}")
+    if len(program.loop.blocks) > 1 and any(isinstance(op, AttendLearned) for op in ops):
+        parts.append("own prompts")
     return "; ".join(parts) or "none"
 
 

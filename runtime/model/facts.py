@@ -48,15 +48,21 @@ def numbered(stage: Stage) -> list[tuple[Op, int]]:
 
 def runs(program: Program) -> list[LayerRun]:
     """Return the layers of a model in order, as they are stored and repeated."""
-    found = _runs(layer_weights(program.prologue))
+    found = _runs(_layers(program, program.prologue))
     if len(program.loop.blocks) == 1:
-        block = _runs(layer_weights(program.loop.blocks[0]))
+        block = _runs(_layers(program, program.loop.blocks[0]))
         once = len(block) == 1 and block[0].repeats == 1
         found += [LayerRun(block[0].layers, program.depths)] if once else block * program.depths
     else:
-        every = [name for d in range(program.depths) for name in layer_weights(program.stage("block", d))]
+        every = [name for d in range(program.depths) for name in _layers(program, program.stage("block", d))]
         found += _runs(every)
-    return found + _runs(layer_weights(program.epilogue))
+    return found + _runs(_layers(program, program.epilogue))
+
+
+def _layers(program: Program, stage: Stage) -> list[frozenset[str]]:
+    """Return what tells the layers of ``stage`` apart: their matrices, for vectors may be of a depth (prompts)."""
+    matrices = {name for name, weight in program.weights.items() if isinstance(weight, Matrix)}
+    return [names & matrices or names for names in layer_weights(stage)]
 
 
 def _runs(layers: list[frozenset[str]]) -> list[LayerRun]:
@@ -80,8 +86,8 @@ def _runs(layers: list[frozenset[str]]) -> list[LayerRun]:
 
 
 def stored_layers(program: Program) -> int:
-    """Return the number of layers with weights of their own."""
-    return len({names for stage in program.stages for names in layer_weights(stage)})
+    """Return the number of layers with matrices of their own."""
+    return len({names for stage in program.stages for names in _layers(program, stage)})
 
 
 def attentions(program: Program) -> Iterator[Attend]:

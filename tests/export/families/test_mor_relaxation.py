@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from editing import edit, edit_weights, read
 from family_runs import F32, decoded, greedy, stopped
 
+from edgeloop.apps.quantities import deltas, layout
 from edgeloop.export.bounds import difference
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family, unused
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.checks import problems
+from edgeloop.runtime.model.facts import stored_layers
 from edgeloop.runtime.model.ops import AttendLearned, Scale
 from edgeloop.runtime.model.weights import Matrix
 from edgeloop.runtime.session import Session
@@ -263,6 +265,23 @@ def test_each_way_is_an_op(made: Callable[[str], Path]) -> None:
     added = [name for name in program.weights if name not in plain]
     assert len(added) == 2 * 8  # K and V of each layer that is applied
     assert all(sum(isinstance(op, AttendLearned) for op in b.ops) == 2 for b in program.loop.blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("dora", "DoRA of rank 4 on q, v, o, up"),
+        ("encodings", "own encodings"),
+        ("encodings-sequence", "own encodings"),
+        ("prompts", "own prompts"),
+    ],
+)
+def test_what_is_shown(made: Callable[[str], Path], name: str, own: str) -> None:
+    """Layers are counted by their matrices, and what recursions have of their own is named."""
+    program = read(made(name)).program
+    assert deltas(program) == own
+    assert layout(program) == ("1 + 2 of 1×3 + 1" if name.endswith("sequence") else "1 + 2×3 + 1")
+    assert stored_layers(program) == 4
 
 
 def test_lengths_in_the_layout_of_an_older_peft(made: Callable[[str], Path], tmp_path: Path) -> None:
