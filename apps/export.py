@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..export.targets import declared_options
 from ..quant.recipe import GROUP_SIZES, RECIPES
 from ..runtime.errors import UsageError
+from ..runtime.timing import peak_rss_bytes
 from .console import Console, Progress
 from .options import at_least
 from .quantities import bits_per_weight, byte_count, layout, shorter_context, table_bytes
@@ -195,6 +196,7 @@ def summary(report: Report) -> dict[str, object]:
         "parity": {name: target.parity for name, target in manifest.targets.items()},
         "unused": report.unused,
         "seconds": report.seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
@@ -216,7 +218,8 @@ def describe(report: Report, console: Console) -> None:
         rows.append((f"{name} parity", parity))
     if report.unused:
         rows.append(("unused tensors", first_names(report.unused)))
-    rows.append(("time", f"{report.seconds:.1f} s"))
+    memory = "" if (peak := peak_rss_bytes()) is None else f", {byte_count(peak)} of memory at most"
+    rows.append(("time", f"{report.seconds:.1f} s{memory}"))
     console.facts(rows)
     if shorter := shorter_context(manifest):
         context, saved = shorter

@@ -53,9 +53,14 @@ class SafetensorsFile:
         return str(self._slice(name).get_dtype())
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the tensor in its stored dtype."""
-        tensor: torch.Tensor = self._file.get_tensor(self._alias.get(name, name))
-        return tensor
+        """Return the tensor in its stored dtype.
+
+        The file is mapped anew for it: what is read of a mapping stays in memory, and a file that stays mapped would be
+        there as a whole in the end.
+        """
+        with safe_open(self._path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(self._alias.get(name, name))
+            return tensor
 
     def first_row(self, name: str) -> torch.Tensor:
         """Return the first row of a tensor, or a scalar, in its stored dtype."""
