@@ -66,7 +66,8 @@ def follow(backend, text, skipped_kv, draft):
 @pytest.mark.parametrize("segments", [None, HEADLESS, FOUR], ids=["epilogue", "no epilogue", "four depths"])
 def test_logits_are_those_of_early_exit(maker, segments, skipped_kv, draft):
     backend = maker.backend(maker.program() if segments is None else maker.program(segments))
-    measures = ["latent"] + ["confidence", "kl"] * (segments is HEADLESS)
+    of_logits = ["confidence", "kl", "entropy-diff", "stable"]
+    measures = ["latent"] + of_logits * (segments is HEADLESS)
     ran = set()
     for name in measures:
         ran |= follow(backend, typical(backend, name), skipped_kv, draft)
