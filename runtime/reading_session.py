@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .checks import whole_number
 from .context.session_context import ContextSession
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
@@ -23,17 +24,20 @@ from .text.prompts import Texts, Types
 class ReadingSession(ContextSession):
     """Reads texts, each from an empty context; the session's own context is run again when it goes on."""
 
-    def logits(self, ids: Sequence[int] | I64) -> F32:
+    def logits(self, ids: Sequence[int] | I64, prompt: int = 0) -> F32:
         """Return the logits [S, V] float32 of ids [S], a fresh array: row i is what follows token i.
 
-        At full depth, or under the session's exit rule if it has one; from an empty context. UsageError for ids that
-        are not in the vocabulary, ContextError for more than the context holds.
+        At full depth, or under the session's exit rule if it has one; from an empty context. ``prompt``: of a model
+        whose prompts see themselves (a prefix LM), how many of the first tokens are one; row i of theirs has seen token
+        i + 1. Other models read a prompt as any text. UsageError for ids that are not in the vocabulary, ContextError
+        for more than the context holds.
         """
-        checked = self.prompts.ids(ids)
+        checked, prompt = self.prompts.ids(ids), whole_number(prompt, "prompt", 0, len(ids))
         decoder = self._start(len(checked))
         if not self.policy.rule.token_by_token:
-            return decoder.prompt(checked, "all").copy()
-        return np.concatenate([logits.copy() for logits, _ in decoder.every(checked)])
+            return decoder.prompt(checked, "all", max(prompt, 1)).copy()
+        rows = [decoder.prompt(checked[:prompt], "all", prompt).copy()] if prompt else []
+        return np.concatenate([*rows, *(logits.copy() for logits, _ in decoder.every(checked[prompt:]))])
 
     def encode(
         self, texts: Texts, types: Types | None = None, *, depth: int | None = None, logits: bool = False
@@ -49,16 +53,17 @@ class ReadingSession(ContextSession):
             raise UsageError("the session is closed; open it again")
         return encode(self.backend, self.prompts.texts(texts, types), depth, logits)
 
-    def score(self, text: str | Sequence[int] | I64, top: int = 0) -> Score:
+    def score(self, text: str | Sequence[int] | I64, top: int = 0, prompt: int = 0) -> Score:
         """Return the log-probability of each token of a text or ids [S] after those before it, with the ``top``
         likeliest.
 
-        Logits are those of ``logits``, from an empty context; all of them, [S, V], are in memory meanwhile.
+        Logits are those of ``logits``, from an empty context; all of them, [S, V], are in memory meanwhile. ``prompt``:
+        the first tokens so many are the prompt of the others, and have no score.
         UsageError as in ``generate``; ContextError for more tokens than the context holds (``perplexity`` takes
         those, in windows).
         """
         ids = self.prompts.request(text).prompt
-        return score(ids, self.logits(ids), self.prompts.top(top, "top"))
+        return score(ids, self.logits(ids, prompt), self.prompts.top(top, "top"), prompt)
 
     def evaluate(self, ids: Sequence[int] | I64) -> Evaluation:
         """Return how well ids [S], S ≥ 2, are predicted, in disjoint windows of the context.

@@ -220,7 +220,7 @@ class Walker:
         plain = Plain(self.program, self._tensors, self._heads)
         wide = self.program.loop.carries[0].width
         for position, token in enumerate(np.random.default_rng(0).integers(0, self.program.vocab_size, 24)):
-            x = plain._prologue(int(token), position)
+            x = plain._prologue([int(token)], position)
             states, read = [x[0, :wide]], []
             for depth in range(self.program.depths):
                 x = plain._block(depth, x, position, position)

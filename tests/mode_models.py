@@ -88,6 +88,17 @@ def two_blocks_that_share() -> Program:
     return written({}, lambda w: "embedded", [block("low"), block("high")], schedule=(0, 1, 0, 1))
 
 
+def prompts_that_see_themselves() -> Program:
+    """Layers in all stages whose mask is made for prompts."""
+    layer = replace(PLAIN, attention=replace(HEADS, mask="prefix"))
+    return written(
+        {},
+        lambda w: stack(w, "embedded", "a", [layer]),
+        [lambda w: (stack(w, "state", "b", [layer]),)],
+        epilogue=lambda w: stack(w, "state", "c", [layer]),
+    )
+
+
 MODELS: Mapping[str, Callable[[], Program]] = {
     "layers around the loop": lambda: llama(LAYER, LOOP, LAYER),
     "norms and deltas of each depth": lambda: llama(LAYER, DELTAS, LAYER),
@@ -117,6 +128,7 @@ MODELS: Mapping[str, Callable[[], Program]] = {
     "token choice": lambda: llama(LAYER, LOOP, LAYER, routing=TOKEN),
     "token choice, shared K/V": lambda: llama(LOOP, LAYER, routing=TOKEN, kv="shared"),
     "the row before": parallel_loop,
+    "prompts that see themselves": prompts_that_see_themselves,
 }
 """By the trait that is new in them."""
 

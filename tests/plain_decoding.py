@@ -152,11 +152,13 @@ class Plain:
         """All of a prompt: every depth, or as the router says → the last one's logits [V] and depths."""
         if self.program.routing is not None:
             return self._routed(tokens, 0)
-        for position, token in enumerate(tokens):
-            x = self._prologue(token, position)
+        together = len(tokens) if self.program.prefix_lm else 1
+        for position in range(0, len(tokens), together):
+            x = self._prologue(tokens[position : position + together], position)
             for depth in range(self.program.depths):
                 x = self._block(depth, x, position, position)
-            self._leave(x, x, position)
+            for i in range(len(x)):
+                self._leave(x[i : i + 1], x[i : i + 1], position + i)
             logits = self._read(x, position)
         self.rows = [len(tokens)] * self.program.depths
         if self.kv == "last":
@@ -168,7 +170,7 @@ class Plain:
         """One more token → its logits [V] and its depths."""
         if self.program.routing is not None:
             return self._routed([token], position)
-        x = self._prologue(token, position)
+        x = self._prologue([token], position)
         states, read, last = [x], list[F32](), self.program.depths - 1
         for depth in range(self.program.depths):
             x = self._block(depth, x, self.rows[depth] if self.skipped_kv == "skip" else position, position)
@@ -243,7 +245,7 @@ class Plain:
         """A chunk of tokens → logits [V] and depths of the last one."""
         routing, last = self.program.routing, len(tokens) - 1
         assert routing is not None
-        x = np.concatenate([self._prologue(token, first + i) for i, token in enumerate(tokens)])
+        x = np.concatenate([self._prologue([token], first + i) for i, token in enumerate(tokens)])
         gated, everyone = routing.gated, self.name == "never"
         most = int(self.numbers[0]) if self.name == "depth" else self.program.depths
         if routing.kind == "token":
@@ -308,23 +310,28 @@ class Plain:
         z: F32 = x @ self.heads[f"{head}.weight"][depth]
         return z
 
-    def _prologue(self, token: int, position: int) -> F32:
-        hosts = {"ids": np.array([token]), "positions": np.array([position]), "types": np.zeros(1, np.int64)}
+    def _prologue(self, tokens: Sequence[int], position: int) -> F32:
+        n = len(tokens)
+        hosts = {
+            "ids": np.array(tokens),
+            "positions": position + np.arange(n),
+            "types": np.zeros(n, np.int64),
+        }
         stage = self.program.prologue
-        lane = self._lane("prologue", 0, 0, position, position)
+        lane = self._lane("prologue", 0, 0, position, position, n)
         return np.concatenate(compute(stage, lane, *(hosts[name] for name in stage.inputs)), axis=1)
 
     def _block(self, depth: int, x: F32, row: int, position: int) -> F32:
-        """x [1, D] of the token at ``position``, whose K and V go into ``row``."""
+        """x [n, D] of the tokens from ``position`` on, whose K and V go into the rows from ``row`` on."""
         slot = 0 if self.program.shares_kv or self.one_slot else depth
-        lane = self._lane("block", slot, depth, row, position)
+        lane = self._lane("block", slot, depth, row, position, len(x))
         return np.concatenate(compute(self.blocks[depth], lane, *self._carries(x)), axis=1)
 
     def _epilogue(self, x: F32, position: int) -> F32:
-        lane = self._lane("epilogue", 0, 0, position, position)
+        lane = self._lane("epilogue", 0, 0, position, position, len(x))
         found = compute(self.program.epilogue, lane, *self._carries(x))
         (logits,) = compute(self.program.head, lane, *found)
-        row: F32 = np.asarray(logits[0], np.float32)
+        row: F32 = np.asarray(logits[-1], np.float32)
         return row
 
     def _carries(self, x: F32) -> list[F32]:
@@ -338,16 +345,16 @@ class Plain:
             self.slots[stage, slot] = [Slot(*(np.zeros(shape, np.float32) for _ in "kv")) for shape in shapes]
         return self.slots[stage, slot]
 
-    def _lane(self, stage: str, slot: int, depth: int, row: int, position: int) -> Lane:
+    def _lane(self, stage: str, slot: int, depth: int, row: int, position: int, count: int = 1) -> Lane:
         return Lane(
             self.weights,
-            np.array([position]),
+            position + np.arange(count),
             depth,
             row,
             self._slots(stage, slot),
             self._slots(stage, 0),
             self.kept_rows.setdefault((stage, slot), {}),
-            0 if row else 1,
+            0 if row else count,
         )
 
 

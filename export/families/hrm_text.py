@@ -2,13 +2,14 @@
 
 The slow state is the scaled embedding, the fast one a vector that every token starts with. A cycle runs the fast stack
 some times on the sum of the two states, then the slow one once; the embedding does not come in again. Norms have no
-weights, and attention is multiplied by a gate of its input.
+weights, and attention is multiplied by a gate of its input. With ``prefix_lm`` the tokens of a prompt see each other,
+as they were trained to; those that are generated see what is before them.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
+from typing import Literal
 
 from ...runtime.errors import CheckpointError
 from ...runtime.model import blocks
@@ -23,8 +24,6 @@ from .config_values import flag, number, size
 from .llama_config import LlamaConfig, read_sizes
 from .reader import FusedRows, Reader, Source
 from .ties import MAX_LAYERS, LayerNames
-
-logger = logging.getLogger(__name__)
 
 KEYS = (
     "H_cycles", "L_bp_cycles", "L_cycles", "auto_map", "embedding_scale", "initializer_range", "num_layers_per_stack",
@@ -57,11 +56,12 @@ class HrmNames(LayerNames):
 
 @dataclass(frozen=True)
 class Cycles:
-    """How often the slow stack runs, and how often the fast one before each of its runs."""
+    """How often the slow stack runs, and how often the fast one before each of its runs; and what tokens see."""
 
     slow: int
     fast: int
     embed_scale: float
+    mask: Literal["causal", "prefix"]
 
 
 class HrmTextFamily:
@@ -79,18 +79,13 @@ class HrmTextFamily:
         check_keys(config, KEYS, where)
         sizes = read_sizes({"head_dim": 128} | config, where)
         names = HrmNames(checkpoint)
-        if flag(config, "prefix_lm", where, True):
-            logger.warning(
-                "%s: prefix_lm is true, and prompts are read causally, as transformers reads them where no "
-                "token_type_ids mark a block that attends both ways",
-                where,
-            )
         layers = size(config, "num_layers_per_stack", where, sizes.layers)
         scale = number(config, "embedding_scale", where, 1 / number(config, "initializer_range", where, 0.02))
         cycles = Cycles(
             size(config, "H_cycles", where),
             size(config, "L_cycles", where),
             scale,
+            "prefix" if flag(config, "prefix_lm", where, True) else "causal",
         )
         if names.layers != layers or cycles.slow * (cycles.fast + 1) * layers > MAX_LAYERS:
             raise CheckpointError(
@@ -129,6 +124,7 @@ def program_of(sizes: LlamaConfig, layers: int, cycles: Cycles, tied: bool) -> P
             sizes.kv_heads,
             sizes.head_dim,
             sizes.rotation,
+            mask=cycles.mask,
         ),
         Mlp(sizes.intermediate_size),
         NormKind(eps),
@@ -187,7 +183,8 @@ def _layer(w: Writer, x: str, prefix: str, layer: Layer) -> str:
         w.add(Rotate(value, f"{value}_turned", a.heads, a.rotation))
     w.add(
         Attend(
-            f"{q}_turned", f"{k}_turned", v, mixed, a.heads, a.kv_heads, a.head_dim, a.head_dim**-0.5, w.cache()
+            f"{q}_turned", f"{k}_turned", v, mixed, a.heads, a.kv_heads, a.head_dim, a.head_dim**-0.5, w.cache(),
+            a.mask,
         )
     )  # fmt: skip
     w.add(Act(gate, share, "sigmoid"))

@@ -126,10 +126,13 @@ class Context:
     def prefill(self) -> tuple[F32, int]:
         """Run what has not been run → logits [1, V] behind the last token, and how many tokens that took.
 
-        When all were run, the last one is run again, for its logits. Where tokens leave early, the last one of an
-        answer is run as one that was generated, whatever comes behind it.
+        What comes before the answer is its prompt. When all were run, the last one is run again, for its logits. Where
+        tokens leave early, the last one of an answer is run as one that was generated, whatever comes behind it.
         """
         decoder = self.room(len(self.ids))
+        prompt = len(self.ids) if self.answer is None else self.answer
+        if not decoder.sequence.saw_prompt(prompt):
+            decoder.reset()
         if self.cached == len(self.ids):
             self._take_back(len(self.ids) - 1)
         begin, count = self.cached, len(self.ids)
@@ -140,7 +143,7 @@ class Context:
         if not decoder.sequence.grows:
             decoder.reset()
             begin = 0
-        return decoder.prompt(np.array(self.ids[self.cached :], np.int64)), count - begin
+        return decoder.prompt(np.array(self.ids[self.cached :], np.int64), prefix=prompt), count - begin
 
     def fork(self, make: Callable[[int], SequentialDecoder]) -> Context:
         """Return another context that goes on from here; neither changes the other. ``make`` as in ``Context``."""

@@ -57,6 +57,7 @@ def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache:
         messages=contents.messages,
         turns=contents.turns,
         said=contents.said,
+        prefix=state.prefix,
     )
     with writing(path) as file:
         out = ArraysWriter(file, msgspec.json.encode(header), dict(_shapes(header, program, cache)))
@@ -164,7 +165,7 @@ class SavedSession:
         reader.finish()
         return Contents(
             ids=ids,
-            state=SequenceState(header.cached, header.filled, waiting, held),
+            state=SequenceState(header.cached, header.filled, waiting, held, header.prefix),
             answer=header.answer,
             end=header.end,
             messages=header.messages,

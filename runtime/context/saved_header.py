@@ -115,6 +115,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     messages: list[dict[str, Any]]
     turns: int
     said: int
+    prefix: int = 0
+    """How many of the first tokens see each other."""
 
 
 def identity(bundle: Bundle) -> str:
@@ -135,6 +137,8 @@ def problems(header: Header, program: Program) -> Iterator[str]:
         yield f"{cached} of {header.tokens} tokens were run"
     if len(filled) != depths or len(header.waiting) != depths:
         yield f"it has {len(filled)} depths"
+    if not 0 <= header.prefix <= (cached if program.prefix_lm else 0):
+        yield f"{header.prefix} of {cached} tokens see each other"
     if any(not 0 <= n <= cached for n in filled):
         yield f"depths hold {filled} of {cached} tokens"
     for depth, parts in enumerate(header.waiting):

@@ -52,7 +52,7 @@ def evaluate(
         decoder.restart(full)
         for at in range(0, len(given), decoder.chunk):
             part = slice(at, at + decoder.chunk)
-            logits = decoder.prompt(given[part], "all")
+            logits = decoder.prompt(given[part], "all", prefix=1)
             likeliest[part] = logits.argmax(axis=-1)
             full_total += loss(logits, targets[part])
         first = window % len(tallies)

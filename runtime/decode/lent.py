@@ -53,8 +53,8 @@ class Lender:
         assert self._sequence is not None
         assert self._decoder is not None
         self.count()
-        state = self._decoder.read()
-        self._sequence.restore(sequence_state(state, bool(self._sequence.layout.held)))
+        state, sequence = self._decoder.read(), self._sequence
+        sequence.restore(sequence_state(state, bool(sequence.layout.held), sequence.prefix))
 
     def count(self) -> None:
         """Count what the engine's tokens took since the last time."""

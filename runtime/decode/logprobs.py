@@ -37,7 +37,7 @@ class TokenLogprobs(TokenLogprob):
 class Score:
     """How likely the model finds a text: its ids, and each token's log-probability after those before it.
 
-    The first one is None, for nothing comes before it.
+    The first one is None, for nothing comes before it, and so are those of a prompt.
     """
 
     ids: tuple[int, ...]
@@ -45,7 +45,7 @@ class Score:
 
     @property
     def total(self) -> float:
-        """The log-probability of the text given its first token, in nats: the sum over the others."""
+        """The log-probability of the text given its first token, or its prompt, in nats: the sum over the others."""
         return float(sum(token.logprob for token in self.tokens if token is not None))
 
 
@@ -57,11 +57,12 @@ def token_logprobs(logits: F32, token: int, top: int) -> TokenLogprobs:
     return TokenLogprobs(token, float(logits[token]) - log_sum, tuple(likeliest))
 
 
-def score(ids: Sequence[int] | I64, logits: F32, top: int) -> Score:
-    """Return the score of ids [S] given logits [S, V], of which row i predicts token i + 1."""
-    given = tuple(int(i) for i in ids)
-    rest = (token_logprobs(logits[i], token, top) for i, token in enumerate(given[1:]))
-    return Score(given, (None, *rest))
+def score(ids: Sequence[int] | I64, logits: F32, top: int, prompt: int = 0) -> Score:
+    """Return the score of ids [S] behind the first ``prompt`` of them, given logits [S, V], of which row i predicts
+    token i + 1."""
+    given, first = tuple(int(i) for i in ids), max(prompt, 1)
+    rest = (token_logprobs(logits[i - 1], given[i], top) for i in range(first, len(given)))
+    return Score(given, (*(None,) * min(first, len(given)), *rest))
 
 
 def _largest(logits: F32, count: int) -> I64:

@@ -40,12 +40,14 @@ class SequenceState:
 
     ``cached`` tokens were run, of which the slot of each depth holds ``filled``. ``waiting``: by depth, states of
     tokens that it has not seen yet. ``held``: by depth, the positions [n] of its slot's rows, where some have none.
+    ``prefix``: how many of the first tokens see each other.
     """
 
     cached: int
     filled: tuple[int, ...]
     waiting: tuple[tuple[Waiting, ...], ...]
     held: tuple[I64, ...] = ()
+    prefix: int = 0
 
 
 class TokenSequence:
@@ -72,9 +74,11 @@ class TokenSequence:
         """Whether the driver takes WHOLE calls of a text's chunks."""
         self.cached = 0
         """Tokens that were run."""
+        self.prefix = 0
+        """How many of the first tokens see each other; of a model without such a mask, 0."""
         self._router = Router(program, heads) if isinstance(policy.rule, RoutingRule) else None
         self._may_leave = policy.rule.exits_early or self._router is not None
-        self._depths = program.depths
+        self._depths, self._prefix_lm = program.depths, program.prefix_lm
         self._epilogue_kv = len(program.caches("epilogue")) > 0
         self._every_depth = np.array([program.depths])
         self._no_logits = np.empty((0, program.vocab_size), np.float32)
@@ -84,6 +88,11 @@ class TokenSequence:
     def grows(self) -> bool:
         """Whether texts one after the other get what they would get as one: not where a text is treated as a whole."""
         return self.layout.grows and not self.rule.whole_text
+
+    def saw_prompt(self, tokens: int) -> bool:
+        """Return whether what was run is the same in a text whose prompt is its first ``tokens`` tokens: it is, unless
+        those of a prompt see each other, and the prompt was another one."""
+        return not self._prefix_lm or self.prefix in (0, tokens)
 
     @property
     def filled(self) -> list[int]:
@@ -99,10 +108,12 @@ class TokenSequence:
         rule = self.rule
         return isinstance(rule, RoutingRule) or not rule.exits_early or self.skipped.complete
 
-    def prompt(self, ids: I64, rows: LogitRows = "last") -> PromptCalls:
+    def prompt(self, ids: I64, rows: LogitRows = "last", prefix: int | None = None) -> PromptCalls:
         """Run ids [S], S ≥ 1: every token at full depth, or as the router says → logits [N, V], depths run [S].
 
-        N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same).
+        N is 1 for the ``"last"`` token, S for ``"all"``, 0 for None (the caches are filled all the same). ``prefix``:
+        of a text from empty, how many of the first tokens see each other where the model's mask is made for that
+        (``Attend``); 1: none, so that every token sees those before it only; None: all.
         """
         yield from self.skipped.catch_up()
         ran = np.empty(len(ids), np.int64)
@@ -110,7 +121,7 @@ class TokenSequence:
         logits = self._no_logits
         start = end = 0
         while end < len(ids):
-            start, end = end, len(ids) if self.rule.whole_text else min(end + self.chunk(), len(ids))
+            start, end = end, self._piece(ids, end, prefix)
             reads = {None: 0, "last": int(end == len(ids)), "all": end - start}[rows]
             positions = tokens_from(self.cached, end - start)
             logits, ran[start:end] = yield from self._chunk(ids[start:end], positions, reads, self.whole)
@@ -120,6 +131,19 @@ class TokenSequence:
             logits = kept[0] if len(kept) == 1 else np.concatenate(kept)
         return logits, ran
 
+    def _piece(self, ids: I64, start: int, prefix: int | None) -> int:
+        """Return where the piece of ids [S] ends that begins at ``start``."""
+        if self._prefix_lm and not self.cached:
+            self.prefix = len(ids) if prefix is None else min(max(prefix, 1), len(ids))
+            return self.prefix
+        return len(ids) if self.rule.whole_text else min(start + self.chunk(), len(ids))
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether one more token is a prompt by itself, which no rule lets go: it is the first one, of a model whose
+        prompts see themselves. If it left, it would come to deeper depths in a call with later ones, and see those."""
+        return self._prefix_lm and not self.cached
+
     def step(self, token: int, position: int | None = None) -> StageCalls:
         """Run one more token, until the rule lets it go: at ``cached``, or at ``position`` behind others under way.
 
@@ -127,7 +151,7 @@ class TokenSequence:
         """
         at = self.cached if position is None else position
         ids, here = np.array([token]), np.array([at])
-        if isinstance(self.rule, ExitRule) and self.rule.exits_early:
+        if isinstance(self.rule, ExitRule) and self.rule.exits_early and not self.is_prompt:
             if self.skipped.overdue:
                 yield from self.skipped.catch_up()
             logits, depth = yield from self._until_exit(self.rule, ids, here)
@@ -250,6 +274,8 @@ class TokenSequence:
     def can_truncate(self, cache: KVCache, tokens: int) -> bool:
         """Return whether its slots of ``cache`` still hold what they held when it had run ``tokens`` tokens."""
         slots = [(self.cached, tokens), *zip(self.filled, self.rows_before(tokens), strict=True)]
+        if 0 < tokens < self.prefix:
+            return False  # what is left has seen what is to go
         return all(cache.can_truncate(*slot) for slot in slots)
 
     def truncate(self, tokens: int) -> None:
@@ -265,6 +291,7 @@ class TokenSequence:
         """
         self.skipped.take_back(position, pending)
         self.cached = min(self.cached, position)
+        self.prefix = min(self.prefix, position)
 
     def snapshot(self) -> SequenceState:
         """Return its state now, a copy that later steps leave as it is."""
@@ -273,6 +300,7 @@ class TokenSequence:
             tuple(self.filled),
             tuple(tuple(waiting) for waiting in self.skipped.waiting),
             tuple(np.array(held, np.int64) for held in self.layout.held),
+            self.prefix,
         )
 
     def restore(self, state: SequenceState) -> None:
@@ -288,7 +316,7 @@ class TokenSequence:
             raise UsageError(
                 f"the state of a sequence {found}, wanted one {wanted}: the policy is another one"
             )
-        self.cached = state.cached
+        self.cached, self.prefix = state.cached, state.prefix
         self.layout.filled[:] = state.filled
         self.layout.held = [held.tolist() for held in state.held]
         self.skipped.waiting = [WaitingQueue(waiting) for waiting in state.waiting]

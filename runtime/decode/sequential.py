@@ -106,14 +106,14 @@ class SequentialDecoder(StageRunner):
         """By depth: tokens whose K/V are in its slot."""
         return self.sequence.filled
 
-    def prompt(self, ids: I64, rows: LogitRows = "last") -> F32:
-        """Run ids [S] on top of the cached tokens → logits [N, V]; ``rows`` as in ``TokenSequence.prompt``.
+    def prompt(self, ids: I64, rows: LogitRows = "last", prefix: int | None = None) -> F32:
+        """Run ids [S] on top of the cached tokens → logits [N, V]; the rest as in ``TokenSequence.prompt``.
 
         ContextError when they do not fit into the cache; nothing is run then.
         """
         ids = self.checked(ids)
         with self._slot_for_each_depth(len(ids)):
-            logits, self.ran = self._drive(self.sequence.prompt(ids, rows))
+            logits, self.ran = self._drive(self.sequence.prompt(ids, rows, prefix))
         self.depth = self.ran[-1].item()
         return logits
 
@@ -188,7 +188,7 @@ class SequentialDecoder(StageRunner):
         """Return what runs one more token in the engine, where it can and nobody watches the depths."""
         if self.observe is not None or not self.whole_tokens:
             self.settle()
-        elif self._lent is None:
+        elif self._lent is None and not self._sequence.is_prompt:
             self._lent = self._lender.lend(self._sequence)
         return self._lent
 
@@ -218,8 +218,9 @@ class SequentialDecoder(StageRunner):
         """Forget all but the first ``tokens`` tokens; nothing is copied. UsageError unless ``can_truncate``."""
         if 0 <= tokens <= self.cached and not self.can_truncate(tokens):
             raise UsageError(
-                f"the cache no longer has what it had after {tokens} tokens: a sliding window has moved on, or a layer "
-                "keeps its last row only; start from an empty context instead"
+                f"the cache no longer has what it had after {tokens} tokens: a sliding window has moved on, a layer "
+                "keeps its last row only, or they are part of a prompt whose tokens see each other; start from an "
+                "empty context instead"
             )
         self.sequence.truncate(tokens)
 

@@ -97,13 +97,13 @@ def token_state(sequence: TokenSequence) -> TokenState:
     return TokenState(state.cached, state.filled, state.held or _NOTHING * len(state.filled), tuple(waiting))
 
 
-def sequence_state(state: TokenState, gaps: bool) -> SequenceState:
-    """Return what a sequence has to know of ``state``. ``gaps``: whether its slots lack tokens."""
+def sequence_state(state: TokenState, gaps: bool, prefix: int = 0) -> SequenceState:
+    """Return what a sequence has to know of ``state``. ``gaps``: whether its slots lack tokens. ``prefix``: its own."""
     waiting = (
         (Waiting(each.positions.item(0), each.states),) if len(each.positions) else ()
         for each in state.waiting
     )
-    return SequenceState(state.cached, state.filled, tuple(waiting), state.held if gaps else ())
+    return SequenceState(state.cached, state.filled, tuple(waiting), state.held if gaps else (), prefix)
 
 
 _NOTHING = (np.empty(0, np.int64),)

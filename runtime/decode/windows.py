@@ -68,7 +68,9 @@ class DepthReader:
         try:
             decoder.observe = observe
             while at < len(ids):
-                part = ids[at : at + decoder.chunk]
+                # Where prompts see themselves the first token goes alone, so that none sees what it is to predict.
+                alone = decoder.backend.program.prefix_lm and not decoder.cached
+                part = ids[at : at + (1 if alone else decoder.chunk)]
                 logits = decoder.prompt(part, "all")
                 visit(self._depths - 1, at, logits)
                 at += len(part)

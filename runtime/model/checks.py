@@ -112,6 +112,8 @@ def _routing_problems(routing: Routing, program: Program) -> Iterator[str]:
         yield f"routing is for models of several depths, this one has {depths}"
     if len(program.loop.carries) > 1:
         yield f"routing is for loops of one carry, this one has {len(program.loop.carries)}"
+    if program.prefix_lm:
+        yield "routing is for models whose tokens see earlier ones only, and this one has mask prefix"
     if program.encoder:
         yield "routing is for models whose attention has caches, and this one's has none"
     yield from within("routing.alpha", routing.alpha, -FINITE, FINITE)

@@ -161,6 +161,13 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return self.depths > 1 and any(shape.shared for shape in self.caches("block"))
 
     @property
+    def prefix_lm(self) -> bool:
+        """Whether the tokens of a prompt see each other: it has to go in at once, and is another one if it grows."""
+        return any(
+            isinstance(op, Attend) and op.mask == "prefix" for stage in self.stages for op in stage.ops
+        )
+
+    @property
     def kv_slots(self) -> int:
         """KV slots of a sequence in the block's caches: one a depth, or one for all where depths share."""
         return 1 if self.shares_kv else self.depths

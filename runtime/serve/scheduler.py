@@ -101,7 +101,7 @@ class Scheduler:
         try:
             yield TokenCall(decoder, "host" if by is None else "decoder")
         finally:
-            tokens.restore(sequence_state(decoder.read(), bool(tokens.layout.held)))
+            tokens.restore(sequence_state(decoder.read(), bool(tokens.layout.held), tokens.prefix))
 
     def add(self, task: Task) -> None:
         """Start a task, on a sequence that no other task uses."""

@@ -75,6 +75,12 @@ class BatchServer:
         even = isinstance(rule, ExitRule) and rule.measure is None
         mode = token_mode(TokenSequence(session.program, self.policy, session.heads, lambda: 1))
         mode = mode if runs_tokens(backend) else None
+        at_once = session.program.prefix_lm
+        if max_stall is not None and at_once:
+            raise UsageError(
+                f"max_stall is {max_stall} ms, and the tokens of this model's prompts see each other: they cannot go "
+                "in by pieces that keep a bound; leave it out"
+            )
         scheduler = self.scheduler = Scheduler(
             backend, cache, sequences, aligned=even, max_stall=checked_stall(max_stall), mode=mode
         )
@@ -90,7 +96,7 @@ class BatchServer:
             KvBudget(cache, kv_limit),
             sequences,
             empty,
-            reuse=layout.grows and (backend.can.row_exact if reuse is None else reuse),
+            reuse=layout.grows and not at_once and (backend.can.row_exact if reuse is None else reuse),
             copies=backend.can.host_rows,
         )
         self._worker = Worker(session, scheduler, self.pool, waiting)
@@ -122,7 +128,8 @@ class BatchServer:
           is a BusyError of ``submit``.
         - ``context``: tokens that prompt and answer may have together; K/V are of ``sequences`` × as many at most.
         - ``reuse``: a prompt that begins as one that a sequence still holds is prefilled from where they differ; None:
-          where the engine is row-exact, so that no answer depends on it.
+          where the engine is row-exact, so that no answer depends on it; never where a prompt's tokens see each
+          other.
         - ``max_stall``: milliseconds that prompts may add to the time between two tokens of a request; None: prompts go
           in chunks of 32 tokens.
         - ``kv_limit``: bytes that K/V of all requests may take; what does not fit waits.
