@@ -21,8 +21,10 @@ from .situations import strange_companion, what_folder, what_path
 from .weight_file import DTYPES, WeightFile
 from .weight_files import read_json, read_yaml, weight_files
 
-WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
-"""Parts of a tensor's name that torch.compile, FSDP, activation checkpointing and DDP put around a module."""
+WRAPPERS = frozenset(
+    ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module", "base_layer"]
+)
+"""Parts of a tensor's name that torch.compile, FSDP, activation checkpointing, DDP and PEFT put around a module."""
 
 PEFT_PREFIX = "base_model.model."
 _UNNAMED = re.compile(r"(\.lora_[AB])\.weight$")  # as PEFT saves an adapter; in a whole model it has a name

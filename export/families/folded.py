@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from ...runtime.errors import CheckpointError
 from ...runtime.model.blocks import Layer, NormKind
 from ...runtime.model.decoder import Block, Segment, decoder
 from ...runtime.model.program import Program
-from ...runtime.model.weights import Vector, canonical
+from ...runtime.model.weights import Delta, Vector, canonical
 from ..checkpoint import Checkpoint
 from ..family import Reading
 from .llama_config import LlamaConfig
@@ -124,15 +123,9 @@ def read_stack(
 ) -> Reading:
     """Return the Reading of a plan; CheckpointError names a tensor that is missing, of a wrong shape, not shared
     although the plan says so, or part of a layer and not read. ``known`` are tensors that change nothing."""
-    folder = names.checkpoint.folder
-    if lora := min((name for name in names.checkpoint.names if ".lora_" in name), default=None):
-        raise CheckpointError(
-            f"{folder}: {lora} is a LoRA, which is not read on {names.whose} models; merge it into the model (PEFT's "
-            "merge_and_unload)"
-        )
     reader = Reader(names)
     tied = reader.head_is_embedding(stack.outer["head.weight"].name, stack.tied)
-    segments = [_segment(run, stack) for run in plan]
+    segments = [_segment(reader, run, stack) for run in plan]
     without_rows = _program(stack, segments, tied)
     segments = [
         tuple(replace(layer, norm_rows=_norms_differ(reader, number, run, stack, without_rows)) for layer in each)
@@ -148,9 +141,22 @@ def read_stack(
     return Reading(program, reader.tensors, frozenset(reader.used | set(known)))
 
 
-def _segment(run: TiedRun, stack: Stack) -> Segment:
-    """Return the descriptions of the layers of ``run``, without rows of norms."""
-    return tuple(replace(stack.layer(applied[0]), depths=len(applied)) for applied in run.applied)
+def _segment(reader: Reader, run: TiedRun, stack: Stack) -> Segment:
+    """Return the descriptions of the layers of ``run``, with their deltas, without rows of norms."""
+    return tuple(
+        replace(stack.layer(applied[0]), depths=len(applied), deltas=_deltas(reader, applied, stack))
+        for applied in run.applied
+    )
+
+
+def _deltas(reader: Reader, applied: Sequence[int], stack: Stack) -> dict[str, Delta]:
+    """Return the deltas of a layer that is the stored layers ``applied``, by part."""
+    found = {}
+    for part, source in stack.sources.items():
+        group = [f"{reader.names.inside}{number}.{source.name}" for number in applied]
+        if part.endswith(".weight") and (delta := reader.delta_of([group])):
+            found[part.removesuffix(".weight")] = delta
+    return found
 
 
 def _norms_differ(reader: Reader, number: int, run: TiedRun, stack: Stack, program: Program) -> bool:

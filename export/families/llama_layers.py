@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 
-import torch
-
-from ...runtime.errors import CheckpointError
-from ..checkpoint import Checkpoint
 from ..family import Reading
 from .llama_config import LlamaConfig
 from .llama_names import ATTENTION, SANDWICH_NORMS, LlamaNames
 from .llama_program import program_of
 from .llama_spec import Segment, Spec
-from .reader import Reader
+from .lora import Scale
+from .reader import Reader, Source
 from .ties import TiedRun
-
-Scale = Callable[[str, int], float]
-"""(module name without PEFT's prefix, rank) → LoRA scale."""
 
 
 def read_layers(
@@ -77,8 +70,7 @@ class _LlamaReader(Reader):
     names: LlamaNames
 
     def __init__(self, names: LlamaNames, config: LlamaConfig, scale: Scale | None) -> None:
-        super().__init__(names)
-        self.scale = scale
+        super().__init__(names, scale)
         d, q, kv = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
         f = config.intermediate_size
         self.width = d
@@ -91,24 +83,21 @@ class _LlamaReader(Reader):
         lora: dict[str, int] = {}
         rescaled = list[str]()
         own_attention = run.own_attention and self.attention_differs(run)
-        for j, applied in enumerate(run.applied):
-            for projection, shape in self.shapes.items():
-                linears = [self.names.linear(layer, projection) for layer in applied]
-                canonical = f"{prefix}.{j}.{projection}.weight"
+        for projection, shape in self.shapes.items():
+            groups = [[self.names.linear(layer, projection) for layer in applied] for applied in run.applied]
+            delta = self.delta_of(groups)
+            for j, group in enumerate(groups):
+                stem = f"{prefix}.{j}.{projection}"
                 if own_attention and projection in ATTENTION:
-                    self.stacked(canonical, linears, shape)
+                    self.stacked(f"{stem}.weight", group, shape, merged=delta is None)
                 else:
-                    self.tied(linears, shape)
-                    self.plain(canonical, linears[0], shape)
-        for projection in self.shapes:
-            pairs = [[self.names.lora(layer, projection) for layer in applied] for applied in run.applied]
-            if all(len(set(row)) == 1 for row in pairs):
-                self.merged(prefix, run, projection, [row[0] for row in pairs])
-            else:
-                lora[projection] = self.lora(prefix, run, projection, pairs)
-                if any(len(pair or ()) > 2 for row in pairs for pair in row):
-                    self.rescaled(prefix, run, projection, pairs)
-                    rescaled.append(projection)
+                    self.tied(group, shape)
+                    self.plain(f"{stem}.weight", group[0], shape, merged=delta is None)
+                if delta is not None:
+                    self.delta(stem, [Source(name) for name in group], shape, delta)
+            if delta is not None:
+                lora[projection] = delta.rank
+                rescaled += [projection] * delta.rescaled
         per_repeat = self.norms_differ(run)
         repeats = len(run.applied[0])
         for j, applied in enumerate(run.applied):
@@ -158,126 +147,3 @@ class _LlamaReader(Reader):
                 self.tied(group, (self.width,))
         differ = self.differ((group, (self.width,)) for group in groups)
         return len(run.applied[0]) > 1 and (differ or bool(run.per_repeat_norms))
-
-    def merged(
-        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[tuple[str, ...] | None]
-    ) -> None:
-        """Add a LoRA to its matrix, because it does not differ between depths."""
-        for j, pair in enumerate(pairs):
-            if pair is None:
-                continue
-            layer = run.applied[j][0]
-            _, scale = self.pair(layer, projection, pair)
-            name, shape = self.names.linear(layer, projection), self.shapes[projection]
-            self.tensors[f"{prefix}.{j}.{projection}.weight"] = partial(
-                _merge, self.checkpoint, name, shape, pair, scale
-            )
-
-    def pair(self, layer: int, projection: str, pair: tuple[str, ...]) -> tuple[int, float]:
-        """Mark A and B (and the lengths) of a layer's projection as used, check them, and return (rank, scale)."""
-        d_out, d_in = self.shapes[projection]
-        rank = (*self.checkpoint.shape(pair[0]), 0)[0]
-        if not 0 < rank <= max(d_in, d_out):
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: {pair[0]} has rank {rank}; wanted 1 … {max(d_in, d_out)}"
-            )
-        if self.scale is None:
-            raise CheckpointError(
-                f"{self.checkpoint.folder}: {pair[0]} is a LoRA without a scale: wanted conf.yaml or "
-                "adapter_config.json beside the weights"
-            )
-        for name, shape in zip(pair, ((rank, d_in), (d_out, rank), (d_out,)), strict=False):
-            self.checkpoint.require(name, shape)
-            self.used.add(name)
-        return rank, self.scale(self.names.module(layer, projection), rank)
-
-    def lora(
-        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, ...] | None]]
-    ) -> int:
-        """Add A and B of one projection of the segment, with zeros for depths without a delta; return the rank.
-
-        Depths of lower rank (PEFT's rank_pattern) are filled up with zeros.
-        """
-        d_out, d_in = self.shapes[projection]
-        known = [
-            [
-                self.pair(layer, projection, pair) if pair else (0, 0.0)
-                for layer, pair in zip(*row, strict=True)
-            ]
-            for row in zip(run.applied, pairs, strict=True)
-        ]
-        rank = max(r for row in known for r, _ in row)
-        for j, row in enumerate(pairs):
-            sides = [[pair[side] if pair else None for pair in row] for side in (0, 1)]
-            stem = f"{prefix}.{j}.{projection}"
-            self.tensors[f"{stem}.lora_a"] = partial(_padded, self.checkpoint, sides[0], (rank, d_in))
-            self.tensors[f"{stem}.lora_b"] = partial(
-                _padded, self.checkpoint, sides[1], (d_out, rank), [scale for _, scale in known[j]]
-            )
-        return rank
-
-    def rescaled(
-        self, prefix: str, run: TiedRun, projection: str, pairs: Sequence[Sequence[tuple[str, ...] | None]]
-    ) -> None:
-        """Add what each row of one projection of the segment is multiplied by, of which depths without DoRA have 1."""
-        shape = self.shapes[projection]
-        for j, (applied, row) in enumerate(zip(run.applied, pairs, strict=True)):
-            scales = [
-                self.pair(layer, projection, pair)[1] if pair else 0.0
-                for layer, pair in zip(applied, row, strict=True)
-            ]
-            self.tensors[f"{prefix}.{j}.{projection}.lora_scale"] = partial(
-                _row_scales, self.checkpoint, self.names.linear(applied[0], projection), shape, row, scales
-            )
-
-
-def _merge(
-    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: tuple[str, ...], scale: float
-) -> torch.Tensor:
-    a, b = (checkpoint.tensor(side) for side in pair[:2])
-    merged = checkpoint.tensor(name, shape) + scale * (b @ a)
-    return merged if len(pair) == 2 else merged * _row_scale(checkpoint, merged, pair[2])[:, None]
-
-
-def _row_scale(checkpoint: Checkpoint, merged: torch.Tensor, lengths: str) -> torch.Tensor:
-    """Return [out]: DoRA's length of each row over the one that ``merged`` has (arXiv 2402.09353, equation 5)."""
-    own = torch.linalg.vector_norm(merged, dim=1)
-    if not own.all():
-        raise CheckpointError(
-            f"{checkpoint.folder}: {lengths} are lengths of rows of which one is zero; export a checkpoint from before "
-            "training diverged"
-        )
-    scale: torch.Tensor = checkpoint.tensor(lengths) / own
-    return scale
-
-
-def _row_scales(
-    checkpoint: Checkpoint,
-    name: str,
-    shape: tuple[int, ...],
-    rows: Sequence[tuple[str, ...] | None],
-    scales: Sequence[float],
-) -> torch.Tensor:
-    """Return [len(rows), out]: the row scale of each depth, 1 where it has none."""
-    weight, stack = checkpoint.tensor(name, shape), torch.ones(len(rows), shape[0])
-    for place, row, scale in zip(stack, rows, scales, strict=True):
-        if row is not None and len(row) > 2:
-            a, b = (checkpoint.tensor(side) for side in row[:2])
-            place.copy_(_row_scale(checkpoint, weight + scale * (b @ a), row[2]))
-    return stack
-
-
-def _padded(
-    checkpoint: Checkpoint,
-    names: Sequence[str | None],
-    shape: tuple[int, ...],
-    scales: Sequence[float] | None = None,
-) -> torch.Tensor:
-    """Return [len(names), *shape]; None is a row of zeros, and smaller tensors are filled up with zeros."""
-    stack = torch.zeros(len(names), *shape)
-    for i, name in enumerate(names):
-        if name is not None:
-            tensor = checkpoint.tensor(name)
-            place = stack[i][tuple(slice(size) for size in tensor.shape)]
-            place.copy_(tensor if scales is None else tensor * scales[i])
-    return stack

@@ -43,20 +43,8 @@ class LlamaNames(LayerNames):
         return f"model.layers.{self.layer_stem(layer)}.{part}.{projection}"
 
     def linear(self, layer: int, projection: str) -> str:
-        """Return the name of the shared matrix; under LoRA it is PEFT's base layer."""
-        plain = f"{self.prefix}{self.module(layer, projection)}"
-        base = f"{plain}.base_layer.weight"
-        return base if base in self.checkpoint.names else f"{plain}.weight"
-
-    def lora(self, layer: int, projection: str) -> tuple[str, ...] | None:
-        """Return the names of A [r, in] and B [out, r], with DoRA that of the rows' lengths [out] too; or None."""
-        stem = f"{self.prefix}{self.module(layer, projection)}"
-        pair = tuple(f"{stem}.lora_{x}.default.weight" for x in "AB")
-        if self.checkpoint.names.isdisjoint(pair):
-            return None
-        # PEFT before 0.12 kept the lengths in a ParameterDict, whose entries have no .weight.
-        stored = (f"{stem}.lora_magnitude_vector.default{end}" for end in (".weight", ""))
-        return (*pair, *(name for name in stored if name in self.checkpoint.names))
+        """Return the name of the shared matrix."""
+        return f"{self.prefix}{self.module(layer, projection)}.weight"
 
     def encoding(self, layer: int) -> str | None:
         """Return the name of the vector that multiplies what a layer gives, if it has one."""

@@ -12,7 +12,7 @@ from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..checkpoint.situations import ADAPTER_WEIGHTS
 from .config_values import flag, number, size
-from .llama_layers import Scale
+from .lora import Scale
 
 KNOWN = frozenset(
     """
@@ -69,7 +69,7 @@ def adapter_scale(checkpoint: Checkpoint, dora: bool = False) -> Scale | None:
     def scale(module: str, rank: int) -> float:
         declared = _lookup(ranks, module, size(adapter, "r", where, 8))
         if declared != rank:
-            raise CheckpointError(f"{where}: rank of {module} is {declared}, its weights have {rank}")
+            raise CheckpointError(f"{where}: rank of {module} is {declared:g}, its weights have {rank}")
         alpha = _lookup(alphas, module, number(adapter, "lora_alpha", where, 8))
         return alpha / (math.sqrt(rank) if rooted else rank)
 

@@ -19,8 +19,9 @@ from ..checkpoint import Checkpoint
 from ..family import Reading
 from .config_values import flag, size
 from .llama_config import LlamaConfig, read_llama_config
-from .llama_layers import Scale, read_layers
+from .llama_layers import read_layers
 from .llama_names import LlamaNames
+from .lora import Scale
 from .mor_config import enabled, refuse, section, shares_kv
 from .mor_relaxation import EncodedNames, PromptNames, prompt_tokens, read_method, with_prompts
 from .mor_routing import RoutedNames, read_routing, router_heads

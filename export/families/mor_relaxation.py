@@ -25,8 +25,8 @@ from ...runtime.wording import shown
 from ..checkpoint import Checkpoint
 from ..family import Loader, Reading
 from .config_values import size
-from .llama_layers import Scale
 from .llama_names import ATTENTION, LlamaNames
+from .lora import Scale
 from .lora_scale import adapter_scale, training_scale
 from .mor_config import enabled, section
 from .ties import TiedRun

@@ -6,18 +6,23 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 
 from ...runtime.errors import CheckpointError
-from ...runtime.model.weights import Weight, canonical
+from ...runtime.model.weights import Delta, Weight, canonical
 from ..family import Loader
 from . import is_buffer
+from .lora import Loras, Scale, by_depth
+from .lora_scale import adapter_scale
 from .ties import LayerNames, TiedRun
 
 logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+DELTAS = ("lora_a", "lora_b", "lora_scale")
+"""The tensors of a delta."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,43 @@ class Source:
 class Reader:
     """Collects loaders of canonical tensors, and the names that were used."""
 
-    def __init__(self, names: LayerNames) -> None:
+    def __init__(self, names: LayerNames, scale: Scale | Literal["adapter"] | None = "adapter") -> None:
+        """``scale``: of LoRAs; ``adapter``: as adapter_config.json has it, if there is one."""
         self.names, self.checkpoint = names, names.checkpoint
         self.tensors: dict[str, Loader] = {}
         self.used: set[str] = set()
+        scale = adapter_scale(self.checkpoint) if scale == "adapter" else scale
+        self.loras = Loras(self.checkpoint, names.prefix, scale, self.used)
 
-    def plain(self, name: str, stored: str | Source, shape: Shape) -> None:
-        """Add the canonical tensor ``name``, which is the stored one or some of its rows."""
-        self.tensors[name] = self._loader(Source(stored) if isinstance(stored, str) else stored, shape)
+    def plain(self, name: str, stored: str | Source, shape: Shape, *, merged: bool = True) -> None:
+        """Add the canonical tensor ``name``, which is the stored one or some of its rows; ``merged``: with its LoRA."""
+        self.tensors[name] = self._loader(
+            Source(stored) if isinstance(stored, str) else stored, shape, merged
+        )
 
-    def stacked(self, name: str, stored: Sequence[str], shape: Shape) -> None:
+    def stacked(self, name: str, stored: Sequence[str], shape: Shape, *, merged: bool = True) -> None:
         """Add the canonical tensor ``name``, which is one stored tensor of ``shape`` for each depth."""
-        self.tensors[name] = partial(_stack, [self._loader(Source(each), shape) for each in stored], shape)
+        self.tensors[name] = partial(
+            _stack, [self._loader(Source(each), shape, merged) for each in stored], shape
+        )
+
+    def delta_of(self, groups: Sequence[Sequence[str]]) -> Delta | None:
+        """Return the delta of matrices, given by group, a matrix of which there is one for each depth; None where no
+        LoRA differs between depths, so that it can be added to the matrix."""
+        if not any(self.loras.differ(group) for group in groups):
+            return None
+        matrices = [matrix for group in groups for matrix in group]
+        return Delta(max(map(self.loras.rank, matrices)), any(map(self.loras.rescales, matrices)))
+
+    def delta(self, stem: str, sources: Sequence[Source], shape: Shape, delta: Delta) -> None:
+        """Add the ``delta`` of the canonical matrix ``stem``, of ``shape``: the LoRA of one of ``sources`` at each
+        depth."""
+        rows = sources[0].rows
+        loras = [self.loras.of(source.name, _whole(shape, rows)) for source in sources]
+        weights = [self._loader(source, shape, merged=False) for source in sources]
+        made = by_depth(loras, weights, partial(_cut, rows), (shape[0], shape[1]), delta.rank)
+        for kind in ("lora_a", "lora_b", *["lora_scale"] * delta.rescaled):
+            self.tensors[f"{stem}.{kind}"] = made[kind]
 
     def tied(self, group: Sequence[str], shape: Shape) -> None:
         """Mark a group as used; CheckpointError unless all of it is one tensor."""
@@ -88,18 +118,26 @@ class Reader:
 
         ``sources``: by the canonical name of a tensor within its layer, the checkpoint's tensor in the layer.
         """
-        for tensor in canonical(weights):
-            if not tensor.name.startswith("segments."):
+        found = {tensor.name: tensor for tensor in canonical(weights) if tensor.name.startswith("segments.")}
+        for name, tensor in found.items():
+            stem, _, kind = name.rpartition(".")
+            if kind in DELTAS:
                 continue
-            _, segment, _, layer, part = tensor.name.split(".", 4)
+            _, segment, _, layer, part = name.split(".", 4)
             source, applied = sources[part], plan[int(segment)].applied[int(layer)]
-            stored = [f"{self.names.inside}{number}.{source.name}" for number in applied]
-            loaders = [self._loader(replace(source, name=name), tensor.shape) for name in stored]
+            stored = [
+                replace(source, name=f"{self.names.inside}{number}.{source.name}") for number in applied
+            ]
+            ours = kind == "weight" and f"{stem}.lora_a" in found
+            differs = self.delta_of([[each.name for each in stored]]) if ours else None
+            loaders = [self._loader(each, tensor.shape, differs is None) for each in stored]
             if tensor.per_depth:
-                self.tensors[tensor.name] = partial(_stack, loaders, tensor.shape)
+                self.tensors[name] = partial(_stack, loaders, tensor.shape)
             else:
-                self.tied(stored, _whole(tensor.shape, source.rows))
-                self.tensors[tensor.name] = loaders[0]
+                self.tied([each.name for each in stored], _whole(tensor.shape, source.rows))
+                self.tensors[name] = loaders[0]
+            if differs is not None:
+                self.delta(stem, stored, tensor.shape, differs)
 
     def head_is_embedding(self, head: str, declared: bool, insisted: bool = False) -> bool:
         """Return whether the matrix ``head`` is the embedding's. Where both are stored, their content decides.
@@ -139,13 +177,17 @@ class Reader:
                 f"{self.checkpoint.folder}: {name} is part of a layer and not understood; wanted {wanted}"
             )
 
-    def _loader(self, source: Source, shape: Shape) -> Loader:
-        """Return the loader of a tensor of ``shape``, which is checked by the header alone."""
+    def _loader(self, source: Source, shape: Shape, merged: bool = True) -> Loader:
+        """Return the loader of a tensor of ``shape``, which is checked by the header alone; ``merged``: with its
+        LoRA."""
         whole = _whole(shape, source.rows)
         self.checkpoint.require(source.name, whole)
         self.used.add(source.name)
         load: Loader = partial(self.checkpoint.tensor, source.name, whole)
         load = load if source.rows is None else partial(_rows, load, source.rows)
+        # PEFT's LoRA of an embedding has other names: one that is called as a matrix's is another model's.
+        if merged and source.name != self.names.embed and (lora := self.loras.of(source.name, whole)):
+            load = partial(lora.added, load, partial(_cut, source.rows))
         return partial(_raised, load, source.plus) if source.plus else load
 
 
@@ -155,7 +197,12 @@ def _whole(shape: Shape, rows: FusedRows | None) -> Shape:
 
 
 def _rows(load: Loader, rows: FusedRows) -> torch.Tensor:
-    whole = load()
+    return _cut(rows, load())
+
+
+def _cut(rows: FusedRows | None, whole: torch.Tensor) -> torch.Tensor:
+    if rows is None:
+        return whole
     parts: torch.Tensor = whole.unflatten(0, (rows.groups, rows.parts, -1))
     return parts[:, rows.number : rows.number + rows.count].flatten(0, 2).contiguous()
 

@@ -289,7 +289,7 @@ WEIGHT_REFUSALS: list[tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = [
     (lambda t: t.pop("gpt_neox.embed_in.weight"), "no tensor named gpt_neox.embed_in.weight; wanted one, as GPT-NeoX"),
     (lambda t: t.pop("embed_out.weight"), "no tensor embed_out.weight"),
     (lambda t: t.update({LAYER.format(0) + "attention.gate": torch.ones(1)}), "attention.gate is part of a layer"),
-    (_lora, "is a LoRA, which is not read on GPT-NeoX models; merge it"),
+    (_lora, r"lora_A\.default\.weight is a LoRA without a scale|no tensor .*lora_B"),
     (
         lambda t: t[FUSED.format(3) + "bias"].add_(1),
         "layers 1 to 4 repeat, 2 at a time and 2 times, but for 1 of their 32 tensors: .*query_key_value.bias differs",
