@@ -25,7 +25,7 @@ from .options import (
     template_arguments,
     template_options,
 )
-from .run import generation, tell, tell_full
+from .run import generation, said, tell, tell_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         conversation = Conversation(
             session, sampling, args.stop, args.max_tokens, args.system, template, args.logprobs
         )
+        conversation.thinking = args.thinking != "hide"
         if not conversation.has_template:
             console.note(
                 "This bundle has no chat template: each line is continued by itself, without memory."
@@ -166,16 +167,17 @@ def _file(rest: str, command: str) -> Path:
 def turn(conversation: Conversation, answer: Iterator[Step], console: Console) -> None:
     """Show ``answer``, and remember it."""
     steps: list[Step] = []
+    parted = conversation.parted()
     if conversation.forgotten:
         console.note(
             f"(the context is full: {conversation.forgotten} earlier messages are forgotten, the rest is read again)"
         )
     try:
-        tell(answer, console, steps)
+        tell(answer, console, steps, parted=parted, thinking=conversation.thinking)
     except KeyboardInterrupt:
         if not (steps and console.asks_a_person):
             raise
-    conversation.answered("".join(step.text for step in steps))
+    conversation.answered(parted)
     conversation.keep()
     tell_full(steps, conversation.session, console, "ask for less")
     if steps and steps[-1].finish == "length":
@@ -186,4 +188,4 @@ def turn(conversation: Conversation, answer: Iterator[Step], console: Console) -
     if console.json:
         found = generation(steps, conversation.session.stats)
         gone = {"forgotten_messages": conversation.forgotten}
-        console.result({"prompt": conversation.line, **found, **gone, **logprobs})
+        console.result({"prompt": conversation.line, **found, **said(parted), **gone, **logprobs})

@@ -36,7 +36,7 @@ class Console:
         self.json = json
         self.always_colour = False
         """Whether streamed tokens are coloured in a pipe too."""
-        self._open_line = False
+        self._open_line = self._open_aside = False
         self._lines = 0  # that were read of a pipe
         for stream in (sys.stdout, sys.stderr):
             # A terminal that cannot show a character shows a question mark instead of a traceback.
@@ -75,6 +75,23 @@ class Console:
         sys.stdout.write(piece)
         self._open_line = not text.endswith("\n")
         self.flush()
+
+    def aside(self, text: str) -> None:
+        """A piece of what a model thinks before it answers, at once, on stderr; in grey on a terminal; silent with
+        ``json``."""
+        if self.json or not text:
+            return
+        piece = _CONTROLS.sub("", text)
+        sys.stderr.write(f"\x1b[2m{piece}\x1b[0m" if sys.stderr.isatty() else piece)
+        sys.stderr.flush()
+        self._open_aside = not text.endswith("\n")
+
+    def end_aside(self) -> None:
+        """Finish the line that ``aside`` left open."""
+        if self._open_aside:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+            self._open_aside = False
 
     def end_stream(self) -> None:
         """Finish the line that ``stream`` left open."""
@@ -121,6 +138,7 @@ class Console:
     def line(self, text: str) -> None:
         """A line on stderr, always. The text that is being streamed gets its newline first."""
         with suppress(OSError):
+            self.end_aside()
             self.end_stream()
             sys.stdout.flush()
         sys.stderr.write(plain(text) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
+from ..runtime.text.reasoning import ReasoningStream
 
 if TYPE_CHECKING:
     from ..runtime.decode.sampling import SamplingOptions
@@ -46,6 +47,9 @@ class Conversation:
         self._system = [{"role": "system", "content": system}] if system else []
         # Half of the context at most is kept free for an answer, or memory would be too short.
         self._room = session.context - min(max_tokens, session.context // 2)
+        self.thinking = True
+        """Whether what the model thinks before it answers is shown."""
+        self._opened: bool | None = None
         self.line = ""
         """What was said last."""
         self.forgotten = 0
@@ -82,10 +86,18 @@ class Conversation:
         sampling = replace(self._sampling, seed=(self.session.sampling.seed + 1) % 2**64)
         return self.session.regenerate(self._max_tokens, sampling, self._stop, logprobs=self.logprobs)
 
-    def answered(self, text: str) -> None:
-        """Remember the answer."""
-        if self.has_template:
-            self.session.append([{"role": "assistant", "content": text}])
+    def parted(self) -> ReasoningStream | None:
+        """Return what keeps the reasoning of the next answer apart; None without a template, which asks for none."""
+        if not self.has_template:
+            return None
+        if self._opened is None:
+            self._opened = self.session.chat_templates.opens_reasoning(**self._template)
+        return ReasoningStream(self._opened)
+
+    def answered(self, parted: ReasoningStream | None) -> None:
+        """Remember the answer, and beside it what was thought: most templates leave that out of earlier turns."""
+        if parted is not None:
+            self.session.append([parted.message])
 
     def keep(self) -> None:
         """Save it to ``file`` if it has changed: after every turn, so that it comes back however this process ends."""

@@ -150,6 +150,11 @@ def template_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="one of several (default: default, or tool_use with --tools)",
     )
+    group.add_argument(
+        "--thinking",
+        choices=("show", "hide"),
+        help="whether what a model thinks before it answers (<think> … </think>) is shown, on stderr (default: show)",
+    )
 
 
 def template_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
+from ..runtime.text.reasoning import ReasoningStream
 from .console import Console
 from .intake import prompt_text
 from .logprobs import logprobs_argument, tell_answer, tell_score
@@ -96,7 +97,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, console: Console) -> None:
     """Stream the continuation of the prompt, then what it cost; UsageError for flags that do not go together."""
     sampling, prompt, template = sampling_options(args), prompt_text(args.prompt), template_options(args)
-    if given := [f"--{name}" for name, value in template.items() if value is not None and not args.chat]:
+    flags = template | {"thinking": args.thinking}
+    if given := [f"--{name}" for name, value in flags.items() if value is not None and not args.chat]:
         raise UsageError(f"{', '.join(given)} without --chat: only a chat template reads that; add --chat")
     colour = args.colour != "never"
     console.always_colour = args.colour == "always"
@@ -117,19 +119,24 @@ def main(args: argparse.Namespace, console: Console) -> None:
         )
         if not args.chat:
             console.echo(prompt)
-        told = tell(steps, console, depths=session.program.depths if colour else 0)
+        parted = None
+        if args.chat:
+            parted = ReasoningStream(session.chat_templates.opens_reasoning(**template))
+        shown = args.thinking != "hide"
+        told = tell(
+            steps, console, depths=session.program.depths if colour else 0, parted=parted, thinking=shown
+        )
         stats, policy, decode = session.stats, session.policy, session.decode
         if args.logprobs is not None:
             logprobs["logprobs"] = tell_answer(told, session.tokenizer, console)
         tell_full(told, session, console)
         if args.session is not None:
-            if args.chat:
-                answer = "".join(step.text for step in told)
-                session.append([{"role": "assistant", "content": answer}])
+            if parted is not None:
+                session.append([parted.message])
             session.save(args.session)
     if console.json:
         used = {"exit": policy.exit, "skipped_kv": policy.skipped_kv, "kv": policy.kv, "decode": decode}
-        console.result({**generation(told, stats), **used, **logprobs})
+        console.result({**generation(told, stats), **said(parted), **used, **logprobs})
     else:
         if colour:
             console.note(legend(stats.depths))
@@ -147,20 +154,47 @@ def go_on(session: Session, file: Path, prompt: str, template: dict[str, Any] | 
 
 
 def tell(
-    steps: Iterable[Step], console: Console, seen: list[Step] | None = None, depths: int = 0
+    steps: Iterable[Step],
+    console: Console,
+    seen: list[Step] | None = None,
+    depths: int = 0,
+    parted: ReasoningStream | None = None,
+    thinking: bool = True,
 ) -> list[Step]:
     """Show the text of ``steps`` as they come. They are also put into ``seen``, even if there is no end to them.
 
-    With ``depths``, those of the model, each token has the colour of its own.
+    With ``depths``, those of the model, each token has the colour of its own. ``parted`` keeps reasoning apart, which
+    is shown with ``thinking``.
     """
     seen = [] if seen is None else seen
+    hidden = False
     try:
         for step in steps:
             seen.append(step)
-            console.stream(step.text, step.depth / depths if depths else None)
+            shade = step.depth / depths if depths else None
+            if parted is None:
+                console.stream(step.text, shade)
+                continue
+            for piece in parted.push(step.text, step.finish is not None):
+                if not piece.reasoning:
+                    console.end_aside()
+                    console.stream(piece.text, shade)
+                elif thinking:
+                    console.aside(piece.text)
+                elif not hidden:
+                    hidden = True
+                    console.note("(thinking)")
     finally:
+        console.end_aside()
         console.end_stream()
     return seen
+
+
+def said(parted: ReasoningStream | None) -> dict[str, Any]:
+    """For machines, what was said and what was thought before it, where there is reasoning."""
+    if parted is None or parted.reasoning is None:
+        return {}
+    return {"text": parted.answer, "reasoning": parted.reasoning}
 
 
 def tell_full(

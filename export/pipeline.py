@@ -115,7 +115,8 @@ def export_bundle(
     rules.formats(reading.program.weights)
     for target in chosen.values():
         target.check(reading.program, recipes[target.name])
-    warn_of_templates(source.folder, templates, special_tokens)
+    added = vocabulary.added_tokens if vocabulary else {}
+    warn_of_templates(source.folder, templates, special_tokens, added, reading.program.eos_token_ids)
 
     with new_folder(out, force) as folder:
         progress("quantizing" if rules.has_codes else "writing weights", 0.1)

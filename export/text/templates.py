@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,20 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def warn_of_templates(folder: Path, templates: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-    """Render each template as a host will, and log a warning of what cannot be rendered and why."""
+def warn_of_templates(
+    folder: Path,
+    templates: Mapping[str, str],
+    special_tokens: Mapping[str, str],
+    added: Mapping[str, int] | None = None,
+    ends: Collection[int] = (),
+) -> None:
+    """Render each template as a host will, and log a warning of what cannot be rendered and why; and of a token of
+    ``added``, ids by text, that ends an answer in the default template, and is none of those at which a text
+    ``ends``."""
     renderer = ChatTemplates(templates, special_tokens)
     try:
+        if DEFAULT in templates:
+            _warn_of_turn_end(folder, renderer, added or {}, ends)
         for name in templates:
             for what, messages in SAMPLES:
                 try:
@@ -114,3 +124,23 @@ def warn_of_templates(folder: Path, templates: Mapping[str, str], special_tokens
                     break
     finally:
         renderer.close()
+
+
+def _warn_of_turn_end(
+    folder: Path, renderer: ChatTemplates, added: Mapping[str, int], ends: Collection[int]
+) -> None:
+    try:
+        text = renderer.render(TURNS[:2], generate=False)
+    except UsageError:
+        return  # which is said elsewhere
+    _, said, behind = text.rpartition(TURNS[1]["content"])
+    end = max((token for token in added if said and behind.lstrip().startswith(token)), key=len, default=None)
+    if end is not None and added[end] not in ends:
+        log.warning(
+            "%s: the chat template ends an answer with %r, token %d, and a text ends at %s: add it to eos_token_id in "
+            "generation_config.json, or answers go on behind it",
+            folder,
+            end,
+            added[end],
+            ", ".join(map(str, sorted(ends))) or "no token at all",
+        )

@@ -51,6 +51,11 @@ class Vocabulary:
     split_special_tokens: bool
     eos_id: int | None
 
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """The ids of the tokens that are written as they are, by their texts."""
+        return {token["content"]: token["id"] for token in json.loads(self.data).get("added_tokens") or ()}
+
     def write(self, folder: Path) -> Path:
         """Write tokenizer.json to ``folder`` and return its path."""
         path = folder / "tokenizer.json"

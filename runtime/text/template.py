@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
+from .reasoning import OPEN
 from .template_process import Limits, TemplateProcess
 
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -60,6 +61,18 @@ class ChatTemplates:
             "add_generation_prompt": generate,
         }
         return self._process.render(self.templates[name], values)
+
+    def opens_reasoning(
+        self,
+        *,
+        tools: Objects | None = None,
+        documents: Objects | None = None,
+        template: str | None = None,
+    ) -> bool:
+        """Return whether the opening of the assistant's turn opens its reasoning too; the rest as in ``render``."""
+        turn = [{"role": "user", "content": "?"}]
+        text = self.render(turn, tools=tools, documents=documents, template=template)
+        return text.rstrip().endswith(OPEN)
 
     def choose(self, name: str | None = None, *, with_tools: bool = False) -> str:
         """Return the name of the template to use; UsageError when there is none."""
