@@ -135,14 +135,19 @@ class GenerationStats:
     prompt_tokens: int
     """Tokens before the answer, of which ``prefill_tokens`` were run for it; the others had been run before."""
     prefill_tokens: int
+    """Tokens of the prompt that were run."""
     prefill_tokens_per_s: float
+    """Their rate."""
     time_to_first_token_ms: float
+    """From when the first step is asked for to the first token, prefill included."""
     decode_tokens: int
+    """Tokens of the answer."""
     decode_tokens_per_s: float
+    """The rate of those after the first, without the time that the caller took."""
     depths: tuple[int, ...]
     """Depths run for each token (R without an exit rule)."""
     ms_per_depth: tuple[float, ...]
-    """Mean wall time of the block at each depth while decoding."""
+    """[R]: mean wall time of the block at each depth while decoding."""
     host_ms_per_depth: float
     """Mean time a depth spent in the depth loop outside the engine while decoding."""
     block_share: float
@@ -156,6 +161,7 @@ class GenerationStats:
     kv_bytes: int
     """Bytes of K/V held at the end."""
     peak_rss_bytes: int | None
+    """The most memory that the process has had; None where the system does not say."""
 
     @property
     def mean_depth(self) -> float:

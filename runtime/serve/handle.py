@@ -55,7 +55,10 @@ class Handle:
     """
 
     def __init__(self, request: Request, cancel: Callable[[Handle], None], client: Hashable = None) -> None:
-        self.request, self.client = request, client
+        self.request = request
+        """What was submitted, checked: the prompt's ids and the options."""
+        self.client = client
+        """Who asked, as ``submit`` was told."""
         self.reused = 0
         """Tokens of its prompt that a sequence held already, once it has started."""
         self._cancel: Callable[[Handle], None] | None = cancel

@@ -64,10 +64,15 @@ class BatchServer:
             whole_number(value, name, least)
         # It checks requests and holds the policy; it generates nothing.
         self._session = session = Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv)
-        self.policy, self.context = session.policy, session.context
-        """Exit rule, KV layout and skipped K/V; the tokens that prompt and answer may have together."""
+        self.policy = session.policy
+        """Exit rule, KV layout, and what becomes of skipped K/V."""
+        self.context = session.context
+        """Tokens that prompt and answer may have together."""
         check_mode(Mode(bundle.program, self.policy, MANY, backend.name, backend.can))
-        self.sequences, self.waiting = sequences, waiting
+        self.sequences = sequences
+        """Requests that run at once."""
+        self.waiting = waiting
+        """How many more may wait."""
         layout = KV_LAYOUTS[self.policy.kv]
         # With a row for idle lanes to write to (packed.py).
         cache = backend.new_cache(sequences, self.context + 1, layout.slots)
