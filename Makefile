@@ -29,7 +29,7 @@ help:
 
 install: $(VENV)/installed $(VENV)/native
 
-EXTRAS := chat,cli,onnx,executorch,coreml,export,calibrate,dev
+EXTRAS := chat,cli,onnx,executorch,coreml,export,calibrate,docs,dev
 COMMA  := ,
 
 # The stamps are older than pyproject.toml or the lock when a version in it has changed: then pip runs again. torch is not
@@ -81,13 +81,8 @@ lint: $(VENV)/installed
 	@mkdir -p build/types && ln -sfn ../.. build/types/edgeloop
 	@MYPYPATH=build/types $(BIN)/mypy --strict -p edgeloop.export -p edgeloop.runtime -p edgeloop.quant -p edgeloop.apps
 
-$(VENV)/installed-docs: $(VENV)/installed
-	@echo "installing mkdocs into $(VENV)"
-	@$(PIP) install -e '.[$(EXTRAS),docs]'
-	@touch $@
-
 # Warnings, as of links that lead nowhere, are errors.
-docs: $(VENV)/installed-docs
+docs: $(VENV)/installed
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "build/site/index.html"
 

@@ -5,15 +5,17 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable
+from datetime import date
 from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
+from edgeloop.runtime import version
 from edgeloop.runtime.bundle.manifest import FORMAT as BUNDLE_FORMAT
 from edgeloop.runtime.context.saved import FORMAT as SESSION_FORMAT
 from edgeloop.runtime.engines.native.format import VERSION as LANES_VERSION
-from edgeloop.runtime.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -49,6 +51,7 @@ TOOLS = {  # started, or imported by name when asked for
     "mkdocstrings-python",
     "mypy",
     "onnxruntime-genai",
+    "pymdown-extensions",
     "pytest-xdist",
     "ruff",
     "tqdm",
@@ -106,8 +109,26 @@ def test_package_data_exists() -> None:
             assert list(folder.glob(pattern)), f"{package}: nothing matches {pattern}"
 
 
-def test_the_version_is_the_same_in_both_places() -> None:
-    assert PROJECT["project"]["version"] == VERSION
+def test_the_version_is_in_one_place() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "edgeloop.runtime.version.VERSION"}
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    """A section each version, newest first; the first one alone may be without a date."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    titles = re.findall(r"(?m)^## (.*)$", text)
+    sections = [re.fullmatch(r"(\d+\.\d+\.\d+) - (unreleased|\d{4}-\d\d-\d\d)", t) for t in titles[:-1]]
+    assert titles[-1] == "What a version promises"
+    versions = [found[1] for found in sections if found]
+    assert len(versions) == len(sections), titles
+    assert versions[0] == version.VERSION
+    assert [Version(v) for v in versions] == sorted({Version(v) for v in versions}, reverse=True)
+    dates = [date.fromisoformat(found[2]) for found in sections if found and found[2] != "unreleased"]
+    assert len(dates) in (len(sections), len(sections) - 1)
+    assert sections[0] is not None
+    assert len(dates) == len(sections) or sections[0][2] == "unreleased"
+    assert dates == sorted(dates, reverse=True)
 
 
 def test_every_requirement_has_bounds() -> None:
@@ -160,10 +181,13 @@ def declared(extras: Iterable[str]) -> set[str]:
     return {Requirement(requirement).name for extra in extras for requirement in REQUIREMENTS[extra]}
 
 
-def test_the_changelog_names_the_formats_that_are_read() -> None:
+def test_the_documents_name_the_formats_that_are_read() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"the format that its manifest names ({BUNDLE_FORMAT})" in text
     assert f"by their own format numbers ({SESSION_FORMAT} and {LANES_VERSION})" in text
+    page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    assert f"| a bundle of format {BUNDLE_FORMAT} |" in page
+    assert f"`model.lanes` of another format number than the engine's ({LANES_VERSION} now)" in page
 
 
 def test_no_module_has_the_name_of_a_standard_one() -> None:

@@ -18,9 +18,6 @@ COMMAND = ".venv/bin/python tests/third_party.py"
 TOLD_ELSEWHERE = {
     # Not part of `make install`.
     "lm-eval": "MIT",
-    "mkdocs": "BSD-2-Clause",
-    "mkdocs-material": "MIT",
-    "mkdocstrings-python": "ISC",
     "onnxruntime-genai": "MIT License",
     "torchao": "BSD-3-Clause (its LICENSE file; the metadata has none)",
 }
