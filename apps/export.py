@@ -15,6 +15,7 @@ from ..quant.recipe import GROUP_SIZES, RECIPES
 from ..runtime.errors import UsageError
 from ..runtime.timing import peak_rss_bytes
 from .console import Console, Progress
+from .intake import read_text
 from .options import at_least
 from .quantities import bits_per_weight, byte_count, layout, shorter_context, table_bytes
 from .show import first_names, quantization
@@ -81,6 +82,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="rules of your own in TOML, in place of --quant and --group-size",
     )
     parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="UTF-8 text that codes are fitted to, 16384 tokens at most; - reads stdin",
+    )
+    parser.add_argument(
         "--context",
         type=at_least(1),
         metavar="N",
@@ -139,6 +145,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             quant=args.quant or "int4",
             group_size=args.group_size or 32,
             recipe=args.recipe,
+            calibration=None if args.calibrate is None else read_text(args.calibrate),
             context=args.context,
             kv=args.kv,
             window=args.window,

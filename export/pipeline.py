@@ -21,10 +21,11 @@ from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
+from .fitted import fit
 from .heads import count_heads, write_heads
 from .options import ExportRequest
 from .overrides import overridden
-from .stored import write_weights
+from .stored import NEAREST, write_weights
 from .target import Job, Progress, Target
 from .targets import LAYOUTS, TARGETS, open_target, read_options
 from .text.ends import warn_of_ends, with_ends
@@ -58,6 +59,7 @@ def export_bundle(
     quant: str = "int4",
     group_size: int = 32,
     recipe: str | Path | None = None,
+    calibration: str | None = None,
     context: int | None = None,
     kv: str | None = None,
     window: int | None = None,
@@ -75,6 +77,7 @@ def export_bundle(
     - ``quant``: ``none`` (float32), ``int8`` or ``int4`` in groups of ``group_size`` (32, 64 or 128) columns with a
       scale each, ``int8-channel`` with a scale a row, ``int4-mixed``: both; or in place of the two ``recipe``, a file
       of rules (``quant/recipe_file.py``).
+    - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones.
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
       of the family, and how often its loop runs where it may run any number of times; ``loop``: ``layers`` makes each
@@ -122,7 +125,10 @@ def export_bundle(
         progress("quantizing" if rules.has_codes else "writing weights", 0.1)
         weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
-            write_weights(reading, each, path)
+            codes = NEAREST
+            if calibration is not None and each.has_codes:
+                codes = fit(reading, each, vocabulary, calibration, folder, progress)
+            write_weights(reading, each, path, codes)
         heads = write_heads(reading, folder)
         tokenizer = vocabulary.write(folder) if vocabulary else None
 

@@ -8,6 +8,7 @@ numbers from that file.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ..quant.pack import quantize
 from ..quant.palette import palettize, table_rows
 from ..quant.recipe import Recipe
 from ..runtime.errors import CheckpointError
+from ..runtime.model.codec import Grouped
 from ..runtime.model.weights import tensors
 from .family import Reading
 from .weights import WeightsWriter
@@ -23,8 +25,15 @@ from .weights import WeightsWriter
 log = logging.getLogger(__name__)
 
 
-def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
-    """Quantize and write all stored tensors of ``reading`` to ``path``.
+NEAREST: Mapping[str, Grouped] = {}
+"""Nothing is fitted: every code is the nearest."""
+
+
+def write_weights(
+    reading: Reading, recipe: Recipe, path: Path, fitted: Mapping[str, Grouped] = NEAREST
+) -> None:
+    """Quantize and write all stored tensors of ``reading`` to ``path``, with the codes of ``fitted``
+    (``fitted.py``, by matrix) where there are such.
 
     CheckpointError for values that are not finite, or too large for float16 where that is how they are stored.
     """
@@ -54,7 +63,7 @@ def write_weights(reading: Reading, recipe: Recipe, path: Path) -> None:
                 writer.add(f"{base}.indices", palette.indices)
                 log.debug("palettized %s", name)
                 continue
-            packed = quantize(value, storage.bits, storage.group_size)
+            packed = fitted.get(base) or quantize(value, storage.bits, storage.group_size)
             writer.add(f"{base}.scales", packed.scales)
             writer.add(f"{base}.codes", packed.codes)
             log.debug("quantized %s", name)

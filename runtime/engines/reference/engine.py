@@ -23,7 +23,7 @@ from ..backend import F32, I64, Lanes, can_fill, check_fill, fresh_tokens
 from ..kv import KVCache
 from ..packed import PackedLanes
 from . import CAPABILITIES
-from .lane import Activations, Lane, Results, Slot
+from .lane import Activations, Inputs, Lane, Results, Slot
 from .ops import compute
 
 WEIGHTS_TARGET = "onnx"
@@ -44,15 +44,16 @@ class ReferenceBackend:
         *,
         activations: Activations | None = None,
         tables_as: npt.DTypeLike = np.float32,
+        inputs: Inputs | None = None,
     ) -> None:
         """``stored``: the tensors by name (``model/stored.py``). BundleError when one is missing.
 
         To compute what another engine does: ``activations`` are what it makes of the inputs of quantized matrices,
-        ``tables_as`` is the type of its rotary tables.
+        ``tables_as`` is the type of its rotary tables. ``inputs`` is called with those of every matrix.
         """
         self.program = program
         self._weights = StoredWeights(program.weights, stored, group_sizes)
-        self._activations, self._tables_as = activations, tables_as
+        self._activations, self._tables_as, self._inputs = activations, tables_as, inputs
         self._results: Results | None = None
         self._carries = tuple(carry.width for carry in program.loop.carries)
         self._head = head_sizes(program)
@@ -169,6 +170,7 @@ class ReferenceBackend:
             activations=self._activations,
             results=self._results,
             tables_as=self._tables_as,
+            inputs=self._inputs,
             **seen,
         )
 

@@ -18,6 +18,8 @@ Activations = Callable[[F32, int], F32]
 """(x [n, K], the group size of the matrix) → x as an engine rounds it before it multiplies."""
 Results = Callable[[F32], F32]
 """What an op has made → what an engine keeps of it."""
+Inputs = Callable[[str, int, F32], None]
+"""(matrix, its first row that is multiplied, x [n, K]), before each product."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Lane:
     results: Results | None = None
     tables_as: npt.DTypeLike = np.float32
     """The type in which the engine that is modelled keeps its rotary tables."""
+    inputs: Inputs | None = None
     _turns: dict[Rotation, tuple[F32, F32]] = field(default_factory=dict)
 
     def cos_sin(self, by: Rotation) -> tuple[F32, F32]:
@@ -69,6 +72,8 @@ class Lane:
 
 def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
     """Return x [n, K] times rows ``first`` to ``last`` − 1 of a stored matrix: [n, last − first]."""
+    if lane.inputs is not None:
+        lane.inputs(name, first, x)
     if lane.activations is not None and lane.weights.quantized(name):
         x = lane.activations(x, lane.weights.group_size(name))
     return np.concatenate([x @ piece.T for piece in lane.weights.pieces(name, first, last)], axis=1)
