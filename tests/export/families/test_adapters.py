@@ -28,7 +28,7 @@ from edgeloop.export.family import Reading
 from edgeloop.export.reference import reference_engine
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.recipe import Recipe
-from edgeloop.runtime.decode.encoding import Text, encode
+from edgeloop.runtime.decode.encoding import EncoderText, encode
 from edgeloop.runtime.errors import CheckpointError
 from edgeloop.runtime.model.weights import Matrix
 
@@ -107,7 +107,7 @@ def computed(reading: Reading, path: Path, ids: np.ndarray) -> np.ndarray:
     write_weights(reading, Recipe.named("none", 32), path)
     engine = reference_engine(reading.program, path, Recipe.named("none", 32))
     if reading.program.encoder:
-        return encode(engine, [Text(ids, np.zeros_like(ids))]).states[0]
+        return encode(engine, [EncoderText(ids, np.zeros_like(ids))]).states[0]
     return full(engine, ids)
 
 
