@@ -58,7 +58,7 @@ class Handle:
         self.request = request
         """What was submitted, checked: the prompt's ids and the options."""
         self.client = client
-        """Who asked, as ``submit`` was told."""
+        """Whose request it is, as ``submit`` got it."""
         self.reused = 0
         """Tokens of its prompt that a sequence held already, once it has started."""
         self._cancel: Callable[[Handle], None] | None = cancel
