@@ -86,10 +86,6 @@ def check(program: Program) -> None:
         for op in stage.ops:
             if type(op) in REFUSED:
                 raise ExportError(f"target executorch does not take {ops.kind(op)}: {REFUSED[type(op)]}")
-            if isinstance(op, ops.Attend) and op.mask == "prefix":
-                raise ExportError(
-                    "target executorch does not take attend with mask prefix: its prompts come in pieces"
-                )
             if isinstance(op, ops.Embed) and stage is not program.prologue:
                 raise ExportError(
                     "target executorch takes embed before the loop only: the host looks rows up, once for each token"

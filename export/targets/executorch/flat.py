@@ -115,6 +115,11 @@ class Flat(nn.Module):
 def check_flat(program: Program) -> None:
     """Raise ExportError for what the whole model as one method does not compute."""
     check(program)
+    if program.prefix_lm:
+        raise ExportError(
+            "the flat layout does not take attend with mask prefix: its hosts cut prompts into pieces, and this "
+            "model's see themselves; export it with --layout staged"
+        )
     if whole_lanes(program) or not any(program.caches(name) for name in ("prologue", "block", "epilogue")):
         raise ExportError(
             "the flat layout writes token by token, and the model keeps no K/V; export it with --layout staged"

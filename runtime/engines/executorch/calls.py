@@ -69,7 +69,10 @@ def whole_runs(runs: list[LaneRun], chunk: int) -> Iterator[Batch]:
     has."""
     for run in runs:
         if run.count > chunk:
-            raise UsageError(f"{run.count} tokens at once, and the model was exported for {chunk} at most")
+            raise UsageError(
+                f"{run.count} tokens at once, and the model was exported for {chunk} at most; shorten the text, or "
+                "export it for engine native or onnx"
+            )
         yield Batch((run,), run.count > 1)
 
 

@@ -67,6 +67,7 @@ class ExecutorchBackend:
         )
         self._signatures = {kind: signature_of(program, kind) for kind in kinds(program)}
         self._whole, self._blocks = whole_lanes(program), len(program.loop.blocks)
+        self._prefix = program.prefix_lm
         self._columns = head_columns(program)
         self._check(folder)
         self._tables = [
@@ -186,7 +187,9 @@ class ExecutorchBackend:
         if self._whole:
             calls = list(whole_runs(runs, shapes.chunk))
         else:
-            calls = list(batches(runs, shapes.counts(kind)[-1], shapes.chunk))
+            begin = [run for run in runs if self._prefix and not lanes.cached[run.lane] and run.count > 1]
+            rest = [run for run in runs if run not in begin]
+            calls = [*whole_runs(begin, shapes.chunk), *batches(rest, shapes.counts(kind)[-1], shapes.chunk)]
         if len(calls) == 1 and calls[0].rows == len(rows):
             return self._call(kind, calls[0], rows, lanes, cache).reshape(shape)
         out = np.zeros((len(rows), shape[-1]), np.float32)

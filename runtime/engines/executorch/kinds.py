@@ -37,13 +37,15 @@ class RotaryInput:
 class Mask:
     """Which keys an attention sees: the last ``window`` or all (None), those up to the row or all (``both``).
 
-    ``cached``: keys of the cache, and the new ones if it is ``fresh``; else only the new ones of a call.
+    ``cached``: keys of the cache, and the new ones if it is ``fresh``; else only the new ones of a call. ``prefix``: a
+    call with which a cache begins has rows that see each other.
     """
 
     both: bool
     window: int | None
     cached: bool
     fresh: bool
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def signature_of(program: Program, kind: str) -> MethodSignature:
 def mask_of(program: Program, op: Attend) -> Mask:
     """Return the mask of ``op``."""
     window = None if op.window is None or op.window >= program.context_length else op.window
-    return Mask(op.mask == "both", window, op.cache is not None, op.k is not None)
+    return Mask(op.mask == "both", window, op.cache is not None, op.k is not None, op.mask == "prefix")
 
 
 def whole_lanes(program: Program) -> bool:

@@ -21,6 +21,8 @@ ENDS = 4096
 """Bytes at each end of a table that are checked when it is opened: all of a large one would be read from the disk."""
 MOST_TOKENS = 4096
 """Of a chunk: each token has a row of a mask over the whole context."""
+MOST_PREFIX = 512
+"""Of a chunk that a prompt whose tokens see each other has to fit: it costs as much for a short one."""
 MOST_ROWS = 4
 """Of the rows with depths of their own in one call: each has its attention written out."""
 
@@ -37,6 +39,8 @@ class Shapes(Struct, frozen=True, forbid_unknown_fields=True):
         need."""
         if whole_lanes(program):
             return Shapes(1, min(program.context_length, MOST_TOKENS))
+        if program.prefix_lm:
+            return Shapes(min(program.depths, MOST_ROWS), min(program.context_length, MOST_PREFIX))
         return Shapes(min(program.depths, MOST_ROWS), CHUNK)
 
     def kinds(self, program: Program) -> list[str]:

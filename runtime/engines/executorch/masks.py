@@ -73,7 +73,8 @@ class SeenRows:
         columns = np.arange(self._cache_rows)
         if fresh:  # new rows come first, and padding is behind every other
             columns = np.concatenate((np.append(at, np.full(rows - n, self._most_rows)), columns))
-        seen = columns <= at[:, None]
+        last = np.full_like(at, at[-1]) if self._mask.prefix and at[0] == 0 else at
+        seen = columns <= last[:, None]
         if fresh:
             seen[:, rows:] &= columns[rows:] < at[0]
         if window:

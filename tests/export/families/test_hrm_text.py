@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from editing import edit, edit_weights, read
-from family_runs import decoded
+from family_runs import decoded, states
 from transformers import HrmTextConfig, HrmTextForCausalLM
 
 from edgeloop.export.pipeline import export_bundle
@@ -46,13 +47,29 @@ class Authors:
             self.model.model.z_L_init.normal_()
         self.model.save_pretrained(folder / "model")
         self.bundle = folder / "bundle"
-        export_bundle(folder / "model", self.bundle, quant="none", targets=["onnx", "native"])
+        with pytest.MonkeyPatch.context() as patch:  # a .pte of fewer methods, with a limit that is met
+            patch.setattr("edgeloop.runtime.engines.executorch.layout.MOST_ROWS", 2)
+            patch.setattr("edgeloop.runtime.engines.executorch.layout.MOST_PREFIX", MOST)
+            export_bundle(folder / "model", self.bundle, quant="none", targets=TARGETS)
 
     def logits(self, ids: Sequence[int], prompt: int) -> np.ndarray:
         """[S, V] of ids [S], the first ``prompt`` of which see each other."""
         types = torch.arange(len(ids))[None] < prompt
         with torch.no_grad():
             return self.model(torch.tensor([ids]), token_type_ids=types.long()).logits[0].numpy()
+
+    def states(self, ids: Sequence[int], prompt: int) -> list[np.ndarray]:
+        """[S, D] that each run of a stack gives, in the order of the runs."""
+        found: list[np.ndarray] = []
+        stacks = self.model.model.L_module, self.model.model.H_module
+        hooks = [
+            stack.register_forward_hook(lambda stack, given, out: found.append(out[0].numpy()))
+            for stack in stacks
+        ]
+        self.logits(ids, prompt)
+        for hook in hooks:
+            hook.remove()
+        return found
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         ids = list(prompt)
@@ -67,7 +84,11 @@ def authors(tmp_path_factory: pytest.TempPathFactory) -> Authors:
 
 
 IDS: list[int] = np.random.default_rng(0).integers(0, 60, 180).tolist()
-ENGINES = ("reference", "onnx", "native")
+WITH_PTE = find_spec("executorch") is not None
+TARGETS = ["onnx", "native", *["executorch"] * WITH_PTE]
+PTE = pytest.param("executorch", marks=pytest.mark.skipif(not WITH_PTE, reason="executorch is not installed"))
+ENGINES = ("reference", "onnx", "native", PTE)
+MOST = 180  # tokens of a prompt for a .pte
 
 
 def tokens(steps: Iterable[Step]) -> list[int]:
@@ -80,7 +101,7 @@ def test_a_prompt_whose_tokens_see_each_other(authors: Authors, lane_engine: Pat
     with Session.open(authors.bundle, engine=engine) as session:
         assert session.program.loop.schedule == (0, 0, 1, 0, 0, 1)
         assert stored_layers(session.program) == 4
-        for prompt in (0, 1, 9, 150, 180):
+        for prompt in (0, 1, 2, 9, 150, 180):
             assert np.abs(session.logits(IDS, prompt) - authors.logits(IDS, prompt)).max() <= BOUND
         wanted = authors.greedy(IDS[:150], 8)
         assert wanted != authors.greedy(IDS[:1], 8)
@@ -88,6 +109,12 @@ def test_a_prompt_whose_tokens_see_each_other(authors: Authors, lane_engine: Pat
         assert (
             np.abs(decoded(session.backend, np.array(IDS[:20])) - authors.logits(IDS[:20], 9)).max() <= BOUND
         )
+        depths, stacks = session.program.loop.schedule, authors.states(IDS[:90], 90)
+        for found, stack, wanted_state in zip(
+            states(session.backend, np.array(IDS[:90])), depths, stacks, strict=True
+        ):
+            slow, fast = np.split(found, 2, 1)
+            assert np.abs((slow if stack else fast) - wanted_state).max() <= BOUND
     with Session.open(authors.bundle, engine=engine, decode="pipelined") as session:
         assert tokens(session.generate(IDS[:150], max_tokens=8)) == wanted
 
@@ -120,7 +147,7 @@ def test_contexts_of_such_a_prompt(authors: Authors, lane_engine: Path, tmp_path
         assert tokens(session.generate(max_tokens=4)) == authors.greedy([*longer, *other, 7, 8], 4)
 
 
-@pytest.mark.parametrize("engine", ["onnx", "native"])
+@pytest.mark.parametrize("engine", ["onnx", "native", PTE])
 def test_many_such_prompts(authors: Authors, lane_engine: Path, engine: str) -> None:
     """Each goes in whole, whatever another one that begins alike has run."""
     prompts = [IDS[:150], IDS[:40], IDS[3:9], IDS[:150]]
@@ -134,6 +161,19 @@ def test_many_such_prompts(authors: Authors, lane_engine: Path, engine: str) -> 
         UsageError, match="max_stall is 5 ms, and the tokens of this model's prompts see each other"
     ):
         BatchServer.open(authors.bundle, engine=engine, max_stall=5)
+
+
+@pytest.mark.skipif(not WITH_PTE, reason="executorch is not installed")
+def test_a_prompt_that_is_longer_than_a_call_of_a_pte(authors: Authors) -> None:
+    """Refused, and the next one is answered; a text without a prompt may be as long as the context."""
+    longer = [*IDS, *IDS[:20]]
+    with Session.open(authors.bundle, engine="executorch") as session:
+        with pytest.raises(
+            UsageError, match="200 tokens at once, and the model was exported for 180 at most"
+        ):
+            tokens(session.generate(longer, max_tokens=2))
+        assert tokens(session.generate(IDS, max_tokens=4)) == authors.greedy(IDS, 4)
+        assert np.abs(session.logits(longer) - authors.logits(longer, 0)).max() <= BOUND
 
 
 def test_how_well_a_text_is_predicted(authors: Authors) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lowered import random_weights
+from mode_models import prompts_that_see_themselves
 from model_run import random_tensors
 from msgspec import structs
 from programs import HEADS, PLAIN, PROGRAMS, WIDTH, program, stack
@@ -37,6 +38,7 @@ from xnnpack_modules import opened
 
 from edgeloop.export.lower.xnnpack import LOWERINGS, REFUSED, check
 from edgeloop.export.lower.xnnpack_attend import JointRotate
+from edgeloop.export.targets.executorch.flat import check_flat
 from edgeloop.export.targets.executorch.target import ExecutorchTarget
 from edgeloop.runtime.engines.executorch.kinds import kinds
 from edgeloop.runtime.engines.executorch.layout import Shapes
@@ -139,6 +141,29 @@ def test_depths_that_share_keys_and_values(tmp_path: Path, monkeypatch: pytest.M
     Expected.of(ReferenceBackend(made, stored, 0)).check("the modules", backend)
 
 
+def test_prompts_that_see_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt is one call of each stage, however short; one that is longer than a call is refused, not cut."""
+    made = prompts_that_see_themselves()
+    assert Shapes.of(structs.replace(made, context_length=4000)) == Shapes(3, 512)
+    stored = random_tensors(made.weights)
+    backend, reference = opened(made, stored, tmp_path, monkeypatch), ReferenceBackend(made, stored, 0)
+    per_depth, logits = Expected.of(reference).check("the modules", backend)
+    assert max(*per_depth, logits) < 1e-5
+    for pieces in ((2, 1, 1), (3, 2), (9, 1, 4), (16, 1)):
+        loops = [SequentialDecoder(engine, engine.new_cache(1, 20)) for engine in (backend, reference)]
+        ids = np.resize(IDS, 20)
+        for start, count in zip(np.cumsum((0, *pieces)).tolist(), pieces, strict=False):
+            found, wanted = (loop.prompt(ids[start : start + count], rows="all").copy() for loop in loops)
+            np.testing.assert_allclose(found, wanted, atol=1e-4)
+    causal = SequentialDecoder(reference, reference.new_cache(1, 20)).prompt(ids[:9], "all", prefix=1).copy()
+    block = SequentialDecoder(backend, backend.new_cache(1, 20)).prompt(ids[:9], "all")
+    assert np.abs(causal - block).max() > 0.01
+    with pytest.raises(
+        UsageError, match="17 tokens at once, and the model was exported for 16 at most; shorten"
+    ):
+        SequentialDecoder(backend, backend.new_cache(1, 20)).prompt(ids[:17])
+
+
 def test_an_encoder_sees_a_text_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = MADE["encoder"]()
     stored = random_tensors(made.weights)
@@ -188,8 +213,8 @@ def test_what_is_refused(name: str) -> None:
 
 def test_what_else_is_refused() -> None:
     check(MADE["gpt"]())
-    with pytest.raises(ExportError, match="does not take attend with mask prefix"):
-        check(changed_kv(MADE["gpt"](), mask="prefix"))
+    with pytest.raises(ExportError, match="the flat layout does not take attend with mask prefix"):
+        check_flat(changed_kv(MADE["gpt"](), mask="prefix"))
     wide = replace(PLAIN, attention=Attention(2, 2, 4, None))
     weights: dict[str, Weight] = {}
     mixed = program(
