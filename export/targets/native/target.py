@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from ....quant.recipe import Recipe
@@ -15,7 +14,7 @@ from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError, ParityError
 from ....runtime.model import ops
 from ....runtime.model.program import Program
-from ....runtime.model.stored import Array, map_tensors
+from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
 from ...target import Job
@@ -47,42 +46,47 @@ class NativeTarget:
         path, program = job.folder / FOLDER / NAME, job.program
         path.parent.mkdir()
         sizes = job.recipe.group_sizes(program.weights)
-        stored = map_tensors(job.weights)
+        # What is read of a mapping stays in memory, so that each lives as long as one step: the stored weights and the
+        # file are never there at once as a whole.
         write_lanes(
             path,
             program,
-            stored,
+            map_tensors(job.weights),
             sizes,
             lambda share: job.progress("native: weights", 0.1 * share),
         )
-        check_tensors(path, program, stored)
+        check_tensors(path, program, job.weights)
         job.progress("native: parity after every depth", 0.2)
-        reference = ReferenceBackend(program, stored, sizes)
-        parity = check_parity(reference, path, job.recipe)
+        wanted = Expected.both(
+            ReferenceBackend(program, map_tensors(job.weights), sizes), activations_of(job.recipe, self.name)
+        )
+        job.progress("native: parity of the engine", 0.8)
+        parity = check_parity(program, path, *wanted)
         job.progress("native: done", 1.0)
         name = f"{FOLDER}/{NAME}"
         return manifest.Target(graphs={}, weights=name, parity=parity)
 
 
-def check_tensors(path: Path, program: Program, stored: Mapping[str, Array]) -> None:
-    """Raise ParityError unless the file at ``path`` holds the tensors ``stored``, all of them, bit for bit."""
-    left = set(stored)
+def check_tensors(path: Path, program: Program, weights: Path) -> None:
+    """Raise ParityError unless the file at ``path`` holds the tensors of the file ``weights``, all of them, bit for
+    bit."""
+    left = set(map_tensors(weights))
     for name, found in LanesFile(path, program).tensors():
         left.discard(name)
-        if found.tobytes() != stored[name].tobytes():
+        if found.tobytes() != map_tensors(weights)[name].tobytes():  # mapped anew: see export
             raise ParityError(f"{path} holds other numbers than were stored in {name}; {REPORT}")
     if left:
         raise ParityError(f"{path} lacks {min(left)}; {REPORT}")
 
 
-def check_parity(reference: ReferenceBackend, path: Path, recipe: Recipe) -> manifest.Parity:
-    """Check that the file equals the reference engine with float activations, and as shipped with int8 ones."""
-    wanted, rounded = Expected.both(reference, activations_of(recipe, "native"))
+def check_parity(program: Program, path: Path, wanted: Expected, rounded: Expected | None) -> manifest.Parity:
+    """Check that the file computes what is ``wanted`` with float activations, and as shipped what is ``rounded``: with
+    int8 ones, where there are any."""
 
     def check(
         activations: Activations, expected: Expected, what: str, advice: str
     ) -> tuple[tuple[float, ...], float]:
-        backend = NativeBackend(reference.program, path, activations=activations)
+        backend = NativeBackend(program, path, activations=activations)
         try:
             return expected.check(what, backend, advice=advice)
         finally:

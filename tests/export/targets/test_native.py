@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from edgeloop.runtime.session import Session
 
 pytestmark = pytest.mark.usefixtures("lane_engine")
 Bundles = Callable[..., Path]
+MAPS = Path("/proc/self/maps")
 KINDS = ("matrix", "vector", "delta")
 IDS = np.random.default_rng(5).integers(0, 320, 24)
 QUANTIZED = [
@@ -97,6 +99,23 @@ def test_quantized_logits(packed: Bundles, exported: Bundles, kind: str, quant: 
     assert 0 < near <= 0.1 * np.abs(wanted).max()
     assert max(*target.parity.per_depth, target.parity.logits) < 1e-4
     assert 0 < target.parity.shipped <= target.parity.bound < 0.3  # type: ignore[operator]
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="only Linux says what is mapped")
+def test_the_stored_weights_do_not_stay_beside_the_file(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model both together would be the most that an export has in memory."""
+    mapped: list[set[str]] = []
+
+    def opened(*args: Any, **options: Any) -> NativeBackend:
+        lines = MAPS.read_text(encoding="utf-8").splitlines()
+        mapped.append({line.rpartition("/")[2] for line in lines if str(tmp_path) in line})
+        return NativeBackend(*args, **options)
+
+    monkeypatch.setattr(native, "NativeBackend", opened)
+    export_bundle(checkpoint("mor-lora"), tmp_path / "bundle", targets=["native"])
+    assert mapped == [set(), set()]  # before either engine maps the file
 
 
 def test_a_bundle_is_accounted_for(packed: Bundles) -> None:
