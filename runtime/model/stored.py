@@ -23,8 +23,9 @@ I64 = npt.NDArray[np.int64]
 _FLOATS = ("float32", "float16")
 _NUMPY = {"F32": "<f4", "F16": "<f2", "U8": "u1"}
 """Types that a bundle stores."""
-_PIECE = 8192
-"""Rows of a matrix that are dequantized at a time, so that a large head is never held whole in float32."""
+_PIECE = 1 << 20
+"""Numbers of a matrix that are dequantized at a time: 4 MB in float32. They are used while they are in the cache, and
+their memory is used again; memory that the system gives anew for each matrix took several times the arithmetic."""
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
@@ -151,8 +152,9 @@ class StoredWeights:
 
     def pieces(self, name: str, first: int, last: int) -> Iterator[F32]:
         """Yield rows ``first`` to ``last`` − 1 of the matrix ``name`` [N, K], some at a time: each [n, K] float32."""
-        for start in range(first, last, _PIECE):
-            yield self._piece(name, start, min(start + _PIECE, last))
+        rows = max(1, _PIECE // self.matrix(name).columns)
+        for start in range(first, last, rows):
+            yield self._piece(name, start, min(start + rows, last))
 
     def _piece(self, name: str, start: int, stop: int) -> F32:
         key = name, start, stop

@@ -35,7 +35,7 @@ def store(kind: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8", "int4", "palette"])
 @pytest.mark.parametrize("kept", [0, 100, 1 << 20])
 def test_every_store(monkeypatch: pytest.MonkeyPatch, kind: str, kept: int) -> None:
-    monkeypatch.setattr(stored, "_PIECE", 3)
+    monkeypatch.setattr(stored, "_PIECE", 3 * 8)  # rows of 8
     tensors, values = store(kind)
     weights = StoredWeights(WEIGHTS, tensors, 4, kept)
     assert weights.quantized("w") == kind.startswith("int")
