@@ -116,18 +116,26 @@ class EdgeloopLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[Row], disable_tqdm: bool = False, **_: object
     ) -> list[Scored]:
+        """Score each continuation behind its context, which is a prompt: a prefix LM's tokens of it see each other."""
+        return self._scores(requests, self.session.program.prefix_lm, disable_tqdm)
+
+    def _scores(self, requests: Sequence[Row], prompts: bool, disable_tqdm: bool) -> list[Scored]:
         """Score each continuation behind its context. Requests of the same input, as choices of one token, share a run.
 
-        Of more tokens than the context holds, the first are left out, as the harness's own models do.
+        ``prompts``: the tokens of a context see each other. Of more tokens than the model's context holds, the first
+        are left out, as the harness's own models do.
         """
-        inputs: dict[tuple[int, ...], list[int]] = {}
+        inputs: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for number, (_, context, continuation) in enumerate(requests):
             if not continuation:
                 raise UsageError("a continuation of a request has no tokens; the task has an empty choice")
-            inputs.setdefault(tuple((context + continuation)[:-1][-self.max_length :]), []).append(number)
+            read = tuple((context + continuation)[:-1][-self.max_length :])
+            prompt = max(len(read) - len(continuation) + 1, 0) if prompts else 0
+            inputs.setdefault((read, prompt), []).append(number)
         found: dict[int, Scored] = {}
-        for ids, numbers in tqdm(inputs.items(), desc="Running loglikelihood requests", disable=disable_tqdm):
-            logits = self.session.logits(ids)
+        progress = tqdm(inputs.items(), desc="Running loglikelihood requests", disable=disable_tqdm)
+        for (ids, prompt), numbers in progress:
+            logits = self.session.logits(ids, prompt)
             for number in numbers:
                 texts, _, continuation = requests[number]
                 if len(continuation) > len(ids):
@@ -146,7 +154,8 @@ class EdgeloopLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-probability of each whole text: each token once, in windows of the context.
 
-        The windows are the harness's: the last one, too, reads as many tokens as the context holds.
+        The windows are the harness's: the last one, too, reads as many tokens as the context holds. A prefix LM reads
+        them causally: a text whose every token is to be predicted has no prompt.
         """
         rows: list[Row] = []
         owners: list[int] = []
@@ -156,7 +165,7 @@ class EdgeloopLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 rows.append((None, *make_disjoint_window(window)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (total, _) in zip(owners, self._loglikelihood_tokens(rows, disable_tqdm), strict=True):
+        for owner, (total, _) in zip(owners, self._scores(rows, False, disable_tqdm), strict=True):
             totals[owner] += total
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)

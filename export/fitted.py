@@ -52,6 +52,16 @@ class Moments:
             self.sums[key] = rows.T @ rows
 
 
+def check_fits(recipes: Mapping[str, Recipe]) -> None:
+    """Raise UsageError where a target stores nothing that is fitted. ``recipes``: by the names of the targets."""
+    for target, recipe in recipes.items():
+        if not recipe.has_codes:
+            raise UsageError(
+                f"--calibrate fits codes with scales to a text, and target {target} has none: its matrices are "
+                f"stored as {recipe.rest}; leave --calibrate away, or export that target by itself without it"
+            )
+
+
 def fit(
     reading: Reading,
     recipe: Recipe,

@@ -21,7 +21,7 @@ from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import read_checkpoint, unused
-from .fitted import fit
+from .fitted import check_fits, fit
 from .heads import count_heads, write_heads
 from .options import ExportRequest
 from .overrides import overridden
@@ -77,7 +77,8 @@ def export_bundle(
     - ``quant``: ``none`` (float32), ``int8`` or ``int4`` in groups of ``group_size`` (32, 64 or 128) columns with a
       scale each, ``int8-channel`` with a scale a row, ``int4-mixed``: both; or in place of the two ``recipe``, a file
       of rules (``quant/recipe_file.py``).
-    - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones.
+    - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones. Every
+      target has to store codes.
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
       of the family, and how often its loop runs where it may run any number of times; ``loop``: ``layers`` makes each
@@ -103,6 +104,8 @@ def export_bundle(
     asked = read_options(options, ExportRequest(tuple(targets), tuple(layouts), rules.name))
     chosen = {pair: open_target(*pair, asked.get(pair)) for pair in product(targets, layouts)}
     recipes = {target.name: asked[pair].recipe(rules) for pair, target in chosen.items()}
+    if calibration is not None:
+        check_fits(recipes)
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -126,7 +129,7 @@ def export_bundle(
         weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
             codes = NEAREST
-            if calibration is not None and each.has_codes:
+            if calibration is not None:
                 codes = fit(reading, each, vocabulary, calibration, folder, progress)
             write_weights(reading, each, path, codes)
         heads = write_heads(reading, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import HrmTextConfig, HrmTextForCausalLM, LlamaForCausalLM
 
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.errors import UsageError
@@ -211,6 +212,69 @@ def test_depth_and_exit_rule_are_the_sessions(bundle: Path) -> None:
         [2, 3], [8, 9]
     ].sum()
     assert first._loglikelihood_tokens(rows, True)[0][0] == pytest.approx(float(wanted), abs=1e-5)
+
+
+class OwnPrefix(Own):
+    """A prefix LM with the tokenizer of ``folder``; a context of a few tokens, so that some prompts are cut."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        told = json.loads((folder / "config.json").read_text())
+        self.prefix, self.end, self.context = told["bos_token_id"], told["eos_token_id"], 32
+        torch.manual_seed(0)
+        self.model = HrmTextForCausalLM(
+            HrmTextConfig(
+                vocab_size=told["vocab_size"], hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                num_attention_heads=4, head_dim=8, max_position_embeddings=self.context, initializer_range=0.2,
+                H_cycles=1, L_cycles=2, bos_token_id=self.prefix, eos_token_id=self.end,
+            )
+        ).eval()  # fmt: skip
+        self.model.save_pretrained(out)
+        shutil.copy(folder / "tokenizer.json", out)
+
+    @torch.no_grad()
+    def logits(self, ids: list[int], prompt: int = 0) -> torch.Tensor:
+        types = (torch.arange(len(ids))[None] < prompt).long()
+        return self.model(torch.tensor([ids]), token_type_ids=types, use_cache=False).logits[0]
+
+    def prompted(self, before: list[int], behind: list[int]) -> tuple[float, bool]:
+        """As ``score``, where the tokens of ``before`` see each other."""
+        ids = [*before, *behind][:-1][-self.context :]
+        rows = self.logits(ids, len(ids) - len(behind) + 1)[-len(behind) :]
+        chosen = rows.log_softmax(-1)[range(len(behind)), behind]
+        return float(chosen.sum()), rows.argmax(-1).tolist() == behind
+
+
+def test_the_context_of_a_choice_is_a_prompt_of_a_prefix_lm(checkpoint: Path, tmp_path: Path) -> None:
+    """Its tokens see each other, those of the choice are causal, and so is a text whose every token is predicted."""
+    from lm_eval.api.instance import Instance
+
+    from edgeloop.apps.lm_eval import EdgeloopLM
+
+    own = OwnPrefix(checkpoint, tmp_path / "model")
+    export_bundle(tmp_path / "model", tmp_path / "bundle", quant="none")
+    asked = [(each["question"], choice) for each in QUESTIONS for choice in each["choices"]]
+    asked += [("a question of more tokens than the context of the model holds. " * 2 + "so", " no")]
+    model = EdgeloopLM(str(tmp_path / "bundle"))
+    found = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in asked], True)
+    before = [own.encode(question) or [own.prefix] for question, _ in asked]
+    assert len(before[-1]) > own.context
+    behind = [own.encode(choice) for _, choice in asked]
+    wanted = [own.prompted(*each) for each in zip(before, behind, strict=True)]
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in wanted], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    causal = [own.score(*each)[0] for each in zip(before[:-1], behind, strict=False)]
+    assert max(abs(total - other) for (total, _), other in zip(found, causal, strict=False)) > 0.01
+    # The same tokens, cut elsewhere into prompt and choice.
+    ids = own.encode(QUESTIONS[0]["question"])
+    cuts = [(ids[:2], ids[2:]), (ids[:4], ids[4:])]
+    found = model._loglikelihood_tokens([(None, *cut) for cut in cuts], True)
+    assert [each[0] for each in found] == pytest.approx([own.prompted(*cut)[0] for cut in cuts], abs=1e-4)
+    texts = [each["text"] for each in TEXTS]
+    whole = model.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts], True
+    )
+    assert whole == pytest.approx([own.rolling(text) for text in texts], abs=1e-3)
 
 
 def test_a_bundle_that_is_none_is_one_line(tmp_path: Path) -> None:
