@@ -61,7 +61,7 @@ class Recipe:
 
     ``deltas``: how A and B of the depths' deltas are stored. Of rank 8 they are few bytes; of rank 64 on all
     projections a depth's are 43% of an int4 layer of width 960, which the lane engine's passes show (docs/native.md).
-    ``own``: somebody wrote it for a model, so that a rule which matches nothing in it is a mistake.
+    ``own``: it is a file's, written for a model, so that a rule which matches nothing in it is a mistake.
     """
 
     name: str
@@ -101,12 +101,12 @@ class Recipe:
 
     @property
     def palettized(self) -> bool:
-        """Are matrices indices into tables?"""
+        """Whether most matrices are indices into tables."""
         return self.rest.palette
 
     @property
     def has_codes(self) -> bool:
-        """May there be matrices of codes with scales?"""
+        """Whether there may be matrices of codes with scales."""
         return not all(rule.storage.is_float or rule.storage.palette for rule in self.rules)
 
     def storage(self, name: str, kind: str = "matrix") -> StorageFormat:

@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}); give a recipe, a file of TOML"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # also of a date that is none
         raise UsageError(f"{path} is no recipe: {error}; docs/quantization.md says what one has") from error
     name = found.name if found.name is not None else path.stem
     if not name.isprintable() or not 0 < len(name) <= 40 or name in RECIPES:

@@ -25,7 +25,10 @@ def real_number(value: object, name: str) -> float:
     """Return ``value``, of whatever real type; UsageError for another type. Its range is for the caller to check."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise UsageError(f"{name} is {shown(value)}, wanted a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer that no float holds
+        raise UsageError(f"{name} is {shown(value)}, wanted a number of at most 1e308") from None
 
 
 def token_ids(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +36,8 @@ def number(table: Mapping[str, Any], key: str, where: str, default: float | None
     value = table.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    largest = sys.float_info.max  # an integer of JSON may be larger
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= largest:
         raise CheckpointError(f"{where}: {key} is {shown(value)}; wanted a positive number")
     return float(value)
 

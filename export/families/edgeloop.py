@@ -195,7 +195,7 @@ def _routing(config: Mapping[str, Any], repeats: int, where: str) -> Routing | N
         return None
     alpha = number(config, "router_alpha", where)
     numbers = isinstance(shares, list) and not any(
-        isinstance(s, bool) or not isinstance(s, int | float) for s in shares
+        isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s <= 1 for s in shares
     )
     capacity = tuple(float(s) for s in shares) if numbers else ()
     check_capacity(capacity, repeats, f"{where}: router_capacity is {shown(shares)}")

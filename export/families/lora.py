@@ -41,8 +41,14 @@ class Lora:
         return whole if self.lengths is None else whole * self.row_scale(whole, rows)[:, None]
 
     def summed(self, load: Loader, rows: Rows) -> torch.Tensor:
-        """Return W + s · B A, of some ``rows``."""
-        return load() + self.scale * (rows(self.b()) @ self.a())
+        """Return W + s · B A, of some ``rows``; CheckpointError where that is beyond float32."""
+        found = load() + self.scale * (rows(self.b()) @ self.a())
+        if not found.isfinite().all():
+            raise CheckpointError(
+                f"{self.name} makes values that are infinite or NaN, with a scale of {self.scale:g}; wanted lora_alpha "
+                "and weights as they were trained"
+            )
+        return found
 
     def row_scale(self, summed: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Return [out]: the length of each row over the one that it has in ``summed``; 1 without lengths."""

@@ -184,7 +184,7 @@ def _capacity(value: object, repeats: int, where: str) -> tuple[float, ...]:
     )
     try:
         shares = tuple(float(share) for share in listed if not isinstance(share, bool))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         shares = ()
     return check_capacity(shares, repeats, f"{where}.capacity is {shown(value)}")
 

@@ -59,6 +59,8 @@ def test_the_rules_of_the_page(tmp_path: Path) -> None:
         ('name = "int4"\n' + REST, "the recipe's name is 'int4'"),
         ('name = "a\\u001bb"\n' + REST, "the recipe's name is"),
         ('deltas = "int8"\n' + REST, "Invalid enum value 'int8'"),
+        (REST.replace("bits = 4", "bits = " + "4" * 5000), "is no recipe: Exceeds the limit"),
+        (REST.replace('"*"', "2026-02-30"), "is no recipe: "),
     ],
 )
 def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:

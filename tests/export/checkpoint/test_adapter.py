@@ -268,6 +268,7 @@ REFUSALS: list[tuple[Callable[[Path, Path], None], str]] = [
     (_setting(r=8), "rank of .* is 8.*, its weights have 4"),
     (_setting(rank_pattern={r".*\.q_proj": 4}), "rank_pattern has the pattern"),
     (_setting(lora_alpha=0), "lora_alpha is 0"),
+    (_setting(lora_alpha=10**400), "lora_alpha is a number of more than 77 digits; wanted a positive"),
 ]  # fmt: skip
 
 
@@ -281,6 +282,14 @@ def test_adapters_that_are_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         export_bundle(folder, tmp_path / "bundle", adapter=adapter)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_scale_beyond_float32(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """A sum that is infinite would be cut off at the largest code, and look like weights."""
+    adapter_of(tmp_path / "adapter", range(3), lora_alpha=1e300)
+    with pytest.raises(CheckpointError, match="makes values that are infinite or NaN, with a scale of 2.5e"):
+        export_bundle(tiny("mobilellm"), tmp_path / "bundle", adapter=tmp_path / "adapter")
     assert not (tmp_path / "bundle").exists()
 
 

@@ -41,6 +41,11 @@ def test_options_out_of_range_are_named(name, value):
         SamplingOptions(**{name: value})
 
 
+def test_an_integer_that_no_float_holds():
+    with pytest.raises(UsageError, match="temperature is a number of more than 77 digits, wanted a number"):
+        SamplingOptions(temperature=10**400)
+
+
 @pytest.mark.parametrize(
     ("bias", "told"),
     [
