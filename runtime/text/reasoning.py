@@ -27,9 +27,8 @@ class ReasoningStream:
         """``opened``: the prompt ends within reasoning already."""
         self._held = ""
         self._state = "reasoning" if opened else "before"
-        self._fresh = (
-            True  # nothing of the current part was given out, so that space at its beginning is left out
-        )
+        # Nothing of the current part was given out yet: space at its beginning is left out.
+        self._fresh = True
         self.reasoning: str | None = "" if opened else None
         """What was thought so far; None: there was no reasoning."""
         self.answer = ""
