@@ -21,6 +21,7 @@ from ..bundle.manifest import NEVER, Exit
 from ..engines.backend import F32
 from ..errors import UsageError
 from ..model.program import Program
+from ..wording import shown
 
 F64 = npt.NDArray[np.float64]
 Heads = Mapping[str, F32]
@@ -199,9 +200,9 @@ def parse_rule(text: str, program: Program, heads: Heads, calibrated: Mapping[st
     if name == "never" and not rest:
         return ExitRule("never", depths, never=True)
     if name == "depth":
-        if not rest.isascii() or not rest.isdigit() or not 1 <= int(rest) <= depths:
+        if rest not in map(str, range(1, depths + 1)):
             raise UsageError(
-                f"exit rule {text!r}: wanted depth:1 to depth:{depths}, the depths of this model"
+                f"exit rule {shown(text)}: wanted depth:1 to depth:{depths}, the depths of this model"
             )
         return ExitRule(name, int(rest))
     if name not in MEASURES:

@@ -97,6 +97,10 @@ def test_fixed_depths(maker) -> None:
     rule = parse_rule("depth:2", program, {}, {})
     assert [rule.leaves(one(d), {}) for d in (0, 1)] == [False, True]
     assert parse_rule("never", program, {}, {}).never
+    for wrong in ("", "0", "-1", "4", "2.0", "9" * 5000):
+        with pytest.raises(UsageError, match="wanted depth:1 to depth:3, the depths of this model") as caught:
+            parse_rule(f"depth:{wrong}", program, {}, {})
+        assert len(str(caught.value)) < 200
 
 
 def test_calibrated_thresholds_are_the_default(maker) -> None:
