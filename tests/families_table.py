@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +74,14 @@ ROWS = {
 }
 
 
-def cells(name: str) -> Iterator[str]:
-    """The errors of the fixture ``name`` on the reference engine and on each of ``ENGINES``, relative to the largest
+def cells(name: str, engines: Mapping[str, str] = ENGINES) -> Iterator[str]:
+    """The errors of the fixture ``name`` on the reference engine and on each of ``engines``, relative to the largest
     logit; "no" where a target or an engine refuses it."""
     theirs, row = authors(FIXTURES / name), ROWS[name]
     ids, wanted = theirs["input_ids"], theirs[row.logits]
     with tempfile.TemporaryDirectory() as folder:
         bundles: dict[str, Path] = {}
-        for target in ENGINES:
+        for target in engines:
             try:
                 report = export_bundle(FIXTURES / name, Path(folder) / target, targets=[target], quant="none")
                 bundles[target] = report.bundle
@@ -95,7 +95,7 @@ def cells(name: str) -> Iterator[str]:
             write_weights(reading, recipe, path)
             found = full(reference_engine(reading.program, path, recipe), ids)
         yield f"{difference(found, wanted):.0e}"
-        for target, engine in ENGINES.items():
+        for target, engine in engines.items():
             if target not in bundles:
                 yield "no"
                 continue
@@ -123,7 +123,7 @@ def written(table: str) -> dict[str, str]:
 def main(names: list[str]) -> None:
     """Measure the fixtures ``names``, or all, and put their rows into the page, each as it is there."""
     logging.disable(logging.WARNING)
-    for name in names or list(ROWS):
+    for name in names or ROWS:
         with quiet():
             found = list(cells(name))
         row = f"| `{ROWS[name].family}` | `{name}` | {' | '.join(found)} |"

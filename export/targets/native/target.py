@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ....quant.recipe import Recipe
 from ....runtime.bundle import manifest
 from ....runtime.engines.native.engine import NativeBackend
@@ -73,7 +75,8 @@ def check_tensors(path: Path, program: Program, weights: Path) -> None:
     left = set(map_tensors(weights))
     for name, found in LanesFile(path, program).tensors():
         left.discard(name)
-        if found.tobytes() != map_tensors(weights)[name].tobytes():  # mapped anew: see export
+        stored = map_tensors(weights)[name]  # mapped anew: see export
+        if not np.array_equal(found.reshape(-1).view(np.uint8), stored.reshape(-1).view(np.uint8)):
             raise ParityError(f"{path} holds other numbers than were stored in {name}; {REPORT}")
     if left:
         raise ParityError(f"{path} lacks {min(left)}; {REPORT}")
