@@ -11,7 +11,6 @@ from ..runtime.bundle.manifest import MANIFEST, Manifest, Parity
 from .architecture import model_facts, model_rows
 from .console import Console
 from .quantities import bits_per_weight, bundle_bytes, byte_count, count, thresholds, unrolled_bytes
-from .storage import stored_kinds
 
 if TYPE_CHECKING:
     from ..runtime.bundle.folder import Bundle
@@ -61,6 +60,7 @@ def is_bundle(path: Path) -> bool:
 def show_bundle(path: Path, console: Console) -> None:
     """A bundle, from its manifest and the names of its heads."""
     from ..runtime.bundle.folder import Bundle
+    from .storage import stored_kinds
 
     bundle = Bundle.open(path, verify=False)
     manifest, probes = bundle.manifest, has_probes(bundle)

@@ -37,6 +37,9 @@ INSTEAD = {
         "edgeloop export mor -o mor-pte --quant int4"  # one export to ExecuTorch on a page is enough
     ),
     "edgeloop bench mor-pte --engine executorch": "edgeloop bench bundle --engine executorch",
+    "edgeloop eval layers --text some.txt --exit depth:40 --exit stable:5": (
+        "edgeloop eval layers --text some.txt --exit depth:2 --exit stable:2"  # as many layers as are there
+    ),
     "make demo": "edgeloop demo",  # once everything is installed
 }
 """By command, what is run in its place: less of the same."""

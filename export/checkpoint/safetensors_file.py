@@ -27,6 +27,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            self._state = _state(path)
             _check_header(path)
             # A file whose header and size disagree is refused here, before any tensor is touched.
             self._file: Any = safe_open(path, framework="pt")
@@ -57,7 +58,12 @@ class SafetensorsFile:
 
         The file is mapped anew for it: what is read of a mapping stays in memory, and a file that stays mapped would be
         there as a whole in the end.
+
+        Raises:
+            CheckpointError: the file has been written anew since it was opened.
         """
+        if _state(self._path) != self._state:
+            raise CheckpointError(f"{self._path} was changed while it was read; start again when it is whole")
         with safe_open(self._path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(self._alias.get(name, name))
             return tensor
@@ -70,6 +76,12 @@ class SafetensorsFile:
     def storage(self, name: str) -> object:
         """Return what is equal for tensors that share their bytes."""
         return (self._path, self._alias.get(name, name))
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Return what differs once a file was written anew or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_header(path: Path) -> None:

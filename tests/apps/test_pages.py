@@ -73,6 +73,7 @@ def stand_ins(
         "apps/demo/checkpoint": checkpoint,
         "apps/demo/routed_checkpoint": tiny_once("edgeloop-routed"),
         "albert-base-v2": encoder,
+        "mobilellm": tiny_once("mobilellm"),
         **dict.fromkeys(("bundle", "other", "demo-int4", "build/demo"), bundle),
     }
 

@@ -112,7 +112,7 @@ def test_ouro_without_a_gate(tiny: Callable[[str], Path], caplog: pytest.LogCapt
     reading = read(folder)
     assert not reading.program.exit_gate
     assert not reading.heads
-    assert "runs all 3 steps unless generation is told --exit gate:q" in caplog.text
+    assert "runs all 3 steps unless generation is run with --exit gate:q" in caplog.text
 
 
 def test_kv_sharing_is_read(parity_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,7 +88,7 @@ void check(const std::string& manifest, const std::string& layout) {
                              "; export the checkpoint again");
   const struct { bool there; const char* what; } rules[] = {
       {value(layout, "routed") != "false", "a router, which decides how deep each token goes"},
-      {value(layout, "shared_kv") != "false", "K and V that all depths share"},
+      {value(layout, "shared_kv") != "false", "K/V that all depths share"},
       {value(layout, "window") != "null", "a sliding window"},
   };
   for (const std::string& what : values(layout, "beyond"))
@@ -127,7 +127,7 @@ struct Embedding {
     uint32_t crc = ends(values, bytes, 0);
     if (!plain) crc = ends(scales, scale_bytes, crc);
     if (std::to_string(crc) != value(layout, "check"))
-      throw std::runtime_error(value(layout, "file") + ": the embedding is not where layout.json has it; they are of two "
+      throw std::runtime_error(value(layout, "file") + ": the embedding is not where layout.json has it; they come from two "
                                "exports, copy the bundle again");
   }
   // The checksum of the first and last bytes of a part, which must be in the file.

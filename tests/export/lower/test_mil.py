@@ -81,7 +81,7 @@ def test_every_function_computes_what_the_reference_does(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "gemma":  # norms of vectors of 4 numbers, which may be small, magnify what rounding leaves
-        monkeypatch.setattr("edgeloop.export.targets.coreml.parity.SHIPPED", 3e-2)
+        monkeypatch.setattr("edgeloop.export.targets.coreml.errors.SHIPPED", 3e-2)
     parity = packaged(structs.replace(PROGRAMS[name](), routing=None), tmp_path)
     assert 0 < max(*parity.per_depth, parity.logits) <= EXACT
     assert parity.shipped > EXACT
@@ -198,7 +198,7 @@ def test_what_some_attentions_cannot(first: dict[str, Any], second: dict[str, An
 def test_programs_by_lot(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, with room for norms of small vectors: what float16 makes of those is anything."""
     monkeypatch.setattr("edgeloop.export.targets.coreml.parity.EXACT", 1e-4)
-    monkeypatch.setattr("edgeloop.export.targets.coreml.parity.SHIPPED", np.inf)
+    monkeypatch.setattr("edgeloop.export.targets.coreml.errors.SHIPPED", np.inf)
     model = random_program(seed)
     assert not list(problems(model))
     recipe = Recipe.named(("none", "int4", "int8", "int8-channel")[seed % 4], 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import FORMAT, MANIFEST
 from edgeloop.runtime.engines.table import open_backend
 from edgeloop.runtime.errors import BundleError, EdgeloopError
+from edgeloop.runtime.version import VERSION
 
 STORED = sorted(FOLDER.glob("format-*/"))
 
@@ -52,7 +54,8 @@ def test_another_format_is_refused(version: int, tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": version}))
     with pytest.raises(
         BundleError,
-        match=f"bundle format {version}, this edgeloop reads format {FORMAT}; export the checkpoint again",
+        match=rf"bundle format {version}, this edgeloop reads format {FORMAT} "
+        rf"\(made by edgeloop [\d.]+, this is {re.escape(VERSION)}\); export the checkpoint again",
     ):
         Bundle.open(folder)
 
