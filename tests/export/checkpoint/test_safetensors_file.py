@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgeloop.export.checkpoint.safetensors_file import SafetensorsFile
+from edgeloop.runtime.errors import CheckpointError
 
 STATUS = Path("/proc/self/status")
 
@@ -29,3 +30,13 @@ def test_tensors_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
         assert torch.equal(file.read(name), wanted[name])
         most = max(most, mapped_bytes() - before)
     assert most < 16 << 20  # of 64 MB
+
+
+def test_a_file_that_is_written_anew_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    file = SafetensorsFile(path)
+    assert file.read("a").tolist() == [0, 0]
+    save_file({"a": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match="was changed while it was read; start again when it is whole"):
+        file.read("a")
