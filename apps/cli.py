@@ -68,6 +68,7 @@ EXTRAS = {
     "coremltools": "coreml",
     "google": "coreml",
     "matplotlib": "calibrate",
+    "scipy": "calibrate",
     "sklearn": "calibrate",
 }
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
+from .against import opened_beside, tell_divergence
 from .console import Console
 from .intake import read_text
 from .logprobs import Entries, logprobs_argument, tell_score
@@ -25,6 +26,7 @@ examples:
   edgeloop eval bundle --text tales.txt --max-tokens 4096 --context 512
   edgeloop eval bundle --text tales.txt --exit confidence:0.9 --skipped-kv propagate
   edgeloop eval bundle --text tales.txt --exit probe --exit latent:0.3 --skipped-kv exact --skipped-kv skip
+  edgeloop eval bundle --text tales.txt --against float-bundle    # what codes cost, after every depth
   edgeloop eval bundle --text tales.txt --json
   edgeloop eval bundle --text sentence.txt --logprobs 3    # each token's own, of a text that fits the context
 """
@@ -36,7 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "How well the model predicts a text: exp of the mean loss of a token, in windows of the context. The\n"
         "depths before the last show what stopping there would cost. With an exit rule, a KV policy or a router each\n"
         "token is run as a generated one would be, with the K/V that it would find. Several rules or policies\n"
-        "take turns with full depth, window by window, so that their speeds can be compared."
+        "take turns with full depth, window by window, so that their speeds can be compared. With --against another\n"
+        "bundle of the same model predicts the same windows, at full depth: the change of perplexity and the\n"
+        "divergence of the next token's distributions after every depth, with intervals."
     )
     parser.usage = "edgeloop eval BUNDLE --text FILE [options]"
     parser.epilog = EXAMPLES
@@ -45,6 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
     parser.add_argument(
         "--max-tokens", type=at_least(2), metavar="N", help="only the first N tokens of the text"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="BUNDLE",
+        help="another export of the model, mostly of --quant none: what this one loses beside it",
     )
     logprobs_argument(parser)
 
@@ -56,6 +65,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
     text = read_text(args.text)
     asked = [(rule, skipped_kv) for rule in args.exit or [None] for skipped_kv in args.skipped_kv or [None]]
     args.exit, args.skipped_kv = asked[0]
+    if args.against is not None and (args.logprobs is not None or asked != [(None, None)] or args.kv):
+        raise UsageError(
+            "--against compares at full depth; leave --exit, --skipped-kv, --kv and --logprobs away"
+        )
     with open_session(args) as session:
         ids = session.tokenizer.encode(text)[: args.max_tokens]
         if len(ids) < 2:
@@ -68,6 +81,12 @@ def main(args: argparse.Namespace, console: Console) -> None:
             score = session.score(ids, args.logprobs)
             logprobs = tell_score(score, session.tokenizer, console)
             report_score(score, logprobs, console)
+            return
+        if args.against is not None:
+            with opened_beside(args, ids, text) as base:
+                routed = ", at every depth: not as its router decides" if session.program.routing else ""
+                console.note(f"predicting {len(ids) - 1} tokens with both bundles{routed}")
+                tell_divergence(session, base, ids, args, console)
             return
         console.note(f"predicting {len(ids) - 1} tokens, in windows of {session.context}")
         if len(asked) > 1:

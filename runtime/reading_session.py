@@ -8,6 +8,7 @@ import numpy as np
 
 from .checks import whole_number
 from .context.session_context import ContextSession
+from .decode.divergence import Divergence, diverge
 from .decode.encoding import Encoded, check_encoder, encode
 from .decode.evaluation import Evaluation, evaluate
 from .decode.logprobs import Score, score
@@ -104,6 +105,25 @@ class ReadingSession(ContextSession):
         if len(stream) < 2:
             raise UsageError("perplexity needs at least 2 tokens: there is nothing to predict")
         return perplexity(self._full_depth(len(stream)), stream, self.context)
+
+    def diverge(self, base: ReadingSession, ids: Sequence[int] | I64) -> Divergence:
+        """Return how far this model is from ``base``, another export of it, on ids [S], S ≥ 2, after every depth.
+
+        Both at full depth, in disjoint windows of the shorter context. UsageError where they have other vocabularies or
+        depths.
+        """
+        stream = self.prompts.ids(ids)
+        if len(stream) < 2:
+            raise UsageError("a comparison needs at least 2 tokens: there is nothing to predict")
+        for what in ("vocab_size", "depths"):
+            mine, other = getattr(self.program, what), getattr(base.program, what)
+            if mine != other:
+                raise UsageError(
+                    f"the two models differ: {what} is {mine} and {other}; give two of one model"
+                )
+        context = min(self.context, base.context)
+        room = min(len(stream), context)
+        return diverge(self._full_depth(room), base._full_depth(room), stream, context)
 
     def _start(self, tokens: int) -> SequentialDecoder:
         """Return an empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.

@@ -39,6 +39,7 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "quant/": ("export",),
     "quant/palette.py": ("coreml",),
     "apps/": ("cli", "export"),
+    "apps/against.py": ("calibrate",),
     "apps/lm_eval.py": ("lm-eval",),
     "apps/bench_profile.py": ("executorch",),
     "apps/bench_pte.py": ("executorch",),
