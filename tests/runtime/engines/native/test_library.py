@@ -118,6 +118,7 @@ def test_the_library_is_small_and_needs_the_c_library_only(lane_engine: Path) ->
     data = lane_engine.read_bytes()
     assert b"libstdc++.so" not in data
     assert b"libgcc_s" not in data
+    assert b"terminate called" not in data  # src/terminate.cpp: 50 KB less
 
 
 def test_a_build_compiles_what_changed(
