@@ -12,9 +12,9 @@ draft costs is paid all the same.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from ..runtime.errors import UsageError
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .intake import read_text
+from .measure.interval import Estimate
+from .measure.turns import Effort, Turns, take_turns
 
 FORCED = (0.0, 0.5, 0.7, 0.9, 1.0)
 PROMPT = 24
@@ -52,33 +54,42 @@ class Continuation:
     sampler: Sampler
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class DecodeRun:
-    """One way to decode one continuation, and what its counted rounds took. Without ``controller`` it is sequential."""
+    """One way to decode one continuation. Without ``controller`` it is sequential."""
 
     continuation: Continuation
     name: str
     controller: DraftController | None = None
     draft: Choose | None = None
     forced: float | None = None
-    ms: list[float] = field(default_factory=list)
-    """Of a token, by round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A stage's call with ``rows`` rows."""
+
+    stage: str
+    rows: int
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Once:
+    """A turn: milliseconds of a token or a call, and of a way to decode its tokens and drafts.
+
+    ``flips`` are tokens that it would have chosen otherwise.
+    """
+
+    ms: float
     tokens: int = 0
     calls: int = 0
     drafts: int = 0
     accepted: int = 0
     flips: int = 0
-    """Tokens that it would have chosen otherwise."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """A stage's call with ``rows`` rows, and its milliseconds by round."""
-
-    stage: str
-    rows: int
-    run: Callable[[], object]
-    ms: list[float] = field(default_factory=list)
+Found = dict[DecodeRun | Call, Turns[Once]]
 
 
 def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
@@ -97,8 +108,8 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
             for row in runs_of(continuation, program.depths, forced=continuation is known)
         ]
         calls = stage_calls(backend, decoder.cache, args.prompt_tokens)
-        run_rounds(decoder, rows, calls, args.runs, progress)
-    report(console, rows, calls)
+        found = run_rounds(decoder, rows, calls, Effort(args.runs), progress)
+    report(console, rows, calls, found)
 
 
 def write_all(
@@ -211,25 +222,32 @@ def stage_calls(backend: Backend, cache: KVCache, cached: int) -> list[Call]:
 
 
 def run_rounds(
-    decoder: SequentialDecoder, rows: list[DecodeRun], calls: list[Call], rounds: int, progress: Progress
-) -> None:
-    """A warm-up, and ``rounds`` that are counted."""
+    decoder: SequentialDecoder, rows: list[DecodeRun], calls: list[Call], effort: Effort, progress: Progress
+) -> Found:
+    """All of them in turn."""
     first = rows[1]
     assert first.draft is not None
     assert first.controller is not None
     pipeline = Pipeline(decoder, first.draft, first.controller)
-    for turn in range(rounds + 1):
-        progress("decoding in turns", turn / (rounds + 1))
-        for call in calls:
-            watch = Stopwatch()
-            for _ in range(REPEATS):
-                call.run()
-            call.ms.extend([watch.ms / REPEATS] if turn else [])
-        for row in rows:
-            run_row(decoder, pipeline, row, counted=turn > 0)
+    turns: dict[DecodeRun | Call, Callable[[], Once]] = {call: partial(run_call, call) for call in calls}
+    turns |= {row: partial(run_row, decoder, pipeline, row) for row in rows}
+    return take_turns(turns, ms_of_turn, effort, progress)
 
 
-def run_row(decoder: SequentialDecoder, pipeline: Pipeline, row: DecodeRun, counted: bool) -> None:
+def ms_of_turn(once: Once) -> float:
+    """Its milliseconds."""
+    return once.ms
+
+
+def run_call(call: Call) -> Once:
+    """Make the call ``REPEATS`` times."""
+    watch = Stopwatch()
+    for _ in range(REPEATS):
+        call.run()
+    return Once(watch.ms / REPEATS)
+
+
+def run_row(decoder: SequentialDecoder, pipeline: Pipeline, row: DecodeRun) -> Once:
     """Decode the run's continuation once more."""
     ids, first = row.continuation.ids, row.continuation.prompt
     choose: Choose = row.continuation.sampler.choose
@@ -247,38 +265,39 @@ def run_row(decoder: SequentialDecoder, pipeline: Pipeline, row: DecodeRun, coun
         logits = pipeline.step(token) if row.controller else decoder.prompt(ids[position:after])
         flips += choose(logits[-1], ids[:after], after) != int(ids[after])
     ms, clock, tokens = watch.ms, decoder.clock, len(ids) - 1 - first
-    if counted:
-        row.ms.append(ms / tokens)
-        row.tokens += tokens
-        row.calls += clock.block_calls
-        row.drafts += clock.drafts
-        row.accepted += clock.accepted
-        row.flips += flips
+    return Once(ms / tokens, tokens, clock.block_calls, clock.drafts, clock.accepted, flips)
 
 
-def summary(row: DecodeRun, base: DecodeRun) -> dict[str, object]:
+def summary(row: DecodeRun, base: DecodeRun, found: Found) -> dict[str, object]:
     """Return the results of a run for ``--json``; ``base`` is the sequential run of its continuation."""
+    turns = found[row]
+    tokens, calls, drafts, accepted, flips = (
+        sum(getattr(once, name) for once in turns.values)
+        for name in ("tokens", "calls", "drafts", "accepted", "flips")
+    )
+    speed: Estimate = found[base].over(turns, ms_of_turn)
     return {
         "text": row.continuation.name,
         "decode": "sequential" if row.controller is None else "pipelined",
         "forced_acceptance": row.forced,
-        "acceptance": row.accepted / row.drafts if row.drafts else None,
-        "drafted": row.drafts / row.tokens,
-        "passes_per_token": row.calls / row.tokens,
-        "tokens_per_s": 1000 / statistics.median(row.ms),
-        "speed": statistics.median(b / a for a, b in zip(row.ms, base.ms, strict=True)),
-        "flips": row.flips / len(row.ms),
-        "tokens": row.tokens // len(row.ms),
+        "acceptance": accepted / drafts if drafts else None,
+        "drafted": drafts / tokens,
+        "passes_per_token": calls / tokens,
+        "tokens_per_s": 1000 / turns.estimate(ms_of_turn).median,
+        "speed": speed.median,
+        "speed_interval": [speed.low, speed.high],
+        "flips": flips / len(turns.values),
+        "tokens": tokens // len(turns.values),
     }
 
 
-def report(console: Console, rows: list[DecodeRun], calls: list[Call]) -> None:
+def report(console: Console, rows: list[DecodeRun], calls: list[Call], turns: Found) -> None:
     """Two or three tables, or the same as JSON."""
     found, base = [], rows[0]
     for row in rows:
         base = row if row.controller is None else base
-        found.append(summary(row, base))
-    ms = {(call.stage, call.rows): statistics.median(call.ms) for call in calls}
+        found.append(summary(row, base, turns))
+    ms = {(call.stage, call.rows): turns[call].estimate(ms_of_turn).median for call in calls}
     if console.json:
         stages = [
             {"stage": s, "rows": n, "ms": value, "ratio": value / ms[s, 1]} for (s, n), value in ms.items()

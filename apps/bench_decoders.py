@@ -23,6 +23,7 @@ from ..runtime.errors import EngineError, ExportError
 from ..runtime.timing import Stopwatch
 from .bench_genai import GenaiDecoder
 from .contender import Decoder
+from .measure.tokens import times_of
 
 TOKENIZER_CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 
@@ -41,10 +42,13 @@ def staged_decoder(
     def decode(count: int) -> list[float]:
         decoder.reset()
         logits = decoder.prompt(np.array(prompt))
-        engine, times, watch, turn = backend.engine_ns, [], Stopwatch(), Stopwatch()
-        for _ in range(count):
+
+        def step() -> None:
+            nonlocal logits
             logits = decoder.prompt(logits[-1:].argmax(-1))
-            times.append(watch.lap_ms())
+
+        engine, turn = backend.engine_ns, Stopwatch()
+        times = times_of(step, count)
         spent["engine"] += backend.engine_ns - engine
         spent["host"] += int(1e6 * turn.ms) - (backend.engine_ns - engine)
         return times
@@ -73,14 +77,15 @@ def unrolled_decoder(
     first, next_one = Lanes.single(0, 0, len(prompt), 0), Lanes.single(0, 0, 1, 0)
 
     def decode(count: int) -> list[float]:
-        token = step(np.array(prompt), first)
-        times, watch = [], Stopwatch()
-        for i in range(count):
-            next_one.cached[0] = next_one.positions[0, 0] = len(prompt) + i
+        token, position = step(np.array(prompt), first), len(prompt)
+
+        def following() -> None:
+            nonlocal token, position
+            next_one.cached[0] = next_one.positions[0, 0] = position
             next_one.refresh()
-            token = step(np.array([token]), next_one)
-            times.append(watch.lap_ms())
-        return times
+            token, position = step(np.array([token]), next_one), position + 1
+
+        return times_of(following, count)
 
     size = graph.stat().st_size + (folder / WEIGHTS).stat().st_size
     return Decoder("unrolled", group_size, size, decode)

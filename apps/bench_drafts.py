@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -28,18 +29,29 @@ from ..runtime.engines.tokens import NO_DRAFTS, Drafting, DraftReport
 from ..runtime.timing import Stopwatch
 from .bench_decode import FORCED, PROMPT, WARM, prompts
 from .console import Console
+from .measure.turns import Effort, Turns, take_turns
 
 TEXTS = 12
 WHERE_IT_PAYS = Drafting()
 GREEDY = SamplingOptions()
 
 
-@dataclass
-class DraftText:
-    """A prompt [S], how its continuation is chosen and drafted, and what the counted rounds took.
+@dataclass(frozen=True)
+class BothWays:
+    """A turn: milliseconds a token sequentially and pipelined, block calls and drafts a token, the share of drafts that
+    were right, and the host's share of the time."""
 
-    ``drafting`` of each way: sequential first. ``forced``: the acceptance.
-    """
+    sequential_ms: float
+    pipelined_ms: float
+    passes: float
+    fed: float
+    right: float
+    host: float
+
+
+@dataclass(eq=False)
+class DraftText:
+    """A prompt [S], how its continuation is chosen and drafted, and what its turns took. ``forced``: the acceptance."""
 
     name: str
     prompt: I64
@@ -48,21 +60,24 @@ class DraftText:
     forced: float | None = None
     tokens: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     """The continuation, chosen sequentially."""
-    sequential_ms: list[float] = field(default_factory=list)
-    """Of a token, by round; so is the next."""
-    pipelined_ms: list[float] = field(default_factory=list)
-    passes: list[float] = field(default_factory=list)
-    """Block calls a token, by round; so are shares of drafts that were right, drafts a token, and the host's share."""
-    right: list[float] = field(default_factory=list)
-    fed: list[float] = field(default_factory=list)
-    host: list[float] = field(default_factory=list)
+    turns: Turns[BothWays] = field(default_factory=Turns)
     other: int = 0
     """Tokens that it would have chosen otherwise, in all rounds."""
+    compared: int = 0
+    """Tokens that were compared, in all rounds."""
 
     @property
     def speed(self) -> float:
         """How many times as fast as sequential decoding."""
-        return statistics.median(a / b for a, b in zip(self.sequential_ms, self.pipelined_ms, strict=True))
+        return self.median(lambda turn: turn.sequential_ms / turn.pipelined_ms)
+
+    def median(self, figure: Callable[[BothWays], float]) -> float:
+        """The median of ``figure`` over the turns that nothing disturbed."""
+        return self.turns.estimate(figure).median
+
+    def mean(self, figure: Callable[[BothWays], float]) -> float:
+        """Its mean."""
+        return self.turns.estimate(figure).mean
 
 
 def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
@@ -75,12 +90,14 @@ def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, con
     texts = [*own_texts(args, bundle), *forced_texts(args, bundle)]
     reports: dict[str, DraftReport] = {}
     with console.progress() as progress:
-        for turn in range(args.runs + 1):
-            for number, text in enumerate(texts):
-                progress("decoding in turns", (turn + number / len(texts)) / (args.runs + 1))
-                run_text(decoder, text, args.tokens, counted=turn > 0)
-                if text.forced is None:
-                    reports["sampled" if text.sampling.temperature else "greedy"] = decoder.drafts()
+        found = take_turns(
+            {text: partial(run_text, decoder, text, args.tokens, reports) for text in texts},
+            lambda turn: turn.sequential_ms / turn.pipelined_ms,
+            Effort(args.runs),
+            progress,
+        )
+    for text, turns in found.items():
+        text.turns = turns
     report(console, texts, reports)
 
 
@@ -98,8 +115,10 @@ def forced_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[DraftText
     yield from (DraftText(f"acceptance {share:.1f}", ids, GREEDY, forced=share) for share in FORCED)
 
 
-def run_text(decoder: SequentialDecoder, text: DraftText, tokens: int, counted: bool) -> None:
-    """Decode ``tokens`` tokens once more, sequentially and pipelined."""
+def run_text(
+    decoder: SequentialDecoder, text: DraftText, tokens: int, reports: dict[str, DraftReport]
+) -> BothWays:
+    """Decode ``tokens`` tokens once more, sequentially and pipelined; ``reports`` has what the engine has learnt."""
     ms, found = run_once(decoder, text, NO_DRAFTS, tokens)
     if not len(text.tokens):
         text.tokens = found
@@ -107,16 +126,20 @@ def run_text(decoder: SequentialDecoder, text: DraftText, tokens: int, counted: 
     text.other += int((found != text.tokens).sum())
     pipelined_ms, found = run_once(decoder, text, text.drafting, tokens)
     text.other += int((found != text.tokens).sum())
+    text.compared += 2 * tokens
     clock = decoder.clock
-    if not counted:
-        return
-    text.sequential_ms.append(ms)
-    text.pipelined_ms.append(pipelined_ms)
-    text.passes.append(clock.block_calls / tokens)
     fed, right = clock.drafts, clock.accepted
-    text.fed.append(fed / tokens)
-    text.right.append(right / fed if fed else 0.0)
-    text.host.append(1 - clock.engine_ns / clock.total_ns)
+    once = BothWays(
+        ms,
+        pipelined_ms,
+        clock.block_calls / tokens,
+        fed / tokens,
+        right / fed if fed else 0.0,
+        1 - clock.engine_ns / clock.total_ns,
+    )
+    if text.forced is None:
+        reports["sampled" if text.sampling.temperature else "greedy"] = decoder.drafts()
+    return once
 
 
 def run_once(
@@ -152,15 +175,15 @@ def summary(text: DraftText) -> dict[str, object]:
         "text": text.name,
         "temperature": text.sampling.temperature,
         "forced_acceptance": text.forced,
-        "acceptance": statistics.mean(text.right) if any(text.fed) else None,
-        "drafted": statistics.mean(text.fed),
-        "passes_per_token": statistics.mean(text.passes),
-        "sequential_tokens_per_s": 1000 / statistics.median(text.sequential_ms),
-        "tokens_per_s": 1000 / statistics.median(text.pipelined_ms),
+        "acceptance": text.mean(lambda turn: turn.right) if text.mean(lambda turn: turn.fed) else None,
+        "drafted": text.mean(lambda turn: turn.fed),
+        "passes_per_token": text.mean(lambda turn: turn.passes),
+        "sequential_tokens_per_s": 1000 / text.median(lambda turn: turn.sequential_ms),
+        "tokens_per_s": 1000 / text.median(lambda turn: turn.pipelined_ms),
         "speed": text.speed,
-        "host_share": statistics.median(text.host),
+        "host_share": text.median(lambda turn: turn.host),
         "other_tokens": text.other,
-        "tokens": len(text.tokens) * 2 * (len(text.pipelined_ms) + 1),
+        "tokens": text.compared,
     }
 
 
@@ -171,7 +194,7 @@ def overall(texts: Sequence[DraftText]) -> dict[str, object]:
     return {
         "slowest": min(speeds),
         "median": statistics.median(speeds),
-        "host_share": statistics.median(statistics.median(text.host) for text in texts),
+        "host_share": statistics.median(text.median(lambda turn: turn.host) for text in texts),
         "other_tokens": sum(text.other for text in texts),
         "tokens": sum(int(str(each["tokens"])) for each in found),
     }

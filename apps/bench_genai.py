@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import EngineError, UsageError
-from ..runtime.timing import Stopwatch
+from .measure.tokens import ms_of, times_of
 
 _RUNS = ("onnxruntime_genai",)
 _BUILDS = ("onnxruntime_genai", "torch", "transformers", "onnx_ir", "tqdm")
@@ -109,9 +109,7 @@ class GenaiDecoder:
         """Read ``prompt`` [S] from an empty sequence: milliseconds. It is what is decoded after from then on."""
         self._prompt = [int(i) for i in prompt]
         self._generator.rewind_to(0)
-        watch = Stopwatch()
-        self._generator.append_tokens(self._prompt)
-        return watch.ms
+        return ms_of(lambda: self._generator.append_tokens(self._prompt))
 
     def decode_ms(self, count: int) -> list[float]:
         """Decode ``count`` tokens after the prompt: milliseconds of each, the choice of the token included."""
@@ -120,8 +118,4 @@ class GenaiDecoder:
         self._generator.rewind_to(len(self._prompt) - 1)
         self._generator.append_tokens(self._prompt[-1:])
         self._generator.generate_next_token()  # chooses from the prompt's logits: no pass of the model
-        times, watch = [], Stopwatch()
-        for _ in range(count):
-            self._generator.generate_next_token()
-            times.append(watch.lap_ms())
-        return times
+        return times_of(self._generator.generate_next_token, count)

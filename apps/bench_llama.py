@@ -17,6 +17,7 @@ import numpy as np
 from ..runtime.engines.backend import F32
 from ..runtime.errors import EngineError
 from ..runtime.timing import Stopwatch
+from .measure.tokens import times_of
 
 PACKAGES = ("llama_cpp", "gguf")
 _INSTALL = "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf"
@@ -128,9 +129,11 @@ class LlamaDecoder:
 
     def decode_ms(self, count: int) -> list[float]:
         """Decode ``count`` tokens: milliseconds of each, the choice of the token included."""
-        token, times, watch = int(self.logits.argmax()), [], Stopwatch()
-        for _ in range(count):
+        token = int(self.logits.argmax())
+
+        def step() -> None:
+            nonlocal token
             self._model.eval([token])
             token = int(self.logits.argmax())
-            times.append(watch.lap_ms())
-        return times
+
+        return times_of(step, count)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ import numpy as np
 from ..runtime.engines.backend import Backend, Lanes
 from ..runtime.timing import Stopwatch, peak_rss_bytes, rss_bytes
 from .console import Console
+from .measure.tokens import ms_of, times_of
+from .measure.turns import Effort, take_turns
 
 ROWS = (1, 2, 3, 4, 8)
 FIRST = [1, 2]
@@ -66,13 +69,12 @@ def _bundle(engine: str, modules: tuple[str, ...]) -> Callable[[Path, int, int, 
                 last = int(decoder.prompt(np.array(ids))[-1].argmax())
                 return watch.ms
 
-            def decode(count: int) -> list[float]:
+            def step() -> None:
                 nonlocal last
-                times, watch = [], Stopwatch()
-                for _ in range(count):
-                    last = decoder.next(last) if by_engine else int(decoder.step(last)[-1].argmax())
-                    times.append(watch.lap_ms())
-                return times
+                last = decoder.next(last) if by_engine else int(decoder.step(last)[-1].argmax())
+
+            def decode(count: int) -> list[float]:
+                return times_of(step, count)
 
             read(FIRST)
             return Opened(read, decode, backend)
@@ -124,12 +126,12 @@ def measure(load: Load, prompt: int, tokens: int) -> dict[str, object]:
     before, watch = rss_bytes() or 0, Stopwatch()
     opened = load()
     first_ms, ids = watch.ms, list(range(1, prompt + 1))
-    prefill = [opened.read(ids) for _ in range(READS + 1)][1:]
+    prefill = take_turns({"prefill": partial(opened.read, ids)}, float, Effort(READS))["prefill"]
     token = opened.decode(tokens + WARM)[WARM:]
     memory = (peak_rss_bytes() or 0) - before
     return {
         "first_ms": first_ms,
-        "prefill_ms": statistics.median(prefill),
+        "prefill_ms": prefill.estimate(float).median,
         "token_ms": statistics.median(token),
         "memory_bytes": memory,
         "pass_ms": block_passes(opened.backend, min(prompt, 128)) if opened.backend else {},
@@ -157,13 +159,13 @@ def block_passes(backend: Backend, cached: int) -> dict[str, float]:
         positions = np.tile(np.arange(behind, behind + new), (rows, 1))
         lanes = Lanes(depths[:rows], behind * ones[:rows], new * ones[:rows], positions)
         state = random.standard_normal((rows, new, program.width)).astype(np.float32)
-        watch = Stopwatch()
-        backend.block(state, lanes, cache)
-        return watch.ms
+        return ms_of(lambda: backend.block(state, lanes, cache))
 
     call(most, 0, cached)
-    turns = [[call(rows, cached, 1) for rows in ROWS] for _ in range(PASSES + WARM)][WARM:]
-    return {str(rows): statistics.median(ms) for rows, ms in zip(ROWS, zip(*turns, strict=True), strict=True)}
+    turns = take_turns(
+        {str(rows): partial(call, rows, cached, 1) for rows in ROWS}, float, Effort(PASSES, warm=WARM)
+    )
+    return {rows: turn.estimate(float).median for rows, turn in turns.items()}
 
 
 def perplexities(path: Path, text: Path) -> dict[str, list[float]]:

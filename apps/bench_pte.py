@@ -12,13 +12,16 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..runtime.engines.backend import F32
-from ..runtime.timing import Stopwatch
+from ..runtime.timing import Stopwatch, rss_bytes
 from .console import Console
+from .measure.tokens import ms_of, times_of
+from .measure.turns import Effort, take_turns
 
 Next = Callable[[list[int], int], F32]
 """Tokens and the position of the first → logits [V] of the last one."""
@@ -74,19 +77,20 @@ KINDS: dict[str, Callable[[Path], Callable[[], Next]]] = {
 
 def measure(load: Callable[[], Next], prompt: int, tokens: int) -> dict[str, object]:
     """``load_ms`` until the first logits, ``memory_bytes`` that came with the program, ``ms`` a token (median)."""
-    before, watch = resident_bytes(), Stopwatch()
+    before, watch = rss_bytes() or 0, Stopwatch()
     step = load()
     step([1], 0)
     load_ms = watch.ms
-    logits, times = step(list(range(1, prompt + 1)), 0), []
-    token = int(logits.argmax())
-    for i in range(tokens):
-        watch = Stopwatch()
-        token = int(step([token], prompt + i).argmax())
-        times.append(watch.ms)
+    token, position = int(step(list(range(1, prompt + 1)), 0).argmax()), prompt
+
+    def next_one() -> None:
+        nonlocal token, position
+        token, position = int(step([token], position).argmax()), position + 1
+
+    times = times_of(next_one, tokens)
     return {
         "load_ms": load_ms,
-        "memory_bytes": resident_bytes() - before,
+        "memory_bytes": (rss_bytes() or 0) - before,
         "ms": statistics.median(times),
         "last": token,
     }
@@ -101,7 +105,7 @@ def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
     from ..runtime.engines.backend import Lanes
     from ..runtime.engines.executorch.engine import ExecutorchBackend
 
-    before = resident_bytes()
+    before = rss_bytes() or 0
     backend = ExecutorchBackend.open(Bundle.open(path, verify=False))
     program, shapes = backend.program, backend.layout.shapes
     cache = backend.new_cache(shapes.rows, 64)
@@ -109,35 +113,24 @@ def measure_methods(path: Path, passes: int = 15) -> dict[str, object]:
     def run(rows: int) -> float:
         ones, depths = np.ones(rows, np.int32), np.arange(rows) % program.depths
         lanes = Lanes(depths, 32 * ones, ones, np.full((rows, 1), 32))
-        watch = Stopwatch()
-        backend.block(np.ones((rows, 1, program.width), np.float32), lanes, cache)
-        return watch.ms
+        state = np.ones((rows, 1, program.width), np.float32)
+        return ms_of(lambda: backend.block(state, lanes, cache))
 
     run(1)
-    one = resident_bytes() - before
+    one = (rss_bytes() or 0) - before
     names = [name for kind in shapes.kinds(program) for name, *_ in shapes.methods(kind)]
     for name in names:
         backend.bridge.method(name)
-    every = resident_bytes() - before
-    counts = range(1, shapes.rows + 1)
-    times = [[run(rows) for rows in counts] for _ in range(passes + 1)][1:]
+    every = (rss_bytes() or 0) - before
+    turns = take_turns(
+        {rows: partial(run, rows) for rows in range(1, shapes.rows + 1)}, float, Effort(passes)
+    )
     return {
         "methods": len(names),
         "one_bytes": one,
         "all_bytes": every,
-        "pass_ms": [statistics.median(turn) for turn in zip(*times, strict=True)],
+        "pass_ms": [turn.estimate(float).median for turn in turns.values()],
     }
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is resident; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    import resource
-
-    return pages * resource.getpagesize()
 
 
 def main(argv: list[str]) -> None:

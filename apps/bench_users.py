@@ -14,7 +14,6 @@ edgeloop do, and have 8 to 32 tokens and answers of 16 to 128.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bench_serving import BenchRequest, engines, open_engine, requests
 from .console import Console
+from .measure.turns import Effort, Turns, take_turns
 from .options import open_session
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class Served:
 def measure_users(args: argparse.Namespace, console: Console) -> None:
     """Run the comparison that ``args`` describes, and print it."""
     names = engines(args)
-    runs: dict[Way, list[Served]] = {}
     with ExitStack() as opened:
         ways: dict[Way, Callable[[], Served]] = {}
         for name in names:
@@ -66,11 +65,7 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
                     ways[name, kind, users] = _way(server, asked, size, aligned=kind == "static")
             policy = session.policy.exit
         with console.progress() as progress:
-            for turn in range(args.runs + 1):
-                for i, (way, serve) in enumerate(ways.items()):
-                    progress(" ".join(way[:2]), (turn * len(ways) + i) / ((args.runs + 1) * len(ways)))
-                    served = serve()
-                    runs.setdefault(way, []).extend([served] if turn else [])  # the first is a warm-up
+            runs = take_turns(ways, _rate, Effort(args.runs), progress, lambda way: " ".join(way[:2]))
     rows = [_row(runs, name, users) for name in names for users in args.users]
     if console.json:
         console.result({"requests": args.requests, "runs": args.runs, "exit": policy, "users": rows})
@@ -102,19 +97,24 @@ def _way(engine: BatchServer, asked: list[BenchRequest], size: int, aligned: boo
     return serve
 
 
-def _row(runs: dict[Way, list[Served]], engine: str, users: int) -> dict[str, Any]:
+def _row(runs: dict[Way, Turns[Served]], engine: str, users: int) -> dict[str, Any]:
     """Medians, and medians of the ratios round by round."""
-    of = (("one by one", 1), ("static", users), ("depth-wise", users))
-    rates = {name: [run.rate for run in runs[engine, name, n]] for name, n in of}
-    pairs = {
-        f"over_{name.replace(' ', '_')}": statistics.median(
-            ours / theirs for ours, theirs in zip(rates["depth-wise"], rates[name], strict=True)
-        )
-        for name in ("one by one", "static")
+    alone, static = runs[engine, "one by one", 1], runs[engine, "static", users]
+    ours = runs[engine, "depth-wise", users]
+    return {
+        "engine": engine,
+        "users": users,
+        "one_by_one": alone.estimate(_rate).median,
+        "static": static.estimate(_rate).median,
+        "depth_wise": ours.estimate(_rate).median,
+        "over_one_by_one": ours.over(alone, _rate).median,
+        "over_static": ours.over(static, _rate).median,
+        "host": ours.estimate(lambda served: served.host).median,
     }
-    medians = {name.replace(" ", "_").replace("-", "_"): statistics.median(r) for name, r in rates.items()}
-    host = statistics.median(run.host for run in runs[engine, "depth-wise", users])
-    return {"engine": engine, "users": users, **medians, **pairs, "host": host}
+
+
+def _rate(served: Served) -> float:
+    return served.rate
 
 
 def alone(session: Session, asked: list[BenchRequest]) -> Served:

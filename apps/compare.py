@@ -11,7 +11,7 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..quant.recipe import Recipe
 from .console import Console, Progress
 from .contender import Decoder
+from .measure.turns import Effort, Turns, disturbed, take_turns
 from .options import at_least
 from .quantities import byte_count
 
@@ -89,13 +90,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """A decoder's medians; ``ratio`` is its time a token over the staged bundle's of the same group size."""
+    """A decoder's medians; ``ratio`` is its time a token over the staged bundle's of the same group size, in
+    ``interval`` with 95 of 100."""
 
     name: str
     group_size: int
     bytes: int
     ms: float
     ratio: float
+    interval: tuple[float, float]
     bytes_ratio: float
 
 
@@ -174,44 +177,63 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
             notes += [note] if note and note not in notes else []
         for folder in (work / "checkpoint", work / "llama"):
             shutil.rmtree(folder, ignore_errors=True)
-        times: dict[Decoder, list[float]] = {d: [] for d in found}
-        for turn in range(args.rounds + 1):
-            progress("decoding in turns", 0.6 + 0.4 * turn / (args.rounds + 1))
-            for decoder in found:
-                time.sleep(REST)
-                times[decoder] += [statistics.median(decoder.decode(count)[WARM:])] if turn else []
-                if not turn:
-                    decoder.decode(count)
+        times = take_turns(
+            {decoder: _turn(decoder, count) for decoder in found},
+            float,
+            Effort(args.rounds, rest=REST),
+            lambda step, fraction: progress(step, 0.6 + 0.4 * fraction),
+        )
         shares = {d.group_size: d.host_share() for d in found if d.host_share}
-    report(console, summarize(times), shares, notes)
+    spoilt = disturbed(list(times.values()))
+    report(console, summarize(times), shares, spoilt, notes)
 
 
-def summarize(times: dict[Decoder, list[float]]) -> list[Result]:
+def _turn(decoder: Decoder, count: int) -> Callable[[], float]:
+    """A turn of a decoder: milliseconds a token, the median."""
+    return lambda: statistics.median(decoder.decode(count)[WARM:])
+
+
+def summarize(times: dict[Decoder, Turns[float]]) -> list[Result]:
     """Medians of the turns; ratios turn by turn against the staged bundle of the same group size."""
     staged = {d.group_size: d for d in times if d.name == "staged"}
     results = []
     for decoder, turns in times.items():
         base = staged[decoder.group_size]
-        ratios = [mine / ours for mine, ours in zip(turns, times[base], strict=True)]
+        ratio = turns.over(times[base], float)
         results.append(
             Result(
                 decoder.name,
                 decoder.group_size,
                 decoder.bytes,
-                statistics.median(turns),
-                statistics.median(ratios),
+                turns.estimate(float).median,
+                ratio.median,
+                (ratio.low, ratio.high),
                 base.bytes / decoder.bytes,
             )
         )
     return results
 
 
-def report(console: Console, results: list[Result], shares: dict[int, float], notes: list[str]) -> None:
-    """The table, or the same as JSON."""
+def report(
+    console: Console,
+    results: list[Result],
+    shares: dict[int, float],
+    spoilt: tuple[int, int],
+    notes: list[str],
+) -> None:
+    """The table, or the same as JSON; ``spoilt``: turns that others disturbed, of how many."""
     if console.json:
-        fields = ("name", "group_size", "bytes", "ms", "ratio", "bytes_ratio")
+        fields = ("name", "group_size", "bytes", "ms", "ratio", "interval", "bytes_ratio")
         rows = [{f: getattr(r, f) for f in fields} for r in results]
-        console.result({"decoders": rows, "host_share": shares, "notes": notes})
+        console.result(
+            {
+                "decoders": rows,
+                "host_share": shares,
+                "disturbed_turns": spoilt[0],
+                "turns": spoilt[1],
+                "notes": notes,
+            }
+        )
         return
     console.table(
         (
@@ -222,6 +244,7 @@ def report(console: Console, results: list[Result], shares: dict[int, float], no
             "#ms a token",
             "#tokens/s",
             "#speed of staged",
+            "#interval",
         ),
         [
             (
@@ -232,11 +255,14 @@ def report(console: Console, results: list[Result], shares: dict[int, float], no
                 f"{r.ms:.2f}",
                 f"{1000 / r.ms:.0f}",
                 f"{r.ratio:.2f}×",
+                f"{r.interval[0]:.2f} – {r.interval[1]:.2f}",
             )
             for r in results
         ],
     )
     for group, share in shares.items():
         console.note(f"group {group}: the host's own work takes {100 * share:.2f}% of the engine's time")
+    if spoilt[0]:
+        console.note(f"other programs disturbed {spoilt[0]} of {spoilt[1]} turns, which are left out")
     for note in notes:
         console.note(note)

@@ -7,15 +7,12 @@ there are used again.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +20,8 @@ from ..runtime.errors import EngineError, ExportError
 from .compare_native_tables import tables
 from .console import Console, Progress
 from .machine import processor, processor_features, usable_threads
-from .machine_load import ForeignLoad
+from .measure.child import run_child
+from .measure.turns import Effort, Turns, disturbed, take_turns
 from .quantities import byte_count
 
 if TYPE_CHECKING:
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from ..export.family import Reading
     from ..runtime.bundle.folder import Bundle
 
-FOREIGN = 0.05
-"""The share of the cores from which on a turn is disturbed."""
 PEERS = ("onnxruntime-genai", "llama.cpp Q4_0")
 KEYS = ("first_ms", "memory_bytes", "prefill_ms", "token_ms")
 
@@ -68,12 +64,16 @@ def compare_lanes(args: argparse.Namespace, console: Console) -> None:
         files, notes = prepare(args, work, progress)
         found = contenders(files, args.threads or usable_threads())
         found = [one for one in found if runs(one, args, notes, progress)]
-        for turn in range(args.rounds):
-            for i, one in enumerate(found):
-                progress(f"turn {turn + 1}: {one.name}", 0.6 + 0.4 * (turn + i / len(found)) / args.rounds)
-                load = ForeignLoad()
-                measured = run_turn(one, args)
-                one.turns.append({**measured, "foreign": load.share() or 0.0})
+        turns = take_turns(
+            {one: partial(run_turn, one, args) for one in found},
+            lambda turn: turn["token_ms"],
+            Effort(args.rounds, warm=0),  # they ran when they were tried
+            lambda step, fraction: progress(step, 0.6 + 0.4 * fraction),
+            lambda one: one.name,
+        )
+        for one, measured in turns.items():
+            for value, foreign in zip(measured.values, measured.foreign, strict=True):
+                one.turns.append({**value, "foreign": foreign or 0.0})
         sizes = {str(group): file_sizes(work / f"bundle{group}") for group in args.group_size}
         perplexity = {}
         for group in args.group_size if args.text else ():
@@ -172,15 +172,7 @@ def run_turn(one: Contender, args: argparse.Namespace) -> dict[str, Any]:
 
 def measured_json(words: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """What the process says; EngineError with its last words when it fails."""
-    command = [sys.executable, "-m", "edgeloop.apps.bench_native", *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise EngineError(f"{words[0]} does not run: {lines[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return run_child(words[0], "bench_native", words, environment)
 
 
 def file_sizes(folder: Path) -> dict[str, float]:
@@ -218,10 +210,14 @@ def work_of_a_token(bundle: Bundle) -> dict[str, float]:
     return {"token_bytes": (body + numbers(program.head.ops)) * a_number, "token_ops": 2.0 * body}
 
 
+def counted(one: Contender) -> Turns[dict[str, Any]]:
+    """Its turns, with what disturbed them."""
+    return Turns(one.turns, [turn["foreign"] for turn in one.turns])
+
+
 def summary(one: Contender) -> dict[str, Any]:
     """Medians of the turns that nothing disturbed, or of all where there is none."""
-    calm = [turn for turn in one.turns if turn["foreign"] <= FOREIGN]
-    turns = calm or one.turns
+    turns, calm = counted(one).kept, counted(one).calm
     speeds = sorted(1000 / turn["token_ms"] for turn in turns)
     rows = {n: statistics.median(turn["pass_ms"][n] for turn in turns) for n in turns[0]["pass_ms"]}
     return {
@@ -266,8 +262,7 @@ def report(
 
     rows = [summary(one) for one in found]
     machine = f"{processor()}: {', '.join(processor_features())}"
-    turns = [turn["foreign"] for one in found for turn in one.turns]
-    disturbed = sum(foreign > FOREIGN for foreign in turns)
+    spoilt, turns = disturbed([counted(one) for one in found])
     if console.json:
         console.result(
             {
@@ -277,8 +272,8 @@ def report(
                 "sizes": sizes,
                 "perplexity": perplexity,
                 "library_bytes": LIBRARY.stat().st_size,
-                "disturbed_turns": disturbed,
-                "turns": len(turns),
+                "disturbed_turns": spoilt,
+                "turns": turns,
                 "notes": notes,
             }
         )
@@ -288,7 +283,7 @@ def report(
         [
             ("processor", machine),
             ("library", byte_count(LIBRARY.stat().st_size)),
-            ("turns", f"{len(turns)}, of which others' programs disturbed {disturbed}"),
+            ("turns", f"{turns}, of which others' programs disturbed {spoilt}"),
         ]
     )
     for note in notes:

@@ -6,17 +6,16 @@ process of its own.
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-import sys
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.errors import EngineError, ExportError
+from ..runtime.errors import ExportError
 from .console import Console, Progress
+from .measure.child import run_child
+from .measure.turns import Effort, Turns, take_turns
 from .quantities import byte_count
 
 if TYPE_CHECKING:
@@ -33,11 +32,16 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
     kept = nullcontext(str(args.keep)) if args.keep else tempfile.TemporaryDirectory(prefix="edgeloop-pte-")
     with kept as folder, console.progress() as progress:
         programs, notes = prepare(args, Path(folder), progress)
-        turns: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
-        for turn in range(args.rounds):
-            for name, path in programs.items():
-                progress(f"{name}, turn {turn + 1}", 0.8 + 0.2 * turn / args.rounds)
-                turns[name].append(measured(name, path, args.prompt_tokens, args.tokens))
+        turns = take_turns(
+            {
+                name: partial(measured, name, path, args.prompt_tokens, args.tokens)
+                for name, path in programs.items()
+            },
+            lambda turn: turn["ms"],
+            Effort(args.rounds, warm=0),  # each turn is a process, which warms up by itself
+            lambda step, fraction: progress(step, 0.8 + 0.2 * fraction),
+            str,
+        )
         rows = [
             summary(name, size(name, path), turns[name], turns["staged"]) for name, path in programs.items()
         ]
@@ -106,13 +110,7 @@ def exporter_program(reading: Reading, folder: Path, group: int, context: int) -
 
 def measured(name: str, path: Path, *counts: int) -> dict[str, float]:
     """One turn; EngineError with the process's last words when it fails."""
-    command = [sys.executable, "-m", "edgeloop.apps.bench_pte", name, str(path), *map(str, counts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise EngineError(f"{name} does not run: {lines[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return run_child(name, "bench_pte", [name, str(path), *map(str, counts)])
 
 
 def size(name: str, path: Path) -> int:
@@ -123,12 +121,22 @@ def size(name: str, path: Path) -> int:
 
 
 def summary(
-    name: str, size: int, turns: list[dict[str, float]], staged: list[dict[str, float]]
+    name: str, size: int, turns: Turns[dict[str, float]], staged: Turns[dict[str, float]]
 ) -> dict[str, Any]:
     """Medians of a contender's turns; the speed turn by turn against the staged bundle."""
-    medians = {key: statistics.median(t[key] for t in turns) for key in ("load_ms", "memory_bytes", "ms")}
-    speeds = [base["ms"] / mine["ms"] for mine, base in zip(turns, staged, strict=True)]
-    return {"name": name, "bytes": size, **medians, "speed": statistics.median(speeds)}
+    medians = {
+        key: turns.estimate(lambda turn, key=key: turn[key]).median  # type: ignore[misc]
+        for key in ("load_ms", "memory_bytes", "ms")
+    }
+    speed = staged.over(turns, lambda turn: turn["ms"])
+    return {
+        "name": name,
+        "bytes": size,
+        **medians,
+        "speed": speed.median,
+        "speed_interval": [speed.low, speed.high],
+        "disturbed": turns.disturbed,
+    }
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -20,6 +20,11 @@ class ForeignLoad:
     def __init__(self) -> None:
         self._start = self._now()
 
+    @property
+    def seconds(self) -> float:
+        """Wall time since then."""
+        return time.monotonic() - self._start[0]
+
     def share(self) -> float | None:
         """The share of all cores that others took, stolen time included; None where the system does not say."""
         (wall, busy, own), (wall0, busy0, own0) = self._now(), self._start

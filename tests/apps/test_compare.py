@@ -14,6 +14,7 @@ from edgeloop.apps.bench_decoders import genai_decoder
 from edgeloop.apps.cli import main
 from edgeloop.apps.compare import summarize
 from edgeloop.apps.contender import Decoder
+from edgeloop.apps.measure.turns import Turns
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
 from edgeloop.export.families.llama_program import spec_of
@@ -122,5 +123,6 @@ def test_ratios_are_taken_turn_by_turn() -> None:
     ours, theirs = (
         Decoder(name, 32, size, lambda count: []) for name, size in (("staged", 10), ("peer", 40))
     )
-    _, peer = summarize({ours: [1.0, 2.0, 4.0], theirs: [2.0, 4.0, 4.0]})
+    calm = [0.0, 0.0, 0.0]
+    _, peer = summarize({ours: Turns([1.0, 2.0, 4.0], calm), theirs: Turns([2.0, 4.0, 4.0], calm)})
     assert (peer.ms, peer.ratio, peer.bytes_ratio) == (4.0, 2.0, 0.25)
