@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ Scored = tuple[float, bool]
 Row = tuple[Any, list[int], list[int]]
 """The texts of a request (for the harness's own cache), the tokens of its context, and those of its continuation."""
 SAMPLING = {field.name for field in fields(SamplingOptions)}
+HARNESS = ("batch_size", "max_batch_size", "device")
+"""Words that the harness gives every model."""
 MOST_TOKENS = 256
 """Tokens of an answer where a task says nothing; half of the context where that is less."""
 
@@ -43,7 +46,7 @@ class EdgeloopLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def __init__(
         self,
-        bundle: str,
+        bundle: str = "",
         *,
         engine: str | None = None,
         threads: int | None = None,
@@ -58,14 +61,20 @@ class EdgeloopLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: object,
     ) -> None:
         """Open the folder ``bundle``; the words up to ``kv_bits`` are those of ``Session.open``, with its errors.
 
         ``max_gen_toks``: tokens of an answer, of tasks that do not say. ``prefix_token_id``: what an empty context is,
         by default the model's BOS, or else its first EOS. ``batch_size``, ``max_batch_size`` and ``device`` (cuda:0
-        where nothing is asked) are what the harness always gives; UsageError for a batch of several.
+        where nothing is asked) are what the harness always gives; UsageError for a batch of several, and for
+        ``unknown`` words.
         """
         super().__init__()
+        if unknown or not bundle:
+            known = [word for word in signature(EdgeloopLM).parameters if word not in (*HARNESS, "unknown")]
+            wrong = f"has {', '.join(sorted(unknown))}" if unknown else "has no bundle=DIR"
+            raise UsageError(f"--model_args {wrong}; wanted of {', '.join(known)}")
         if str(batch_size) not in ("1", "auto"):
             raise UsageError(f"batch_size is {batch_size}; edgeloop runs requests one by one: leave it out")
         self.session = Session.open(

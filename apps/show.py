@@ -74,13 +74,22 @@ def show_bundle(path: Path, console: Console) -> None:
             "storage": stored_kinds(manifest),
         }
         console.result(
-            {"kind": "bundle", "path": str(path), **facts, **sizes, "probes": probes, "manifest": manifest}
+            {
+                "kind": "bundle",
+                "path": str(path),
+                **facts,
+                "loop_said_by": manifest.loop_said_by,
+                **sizes,
+                "probes": probes,
+                "manifest": manifest,
+            }
         )
         return
     console.facts(
         [
             ("bundle", f"{path}, made by edgeloop {manifest.edgeloop}"),
             *model_rows(manifest.program, manifest.parameters, manifest.unrolled_parameters),
+            ("loop found in", manifest.loop_said_by or "not said by the edgeloop that made it"),
             ("quantization", quantization(manifest)),
             (
                 "bytes",

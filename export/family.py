@@ -5,9 +5,9 @@ A family is one file in ``families/`` with one class, and one line in the table 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +15,18 @@ from ..runtime.model.program import Program
 from .checkpoint import Checkpoint
 
 Loader = Callable[[], torch.Tensor]
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """A loader that can also give its tensor some rows at a time: an embedding may be larger than all layers
+    together."""
+
+    def __call__(self) -> torch.Tensor:
+        """Return the whole float32 tensor."""
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Yield its rows in their order, each piece float32 and small."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..runtime.version import VERSION
 from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
-from .families import read_checkpoint, unused
+from .families import loop_said_by, read_checkpoint, unused
 from .fitted import check_fits, fit
 from .heads import count_heads, write_heads
 from .options import ExportRequest
@@ -168,6 +168,7 @@ def export_bundle(
             ),
             parameters=unique,
             unrolled_parameters=unrolled,
+            loop_said_by=loop_said_by(reading.program.family),
             files=describe_files(folder),
         )
         write_manifest(folder, manifest)

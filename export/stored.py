@@ -1,25 +1,27 @@
 """From canonical tensors to stored ones: stacked as the program's weights say, and quantized.
 
 Parts of a matrix are one under the other (one engine call for q, k and v), and codes do not change by that.
-``write_weights`` streams them into one safetensors file, one tensor in memory at a time; every target takes its
-numbers from that file.
+``write_weights`` streams them into one safetensors file, one tensor in memory at a time, and of a large one that the
+checkpoint has as it is (an embedding, a head) some rows; every target takes its numbers from that file.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..quant.pack import quantize
 from ..quant.palette import palettize, table_rows
-from ..quant.recipe import Recipe
+from ..quant.recipe import Recipe, StorageFormat
 from ..runtime.errors import CheckpointError
-from ..runtime.model.codec import Grouped
+from ..runtime.model.codec import Grouped, code_shape
+from ..runtime.model.weights import Tensor as StoredTensor
 from ..runtime.model.weights import tensors
-from .family import Reading
+from .family import InPieces, Reading
 from .weights import WeightsWriter
 
 log = logging.getLogger(__name__)
@@ -46,27 +48,53 @@ def write_weights(
     stored = sorted(each, key=lambda e: e[2].bits, reverse=True)
     with WeightsWriter(path, 2 * len(stored)) as writer:
         for name, tensor, storage in stored:
-            loaded = [reading.tensors[part]() for part in tensor.parts]
-            matrix = tensor.kind == "matrix"
-            value = torch.cat(loaded, dim=-2 if matrix else -1) if len(loaded) > 1 else loaded[0]
-            value = value.reshape(
-                tensor.shape
-            )  # one matrix a depth: one under the other, and so their biases
             if storage.is_float:
-                writer.add(name, (value if storage.bits == 32 else _half(value, name)).numpy())
+                pieces = _pieces(reading, tensor)
+                if storage.bits == 16:
+                    pieces = (_half(piece, name) for piece in pieces)
+                writer.stream(name, (piece.numpy() for piece in pieces))
                 continue
             base = name.removesuffix(".weight")
             if storage.palette:
+                value = _whole(reading, tensor)
                 _half(value, name)
-                palette = palettize(value, table_rows([len(part) for part in loaded]))
+                palette = palettize(value, table_rows([*reading.program.matrix(base).parts.values()]))
                 writer.add(f"{base}.tables", palette.tables)
                 writer.add(f"{base}.indices", palette.indices)
                 log.debug("palettized %s", name)
                 continue
-            packed = fitted.get(base) or quantize(value, storage.bits, storage.group_size)
+            packed = fitted.get(base) or _quantized(reading, tensor, storage)
             writer.add(f"{base}.scales", packed.scales)
             writer.add(f"{base}.codes", packed.codes)
             log.debug("quantized %s", name)
+
+
+def _whole(reading: Reading, tensor: StoredTensor) -> torch.Tensor:
+    """Return the float32 numbers of ``tensor``, its parts one under the other, and so those of each depth."""
+    loaded = [reading.tensors[part]() for part in tensor.parts]
+    value = torch.cat(loaded, dim=-2 if tensor.kind == "matrix" else -1) if len(loaded) > 1 else loaded[0]
+    return value.reshape(tensor.shape)
+
+
+def _pieces(reading: Reading, tensor: StoredTensor) -> Iterator[torch.Tensor]:
+    """Yield ``_whole`` some rows at a time, if its loader can."""
+    load = reading.tensors[tensor.parts[0]]
+    if len(tensor.parts) > 1 or not isinstance(load, InPieces):
+        yield _whole(reading, tensor)
+    else:
+        yield from (piece.reshape(-1, *tensor.shape[1:]) for piece in load.pieces())
+
+
+def _quantized(reading: Reading, tensor: StoredTensor, storage: StorageFormat) -> Grouped:
+    """Return the nearest codes of ``tensor`` [N, K]; its pieces come and go, so that only these stay in memory."""
+    columns = tensor.shape[1]
+    shape = code_shape(tensor.shape[0], columns, storage.group_size, storage.bits)
+    codes, scales, first = np.empty(shape, np.uint8), np.empty(shape[:2], np.float16), 0
+    for piece in _pieces(reading, tensor):
+        made = quantize(piece, storage.bits, storage.group_size)
+        rows = slice(first, first := first + len(piece))
+        codes[rows], scales[rows] = made.codes, made.scales
+    return Grouped(codes, scales, storage.bits, columns)
 
 
 def _half(value: torch.Tensor, name: str) -> torch.Tensor:

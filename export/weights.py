@@ -9,6 +9,7 @@ ONNX external data can point straight into the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,15 +56,23 @@ class WeightsWriter:
         return self
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Append one tensor."""
-        data = np.ascontiguousarray(array)
+        """Append one tensor, which has rows."""
+        self.stream(name, (array,))
+
+    def stream(self, name: str, pieces: Iterable[npt.NDArray[Any]]) -> None:
+        """Append the tensor of ``pieces`` [n, …], one at least, which are asked for one after another."""
+        start, rows = self._end, 0
+        for piece in pieces:
+            data = np.ascontiguousarray(piece)
+            kind, shape = data.dtype.name, data.shape
+            rows += len(data)
+            self._file.write(data.data)
+            self._end += data.nbytes
         self._header[name] = {
-            "dtype": _DTYPES[data.dtype.name],
-            "shape": list(data.shape),
-            "data_offsets": [self._end, self._end + data.nbytes],
+            "dtype": _DTYPES[kind],
+            "shape": [rows, *shape[1:]],
+            "data_offsets": [start, self._end],
         }
-        self._file.write(data.data)
-        self._end += data.nbytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

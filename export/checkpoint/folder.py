@@ -6,9 +6,10 @@ Files are memory mapped; the memory needed is that of the largest tensor, not of
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ WRAPPERS = frozenset(
 """Parts of a tensor's name that torch.compile, FSDP, activation checkpointing, DDP and PEFT put around a module."""
 
 PEFT_PREFIX = "base_model.model."
+_PIECE = 1 << 20
+"""Numbers that are read at a time."""
 _UNNAMED = re.compile(r"(\.lora_[AB])\.weight$")  # as PEFT saves an adapter; in a whole model it has a name
 
 
@@ -117,9 +120,20 @@ class Checkpoint:
         if shape is not None:
             self.require(name, shape)
         self._dtype(name)
-        # A copy, so that nobody writes through to a tied tensor or to the mapped file.
         file, stored = self._file(name)
-        tensor = file.read(stored).to(torch.float32, copy=True).contiguous()
+        return self._floats(name, file.read(stored))
+
+    def pieces(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """Yield the rows of the tensor, which has some, in their order: each piece as ``tensor`` gives it whole, 4 MB
+        or a row."""
+        self.require(name, shape)
+        file, stored = self._file(name)
+        for piece in file.read(stored).split(max(1, _PIECE // max(1, math.prod(shape[1:])))):
+            yield self._floats(name, piece)
+
+    def _floats(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        # A copy, so that nobody writes through to a tied tensor or to the mapped file.
+        tensor = stored.to(torch.float32, copy=True).contiguous()
         if tensor.numel():
             low, high = torch.aminmax(tensor)
             if not bool(torch.isfinite(low) and torch.isfinite(high)):

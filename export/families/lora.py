@@ -115,6 +115,11 @@ class Loras:
         pair = tuple(f"{stem}.lora_{x}.default.weight" for x in "AB")
         if not matrix.endswith(".weight") or names.isdisjoint(pair):
             return None
+        if missing := next((name for name in pair if name not in names), None):
+            (there,) = names.intersection(pair)
+            raise CheckpointError(
+                f"{self._checkpoint.adapter_folder} has {there} and no {missing}: half of a LoRA; copy or save it again"
+            )
         # PEFT before 0.12 kept the lengths in a ParameterDict, whose entries have no .weight.
         stored = (f"{stem}.lora_magnitude_vector.default{end}" for end in (".weight", ""))
         return (*pair, *(name for name in stored if name in names))

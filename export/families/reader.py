@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -12,6 +12,7 @@ import torch
 
 from ...runtime.errors import CheckpointError
 from ...runtime.model.weights import Delta, Weight, canonical
+from ..checkpoint import Checkpoint
 from ..family import Loader
 from . import is_buffer
 from .lora import Loras, Scale, by_depth
@@ -47,6 +48,23 @@ class Source:
     name: str
     rows: FusedRows | None = None
     plus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The loader of a stored tensor as it is, whole or in pieces."""
+
+    checkpoint: Checkpoint
+    name: str
+    shape: Shape
+
+    def __call__(self) -> torch.Tensor:
+        """Return the float32 tensor."""
+        return self.checkpoint.tensor(self.name, self.shape)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Yield its rows, some at a time."""
+        return self.checkpoint.pieces(self.name, self.shape)
 
 
 class Reader:
@@ -183,7 +201,7 @@ class Reader:
         whole = _whole(shape, source.rows)
         self.checkpoint.require(source.name, whole)
         self.used.add(source.name)
-        load: Loader = partial(self.checkpoint.tensor, source.name, whole)
+        load: Loader = Whole(self.checkpoint, source.name, whole)
         load = load if source.rows is None else partial(_rows, load, source.rows)
         # PEFT's LoRA of an embedding has other names: one that is called as a matrix's is another model's.
         if merged and source.name != self.names.embed and (lora := self.loras.of(source.name, whole)):

@@ -18,10 +18,10 @@ def lanes(bundle: Bundle, ledger: Ledger) -> None:
         return
     end = len(file.layout.head)
     ledger.take(0, end, "tables")
-    for section, wanted in file.laid_out_again():
+    for section, same in file.sections():
         ledger.padding(end, section.offset)
         end = section.offset + section.length
-        if ledger.data[section.offset : end] == wanted:
+        if same:
             ledger.take(section.offset, end, "tensors")
         else:
             ledger.refuse(section.offset, end, f"{section.tensor} has values in what fills it up")

@@ -129,7 +129,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     ``heads`` is the file of the heads that the host computes itself (exit gate, router, probes), ``exits`` are
     the calibrated exit rules by name. ``parameters`` are those stored, ``unrolled_parameters`` those of the same
-    model with every applied layer stored.
+    model with every applied layer stored. ``loop_said_by``: what of the checkpoint said how often the layers run.
     """
 
     format: int
@@ -142,6 +142,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     text: Text
     parameters: int
     unrolled_parameters: int
+    loop_said_by: str | None = None
     files: dict[str, File]
 
 

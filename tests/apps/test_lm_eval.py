@@ -277,10 +277,20 @@ def test_the_context_of_a_choice_is_a_prompt_of_a_prefix_lm(checkpoint: Path, tm
     assert whole == pytest.approx([own.rolling(text) for text in texts], abs=1e-3)
 
 
-def test_a_bundle_that_is_none_is_one_line(tmp_path: Path) -> None:
-    done = lm_eval(
-        "--model", "edgeloop", "--model_args", f"bundle={tmp_path / 'none'}", "--tasks", "arc_easy"
-    )
-    assert done.returncode == 1
-    assert "does not exist" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("given", "code", "line"),
+    [
+        ("bundle=none", 1, "none does not exist"),
+        (
+            "bundle=none,depht=2",
+            2,
+            "--model_args has depht; wanted of bundle, engine, threads, context, depth,",
+        ),
+        ("", 2, "--model_args has no bundle=DIR"),
+    ],
+)
+def test_a_model_that_is_none_is_one_line(given: str, code: int, line: str) -> None:
+    done = lm_eval("--model", "edgeloop", "--model_args", given, "--tasks", "arc_easy")
+    assert done.returncode == code
+    assert line in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -46,7 +46,15 @@ def test_unused_tensors_are_named(checkpoint: Path, tmp_path: Path, command: Com
 def test_a_bundle(checkpoint: Path, bundle: Path, command: Command, command_json: CommandJson) -> None:
     source, found = command_json("show", checkpoint), command_json("show", bundle)
     assert found["kind"] == "bundle"
-    for key in ("family", "layout", "segments", "parameters", "unrolled_parameters", "kv_bytes_per_token"):
+    for key in (
+        "family",
+        "layout",
+        "segments",
+        "parameters",
+        "unrolled_parameters",
+        "kv_bytes_per_token",
+        "loop_said_by",
+    ):
         assert found[key] == source[key]
     on_disk = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     assert found["bytes"] == on_disk - (bundle / "manifest.json").stat().st_size
@@ -60,6 +68,7 @@ def test_a_bundle(checkpoint: Path, bundle: Path, command: Command, command_json
     code, out, err = command("show", bundle)
     assert (code, err) == (0, "")
     assert "int4, groups of 32" in out
+    assert "config.json: num_recursions" in out
 
 
 def test_what_is_neither(tmp_path: Path, command: Command) -> None:

@@ -15,6 +15,8 @@ from msgspec import structs
 from safetensors.numpy import load_file
 from tiny import KINDS
 
+from edgeloop.export.checkpoint import Checkpoint, folder
+from edgeloop.export.families import read_checkpoint
 from edgeloop.export.families.llama_program import spec_of
 from edgeloop.export.family import Reading
 from edgeloop.export.stored import write_weights
@@ -26,6 +28,7 @@ from edgeloop.runtime.model.stored import StoredWeights
 from edgeloop.runtime.model.weights import Matrix, tensors
 
 Readings = Callable[..., Reading]
+Tiny = Callable[[str], Path]
 QUANTS = [("none", 32), ("int8", 64), ("int8-channel", 32), ("int4", 32), ("int4", 128)]
 
 
@@ -119,6 +122,32 @@ def test_one_tensor_at_a_time(reading: Readings, tmp_path: Path) -> None:
     write_weights(spied, Recipe.named("int4", 32), path)
     assert sorted(name for name, _ in calls) == sorted(original.tensors)
     assert calls[-1][1] > path.stat().st_size // 2
+
+
+@pytest.mark.parametrize(("quant", "group_size"), QUANTS)
+@pytest.mark.parametrize("kind", ["llama", "ouro"])
+def test_an_embedding_is_read_some_rows_at_a_time(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, quant: str, group_size: int
+) -> None:
+    """The same bytes, and no piece has more numbers than may be read at a time."""
+    recipe, whole, most = Recipe.named(quant, group_size), [], 0
+    source = Checkpoint.open(tiny(kind))
+    for piece, name in ((1 << 30, "whole"), (1000, "pieces")):
+        monkeypatch.setattr(folder, "_PIECE", piece)
+        write_weights(read_checkpoint(source), recipe, tmp_path / name)
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+    def floats(self: Checkpoint, name: str, stored: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        whole.append(name)
+        most = max(most, stored.numel() if "embed" in name else 0)
+        return original(self, name, stored)
+
+    original = Checkpoint._floats
+    monkeypatch.setattr(Checkpoint, "_floats", floats)
+    write_weights(read_checkpoint(source), recipe, tmp_path / "spied")
+    assert 0 < most <= 1000
+    assert whole.count("model.embed_tokens.weight") > 10
 
 
 def test_matrices_and_biases_of_each_depth_are_under_each_other(reading: Readings, tmp_path: Path) -> None:

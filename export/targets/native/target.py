@@ -73,11 +73,16 @@ def check_tensors(path: Path, program: Program, weights: Path) -> None:
     """Raise ParityError unless the file at ``path`` holds the tensors of the file ``weights``, all of them, bit for
     bit."""
     left = set(map_tensors(weights))
-    for name, found in LanesFile(path, program).tensors():
+    for name, pieces in LanesFile(path, program).tensors():
         left.discard(name)
-        stored = map_tensors(weights)[name]  # mapped anew: see export
-        if not np.array_equal(found.reshape(-1).view(np.uint8), stored.reshape(-1).view(np.uint8)):
-            raise ParityError(f"{path} holds other numbers than were stored in {name}; {REPORT}")
+        stored = map_tensors(weights)[name].reshape(-1).view(np.uint8)  # mapped anew: see export
+        at = 0
+        for piece in pieces:
+            found = piece.reshape(-1).view(np.uint8)
+            if not np.array_equal(found, stored[at : (at := at + len(found))]):
+                raise ParityError(f"{path} holds other numbers than were stored in {name}; {REPORT}")
+        if at != len(stored):
+            raise ParityError(f"{path} has {at} bytes of {name}, {len(stored)} were stored; {REPORT}")
     if left:
         raise ParityError(f"{path} lacks {min(left)}; {REPORT}")
 

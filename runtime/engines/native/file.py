@@ -75,15 +75,19 @@ class LanesFile:
             )
         self.layout = wanted
 
-    def tensors(self) -> Iterator[tuple[str, Array]]:
-        """Every stored tensor by its name, codes and scales as a bundle has them: one at a time."""
+    def tensors(self) -> Iterator[tuple[str, Iterator[Array]]]:
+        """Every stored tensor by its name, codes and scales as a bundle has them: some rows [n, …] at a time."""
         for section in self.layout.sections:
             yield section.tensor, _read(section, self.data)
 
-    def laid_out_again(self) -> Iterator[tuple[Section, bytes]]:
-        """Each section with what its bytes are in a file that holds the same numbers and nothing else."""
+    def sections(self) -> Iterator[tuple[Section, bool]]:
+        """Each section, with whether it has the bytes of a file that holds the same numbers and nothing else."""
         for section in self.layout.sections:
-            yield section, b"".join(_pieces(section, _read(section, self.data)))
+            at, same = section.offset, True
+            for rows in _read(section, self.data):
+                wanted = _laid_out(section, rows).tobytes()
+                same = same and self.data[at : (at := at + len(wanted))] == wanted
+            yield section, same
 
     def _stored(self, program: Program) -> dict[str, Stored]:
         """How the file says that it stores each matrix of ``program``; ValueError where it is no such file."""
@@ -118,13 +122,18 @@ class LanesFile:
 
 def _pieces(section: Section, stored: Array) -> Iterator[bytes]:
     """The bytes of ``section``, some tiles at a time, of its tensor as a bundle stores it."""
-    rows = stored.reshape(sum(section.blocks), *_row(section))
-    tiles = filled_up(max(1, _PIECE * TILE // max(1, _tile_bytes(section))), TILE)
-    start = 0
+    rows, first = stored.reshape(sum(section.blocks), *_row(section)), 0
+    for count in _counts(section):
+        yield _laid_out(section, rows[first : first + count]).tobytes()
+        first += count
+
+
+def _counts(section: Section) -> Iterator[int]:
+    """How many rows are laid out at a time: all of some tiles, or the last ones of a block."""
+    most = filled_up(max(1, _PIECE * TILE // max(1, _tile_bytes(section))), TILE)
     for block in section.blocks:
-        for first in range(start, start + block, tiles):
-            yield _laid_out(section, rows[first : min(first + tiles, start + block)]).tobytes()
-        start += block
+        for first in range(0, block, most):
+            yield min(most, block - first)
 
 
 def _laid_out(section: Section, rows: Array) -> Array:
@@ -135,25 +144,22 @@ def _laid_out(section: Section, rows: Array) -> Array:
     return float_tiles(rows.astype(TYPES[section.storage], copy=False))
 
 
-def _read(section: Section, data: bytes | mmap.mmap) -> Array:
-    """The tensor of ``section`` [Σ blocks, …] as a bundle stores it."""
-    found, start = [], section.offset
-    for block in section.blocks:
-        tiles = filled_up(block, TILE) // TILE
+def _read(section: Section, data: bytes | mmap.mmap) -> Iterator[Array]:
+    """The tensor of ``section`` as a bundle stores it, some rows [n, …] at a time."""
+    start = section.offset
+    for rows in _counts(section):
+        tiles = filled_up(rows, TILE) // TILE
+        length = tiles * _tile_bytes(section)
         if section.form == "numbers":
-            found.append(np.frombuffer(data, "<f4", block, start))
-            start += 4 * filled_up(block, TILE)
+            yield np.frombuffer(data, "<f4", rows, start)
         elif section.form == "codes":
-            bits, size = BITS[section.storage], code_bytes(section.storage, block, section.columns)
-            steps = np.frombuffer(data, np.uint8, size, start).reshape(tiles, -1, TILE, 4)
-            found.append(code_rows(steps, bits, block, section.columns, section.group))
-            start += size
+            steps = np.frombuffer(data, np.uint8, length, start).reshape(tiles, -1, TILE, 4)
+            yield code_rows(steps, BITS[section.storage], rows, section.columns, section.group)
         else:
-            kind, size = TYPES[section.storage], float_bytes(section.storage, block, section.columns)
-            floats = np.frombuffer(data, kind, size // kind.itemsize, start)
-            found.append(float_rows(floats.reshape(tiles, section.columns, TILE), block))
-            start += size
-    return np.concatenate(found)
+            kind = TYPES[section.storage]
+            floats = np.frombuffer(data, kind, length // kind.itemsize, start)
+            yield float_rows(floats.reshape(tiles, section.columns, TILE), rows)
+        start += length
 
 
 def _row(section: Section) -> tuple[int, ...]:

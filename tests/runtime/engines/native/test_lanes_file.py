@@ -14,6 +14,7 @@ from lanes_files import QUANTS, stored
 from programs import PROGRAMS
 from random_programs import random_program
 
+from edgeloop.runtime.engines.native import file
 from edgeloop.runtime.engines.native import format as records
 from edgeloop.runtime.engines.native.build import SOURCES
 from edgeloop.runtime.engines.native.file import NAME, LanesFile, write_lanes
@@ -84,7 +85,7 @@ def test_constants_are_those_of_the_header_file() -> None:
 def check_round_trip(program: Program, quant: str, folder: Path) -> None:
     wanted, group = stored(program, quant)
     write_lanes(folder / NAME, program, wanted, group)
-    found = dict(LanesFile(folder / NAME, program).tensors())
+    found = {name: np.concatenate([*pieces]) for name, pieces in LanesFile(folder / NAME, program).tensors()}
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name].dtype == value.dtype, name
@@ -95,6 +96,21 @@ def check_round_trip(program: Program, quant: str, folder: Path) -> None:
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_what_is_stored_comes_back(kind: str, quant: str, tmp_path: Path) -> None:
     check_round_trip(PROGRAMS[kind](), quant, tmp_path)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_pieces_of_a_few_rows_are_the_same_file(
+    kind: str, quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix of a large model has many pieces; here each has one tile."""
+    program = PROGRAMS[kind]()
+    wanted, group = stored(program, quant)
+    write_lanes(tmp_path / "whole", program, wanted, group)
+    monkeypatch.setattr(file, "_PIECE", 1)
+    check_round_trip(program, quant, tmp_path)
+    assert (tmp_path / NAME).read_bytes() == (tmp_path / "whole").read_bytes()
+    assert all(same for _, same in LanesFile(tmp_path / NAME, program).sections())
 
 
 @pytest.mark.parametrize("seed", range(20))
