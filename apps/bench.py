@@ -1,65 +1,116 @@
-"""``edgeloop bench``: how fast a bundle reads and writes, how evenly, and where the time goes.
+"""``edgeloop bench``: how fast a bundle reads and writes, how evenly, in how much memory, and where the time goes.
 
-Each run reads the same seeded random tokens and then writes greedily; end-of-text does not end a run, so
-all runs do the same work. The first run is a warm-up and not counted. Start-up and peak memory are those of
-``edgeloop run`` in processes of its own.
+One table of modes; each measures by turns (``measure/turns.py``) and hands back an ``Outcome``, which is printed, saved
+as a record, and drawn in the same way for all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
-import time
+import importlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
-from .bench_chat import chat_arguments, measure_chat
-from .bench_run import measure
+from ..runtime.version import VERSION
+from .bench_chat import chat_arguments
 from .bench_serving import users_arguments
-from .bench_soak import soak
-from .bench_users import measure_users
 from .console import Console
-from .options import at_least, pinned, session_arguments
-from .quantities import bundle_bytes, byte_count
+from .machine_load import ForeignLoad
+from .measure.efforts import effort_arguments
+from .options import at_least, number_list, positive, session_arguments
+
+if TYPE_CHECKING:
+    from .measure.outcome import Outcome
+    from .measure.record import Record
 
 EXAMPLES = """\
 examples:
   edgeloop bench bundle
-  edgeloop bench bundle --prompt-tokens 512 --tokens 64 --runs 10 --threads 2
+  edgeloop bench bundle -p 128,512 -n 64 --contexts 0,1024 --depths --threads 2
+  edgeloop bench bundle --save runs/ --markdown
+  edgeloop bench --diff runs-before/ runs-after/
+  edgeloop bench --compare "bundle --engine native" "bundle --engine onnx"
   edgeloop bench bundle --decode all --text some.txt
   edgeloop bench bundle --users 1,2,4,8 --exit depth:2
   edgeloop bench bundle --soak 10
   edgeloop bench bundle --chat 20
   edgeloop bench bundle --engine executorch --profile folder
-  edgeloop bench bundle --json
 """
 
 
+@dataclass(frozen=True)
+class Mode:
+    """A benchmark: the flag that asks for it, and the function that does it. ``lists``: it takes several lengths of
+    prompts."""
+
+    name: str
+    asked: Callable[[argparse.Namespace], Any]
+    module: str
+    function: str
+    lists: bool = False
+
+
+MODES = (
+    Mode("compare", lambda args: args.compare, ".measure.versus", "measure_versus"),
+    Mode("users", lambda args: args.users, ".bench_users", "measure_users"),
+    Mode("soak", lambda args: args.soak, ".bench_soak", "soak"),
+    Mode("decode", lambda args: args.decode == "all", ".bench_ways", "bench_ways"),
+    Mode("profile", lambda args: args.profile, ".bench_profile", "profile"),
+    Mode("chat", lambda args: args.chat, ".bench_chat", "measure_chat"),
+    Mode("speed", lambda args: False, ".measure.speed", "measure_speed", lists=True),
+)
+"""The last one is what is measured where no flag asks for another."""
+
+OWN = {
+    "max_stall": (("users", "soak"), "--max-stall is about many users; give it with --users or --soak"),
+    "kv_limit": (("users", "soak"), "--kv-limit is about many users; give it with --users or --soak"),
+    "text": (("decode",), "--text is what --decode all continues; give both or neither"),
+    "svg": (("chat",), "--svg is the drawing of --chat; give both or neither"),
+    "depths": (("speed",), "--depths is of the speed of one bundle; leave the other benchmark out"),
+    "exits": (("speed",), "--exits is of the speed of one bundle; leave the other benchmark out"),
+}
+"""Flags that one mode or two have for themselves, and what is said where another one is given them."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the bundle, what is measured (speed, users, decoding, chat, a profile) and how much of it."""
+    """Declare the bundle, what is measured (``MODES``), how much of it, and where the results go."""
     parser.description = (
-        "Time reading a prompt (prefill) and writing tokens one by one (decode): the median of several runs."
+        "Time reading a prompt (prefill) and writing tokens one by one (decode), start-up, memory, and where the\n"
+        "time goes: medians of several rounds with their 95% intervals. docs/bench.md says how to read them."
     )
     parser.usage = "edgeloop bench BUNDLE [options]"
     parser.epilog = EXAMPLES
-    session_arguments(parser)
-    parser.add_argument(
-        "--prompt-tokens", type=at_least(1), default=128, metavar="N", help="tokens to read (128)"
+    session_arguments(parser, needed=False)
+    group = parser.add_argument_group("what is read and written")
+    group.add_argument(
+        "-p", "--prompt-tokens", type=number_list("tokens"), default=[128], metavar="N,N",
+        help="tokens to read; several lengths with commas (128)",
+    )  # fmt: skip
+    group.add_argument(
+        "-n", "--tokens", type=at_least(1), default=128, metavar="N", help="tokens to write (128)"
     )
-    parser.add_argument("--tokens", type=at_least(1), default=128, metavar="N", help="tokens to write (128)")
-    parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="counted runs (5)")
+    group.add_argument(
+        "--contexts", type=number_list("tokens", 0), default=[0], metavar="N,N",
+        help="tokens that the context holds before the prompt (0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--depths", action="store_true", help="also decode with every token stopped after depth 1, 2 …"
+    )
+    group.add_argument(
+        "--exits", action="store_true", help="also decode under each exit rule that was calibrated"
+    )
     group = parser.add_argument_group("ways to decode")
     group.add_argument(
         "--decode",
-        choices=("all",),
-        dest="ways",
-        help="compare sequential and pipelined decoding, and what their calls cost",
+        choices=("all", "sequential", "pipelined"),
+        help="how (sequential); all: compare sequential and pipelined decoding, and what their calls cost",
     )
     group.add_argument(
-        "--text", metavar="FILE", help="with --decode: UTF-8 text whose paragraphs are continued"
+        "--text", metavar="FILE", help="with --decode all: UTF-8 text whose paragraphs are continued"
     )
     parser.add_argument(
         "--profile",
@@ -69,153 +120,122 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     users_arguments(parser)
     chat_arguments(parser)
+    effort_arguments(parser)
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--compare", nargs="+", metavar="SETUP",
+        help="two or more bundles, each with flags of its own in quotes, in turns: ratios with intervals",
+    )  # fmt: skip
+    group.add_argument("--save", type=Path, metavar="FOLDER", help="write a record of the run into FOLDER")
+    group.add_argument(
+        "--diff", nargs=2, type=Path, metavar=("OLD", "NEW"),
+        help="compare records, or folders of them; exit code 3 where something got slower or larger",
+    )  # fmt: skip
+    group.add_argument(
+        "--tolerance", type=positive("percent"), default=3.0, metavar="PERCENT",
+        help="with --diff: a change of a median that is none yet (3)",
+    )  # fmt: skip
+    group.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
-    """Measure what the flags name and print it; UsageError for flags of different benchmarks."""
-    given = [
-        name
-        for name, value in (
-            ("users", args.users),
-            ("soak", args.soak),
-            ("decode", args.ways),
-            ("profile", args.profile),
-            ("chat", args.chat),
-        )
-        if value
-    ]
-    if len(given) > 1:
-        raise UsageError(f"--{given[0]} and --{given[1]} are different benchmarks; give one of them")
-    for name, value in (("max-stall", args.max_stall), ("kv-limit", args.kv_limit)):
-        if value is not None and not (args.users or args.soak):
-            raise UsageError(f"--{name} is about many users; give it with --users or --soak")
-    if args.users:
-        measure_users(args, console)
-        return
-    if args.soak:
-        soak(args, console)
-        return
-    if args.svg and not args.chat:
-        raise UsageError("--svg is the drawing of --chat; give both or neither")
-    if args.chat:
-        measure_chat(args, console)
-        return
-    import numpy as np
+    """Measure what the flags name, print it and save it; UsageError for flags of different benchmarks."""
+    if args.diff:
+        from .measure.diff import report_diff
 
-    from ..runtime.bundle.folder import Bundle
-    from ..runtime.decode.encoding import check_encoder
-    from ..runtime.decode.sequential import SequentialDecoder
-    from ..runtime.engines.backend import runs_tokens
-    from ..runtime.engines.table import open_backend
+        report_diff((args.diff[0], args.diff[1]), args.tolerance / 100, console)
+        return
+    mode = chosen(args)
+    if args.markdown and console.json:
+        raise UsageError("--markdown and --json are two forms of the result; give one of them")
+    if args.save is not None:
+        from .measure.store import check_folder
 
-    if args.text and not args.ways:
-        raise UsageError("--text is what --decode all continues; give both or neither")
-    bundle = Bundle.open(args.bundle).at_depth(args.depth)
-    check_encoder(bundle.program, args.bundle, False)
-    program, wanted = bundle.program, args.prompt_tokens + args.tokens
-    capacity = args.context or program.context_length
-    if not wanted <= capacity <= program.context_length:
+        check_folder(args.save)
+    if not mode.lists:
+        args = argparse.Namespace(**{**vars(args), "prompt_tokens": one_length(args.prompt_tokens)})
+    measure = getattr(importlib.import_module(mode.module, __package__), mode.function)
+    load = ForeignLoad()
+    outcome: Outcome = measure(args, console)
+    present(args, mode, outcome, load.share(), console)
+    if outcome.fault is not None:
+        raise outcome.fault
+
+
+def chosen(args: argparse.Namespace) -> Mode:
+    """The mode that the flags ask for; UsageError where they ask for two, or for what another one has."""
+    asked = [mode for mode in MODES if mode.asked(args)]
+    if len(asked) > 1:
         raise UsageError(
-            f"{wanted} tokens in a context of {capacity}, and the model's is {program.context_length}: "
-            "choose fewer --prompt-tokens and --tokens, or another --context"
+            f"--{asked[0].name} and --{asked[1].name} are different benchmarks; give one of them"
         )
-    if args.profile:
-        from .bench_profile import profile
+    mode = asked[0] if asked else MODES[-1]
+    for name, (modes, message) in OWN.items():
+        if getattr(args, name) not in (None, False) and mode.name not in modes:
+            raise UsageError(message)
+    if args.bundle is None and mode.name != "compare":
+        raise UsageError("a bundle is needed: `edgeloop bench BUNDLE`; `edgeloop export` makes one")
+    return mode
 
-        profile(args, bundle, capacity, console)
-        return
-    backend = open_backend(args.engine, bundle, args.threads, kv_bits=args.kv_bits, cpus=pinned(args))
-    if args.ways:
-        from .bench_decode import bench_decoding
-        from .bench_drafts import bench_drafts
 
-        compare = bench_drafts if runs_tokens(backend) else bench_decoding
-        compare(args, bundle, backend, console)
-        return
-    decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
-    prompt = np.random.default_rng(0).integers(0, program.vocab_size, args.prompt_tokens, np.int64)
-    runs = []
-    with console.progress() as progress:
-        for i in range(args.runs + 1):
-            progress("warming up" if i == 0 else "measuring", i / (args.runs + 1))
-            run = measure(decoder, prompt, args.tokens)
-            runs += [run] if i else []
+def one_length(lengths: list[int]) -> int:
+    """The only one; UsageError where there are several."""
+    if len(lengths) > 1:
+        raise UsageError(
+            f"this benchmark takes one length of prompts, not {len(lengths)}; give one --prompt-tokens"
+        )
+    return lengths[0]
 
-        progress("starting fresh processes", args.runs / (args.runs + 1))
-        started = fresh_process(args.bundle, backend.name, args.depth)
 
-    prefill = [1000 * args.prompt_tokens / run.prefill for run in runs]
-    decode = [1000 * args.tokens / sum(run.tokens) for run in runs]
-    every = sorted(ms for run in runs for ms in run.tokens)
-    per_depth = [statistics.median(depth) for depth in zip(*(run.per_depth for run in runs), strict=True)]
-    host = statistics.median(run.host_per_depth for run in runs)
-    p99 = every[min(len(every) - 1, len(every) * 99 // 100)]
+def present(
+    args: argparse.Namespace, mode: Mode, outcome: Outcome, foreign: float | None, console: Console
+) -> None:
+    """Save the record, and print it in the form that was asked for."""
+    from .measure import tables
+    from .measure.store import save
+
+    record = record_of(args, mode, outcome, foreign)
+    path = save(args.save, record) if args.save is not None else None
     if console.json:
-        console.result(
-            {
-                "engine": backend.name,
-                "prompt_tokens": args.prompt_tokens,
-                "tokens": args.tokens,
-                "prefill_tokens_per_s": statistics.median(prefill),
-                "prefill_tokens_per_s_runs": prefill,
-                "decode_tokens_per_s": statistics.median(decode),
-                "decode_tokens_per_s_runs": decode,
-                "token_ms_median": statistics.median(every),
-                "token_ms_p99": p99,
-                "ms_per_depth": per_depth,
-                "host_ms_per_depth": host,
-                "bundle_bytes": bundle_bytes(bundle.manifest),
-                "start_to_first_token_ms": started and started[0],
-                "run_peak_rss_bytes": started and started[1],
-            }
-        )
+        saved = {} if path is None else {"saved": str(path)}
+        console.result({**outcome.data, "record": record, **saved})
         return
-    console.table(
-        (f"tokens/s, {len(runs)} runs", "#median", "#slowest", "#fastest"),
-        [
-            _spread(f"prefill, {args.prompt_tokens} tokens", prefill),
-            _spread(f"decode, {args.tokens} tokens", decode),
-        ],
+    if args.markdown:
+        console.write(tables.markdown(record))
+    elif outcome.show is not None:
+        outcome.show(console)
+    else:
+        tables.show(console, record)
+    if record.disturbed:
+        console.note(
+            f"other programs disturbed {record.disturbed} of {record.turns} turns, which are left out"
+        )
+    for note in outcome.notes:
+        console.note(note)
+    if path is not None:
+        console.note(f"saved as {path}")
+
+
+def record_of(args: argparse.Namespace, mode: Mode, outcome: Outcome, foreign: float | None) -> Record:
+    """The record of a run."""
+    from ..runtime.bundle.folder import Bundle
+    from .measure.record import Record, now, subject, this_machine, versions
+
+    place = outcome.bundle or args.bundle
+    return Record(
+        mode=mode.name,
+        date=now(),
+        edgeloop=VERSION,
+        python=platform.python_version(),
+        versions=versions(),
+        machine=this_machine(),
+        bundle=subject(Bundle.open(place, verify=False).at_depth(getattr(args, "depth", None))),
+        engine=outcome.engine,
+        settings=dict(outcome.settings),
+        foreign=foreign,
+        disturbed=outcome.turns[0],
+        turns=outcome.turns[1],
+        measures=tuple(outcome.measures),
+        series=tuple(outcome.series),
+        notes=tuple(outcome.notes),
     )
-    depths = " ".join(f"{ms:.2f}" for ms in per_depth)
-    console.facts(
-        [
-            ("a token", f"{statistics.median(every):.2f} ms, 99 of 100 within {p99:.2f} ms"),
-            ("each depth", f"{depths} ms in the block, and {1000 * host:.0f} µs in the host's loop"),
-            ("bundle", byte_count(bundle_bytes(bundle.manifest))),
-            *_fresh_facts(started),
-        ]
-    )
-
-
-def fresh_process(
-    bundle: Path, engine: str, depth: int | None = None, runs: int = 3
-) -> tuple[float, int] | None:
-    """(milliseconds from starting ``edgeloop run`` to its first token, its peak memory in bytes) of fresh processes.
-
-    None where the bundle has no tokenizer to run with. The time is the median, and includes the end of the process.
-    """
-    command = [sys.executable, "-m", "edgeloop.apps.cli", "run", str(bundle), "-p", "Once upon a time"]
-    command += ["--engine", engine, *(["--depth", str(depth)] if depth else []), "--json", "-n"]
-    times, peak = [], 0
-    for tokens in ["1"] * runs + ["64"]:
-        start = time.perf_counter()
-        done = subprocess.run([*command, tokens], capture_output=True, check=False)
-        if done.returncode != 0:
-            return None
-        times += [1000 * (time.perf_counter() - start)] if tokens == "1" else []
-        peak = max(peak, json.loads(done.stdout)["peak_rss_bytes"])
-    return statistics.median(times), peak
-
-
-def _fresh_facts(started: tuple[float, int] | None) -> list[tuple[str, str]]:
-    if started is None:
-        return []
-    return [
-        ("process start to first token", f"{started[0]:.0f} ms"),
-        ("peak memory of run", byte_count(started[1])),
-    ]
-
-
-def _spread(name: str, rates: list[float]) -> tuple[str, str, str, str]:
-    return name, f"{statistics.median(rates):.0f}", f"{min(rates):.0f}", f"{max(rates):.0f}"

@@ -1,21 +1,25 @@
 """``edgeloop bench --chat``: what each turn of a conversation costs before its first token, and a saved conversation.
 
 A turn is so many new tokens, seeded random ones, and an answer of as many. Beside the session whose context grows, the
-same conversation is read from the beginning in every turn, as a caller without a context has to. Times are the shortest
-of ``TIMES``.
+same conversation is read from the beginning in every turn, as a caller without a context has to. Times are medians of
+``TIMES`` rounds in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
-from ..runtime.timing import Stopwatch
 from .console import Console
+from .measure.outcome import Outcome
+from .measure.record import Measure
+from .measure.tokens import ms_of
+from .measure.turns import Effort, disturbed, take_turns
 from .options import at_least, open_session
 from .quantities import byte_count
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 LONGEST = 64
 """Tokens of a turn at most, half of them the answer's; fewer where the context is short."""
 TIMES = 7
-"""Each is measured this often, and the shortest is reported: other programs may use the computer, too."""
+"""Each is measured this often."""
 
 
 def chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +53,8 @@ class ChatTurn:
     whole_ms: float
     grown: int
     grown_ms: float
+    measures: tuple[Measure, Measure]
+    disturbed: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,12 @@ class Saved:
     bytes: int
     save_ms: float
     restore_ms: float
+    measures: tuple[Measure, Measure]
+    disturbed: tuple[int, int]
 
 
-def measure_chat(args: argparse.Namespace, console: Console) -> None:
-    """Measure, print, and draw."""
+def measure_chat(args: argparse.Namespace, console: Console) -> Outcome:
+    """Measure, and draw."""
     with open_session(args) as session:
         new = min(LONGEST, session.context // args.chat) // 2
         if new < 2:
@@ -79,9 +87,24 @@ def measure_chat(args: argparse.Namespace, console: Console) -> None:
         engine = session.backend.name if session.backend else ""
     if args.svg is not None:
         args.svg.write_text(drawing(turns), encoding="utf-8")
-    if console.json:
-        console.result({"engine": engine, "turns": turns, "saved": saved})
-        return
+    hidden = ("measures", "disturbed")
+    every: list[ChatTurn | Saved] = [*turns, *saved]
+    counts = [each.disturbed for each in every]
+    return Outcome(
+        engine,
+        {
+            "engine": engine,
+            "turns": [{k: v for k, v in vars(turn).items() if k not in hidden} for turn in turns],
+            "saved": [{k: v for k, v in vars(each).items() if k not in hidden} for each in saved],
+        },
+        [measure for each in every for measure in each.measures],
+        show=lambda console: _show(console, turns, saved),
+        settings={"chat": str(args.chat)},
+        turns=(sum(one for one, _ in counts), sum(of for _, of in counts)),
+    )
+
+
+def _show(console: Console, turns: Sequence[ChatTurn], saved: Sequence[Saved]) -> None:
     console.table(
         ("turn", "#tokens", "#ms from empty", "#new tokens", "#ms with a context"),
         [
@@ -103,43 +126,67 @@ def _turn(session: Session, other: Session, new: int, seed: int) -> ChatTurn:
     import numpy as np
 
     before = len(session.ids)
-    whole: list[GenerationStats] = []
-    grown: list[GenerationStats] = []
     more = np.random.default_rng(seed).integers(0, session.program.vocab_size, new)
-    for _ in range(TIMES):
+
+    def go_on() -> GenerationStats:
         session.truncate(before)
         session.append(more)
-        ids = session.ids
-        for each, steps, found in (
-            (other, other.generate(ids, 1), whole),
-            (session, session.generate(max_tokens=1), grown),
-        ):
-            next(iter(steps))
-            found.append(each.stats)
+        next(iter(session.generate(max_tokens=1)))
+        return session.stats
+
+    def from_empty() -> GenerationStats:
+        next(iter(other.generate(session.ids[: before + new], 1)))
+        return other.stats
+
+    found = take_turns({"with a context": go_on, "from empty": from_empty}, _first_ms, Effort(TIMES, warm=0))
     list(session.generate(max_tokens=new - 1))
+    grown, whole = found["with a context"], found["from empty"]
+    tokens = whole.values[0].prefill_tokens
     return ChatTurn(
-        whole[0].prefill_tokens,
-        min(stats.time_to_first_token_ms for stats in whole),
-        grown[0].prefill_tokens,
-        min(stats.time_to_first_token_ms for stats in grown),
+        tokens,
+        whole.estimate(_first_ms).median,
+        grown.values[0].prefill_tokens,
+        grown.estimate(_first_ms).median,
+        (
+            Measure(
+                f"turn {seed}, from empty", "first token", "ms", "less", whole.estimate(_first_ms), at=tokens
+            ),
+            Measure(
+                f"turn {seed}, with a context",
+                "first token",
+                "ms",
+                "less",
+                grown.estimate(_first_ms),
+                at=tokens,
+            ),
+        ),
+        disturbed([whole, grown]),
     )
 
 
+def _first_ms(stats: GenerationStats) -> float:
+    return stats.time_to_first_token_ms
+
+
 def _saved(session: Session) -> list[Saved]:
-    """The conversation as it is, and half of it, saved and restored: the quickest of ``TIMES``."""
+    """The conversation as it is, and half of it, saved and restored."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.session"
         for tokens in (len(session.ids), len(session.ids) // 2):
             session.truncate(tokens)
-            save, restore = [], []
-            for _ in range(TIMES):
-                watch = Stopwatch()
-                session.save(file)
-                save.append(watch.lap_ms())
-                session.restore(file)
-                restore.append(watch.lap_ms())
-            found.append(Saved(tokens, file.stat().st_size, min(save), min(restore)))
+            ways = {
+                "save": lambda: ms_of(lambda: session.save(file)),
+                "restore": lambda: ms_of(lambda: session.restore(file)),
+            }
+            turns = take_turns(ways, float, Effort(TIMES, warm=0))
+            save, restore = (turns[name].estimate(float) for name in ways)
+            measures = (
+                Measure(f"{tokens} tokens, save", "saved", "ms", "less", save, at=tokens),
+                Measure(f"{tokens} tokens, restore", "saved", "ms", "less", restore, at=tokens),
+            )
+            size, spoilt = file.stat().st_size, disturbed(list(turns.values()))
+            found.append(Saved(tokens, size, save.median, restore.median, measures, spoilt))
     return found[::-1]
 
 

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -32,8 +33,11 @@ from ..runtime.errors import UsageError
 from ..runtime.timing import Stopwatch
 from .console import Console, Progress
 from .intake import read_text
+from .measure.efforts import effort_of
 from .measure.interval import Estimate
-from .measure.turns import Effort, Turns, take_turns
+from .measure.outcome import Outcome
+from .measure.record import Measure
+from .measure.turns import Effort, Turns, disturbed, take_turns
 
 FORCED = (0.0, 0.5, 0.7, 0.9, 1.0)
 PROMPT = 24
@@ -92,8 +96,8 @@ class Once:
 Found = dict[DecodeRun | Call, Turns[Once]]
 
 
-def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
-    """Measure and report; UsageError for a model that is not decoded pipelined."""
+def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> Outcome:
+    """Measure; UsageError for a model that is not decoded pipelined."""
     program = bundle.program
     policy = choose_policy(program, read_heads(bundle), bundle.manifest.exits)
     check_mode(Mode(program, policy, PIPELINED, backend.name, backend.can))
@@ -108,8 +112,8 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
             for row in runs_of(continuation, program.depths, forced=continuation is known)
         ]
         calls = stage_calls(backend, decoder.cache, args.prompt_tokens)
-        found = run_rounds(decoder, rows, calls, Effort(args.runs), progress)
-    report(console, rows, calls, found)
+        found = run_rounds(decoder, rows, calls, effort_of(args), progress)
+    return outcome(args, backend, rows, calls, found)
 
 
 def write_all(
@@ -291,19 +295,48 @@ def summary(row: DecodeRun, base: DecodeRun, found: Found) -> dict[str, object]:
     }
 
 
-def report(console: Console, rows: list[DecodeRun], calls: list[Call], turns: Found) -> None:
-    """Two or three tables, or the same as JSON."""
-    found, base = [], rows[0]
+def outcome(
+    args: argparse.Namespace, backend: Backend, rows: list[DecodeRun], calls: list[Call], turns: Found
+) -> Outcome:
+    """All of it, as data and as tables."""
+    found, base, measures = [], rows[0], []
     for row in rows:
         base = row if row.controller is None else base
         found.append(summary(row, base, turns))
+        name = f"{row.continuation.name}: {row.name}"
+        rate = turns[row].estimate(lambda once: 1000 / once.ms)
+        measures.append(Measure(name, "decoding", "tokens/s", "more", rate))
+        if row is not base:
+            speed = turns[base].over(turns[row], ms_of_turn)
+            measures.append(Measure(f"{name} ÷ sequential", "speed", "×", "more", speed))
     ms = {(call.stage, call.rows): turns[call].estimate(ms_of_turn).median for call in calls}
-    if console.json:
-        stages = [
-            {"stage": s, "rows": n, "ms": value, "ratio": value / ms[s, 1]} for (s, n), value in ms.items()
-        ]
-        console.result({"calls": stages, "decoding": found})
-        return
+    measures += [
+        Measure(f"{c.stage}, {c.rows} rows", "a call", "ms", "less", turns[c].estimate(ms_of_turn), at=c.rows)
+        for c in calls
+    ]
+    stages = [{"stage": s, "rows": n, "ms": value, "ratio": value / ms[s, 1]} for (s, n), value in ms.items()]
+    return Outcome(
+        backend.name,
+        {"calls": stages, "decoding": found},
+        measures,
+        show=lambda console: report(console, rows, ms, found),
+        settings=decode_settings(args),
+        turns=disturbed(list(turns.values())),
+    )
+
+
+def decode_settings(args: argparse.Namespace) -> dict[str, str]:
+    """What a record of ``--decode all`` says of its flags."""
+    given = {"prompt-tokens": args.prompt_tokens, "tokens": args.tokens, "threads": args.threads}
+    return {name: str(value) for name, value in given.items() if value} | (
+        {"text": Path(args.text).name} if args.text else {}
+    )
+
+
+def report(
+    console: Console, rows: list[DecodeRun], ms: dict[tuple[str, int], float], found: list[dict[str, object]]
+) -> None:
+    """Two or three tables."""
     most = max(n for _, n in ms)
     console.table(
         ("ms a call", *(f"#{n} row{'s' * (n > 1)}" for n in range(1, most + 1))),

@@ -27,9 +27,12 @@ from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend
 from ..runtime.engines.tokens import NO_DRAFTS, Drafting, DraftReport
 from ..runtime.timing import Stopwatch
-from .bench_decode import FORCED, PROMPT, WARM, prompts
+from .bench_decode import FORCED, PROMPT, WARM, decode_settings, prompts
 from .console import Console
-from .measure.turns import Effort, Turns, take_turns
+from .measure.efforts import effort_of
+from .measure.outcome import Outcome
+from .measure.record import Measure
+from .measure.turns import Turns, disturbed, take_turns
 
 TEXTS = 12
 WHERE_IT_PAYS = Drafting()
@@ -80,8 +83,8 @@ class DraftText:
         return self.turns.estimate(figure).mean
 
 
-def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> None:
-    """Measure and report."""
+def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, console: Console) -> Outcome:
+    """Measure."""
     policy = choose_policy(bundle.program, read_heads(bundle), bundle.manifest.exits)
     check_mode(Mode(bundle.program, policy, PIPELINED, backend.name, backend.can))
     capacity = max(args.prompt_tokens, PROMPT) + args.tokens
@@ -93,12 +96,12 @@ def bench_drafts(args: argparse.Namespace, bundle: Bundle, backend: Backend, con
         found = take_turns(
             {text: partial(run_text, decoder, text, args.tokens, reports) for text in texts},
             lambda turn: turn.sequential_ms / turn.pipelined_ms,
-            Effort(args.runs),
+            effort_of(args),
             progress,
         )
     for text, turns in found.items():
         text.turns = turns
-    report(console, texts, reports)
+    return outcome(args, backend, texts, reports)
 
 
 def own_texts(args: argparse.Namespace, bundle: Bundle) -> Iterator[DraftText]:
@@ -200,21 +203,42 @@ def overall(texts: Sequence[DraftText]) -> dict[str, object]:
     }
 
 
-def report(console: Console, texts: Sequence[DraftText], reports: Mapping[str, DraftReport]) -> None:
-    """Tables of texts, of calls and of what was learnt, or the same as JSON."""
+def outcome(
+    args: argparse.Namespace, backend: Backend, texts: Sequence[DraftText], reports: Mapping[str, DraftReport]
+) -> Outcome:
+    """All of it, as data and as tables."""
     kinds = {
         "greedy": [t for t in texts if t.forced is None and not t.sampling.temperature],
         "sampled": [t for t in texts if t.forced is None and t.sampling.temperature],
     }
-    if console.json:
-        console.result(
-            {
-                "decoding": [summary(text) for text in texts],
-                "overall": {kind: overall(chosen) for kind, chosen in kinds.items()},
-                "learnt": {kind: asdict(found) for kind, found in reports.items()},
-            }
-        )
-        return
+    measures = []
+    for number, text in enumerate(texts):
+        name = f"{number + 1}: {text.name}" + (", sampled" if text.sampling.temperature else "")
+        rate = text.turns.estimate(lambda turn: 1000 / turn.pipelined_ms)
+        speed = text.turns.estimate(lambda turn: turn.sequential_ms / turn.pipelined_ms)
+        measures.append(Measure(f"{name}, pipelined", "decoding", "tokens/s", "more", rate))
+        measures.append(Measure(f"{name}, pipelined ÷ sequential", "speed", "×", "more", speed))
+    return Outcome(
+        backend.name,
+        {
+            "decoding": [summary(text) for text in texts],
+            "overall": {kind: overall(chosen) for kind, chosen in kinds.items()},
+            "learnt": {kind: asdict(found) for kind, found in reports.items()},
+        },
+        measures,
+        show=lambda console: report(console, texts, kinds, reports),
+        settings=decode_settings(args),
+        turns=disturbed([text.turns for text in texts]),
+    )
+
+
+def report(
+    console: Console,
+    texts: Sequence[DraftText],
+    kinds: Mapping[str, Sequence[DraftText]],
+    reports: Mapping[str, DraftReport],
+) -> None:
+    """Tables of texts, of calls and of what was learnt."""
     known = reports["greedy"]
     rows = range(1, len(known.costs_ns["block"]) + 1)
     console.table(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..runtime.errors import EngineError, UsageError
 from .console import Console
-
-if TYPE_CHECKING:
-    from ..runtime.bundle.folder import Bundle
+from .measure.interval import estimate
+from .measure.outcome import Outcome
+from .measure.record import Measure
 
 TOKENS = 32
 """Written at most: every operator of every call is an entry of the dump."""
@@ -38,40 +37,54 @@ def kind_of(operator: str) -> str:
     return "other"
 
 
-def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Console) -> None:
+def profile(args: argparse.Namespace, console: Console) -> Outcome:
     """A prompt and a few tokens, traced; METHOD.etdp in the folder ``args.profile``, and a table of what is in them."""
     if args.engine != "executorch":
         raise UsageError(
             f"--profile is of ExecuTorch's methods, not of engine {args.engine or 'native'}; add --engine executorch"
         )
-    import numpy as np
-
-    from ..runtime.decode.sequential import SequentialDecoder
+    from ..runtime.bundle.folder import Bundle
     from ..runtime.engines.executorch.engine import ExecutorchBackend
-    from .bench_run import measure
+    from .measure.runner import Opened, Runner
+    from .measure.setups import setup_of
 
     folder: Path = args.profile
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
+    setup, tokens = setup_of(args), min(args.tokens, TOKENS)
+    bundle = Bundle.open(args.bundle).at_depth(args.depth)
     backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
-    decoder = SequentialDecoder(backend, backend.new_cache(1, capacity))
-    prompt = np.random.default_rng(0).integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
-    tokens = min(args.tokens, TOKENS)
+    runner = Runner(Opened(bundle, backend), setup, args.prompt_tokens + tokens)
+    prompt = runner.text(args.prompt_tokens)
     with console.progress() as progress:
         progress("warming up", 0.0)
-        measure(decoder, prompt, 2)
+        runner.run(prompt, min(2, tokens))
         backend.bridge.write_profiles(folder)  # and forget them
         progress("measuring", 0.3)
-        measure(decoder, prompt, tokens)
+        runner.run(prompt, tokens)
         backend.bridge.write_profiles(folder)
         progress("reading the dumps", 0.6)
         found = [(path.stem, *read(path)) for path in sorted(folder.glob("*.etdp"))]
-    if console.json:
-        keys = ("calls", "ms", "kinds", "operators")
-        console.result({name: dict(zip(keys, values, strict=True)) for name, *values in found})
-        return
+    keys = ("calls", "ms", "kinds", "operators")
+    return Outcome(
+        backend.name,
+        {name: dict(zip(keys, values, strict=True)) for name, *values in found},
+        [
+            Measure(f"{name}, {kind}", "ms a call", "ms", "less", estimate([ms]))
+            for name, _, _, kinds, _ in found
+            for kind, ms in kinds.items()
+        ],
+        show=lambda console: _show(console, args, tokens, found),
+        settings={"prompt-tokens": str(args.prompt_tokens), "tokens": str(tokens), **setup.settings},
+    )
+
+
+Found = tuple[str, int, float, dict[str, float], dict[str, int]]
+
+
+def _show(console: Console, args: argparse.Namespace, tokens: int, found: list[Found]) -> None:
     columns = [*KINDS, "other", "between"]
     console.table(
         ("ms a call", "#calls", "#all", *(f"#{name}" for name in columns)),
@@ -82,7 +95,7 @@ def profile(args: argparse.Namespace, bundle: Bundle, capacity: int, console: Co
     )
     console.write(
         f"{args.prompt_tokens} tokens read, {tokens} written; XNNPACK tells whole microseconds, and what is shorter is "
-        f"between. Every operator is in {folder}/*.etdp\n"
+        f"between. Every operator is in {args.profile}/*.etdp\n"
     )
 
 

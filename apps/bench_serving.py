@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
-from .options import at_least, depth_arguments
+from .options import at_least, depth_arguments, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,21 +33,6 @@ def numbers(text: str) -> list[int]:
     if min(values) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: wanted numbers of users with commas, as 1,2,4,8")
     return values
-
-
-def positive(unit: str) -> Callable[[str], float]:
-    """An argparse type: a number of ``unit`` above 0."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} above 0")
-        return value
-
-    return parse
 
 
 def users_arguments(parser: argparse.ArgumentParser) -> None:

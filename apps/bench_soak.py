@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from ..runtime.errors import BusyError, EngineError
 from .bench_serving import BenchRequest, engines, open_engine, requests
 from .console import Console
+from .measure.interval import estimate
+from .measure.outcome import Outcome
+from .measure.record import Measure
 from .options import open_session
 from .quantities import byte_count
 
@@ -29,29 +32,55 @@ EQUAL = {"none", "int8-channel"}
 """Quantizations with which an answer among others is that of a lone run, token for token, with every engine."""
 
 
-def soak(args: argparse.Namespace, console: Console) -> None:
-    """Run for ``args.soak`` minutes with each engine and show it; EngineError for lost lanes, and answers that must not
-    differ."""
+def soak(args: argparse.Namespace, console: Console) -> Outcome:
+    """Run for ``args.soak`` minutes with each engine. Lost lanes, and answers that must not differ, are its fault."""
     found = [_soak(argparse.Namespace(**{**vars(args), "engine": name}), console) for name in engines(args)]
-    if console.json:
-        console.result({"minutes": args.soak, "engines": [_numbers(each) for each in found]})
+    notes, fault = list[str](), None
     for each in found:
         different = each.counts["served"] + each.counts["cancelled"] - each.counts["same"]
         if each.free != SEQUENCES:
-            raise EngineError(
+            fault = fault or EngineError(
                 f"{SEQUENCES - each.free} of {SEQUENCES} lanes of engine {each.engine} were lost; this is a bug, "
                 "please report it"
             )
         if different and each.equal:
-            raise EngineError(
+            fault = fault or EngineError(
                 f"{different} answers of engine {each.engine} differ from those of a lone run, which they must not "
                 "with this bundle; this is a bug, please report it"
             )
-        if different:
-            console.note(
+        elif different:
+            notes.append(
                 f"{each.engine}: integer kernels round one row otherwise than several; a float bundle (--quant none) "
                 "has no such excuse"
             )
+    return Outcome(
+        " and ".join(each.engine for each in found),
+        {"minutes": args.soak, "engines": [_numbers(each) for each in found]},
+        [measure for each in found for measure in _measures(each)],
+        show=lambda console: _show(args, console, found),
+        settings={"soak": f"{args.soak:g}"},
+        notes=notes,
+        fault=fault,
+    )
+
+
+def _show(args: argparse.Namespace, console: Console, found: list[Soaked]) -> None:
+    for each in found:
+        _tell(args, console, each)
+
+
+def _measures(found: Soaked) -> list[Measure]:
+    grown = found.after - found.before
+    return [
+        Measure(f"{found.engine}, memory at the end", "memory", "bytes", "less", estimate([found.after])),
+        Measure(f"{found.engine}, memory that it grew by", "memory", "bytes", "neither", estimate([grown])),
+        *(
+            Measure(
+                f"{found.engine}, {name}", "requests", "requests", "neither", estimate([found.counts[name]])
+            )
+            for name in ("served", "same", "cancelled", "refused")
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,7 @@ class Soaked:
 
 
 def _soak(args: argparse.Namespace, console: Console) -> Soaked:
-    """Soak ``args.engine``, and show it."""
+    """Soak ``args.engine``."""
     from ..runtime.decode.sampling import SamplingOptions
     from ..runtime.engines.table import ENGINES
     from ..runtime.timing import rss_bytes
@@ -107,10 +136,7 @@ def _soak(args: argparse.Namespace, console: Console) -> Soaked:
         end = time.monotonic() + 5
         while engine.scheduler.tasks and time.monotonic() < end:  # the last one is being put away
             time.sleep(0.01)
-        found = Soaked(args.engine, counts, before, after, warm, len(engine.pool.free), equal)
-    if not console.json:
-        _tell(args, console, found)
-    return found
+        return Soaked(args.engine, counts, before, after, warm, len(engine.pool.free), equal)
 
 
 def _numbers(found: Soaked) -> dict[str, object]:

@@ -14,15 +14,19 @@ edgeloop do, and have 8 to 32 tokens and answers of 16 to 128.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from .bench_serving import BenchRequest, engines, open_engine, requests
 from .console import Console
-from .measure.turns import Effort, Turns, take_turns
+from .measure.efforts import effort_of
+from .measure.outcome import Outcome
+from .measure.record import Measure
+from .measure.turns import Turns, disturbed, take_turns
 from .options import open_session
 
 if TYPE_CHECKING:
@@ -48,8 +52,8 @@ class Served:
         return self.tokens / self.seconds
 
 
-def measure_users(args: argparse.Namespace, console: Console) -> None:
-    """Run the comparison that ``args`` describes, and print it."""
+def measure_users(args: argparse.Namespace, console: Console) -> Outcome:
+    """Run the comparison that ``args`` describes."""
     names = engines(args)
     with ExitStack() as opened:
         ways: dict[Way, Callable[[], Served]] = {}
@@ -65,14 +69,38 @@ def measure_users(args: argparse.Namespace, console: Console) -> None:
                     ways[name, kind, users] = _way(server, asked, size, aligned=kind == "static")
             policy = session.policy.exit
         with console.progress() as progress:
-            runs = take_turns(ways, _rate, Effort(args.runs), progress, lambda way: " ".join(way[:2]))
+            runs = take_turns(ways, _rate, effort_of(args), progress, lambda way: " ".join(way[:2]))
     rows = [_row(runs, name, users) for name in names for users in args.users]
-    if console.json:
-        console.result({"requests": args.requests, "runs": args.runs, "exit": policy, "users": rows})
-        return
+    return Outcome(
+        " and ".join(names),
+        {"requests": args.requests, "runs": args.runs, "exit": policy, "users": rows},
+        list(_measures(runs, names, args.users)),
+        show=lambda console: _show(console, rows),
+        settings={
+            "users": ",".join(map(str, args.users)),
+            "requests": str(args.requests),
+            "exit": policy,
+            **({"threads": str(args.threads)} if args.threads else {}),
+        },
+        turns=disturbed(list(runs.values())),
+    )
+
+
+def _measures(runs: dict[Way, Turns[Served]], names: list[str], users: list[int]) -> Iterator[Measure]:
+    for (engine, kind, n), turns in runs.items():
+        value = turns.estimate(_rate)
+        yield Measure(f"{engine}, {n} users, {kind}", "all users together", "tokens/s", "more", value, at=n)
+    for engine, n in product(names, users):
+        ours = runs[engine, "depth-wise", n]
+        for kind, size in (("one by one", 1), ("static", n)):
+            value = ours.over(runs[engine, kind, size], _rate)
+            yield Measure(f"{engine}, {n} users, depth-wise ÷ {kind}", "depth-wise", "×", "more", value, at=n)
+
+
+def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     console.table(
         (
-            f"tokens/s, {args.runs} rounds",
+            "tokens/s",
             *("#one by one", "#static", "#depth-wise", "#÷ one by one", "#÷ static", "#host"),
         ),
         [

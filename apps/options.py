@@ -32,6 +32,36 @@ def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def positive(unit: str) -> Callable[[str], float]:
+    """An argparse type: a number of ``unit`` above 0."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} above 0")
+        return value
+
+    return parse
+
+
+def number_list(what: str, least: int = 1) -> Callable[[str], list[int]]:
+    """An argparse type: numbers of ``what`` with commas between them, each ``least`` or more."""
+
+    def parse(text: str) -> list[int]:
+        parts = text.split(",")
+        fine = all(part.isdecimal() and part.isascii() and len(part) <= 9 for part in parts)
+        if not fine or min(map(int, parts)) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is not numbers of {what} with commas, each {least} or more, as 128,512"
+            )
+        return [int(part) for part in dict.fromkeys(parts)]
+
+    return parse
+
+
 def processors(text: str) -> tuple[int, ...]:
     """An argparse type: numbers of processors with commas between them."""
     parts = text.split(",")
@@ -40,10 +70,14 @@ def processors(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def session_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which bundle, and what runs it."""
+def session_arguments(parser: argparse.ArgumentParser, needed: bool = True) -> None:
+    """Which bundle, if one is ``needed``, and what runs it."""
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="bundle folder, made by `edgeloop export`"
+        "bundle",
+        type=Path,
+        nargs=None if needed else "?",
+        metavar="BUNDLE",
+        help="bundle folder, made by `edgeloop export`",
     )
     group = parser.add_argument_group("engine")
     group.add_argument(

@@ -34,6 +34,25 @@ def rss_bytes() -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of this process that are resident: private, and mapped from files (libraries too); the most there was."""
+
+    anonymous: int
+    file: int
+    peak: int
+
+
+def memory_now() -> Memory | None:
+    """Return the memory that this process has now; None where the platform does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines if line.startswith(("Rss", "VmHWM")))
+        private, file, peak = (int(found[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile", "VmHWM"))
+        return Memory(private, file, peak)
+    return None
+
+
 class Stopwatch:
     """Wall time since it was made or last restarted."""
 

@@ -28,6 +28,9 @@ ADDED = {"bench": ("--prompt-tokens", "--runs", "--tokens"), "eval": ("--max-tok
 CHARACTERS = 3000
 """Of a text that ``edgeloop.apps.demo.texts`` writes, what is left."""
 INSTEAD = {
+    "edgeloop bench bundle -p 128,512 -n 64 --contexts 0,1024 --depths": (
+        "edgeloop bench bundle --prompt-tokens 8 -n 8 --contexts 0,8 --depths"
+    ),
     "edgeloop compare --target native --group-size 128 32 --rounds 5 --prompt-tokens 128 --tokens 64": (
         "edgeloop compare --target native --group-size 32 --rounds 5 --prompt-tokens 128 --tokens 64 --threads 1"
     ),

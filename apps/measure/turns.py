@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..console import Progress
 from ..machine_load import ForeignLoad
@@ -109,7 +109,7 @@ def take_turns(
     return found
 
 
-def disturbed(every: Sequence[Turns[T]]) -> tuple[int, int]:
+def disturbed(every: Sequence[Turns[Any]]) -> tuple[int, int]:
     """Return how many turns others disturbed, of how many."""
     return sum(turns.disturbed for turns in every), sum(len(turns.values) for turns in every)
 
