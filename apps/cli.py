@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
     "encode": Verb(".encode", "vectors of texts, from an encoder", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),
+    "drift": Verb(".drift", "how quantization's error grows from depth to depth", huge_pages=True),
     "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
     "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),

@@ -18,12 +18,17 @@ AT_MOST = {
     },
     "calibrate": {"--max-tokens": 600},
     "compare": {"--context": 64, "--prompt-tokens": 4, "--rounds": 1, "--tokens": 2},
+    "drift": {"--depth": 6, "--max-tokens": 40, "--random": 8},
     "eval": {"--max-tokens": 100},
     "export": {"--context": 64},
     "run": {"-n": 8},
 }
 """By verb and flag, the largest number that a test runs with. Checkpoints, bundles and shapes are tiny as well."""
-ADDED = {"bench": ("--prompt-tokens", "--runs", "--tokens"), "eval": ("--max-tokens",)}
+ADDED = {
+    "bench": ("--prompt-tokens", "--runs", "--tokens"),
+    "drift": ("--max-tokens",),
+    "eval": ("--max-tokens",),
+}
 """By verb, the flags of ``AT_MOST`` that a command gets where the page leaves it to their defaults."""
 CHARACTERS = 3000
 """Of a text that ``edgeloop.apps.demo.texts`` writes, what is left."""

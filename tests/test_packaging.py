@@ -32,6 +32,7 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "runtime/text/template_worker.py": ("chat",),
     "export/": ("export",),
     "export/calibration/": ("calibrate",),
+    "export/drift/": ("calibrate",),
     "export/lower/mil_": ("coreml",),
     "export/lower/xnnpack_": ("executorch",),
     "export/targets/coreml/": ("coreml",),

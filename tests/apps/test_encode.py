@@ -28,6 +28,7 @@ REFUSED = {
     "chat": [],
     "eval": ["--text", "some.txt"],
     "calibrate": ["--text", "some.txt"],
+    "drift": ["--against", "checkpoint", "--text", "some.txt"],
     "bench": [],
     "bench --users": ["--users", "2"],
 }

@@ -74,6 +74,7 @@ def stand_ins(
         "apps/demo/routed_checkpoint": tiny_once("edgeloop-routed"),
         "albert-base-v2": encoder,
         "mobilellm": tiny_once("mobilellm"),
+        "tests/fixtures/parity/huginn_tiny": ROOT / "tests/fixtures/parity/huginn_tiny",
         **dict.fromkeys(("bundle", "other", "demo-int4", "build/demo"), bundle),
     }
 
