@@ -38,7 +38,7 @@ KERNELS = (
 
 def activations_of(recipe: Recipe, engine: str) -> Activations | None:
     """Return how the kernels of ``engine``, a target's, round a matrix's inputs; None where all is float."""
-    if not recipe.has_codes:
+    if not recipe.has_codes and recipe.deltas.is_float:
         return None
     return ACTIVATIONS[{"onnx": "ONNX graphs", "executorch": "XNNPACK", "native": "lanes"}[engine]]
 

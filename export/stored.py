@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,12 @@ def write_weights(
     CheckpointError for values that are not finite, or too large for float16 where that is how they are stored.
     """
     # float32 first, then float16, then codes in multiples of 16 bytes: without gaps, which the format forbids,
-    # each stays aligned.
+    # each stays aligned. Codes of deltas, of any size, are last.
     each = [
         (name, tensor, recipe.storage(tensor.parts[0], tensor.kind))
         for name, tensor in tensors(reading.program.weights)
     ]
-    stored = sorted(each, key=lambda e: e[2].bits, reverse=True)
+    stored = sorted(each, key=lambda e: (e[2].is_float or e[1].kind != "delta", e[2].bits), reverse=True)
     with WeightsWriter(path, 2 * len(stored)) as writer:
         for name, tensor, storage in stored:
             if storage.is_float:
@@ -86,13 +87,14 @@ def _pieces(reading: Reading, tensor: StoredTensor) -> Iterator[torch.Tensor]:
 
 
 def _quantized(reading: Reading, tensor: StoredTensor, storage: StorageFormat) -> Grouped:
-    """Return the nearest codes of ``tensor`` [N, K]; its pieces come and go, so that only these stay in memory."""
-    columns = tensor.shape[1]
-    shape = code_shape(tensor.shape[0], columns, storage.group_size, storage.bits)
+    """Return the nearest codes of ``tensor`` [N, K], or of all rows of a delta; its pieces come and go, so that
+    only these stay in memory."""
+    *heights, columns = tensor.shape
+    shape = code_shape(prod(heights), columns, storage.group_size, storage.bits)
     codes, scales, first = np.empty(shape, np.uint8), np.empty(shape[:2], np.float16), 0
     for piece in _pieces(reading, tensor):
-        made = quantize(piece, storage.bits, storage.group_size)
-        rows = slice(first, first := first + len(piece))
+        made = quantize(piece.reshape(-1, columns), storage.bits, storage.group_size)
+        rows = slice(first, first := first + len(made.codes))
         codes[rows], scales[rows] = made.codes, made.scales
     return Grouped(codes, scales, storage.bits, columns)
 

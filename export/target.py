@@ -42,6 +42,15 @@ def check_shared(program: Program, target: str) -> None:
         )
 
 
+def check_deltas(program: Program, recipe: Recipe, target: str) -> None:
+    """Raise ExportError for deltas that are stored as codes, which ``target`` has no operators for."""
+    if (delta := recipe.coded_deltas(program.weights)) is not None:
+        raise ExportError(
+            f"recipe {recipe.name} stores {delta} as {recipe.deltas}, which target {target} does not multiply by; give "
+            'deltas = "float16", or export for target native'
+        )
+
+
 class Target(Protocol):
     """One export target."""
 

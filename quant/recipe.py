@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..runtime.errors import UsageError
-from ..runtime.model.weights import Matrix, Weight, sibling
+from ..runtime.model.weights import Matrix, Weight, sibling, tensors
 
 GROUP_SIZES = (32, 64, 128)
 CHANNEL = 0
@@ -52,15 +52,16 @@ class Rule:
     storage: StorageFormat
 
 
-FLOAT32, FLOAT16 = StorageFormat(32), StorageFormat(16)
+FLOAT32, FLOAT16, INT8 = StorageFormat(32), StorageFormat(16), StorageFormat(8)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A named list of rules, whose last matches every name.
 
-    ``deltas``: how A and B of the depths' deltas are stored. Of rank 8 they are few bytes; of rank 64 on all
-    projections a depth's are 43% of an int4 layer of width 960, which the lane engine's passes show (docs/native.md).
+    ``deltas``: how A and B of the depths' deltas are stored: as floats, or in 8 bits with a scale a row. Of rank 8 they
+    are few bytes; of rank 64 on all projections a depth's are 43% of an int4 layer of width 960 in float16, which the
+    lane engine's passes show (docs/native.md).
     ``own``: it is a file's, written for a model, so that a rule which matches nothing in it is a mistake.
     """
 
@@ -108,6 +109,11 @@ class Recipe:
     def has_codes(self) -> bool:
         """Whether there may be matrices of codes with scales."""
         return not all(rule.storage.is_float or rule.storage.palette for rule in self.rules)
+
+    def coded_deltas(self, weights: Mapping[str, Weight]) -> str | None:
+        """Return the name of a delta of a program that is stored as codes; None where there is none."""
+        names = (name for name, tensor in tensors(weights) if tensor.kind == "delta")
+        return None if self.deltas.is_float else next(names, None)
 
     def storage(self, name: str, kind: str = "matrix") -> StorageFormat:
         """Return the format of the canonical tensor ``name``, whose ``kind`` is as in ``runtime.model.weights``.

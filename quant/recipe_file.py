@@ -1,7 +1,7 @@
 """A recipe of one's own, as TOML.
 
 name = "mine"            # by default the file's, without .toml
-deltas = "float16"       # or float32
+deltas = "float16"       # or float32; or int8: codes with a scale a row
 
 [[rules]]                # the first that matches a matrix is how it is stored
 match = "embed"
@@ -24,10 +24,10 @@ import msgspec
 from msgspec import Struct
 
 from ..runtime.errors import UsageError
-from .recipe import CHANNEL, FLOAT16, FLOAT32, GROUP_SIZES, RECIPES, Recipe, Rule, StorageFormat
+from .recipe import CHANNEL, FLOAT16, FLOAT32, GROUP_SIZES, INT8, RECIPES, Recipe, Rule, StorageFormat
 
 MOST_BYTES = 1 << 20
-_FLOATS = {"float16": FLOAT16, "float32": FLOAT32}
+_DELTAS = {"float16": FLOAT16, "float32": FLOAT32, "int8": INT8}
 
 
 class _Rule(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ class _Rule(Struct, frozen=True, forbid_unknown_fields=True):
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     rules: list[_Rule]
     name: str | None = None
-    deltas: Literal["float16", "float32"] = "float16"
+    deltas: Literal["float16", "float32", "int8"] = "float16"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -65,7 +65,7 @@ def read_recipe(path: Path) -> Recipe:
     if not found.rules or found.rules[-1].match != "*":
         raise UsageError(f'{path}: the last rule has to match everything; end with match = "*"')
     rules = tuple(_rule(path, number, rule) for number, rule in enumerate(found.rules, 1))
-    return Recipe(name, rules, _FLOATS[found.deltas], own=True)
+    return Recipe(name, rules, _DELTAS[found.deltas], own=True)
 
 
 def _rule(path: Path, number: int, rule: _Rule) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch
 from model_run import random_tensors
 
 from edgeloop.quant.pack import quantize
-from edgeloop.quant.recipe import Recipe
+from edgeloop.quant.recipe import INT8, Recipe
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.weights import tensors
 
 Tensors = dict[str, np.ndarray[Any, Any]]
-QUANTS = ("none", "int8", "int8-channel", "int4")
+QUANTS = ("none", "int8", "int8-channel", "int4", "int4, deltas int8")
 
 
 def stored(program: Program, quant: str, group: int = 32) -> tuple[Tensors, int]:
     """Random tensors of ``program`` as a recipe stores them, and the group size."""
-    recipe = Recipe.named(quant, group)
+    preset, _, deltas = quant.partition(", deltas ")
+    recipe = Recipe.named(preset, group)
+    if deltas:
+        recipe = replace(recipe, deltas=INT8)
     found: Tensors = {}
     random = random_tensors(program.weights)
     for name, tensor in tensors(program.weights):
@@ -27,7 +31,8 @@ def stored(program: Program, quant: str, group: int = 32) -> tuple[Tensors, int]
         if storage.is_float:
             found[name] = value.astype(np.float32 if storage.bits == 32 else np.float16)
         else:
-            packed = quantize(torch.from_numpy(value), storage.bits, recipe.group_size)
+            rows = torch.from_numpy(value).reshape(-1, value.shape[-1])
+            packed = quantize(rows, storage.bits, storage.group_size)
             base = name.removesuffix(".weight")
             found |= {f"{base}.codes": packed.codes, f"{base}.scales": packed.scales}
     return found, recipe.group_size

@@ -132,10 +132,9 @@ def lanes_files(folder: Path) -> list[Path]:
 
 
 def delta_files(folder: Path) -> list[Path]:
-    """Two files in the shape of mor-360m-r3's block, random int4 codes: without deltas, and of rank 64 everywhere."""
+    """Files in the shape of mor-360m-r3's block, random int4 codes: without deltas, with rank 64 everywhere, twice."""
     import numpy as np
 
-    from edgeloop.quant.recipe import Recipe
     from edgeloop.runtime.engines.native.file import write_lanes
     from edgeloop.runtime.model.blocks import Attention, Layer, Mlp, NormKind, llama
     from edgeloop.runtime.model.codec import code_shape
@@ -143,9 +142,10 @@ def delta_files(folder: Path) -> list[Path]:
     from edgeloop.runtime.model.rotation import Rotation
     from edgeloop.runtime.model.weights import Delta, tensors
 
-    random, recipe, made = np.random.default_rng(0), Recipe.named("int4", 128), []
+    random, made = np.random.default_rng(0), list[Path]()
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    for name, deltas in {"without": {}, "with": dict.fromkeys(names, Delta(64))}.items():
+    every = dict.fromkeys(names, Delta(64))
+    for name, deltas in {"without": {}, "float16": every, "int8": every}.items():
         attention = Attention(15, 5, 64, Rotation(64, 10000.0))
         layer = Layer(960, attention, Mlp(2560), NormKind(1e-5), 3, norm_rows=True, deltas=deltas)
         program = decoder(
@@ -154,15 +154,16 @@ def delta_files(folder: Path) -> list[Path]:
         )  # fmt: skip
         stored: dict[str, np.ndarray[Any, Any]] = {}
         for full, tensor in tensors(program.weights):
-            if tensor.kind == "matrix":
-                shape, base = code_shape(*tensor.shape, 128, 4), full.removesuffix(".weight")
+            delta = tensor.kind == "delta"
+            if tensor.kind == "matrix" or (delta and name == "int8"):
+                size, bits = (0, 8) if delta else (128, 4)
+                rows = int(np.prod(tensor.shape[:-1]))
+                shape, base = code_shape(rows, tensor.shape[-1], size, bits), full.removesuffix(".weight")
                 stored[f"{base}.codes"] = random.integers(0, 256, shape, np.uint8)
                 stored[f"{base}.scales"] = np.full(shape[:2], 0.01, np.float16)
             else:
-                bits = recipe.storage(full, tensor.kind).bits
-                stored[full] = (0.02 * random.standard_normal(tensor.shape, np.float32)).astype(
-                    f"f{bits // 8}"
-                )
+                kind = np.float16 if delta else np.float32
+                stored[full] = (0.02 * random.standard_normal(tensor.shape, np.float32)).astype(kind)
         made.append(folder / f"{name}.lanes")
         write_lanes(made[-1], program, stored, 128)
     return made

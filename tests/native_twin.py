@@ -186,6 +186,15 @@ def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
     return int8_product(x, picked, lane.weights.group_size(name) or coded.columns)
 
 
+def delta_times(lane: Lane, x: F32, name: str, depth: int) -> F32:
+    """x [n, K] times one side of a delta at ``depth``."""
+    coded = lane.weights._coded.get(name)
+    if lane.activations is None or not isinstance(coded, Grouped):
+        return float_product(x, lane.weights.delta(name, depth))
+    rows = slice(depth * lane.weights._rows_of[name], (depth + 1) * lane.weights._rows_of[name])
+    return int8_product(x, Grouped(coded.codes[rows], coded.scales[rows], 8, coded.columns), coded.columns)
+
+
 def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
     """W x + B (A x), times the delta's scale, plus the bias."""
     weights, matrix = lane.weights, lane.weights.matrix(op.weight)
@@ -196,8 +205,7 @@ def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
         last = row + matrix.parts[part]
         y, name = times(lane, x, op.weight, row, last), sibling(op.weight, part)
         if part in matrix.deltas:
-            a, b = (weights.small(f"{name}.lora_{side}")[depth] for side in "ab")
-            y = y + float_product(float_product(x, a), b)
+            y = y + delta_times(lane, delta_times(lane, x, f"{name}.lora_a", depth), f"{name}.lora_b", depth)
             if matrix.deltas[part].rescaled:
                 y = y * weights.small(f"{name}.lora_scale")[depth]
         if matrix.bias:

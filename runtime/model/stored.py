@@ -3,6 +3,8 @@
 A matrix ``name`` [N, K] is stored as ``name.weight`` (float), or in groups of G along K (``codec.py``): ``name.scales``
 [N, ⌈K/G⌉] float16 and ``name.codes`` uint8, [N, ⌈K/G⌉, G] of 8 bits or [N, ⌈K/G⌉, G/2] of 4; the shape says which. G 0
 means that a row is one group. Or by tables: ``name.indices`` [N, K] uint8 and ``name.tables`` [N/n, entries] float16.
+
+A side of a delta [R, n, K] is stored as float, or as R · n rows of codes of 8 bits with a scale each.
 """
 
 from __future__ import annotations
@@ -81,10 +83,16 @@ class StoredWeights:
         self._stored, self._most = stored, kept_bytes
         self._kept: dict[tuple[str, int, int], F32] = {}
         self._coded: dict[str, Grouped | Palette] = {}
+        self._rows_of: dict[str, int] = {}
+        """Of a depth, in a side of a delta that is codes."""
         for full, tensor in tensors(weights):
             name = full.removesuffix(".weight")
             if tensor.kind == "matrix" and f"{name}.codes" in stored:
                 self._coded[name] = self._grouped(name, *tensor.shape)
+            elif tensor.kind == "delta" and f"{name}.codes" in stored and len(tensor.shape) == 3:
+                depths, rows, columns = tensor.shape
+                self._coded[name] = self._codes(name, depths * rows, columns, 0, (8,))
+                self._rows_of[name] = rows
             elif tensor.kind == "matrix" and f"{name}.indices" in stored:
                 self._coded[name] = self._palette(name, *tensor.shape)
             else:
@@ -95,7 +103,10 @@ class StoredWeights:
         group = group_of(columns, size)
         if group < 2 or group % 2:
             raise BundleError(f"{name} is quantized in groups of {size}; export the checkpoint again")
-        shapes = {bits: code_shape(rows, columns, size, bits) for bits in (8, 4)}
+        return self._codes(name, rows, columns, size, (8, 4))
+
+    def _codes(self, name: str, rows: int, columns: int, size: int, widths: tuple[int, ...]) -> Grouped:
+        shapes = {bits: code_shape(rows, columns, size, bits) for bits in widths}
         self._check(f"{name}.codes", ("uint8",), *shapes.values())
         self._check(f"{name}.scales", _FLOATS, shapes[8][:2])
         codes = self._stored[f"{name}.codes"].astype(np.uint8, copy=False)
@@ -141,8 +152,16 @@ class StoredWeights:
         return isinstance(self._coded.get(name), Grouped)
 
     def small(self, name: str) -> F32:
-        """Return a vector, a bias or one side of a delta by its full name, as float32."""
+        """Return a vector or a bias by its full name, as float32."""
         return self._stored[name].astype(np.float32, copy=False)
+
+    def delta(self, name: str, depth: int) -> F32:
+        """Return one side of a delta at ``depth`` by its full name, [n, K] float32."""
+        if name not in self._rows_of:
+            found: F32 = self._stored[name][depth].astype(np.float32, copy=False)
+            return found
+        rows = self._rows_of[name]
+        return self._coded[name].values(slice(depth * rows, (depth + 1) * rows))
 
     def rows(self, name: str, ids: I64) -> F32:
         """Return rows ``ids`` [n] of the matrix ``name`` as [n, K] float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from edgeloop.runtime.audit import audit
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.errors import ExportError, UsageError
-from edgeloop.runtime.model.codec import around_zero
+from edgeloop.runtime.model.codec import Grouped, around_zero
+from edgeloop.runtime.session import Session
 
 RULE = '[[rules]]\nmatch = "{}"\nbits = {}\n'
 GROUP = "group = {}\n"
@@ -59,6 +61,12 @@ def stored(bundle: Bundle) -> Mapping[str, Any]:
     return load_file(bundle.path(bundle.manifest.targets["onnx"].weights))
 
 
+def held(bundle: Bundle) -> dict[str, Any]:
+    """What the lane engine's file has."""
+    lanes = LanesFile(bundle.path(bundle.manifest.targets["native"].weights), bundle.program)
+    return {name: np.concatenate([*pieces]) for name, pieces in lanes.tensors()}
+
+
 def codes(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
     """(signed codes [N, ⌈K/G⌉·G], scales) of every matrix by its name, from what onnx has."""
     found, tensors = {}, stored(bundle)
@@ -74,8 +82,7 @@ def codes(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
 def test_the_lane_engines_file_has_the_same_tensors(made: Callable[..., Bundle], recipe: str) -> None:
     bundle = made(recipe, "onnx", "native")
     wanted = stored(bundle)
-    lanes = LanesFile(bundle.path(bundle.manifest.targets["native"].weights), bundle.program)
-    found = {name: np.concatenate([*pieces]) for name, pieces in lanes.tensors()}
+    found = held(bundle)
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         assert (found[name].dtype, found[name].tobytes()) == (tensor.dtype, tensor.tobytes()), name
@@ -133,11 +140,34 @@ def test_an_executorch_program_has_the_same_codes(made: Callable[..., Bundle]) -
     data = (bundle.folder / "executorch" / "model.pte").read_bytes()
     for name, (signed, scales) in codes(bundle).items():
         if bundle.manifest.quantization.storage(name).bits == 8:
-            held = signed.tobytes(), scales.astype(np.float32).tobytes()
+            parts = signed.tobytes(), scales.astype(np.float32).tobytes()
         else:
             packed, wide = stored(bundle)[f"{name}.codes"], scales.astype(np.float32).view(np.uint32)
-            held = packed.tobytes(), (wide >> 16).astype(np.uint16).tobytes()
-        assert all(part in data for part in held), name
+            parts = packed.tobytes(), (wide >> 16).astype(np.uint16).tobytes()
+        assert all(part in data for part in parts), name
+
+
+DELTAS = 'deltas = "int8"\n' + RULE.format("*", 4) + GROUP.format(32)
+
+
+def test_deltas_in_8_bits(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Their codes, of all depths, are in the lane engine's file; the nearest ones, and audited."""
+    (tmp_path / "d.toml").write_text(DELTAS)
+    source = tiny("mor-lora")
+    export_bundle(source, tmp_path / "b", recipe=tmp_path / "d.toml", targets=["native"])
+    export_bundle(source, tmp_path / "floats", quant="none", targets=["native"])
+    assert audit(tmp_path / "b").findings == ()
+    with closing(Session.open(tmp_path / "b")) as session:
+        assert np.isfinite(session.logits([1, 2, 3])).all()
+    bundles = [Bundle.open(tmp_path / name) for name in ("b", "floats")]
+    coded, floats = (held(b) for b in bundles)
+    sides = [name for name in floats if name.endswith((".lora_a", ".lora_b"))]
+    assert sides
+    for name in sides:
+        rows = floats[name].reshape(-1, floats[name].shape[-1])
+        values = Grouped(coded[f"{name}.codes"], coded[f"{name}.scales"], 8, rows.shape[1]).values()
+        steps = coded[f"{name}.scales"].astype(np.float32)
+        assert (np.abs(values - rows) <= 0.501 * steps + 1e-7 * np.abs(rows)).all(), name
 
 
 @pytest.mark.parametrize(
@@ -165,3 +195,13 @@ def test_a_rule_for_nothing(looped: Path, tmp_path: Path) -> None:
     path.write_text(RULE.format("head", 8) + GROUP.format(32) + RULE.format("*", 4) + GROUP.format(32))
     with pytest.raises(UsageError, match="rule 'head' of recipe mine is the first match of no matrix"):
         export_bundle(looped, tmp_path / "b", recipe=path)
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+def test_deltas_in_8_bits_are_the_lane_engines(
+    tiny: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "d.toml").write_text(DELTAS)
+    with pytest.raises(ExportError, match=f"lora_a as 8 bits with a scale a row, which target {target}"):
+        export_bundle(tiny("mor-lora"), tmp_path / "b", recipe=tmp_path / "d.toml", targets=[target])
+    assert not (tmp_path / "b").exists()

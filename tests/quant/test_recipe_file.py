@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT, blocks
 
-from edgeloop.quant.recipe import FLOAT16, FLOAT32, StorageFormat
+from edgeloop.quant.recipe import FLOAT16, FLOAT32, INT8, StorageFormat
 from edgeloop.quant.recipe_file import read_recipe
 from edgeloop.runtime.errors import UsageError
 
@@ -33,6 +33,7 @@ def test_the_rules_in_order(tmp_path: Path) -> None:
         ("*.down_proj", FLOAT16),
         ("*", StorageFormat(4, 64)),
     ]
+    assert read_recipe(write(tmp_path, 'deltas = "int8"\n' + REST)).deltas == INT8
     assert read_recipe(write(tmp_path, 'name = "phone 2"\n' + REST)).name == "phone 2"
 
 
@@ -58,7 +59,7 @@ def test_the_rules_of_the_page(tmp_path: Path) -> None:
         (REST.replace('"*"', '"embed"'), "the last rule has to match everything"),
         ('name = "int4"\n' + REST, "the recipe's name is 'int4'"),
         ('name = "a\\u001bb"\n' + REST, "the recipe's name is"),
-        ('deltas = "int8"\n' + REST, "Invalid enum value 'int8'"),
+        ('deltas = "int4"\n' + REST, "Invalid enum value 'int4'"),
         (REST.replace("bits = 4", "bits = " + "4" * 5000), "is no recipe: Exceeds the limit"),
         (REST.replace('"*"', "2026-02-30"), "is no recipe: "),
     ],

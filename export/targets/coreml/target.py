@@ -21,7 +21,7 @@ from ....runtime.model.stored import Array
 from ....runtime.model.transform import windowed
 from ....runtime.version import VERSION
 from ...reference import mapped
-from ...target import Job
+from ...target import Job, check_deltas
 
 # It warns of every version that it has not been tried with, and of what only a Mac has.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
@@ -55,6 +55,7 @@ class CoremlTarget:
                 "has fixed rows; target coreml takes models without router, of any family, or export to onnx"
             )
         check_lowered(program)
+        check_deltas(program, recipe, self.name)
         size = state_bytes(PackagePlan(program))
         if size > MAX_STATE_BYTES:
             raise ExportError(

@@ -108,7 +108,12 @@ class LanesFile:
             deltas = [part["storage"] for part in parts[first : first + int(record["parts"])] if part["rank"]]
             kind = Storage(deltas[0]) if deltas else Storage.F32
             storage, group = Storage(record["storage"]), int(record["group"])
-            if kind not in TYPES or (storage in TYPES) != (group == 0) or group > 1 << 24 or group % 2:
+            if (
+                kind not in (*TYPES, Storage.I8)
+                or (storage in TYPES) != (group == 0)
+                or group > 1 << 24
+                or group % 2
+            ):
                 raise ValueError(f"{name} is stored as nothing that there is")
             found[name] = Stored(storage, group, kind)
         return found

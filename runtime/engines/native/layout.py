@@ -90,8 +90,7 @@ def stored_as(program: Program, stored: Mapping[str, Array], group_sizes: GroupS
     for name, weight in program.weights.items():
         if not isinstance(weight, Matrix):
             continue
-        deltas = {stored[f"{sibling(name, part)}.lora_a"].dtype.name for part in weight.deltas}
-        kinds = {Storage.F16 if dtype == "float16" else Storage.F32 for dtype in deltas} or {Storage.F32}
+        kinds = {_delta_kind(stored, sibling(name, part)) for part in weight.deltas} or {Storage.F32}
         if f"{name}.indices" in stored:
             raise BundleError(f"{name} is stored in tables of values, which the lane engine does not read")
         codes = stored.get(f"{name}.codes")
@@ -104,6 +103,12 @@ def stored_as(program: Program, stored: Mapping[str, Array], group_sizes: GroupS
         group = group_of(weight.columns, size)
         found[name] = Stored(Storage.I8 if eight else Storage.I4, group, kinds.pop())
     return found
+
+
+def _delta_kind(stored: Mapping[str, Array], part: str) -> Storage:
+    if f"{part}.lora_a.codes" in stored:
+        return Storage.I8
+    return Storage.F16 if stored[f"{part}.lora_a"].dtype == np.float16 else Storage.F32
 
 
 def layout(program: Program, stored: Mapping[str, Stored]) -> Layout:
@@ -139,8 +144,8 @@ class _Weights:
             names.extend(name.encode() + b"\0")
             return at
 
-        self._wanted: list[tuple[Section, TableNumber, int, str]] = []
-        """Sections without an offset yet, and the field of the record that names it."""
+        self._wanted: list[tuple[Section, TableNumber, int, str | None]] = []
+        """Sections without an offset yet, and the field of the record that names it; None: it lies behind the last."""
         for name, weight in program.weights.items():
             if isinstance(weight, Vector):
                 self._number(
@@ -175,7 +180,8 @@ class _Weights:
         sections = []
         for section, table, row, field in self._wanted:
             place = Section(**{**vars(section), "offset": start})
-            self.tables[table][row][field] = start
+            if field is not None:
+                self.tables[table][row][field] = start
             start += filled_up(place.length, ALIGNMENT)
             sections.append(place)
         return tuple(sections), start
@@ -196,8 +202,13 @@ class _Weights:
     def _delta(self, name: str, weight: Matrix, part: str, kind: Storage, row: int) -> None:
         delta, table, depths = weight.deltas[part], TableNumber.PARTS, weight.depths
         rows = weight.parts[part]
-        self._add(f"{name}.lora_a", "floats", kind, (delta.rank,) * depths, weight.columns, table, row, "a")
-        self._add(f"{name}.lora_b", "floats", kind, (rows,) * depths, delta.rank, table, row, "b")
+        for side, height, width in (("a", delta.rank, weight.columns), ("b", rows, delta.rank)):
+            full, blocks = f"{name}.lora_{side}", (height,) * depths
+            if kind != Storage.I8:
+                self._add(full, "floats", kind, blocks, width, table, row, side)
+                continue
+            self._add(f"{full}.codes", "codes", kind, blocks, width, table, row, side, width)
+            self._add(f"{full}.scales", "floats", Storage.F16, blocks, 1, table, row, None)
         if delta.rescaled:
             self._number(f"{name}.lora_scale", (rows,) * depths, table, row, "scale")
 
@@ -215,7 +226,7 @@ class _Weights:
         columns: int,
         table: TableNumber,
         row: int,
-        field: str,
+        field: str | None,
         group: int = 0,
     ) -> None:
         self._wanted.append((Section(tensor, form, storage, blocks, columns, 0, group), table, row, field))

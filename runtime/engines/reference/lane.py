@@ -77,3 +77,10 @@ def times(lane: Lane, x: F32, name: str, first: int, last: int) -> F32:
     if lane.activations is not None and lane.weights.quantized(name):
         x = lane.activations(x, lane.weights.group_size(name))
     return np.concatenate([x @ piece.T for piece in lane.weights.pieces(name, first, last)], axis=1)
+
+
+def delta_times(lane: Lane, x: F32, name: str, depth: int) -> F32:
+    """Return x [n, K] times one side of a delta at ``depth``, by its full name: [n, its rows]."""
+    if lane.activations is not None and lane.weights.quantized(name):
+        x = lane.activations(x, 0)  # a row is one group
+    return x @ lane.weights.delta(name, depth).T

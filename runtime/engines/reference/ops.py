@@ -18,7 +18,7 @@ from ...model.ops import Op, kind
 from ...model.program import Stage
 from ...model.weights import sibling
 from .attention import attend, attend_learned, attend_twice, capped, softmax
-from .lane import Lane, times
+from .lane import Lane, delta_times, times
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -76,8 +76,9 @@ def linear(op: ops.Linear, lane: Lane, x: F32) -> list[F32]:
     for i, part in enumerate(parts):
         if part in matrix.deltas:
             name = sibling(op.weight, part)
-            a, b = (weights.small(f"{name}.lora_{side}")[depth] for side in "ab")
-            outputs[i] = outputs[i] + (x @ a.T) @ b.T
+            outputs[i] = outputs[i] + delta_times(
+                lane, delta_times(lane, x, f"{name}.lora_a", depth), f"{name}.lora_b", depth
+            )
             if matrix.deltas[part].rescaled:
                 outputs[i] = outputs[i] * weights.small(f"{name}.lora_scale")[depth]
     if matrix.bias:

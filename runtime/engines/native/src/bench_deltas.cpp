@@ -1,10 +1,11 @@
-// What the deltas of depths add to a block pass: bench_deltas WITHOUT WITH, two model.lanes files of one shape. Passes with
+// What the deltas of depths add to a block pass: bench_deltas WITHOUT WITH ..., model.lanes files of one shape. Passes with
 // and without take turns. One thread in its own time; with all threads in the clock's, which other programs disturb.
 #include <time.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "edgeloop.h"
@@ -91,26 +92,31 @@ class Opened {
   std::vector<float> state_, out_;
 };
 
+void compare(const char* without, const char* with_deltas, uint32_t threads) {
+  const char* slash = std::strrchr(with_deltas, '/');
+  std::printf("%s, %s\n", slash ? slash + 1 : with_deltas, threads == 1 ? "one thread" : "all threads");
+  Opened plain(without, threads), with(with_deltas, threads);
+  for (const Case& c : CASES) {
+    if (c.lanes > plain.depths() || c.lanes > with.depths()) continue;
+    std::vector<double> times[2], ratios;
+    for (int round = 0; round < ROUNDS; round++) {
+      times[0].push_back(plain.block(0, c.lanes, c.tokens, CACHED));
+      times[1].push_back(with.block(0, c.lanes, c.tokens, CACHED));
+      ratios.push_back(times[1].back() / times[0].back());
+    }
+    for (auto* list : {&times[0], &times[1], &ratios}) std::sort(list->begin(), list->end());
+    std::printf("  %-20s without %8.3f ms, with %8.3f ms (median %8.3f, %8.3f): x%.2f, of the medians x%.2f\n",
+        c.name, times[0][0] * 1e3, times[1][0] * 1e3,
+        times[0][ROUNDS / 2] * 1e3, times[1][ROUNDS / 2] * 1e3, times[1][0] / times[0][0], ratios[ROUNDS / 2]);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** paths) {
-  if (count != 3) return std::fprintf(stderr, "usage: bench_deltas WITHOUT WITH\n"), 2;
+  if (count < 3) return std::fprintf(stderr, "usage: bench_deltas WITHOUT WITH ...\n"), 2;
   std::printf("%s\n", el_kernels());
-  for (uint32_t threads : {1u, 0u}) {
-    Opened plain(paths[1], threads), with(paths[2], threads);
-    for (const Case& c : CASES) {
-      if (c.lanes > plain.depths() || c.lanes > with.depths()) continue;
-      std::vector<double> times[2], ratios;
-      for (int round = 0; round < ROUNDS; round++) {
-        times[0].push_back(plain.block(0, c.lanes, c.tokens, CACHED));
-        times[1].push_back(with.block(0, c.lanes, c.tokens, CACHED));
-        ratios.push_back(times[1].back() / times[0].back());
-      }
-      for (auto* list : {&times[0], &times[1], &ratios}) std::sort(list->begin(), list->end());
-      std::printf("%-11s %-20s without %8.3f ms, with %8.3f ms (median %8.3f, %8.3f): x%.2f, of the medians x%.2f\n",
-          threads == 1 ? "one thread" : "all threads", c.name, times[0][0] * 1e3, times[1][0] * 1e3,
-          times[0][ROUNDS / 2] * 1e3, times[1][ROUNDS / 2] * 1e3, times[1][0] / times[0][0], ratios[ROUNDS / 2]);
-    }
-  }
+  for (int i = 2; i < count; i++)
+    for (uint32_t threads : {1u, 0u}) compare(paths[1], paths[i], threads);
   return 0;
 }

@@ -186,12 +186,12 @@ struct Matrix {
 
 // Rows of a matrix, and what is added to them at a depth: W + B A, and each row times a number where there is `scale`;
 // a bias comes after both. A and B lie as matrices of their own, in tiles, of one storage: `depths` matrices A [rank, K],
-// and as many B [rows, rank].
+// and as many B [rows, rank]. Of I8 a row is one group, and the scales of all of them lie directly behind all codes.
 struct Part {
   uint32_t name;
   uint32_t rows;
   uint32_t rank;     // 0: no delta
-  uint32_t storage;  // of A and B: F32 or F16
+  uint32_t storage;  // of A and B: F32, F16 or I8
   uint64_t a;
   uint64_t b;
   uint64_t scale;  // [depths][rows, filled up to a multiple of 16] floats, or 0

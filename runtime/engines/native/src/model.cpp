@@ -67,13 +67,18 @@ Delta Model::delta(uint32_t matrix, uint32_t part, uint32_t depth) const {
   const Part& p = parts[m.first_part + part];
   Delta found;
   if (!p.rank) return found;
-  const uint64_t a = filled_up(p.rank) / TILE * tile_size(p.storage, m.columns);
-  const uint64_t b = filled_up(p.rows) / TILE * tile_size(p.storage, p.rank);
   found.rank = p.rank;
-  found.a = tiles(bytes_ + p.a + depth * a, nullptr, p.rank, m.columns, m.columns, p.storage);
-  found.b = tiles(bytes_ + p.b + depth * b, nullptr, p.rows, p.rank, p.rank, p.storage);
+  found.a = side(p.a, p.storage, p.rank, m.columns, depth, m.depths);
+  found.b = side(p.b, p.storage, p.rows, p.rank, depth, m.depths);
   if (p.scale) found.scale = reinterpret_cast<const float*>(bytes_ + p.scale) + depth * filled_up(p.rows);
   return found;
+}
+
+Matrix Model::side(uint64_t data, uint32_t storage, uint32_t rows, uint32_t columns, uint32_t depth, uint32_t depths) const {
+  const uint64_t count = filled_up(rows) / TILE, size = tile_size(storage, columns);  // tiles
+  const uint64_t scales = data + depths * count * size + depth * count * scale_size(columns, columns);
+  return tiles(bytes_ + data + depth * count * size, storage == file::I8 ? bytes_ + scales : nullptr, rows, columns, columns,
+      storage);
 }
 
 const float* Model::vector(uint32_t vector, uint32_t row) const {

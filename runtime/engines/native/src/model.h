@@ -80,6 +80,9 @@ class Model {
   View<T> table(file::TableNumber number, const char* name) const;
   void check_matrix(uint32_t number);
   void check_parts(const file::Matrix& matrix, uint32_t number);
+  void check_side(uint64_t data, const file::Part& part, uint32_t rows, uint32_t columns, uint32_t depths) const;
+  // A or B of a delta at a depth of `depths`, the first one's tiles at `data`.
+  Matrix side(uint64_t data, uint32_t storage, uint32_t rows, uint32_t columns, uint32_t depth, uint32_t depths) const;
   void check_vector(const file::Vector& vector) const;
   void check_rotation(const file::Rotation& rotation) const;
   void check_caches() const;

@@ -187,14 +187,22 @@ void Model::check_parts(const file::Matrix& m, uint32_t number) {
     rows += filled_up(p.rows);
     if (rows > MAX_SIZE * uint64_t(TILE)) fail(EL_FORMAT, "%.80s has too many rows", name);
     if (!p.rank) continue;
-    if (p.storage != F32 && p.storage != F16) fail(EL_FORMAT, "%.80s: a delta of storage %u", whose, p.storage);
-    if (filled_up(p.rank) > MAX_NUMBERS / m.columns / m.depths || filled_up(p.rows) > MAX_NUMBERS / p.rank / m.depths)
-      fail(EL_FORMAT, "%.80s: the delta is too large", whose);
-    check_tensor(p.a, m.depths * (filled_up(p.rank) / TILE) * tile_size(p.storage, m.columns), whose);
-    check_tensor(p.b, m.depths * (filled_up(p.rows) / TILE) * tile_size(p.storage, p.rank), whose);
+    if (p.storage != F32 && p.storage != F16 && p.storage != I8)
+      fail(EL_FORMAT, "%.80s: a delta of storage %u", whose, p.storage);
+    check_side(p.a, p, p.rank, m.columns, m.depths);
+    check_side(p.b, p, p.rows, p.rank, m.depths);
     if (p.scale) check_tensor(p.scale, m.depths * filled_up(p.rows) * sizeof(float), whose);
   }
   matrix_tiles_[number] = uint32_t(rows / TILE);
+}
+
+void Model::check_side(uint64_t data, const Part& part, uint32_t rows, uint32_t columns, uint32_t depths) const {
+  const char* name = name_at(part.name);
+  const uint32_t most = part.storage == I8 ? MAX_GROUP : MAX_SIZE;
+  if (columns > most) fail(EL_FORMAT, "%.80s: groups of %u columns in a delta, wanted %u at most", name, columns, most);
+  if (filled_up(rows) > MAX_NUMBERS / columns / depths) fail(EL_FORMAT, "%.80s: the delta is too large", name);
+  const uint64_t scales = part.storage == I8 ? scale_size(columns, columns) : 0;
+  check_tensor(data, depths * (filled_up(rows) / TILE) * (tile_size(part.storage, columns) + scales), name);
 }
 
 void Model::check_vector(const Vector& vector) const {

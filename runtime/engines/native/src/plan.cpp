@@ -87,11 +87,18 @@ class Planner {
     }
   }
 
+  // The codes that a product multiplies.
+  template <class Each>
+  static void each_codes(const Node& n, Each each) {
+    for (uint32_t codes : {n.codes, n.low_codes})
+      if (is_product(n) && codes != NONE) each(codes);
+  }
+
   // The last step that something is written in which a node reads; −1: all is there before.
   int ready(const Node& n) const {
     int last = -1;
     for (uint32_t value : n.reads) last = std::max(last, value_step_[value]);
-    if (n.kind == file::LINEAR && n.codes != NONE) last = std::max(last, code_step_[n.codes]);
+    each_codes(n, [&](uint32_t codes) { last = std::max(last, code_step_[codes]); });
     if (is_attention(n)) last = std::max(last, memory_step_[n.memory]);
     return last;
   }
@@ -214,11 +221,10 @@ class Planner {
     std::vector<int> uses(values, 0);  // as an output
     for (uint32_t value : program_.outputs) uses[value]++;
     each_node([&](const Node& n, int step) {
-      const bool coded = n.kind == file::LINEAR && n.codes != NONE;
       // Of what becomes codes, the floats are not read again: mostly they need no place of their own.
-      for (size_t i = coded ? 1 : 0; i < n.reads.size(); i++) last[n.reads[i]] = std::max(last[n.reads[i]], step);
-      if (coded)
-        code_last[n.codes] = std::max(code_last[n.codes], times_[size_t(step)]);
+      for (size_t i = 0; i < n.reads.size(); i++)
+        if (!is_product(n) || (i ? n.low_codes : n.codes) == NONE) last[n.reads[i]] = std::max(last[n.reads[i]], step);
+      each_codes(n, [&](uint32_t codes) { code_last[codes] = std::max(code_last[codes], times_[size_t(step)]); });
       if (is_attention(n)) memory_last[n.memory] = std::max(memory_last[n.memory], times_[size_t(step)]);
     });
     plan_.values.resize(values);

@@ -26,10 +26,11 @@ struct Node {
   const file::Op* op = nullptr;
   std::vector<uint32_t> reads;   // values
   uint32_t y = file::NONE;       // the value that it writes
-  uint32_t codes = file::NONE;   // that it writes (QUANTIZE) or multiplies (LINEAR)
+  uint32_t codes = file::NONE;   // that it writes (QUANTIZE) or multiplies (LINEAR, LOW)
   uint32_t memory = file::NONE;  // of K and V: that it writes or reads
   uint32_t part = 0;             // of op's matrix: LINEAR, LOW
   bool low = false;              // LINEAR: reads[1] is A x
+  uint32_t low_codes = file::NONE;  // LINEAR: codes of A x, that it multiplies
   Matrix only{};                 // LINEAR: the matrix, where there is one for all depths; its tables would be far away
   const float* bias = nullptr;   // and its bias
 };

@@ -83,8 +83,8 @@ class Reader {
   const file::Vector* vector(const file::Op& op, uint32_t number, uint32_t wide);
   // A weight has something of its own for each of `count` depths.
   void depths(const file::Op& op, uint32_t count);
-  // The codes of a value that a matrix is multiplied with, or NONE; adds the node that makes them.
-  uint32_t codes(uint32_t value, const file::Matrix& m);
+  // The codes of a value that a matrix of a storage and group is multiplied with, or NONE; adds the node that makes them.
+  uint32_t codes(uint32_t value, uint32_t storage, uint32_t group);
 
   void embed(const file::Op& op);
   void norm(const file::Op& op);

@@ -50,15 +50,15 @@ void Reader::depths(const Op& op, uint32_t count) {
   program_.per_depth = true;
 }
 
-uint32_t Reader::codes(uint32_t value, const file::Matrix& m) {
-  const bool coded = m.storage == file::I8 || m.storage == file::I4;
+uint32_t Reader::codes(uint32_t value, uint32_t storage, uint32_t group) {
+  const bool coded = storage == file::I8 || storage == file::I4;
   if (!coded || !program_.int8) return NONE;
-  const int32_t zero = zero_code(Kind(m.storage));
-  const auto key = std::make_tuple(value, m.group, zero);
+  const int32_t zero = zero_code(Kind(storage));
+  const auto key = std::make_tuple(value, group, zero);
   const auto found = codes_.find(key);
   if (found != codes_.end()) return found->second;
   const uint32_t number = codes_[key] = uint32_t(program_.codes.size());
-  program_.codes.push_back({value, m.group, zero});
+  program_.codes.push_back({value, group, zero});
   Node node;
   node.kind = QUANTIZE;
   node.reads = {value};
@@ -101,7 +101,7 @@ void Reader::linear(const Op& op) {
   const uint32_t first = op.numbers[0];
   want(first < m.parts && op.writes <= m.parts - first, "parts %u … of %u", first, m.parts);
   if (m.copies > 1) depths(op, m.copies);
-  const uint32_t in = operand(op, 0), coded = codes(in, m);
+  const uint32_t in = operand(op, 0), coded = codes(in, m.storage, m.group);
   for (uint32_t i = 0; i < op.writes; i++) {
     const file::Part& part = model_.part_record(op.weights[0], first + i);
     const uint32_t y = operand(op, op.reads + i);
@@ -123,12 +123,14 @@ void Reader::linear(const Op& op) {
       low.kind = LOW;
       low.op = &op;
       low.reads = {in};
+      low.codes = codes(in, part.storage, m.columns);
       low.part = first + i;
       low.y = uint32_t(program_.sizes.size());
       program_.sizes.push_back(part.rank);
       node.low = true;
       node.reads.push_back(low.y);
       add(std::move(low));
+      node.low_codes = codes(node.reads[1], part.storage, part.rank);
     }
     add(std::move(node));
   }

@@ -7,15 +7,30 @@ namespace edgeloop {
 
 namespace {
 
-// Rows of activations from row m on, as a product takes them.
+// Rows of activations, as a product takes them.
 struct Inputs {
   Value x{};      // where they are floats
   Codes codes{};  // where they are codes
   int32_t groups = 0, columns = 0;
+  bool coded = false;
 
-  Codes codes_from(uint32_t m) const {
-    return {codes.codes + size_t(m) * size_t(padded(columns)), codes.scales + size_t(m) * size_t(groups),
-        codes.sums + size_t(m) * size_t(groups)};
+  Inputs(const Piece& piece, uint32_t value, uint32_t number) : columns(int32_t(piece.size(value))), coded(number != file::NONE) {
+    if (!coded) {
+      x = piece.at(value);
+      return;
+    }
+    codes = piece.pass.codes_of(number, piece.worker, piece.narrow);
+    groups = group_count(columns, int32_t(piece.pass.program.codes[number].group));
+  }
+
+  // The piece's tiles of w times rows first … last − 1.
+  void times(const Piece& piece, const Matrix& w, uint32_t first, uint32_t last, const Output& out) const {
+    const int32_t rows = int32_t(last - first), first_tile = int32_t(piece.begin) / LANES;
+    const int32_t last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
+    if (!coded) return piece.kernels().product_floats(w, x.row(first), x.stride, rows, first_tile, last_tile, out);
+    const Codes from{codes.codes + size_t(first) * size_t(padded(columns)), codes.scales + size_t(first) * size_t(groups),
+        codes.sums + size_t(first) * size_t(groups)};
+    piece.kernels().product_codes(w, from, rows, first_tile, last_tile, out);
   }
 };
 
@@ -30,12 +45,10 @@ void each_depth(const Piece& piece, bool differs, Each each) {
 }
 
 // y + B (A x) on rows first … last − 1, then times the delta's scale, then the bias.
-void add_delta(const Piece& piece, const Value& y, const Value& low, const Delta& delta, const float* bias,
+void add_delta(const Piece& piece, const Value& y, const Inputs& low, const Delta& delta, const float* bias,
     uint32_t first, uint32_t last) {
   const Kernels& kernels = piece.kernels();
-  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
-  kernels.product_floats(delta.b, low.row(first), low.stride, int32_t(last - first), first_tile, last_tile,
-      {y.row(first), y.stride, nullptr, true});
+  low.times(piece, delta.b, first, last, {y.row(first), y.stride, nullptr, true});
   const uint32_t from = piece.from();
   const int32_t columns = int32_t(piece.end - from);
   for (uint32_t m = first; m < last; m++) {
@@ -59,30 +72,18 @@ void quantize(const Piece& piece, const Node& node) {
 }
 
 void low(const Piece& piece, const Node& node) {
-  const Model& model = piece.pass.model;
-  const uint32_t matrix = node.op->weights[0];
-  const Value x = piece.at(node.reads[0]), y = piece.at(node.y);
-  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
+  const Inputs x(piece, node.reads[0], node.codes);
+  const Value y = piece.at(node.y);
   each_depth(piece, node.op->at == file::NONE, [&](uint32_t first, uint32_t last, uint32_t lane) {
-    const Delta delta = model.delta(matrix, node.part, Pass::depth(*node.op, lane));
-    const Output out{y.row(first), y.stride, nullptr, false};
-    piece.kernels().product_floats(delta.a, x.row(first), x.stride, int32_t(last - first), first_tile, last_tile, out);
+    const Delta delta = piece.pass.model.delta(node.op->weights[0], node.part, Pass::depth(*node.op, lane));
+    x.times(piece, delta.a, first, last, {y.row(first), y.stride, nullptr, false});
   });
 }
 
 void linear(const Piece& piece, const Node& node) {
-  const Pass& pass = piece.pass;
-  const Model& model = pass.model;
+  const Model& model = piece.pass.model;
   const uint32_t number = node.op->weights[0];
-  const int32_t first_tile = int32_t(piece.begin) / LANES, last_tile = (int32_t(piece.end) + LANES - 1) / LANES;
-  Inputs in;
-  in.columns = int32_t(piece.size(node.reads[0]));
-  if (node.codes == file::NONE) {
-    in.x = piece.at(node.reads[0]);
-  } else {
-    in.codes = pass.codes_of(node.codes, piece.worker, piece.narrow);
-    in.groups = group_count(in.columns, int32_t(pass.program.codes[node.codes].group));
-  }
+  const Inputs x(piece, node.reads[0], node.codes);
   const Value y = piece.at(node.y);
   // W x: of all rows at once where W is one for all depths.
   const bool copied = !node.only.data, own = node.op->at == file::NONE;
@@ -90,18 +91,15 @@ void linear(const Piece& piece, const Node& node) {
     const uint32_t depth = Pass::depth(*node.op, lane);
     const Matrix w = copied ? model.part(number, node.part, depth) : node.only;
     const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
-    const Output out{y.row(first), y.stride, node.low ? nullptr : bias, false};
-    const int32_t rows = int32_t(last - first);
-    if (node.codes != file::NONE)
-      piece.kernels().product_codes(w, in.codes_from(first), rows, first_tile, last_tile, out);
-    else piece.kernels().product_floats(w, in.x.row(first), in.x.stride, rows, first_tile, last_tile, out);
+    x.times(piece, w, first, last, {y.row(first), y.stride, node.low ? nullptr : bias, false});
   });
-  if (node.low)
-    each_depth(piece, own, [&](uint32_t first, uint32_t last, uint32_t lane) {
-      const uint32_t depth = Pass::depth(*node.op, lane);
-      const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
-      add_delta(piece, y, piece.at(node.reads[1]), model.delta(number, node.part, depth), bias, first, last);
-    });
+  if (!node.low) return;
+  const Inputs low(piece, node.reads[1], node.low_codes);
+  each_depth(piece, own, [&](uint32_t first, uint32_t last, uint32_t lane) {
+    const uint32_t depth = Pass::depth(*node.op, lane);
+    const float* bias = copied ? model.bias(number, node.part, depth) : node.bias;
+    add_delta(piece, y, low, model.delta(number, node.part, depth), bias, first, last);
+  });
 }
 
 }  // namespace edgeloop
