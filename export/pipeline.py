@@ -21,7 +21,7 @@ from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
 from .families import loop_said_by, read_checkpoint, unused
-from .fitted import check_fits, fit
+from .fitted import TOKENS, check_fits, fit, text_ids
 from .heads import count_heads, write_heads
 from .options import ExportRequest
 from .overrides import overridden
@@ -130,7 +130,8 @@ def export_bundle(
         for each, path in weights.items():
             codes = NEAREST
             if calibration is not None:
-                codes = fit(reading, each, vocabulary, calibration, folder, progress)
+                ids = text_ids(reading, vocabulary, calibration, TOKENS, folder)
+                codes = fit(reading, each, ids, folder, lambda step, part: progress(step, 0.1 + 0.3 * part))
             write_weights(reading, each, path, codes)
         heads = write_heads(reading, folder)
         tokenizer = vocabulary.write(folder) if vocabulary else None

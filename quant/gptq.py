@@ -10,6 +10,7 @@ A shared block's inputs are those of all its depths, so H is their sum.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ DAMPING = 0.01
 """What is added to H's diagonal, as a share of its mean: inputs that calibration has hardly seen keep some weight."""
 _COLUMNS = 128
 """Columns whose errors are passed on together."""
+_NUMBERS = 1 << 22
+"""Of a matrix, whose rows do not depend on each other, this many are rounded at a time: it bounds the memory."""
 
 
 def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> Grouped:
@@ -28,20 +31,34 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> Grouped
     columns = weight.shape[1]
     hessian = damped(hessian)
     importance = groups_of(hessian.diagonal().float()[None], group_size)[0]
-    scales = searched(groups_of(weight, group_size), bits, importance)
-    each = scales.repeat_interleave(group_of(columns, group_size), 1)[:, :columns]
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    found = _codes(weight[:, order], each[:, order], _passed_on(hessian[order][:, order]), bits)
-    codes = torch.empty_like(found)
-    codes[:, order] = found
-    return packed(codes, scales, bits, group_size)
+    upper = _passed_on(hessian[order][:, order])
+    parts = [
+        _rounded(part, importance, order, upper, bits, group_size)
+        for part in weight.split(max(1, _NUMBERS // columns))
+    ]
+    codes, scales = (np.concatenate([getattr(part, side) for part in parts]) for side in ("codes", "scales"))
+    return Grouped(codes, scales, bits, columns)
+
+
+def corrected(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
+    """Return the matrix [N, K] whose outputs for the inputs x̂ that there are come closest to those of ``weight`` for
+    the inputs x that there should be.
+
+    ``hessian`` is Σ x̂ x̂ᵀ, ``drift`` Σ (x − x̂) x̂ᵀ. It is the least-squares W + W Σ (x − x̂) x̂ᵀ (Σ x̂ x̂ᵀ)⁻¹, the target
+    of asymmetric calibration (arXiv 2504.02692).
+    """
+    share = torch.cholesky_solve(drift.double().T, torch.linalg.cholesky(damped(hessian))).T
+    moved: Tensor = weight + weight @ share.float()
+    return moved
 
 
 def damped(hessian: Tensor) -> Tensor:
     """Return ``hessian`` [K, K] as float64, with ``DAMPING`` on its diagonal; the identity where it is all zeros."""
-    kept = hessian.double()
+    kept = hessian.to(torch.float64, copy=True)
     mean = float(kept.diagonal().mean()) or 1.0
-    return kept + torch.eye(len(kept), dtype=torch.float64) * (DAMPING * mean)
+    kept.diagonal().add_(DAMPING * mean)
+    return kept
 
 
 def _passed_on(hessian: Tensor) -> Tensor:
@@ -52,17 +69,31 @@ def _passed_on(hessian: Tensor) -> Tensor:
     return upper.float()
 
 
-def _codes(weight: Tensor, scales: Tensor, upper: Tensor, bits: int) -> Tensor:
-    """Return codes around zero [N, K], column by column; ``scales`` [N, K]."""
-    left, codes = weight.clone(), torch.empty_like(weight)
+def _rounded(
+    weight: Tensor, importance: Tensor, order: Tensor, upper: Tensor, bits: int, group_size: int
+) -> Grouped:
+    """Return the codes of some rows [n, K]; ``order`` [K] of the columns, in which ``upper`` has them."""
     columns = weight.shape[1]
+    scales = searched(groups_of(weight, group_size), bits, importance)
+    each = scales.repeat_interleave(group_of(columns, group_size), 1)[:, :columns]
+    found = _codes(weight.T[order], each.T[order], upper, bits)
+    codes = torch.empty_like(found)
+    codes[order] = found
+    return packed(codes.T, scales, bits, group_size)
+
+
+def _codes(left: Tensor, scales: Tensor, upper: Tensor, bits: int) -> Tensor:
+    """Return codes around zero [K, n] of ``left`` [K, n], a column of the matrix after the other; ``scales`` [K, n].
+
+    ``left`` is overwritten. A column is a row here, so that its numbers lie side by side.
+    """
+    codes, columns = torch.empty_like(left), len(left)
     for first in range(0, columns, _COLUMNS):
         last = min(first + _COLUMNS, columns)
-        errors = torch.empty(len(weight), last - first)
+        errors = torch.empty(last - first, left.shape[1])
         for k in range(first, last):
-            codes[:, k] = nearest(left[:, k], scales[:, k], bits)
-            error = (left[:, k] - codes[:, k] * scales[:, k]) / upper[k, k]
-            left[:, k + 1 : last] -= error[:, None] * upper[k, k + 1 : last]
-            errors[:, k - first] = error
-        left[:, last:] -= errors @ upper[first:last, last:]
+            now = left[k].addmv_(errors[: k - first].T, upper[first:k, k], alpha=-1)
+            codes[k] = nearest(now, scales[k], bits)
+            errors[k - first] = (now - codes[k] * scales[k]) / upper[k, k]
+        left[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
     return codes

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from edgeloop.quant.gptq import DAMPING, gptq
+from edgeloop.quant.gptq import DAMPING, corrected, gptq
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.scales import searched
 from edgeloop.runtime.model.codec import Grouped, around_zero
@@ -131,3 +131,21 @@ def test_an_error_weighs_what_its_column_does() -> None:
     light = quantize(w, 4, 32, lambda x, bits: searched(x, bits, 1 - heavy)).values()[:, 0]
     assert np.abs(kept - 1).max() < np.abs(light - 1).min()
     assert scales.shape == (4, 1)
+
+
+def test_a_corrected_matrix_is_the_least_squares_one() -> None:
+    """Beside numpy's own solver, with rows that stand for the damping."""
+    w, meant = weight(5, 24), inputs(24)
+    given = meant + inputs(24, seed=3) * 0.2
+    hessian = given.T @ given
+    found = corrected(w, hessian, (meant - given).T @ given)
+    push = (DAMPING * float(hessian.diagonal().mean())) ** 0.5 * torch.eye(24)
+    rows = torch.cat((given, push)).double().numpy()
+    wanted = np.linalg.lstsq(rows, (torch.cat((meant, push)) @ w.T).double().numpy(), rcond=None)[0].T
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+    assert float((given @ found.T - meant @ w.T).norm()) < float((given @ w.T - meant @ w.T).norm())
+
+
+def test_inputs_as_they_should_be_correct_nothing() -> None:
+    w, x = weight(5, 24), inputs(24)
+    assert torch.equal(corrected(w, x.T @ x, torch.zeros(24, 24)), w)
