@@ -32,6 +32,7 @@ examples:
   edgeloop bench bundle
   edgeloop bench bundle -p 128,512 -n 64 --contexts 0,1024 --depths --threads 2
   edgeloop bench bundle --save runs/ --markdown
+  edgeloop bench bundle --depths --exits --report bundle.html
   edgeloop bench --diff runs-before/ runs-after/
   edgeloop bench --compare "bundle --engine native" "bundle --engine onnx"
   edgeloop bench bundle --decode all --text some.txt
@@ -135,6 +136,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=positive("percent"), default=3.0, metavar="PERCENT",
         help="with --diff: a change of a median that is none yet (3)",
     )  # fmt: skip
+    group.add_argument("--report", type=Path, metavar="FILE", help="draw the run as one HTML page")
+    group.add_argument("--force", action="store_true", help="with --report: replace a FILE that is there")
     group.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
 
 
@@ -152,6 +155,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
         from .measure.store import check_folder
 
         check_folder(args.save)
+    if args.report is not None:
+        from ..export.page import check_page
+
+        check_page(args.report, args.force)
     if not mode.lists:
         args = argparse.Namespace(**{**vars(args), "prompt_tokens": one_length(args.prompt_tokens)})
     measure = getattr(importlib.import_module(mode.module, __package__), mode.function)
@@ -196,6 +203,10 @@ def present(
 
     record = record_of(args, mode, outcome, foreign)
     path = save(args.save, record) if args.save is not None else None
+    if args.report is not None:
+        from .measure.report import write_report
+
+        write_report(args.report, record)
     if console.json:
         saved = {} if path is None else {"saved": str(path)}
         console.result({**outcome.data, "record": record, **saved})
@@ -208,12 +219,14 @@ def present(
         tables.show(console, record)
     if record.disturbed:
         console.note(
-            f"other programs disturbed {record.disturbed} of {record.turns} turns, which are left out"
+            f"other programs disturbed {record.disturbed} of {record.turns} turns: left out where any was not"
         )
     for note in outcome.notes:
         console.note(note)
     if path is not None:
         console.note(f"saved as {path}")
+    if args.report is not None:
+        console.note(f"drawn as {args.report}")
 
 
 def record_of(args: argparse.Namespace, mode: Mode, outcome: Outcome, foreign: float | None) -> Record:

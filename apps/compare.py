@@ -263,6 +263,6 @@ def report(
     for group, share in shares.items():
         console.note(f"group {group}: the host's own work takes {100 * share:.2f}% of the engine's time")
     if spoilt[0]:
-        console.note(f"other programs disturbed {spoilt[0]} of {spoilt[1]} turns, which are left out")
+        console.note(f"other programs disturbed {spoilt[0]} of {spoilt[1]} turns: left out where any was not")
     for note in notes:
         console.note(note)

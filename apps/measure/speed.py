@@ -64,7 +64,8 @@ def measure_speed(args: argparse.Namespace, console: Console) -> Outcome:
     first = found["text", "", prompts[0], contexts[0]]
     energy, note = _energy(first, runners["text", ""])
     measures = [
-        *_rates(found, tokens), *_tokens(first), *_depths(first), *stages, *_policies(found), *fresh, *energy,
+        *_rates(found, tokens), *_tokens(first), *_depths(first), *stages, *_policies(found),
+        *_quality(args, opened), *fresh, *energy,
     ]  # fmt: skip
     return Outcome(
         opened.backend.name,
@@ -113,7 +114,7 @@ def _rates(found: Mapping[Key, Turns[Wrote]], tokens: int) -> list[Measure]:
         Measure(
             f"prefill, {prompt} tokens{f' behind {behind}' if behind else ''}", "prefill", "tokens/s", "more",
             turns.estimate(_prefill(prompt)),
-            at=prompt + behind,
+            at=prompt,
         )
         for (_, _, prompt, behind), turns in texts.items()
     ]  # fmt: skip
@@ -186,6 +187,18 @@ def _policies(found: Mapping[Key, Turns[Wrote]]) -> list[Measure]:
             ]
             measures.append(Measure(f"{name}: mean depth", "mean depth", "", "neither", mean))
     return measures
+
+
+def _quality(args: argparse.Namespace, opened: Opened) -> list[Measure]:
+    """Of ``--exits``: perplexities that `edgeloop calibrate` measured, which no clock touches."""
+    exits = opened.bundle.manifest.exits if args.exits else {}
+    found = {f"exit {rule}": said.perplexity for rule, said in exits.items()}
+    for said in exits.values():
+        found["exit never"] = said.full_perplexity
+    group = "perplexity, as calibrated"
+    return [
+        Measure(f"{name}: perplexity", group, "", "neither", _once(value)) for name, value in found.items()
+    ]
 
 
 def _prefill(prompt: int) -> Callable[[Wrote], float]:

@@ -8,6 +8,8 @@ from ..console import Console
 from ..quantities import byte_count
 from .record import Measure, Record
 
+_SAID = ("bytes", "share", "×")
+"""Units that a number is not clear without."""
 COLUMNS = ("", "median", "95% interval", "mean ± sd", "repetitions")
 
 
@@ -30,11 +32,12 @@ def row(measure: Measure) -> tuple[str, ...]:
     found, unit = measure.value, measure.unit
     if found.count == 1:
         return (measure.name, cell(found.median, unit), "–", "–", "1")
+    plain = unit if unit in _SAID else ""  # the unit stands beside the median
     return (
         measure.name,
         cell(found.median, unit),
-        f"{cell(found.low, unit)} – {cell(found.high, unit)}",
-        f"{cell(found.mean, unit)} ± {cell(found.sd, unit)}",
+        f"{cell(found.low, plain)} – {cell(found.high, plain)}",
+        f"{cell(found.mean, plain)} ± {cell(found.sd, plain)}",
         str(found.count),
     )
 
@@ -53,7 +56,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("machine", f"{machine.processor}, {machine.threads} threads, {', '.join(machine.features)}"),
         ("edgeloop", f"{record.edgeloop}, {', '.join(f'{k} {v}' for k, v in record.versions.items())}"),
         ("date", record.date),
-        ("other programs", f"{load}; {record.disturbed} of {record.turns} turns disturbed and left out"),
+        ("other programs", f"{load}; {record.disturbed} of {record.turns} turns disturbed"),
     ]
 
 

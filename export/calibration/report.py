@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ...runtime.bundle.manifest import NEVER
-from ...runtime.errors import UsageError
+from ..page import check_page, rendered, write_page
 from .charts import COLOURS, MARKERS, panel
 from .measured import Measured
 from .search import Goal
 
 
 def check_report(path: Path) -> None:
-    """Raise what ``write_report`` would where a library is missing; UsageError where ``path`` cannot be a file.
-
-    Asked first: what a report shows takes minutes to measure.
-    """
-    import jinja2  # noqa: F401
-    import matplotlib  # noqa: F401
-
-    if path.is_dir():
-        raise UsageError(f"the report {path} is a folder; name a file in it, such as {path / 'exits.html'}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(
-            f"the report {path} would be in a folder that is not there; make {path.parent} first"
-        )
+    """Raise what ``write_report`` would where a library is missing; UsageError where ``path`` cannot be a file."""
+    check_page(path)
 
 
 def write_report(
@@ -45,15 +31,13 @@ def write_report(
     ``measured``: the points of every rule's curve, chosen ones included; ``full``: the same text at full depth.
     ``facts`` (text, engine, machine …) stand below the title.
     """
-    _write(path, render(measured, full, title=title, goal=goal, facts=facts or {}))
+    write_page(path, render(measured, full, title=title, goal=goal, facts=facts or {}))
 
 
 def render(
     measured: Sequence[Measured], full: Measured, *, title: str, goal: Goal | None, facts: Mapping[str, str]
 ) -> str:
     """Return the page of ``write_report``."""
-    from jinja2 import Environment, StrictUndefined
-
     rules: dict[str, list[Measured]] = {}
     for point in measured:
         rules.setdefault(point.rule, []).append(point)
@@ -75,10 +59,8 @@ def render(
             rules, full, lambda p: p.speed, lambda p: p.perplexity,
             ("speed, full depth is 1", "perplexity"), line=limits["perplexity"],
         )  # fmt: skip
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_PAGE).render(
+    return rendered(
+        _PAGE,
         title=title,
         goal=goal,
         facts=facts,
@@ -104,24 +86,6 @@ def _row(point: Measured) -> dict[str, str]:
     }
 
 
-def _write(path: Path, text: str) -> None:
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            # A temporary file is its owner's alone; a page gets the permissions of any other new file.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-
-
 # The legend's shapes, on a 12 × 12 field, for matplotlib's markers of the same names.
 _SHAPES = {
     "o": "M6 1.5a4.5 4.5 0 1 0 .01 0z",
@@ -141,37 +105,13 @@ _PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --font: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
-  --ink: #1c2430; --muted: #566173; --grid: #dfe4ea; --paper: #ffffff; --page: #f4f6f8;
-  --series0: #1f6fd6; --series1: #d9590d; --series2: #158a53; --series3: #a436b8; --series4: #b38600;
-  --series5: #c92a4b; --series6: #0f8696; }
-@media (prefers-color-scheme: dark) { :root {
-  --ink: #e8ecf2; --muted: #a2adbd; --grid: #333c49; --paper: #1a2029; --page: #11161c;
-  --series0: #6aa9ff; --series1: #ff9a57; --series2: #4fcf8e; --series3: #dd8aee; --series4: #e6c04d;
-  --series5: #ff7c94; --series6: #54cfdf; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 2.5rem 1.25rem; background: var(--page);
-  color: var(--ink); font: 16px/1.5 var(--font); }
-h1 { margin: 0 0 .25rem; font-size: 1.7rem; line-height: 1.25; }
-h2 { margin: 0 0 .5rem; font-size: 1rem; }
-dl { display: flex; flex-wrap: wrap; gap: .15rem 1.5rem; margin: 0; color: var(--muted); }
-dl div { display: flex; gap: .4rem; }
-dd { margin: 0; color: var(--ink); }
+{{ style | safe }}
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 1.5rem 0 .75rem; padding: 0;
   list-style: none; }
 .legend svg { width: .8em; height: .8em; margin-right: .4em; vertical-align: -.03em; overflow: visible; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 1rem; }
-.card { padding: 1rem; background: var(--paper); border: 1px solid var(--grid); border-radius: 10px; }
-.card > svg { display: block; width: 100%; height: auto; }
-.table { margin-top: 1rem; overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }
-th { color: var(--muted); font-size: .85rem; font-weight: 600; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 td:nth-child(2) { min-width: 9rem; white-space: normal; }
-tr:last-child td { border-bottom: 0; }
 .full td { color: var(--muted); }
-summary { cursor: pointer; color: var(--muted); }
 </style>
 </head>
 <body>

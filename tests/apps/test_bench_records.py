@@ -9,37 +9,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from bench_records import record
 
 from edgeloop.apps.measure import store
 from edgeloop.apps.measure.diff import compare
 from edgeloop.apps.measure.energy import EnergyMeter
 from edgeloop.apps.measure.interval import Estimate, estimate
-from edgeloop.apps.measure.record import Machine, Measure, Record, Subject
+from edgeloop.apps.measure.record import Measure
 from edgeloop.apps.measure.runner import Opened, Runner, Setup
 from edgeloop.apps.measure.tables import markdown
 from edgeloop.runtime.engines.table import ENGINES
 
 Command = Callable[..., tuple[int, str, str]]
 SIZES = ("-p", "8,16", "-n", 4, "--contexts", "0,8", "--runs", 1)
-
-
-def record(*measures: Measure, **changes: Any) -> Record:
-    made = Record(
-        mode="speed",
-        date="2026-11-27T03:00:00Z",
-        edgeloop="0",
-        python="3",
-        versions={"numpy": "2"},
-        machine=Machine("Linux", "a | processor", ("AVX2",), 2, 1, False),
-        bundle=Subject("b<i>", "0" * 64, 1000, 10, 3, "int4", 4, 32),
-        engine="onnx",
-        settings={"tokens": "4"},
-        foreign=0.01,
-        disturbed=1,
-        turns=9,
-        measures=measures,
-    )
-    return msgspec.structs.replace(made, **changes)
 
 
 def rate(name: str, *values: float, unit: str = "tokens/s", better: str = "more") -> Measure:
@@ -77,7 +59,7 @@ def test_a_record_says_everything(measured: tuple[Path, dict[str, Any]], bundle:
     names = [measure.name for measure in found.measures]
     assert len(set(names)) == len(names)
     assert [m.name for m in found.group("prefill")] == [
-        "prefill, 8 tokens", "prefill, 16 tokens", "prefill, 8 tokens behind 8", "prefill, 16 tokens behind 8",
+        "prefill, 8 tokens", "prefill, 8 tokens behind 8", "prefill, 16 tokens", "prefill, 16 tokens behind 8",
     ]  # fmt: skip
     assert [m.at for m in found.group("decode")] == [8, 16, 24]  # 16 behind 0 and 8 behind 8 are one
     assert [m.name for m in found.group("depth, ms")] == [
