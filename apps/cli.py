@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "encode": Verb(".encode", "vectors of texts, from an encoder", huge_pages=True),
     "eval": Verb(".eval", "perplexity on a text, at every depth", huge_pages=True),
     "drift": Verb(".drift", "how quantization's error grows from depth to depth", huge_pages=True),
+    "sensitivity": Verb(".sensitivity", "what codes cost each matrix, and a recipe of bits where they count"),
     "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
     "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),

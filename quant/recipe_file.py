@@ -82,3 +82,17 @@ def _rule(path: Path, number: int, rule: _Rule) -> Rule:
             '"channel"'
         )
     return Rule(rule.match, StorageFormat(rule.bits, rule.group))
+
+
+def recipe_text(recipe: Recipe, comment: str = "") -> str:
+    """Return ``recipe`` as a file of it, which ``read_recipe`` reads; ``comment`` is its first line."""
+    deltas = {storage: word for word, storage in _DELTAS.items()}
+    lines = [f"# {comment}", ""] if comment else []
+    lines += [f'name = "{recipe.name}"', f'deltas = "{deltas[recipe.deltas]}"']
+    for rule in recipe.rules:
+        lines += ["", "[[rules]]", f'match = "{rule.pattern}"', f"bits = {rule.storage.bits}"]
+        if not rule.storage.is_float:
+            lines += [
+                'group = "channel"' if not rule.storage.group_size else f"group = {rule.storage.group_size}"
+            ]
+    return "\n".join(lines) + "\n"

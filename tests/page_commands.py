@@ -22,12 +22,14 @@ AT_MOST = {
     "eval": {"--max-tokens": 100},
     "export": {"--context": 64},
     "run": {"-n": 8},
+    "sensitivity": {"--max-tokens": 40},
 }
 """By verb and flag, the largest number that a test runs with. Checkpoints, bundles and shapes are tiny as well."""
 ADDED = {
     "bench": ("--prompt-tokens", "--runs", "--tokens"),
     "drift": ("--max-tokens",),
     "eval": ("--max-tokens",),
+    "sensitivity": ("--max-tokens",),
 }
 """By verb, the flags of ``AT_MOST`` that a command gets where the page leaves it to their defaults."""
 CHARACTERS = 3000
