@@ -136,7 +136,7 @@ def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> N
         metavar="POLICY",
         help="K/V of tokens that left: exact, propagate, latest, shared, skip" + again,
     )
-    group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last")
+    group.add_argument("--kv", metavar="POLICY", help="KV slots: per-depth, shared, last, last-2, last-4")
 
 
 def decode_argument(parser: argparse.ArgumentParser) -> None:

@@ -74,12 +74,11 @@ SHAPES = {
     "ouro-2.6b": Shape(
         "ouro", 49152, 2048, 5632, 16, 16, 48, 4, context=65536, rope_theta=1e6, norm_eps=1e-6, tied=False
     ),
-    # Its authors say nothing of the MLP's width; this is that of their Nanbeige 4.1 3B, whose size it gives.
     "nanbeige-4.2-3b": Shape(
         "nanbeige",
         166144,
         3072,
-        10496,
+        10752,
         48,
         8,
         22,

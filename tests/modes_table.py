@@ -30,9 +30,10 @@ COLUMNS = {
     **{name: (name, "per-depth") for name in ("exact", "propagate", "latest", "skip")},
     "shared": ("shared", "shared"),
     "last": ("shared", "last"),
+    "last-2": ("shared", "last-2"),
 }
 """By the heading: policy for skipped K and V, KV layout; others mean nothing."""
-WORDS = {"m.window": "W", "m.engine": "X", "m.policy.exit!r": "", "m.kv": "shared or last"}
+WORDS = {"m.window": "W", "m.engine": "X", "m.policy.exit!r": "", "m.kv": "shared or last", "m.depths": "N"}
 
 
 def tables() -> str:

@@ -130,7 +130,7 @@ class Plain:
         self.deep: list[F32] = []  # and that after all depths
         # Tokens whose deep states the layers after the loop may see, and do.
         self.all_deep = self.seen_deep = 0
-        self.one_slot = False
+        self.turns = 0  # slots that depths take in turn, once a prompt was read
 
     def generate(self, prompt: Sequence[int], count: int, sampling: SamplingOptions) -> list[Token]:
         """``count`` tokens behind ``prompt``."""
@@ -161,9 +161,10 @@ class Plain:
                 self._leave(x[i : i + 1], x[i : i + 1], position + i)
             logits = self._read(x, position)
         self.rows = [len(tokens)] * self.program.depths
-        if self.kv == "last":
-            self.slots["block", 0] = self.slots["block", self.program.depths - 1]
-            self.one_slot = True
+        if self.kv.startswith("last"):
+            depths, self.turns = self.program.depths, int(self.kv.removeprefix("last").lstrip("-") or 1)
+            kept = {("block", d % self.turns): self.slots["block", d] for d in range(depths)[-self.turns :]}
+            self.slots.update(kept)
         return logits, self.program.depths
 
     def step(self, token: int, position: int) -> tuple[F32, int]:
@@ -220,8 +221,8 @@ class Plain:
                 for slot in self._slots("block", d):
                     for rows in (slot.keys, slot.values):
                         rows[:, position] = next(made).reshape(len(rows), -1)
-        elif self.skipped_kv == "latest":
-            for d in deeper:
+        elif self.skipped_kv == "latest" or self.turns:
+            for d in deeper[: max(self.turns - depth - 1, 0)] if self.turns else deeper:
                 for own, slot in zip(self._slots("block", depth), self._slots("block", d), strict=True):
                     slot.keys[:, position] = own.keys[:, position]
                     slot.values[:, position] = own.values[:, position]
@@ -323,7 +324,7 @@ class Plain:
 
     def _block(self, depth: int, x: F32, row: int, position: int) -> F32:
         """x [n, D] of the tokens from ``position`` on, whose K and V go into the rows from ``row`` on."""
-        slot = 0 if self.program.shares_kv or self.one_slot else depth
+        slot = 0 if self.program.shares_kv else depth % (self.turns or self.program.depths)
         lane = self._lane("block", slot, depth, row, position, len(x))
         return np.concatenate(compute(self.blocks[depth], lane, *self._carries(x)), axis=1)
 

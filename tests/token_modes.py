@@ -38,7 +38,7 @@ def exits(program: Program) -> list[str]:
 def policies(program: Program) -> Iterator[Policy]:
     heads = heads_of(program)
     for text in exits(program):
-        for kv in ("per-depth", "shared", "last"):
+        for kv in ("per-depth", "shared", "last", *(["last-2"] if text == "never" else [])):
             for skipped_kv in SKIPPED_KV:
                 try:
                     policy = choose_policy(program, heads, {}, text, skipped_kv, kv)

@@ -4,6 +4,8 @@
 ``shared``     one slot for all depths, of a model that was trained so: depth 0 writes a token's row, the others read it
 ``last``       one slot for all depths of a model that was trained with a slot a depth: each depth writes a token's row
                anew, so that the deepest one stays (Ouro, arXiv 2510.25741, section 5.4)
+``last-N``     N slots that depths take in turn, depth d the slot d mod N: the rows of the deepest N stay (Huginn's
+               ``latest-m4-compress-s``, arXiv 2502.05171, counts layers: s8 of its blocks of 4 is ``last-2``)
 """
 
 from __future__ import annotations
@@ -133,4 +135,24 @@ class LastDepth(SharedSlot):
     grows = False
 
 
-KV_LAYOUTS: dict[str, type[PerDepth]] = {"per-depth": PerDepth, "shared": SharedSlot, "last": LastDepth}
+class LastTwo(LastDepth):
+    """Two slots, which depths take in turn."""
+
+    slots = 2
+
+
+class LastFour(LastDepth):
+    """Four slots, which depths take in turn."""
+
+    slots = 4
+
+
+KV_LAYOUTS: dict[str, type[PerDepth]] = {
+    "per-depth": PerDepth,
+    "shared": SharedSlot,
+    "last": LastDepth,
+    "last-2": LastTwo,
+    "last-4": LastFour,
+}
+LAST_DEPTHS = {layout.slots: name for name, layout in KV_LAYOUTS.items() if issubclass(layout, LastDepth)}
+"""The names of those whose slots depths write anew, by how many slots they have."""

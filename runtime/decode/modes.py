@@ -15,6 +15,7 @@ from ..engines.capabilities import Capabilities
 from ..errors import UsageError
 from ..model.program import Program
 from .exits import ExitRule
+from .kv_layout import KV_LAYOUTS, LAST_DEPTHS
 from .policy import Policy
 from .skipped_kv import SKIPPED_KV
 
@@ -42,6 +43,11 @@ class Mode:
     def skipped_kv(self) -> str:
         """What becomes of skipped K/V."""
         return self.policy.skipped_kv
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether each depth writes its slot anew, so that the last ones' K/V stay."""
+        return self.kv in LAST_DEPTHS.values()
 
     @property
     def own_kv(self) -> str:
@@ -140,43 +146,50 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "kv",
         "last, where depths share K/V",
-        lambda m: m.kv == "last" and m.own_kv == "shared",
+        lambda m: m.keeps_last and m.own_kv == "shared",
         "the depths of this model share the K/V of the first one",
         "leave it out",
     ),
     Refusal(
         "kv",
+        "last-N, with no more than N depths",
+        lambda m: m.keeps_last and m.depths <= (KV_LAYOUTS[m.kv].slots or 0),
+        "the model has {m.depths} depths, each of which has a slot of its own then",
+        "leave it out, or choose last",
+    ),
+    Refusal(
+        "kv",
         "last, with a router",
-        lambda m: m.kv == "last" and m.routed,
+        lambda m: m.keeps_last and m.routed,
         "a router was trained with a slot a depth, which holds those that ran it",
         "leave it out",
     ),
     Refusal(
         "kv",
         "last, with a sliding window",
-        lambda m: m.kv == "last" and m.window is not None,
+        lambda m: m.keeps_last and m.window is not None,
         "rows of a window of {m.window} tokens move when they are written, and every depth would write them",
         "leave it out",
     ),
     Refusal(
         "kv",
         "last, where a depth keeps the row of the token before",
-        lambda m: m.kv == "last" and m.program.kept_rows > 0,
-        "each depth keeps a row of the token before, and one slot has room for one",
+        lambda m: m.keeps_last and m.program.kept_rows > 0,
+        "each depth keeps a row of the token before, and a slot has room for one",
         "leave it out",
     ),
     Refusal(
         "kv",
         "last, on an engine that places rows itself",
-        lambda m: m.kv == "last" and m.lacks("free_rows"),
+        lambda m: m.keeps_last and m.lacks("free_rows"),
         "engine {m.engine} gives each depth a slot of its own",
         "leave it out, or choose another engine",
     ),
     Refusal(
         "skipped_kv",
-        "any but shared, where one slot serves all depths",
+        "any but shared, where depths share slots",
         lambda m: m.kv != "per-depth" and m.skipped_kv != "shared",
-        "with {m.kv} K/V one slot serves all depths, so that none are missing",
+        "with {m.kv} K/V depths share slots, so that none are missing",
         "leave it out",
     ),
     Refusal(
@@ -252,8 +265,8 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         "decode",
         "pipelined, KV layout last",
-        lambda m: m.driver == PIPELINED and m.kv == "last",
-        "with one KV slot for all depths a token has to finish before the next one begins",
+        lambda m: m.driver == PIPELINED and m.keeps_last,
+        "with fewer KV slots than depths a token has to finish before the next one begins",
         "use sequential",
     ),
     Refusal(

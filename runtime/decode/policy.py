@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..model.program import Program
 from .exits import ExitRule
+from .kv_layout import LAST_DEPTHS
 from .routing import RoutingRule
 
 
@@ -23,6 +24,8 @@ def full_depth(program: Program, slots: int) -> Policy:
     """Return the policy under which every token runs every depth, with K/V as the model has them, in caches of
     ``slots`` slots a sequence."""
     rule = ExitRule("never", program.depths, never=True)
-    if program.shares_kv or slots < program.kv_slots:
-        return Policy("never", "shared" if program.shares_kv else "last", "shared", rule)
+    if program.shares_kv:
+        return Policy("never", "shared", "shared", rule)
+    if slots < program.kv_slots:
+        return Policy("never", LAST_DEPTHS[slots], "shared", rule)
     return Policy("never", "per-depth", "exact", rule)

@@ -15,6 +15,17 @@ from .policy import Policy
 from .routing import parse_routing
 from .skipped_kv import SKIPPED_KV
 
+HUGINN = {
+    "full": "give --kv per-depth",
+    "latest-m4": "give --skipped-kv latest",
+    "available-m4": "give --skipped-kv latest",
+    "latest-m4-compress-s4": "give --kv last",
+    "latest-m4-compress-s8": "give --kv last-2",
+    "latest-m4-compress-s16": "give --kv last-4",
+    "always-last-m4": "it is not there, for it changes what is read of tokens that did not leave; give --kv last",
+}
+"""What Huginn's authors call cache_lookup_strategy, and what is the same here."""
+
 
 def choose_policy(
     program: Program,
@@ -33,6 +44,8 @@ def choose_policy(
         skipped_kv = calibrated[text].skipped_kv
     asked = (("KV layout", kv, KV_LAYOUTS), ("policy for skipped K/V", skipped_kv, SKIPPED_KV))
     for what, value, known in asked:
+        if value in HUGINN:
+            raise UsageError(f"{what} {value!r} is a lookup of Huginn's cache: {HUGINN[value]}")
         if value not in (None, *known):
             raise UsageError(f"{what} {value!r}; known: {', '.join(known)}")
     names = SKIPPED_KV if skipped_kv is None else [skipped_kv]

@@ -1,4 +1,4 @@
-"""A slot a depth for a prompt, where one slot serves all depths afterwards (``kv_layout.LastDepth``)."""
+"""A slot a depth for a prompt, where fewer serve all depths afterwards (``kv_layout.LastDepth``)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ def slot_for_each_depth(
 ) -> Iterator[KVCache | None]:
     """Yield a cache with a slot a depth, for as long as a prompt of ``new`` tokens runs; None where ``cache`` has them.
 
-    In its block ``sequence`` has the ``number``; the other stages are those of ``cache``. In the end the last depth's
-    rows of all tokens that were run stay in ``cache``, in the slot of its ``cache_sequence``.
+    In its block ``sequence`` has the ``number``; the other stages are those of ``cache``. In the end the rows of
+    all tokens that were run stay in ``cache`` as the last depths made them, in the slots of its ``cache_sequence``.
     """
     if new == 1 or cache.slots == backend.program.kv_slots:
         yield None
         return
     end = sequence.cached + new
     wide = backend.new_cache(number + 1, end)
-    own = range(wide.slot("block", number, 0), wide.slot("block", number + 1, 0))
-    for slot in own:
-        wide.copy_rows("block", slot, cache, cache_sequence, 0, sequence.cached)
+    depths = range(wide.slots)
+    own, kept = (
+        [each.slot("block", place, depth) for depth in depths]
+        for each, place in ((wide, number), (cache, cache_sequence))
+    )
+    for slot, source in zip(own, kept, strict=True):
+        wide.copy_rows("block", slot, cache, source, 0, sequence.cached)
     cache.reserve(end)
     try:
         yield cache.with_block_of(wide)
     finally:
-        cache.copy_rows("block", cache_sequence, wide, own[-1], 0, sequence.cached)
+        for depth in depths[-cache.slots :]:
+            cache.copy_rows("block", kept[depth], wide, own[depth], 0, sequence.cached)

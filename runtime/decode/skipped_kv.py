@@ -6,7 +6,8 @@
                left since a token last went that deep in one call
 ``latest``     they are those of the last depth that it ran (Huginn's lookup ``latest-m4``, arXiv 2502.05171)
 ``skip``       deeper depths do not see it: a slot holds who was there, at their true positions
-``shared``     nothing is missing, because depths share a slot
+``shared``     nothing is missing, because depths share a slot; of several that they take in turn, those that a token
+               left before have its last row (Huginn's ``latest-m4-compress-s``)
 
 What waits is part of a sequence's context, as its K/V are: it is saved and restored with it, and taken back.
 """
@@ -224,19 +225,31 @@ class Skip(NothingMissing):
     gaps = True
 
 
+class Shared(NothingMissing):
+    """Depths share slots, and a token that left before all of them were written has its last row in the others."""
+
+    def left(self, depth: int, state: F32, position: int) -> Calls:
+        """Copy its rows into the slots that none of its depths wrote."""
+        if depth + 1 < (self.layout.slots or 0):
+            yield StageCall(COPY, depth, position, state[:0], np.array([position]))
+
+
 SKIPPED_KV: dict[str, type[NothingMissing]] = {
     "exact": Exact,
     "propagate": Propagate,
     "latest": Latest,
-    "shared": NothingMissing,
+    "shared": Shared,
     "skip": Skip,
 }
 
 
 def copy_to_deeper(call: StageCall, cache: KVCache, sequence: int, depths: int) -> None:
-    """Run a COPY call for a ``sequence`` of ``cache``."""
+    """Run a COPY call for a ``sequence`` of ``cache``: the rows of a depth go to the slots of deeper ones, each of
+    which the sequence has not written."""
     first, count = call.positions.item(0), len(call.positions)
-    own, *deeper = (cache.slot("block", sequence, depth) for depth in range(call.depth, depths))
+    own, *deeper = (
+        cache.slot("block", sequence, depth) for depth in range(call.depth, min(depths, cache.slots))
+    )
     for slot in deeper:
         cache.copy_rows("block", slot, cache, own, first, count)
         cache.copy_last("block", slot, own, first, first + count)

@@ -18,7 +18,7 @@ from .modes import PIPELINED, Mode, refusal
 from .policy import Policy
 from .routing import RoutingRule, half_way
 from .sequence import SequenceState, TokenSequence
-from .skipped_kv import Exact, Latest, NothingMissing, Propagate, Skip, Waiting
+from .skipped_kv import Exact, Latest, NothingMissing, Propagate, Shared, Skip, Waiting
 from .stage_call import tokens_from
 
 RULES: dict[str, RuleName] = {
@@ -33,6 +33,7 @@ ROUTERS: dict[str, RuleName] = {"expert": "expert", "token": "token"}
 """Routers by kind, unless they take their share of a whole text."""
 SKIPPED: dict[type[NothingMissing], SkippedName] = {
     NothingMissing: "none",
+    Shared: "none",
     Exact: "exact",
     Propagate: "propagate",
     Latest: "latest",
@@ -43,6 +44,8 @@ SKIPPED: dict[type[NothingMissing], SkippedName] = {
 def token_mode(sequence: TokenSequence) -> TokenMode | None:
     """Return how an engine runs the tokens of ``sequence``; None where the host has to decide between depths."""
     rule, program, heads = sequence.rule, sequence.program, sequence.heads
+    if isinstance(sequence.skipped, Shared) and (sequence.layout.slots or 0) > 1:
+        return None  # a token that left is copied into slots that it did not write
     mode = TokenMode(
         rule="never",
         depths=program.depths,

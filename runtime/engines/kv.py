@@ -62,7 +62,7 @@ class KVCache:
         """Zeroed caches for ``sequences`` × ``capacity`` tokens.
 
         ``slots``: slots of a sequence in the block's caches, by default one for each depth with K/V of its own.
-        With fewer, the deepest depths write and read the same one. UsageError when the model has not so many.
+        With fewer, depths take them in turn. UsageError when the model has not so many.
         """
         slots = program.kv_slots if slots is None else slots
         if not 1 <= slots <= program.kv_slots:
@@ -97,7 +97,7 @@ class KVCache:
 
     def slot(self, stage: str, sequence: int, depth: int) -> int:
         """The slot of ``sequence`` at ``depth`` in the caches of ``stage``."""
-        return sequence * self.slots + min(depth, self.slots - 1) if stage == "block" else sequence
+        return sequence * self.slots + depth % self.slots if stage == "block" else sequence
 
     def can_truncate(self, cached: int, tokens: int) -> bool:
         """Return whether a slot of ``cached`` tokens still holds what it held at ``tokens``.

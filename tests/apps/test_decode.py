@@ -180,7 +180,7 @@ def test_chat_takes_turns(bundle: Path, command: Command, monkeypatch: pytest.Mo
     ("words", "told"),
     [
         (("--decode", "both"), "decode 'both'; known: sequential, pipelined"),
-        (("--decode", "pipelined", "--kv", "last"), "one KV slot for all depths"),
+        (("--decode", "pipelined", "--kv", "last"), "fewer KV slots than depths"),
     ],
 )
 def test_refusals_are_one_line(bundle: Path, command: Command, words: tuple[str, ...], told: str) -> None:

@@ -13,13 +13,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from editing import edit, edit_weights, read
+from plain_decoding import Plain
 from safetensors.numpy import load_file
 
 from edgeloop.export.family import Reading
 from edgeloop.runtime.decode.exits import ExitRule
-from edgeloop.runtime.errors import CheckpointError
+from edgeloop.runtime.errors import CheckpointError, UsageError
 from edgeloop.runtime.model.checks import problems
 from edgeloop.runtime.model.facts import LayerRun, runs
+from edgeloop.runtime.model.stored import read_tensors
 from edgeloop.runtime.session import Session
 
 ENGINES = ("onnx", "reference", "native")
@@ -65,7 +67,9 @@ def test_the_authors_logits(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("kv", "name"), [(None, "full"), ("last", "latest-m4-compress-s4")])
+@pytest.mark.parametrize(
+    ("kv", "name"), [(None, "full"), ("last", "latest-m4-compress-s4"), ("last-2", "latest-m4-compress-s8")]
+)
 def test_the_authors_cached_decode(
     exported: Callable[..., Path],
     authors: dict[str, npt.NDArray[Any]],
@@ -73,9 +77,46 @@ def test_the_authors_cached_decode(
     kv: str | None,
     name: str,
 ) -> None:
-    """With K and V of every depth, which is the full forward again, and with one slot that every depth writes."""
+    """With K and V of every depth, which is the full forward again, and with one slot that every depth writes, or two
+    that they take in turn."""
     found = decoded(Session.open(exported(NAME), engine=engine, kv=kv), authors["input_ids"])
     np.testing.assert_allclose(found, authors[f"logits_incr_{name}"], atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stops", [(5, 5, 5, 5, 5), (5, 2, 3, 1, 5)])
+@pytest.mark.parametrize("kv", ["last", "last-2", "last-4"])
+def test_slots_that_depths_take_in_turn(
+    exported: Callable[..., Path],
+    authors: dict[str, npt.NDArray[Any]],
+    engine: str,
+    kv: str,
+    stops: tuple[int, ...],
+) -> None:
+    """As a plain forward has it: rows stay until a depth of the same slot writes them; of a token that left before a
+    slot's first depth they are its last ones.
+    """
+    ids = authors["input_ids"].astype(np.int64)
+    with Session.open(exported(NAME), engine=engine, exit="depth:5", kv=kv) as session:
+        loop = session._start(len(ids))
+        found = [loop.prompt(ids[:9]).copy()[0]]
+        stored = read_tensors(session.bundle.path(session.bundle.manifest.targets["onnx"].weights))
+        plain = Plain(session.program, stored, {}, "depth:5", kv, "shared")
+        wanted = [plain.prompt(ids[:9].tolist())[0]]
+        for position, stop in enumerate(stops, 9):
+            loop.sequence.rule = ExitRule("depth", stop)
+            plain.numbers = [stop]
+            found.append(loop.step(int(ids[position])).copy()[0])
+            wanted.append(plain.step(int(ids[position]), position)[0])
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("always-last-m4", "it is not there"), ("full", "give --kv per-depth")]
+)
+def test_lookups_by_their_authors_names(exported: Callable[..., Path], name: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' is a lookup of Huginn's cache: {advice}"):
+        Session.open(exported(NAME), kv=name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

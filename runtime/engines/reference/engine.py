@@ -150,7 +150,7 @@ class ReferenceBackend:
                 f"{cached} tokens before the next one, but the row that is kept for it is that of token "
                 f"{cache.last_rows[stage, own][0]}; this model's shift takes tokens in order, start again"
             )
-        first = own - min(depth, cache.slots - 1) if stage == "block" else own
+        first = own - depth % cache.slots if stage == "block" else own
         slots = ([Slot(k[at], v[at], cache.window) for k, v in cache.stages[stage]] for at in (own, first))
         return self._lane(
             lanes.positions[b, :n],

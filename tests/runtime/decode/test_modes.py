@@ -22,7 +22,7 @@ from edgeloop.runtime.engines.table import ENGINES
 def test_every_cell_works_or_is_refused_by_the_table(tmp_path: Path, name: str) -> None:
     walker = Walker(name, tmp_path)
     found = walker.check("reference")
-    assert len(found) == 45 * len(walker.exits)
+    assert len(found) == 75 * len(walker.exits)
     depths = {depth for each in found for text in each.texts for _, depth in text}
     assert len(depths) >= min(2, walker.program.depths)  # or the texts say nothing
 

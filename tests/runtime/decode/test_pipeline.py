@@ -124,7 +124,7 @@ def test_sessions_write_the_same(text_bundle, sampling):
     ("program", "options", "message"),
     [
         ({"segments": (Segment(layers=2),)}, {}, "one depth"),
-        ({}, {"kv": "last"}, "one KV slot"),
+        ({}, {"kv": "last"}, "fewer KV slots than depths"),
     ],
 )
 def test_who_is_refused(text_bundle, program, options, message):

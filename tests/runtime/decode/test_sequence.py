@@ -12,6 +12,7 @@ from stage_calls import asked, block
 
 from edgeloop.export.families.llama_spec import Segment
 from edgeloop.runtime.decode.exits import ExitRule
+from edgeloop.runtime.decode.kv_layout import KV_LAYOUTS
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequence import TokenSequence
@@ -33,6 +34,7 @@ EXITS = {
     "skip": ({}, {"exit": "depth:1", "skipped_kv": "skip"}),
     "shared": ({"kv": "shared"}, {"exit": "depth:1"}),
     "last": ({}, {"exit": "depth:1", "kv": "last"}),
+    "last-2": ({}, {"exit": "depth:1", "kv": "last-2"}),
     "exact, window": ({"sliding_window": 6}, {"exit": "depth:1", "skipped_kv": "exact"}),
     "skip, window": ({"sliding_window": 6}, {"exit": "depth:1", "skipped_kv": "skip"}),
 }
@@ -76,7 +78,7 @@ def decoders(maker, name: str, segments: tuple[Segment, ...] = HEADLESS) -> Deco
     policy = choose_policy(program, heads, {}, **options)
 
     def make() -> SequentialDecoder:
-        slots = 1 if policy.kv == "last" else None
+        slots = KV_LAYOUTS[policy.kv].slots
         return SequentialDecoder(backend, backend.new_cache(1, 24, slots), policy, heads, chunk=4)
 
     return make
@@ -120,7 +122,7 @@ def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(maker, name)
         decoder = make()
         decoder.prompt(IDS[:PROMPT])
         steps(decoder, IDS[PROMPT:])
-        if ("window" in name and tokens < len(IDS) - 1) or (name == "last" and tokens < PROMPT):
+        if ("window" in name and tokens < len(IDS) - 1) or ("last" in name and tokens < PROMPT):
             continue  # what a window has lost is the next test's; a prompt's rows of other depths are gone for good
         decoder.truncate(tokens)
         assert decoder.cached == tokens
@@ -131,7 +133,11 @@ def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(maker, name)
         np.testing.assert_allclose(found, wanted[1][max(tokens - PROMPT, 0) :], atol=ROUNDING)
         assert decoder.filled == whole.filled
         ran += 1
-    assert ran == {"exact, window": 1, "skip, window": 1, "last": len(IDS) - PROMPT}.get(name, len(IDS) - 1)
+    assert ran == {
+        "exact, window": 1,
+        "skip, window": 1,
+        **dict.fromkeys(("last", "last-2"), len(IDS) - PROMPT),
+    }.get(name, len(IDS) - 1)
 
 
 def test_what_a_window_has_moved_past_does_not_come_back(maker):
@@ -157,8 +163,8 @@ def test_a_text_behind_tokens_that_left_is_run_at_full_depth(maker, name, segmen
     for decoder in (chunks, singly):
         decoder.prompt(IDS[:PROMPT])
         steps(decoder, IDS[PROMPT:12])
-    if name == "last":
-        assert chunks.cache.slots == 1
+    if "last" in name:
+        assert chunks.cache.slots == KV_LAYOUTS[name].slots
         return  # there a prompt's tokens read rows of every depth, which decoded ones do not
     singly.sequence.rule = ExitRule("depth", 3)
     wanted = np.concatenate([singly.step(token).copy() for token in IDS[12:].tolist()])

@@ -263,7 +263,7 @@ void call_prompt(el_session& session, const el_lanes* asked, const int64_t* ids,
     Asked lane = own;
     lane.depth = depth;
     lane.first_slot = own.slot * slots;
-    lane.slot = lane.first_slot + std::min(depth, slots - 1);
+    lane.slot = lane.first_slot + depth % slots;
     run_lanes(session, model.at_depth(depth, false), {lane}, io);
   }
   const Program& program = model.epilogue.program;

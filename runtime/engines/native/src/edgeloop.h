@@ -124,7 +124,7 @@ EL_API void el_stop(el_session* session);
 //   cached [B]: tokens in the lane's slot, which stay; new ones become rows cached …
 //   tokens [B]: new tokens, 0: an idle lane
 //   positions [B][stride]: true positions, below context_length
-//   slots [B]: the slot of each lane, or NULL: first_slot + b. sequence · slots + min(depth, slots − 1) of the block's
+//   slots [B]: the slot of each lane, or NULL: first_slot + b. sequence · slots + depth mod slots of the block's
 // States, ids and types have `padded` rows for each lane, of which the first `tokens` count; or, where it is 0, the
 // valid rows alone, lane after lane. Two lanes that write K and V, so that are not idle, nor of a deeper depth where
 // depths share them, have different slots.

@@ -61,7 +61,7 @@ Lanes check_lanes(const el_session& session, const el_lanes* asked, uint32_t sta
       if (l.depth[b] < 0 || l.depth[b] >= file::MAX_DEPTHS)
         fail(EL_USAGE, "lane %u has depth %lld", b, (long long)l.depth[b]);
       depth = uint32_t(l.depth[b]);
-      const uint32_t deep = std::min(depth, caches.slots_per_sequence() - 1);
+      const uint32_t deep = depth % caches.slots_per_sequence();
       if (deep > first && caches.caches(stage)) fail(EL_USAGE, "lane %u of depth %u has slot %u", b, depth, first);
       first -= std::min(deep, first);
     }

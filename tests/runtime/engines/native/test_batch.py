@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from token_modes import MODELS, Opened, heads_of, policies
 
+from edgeloop.runtime.decode.kv_layout import KV_LAYOUTS
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.decode.sequential import SequentialDecoder
@@ -40,7 +41,7 @@ class Asked:
 
 def decoders(engine: NativeBackend, policy: Policy) -> tuple[KVCache, list[NativeDecoder]]:
     """One for each of ``PROMPTS``, which its sequence has run, in a cache of all."""
-    cache = engine.new_cache(len(PROMPTS), CAPACITY, 1 if policy.kv == "last" else None)
+    cache = engine.new_cache(len(PROMPTS), CAPACITY, KV_LAYOUTS[policy.kv].slots)
     found = []
     for number, (prompt, sampling) in enumerate(zip(PROMPTS, SAMPLINGS, strict=True)):
         host = SequentialDecoder(engine, cache, policy, heads_of(engine.program), cache_sequence=number)
@@ -68,7 +69,7 @@ def test_texts_ride_beside_tokens(opened: Opened, name: str) -> None:
     engine, rode = opened(name), 0
     text = np.array([2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5])
     for policy in policies(engine.program):
-        if policy.kv == "last" or engine.program.routing is not None:
+        if policy.kv.startswith("last") or engine.program.routing is not None:
             continue  # a slot a depth is lacking; a router sends tokens
         cache, many = decoders(engine, policy)
         lone = SequentialDecoder(engine, engine.new_cache(1, CAPACITY), policy, heads_of(engine.program))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from token_modes import MODELS, Opened, heads_of, policies, same_state
 
+from edgeloop.runtime.decode.kv_layout import KV_LAYOUTS
 from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import sequence_state, token_mode, token_state
@@ -25,9 +26,7 @@ def test_tokens_are_the_hosts(opened: Opened, name: str) -> None:
     heads, left = heads_of(engine.program), set()
     for policy in policies(engine.program):
         host, other = (
-            SequentialDecoder(
-                engine, engine.new_cache(1, 32, 1 if policy.kv == "last" else None), policy, heads
-            )
+            SequentialDecoder(engine, engine.new_cache(1, 32, KV_LAYOUTS[policy.kv].slots), policy, heads)
             for _ in range(2)
         )
         host.whole_tokens = False

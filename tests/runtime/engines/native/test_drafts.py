@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from token_modes import MODELS, Opened, heads_of, policies, same_state
 
+from edgeloop.runtime.decode.kv_layout import KV_LAYOUTS
 from edgeloop.runtime.decode.modes import PIPELINED, Mode, refusal
 from edgeloop.runtime.decode.policy import Policy
 from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
@@ -32,7 +33,7 @@ PLANS = {
 
 
 def begun(engine: NativeBackend, policy: Policy) -> SequentialDecoder:
-    slots = 1 if policy.kv == "last" else None
+    slots = KV_LAYOUTS[policy.kv].slots
     host = SequentialDecoder(engine, engine.new_cache(1, CAPACITY, slots), policy, heads_of(engine.program))
     host.prompt(PROMPT[:-1])
     return host

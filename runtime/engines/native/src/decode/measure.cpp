@@ -62,7 +62,7 @@ class Scratch {
     uint32_t row = 0;
     for (uint32_t depth = 0; depth < std::min(depths_, rows); depth++) {
       const uint32_t count = rows / depths_ + (depth < rows % depths_);
-      lanes.push_back({depth, 0, count, std::min(depth, slots - 1), 0, positions_, row});
+      lanes.push_back({depth, 0, count, depth % slots, 0, positions_, row});
       row += count;
     }
     Io io;

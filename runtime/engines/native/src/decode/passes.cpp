@@ -67,7 +67,7 @@ void Passes::looped(const std::vector<Token*>& tokens, Wants wants) {
   for (Token* token : tokens) {
     if (token->wants() != wants) continue;
     const uint32_t first = token->sequence().number * slots, count = uint32_t(token->positions().size());
-    const uint32_t slot = first + std::min(token->depth(), slots - 1);
+    const uint32_t slot = first + token->depth() % slots;
     lanes_.push_back({token->depth(), token->row(), count, slot, first, token->positions().data(), rows});
     asked_.push_back(token);
     rows += count;

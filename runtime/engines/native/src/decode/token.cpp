@@ -138,7 +138,7 @@ void Token::leave(Caches& caches) {
       s.waiting[deeper].push(position_, state_.data(), s.width);
   if (s.policy.skipped == EL_SKIPPED_LATEST) {
     const uint32_t slots = caches.slots_per_sequence(), first = s.number * slots;
-    const uint32_t own = first + std::min(depth_, slots - 1);
+    const uint32_t own = first + depth_ % slots;
     for (uint32_t slot = own + 1; slot < first + slots; slot++)
       caches.copy(file::BLOCK, slot, position(), caches, own, position(), 1);
     s.copied(depth_, position(), position_);
