@@ -40,6 +40,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "export": Verb(".export", "turn a checkpoint into a bundle"),
+    "quantize": Verb(".quantize", "fit codes to a text, for export --codes"),
     "synth": Verb(".synth", "write a random-weight checkpoint of a named shape"),
     "show": Verb(".show", "what a checkpoint or bundle holds, in layers and bytes"),
     "audit": Verb(".audit", "is every byte of a bundle accounted for?"),

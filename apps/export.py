@@ -29,6 +29,7 @@ examples:
   edgeloop export checkpoint -o bundle --quant int8 --group-size 64
   edgeloop export checkpoint -o bundle --quant none --force
   edgeloop export checkpoint -o bundle --recipe mine.toml
+  edgeloop export checkpoint -o bundle --codes codes    # what edgeloop quantize made
   edgeloop export checkpoint -o bundle --target executorch --split-weights
   edgeloop export checkpoint --adapter lora-folder -o bundle
   edgeloop export checkpoint -o bundle --target onnx,coreml --coreml-ane
@@ -87,6 +88,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="UTF-8 text that codes are fitted to, 16384 tokens at most; - reads stdin",
     )
     parser.add_argument(
+        "--codes",
+        type=Path,
+        metavar="DIR",
+        help="codes that `edgeloop quantize` fitted, stored as they are, in place of all of these",
+    )
+    parser.add_argument(
         "--context",
         type=at_least(1),
         metavar="N",
@@ -135,7 +142,13 @@ def main(args: argparse.Namespace, console: Console) -> None:
     )
     if args.recipe is not None and (args.quant or args.group_size):
         raise UsageError("--recipe says how every matrix is stored; leave --quant and --group-size away")
-    with console.progress() as progress, _interruptible(progress) as step:
+    if args.codes is not None and (
+        args.quant or args.group_size or args.recipe or args.calibrate is not None
+    ):
+        raise UsageError(
+            "--codes have a recipe and a text; leave --quant, --group-size, --recipe and --calibrate away"
+        )
+    with console.progress() as progress, interruptible(progress) as step:
         report = export_bundle(
             args.checkpoint,
             args.out,
@@ -146,6 +159,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             group_size=args.group_size or 32,
             recipe=args.recipe,
             calibration=None if args.calibrate is None else read_text(args.calibrate),
+            codes=args.codes,
             context=args.context,
             kv=args.kv,
             window=args.window,
@@ -162,7 +176,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
 
 
 @contextmanager
-def _interruptible(progress: Progress) -> Iterator[Progress]:
+def interruptible(progress: Progress) -> Iterator[Progress]:
     """Ctrl-C ends the export: torch's exporter may swallow it or turn it into another error, so it is remembered."""
     pressed = False
 

@@ -78,29 +78,29 @@ def text_ids(reading: Reading, vocabulary: Vocabulary | None, text: str, tokens:
     return np.asarray(ids[:tokens], np.int64)
 
 
+def write_floats(reading: Reading, path: Path) -> None:
+    """Write every stored tensor of ``reading`` as float32, which ``fit`` reads."""
+    write_weights(reading, Recipe.named("none", 32), path)
+
+
 def fit(
     reading: Reading,
     recipe: Recipe,
     ids: I64,
-    folder: Path,
+    floats: Path,
     progress: Progress,
     keeper: Keeper | None = None,
 ) -> dict[str, Grouped]:
     """Return codes for the text ``ids`` [S] of the matrices that ``recipe`` stores as such, by their names.
 
-    ``folder`` has room for the model as float32 and for its sums meanwhile.
+    ``floats``: what ``write_floats`` wrote; beside it there is room for sums.
     """
     program = reading.program
-    floats = folder / "floats.scratch"
-    write_weights(reading, Recipe.named("none", 32), floats)
     formats = {
         name: storage
         for name, storage in recipe.formats(program.weights).items()
         if not storage.is_float and not storage.palette
     }
     window = min(WINDOW, program.context_length)
-    try:
-        fitter = LoopGPTQ(program, map_tensors(floats), formats, folder, SUM_BYTES, keeper or Nowhere())
-        return fitter.fit([ids[first : first + window] for first in range(0, len(ids), window)], progress)
-    finally:
-        floats.unlink()
+    fitter = LoopGPTQ(program, map_tensors(floats), formats, floats.parent, SUM_BYTES, keeper or Nowhere())
+    return fitter.fit([ids[first : first + window] for first in range(0, len(ids), window)], progress)

@@ -20,8 +20,9 @@ from ..runtime.version import VERSION
 from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
 from .checkpoint import Checkpoint
+from .codes import Codes
 from .families import loop_said_by, read_checkpoint, unused
-from .fitted import TOKENS, check_fits, fit, text_ids
+from .fitted import TOKENS, check_fits, fit, text_ids, write_floats
 from .heads import count_heads, write_heads
 from .options import ExportRequest
 from .overrides import overridden
@@ -60,6 +61,7 @@ def export_bundle(
     group_size: int = 32,
     recipe: str | Path | None = None,
     calibration: str | None = None,
+    codes: str | Path | None = None,
     context: int | None = None,
     kv: str | None = None,
     window: int | None = None,
@@ -78,7 +80,8 @@ def export_bundle(
       scale each, ``int8-channel`` with a scale a row, ``int4-mixed``: both; or in place of the two ``recipe``, a file
       of rules (``quant/recipe_file.py``).
     - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones. Every
-      target has to store codes.
+      target has to store codes. ``codes``: the folder of such ones that ``quantize_checkpoint`` has made; how
+      matrices are stored is what they say, and ``quant`` and ``recipe`` are not read.
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
       of the family, and how often its loop runs where it may run any number of times; ``loop``: ``layers`` makes each
@@ -95,7 +98,11 @@ def export_bundle(
     start = time.monotonic()
     out = Path(out)
     check_free(out, force)
+    if codes is not None and calibration is not None:
+        raise UsageError("codes are fitted already; give a text to calibrate with, or codes")
+    made = Codes.open(Path(codes)) if codes is not None else None
     rules = Recipe.named(quant, group_size) if recipe is None else read_recipe(Path(recipe))
+    rules = made.recipe if made else rules
     for found, what, table in ((layouts, "layout", LAYOUTS), (targets, "target", TARGETS)):
         if not found:
             raise UsageError(f"no {what}: choose from {', '.join(table)}")
@@ -104,8 +111,8 @@ def export_bundle(
     asked = read_options(options, ExportRequest(tuple(targets), tuple(layouts), rules.name))
     chosen = {pair: open_target(*pair, asked.get(pair)) for pair in product(targets, layouts)}
     recipes = {target.name: asked[pair].recipe(rules) for pair, target in chosen.items()}
-    if calibration is not None:
-        check_fits(recipes)
+    if calibration is not None or made:
+        check_fits(recipes, "--codes" if made else "--calibrate")
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -128,11 +135,14 @@ def export_bundle(
         progress("quantizing" if rules.has_codes else "writing weights", 0.1)
         weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
-            codes = NEAREST
+            fitted = made.of(reading) if made else NEAREST
             if calibration is not None:
                 ids = text_ids(reading, vocabulary, calibration, TOKENS, folder)
-                codes = fit(reading, each, ids, folder, lambda step, part: progress(step, 0.1 + 0.3 * part))
-            write_weights(reading, each, path, codes)
+                floats = folder / "floats.scratch"
+                write_floats(reading, floats)
+                fitted = fit(reading, each, ids, floats, lambda step, part: progress(step, 0.1 + 0.3 * part))
+                floats.unlink()
+            write_weights(reading, each, path, fitted)
         heads = write_heads(reading, folder)
         tokenizer = vocabulary.write(folder) if vocabulary else None
 

@@ -50,10 +50,10 @@ def write_weights(
     with WeightsWriter(path, 2 * len(stored)) as writer:
         for name, tensor, storage in stored:
             if storage.is_float:
-                pieces = _pieces(reading, tensor)
+                found = pieces(reading, tensor)
                 if storage.bits == 16:
-                    pieces = (_half(piece, name) for piece in pieces)
-                writer.stream(name, (piece.numpy() for piece in pieces))
+                    found = (_half(piece, name) for piece in found)
+                writer.stream(name, (piece.numpy() for piece in found))
                 continue
             base = name.removesuffix(".weight")
             if storage.palette:
@@ -77,7 +77,7 @@ def _whole(reading: Reading, tensor: StoredTensor) -> torch.Tensor:
     return value.reshape(tensor.shape)
 
 
-def _pieces(reading: Reading, tensor: StoredTensor) -> Iterator[torch.Tensor]:
+def pieces(reading: Reading, tensor: StoredTensor) -> Iterator[torch.Tensor]:
     """Yield ``_whole`` some rows at a time, if its loader can."""
     load = reading.tensors[tensor.parts[0]]
     if len(tensor.parts) > 1 or not isinstance(load, InPieces):
@@ -92,7 +92,7 @@ def _quantized(reading: Reading, tensor: StoredTensor, storage: StorageFormat) -
     *heights, columns = tensor.shape
     shape = code_shape(prod(heights), columns, storage.group_size, storage.bits)
     codes, scales, first = np.empty(shape, np.uint8), np.empty(shape[:2], np.float16), 0
-    for piece in _pieces(reading, tensor):
+    for piece in pieces(reading, tensor):
         made = quantize(piece.reshape(-1, columns), storage.bits, storage.group_size)
         rows = slice(first, first := first + len(made.codes))
         codes[rows], scales[rows] = made.codes, made.scales

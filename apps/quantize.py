@@ -1,0 +1,138 @@
+"""``edgeloop quantize``: codes fitted to a text, in a folder that ``edgeloop export --codes`` takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..quant.recipe import GROUP_SIZES, RECIPES, Recipe
+from ..quant.recipe_file import read_recipe
+from ..runtime.errors import UsageError
+from ..runtime.timing import peak_rss_bytes
+from .console import Console
+from .export import interruptible
+from .intake import read_text
+from .options import at_least
+from .quantities import byte_count
+
+if TYPE_CHECKING:
+    from ..export.quantize import Outcome
+
+EXAMPLES = """\
+examples:
+  edgeloop quantize checkpoint --text tales.txt -o codes
+  edgeloop quantize checkpoint --text tales.txt --quant int4-mixed --group-size 128 -o codes
+  edgeloop quantize checkpoint --text tales.txt --recipe mine.toml --tokens 65536 -o codes
+  edgeloop export checkpoint --codes codes -o bundle
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint, the text, the storage and the folder."""
+    parser.description = (
+        "Fit the codes of a checkpoint's matrices to a text: the model reads it layer by layer, at every depth, and\n"
+        "each matrix gets the codes with which its outputs are least wrong. Ended at any time, the same command goes\n"
+        "on from the matrices that are finished; they lie in CODES.partial meanwhile."
+    )
+    parser.usage = "edgeloop quantize CKPT --text FILE -o CODES [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="checkpoint folder, or the name of a model in the Hugging Face cache",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="a PEFT LoRA on CKPT: a delta for each depth where depths differ",
+    )
+    parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="CODES", help="folder to write")
+    parser.add_argument(
+        "--quant", choices=list(RECIPES), help="how matrices are stored, as of export (default: int4)"
+    )
+    parser.add_argument(
+        "--group-size", type=int, choices=GROUP_SIZES, help="weights that share a scale (default: 32)"
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="rules of your own in TOML, in place of --quant and --group-size",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=at_least(2),
+        default=1 << 14,
+        metavar="N",
+        help="only the first N tokens of the text (default: 16384); memory and time grow with them",
+    )
+    parser.add_argument(
+        "--depth",
+        type=at_least(1),
+        metavar="N",
+        help="as of export, and so is what follows: the block runs N times",
+    )
+    parser.add_argument("--loop", metavar="KIND", help="found, or layers: each applied layer is a depth")
+    parser.add_argument("--force", action="store_true", help="replace CODES if it exists")
+
+
+def main(args: argparse.Namespace, console: Console) -> None:
+    """Write the codes; EdgeloopError leaves what was at ``args.out``."""
+    if args.recipe is not None and (args.quant or args.group_size):
+        raise UsageError("--recipe says how every matrix is stored; leave --quant and --group-size away")
+    recipe = (
+        read_recipe(args.recipe) if args.recipe else Recipe.named(args.quant or "int4", args.group_size or 32)
+    )
+    text = read_text(args.text)
+    from ..export.quantize import quantize_checkpoint
+
+    with console.progress() as progress, interruptible(progress) as step:
+        outcome = quantize_checkpoint(
+            args.checkpoint,
+            text,
+            args.out,
+            recipe=recipe,
+            adapter=args.adapter,
+            tokens=args.tokens,
+            depth=args.depth,
+            loop=args.loop,
+            force=args.force,
+            progress=step,
+        )
+    tell_outcome(outcome, args, console)
+
+
+def tell_outcome(outcome: Outcome, args: argparse.Namespace, console: Console) -> None:
+    """What was made, of what, and what it took."""
+    about = outcome.codes.about
+    peak = peak_rss_bytes()
+    if console.json:
+        console.result(
+            {
+                "codes": str(outcome.folder),
+                "bytes": outcome.bytes,
+                "recipe": about.recipe.name,
+                "matrices": len(about.matrices),
+                "resumed": outcome.resumed,
+                "tokens": about.tokens,
+                "seconds": outcome.seconds,
+                "peak_rss_bytes": peak,
+            }
+        )
+        return
+    resumed = f", {outcome.resumed} of them by an earlier run" if outcome.resumed else ""
+    memory = "" if peak is None else f", {byte_count(peak)} of memory at most"
+    console.facts(
+        [
+            ("codes", f"{outcome.folder}, {byte_count(outcome.bytes)}"),
+            ("matrices", f"{len(about.matrices)} as {about.recipe.name} says{resumed}"),
+            ("text", f"{about.tokens} tokens"),
+            ("time", f"{outcome.seconds:.1f} s{memory}"),
+        ]
+    )
+    adapter = f" --adapter {args.adapter}" if args.adapter else ""
+    console.write(f"next: edgeloop export {args.checkpoint}{adapter} --codes {outcome.folder} -o bundle\n")

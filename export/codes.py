@@ -1,0 +1,176 @@
+"""A folder of fitted codes, to be exported in place of rounding: numbers, their recipe, and of which weights they are.
+
+codes.json says how the matrices are stored and the SHA-256 of each as float32, so that codes are never put in place of
+other weights; codes.safetensors holds ``NAME.codes`` and ``NAME.scales`` as a bundle does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from ..quant.recipe import GROUP_SIZES, Recipe
+from ..runtime.bundle.folder import sha256_of
+from ..runtime.bundle.json_text import json_text
+from ..runtime.bundle.manifest import BITS
+from ..runtime.errors import BundleError, CheckpointError
+from ..runtime.model.codec import Grouped, code_shape
+from ..runtime.model.stored import Array, map_tensors
+from ..runtime.model.weights import Matrix, tensors
+from ..runtime.version import VERSION
+from .family import Reading
+from .stored import pieces
+from .weights import WeightsWriter
+
+FORMAT = 1
+ABOUT, NUMBERS = "codes.json", "codes.safetensors"
+MOST_BYTES = 16 << 20
+"""Of codes.json; a real one has some thousands."""
+
+
+class About(Struct, frozen=True, forbid_unknown_fields=True):
+    """codes.json. ``text``: the SHA-256 of the ``tokens`` ids that the codes are fitted to, int64 little-endian.
+
+    ``matrices``: by name, the SHA-256 of what was quantized, [N, K] float32 little-endian. ``numbers``: that of
+    codes.safetensors.
+    """
+
+    format: int
+    edgeloop: str
+    recipe: Recipe
+    tokens: int
+    text: str
+    matrices: dict[str, str]
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Codes:
+    """An opened folder of codes."""
+
+    folder: Path
+    about: About
+    stored: Mapping[str, Array]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the matrices are stored."""
+        return self.about.recipe
+
+    @staticmethod
+    def open(folder: Path) -> Codes:
+        """Return what ``folder`` holds; CheckpointError, one line, where it is damaged or something else."""
+        path = folder / ABOUT
+        try:
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise CheckpointError(f"{path} has more than {MOST_BYTES} bytes; make the codes again")
+            about = msgspec.json.decode(data, type=About)
+            if about.format != FORMAT:
+                raise CheckpointError(
+                    f"{path} is of format {about.format}, wanted {FORMAT}; make the codes again with this edgeloop"
+                )
+            check_recipe(about.recipe, path)
+            if sha256_of(folder / NUMBERS) != about.numbers:
+                raise CheckpointError(
+                    f"{folder / NUMBERS} is damaged: its hash is not the one in {ABOUT}; make the codes again"
+                )
+            return Codes(folder, about, map_tensors(folder / NUMBERS))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path.parent} cannot be read ({error.strerror}); give a folder that edgeloop quantize wrote"
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BundleError) as error:
+            raise CheckpointError(
+                f"{path.parent} is no folder of codes: {error}; edgeloop quantize writes one"
+            ) from error
+
+    def of(self, reading: Reading) -> dict[str, Grouped]:
+        """Return the codes by matrix; CheckpointError where they are of other weights than those of ``reading``."""
+        wanted = coded(reading, self.recipe)
+        if self.about.matrices.keys() != wanted.keys():
+            name = min(self.about.matrices.keys() ^ wanted.keys())
+            where = "no codes there" if name in wanted else "codes there, and is no matrix of the model"
+            raise CheckpointError(
+                f"{self.folder} is of another model: {name} has {where}; make the codes again"
+            )
+        for name, digest in matrix_hashes(reading, wanted):
+            if digest != self.about.matrices[name]:
+                raise CheckpointError(
+                    f"{self.folder} is of other weights: {name} has changed since; make the codes again"
+                )
+        return {name: self._grouped(name, matrix) for name, matrix in wanted.items()}
+
+    def _grouped(self, name: str, matrix: Matrix) -> Grouped:
+        storage = self.recipe.formats({name: matrix})[name]
+        return grouped(self.stored, name, matrix, storage.bits, storage.group_size, self.folder)
+
+
+def grouped(
+    stored: Mapping[str, Array], name: str, matrix: Matrix, bits: int, group_size: int, place: Path
+) -> Grouped:
+    """Return the codes of ``name`` in ``stored``; CheckpointError where they are missing or of another shape."""
+    shape = code_shape(matrix.copies * matrix.rows, matrix.columns, group_size, bits)
+    for side, wanted, kind in (("codes", shape, "uint8"), ("scales", shape[:2], "float16")):
+        found = stored.get(f"{name}.{side}")
+        if found is None or found.shape != wanted or found.dtype.name != kind:
+            raise CheckpointError(
+                f"{place}: {name}.{side} is missing or not {kind} {list(wanted)}; make the codes again"
+            )
+    scales = stored[f"{name}.scales"].astype(np.float16, copy=False)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(f"{place}: {name}.scales has numbers that are not finite; make the codes again")
+    return Grouped(stored[f"{name}.codes"].astype(np.uint8, copy=False), scales, bits, matrix.columns)
+
+
+def coded(reading: Reading, recipe: Recipe) -> dict[str, Matrix]:
+    """Return the matrices of ``reading`` that ``recipe`` stores as codes with scales."""
+    formats = recipe.formats(reading.program.weights)
+    return {
+        name: reading.program.matrix(name)
+        for name, storage in formats.items()
+        if not storage.is_float and not storage.palette
+    }
+
+
+def matrix_hashes(reading: Reading, names: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the SHA-256 of each matrix as float32."""
+    for full, tensor in tensors(reading.program.weights):
+        name = full.removesuffix(".weight")
+        if tensor.kind == "matrix" and name in names:
+            digest = hashlib.sha256()
+            for piece in pieces(reading, tensor):
+                digest.update(np.ascontiguousarray(piece.numpy(), "<f4").data)
+            yield name, digest.hexdigest()
+
+
+def write_codes(
+    folder: Path, reading: Reading, recipe: Recipe, ids_hash: str, tokens: int, codes: Mapping[str, Grouped]
+) -> None:
+    """Write ``codes``, fitted to ``tokens`` ids, into ``folder``."""
+    with WeightsWriter(folder / NUMBERS, 2 * len(codes)) as writer:
+        for side in ("scales", "codes"):  # float16 first: so each stays aligned
+            for name, found in codes.items():
+                writer.add(f"{name}.{side}", getattr(found, side))
+    hashes = dict(matrix_hashes(reading, coded(reading, recipe)))
+    about = About(FORMAT, VERSION, recipe, tokens, ids_hash, hashes, sha256_of(folder / NUMBERS))
+    (folder / ABOUT).write_bytes(json_text(about) + b"\n")
+
+
+def check_recipe(recipe: Recipe, path: Path) -> None:
+    """Raise CheckpointError for a recipe that nothing here writes."""
+    kinds = {(bits, group, False) for bits in BITS for group in ((0,) if bits >= 16 else (0, *GROUP_SIZES))}
+    each = [*(rule.storage for rule in recipe.rules), recipe.deltas]
+    known = kinds.issuperset((one.bits, one.group_size, one.palette) for one in each)
+    named = 0 < len(recipe.name) <= 40 and recipe.name.isprintable()
+    if not (known and named and recipe.rules and recipe.rules[-1].pattern == "*"):
+        raise CheckpointError(
+            f"{path}: its recipe is none that edgeloop quantize writes; make the codes again"
+        )
