@@ -23,6 +23,9 @@ from .show import first_names, quantization
 if TYPE_CHECKING:
     from ..export.pipeline import Report
 
+TOKENS, TOKEN_BYTES = 1 << 14, 64
+"""Of a text that codes are fitted to, tokens that are read, and bytes for each: few have as many."""
+
 EXAMPLES = """\
 examples:
   edgeloop export checkpoint -o bundle
@@ -158,7 +161,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             quant=args.quant or "int4",
             group_size=args.group_size or 32,
             recipe=args.recipe,
-            calibration=None if args.calibrate is None else read_text(args.calibrate),
+            calibration=None if args.calibrate is None else read_text(args.calibrate, TOKENS * TOKEN_BYTES),
             codes=args.codes,
             context=args.context,
             kv=args.kv,

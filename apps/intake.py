@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import sys
@@ -21,14 +22,17 @@ MARKS = (
 UTF8_MARK = b"\xef\xbb\xbf"
 
 
-def decoded(data: bytes, name: str) -> str:
-    """``data`` as text, without a byte order mark; UsageError, which calls it ``name``, when it is not UTF-8."""
+def decoded(data: bytes, name: str, whole: bool = True) -> str:
+    """``data`` as text, without a byte order mark; UsageError, which calls it ``name``, when it is not UTF-8.
+
+    Unless it is the ``whole`` text, it may end within a character, which is left away.
+    """
     for mark, encoding in MARKS:
         if data.startswith(mark):
             raise UsageError(f"{name} is {encoding} text, wanted UTF-8; save or convert it as UTF-8")
     data = data.removeprefix(UTF8_MARK)
     try:
-        return data.decode("utf-8")
+        return codecs.getincrementaldecoder("utf-8")().decode(data, whole)
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is 0x{data[error.start]:02X}"
         raise UsageError(f"{name} is not UTF-8 text ({found}); save or convert it as UTF-8") from error
@@ -61,15 +65,19 @@ def word(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def read_text(source: str) -> str:
-    """The UTF-8 text of the file ``source``, or of stdin for ``-``; UsageError when it is something else."""
+def read_text(source: str, most_bytes: int = -1) -> str:
+    """The UTF-8 text of the file ``source``, or of stdin for ``-``; UsageError when it is something else.
+
+    ``most_bytes``: only the beginning, of so many bytes; -1: all of it.
+    """
     name = "stdin" if source == "-" else source
     try:
         if source != "-":
-            return decoded(Path(source).read_bytes(), name)
+            with Path(source).open("rb") as file:
+                return decoded(file.read(most_bytes), name, whole=most_bytes < 0)
         if sys.stdin is None:  # closed by whoever started this
             raise UsageError("stdin is closed, so there is no text to read; give a file or a pipe")
-        return decoded(sys.stdin.buffer.read(), name)
+        return decoded(sys.stdin.buffer.read(most_bytes), name, whole=most_bytes < 0)
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror}") from error
 

@@ -11,7 +11,7 @@ from ..quant.recipe_file import read_recipe
 from ..runtime.errors import UsageError
 from ..runtime.timing import peak_rss_bytes
 from .console import Console
-from .export import interruptible
+from .export import TOKEN_BYTES, TOKENS, interruptible
 from .intake import read_text
 from .options import at_least
 from .quantities import byte_count
@@ -66,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=at_least(2),
-        default=1 << 14,
+        default=TOKENS,
         metavar="N",
         help="only the first N tokens of the text (default: 16384); memory and time grow with them",
     )
@@ -87,7 +87,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     recipe = (
         read_recipe(args.recipe) if args.recipe else Recipe.named(args.quant or "int4", args.group_size or 32)
     )
-    text = read_text(args.text)
+    text = read_text(args.text, args.tokens * TOKEN_BYTES)
     from ..export.quantize import quantize_checkpoint
 
     with console.progress() as progress, interruptible(progress) as step:

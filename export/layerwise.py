@@ -25,6 +25,9 @@ from ..runtime.model.sizes import head_sizes
 from ..runtime.model.stored import Array, StoredWeights
 from ..runtime.model.transform import at_depth
 
+KEPT_BYTES = 128 << 20
+"""Of matrices that were codes: a matrix is used by every window before the next one is."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -99,7 +102,7 @@ class Stream:
 
     def use(self, stored: Mapping[str, Array]) -> None:
         """Run what follows with the tensors ``stored``; the matrices of the last ones are forgotten."""
-        self._weights = StoredWeights(self.program.weights, stored, self._group_sizes)
+        self._weights = StoredWeights(self.program.weights, stored, self._group_sizes, KEPT_BYTES)
 
     def inputs(self, step: Step, number: int) -> list[tuple[str, int, F32]]:
         """Return (matrix, the number of its copy, x [n, K]) of each product of the first op of ``step`` in a window,

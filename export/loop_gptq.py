@@ -65,12 +65,14 @@ class LoopGPTQ:
 
     def fit(self, windows: Sequence[I64], progress: Progress) -> dict[str, Grouped]:
         """Return the codes of the matrices by name, for a text in ``windows`` of ids [n]."""
+        known = {name: codes for name in self._formats if (codes := self._keeper.load(name))}
+        if known.keys() == self._formats.keys():
+            return known
         way = steps(self._program)
         last = {name: number for number, step in enumerate(way) for name in step.matrices}
         sizes = {name: storage.group_size for name, storage in self._formats.items()}
         exact, coded = (Stream(self._program, windows, sizes) for _ in range(2))
         exact.use(self._floats)
-        known = {name: codes for name in self._formats if (codes := self._keeper.load(name))}
         for name in sorted(self._formats.keys() - last.keys()):  # tables that nothing is multiplied by
             self._codes[name] = known.get(name) or self._keep(name, self._nearest(name))
         coded.use(self._stored())

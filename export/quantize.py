@@ -17,7 +17,7 @@ import numpy as np
 
 from ..quant.recipe import Recipe
 from ..runtime.bundle.folder import sha256_of
-from ..runtime.errors import CheckpointError, ExportError, UsageError
+from ..runtime.errors import BundleError, CheckpointError, ExportError, UsageError
 from ..runtime.model.checks import problems
 from ..runtime.model.codec import Grouped
 from ..runtime.model.stored import map_tensors
@@ -167,12 +167,16 @@ class Kept:
             stale.unlink()
 
     def load(self, name: str) -> Grouped | None:
-        """Return the codes of a matrix; CheckpointError where the file is damaged."""
-        path = self._path(name)
+        """Return the codes of a matrix; None where there are none, or where the file is damaged, which then goes."""
+        path, storage = self._path(name), self._formats[name]
         if not path.exists():
             return None
-        storage = self._formats[name]
-        found = grouped(map_tensors(path), name, self._matrices[name], storage.bits, storage.group_size, path)
+        try:
+            stored = map_tensors(path)
+            found = grouped(stored, name, self._matrices[name], storage.bits, storage.group_size, path)
+        except (BundleError, CheckpointError):
+            path.unlink()
+            return None
         self.loaded += 1
         return found
 

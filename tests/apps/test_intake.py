@@ -163,3 +163,15 @@ def test_arguments_are_utf8_under_a_locale_that_knows_none(bundle: Path) -> None
     found = run(b"caf\xe9")
     assert found.returncode == 2
     assert b"the prompt is not UTF-8 text: character 4 is the byte 0xE9" in found.stderr
+
+
+def test_the_beginning_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("\ufeffabc äöü".encode())
+    assert intake.read_text(str(path)) == "abc äöü"
+    assert [intake.read_text(str(path), 3 + n) for n in (0, 2, 4, 5, 6, 7, 8)] == [
+        "", "ab", "abc ", "abc ", "abc ä", "abc ä", "abc äö",
+    ]  # fmt: skip
+    path.write_bytes(b"ab\xff and more")
+    with pytest.raises(UsageError, match="byte 2 is 0xFF"):
+        intake.read_text(str(path), 8)
