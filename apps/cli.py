@@ -52,6 +52,8 @@ VERBS: dict[str, Verb] = {
     "sensitivity": Verb(".sensitivity", "what codes cost each matrix, and a recipe of bits where they count"),
     "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
+    "predict": Verb(".predict", "how fast on a device, before it runs there or is trained"),
+    "device": Verb(".device", "profiles of devices, and one of this computer", huge_pages=True),
     "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),
     "doctor": Verb(".doctor", "what is installed here, and how to get the rest"),
     "demo": Verb(".demo.verb", "export the shipped story model and let it tell a tale", huge_pages=True),
@@ -73,6 +75,7 @@ EXTRAS = {
     "matplotlib": "calibrate",
     "scipy": "calibrate",
     "sklearn": "calibrate",
+    "ray": "ray",
 }
 
 

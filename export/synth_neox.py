@@ -16,7 +16,9 @@ BIAS = 0.02  # small beside activations near 1, and large enough that one that i
 class NeoxWeights(SynthWeights):
     """The layers written out one by one; those that repeat are one object."""
 
-    def __init__(self, shape: Shape, generator: torch.Generator, dtype: torch.dtype, rank: int) -> None:
+    def __init__(
+        self, shape: Shape, generator: torch.Generator | None, dtype: torch.dtype, rank: int
+    ) -> None:
         super().__init__(shape, generator, dtype, rank)
         d, f = shape.hidden_size, shape.intermediate_size
         self.linears = {

@@ -33,7 +33,7 @@ class RavenWeights(SynthWeights):
         yield "transformer.ln_f.weight", self.norm(1.0)
         yield (
             "lm_head.weight",
-            embed.clone() if shape.tied else self.normal((shape.vocab_size, d), d**-0.5),
+            embed if shape.tied else self.normal((shape.vocab_size, d), d**-0.5),
         )
 
     def parts(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -31,9 +31,14 @@ ARCHITECTURES = {
 
 
 class SynthWeights:
-    """Makes the tensors one after another, and the configs that go with them."""
+    """Makes the tensors one after another, and the configs that go with them.
 
-    def __init__(self, shape: Shape, generator: torch.Generator, dtype: torch.dtype, rank: int) -> None:
+    Without a generator their numbers are nobody's: for tensors that have none (``synth_program.py``).
+    """
+
+    def __init__(
+        self, shape: Shape, generator: torch.Generator | None, dtype: torch.dtype, rank: int
+    ) -> None:
         self.shape, self.generator, self.dtype, self.rank = shape, generator, dtype, rank
         d, q, kv = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         f = shape.intermediate_size
@@ -72,7 +77,7 @@ class SynthWeights:
 
         def flush() -> None:
             path = folder / f"shard{len(shards)}"
-            path.write_bytes(save(batch, metadata={"format": "pt"}))
+            path.write_bytes(save(_apart(batch), metadata={"format": "pt"}))
             shards.append((path, list(batch)))
             batch.clear()
 
@@ -223,6 +228,12 @@ class SynthWeights:
             },
             "mor": {"enable": False},
         }
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with a copy of what is there twice: safetensors stores no tensor under two names."""
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor if first[id(tensor)] == name else tensor.clone() for name, tensor in tensors.items()}
 
 
 def save_pickle(tensors: dict[str, torch.Tensor], path: Path) -> None:

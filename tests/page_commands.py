@@ -21,6 +21,7 @@ AT_MOST = {
     "drift": {"--depth": 6, "--max-tokens": 40, "--random": 8},
     "eval": {"--max-tokens": 100},
     "export": {"--context": 64},
+    "predict": {"--context": 32, "--prompt-tokens": 16, "--threads": 2},
     "run": {"-n": 8},
     "sensitivity": {"--max-tokens": 40},
 }
@@ -50,6 +51,9 @@ INSTEAD = {
     "edgeloop eval layers --text some.txt --exit depth:40 --exit stable:5": (
         "edgeloop eval layers --text some.txt --exit depth:2 --exit stable:2"  # as many layers as are there
     ),
+    "edgeloop device measure -o mine.toml": "edgeloop device show pixel-8",  # half a minute
+    "edgeloop device show mine.toml": "edgeloop device show raspberry-pi-5",
+    "edgeloop predict bundle --device mine.toml": "edgeloop predict bundle --device raspberry-pi-5",
     "make demo": "edgeloop demo",  # once everything is installed
 }
 """By command, what is run in its place: less of the same."""
@@ -58,11 +62,15 @@ COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
 INSTALLS = "installs packages"
 MEASURES = "minutes: the kernels by themselves, compiled for it"
+MEASURES_MODELS = (
+    "minutes: exports models and times them; tests/test_prediction_table.py does it with tiny ones"
+)
 RUNNER = "compiles a program into the checkout; tests/export/targets/test_executorch.py does it elsewhere"
 TESTS = "tests, or a part of them"
 THEIR_EXPORTER = "minutes of ExecuTorch's own exporter; tests/apps/test_compare_pte.py tests the parts"
 TRAINS = "hours; tests/apps/test_demo_recipe.py does a little of it"
 NOT_RUN = {
+    ".venv/bin/python tests/prediction_table.py build/predictions": MEASURES_MODELS,
     ".venv/bin/python -m pytest tests/apps -k show": TESTS,
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,
     "EDGELOOP_DEPTHS=2 apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
@@ -101,6 +109,7 @@ ELSEWHERE = {
     ): "never compiled; tests/apps/test_ios.py holds the names in it against a package",
     ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",
+    ("docs/predict.md", "toml"): "tests/apps/test_predict.py predicts it",
     ("docs/quantization.md", "toml"): "tests/quant/test_recipe_file.py reads it",
     ("docs/sampling.md", "json"): "what a command writes; tests/apps/test_verbs.py knows the keys",
 }

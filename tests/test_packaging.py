@@ -46,6 +46,8 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "apps/measure/ops_": ("executorch", "onnx"),
     "apps/lm_eval.py": ("lm-eval",),
     "apps/bench_profile.py": ("executorch",),
+    "apps/predicting/sweep.py": ("ray",),
+    "apps/predicting/sweep_plot.py": ("calibrate",),
     "apps/bench_pte.py": ("executorch",),
     "tests/": tuple(REQUIREMENTS),
 }
