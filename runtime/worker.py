@@ -230,21 +230,33 @@ class Worker:
         self._running[handle][0].prompt = False
         token, text = answer.choose(logits[-1])
         by = None if answer.wants_logits or request.sampling.adjusts else request.sampling
+        over = 0
+
+        def push() -> bool:
+            handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
+            return answer.finish is not None
+
         with scheduler.whole_tokens(place.number, sequence, by) as call:
-            while True:
-                handle.push(Step(text, token, depth, watch.lap_ms(), answer.finish, answer.logprobs))
-                if answer.finish:
-                    return
+            while not (over or push()):
                 if call is None:
                     logits, depth = yield from sequence.step(token)
                     token, text = answer.choose(logits[-1])
                     continue
-                call.token = token
-                token, depth, found, _ = yield call
-                if found is None:
+                call.token, call.room = token, answer.left
+                turned = yield call
+                for number, (token, depth) in enumerate(turned.earlier):  # noqa: B007 - the last ones are kept
                     text = answer.take(token, None)
+                    if push():  # behind a stop string
+                        over = len(turned.earlier) - number
+                        break
                 else:
-                    token, text = answer.choose(found)
+                    token, depth, found, _, _ = turned
+                    if found is None:
+                        text = answer.take(token, None)
+                    else:
+                        token, text = answer.choose(found)
+        if over:
+            sequence.truncate(sequence.cached - over)
 
 
 def as_error(failure: BaseException) -> Exception:

@@ -107,12 +107,14 @@ class Choosing(Protocol):
 
 class Turned(NamedTuple):
     """What became of a turn of a batch: the token that was chosen, the depths that the one before it ran, and the
-    logits [V] where the host chooses or none could be chosen (−1). ``error``: why it was not run."""
+    logits [V] where the host chooses or none could be chosen (−1). ``error``: why it was not run. ``earlier``: tokens
+    that were chosen and run in the same call before, each with the depths that the one before it ran."""
 
     token: int
     depth: int
     logits: F32 | None = None
     error: Exception | None = None
+    earlier: Sequence[tuple[int, int]] = ()
 
 
 Chooser = Literal["host", "decoder", "nobody"]
@@ -145,6 +147,16 @@ class Turn(Protocol):
         """What chooses the next token."""
         ...
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that nothing is run behind."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Tokens that will be wanted at most, this one's successor among them."""
+        ...
+
 
 class TokenBatch(Protocol):
     """Runs tokens and texts of many sequences of one cache at once: each gets what its decoder alone gives it."""
@@ -153,9 +165,15 @@ class TokenBatch(Protocol):
     """Of the block, in the last ``next``."""
     rows: int
     """Of these calls."""
+    ticks: int
+    """Tokens of each, at most, in the last ``next``."""
 
-    def next(self, turns: Sequence[Turn]) -> list[Turned]:
-        """Run ``turns``, of different sequences. Raises what is about all of them."""
+    def next(self, turns: Sequence[Turn], several: bool = False) -> list[Turned]:
+        """Run ``turns``, of different sequences. Raises what is about all of them.
+
+        ``several``: as many tokens of each as come within a few milliseconds, if they all choose for themselves, until
+        one of them has come to its end.
+        """
         ...
 
 

@@ -87,6 +87,11 @@ class Answer:
         return self._tokens
 
     @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return len(self._tokens) - self._length
+
+    @property
     def wants_logits(self) -> bool:
         """Whether the request wants log-probabilities."""
         return self._top is not None

@@ -99,7 +99,8 @@ class Scheduler:
         if by is not None:
             decoder.choose_by(by)
         try:
-            yield TokenCall(decoder, "host" if by is None else "decoder")
+            ends = tuple(self.backend.program.eos_token_ids)
+            yield TokenCall(decoder, "host" if by is None else "decoder", ends)
         finally:
             tokens.restore(sequence_state(decoder.read(), bool(tokens.layout.held), tokens.prefix))
 
@@ -169,7 +170,8 @@ class Scheduler:
         return turns
 
     def _run_whole(self, batch: TokenBatch, turns: set[Task]) -> None:
-        """Run a whole token of each sequence that wants one, and beside them the chunks whose turn it is."""
+        """Run a whole token of each sequence that wants one, and beside them the chunks whose turn it is; without these
+        as many tokens as come within a few milliseconds."""
         calls: list[tuple[Task, TokenCall | TextCall]] = [*self._tokens]
         texts = [each for each in self._pending[WHOLE] if each[0] in turns] if turns else []
         if not (calls or texts):
@@ -179,13 +181,13 @@ class Scheduler:
             self._pending[WHOLE].remove(each)
             calls.append((each[0], self._text(*each)))
         start = self._clock()
-        turned = batch.next([call for _, call in calls])
+        turned = batch.next([call for _, call in calls], several=not turns)
         spent = self._clock() - start
         self.engine_ns += spent
         if texts:
             self.share.took(WHOLE, sum(len(call.rows) for _, call in texts), max(spent - self._token_ns, 1))
         else:
-            self._token_ns = spent
+            self._token_ns = spent // batch.ticks
         self.calls += batch.calls
         self.rows += batch.rows
         for (task, call), found in zip(calls, turned, strict=True):

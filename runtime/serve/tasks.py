@@ -13,12 +13,17 @@ from ..engines.tokens import I64, Chooser, TokenDecoder
 
 @dataclass(eq=False, slots=True)
 class TokenCall:
-    """``token`` goes through all depths that ``decoder`` sends it to. The answer is a ``Turned``."""
+    """``token`` goes through all depths that ``decoder`` sends it to. The answer is a ``Turned``.
+
+    ``ends``: tokens that nothing is run behind. ``room``: tokens that are wanted still.
+    """
 
     text: ClassVar[None] = None
     decoder: TokenDecoder
     chooser: Chooser
+    ends: tuple[int, ...]
     token: int = -1
+    room: int = 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -27,6 +32,8 @@ class TextCall:
     token if the host chooses."""
 
     token: ClassVar[int] = -1
+    ends: ClassVar[tuple[int, ...]] = ()
+    room: ClassVar[int] = 1
     decoder: TokenDecoder
     chooser: Chooser
     text: I64

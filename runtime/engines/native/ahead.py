@@ -28,9 +28,7 @@ class Ahead:
     def __init__(self, call: Callable[..., int], program: Program) -> None:
         """``call``: el_decoder_next of the decoder, with what comes behind it."""
         self._call = call
-        # A token that moved a window cannot be taken back, nor one whose row is kept in place of that before.
-        windows = any(shape.window for stage in STAGES for shape in program.caches(stage))
-        self._may = not windows and not any(kept_sizes(program, stage) for stage in STAGES)
+        self._may = may_run_ahead(program)
         self._tokens, self._depths = (c_int64 * MOST)(), (c_uint32 * MOST)()
         self._made = c_uint32()
         self._error: Array[c_char] = (c_char * ERROR_SIZE)()
@@ -80,5 +78,17 @@ class Ahead:
             self._failed = failed  # once those that were made are taken
         self._at, self._count = 0, made
         self._room -= made
-        self._burst = min(MOST, max(1, BURST_NS * made // max(1, perf_counter_ns() - begin)))
+        self._burst = burst(made, perf_counter_ns() - begin)
         return made
+
+
+def may_run_ahead(program: Program) -> bool:
+    """Return whether tokens can be taken back: one that moved a window cannot, nor one whose row is kept in place of
+    that before."""
+    windows = any(shape.window for stage in STAGES for shape in program.caches(stage))
+    return not windows and not any(kept_sizes(program, stage) for stage in STAGES)
+
+
+def burst(made: int, ns: int) -> int:
+    """Return how many tokens a call may have where one of ``made`` took ``ns`` nanoseconds."""
+    return min(MOST, max(1, BURST_NS * made // max(1, ns)))

@@ -130,12 +130,17 @@ class TurnStruct(Struct):
         ("decoder", c_void_p),
         ("text", c_void_p),
         ("text_count", c_uint32),
-        ("unused", c_uint32),
+        ("most", c_uint32),
         ("token", c_int64),
         ("depths", c_uint32),
         ("code", c_int32),
         ("logits", c_void_p),
         ("error", c_char_p),
+        ("ends", c_void_p),
+        ("ends_count", c_uint32),
+        ("made", c_uint32),
+        ("tokens", c_void_p),
+        ("ran", c_void_p),
     )
 
 

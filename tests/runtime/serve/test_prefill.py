@@ -90,12 +90,13 @@ class Pretended:
         assert batch is not None
         run = batch.next
 
-        def ran(turns):  # type: ignore[no-untyped-def]
+        def ran(turns, several):  # type: ignore[no-untyped-def]
             rows = sum(len(turn.text) for turn in turns if turn.text is not None)
             tokens = sum(turn.text is None for turn in turns)
-            self.now += CALL + ROW * (tokens + rows)
+            found = run(turns, several)
+            self.now += (CALL + ROW * (tokens + rows)) * batch.ticks
             self.waits[-1] += ROW * rows if tokens else 0
-            return run(turns)
+            return found
 
         monkeypatch.setattr(batch, "next", ran)
 

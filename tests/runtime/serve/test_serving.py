@@ -222,6 +222,32 @@ def test_a_stop_string_ends_one_text_only(bundle: Path, engine: BatchServer):
     assert both[1].result(30).tokens == full.tokens
 
 
+def test_a_stop_string_in_the_middle_of_a_call_takes_back_what_came_behind(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text ends there, others go on, and the next turn of the conversation finds the tokens before it."""
+    monkeypatch.setattr("edgeloop.runtime.engines.native.batch.burst", lambda made, ns: 6)
+    with Session.open(bundle, engine="native", decode="sequential") as session:
+        full = list(session.generate("Once upon", 30, WARM))
+        others = [step.token for step in session.generate("The king", 30, WARM)]
+        stop = "".join(step.text for step in full)[9:12]
+        steps = list(session.generate("Once upon", 30, WARM, stop=[stop]))
+        ids = [*session.tokenizer.encode("Once upon"), *(step.token for step in steps), 3]
+        after = [step.token for step in session.generate(ids, 8, WARM)]
+    assert 1 < len(steps) < len(full)
+    with BatchServer.open(bundle, engine="native", sequences=3) as serving:
+        handles = [serving.submit("Once upon", 30, WARM, stop=[stop]), serving.submit("The king", 30, WARM)]
+        ended, went_on = (handle.result(60) for handle in handles)
+        assert [step.token for step in ended.steps] == [step.token for step in steps]
+        assert ended.text == "".join(step.text for step in steps)
+        assert ended.finish == "stop"
+        assert list(went_on.tokens) == others
+        assert serving.scheduler.ticks < len(others)
+        further = serving.submit(ids, 8, WARM).result(60)
+        assert list(further.tokens) == after
+        assert further.reused == len(ids) - 2
+
+
 def test_what_is_full_refuses(engine: BatchServer, gate: threading.Semaphore):
     handles = [engine.submit("round", 3) for _ in range(5)]
     with pytest.raises(BusyError, match="run and [345] wait, which is all that this engine takes; try again"):

@@ -141,12 +141,17 @@ typedef struct el_turn {
   el_decoder* decoder;
   const int64_t* text;  // ids [text_count], or NULL
   uint32_t text_count;
-  uint32_t unused;
-  int64_t token;        // without a text the one that is run; afterwards the one that is chosen, or −1
-  uint32_t depths;      // that it ran
+  uint32_t most;        // tokens that it may run in the call; 0 as 1
+  int64_t token;        // without a text the one that is run; afterwards the one that was chosen last, or −1
+  uint32_t depths;      // that the one before it ran
   int32_t code;         // el_code: of this turn
   const float* logits;  // [output] where the host chooses or token is −1, valid until the next call; else NULL
   char* error;          // [EL_ERROR_SIZE] or NULL: a line, where `code` is not EL_OK
+  const int64_t* ends;  // [ends_count]: tokens that nothing is run behind
+  uint32_t ends_count;
+  uint32_t made;        // tokens that were run
+  int64_t* tokens;      // [most] or NULL, where `most` is above 1: those that were chosen
+  uint32_t* ran;        // [most]: depths that the tokens before these ran
 } el_turn;
 
 typedef struct el_batch el_batch;
@@ -155,7 +160,8 @@ EL_API void el_batch_free(el_batch* batch);  // NULL is fine
 // A token, or a text, of each of `count` decoders of the session, of different sequences: their rows ride in the same passes. Each gets
 // what el_decoder_next gives it. What goes wrong is said in the turns that it is about, whose sequences are as before; what
 // is returned is about all of them: an argument, or EL_STOPPED, after which no turn counts. `calls`, `rows`: of the block,
-// that were made; may be NULL.
+// that were made; may be NULL. As long as all decoders choose for themselves and none has come to its end, a token more of each
+// follows, up to the least `most`; what goes wrong then ends the call, and whoever wants to know of it calls again.
 EL_API int el_batch_next(el_batch* batch, el_turn* turns, uint32_t count, uint64_t* calls, uint64_t* rows, char* error);
 
 // ---- drafts -------------------------------------------------------------------------------------------------------

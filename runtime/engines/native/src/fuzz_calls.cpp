@@ -132,11 +132,19 @@ void decode_many(el_session* session, const el_model& model, Lot& lot) {
   if (el_batch_new(session, &batch, error) == EL_OK) {
     for (int round = 0; round < 4; round++) {
       el_turn turns[3] = {};
+      int64_t tokens[3][3];
+      uint32_t ran[3][3];
+      const bool several = lot.below(2);
       for (uint32_t i = 0; i < 3; i++) {
         turns[i].struct_bytes = sizeof turns[i];
         turns[i].chooses = lot.below(4);
         if (lot.below(3) == 0) turns[i].text = ids, turns[i].text_count = lot.below(4);
         turns[i].decoder = decoders[lot.below(16) ? i : 0];
+        if (several) {
+          turns[i].chooses = lot.below(8) ? uint32_t(EL_CHOOSES_DECODER) : lot.below(4);
+          turns[i].most = lot.below(4), turns[i].ran = ran[i], turns[i].tokens = lot.below(8) ? tokens[i] : nullptr;
+          turns[i].ends = lot.below(8) ? ids : nullptr, turns[i].ends_count = lot.below(4);
+        }
         turns[i].token = lot.below(model.model->header().vocab_size + (lot.below(8) == 0));
       }
       uint64_t calls = 0, rows = 0;

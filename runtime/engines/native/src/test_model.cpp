@@ -1,6 +1,7 @@
 // Runs a model.lanes file with the library beside it: a prompt, then greedy steps, for each table of kernels that is named and each
-// width of K and V. A line for each: the ids that were chosen, and a hash of the bits of all logits. They are the same for
-// every table, and on every computer: test_model TABLE,TABLE,... STEPS FILE ID ...
+// width of K and V: float32 with two threads, the others with one. A line for each: the ids that were chosen, and a hash of the bits of all logits. They are the same for
+// every table, and on every computer. "best" is the table that the library chooses, and its line begins with that one's name:
+// test_model TABLE,TABLE,... STEPS FILE ID ...
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -72,7 +73,9 @@ void step(el_session* session, const el_info& info, int64_t id, uint32_t positio
 
 void run(const char* file, const char* kernels, uint32_t kv, uint32_t steps, const std::vector<int64_t>& ids) {
   el_open_options options{};
-  options.struct_bytes = sizeof options, options.threads = 2, options.kernels = kernels;
+  // Two threads wait for each other some fifty times a token, which takes long where other programs want the processors.
+  options.struct_bytes = sizeof options, options.threads = kv == EL_KV_F32 ? 2 : 1;
+  options.kernels = strcmp(kernels, "best") == 0 ? nullptr : kernels;
   el_model* model = nullptr;
   check(el_open(file, &options, &model, error), "open");
   el_info info{};
@@ -86,7 +89,7 @@ void run(const char* file, const char* kernels, uint32_t kv, uint32_t steps, con
   Hash hash;
   prompt(session, ids, logits);
   hash.add(logits);
-  printf("%-8s kv %u:", kernels, kv);
+  printf("%-8s kv %u:", info.kernels, kv);
   for (uint32_t i = 0; i < steps; i++) {
     const int64_t id = most_likely(logits, info);
     printf(" %lld", static_cast<long long>(id));

@@ -14,6 +14,7 @@ from edgeloop.runtime.decode.sampling import Sampler, SamplingOptions
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.decode.whole_tokens import token_mode, token_state
 from edgeloop.runtime.engines.kv import KVCache
+from edgeloop.runtime.engines.native.ahead import may_run_ahead
 from edgeloop.runtime.engines.native.decoder import NativeDecoder
 from edgeloop.runtime.engines.native.engine import NativeBackend
 from edgeloop.runtime.engines.tokens import I64, Chooser
@@ -37,6 +38,8 @@ class Asked:
     token: int
     chooser: Chooser = "decoder"
     text: I64 | None = None
+    ends: tuple[int, ...] = ()
+    room: int = 1
 
 
 def decoders(engine: NativeBackend, policy: Policy) -> tuple[KVCache, list[NativeDecoder]]:
@@ -134,6 +137,60 @@ def test_each_gets_what_it_gets_alone(opened: Opened, name: str) -> None:
                 np.testing.assert_array_equal(ours.states, theirs.states)
     assert together > 0
     assert most <= 2 * engine.program.depths
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calls_of_several_tokens_give_the_same(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each call stops behind the first that has come to its end; a text, or a host that chooses, has one token."""
+    monkeypatch.setattr("edgeloop.runtime.engines.native.batch.burst", lambda made, ns: 4)
+    engine, several = opened(name), 0
+    for policy in policies(engine.program):
+        _, singly = decoders(engine, policy)
+        wanted = [alone(decoder, 7 + i) for i, decoder in enumerate(singly)]
+        cache, many = decoders(engine, policy)
+        batch = engine.token_batch(cache)
+        end = wanted[1][5][0]
+        asked = [
+            Asked(decoder, 7 + i, room=STEPS, ends=(end,) if i == 1 else ()) for i, decoder in enumerate(many)
+        ]
+        found: list[list[tuple[int, int]]] = [[] for _ in asked]
+        while any(each.room for each in asked):
+            now = [i for i in range(len(asked)) if asked[i].room]
+            for i, turned in zip(now, batch.next([asked[i] for i in now], several=True), strict=True):
+                made = [*turned.earlier, (turned.token, turned.depth)]
+                assert turned.error is None
+                assert len(made) == batch.ticks
+                assert not (i == 1 and any(token == end for token, _ in made[:-1]))
+                found[i] += made
+                asked[i].token, asked[i].room = turned.token, asked[i].room - len(made)
+            several = max(several, batch.ticks)
+        assert found == wanted, policy
+        for one, other in zip(many, singly, strict=True):
+            assert one.read().cached == other.read().cached
+        asked = [Asked(many[0], 1, room=9), Asked(many[1], 1, "host", room=9)]
+        assert [len(each.earlier) for each in batch.next(asked, several=True)] == [0, 0]
+    assert (several > 1) == may_run_ahead(engine.program)
+
+
+def test_what_goes_wrong_later_in_a_call_is_said_by_the_next_one(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context that is full behind some tokens ends the call; these count, and those of others too."""
+    monkeypatch.setattr("edgeloop.runtime.engines.native.batch.burst", lambda made, ns: 7)
+    engine = opened("layers around the loop")
+    policy = next(policies(engine.program))
+    cache, many = decoders(engine, policy)
+    batch = engine.token_batch(cache)
+    asked = [Asked(many[0], 5, room=99), Asked(many[3], 5, room=99)]
+    while (found := batch.next(asked, several=True))[0].error is None:
+        for each, turned in zip(asked, found, strict=True):
+            each.token = turned.token
+    assert "and the capacity is 32" in str(found[0].error)
+    assert found[0].earlier == ()
+    assert found[1].error is None
+    assert many[0].read().cached == CAPACITY
 
 
 def test_the_host_chooses_from_the_logits_of_those_it_wants(opened: Opened) -> None:

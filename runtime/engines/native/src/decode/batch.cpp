@@ -19,9 +19,35 @@ bool loops(const Token* token) {
   return token->wants() == Wants::prologue || token->wants() == Wants::fill || token->wants() == Wants::block;
 }
 
+// Whether a turn may go on behind the token that it has chosen.
+bool goes_on(const el_turn& turn) {
+  return turn.code == EL_OK && !turn.text && turn.chooses == EL_CHOOSES_DECODER && turn.made < turn.most &&
+         turn.token != NO_TOKEN && std::find(turn.ends, turn.ends + turn.ends_count, turn.token) == turn.ends + turn.ends_count;
+}
+
 }  // namespace
 
 void Batch::run(el_turn* turns, uint32_t count) {
+  run_once(turns, count);
+  while (std::all_of(turns, turns + count, goes_on) && run_again()) {
+  }
+}
+
+bool Batch::run_again() {
+  try {
+    for (Rider* rider : together_) {
+      rider->done = false;
+      check(*rider);
+    }
+    run_together(together_);
+  } catch (const Error& error) {
+    if (error.code == EL_STOPPED) throw;
+    return false;
+  }
+  return true;
+}
+
+void Batch::run_once(el_turn* turns, uint32_t count) {
   if (riders_.size() < count) riders_.resize(count);
   together_.clear();
   for (uint32_t i = 0; i < count; i++) {
@@ -33,6 +59,7 @@ void Batch::run(el_turn* turns, uint32_t count) {
     rider.decoder->logits = nullptr;  // those of the token before
     turns[i].code = EL_OK;
     turns[i].logits = nullptr;
+    turns[i].made = 0;
     try {
       check(rider);
       together_.push_back(&rider);
@@ -109,10 +136,11 @@ void Batch::finish(Rider& rider, const float* logits) {
   rider.done = true;
   turn.depths = rider.token.ran();
   turn.token = NO_TOKEN;
-  if (!logits) return;
-  const uint32_t output = passes_.output();
-  if (turn.chooses == EL_CHOOSES_DECODER) turn.token = rider.decoder->sampler.choose(logits, output, sequence.cached);
-  if (turn.token != NO_TOKEN) return;
+  const uint32_t output = passes_.output(), number = turn.made++;
+  if (logits && turn.chooses == EL_CHOOSES_DECODER)
+    turn.token = rider.decoder->sampler.choose(logits, output, sequence.cached);
+  if (turn.most > 1) turn.tokens[number] = turn.token, turn.ran[number] = turn.depths;
+  if (!logits || turn.token != NO_TOKEN) return;
   rider.logits.assign(logits, logits + output);
   turn.logits = rider.logits.data();
 }

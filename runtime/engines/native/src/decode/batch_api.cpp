@@ -20,6 +20,9 @@ void check_turns(const el_session& session, const el_turn* turns, uint32_t count
   for (uint32_t i = 0; i < count; i++) {
     check_struct(turns[i].struct_bytes, sizeof turns[i], "el_turn");
     if (!turns[i].decoder) fail(EL_USAGE, "the decoder of turn %u is NULL", i);
+    const el_turn& turn = turns[i];
+    if ((turn.ends_count && !turn.ends) || (turn.most > 1 && !(turn.tokens && turn.ran)))
+      fail(EL_USAGE, "ends, tokens or ran of turn %u is NULL", i);
     const Decoder& decoder = turns[i].decoder->decoder;
     if (&decoder.passes.session != &session) fail(EL_USAGE, "the decoder of turn %u is of another session", i);
     numbers.push_back(decoder.sequence.number);
