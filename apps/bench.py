@@ -39,6 +39,7 @@ examples:
   edgeloop bench bundle --users 1,2,4,8 --exit depth:2
   edgeloop bench bundle --soak 10
   edgeloop bench bundle --chat 20
+  edgeloop bench bundle --engine onnx --ops trace.json
   edgeloop bench bundle --engine executorch --profile folder
 """
 
@@ -61,6 +62,7 @@ MODES = (
     Mode("soak", lambda args: args.soak, ".bench_soak", "soak"),
     Mode("decode", lambda args: args.decode == "all", ".bench_ways", "bench_ways"),
     Mode("profile", lambda args: args.profile, ".bench_profile", "profile"),
+    Mode("ops", lambda args: args.ops, ".measure.ops", "measure_ops"),
     Mode("chat", lambda args: args.chat, ".bench_chat", "measure_chat"),
     Mode("speed", lambda args: False, ".measure.speed", "measure_speed", lists=True),
 )
@@ -113,7 +115,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--text", metavar="FILE", help="with --decode all: UTF-8 text whose paragraphs are continued"
     )
-    parser.add_argument(
+    group = parser.add_argument_group("operators")
+    group.add_argument(
+        "--ops",
+        type=Path,
+        metavar="FILE",
+        help="operators by time, depth and layer, and a trace of them into FILE",
+    )
+    group.add_argument(
         "--profile",
         type=Path,
         metavar="FOLDER",
@@ -137,7 +146,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="with --diff: a change of a median that is none yet (3)",
     )  # fmt: skip
     group.add_argument("--report", type=Path, metavar="FILE", help="draw the run as one HTML page")
-    group.add_argument("--force", action="store_true", help="with --report: replace a FILE that is there")
+    group.add_argument(
+        "--force", action="store_true", help="with --report, --ops: replace a FILE that is there"
+    )
     group.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
 
 

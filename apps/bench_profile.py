@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..runtime.errors import EngineError, UsageError
 from .console import Console
@@ -99,23 +100,27 @@ def _show(console: Console, args: argparse.Namespace, tokens: int, found: list[F
     )
 
 
-def read(path: Path) -> tuple[int, float, dict[str, float], dict[str, int]]:
-    """(calls, milliseconds of one, those of each kind of operator and "between" them, how many operators there are of
-    each kind) of a method's ETDump."""
+def blocks_of(path: Path) -> list[Any]:
+    """The blocks of events of a method's ETDump; EngineError where ExecuTorch's reader is not installed."""
     from ..export.quiet import quiet
 
     try:
         with quiet():
             from executorch.devtools import Inspector
 
-            blocks = Inspector(etdump_path=str(path)).event_blocks
+            return list(Inspector(etdump_path=str(path)).event_blocks)
     except ImportError as error:
         raise EngineError(
             f"reading ETDumps needs {error.name}: pip install 'edgeloop[executorch]'"
         ) from error
+
+
+def read(path: Path) -> tuple[int, float, dict[str, float], dict[str, int]]:
+    """(calls, milliseconds of one, those of each kind of operator and "between" them, how many operators there are of
+    each kind) of a method's ETDump."""
     calls, total, kinds = 0, 0.0, dict.fromkeys((*KINDS, "other"), 0.0)
     operators = dict.fromkeys(kinds, 0)
-    for block in blocks:
+    for block in blocks_of(path):
         for event in block.events:
             times = event.perf_data.raw if event.perf_data else []
             if event.name == "Method::execute":

@@ -64,14 +64,19 @@ def check_page(path: Path, force: bool = True) -> None:
     import jinja2  # noqa: F401
     import matplotlib  # noqa: F401
 
+    check_file(path, force)
+
+
+def check_file(path: Path, force: bool = True, what: str = "report") -> None:
+    """Raise UsageError where ``path`` cannot be a file, or is one already and not to be replaced."""
     if path.is_dir():
-        raise UsageError(f"the report {path} is a folder; name a file in it, such as {path / 'report.html'}")
+        raise UsageError(f"the {what} {path} is a folder; name a file in it, such as {path / f'{what}.html'}")
     if not path.absolute().parent.is_dir():
         raise UsageError(
-            f"the report {path} would be in a folder that is not there; make {path.parent} first"
+            f"the {what} {path} would be in a folder that is not there; make {path.parent} first"
         )
     if path.exists() and not force:
-        raise UsageError(f"there is a report {path} already; add --force to replace it, or name another file")
+        raise UsageError(f"there is a {what} {path} already; add --force to replace it, or name another file")
 
 
 def rendered(template: str, **values: object) -> str:

@@ -7,18 +7,15 @@ calls, not in them.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
-from time import perf_counter_ns
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from ...runtime.decode.sampling import Sampler, SamplingOptions
-from ...runtime.engines.backend import F32, I64, Backend, Lanes
-from ...runtime.engines.kv import KVCache
+from ...runtime.engines.backend import Backend
+from .calls import LoggedBackend
 from .record import Measure
 from .runner import Opened, Runner, Setup
 from .tokens import ms_of
@@ -32,56 +29,27 @@ SAMPLERS = {
 }
 
 
-class TimedBackend:
-    """An engine whose stages' calls are counted, in nanoseconds by stage and depth; all else is the engine's own."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.spent: Counter[str] = Counter()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def prologue(self, ids: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """As ``Backend``."""
-        return self._timed("prologue", lambda: self._backend.prologue(ids, lanes, cache))
-
-    def block(self, state: F32, lanes: Lanes, cache: KVCache) -> F32:
-        """As ``Backend``."""
-        name = f"block, depth {int(lanes.depth[0]) + 1}"
-        return self._timed(name, lambda: self._backend.block(state, lanes, cache))
-
-    def epilogue(self, state: F32, rows: I64, lanes: Lanes, cache: KVCache) -> F32:
-        """As ``Backend``."""
-        return self._timed("epilogue", lambda: self._backend.epilogue(state, rows, lanes, cache))
-
-    def _timed(self, name: str, call: Callable[[], F32]) -> F32:
-        begin = perf_counter_ns()
-        found = call()
-        self.spent[name] += perf_counter_ns() - begin
-        return found
-
-
 def stage_measures(
     opened: Opened, setup: Setup, prompt: int, effort: Effort
 ) -> tuple[list[Measure], Turns[dict[str, float]]]:
     """Milliseconds a token of every stage at full depth behind ``prompt`` tokens, and the turns that say so."""
-    timed = TimedBackend(opened.backend)
-    runner = Runner(opened, Setup(setup.bundle, kv=setup.kv), prompt + TOKENS + 1, cast(Backend, timed))
+    logged = LoggedBackend(opened.backend)
+    runner = Runner(opened, Setup(setup.bundle, kv=setup.kv), prompt + TOKENS + 1, cast(Backend, logged))
     runner.decoder.whole_tokens = False
     ids = runner.text(prompt)
 
     def turn() -> dict[str, float]:
         runner.forget()
         runner.read(ids)
-        timed.spent.clear()
+        logged.calls.clear()
         clock = runner.decoder.clock
         clock.restart()
         logits = runner.decoder.prompt(ids[-1:])
         for token in ids[: TOKENS - 1].tolist():
             logits = runner.decoder.step(token)
-        found = {name: ns / 1e6 / TOKENS for name, ns in timed.spent.items()}
-        found["the host's loop"] = (clock.total_ns - sum(timed.spent.values())) / 1e6 / TOKENS
+        spent = logged.spent
+        found = {name: ns / 1e6 / TOKENS for name, ns in spent.items()}
+        found["the host's loop"] = (clock.total_ns - spent.total()) / 1e6 / TOKENS
         for name, options in SAMPLERS.items():
             found[name] = ms_of(partial(Sampler(options).choose, np.array(logits[-1]), ids, len(ids)))
         return found

@@ -43,10 +43,12 @@ class OnnxBackend:
         *,
         threads: int | None = None,
         packed: bool = False,
+        profiles: Path | None = None,
     ) -> None:
         """``graphs``: the file of each stage; ``fill`` may be missing, and is opened when it is first called.
 
-        ``threads``: by default every core of this process. ``packed``: calls have packed lanes.
+        ``threads``: by default every core of this process. ``packed``: calls have packed lanes. ``profiles``: a folder
+        for what every run's operators take, until ``end_profiles``.
         """
         use_threads(threads)
         self.program = program
@@ -61,7 +63,7 @@ class OnnxBackend:
             name = graph_name(stage, number, packed)
             if name not in graphs:
                 raise EngineError(f"the bundle has no graph {name}; export it again")
-            return GraphSession(stage, output, graphs[name], program, self.rotary)
+            return GraphSession(stage, output, graphs[name], program, self.rotary, profiles)
 
         self._prologue, self._epilogue = session("prologue", "state"), session("epilogue", "logits")
         self._blocks = [session("block", "next", number) for number in range(len(program.loop.blocks))]
@@ -71,7 +73,9 @@ class OnnxBackend:
         self._fills: list[FillSession] = []
 
     @staticmethod
-    def open(bundle: Bundle, threads: int | None = None, packed: bool = False) -> OnnxBackend:
+    def open(
+        bundle: Bundle, threads: int | None = None, packed: bool = False, profiles: Path | None = None
+    ) -> OnnxBackend:
         """Return the engine with the graphs of ``bundle``; BundleError when one reads a file that is not the
         bundle's weights."""
         target = bundle.manifest.targets["onnx"]
@@ -79,7 +83,7 @@ class OnnxBackend:
             if stage.partition(".")[0] == "fill" or stage.endswith(PACKED) == packed:
                 check_graph(bundle, name, target.weights)
         graphs = {stage: bundle.path(name) for stage, name in target.graphs.items()}
-        return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed)
+        return OnnxBackend(bundle.program, graphs, threads=threads, packed=packed, profiles=profiles)
 
     def close(self) -> None:
         """Release the sessions, even while the engine is referred to."""
@@ -89,6 +93,11 @@ class OnnxBackend:
     def _graphs(self) -> Iterator[GraphSession | FillSession]:
         yield from (self._prologue, *self._blocks, self._epilogue)
         yield from self._fills
+
+    def end_profiles(self) -> dict[str, Path]:
+        """Return onnxruntime's profile of each stage's graph, by its name in the manifest; only with ``profiles``."""
+        found = {"prologue": self._prologue.end_profile(), "epilogue": self._epilogue.end_profile()}
+        return found | {graph_name("block", n): block.end_profile() for n, block in enumerate(self._blocks)}
 
     @property
     def engine_ns(self) -> int:

@@ -64,13 +64,19 @@ def use_threads(threads: int | None) -> None:
         )
 
 
-def open_session(path: Path) -> ort.InferenceSession:
-    """Return a session of one graph on the shared thread pool; EngineError says why it does not load."""
+def open_session(path: Path, profiles: Path | None = None) -> ort.InferenceSession:
+    """Return a session of one graph on the shared thread pool; EngineError says why it does not load.
+
+    ``profiles``: the folder that onnxruntime writes a profile of every run into.
+    """
     ort.set_default_logger_severity(4)  # it looks for GPUs, and warns that there are none
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 4  # what it logs of an error, in colour, is in the exception too
     options.enable_mem_pattern = False
+    if profiles is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profiles / path.stem)
     # Not by its name: a file in onnxruntime's own format is none that check_graph looked into.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
@@ -151,12 +157,18 @@ class GraphSession:
     """One graph, its session and its bindings."""
 
     def __init__(
-        self, name: str, output: str, path: Path, program: Program, rotary: RotaryInputs | None = None
+        self,
+        name: str,
+        output: str,
+        path: Path,
+        program: Program,
+        rotary: RotaryInputs | None = None,
+        profiles: Path | None = None,
     ) -> None:
-        """``rotary``: tables that several graphs share."""
+        """``rotary``: tables that several graphs share. ``profiles`` as in ``open_session``."""
         self.name, self.output, self.program = name, output, program
         self.rotary = rotary or RotaryInputs(program)
-        self.session = open_session(path)
+        self.session = open_session(path, profiles)
         check_signature(self.session, path, name, output, program)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.engine_ns = 0
@@ -167,6 +179,10 @@ class GraphSession:
         """Release the session and what was bound to it."""
         self._plans.clear()
         vars(self).pop("session", None)
+
+    def end_profile(self) -> Path:
+        """End the profile of the graph's runs, which the session was opened with; return its file."""
+        return Path(self.session.end_profiling())
 
     def plan(self, lanes: Lanes, rows: int, cache: KVCache) -> OrtBinding:
         """Return the binding of a call; made once for the same ``lanes`` (the object), number of rows, and cache."""

@@ -21,6 +21,7 @@ from pages import page_table
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from trace_events import check_trace
 
 from edgeloop.apps.bench_profile import kind_of
 from edgeloop.apps.bench_pte import measure_methods
@@ -642,6 +643,7 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     assert main([*command, "--profile", str(tmp_path / "new" / "folder")]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found.pop("record")["mode"] == "profile"
     with Session.open(path, engine="executorch") as session:
         depths = session.program.depths
     assert found["block_m1"]["calls"] == 3 * depths
@@ -661,6 +663,24 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
     command[3] = "onnx"
     assert main([*command, "--profile", str(tmp_path)]) == 2
     assert "--profile is of ExecuTorch's methods, not of engine onnx" in capsys.readouterr().err
+
+
+def test_operators_by_depth_and_layer(
+    bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of decoded tokens: as many matrices as the layers have that were applied, and a trace that is one."""
+    path, trace = bundle("lora"), tmp_path / "trace.json"
+    flags = ["--prompt-tokens", "9", "--tokens", "3", "--json"]
+    assert main(["bench", str(path), "--engine", "executorch", "--ops", str(trace), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    depths = len(found["stages"]) - 2
+    matrices = next(one for one in found["operators"] if one["kind"].startswith("Fully Connected"))
+    assert matrices["count"] >= 4 * (1 + 2 * depths + 1)
+    layers = {(one["stage"], one["layer"]) for one in found["layers"]}
+    assert {(f"block, depth {d + 1}", f"layer {n}") for d in range(depths) for n in (1, 2)} <= layers
+    events = check_trace(json.loads(trace.read_text(encoding="utf-8")))
+    operators = [event for event in events if event["cat"] == "operator"]
+    assert len(operators) == 3 * sum(one["count"] for one in found["operators"])
 
 
 def test_every_operator_of_a_matrix_has_its_kind() -> None:

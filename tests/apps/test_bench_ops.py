@@ -1,0 +1,107 @@
+"""``edgeloop bench --ops``: operators by depth and layer, and a trace in the trace-event format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trace_events import check_trace
+
+from edgeloop.apps.measure.calls import StageCall
+from edgeloop.apps.measure.folded import Folded
+from edgeloop.apps.measure.operators import Operator, layers_of
+
+Command = Callable[..., tuple[int, str, str]]
+FLAGS = ("-p", 8, "-n", 3)
+
+
+def test_onnx(bundle: Path, tmp_path: Path, command_json: Callable[..., Any]) -> None:
+    """1 + 2 × 3 + 1 layers: an attention operator for each that is applied, and a head."""
+    trace = tmp_path / "trace.json"
+    found = command_json("bench", bundle, "--engine", "onnx", "--ops", trace, *FLAGS)
+    assert list(found["stages"]) == ["prologue", *(f"block, depth {n}" for n in (1, 2, 3)), "epilogue"]
+    counts = {one["kind"]: one["count"] for one in found["operators"]}
+    assert counts["GroupQueryAttention"] == 8
+    ms = [one["ms"] for one in found["operators"]]
+    assert ms == sorted(ms, reverse=True)
+    layers = {(one["stage"], one["layer"]) for one in found["layers"]}
+    assert layers == {("prologue", "layer 1"), ("epilogue", "layer 1")} | {
+        (f"block, depth {depth}", f"layer {layer}") for depth in (1, 2, 3) for layer in (1, 2)
+    }
+    for measure in found["record"]["measures"]:
+        assert measure["value"]["count"] == 3  # of three tokens
+    assert set(found["between"]) == set(found["stages"])
+    events = check_trace(json.loads(trace.read_text(encoding="utf-8")))
+    stages = [event for event in events if event["cat"] == "stage"]
+    assert [event["args"]["tokens"] for event in stages] == [8] * 5 + [1] * 15
+    attention = [event for event in events if event["name"] == "GroupQueryAttention"]
+    assert len(attention) == 8 * 4
+    assert {event["args"]["layer"] for event in attention if event["args"]["stage"] == "block, depth 2"} == {
+        1,
+        2,
+    }
+
+
+def test_the_tables(bundle: Path, tmp_path: Path, command: Command) -> None:
+    code, out, err = command("bench", bundle, "--engine", "onnx", "--ops", tmp_path / "t.json", *FLAGS)
+    assert code == 0
+    assert "between operators" in out
+    assert "layer 2" in out
+    assert "about:tracing" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--engine", "reference"),
+            "engine reference has no profile of its operators; give one of onnx, executorch",
+        ),
+        (("--engine", "onnx", "-p", 60, "-n", 8), "68 tokens in a context of 64"),
+        (("--engine", "onnx", "--chat", 3), "--ops and --chat are different benchmarks"),
+        (("--engine", "onnx", "--ops", "FOLDER"), "is a folder"),
+        (("--engine", "onnx", "--ops", "FOLDER/old.json"), "already; add --force"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    bundle: Path, tmp_path: Path, command: Command, words: tuple[object, ...], said: str
+) -> None:
+    (tmp_path / "old.json").write_text("old")
+    given = [str(word).replace("FOLDER", str(tmp_path)) for word in words]
+    code, out, err = command("bench", bundle, "--ops", tmp_path / "new.json", *given)
+    assert (code, out, err.splitlines()[-1].count(said)) == (2, "", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_layers_are_told_apart_by_what_each_has_as_often() -> None:
+    marks = [False, True, False, True, False, True, False, True]
+    assert layers_of(marks, 2) == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert layers_of(marks, 4) == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert layers_of(marks, 3) == [None] * 8
+    assert layers_of([False, False], 1) == [None, None]
+    assert layers_of(marks, 0) == [None] * 8
+
+
+def test_a_fold_is_of_decoded_tokens_only() -> None:
+    """Medians of tokens; a prompt's calls are in the trace alone."""
+    calls = [StageCall("prologue", None, 5, 0, 9_000_000)]
+    for token in range(3):
+        calls.append(StageCall("prologue", None, 1, 10 + token, 1_000_000))
+        calls.append(StageCall("block", 0, 1, 11 + token, (token + 2) * 1_000_000))
+    operators = [Operator(0, "matrix", 0.0, 7000.0, 0)]
+    for token in range(3):
+        operators.append(Operator(2 + 2 * token, "matrix", 0.0, 1000.0, 0))
+        operators.append(Operator(2 + 2 * token, "matrix", 0.0, 500.0 * token, 1))
+    found = Folded.of(calls, operators)
+    assert found.stages == ("prologue", "block, depth 1")
+    assert found.ordered == [("matrix", 1.5)]
+    assert found.counts == {"matrix": 2}
+    assert found.between("block, depth 1") == 1.5
+    assert found.layers == {
+        ("block, depth 1", "layer 1"): [1.0, 1.0, 1.0],
+        ("block, depth 1", "layer 2"): [0.0, 0.5, 1.0],
+    }
