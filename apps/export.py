@@ -71,7 +71,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=list(RECIPES),
-        help="how matrices are stored (default: int4); -channel: a scale a row; -mixed: embedding and head in 8 bits",
+        help="how matrices are stored (default: int4); -channel: a scale a row; -mixed: embedding and head in 8 bits; "
+        "phone: attention, too",
     )
     parser.add_argument(
         "--group-size",

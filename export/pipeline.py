@@ -77,8 +77,8 @@ def export_bundle(
     - ``targets``: of ``native``, ``onnx``, ``executorch`` and ``coreml``; ``layouts``: ``staged``, for engines that run
       the depth loop, and ``flat``, one graph for hosts that know no loop (executorch). Every pair is exported.
     - ``quant``: ``none`` (float32), ``int8`` or ``int4`` in groups of ``group_size`` (32, 64 or 128) columns with a
-      scale each, ``int8-channel`` with a scale a row, ``int4-mixed``: both; or in place of the two ``recipe``, a file
-      of rules (``quant/recipe_file.py``).
+      scale each, ``int8-channel`` with a scale a row, ``int4-mixed`` and ``phone``: both; or in place of the two
+      ``recipe``, a file of rules (``quant/recipe_file.py``).
     - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones. Every
       target has to store codes. ``codes``: the folder of such ones that ``quantize_checkpoint`` has made; how
       matrices are stored is what they say, and ``quant`` and ``recipe`` are not read.

@@ -6,7 +6,7 @@ Rules are about matrices, by the canonical names of ``runtime/model/weights.py``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -182,9 +182,14 @@ def _rest(bits: int, group_size: int) -> tuple[Rule, ...]:
     return (Rule("*", StorageFormat(bits, group_size)),)
 
 
-def _mixed(group_size: int) -> Recipe:
-    tables = tuple(Rule(name, StorageFormat(8, CHANNEL)) for name in ("embed", "head"))
-    return Recipe("int4-mixed", (*tables, *_rest(4, group_size)))
+_TABLES = ("embed", "head")
+_ATTENTION = ("*.[qkvo]_proj", "*.attention_gate")
+
+
+def _finer(name: str, patterns: Sequence[str]) -> Callable[[int], Recipe]:
+    """Return a preset of 4 bits in groups whose matrices of ``patterns`` have 8 and a scale a row."""
+    rules = tuple(Rule(pattern, StorageFormat(8, CHANNEL)) for pattern in patterns)
+    return lambda group_size: Recipe(name, (*rules, *_rest(4, group_size)))
 
 
 RECIPES: dict[str, Callable[[int], Recipe]] = {
@@ -192,6 +197,7 @@ RECIPES: dict[str, Callable[[int], Recipe]] = {
     "int8": lambda group_size: Recipe("int8", _rest(8, group_size)),
     "int8-channel": lambda group_size: Recipe("int8-channel", _rest(8, CHANNEL)),
     "int4": lambda group_size: Recipe("int4", _rest(4, group_size)),
-    "int4-mixed": _mixed,
+    "int4-mixed": _finer("int4-mixed", _TABLES),
+    "phone": _finer("phone", (*_TABLES, *_ATTENTION)),
 }
 """The presets, each a function of the group size."""

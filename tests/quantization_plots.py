@@ -17,8 +17,8 @@ MARKERS = "osD^vPX"
 
 
 def drawn(rows: Rows, floats: str) -> dict[str, str]:
-    """The SVG of each plot by its name; nothing of rows whose codes are ``floats``."""
-    rows = {name: found for name, found in rows.items() if name != floats}
+    """The SVG of each plot by its name; nothing of rows of ``floats``, whatever their K/V are."""
+    rows = {name: found for name, found in rows.items() if not name.startswith(floats)}
     return {"bytes": _svg(against_bytes, rows), "depths": _svg(by_depth, rows)} if rows else {}
 
 

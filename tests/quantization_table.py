@@ -36,11 +36,15 @@ ROUTED_TOKENS = 8193
 
 @dataclass(frozen=True)
 class Row:
-    """What is exported, and run: words of ``export``, where FITTED is the text to fit to, and of ``eval``."""
+    """What is exported, and run: words of ``export``, where FITTED is the text to fit to, and of ``eval``.
+
+    ``bits``: with a recipe that ``sensitivity`` writes within so many bits a weight.
+    """
 
     export: tuple[str, ...]
     eval: tuple[str, ...] = ()
     models: tuple[str, ...] = ("demo",)
+    bits: str | None = None
 
 
 FITTED = ("--calibrate", "calibration.txt")
@@ -61,10 +65,18 @@ ROWS: dict[str, Row] = {
     "int4, groups of 32, fitted": in_groups("int4", 32, *FITTED, models=BOTH),
     "int4-mixed, groups of 32": in_groups("int4-mixed", 32),
     "int4-mixed, groups of 32, fitted": in_groups("int4-mixed", 32, *FITTED, models=BOTH),
+    "phone, groups of 32, fitted": in_groups("phone", 32, *FITTED, models=BOTH),
     "int4, groups of 128": in_groups("int4", 128, models=BOTH),
     "int4, groups of 128, fitted": in_groups("int4", 128, *FITTED, models=BOTH),
+    "measured, 4.6 bits, fitted": Row(FITTED, bits="4.6"),
+    "measured, 5.2 bits, fitted": Row(FITTED, bits="5.2"),
     "int4-mixed, groups of 128": in_groups("int4-mixed", 128),
     "int4-mixed, groups of 128, fitted": in_groups("int4-mixed", 128, *FITTED, models=BOTH),
+    "phone, groups of 128, fitted": in_groups("phone", 128, *FITTED, models=BOTH),
+    **{
+        f"{FLOATS}, K/V in {bits} bits": Row(("--quant", FLOATS), ("--kv-bits", bits), BOTH)
+        for bits in ("16", "8")
+    },
 }
 """By the name in the table; words of the commands that make it."""
 
@@ -98,14 +110,18 @@ def result(folder: Path, model: str, name: str) -> Path:
 def measured(folder: Path, model: str, name: str) -> dict[str, Any]:
     """Export the row ``name`` of ``model`` and run it beside its floats; only those stay in ``folder``."""
     row, floats = ROWS[name], folder / model / FLOATS
-    bundle = folder / model / name
-    report = edgeloop(
-        *("export", MODELS[model], "-o", bundle, "--target", "native", "--force", *row.export), folder=folder
-    )
-    words = "eval", bundle, "--text", "validation.txt", *MEASURED, *row.eval
-    found = edgeloop(*words, "--against", floats, folder=folder)
+    bundle, checkpoint = folder / model / name, MODELS[model]
+    export = ["-o", bundle, "--target", "native", "--force", *row.export]
+    if row.bits is not None:
+        recipe = folder / model / f"{row.bits}.toml"
+        words = "sensitivity", checkpoint, "--text", "calibration.txt", "--bits", row.bits
+        edgeloop(*words, "-o", recipe, "--force", folder=folder)
+        export += ["--recipe", recipe]
+    report = edgeloop("export", checkpoint, *export, folder=folder)
+    reading = "eval", bundle, "--text", "validation.txt", *MEASURED, *row.eval
+    found = edgeloop(*reading, "--against", floats, folder=folder)
     if model == "routed":
-        found["routed"] = edgeloop(*words, "--max-tokens", ROUTED_TOKENS, folder=folder)
+        found["routed"] = edgeloop(*reading, "--max-tokens", ROUTED_TOKENS, folder=folder)
     if name != FLOATS:
         shutil.rmtree(bundle)
     return {"bytes": report["bytes"], "bits_per_weight": report["bits_per_weight"], **found}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from editing import read
 
 from edgeloop.quant.recipe import FLOAT16, FLOAT32, GROUP_SIZES, RECIPES, Recipe, Rule, StorageFormat
 from edgeloop.runtime.errors import UsageError
@@ -101,7 +104,11 @@ def test_a_preset_may_have_rules_for_what_a_model_does_not_have() -> None:
 @pytest.mark.parametrize(
     ("name", "group_size", "message"),
     [
-        ("int3", 32, "unknown quantization 'int3': choose one of none, int8, int8-channel, int4, int4-mixed"),
+        (
+            "int3",
+            32,
+            "unknown quantization 'int3': choose one of none, int8, int8-channel, int4, int4-mixed, phone",
+        ),
         ("", 32, "unknown quantization ''"),
         ("int4", 48, "group size 48: choose one of 32, 64, 128"),
         ("none", 0, "group size 0"),
@@ -120,3 +127,15 @@ def test_a_channel_is_a_whole_row_whatever_the_group_size() -> None:
 def test_group_sizes_hold_whole_bytes() -> None:
     # Codes of one group are a multiple of 16 bytes, which keeps what follows them in a file aligned.
     assert all(size * 4 // 8 % 16 == 0 for size in GROUP_SIZES)
+
+
+@pytest.mark.parametrize("name", ["hrm_text_h1l4_noprefix", "fold_pythia", "ouro_tiny"])
+def test_a_phone_has_attention_in_8_bits_whatever_its_parts_are_called(
+    name: str, parity_folder: Path
+) -> None:
+    weights = read(parity_folder / name).program.weights
+    found = Recipe.named("phone", 64).formats(weights)
+    matrices = {each.rpartition(".")[2]: storage for each, storage in found.items()}
+    fine = {each for each, storage in matrices.items() if storage == StorageFormat(8)}
+    assert {"embed", "head", "qkv_proj", "o_proj"} & set(matrices) == fine
+    assert {matrices[each] for each in set(matrices) - fine} == {StorageFormat(4, 64)}
