@@ -16,7 +16,6 @@ from ..quant.recipe import Recipe
 from ..runtime.engines.backend import I64
 from ..runtime.errors import UsageError
 from ..runtime.model.codec import Grouped
-from ..runtime.model.stored import map_tensors
 from ..runtime.text.tokenizer import Tokenizer
 from .family import Reading
 from .loop_gptq import Keeper, LoopGPTQ
@@ -28,7 +27,7 @@ WINDOW, TOKENS = 512, 1 << 14
 """Tokens of a window, and of the text, at most: with 16384 the sums of 256 to 2560 columns are well filled."""
 CHARACTERS = 16
 """Of a text so many a token are looked at first, and as many again until the tokens are enough."""
-SUM_BYTES = 1 << 30
+SUM_BYTES = 1 << 29
 """Of sums that are in memory; the others are in files meanwhile."""
 
 
@@ -102,5 +101,5 @@ def fit(
         if not storage.is_float and not storage.palette
     }
     window = min(WINDOW, program.context_length)
-    fitter = LoopGPTQ(program, map_tensors(floats), formats, floats.parent, SUM_BYTES, keeper or Nowhere())
+    fitter = LoopGPTQ(program, floats, formats, SUM_BYTES, keeper or Nowhere())
     return fitter.fit([ids[first : first + window] for first in range(0, len(ids), window)], progress)

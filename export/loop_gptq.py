@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..quant.gptq import corrected, gptq
+from ..quant.gptq import gptq
 from ..quant.pack import quantize
 from ..quant.recipe import StorageFormat
 from ..quant.scales import searched
@@ -23,7 +23,7 @@ from ..runtime.engines.backend import I64
 from ..runtime.model.codec import Grouped
 from ..runtime.model.ops import Linear
 from ..runtime.model.program import Program
-from ..runtime.model.stored import Array
+from ..runtime.model.stored import Array, map_tensors
 from .layerwise import Step, Stream, steps
 from .sums import Sums
 from .target import Progress
@@ -47,20 +47,19 @@ class LoopGPTQ:
     def __init__(
         self,
         program: Program,
-        floats: Mapping[str, Array],
+        floats: Path,
         formats: Mapping[str, StorageFormat],
-        folder: Path,
         sum_bytes: int,
         keeper: Keeper,
     ) -> None:
-        """``floats``: every stored tensor of ``program`` as float32. ``formats``: of the matrices that become codes.
-
-        ``folder``: for sums beyond ``sum_bytes``, two for each matrix.
+        """``floats``: a file with every stored tensor of ``program`` as float32. ``formats``: of the matrices that
+        become codes. Sums beyond ``sum_bytes``, two for each matrix, lie beside it meanwhile.
         """
-        self._program, self._floats, self._formats, self._keeper = program, floats, formats, keeper
+        self._program, self._path, self._formats, self._keeper = program, floats, formats, keeper
         self._inputs, self._drifts = (
-            Sums(folder / f"sums-of-{name}", sum_bytes // 2) for name in ("inputs", "drifts")
+            Sums(floats.with_name(f"sums-of-{name}"), sum_bytes // 2) for name in ("inputs", "drifts")
         )
+        self._floats: Mapping[str, Array] = {}
         self._codes: dict[str, Grouped] = {}
 
     def fit(self, windows: Sequence[I64], progress: Progress) -> dict[str, Grouped]:
@@ -72,10 +71,10 @@ class LoopGPTQ:
         last = {name: number for number, step in enumerate(way) for name in step.matrices}
         sizes = {name: storage.group_size for name, storage in self._formats.items()}
         exact, coded = (Stream(self._program, windows, sizes) for _ in range(2))
-        exact.use(self._floats)
+        self._floats = map_tensors(self._path)
         for name in sorted(self._formats.keys() - last.keys()):  # tables that nothing is multiplied by
             self._codes[name] = known.get(name) or self._keep(name, self._nearest(name))
-        coded.use(self._stored())
+        self._hand_out(exact, coded)
         for number, step in enumerate(way):
             done = number / len(way)
             progress(f"reading the text: {step.stage}, depth {step.depth + 1}", done)
@@ -86,11 +85,17 @@ class LoopGPTQ:
                 if number == last[name]:
                     progress(f"fitting {name}", done)
                     self._codes[name] = known.get(name) or self._keep(name, self._fitted(name))
-            if any(number == last[name] for name in wanted):
-                coded.use(self._stored())
+            if step.matrices:
+                self._hand_out(exact, coded)
             for stream in (exact, coded):
                 stream.run(step)
         return self._codes
+
+    def _hand_out(self, exact: Stream, coded: Stream) -> None:
+        """Give both streams their weights, mapped anew: so what was read of the file does not stay in memory."""
+        self._floats = map_tensors(self._path)
+        exact.use(self._floats)
+        coded.use(self._stored())
 
     def _collect(self, step: Step, exact: Stream, coded: Stream, windows: int) -> None:
         """Add what the matrices of ``step`` are given. Rows that one stream has sent to an expert and the other one
@@ -112,9 +117,7 @@ class LoopGPTQ:
             hessian, drift = self._inputs.take((name, copy)), self._drifts.take((name, copy))
             if hessian is None:  # an expert that was never chosen
                 hessian = torch.eye(matrix.columns)
-            elif drift is not None:
-                part = corrected(part, hessian, drift)
-            found.append(gptq(part, hessian, storage.bits, storage.group_size))
+            found.append(gptq(part, hessian, storage.bits, storage.group_size, drift))
         codes, scales = (
             np.concatenate([getattr(one, side) for one in found]) for side in ("codes", "scales")
         )

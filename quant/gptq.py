@@ -26,31 +26,42 @@ _NUMBERS = 1 << 22
 """Of a matrix, whose rows do not depend on each other, this many are rounded at a time: it bounds the memory."""
 
 
-def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> Grouped:
-    """Return codes and scales of ``weight`` [N, K] float32 for inputs whose sum of x xᵀ is ``hessian`` [K, K]."""
+def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int, drift: Tensor | None = None) -> Grouped:
+    """Return codes and scales of ``weight`` [N, K] float32 for inputs whose sum of x xᵀ is ``hessian`` [K, K].
+
+    With ``drift``, Σ (x − x̂) x̂ᵀ [K, K], of the matrix that makes of the inputs x̂ what ``weight`` makes of x
+    (``correction``); ``hessian`` is then that of x̂.
+    """
     columns = weight.shape[1]
+    share = None if drift is None else correction(hessian, drift)
     hessian = damped(hessian)
     importance = groups_of(hessian.diagonal().float()[None], group_size)[0]
     order = hessian.diagonal().argsort(descending=True, stable=True)
     upper = _passed_on(hessian[order][:, order])
     parts = [
-        _rounded(part, importance, order, upper, bits, group_size)
+        _rounded(
+            part if share is None else torch.addmm(part, part, share),
+            importance,
+            order,
+            upper,
+            bits,
+            group_size,
+        )
         for part in weight.split(max(1, _NUMBERS // columns))
     ]
     codes, scales = (np.concatenate([getattr(part, side) for part in parts]) for side in ("codes", "scales"))
     return Grouped(codes, scales, bits, columns)
 
 
-def corrected(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
-    """Return the matrix [N, K] whose outputs for the inputs x̂ that there are come closest to those of ``weight`` for
-    the inputs x that there should be.
+def correction(hessian: Tensor, drift: Tensor) -> Tensor:
+    """Return C [K, K] float32 with which the outputs of W + W C for the inputs x̂ that there are come closest to those
+    of W for the inputs x that there should be.
 
-    ``hessian`` is Σ x̂ x̂ᵀ, ``drift`` Σ (x − x̂) x̂ᵀ. It is the least-squares W + W Σ (x − x̂) x̂ᵀ (Σ x̂ x̂ᵀ)⁻¹, the target
-    of asymmetric calibration (arXiv 2504.02692).
+    ``hessian`` is Σ x̂ x̂ᵀ, ``drift`` Σ (x − x̂) x̂ᵀ: C is Σ (x − x̂) x̂ᵀ (Σ x̂ x̂ᵀ)⁻¹, by least squares, the target of
+    asymmetric calibration (arXiv 2504.02692).
     """
-    share = torch.cholesky_solve(drift.double().T, torch.linalg.cholesky(damped(hessian))).T
-    moved: Tensor = weight + weight @ share.float()
-    return moved
+    found: Tensor = torch.cholesky_solve(drift.double().T, torch.linalg.cholesky(damped(hessian)))
+    return found.T.float()
 
 
 def damped(hessian: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from edgeloop.quant.gptq import DAMPING, corrected, gptq
+from edgeloop.quant.gptq import DAMPING, correction, gptq
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.scales import searched
 from edgeloop.runtime.model.codec import Grouped, around_zero
@@ -138,14 +138,20 @@ def test_a_corrected_matrix_is_the_least_squares_one() -> None:
     w, meant = weight(5, 24), inputs(24)
     given = meant + inputs(24, seed=3) * 0.2
     hessian = given.T @ given
-    found = corrected(w, hessian, (meant - given).T @ given)
+    drift = (meant - given).T @ given
+    found = w + w @ correction(hessian, drift)
     push = (DAMPING * float(hessian.diagonal().mean())) ** 0.5 * torch.eye(24)
     rows = torch.cat((given, push)).double().numpy()
     wanted = np.linalg.lstsq(rows, (torch.cat((meant, push)) @ w.T).double().numpy(), rcond=None)[0].T
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+    for bits, group in ((8, 32), (4, 0)):
+        codes, plain = gptq(w, hessian, bits, group, drift), gptq(found, hessian, bits, group)
+        assert (codes.codes != plain.codes).mean() < 0.01  # they differ by the order of adding
     assert float((given @ found.T - meant @ w.T).norm()) < float((given @ w.T - meant @ w.T).norm())
 
 
 def test_inputs_as_they_should_be_correct_nothing() -> None:
     w, x = weight(5, 24), inputs(24)
-    assert torch.equal(corrected(w, x.T @ x, torch.zeros(24, 24)), w)
+    assert not correction(x.T @ x, torch.zeros(24, 24)).any()
+    plain, found = gptq(w, x.T @ x, 4, 0), gptq(w, x.T @ x, 4, 0, torch.zeros(24, 24))
+    np.testing.assert_array_equal(found.codes, plain.codes)
