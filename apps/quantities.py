@@ -118,5 +118,5 @@ def unrolled_bytes(manifest: Manifest) -> int:
     a_weight = stored.bits / 8
     a_weight += 0 if is_float else 2 / (stored.group_size or manifest.program.width)
     repeated = (manifest.unrolled_parameters - manifest.parameters) * a_weight
-    merged = facts.delta_parameters(manifest.program) * (4 if stored.bits == 32 else 2)
+    merged = facts.delta_parameters(manifest.program) * (stored.deltas or 16) // 8
     return bundle_bytes(manifest) + round(repeated) - merged

@@ -165,7 +165,8 @@ def quantization(manifest: Manifest) -> str:
     stored = manifest.quantization
     most = "mostly " if stored.others else ""
     groups = f", {most}groups of {stored.group_size}" if stored.group_size else ""
-    return f"{stored.scheme}{groups}, {bits_per_weight(manifest):.2f} bits a parameter"
+    deltas = ", deltas in 8 bits" if stored.deltas == 8 else ""
+    return f"{stored.scheme}{groups}{deltas}, {bits_per_weight(manifest):.2f} bits a parameter"
 
 
 def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:

@@ -15,7 +15,7 @@ from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Storage, T
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.model.checks import problems
 from ..runtime.model.facts import count_parameters
-from ..runtime.model.weights import Weight
+from ..runtime.model.weights import Weight, tensors
 from ..runtime.version import VERSION
 from .artifacts import make_artifacts
 from .bundle.writer import check_free, describe_files, new_folder
@@ -195,4 +195,7 @@ def quantization(recipe: Recipe, weights: Mapping[str, Weight]) -> Quantization:
         for name, storage in recipe.formats(weights).items()
         if storage != recipe.rest
     }
-    return Quantization(recipe.name, recipe.bits, recipe.group_size, others)
+    deltas = any(tensor.kind == "delta" for _, tensor in tensors(weights))
+    return Quantization(
+        recipe.name, recipe.bits, recipe.group_size, others, recipe.deltas.bits if deltas else None
+    )

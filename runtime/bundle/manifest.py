@@ -26,6 +26,8 @@ MOST_BYTES = 64 << 20
 """Of a manifest; a real one has some thousands, and the chat templates."""
 BITS = (4, 8, 16, 32)
 """The bits of a matrix's stored numbers: codes of 4 or 8, float16 or float32."""
+DELTA_BITS = (8, 16, 32)
+"""The same of A and B of deltas."""
 NEVER = 1e30
 """The threshold of a depth after which no token leaves; negative for rules that leave when a score is low."""
 
@@ -50,12 +52,16 @@ class Storage(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the matrices are stored: most by ``bits`` and ``group_size``, as in ``Storage``, ``others`` by name."""
+    """How the matrices are stored: most by ``bits`` and ``group_size``, as in ``Storage``, ``others`` by name.
+
+    ``deltas``: bits of a number of A and B of the depths' deltas, 8: codes with a scale a row; None: there are none.
+    """
 
     scheme: str
     bits: int
     group_size: int
     others: dict[str, Storage] = {}
+    deltas: int | None = None
 
     def storage(self, matrix: str) -> Storage:
         """Return how ``matrix`` is stored."""
@@ -204,6 +210,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     program, stored = manifest.program, manifest.quantization
     yield from problems(program)
     yield from _storage_problems("quantization", stored)
+    if stored.deltas is not None and stored.deltas not in DELTA_BITS:
+        yield f"quantization.deltas is {stored.deltas}, wanted one of {', '.join(map(str, DELTA_BITS))}"
     for name, other in stored.others.items():
         if not isinstance(program.weights.get(name), Matrix):
             yield f"quantization.others has {name[:80]!r}, which is no matrix of the program"

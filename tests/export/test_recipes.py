@@ -13,6 +13,7 @@ from coreml_packages import blob, package_of
 from safetensors.numpy import load_file
 from tiny import looped_layer
 
+from edgeloop.apps.cli import main
 from edgeloop.apps.storage import stored_kinds
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.audit import audit
@@ -150,13 +151,17 @@ def test_an_executorch_program_has_the_same_codes(made: Callable[..., Bundle]) -
 DELTAS = 'deltas = "int8"\n' + RULE.format("*", 4) + GROUP.format(32)
 
 
-def test_deltas_in_8_bits(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_deltas_in_8_bits(
+    tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Their codes, of all depths, are in the lane engine's file; the nearest ones, and audited."""
     (tmp_path / "d.toml").write_text(DELTAS)
     source = tiny("mor-lora")
     export_bundle(source, tmp_path / "b", recipe=tmp_path / "d.toml", targets=["native"])
     export_bundle(source, tmp_path / "floats", quant="none", targets=["native"])
     assert audit(tmp_path / "b").findings == ()
+    assert main(["show", str(tmp_path / "b")]) == 0
+    assert "d, groups of 32, deltas in 8 bits, " in capsys.readouterr().out
     with closing(Session.open(tmp_path / "b")) as session:
         assert np.isfinite(session.logits([1, 2, 3])).all()
     bundles = [Bundle.open(tmp_path / name) for name in ("b", "floats")]

@@ -64,6 +64,7 @@ def test_the_rule_itself_is_right(changed):
         ("quantization/bits", 0, "quantization.bits is 0"),
         ("quantization/bits", 5, "quantization.bits is 5, wanted one of 4, 8, 16, 32"),
         ("quantization/group_size", -32, "quantization.group_size is -32"),
+        ("quantization/deltas", 4, "quantization.deltas is 4, wanted one of 8, 16, 32"),
         ("parameters", 0, "parameters is 0, wanted 1 to"),
         ("unrolled_parameters", -1, "unrolled_parameters is -1"),
         ("files/onnx\\weights", {"bytes": -1, "sha256": "0" * 64}, "].bytes is -1"),
