@@ -172,6 +172,35 @@ def test_a_spoiled_file_is_an_error_or_other_numbers(lane_engine: Path, tmp_path
     assert not [line for line in lines if "\n" in line]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("storage", records.Storage.I4, "a delta of storage 3"),
+        ("rank", 1 << 20, "bytes at [0-9]+ are not within the tensors"),
+        ("a", -64, "bytes at [0-9]+ are not within the tensors"),
+        ("b", 64, "bytes at 64 are not within the tensors"),
+    ],
+)
+def test_a_delta_in_8_bits_that_is_none(
+    lane_engine: Path, tmp_path: Path, field: str, value: int, message: str
+) -> None:
+    """``value`` below 0: from the end of the file."""
+    program, path = PROGRAMS["relaxed"](), tmp_path / NAME
+    write_lanes(path, program, *stored(program, QUANTS[-1]))
+    data = bytearray(path.read_bytes())
+    header = np.frombuffer(bytes(data), records.HEADER, 1)[0]
+    offset, count = (int(x) for x in header["tables"][records.TableNumber.PARTS])
+    parts = np.frombuffer(data, records.PART, count, offset)
+    part = np.flatnonzero(parts["rank"])[0]
+    parts[field][part] = value if value >= 0 else len(data) + value
+    del parts
+    _with_checksum(data, int(header["data_start"]))
+    path.write_bytes(data)
+    with pytest.raises(EdgeloopError, match=message) as caught:
+        NativeBackend(program, path).close()
+    assert "\n" not in str(caught.value)
+
+
 def _with_checksum(data: bytearray, start: int) -> None:
     place = records.HEADER.fields["checksum"][1]  # type: ignore[index]
     data[place : place + 4] = bytes(4)
