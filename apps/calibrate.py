@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime.errors import UsageError
+from .calibration import MORE, RULES, SMALLEST, Calibration, keeps, loosened, open_with, request, said_of
 from .console import Console
 from .intake import read_text
-from .options import at_least, pinned, session_arguments
+from .options import at_least, session_arguments
 from .quantities import thresholds
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from ..export.calibration.search import Goal
     from ..runtime.bundle.manifest import Exit
     from ..runtime.decode.evaluation import Evaluation
-    from ..runtime.session import Session
 
 EXAMPLES = """\
 examples:
@@ -27,13 +25,7 @@ examples:
   edgeloop calibrate bundle --text tales.txt --agree 0.99 --rule probe --rule confidence
   edgeloop calibrate bundle --text tales.txt --perplexity +2% --skipped-kv propagate --report exits.html
 """
-RULES = ("confidence", "margin", "entropy", "kl", "latent", "probe", "gate")
-MORE = ("entropy-diff", "stable")
-"""Rules that are calibrated where they are asked for: their authors have one threshold for all depths and models."""
 TRIES = 4
-CURVE = (0.25, 0.5, 2.0, 4.0)
-"""Multiples of the goal's slack that a report shows beside it."""
-SMALLEST = 400  # tokens: half of them fit the probes, and thresholds need some hundreds
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,10 +65,11 @@ def main(args: argparse.Namespace, console: Console) -> None:
     UsageError for two goals, and for a report that cannot be written. Interrupted or failed, the bundle is as it was.
     """
     from ..export.bundle.writer import edited
-    from ..export.calibration.report import check_report
+    from ..export.calibration.report import check_report, write_report
     from ..export.calibration.search import Goal
     from ..runtime.bundle.folder import Bundle
     from ..runtime.decode.encoding import check_encoder
+    from ..runtime.timing import Stopwatch
 
     if args.agree and args.perplexity:
         raise UsageError("two goals, --agree and --perplexity; give one")
@@ -85,29 +78,37 @@ def main(args: argparse.Namespace, console: Console) -> None:
         check_report(args.report)
     text = read_text(args.text)
     check_encoder(Bundle.open(args.bundle, verify=False).program, args.bundle, False)
-    with edited(args.bundle) as folder:  # measured there too: an interrupted calibration changes nothing
+    watch = Stopwatch()
+    # Measured there too: an interrupted calibration changes nothing.
+    with edited(args.bundle) as folder, console.progress() as progress:
         inside = argparse.Namespace(**{**vars(args), "bundle": folder})
         with open_with(inside, "never") as session:
             rules, ids = request(session, args.rule, text, args.max_tokens)
-            console.note(f"running {len(ids)} tokens at every depth")
+            progress(f"running {len(ids)} tokens at every depth", 0.0)
             work = Calibration(inside, session, rules, ids, goal)
-            skipped_kv = session.policy.skipped_kv
-        chosen, points = {}, []
-        for rule in rules:
-            console.note(f"calibrating {rule}")
-            chosen[rule] = work.fit(rule, goal)
-            points += [(rule, values) for values in (work.frontier(rule, goal) if args.report else ())]
-        console.note("measuring all of them side by side")
-        full, *all_found = work.measure([("never", ()), *chosen.items(), *points])
-        found = dict(zip(rules, all_found, strict=False))
+            skipped_kv, facts = session.policy.skipped_kv, said_of(args, session, len(work.ids))
+        aims = dict.fromkeys(rules, goal)
+        chosen = {rule: work.search(rule, goal) for rule in rules}
+        points = [(rule, v) for rule in rules if args.report for v in work.frontier(rule, goal)]
+        full, *all_found = work.measure([("never", ()), *chosen.items(), *points], progress)
+        found, around = dict(zip(rules, all_found, strict=False)), all_found[len(rules) :]
+        for _ in range(TRIES - 1):
+            # The table says what tokens lose that leave; only running says what their K/V then cost the others.
+            if not (again := [rule for rule in rules if not keeps(found[rule], goal)]):
+                break
+            aims |= {rule: loosened(aims[rule], 0.5) for rule in again}
+            chosen |= {rule: work.search(rule, aims[rule]) for rule in again}
+            _, *more = work.measure([("never", ()), *((rule, chosen[rule]) for rule in again)], progress)
+            found |= dict(zip(again, more, strict=True))
         results = {rule: result(found[rule], chosen[rule], skipped_kv, goal) for rule in rules}
         work.write(results)
     missed = [rule for rule in rules if not keeps(found[rule], goal)]
     if args.report:
         curve = [measured(rule, chosen[rule], found[rule], chosen=True) for rule in rules]
-        around = zip(points, all_found[len(rules) :], strict=True)
-        curve += [measured(rule, values, other) for (rule, values), other in around]
-        work.report(args.report, curve, full, goal, Path(args.bundle).name)
+        curve += [measured(rule, values, one) for (rule, values), one in zip(points, around, strict=True)]
+        title = f"Exit rules of {Path(args.bundle).name}"
+        base = measured("full depth", (), full)
+        write_report(args.report, curve, base, title=title, goal=goal, facts=facts)
     if console.json:
         speed = {rule: found[rule].speed for rule in rules}
         console.result(
@@ -117,6 +118,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
                 "speed": speed,
                 "missed": missed,
                 "exits": results,
+                "measured_with": facts,
+                "seconds": watch.ms / 1000,
             }
         )
         return
@@ -132,7 +135,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     )
     rows = [row(rule, chosen[rule], found[rule]) for rule in rules]
     console.table(columns, [*rows, row("full depth", (), full)])
-    console.note(f"[{full.tokens} tokens; goal {goal}; written into {args.bundle}]")
+    console.note(f"[{full.tokens} tokens; goal {goal}; {watch.ms / 1000:.0f} s; written into {args.bundle}]")
     if missed:
         console.note(f"{', '.join(missed)}: the goal was missed when measured, after {TRIES} tries")
 
@@ -151,126 +154,6 @@ def result(found: Evaluation, values: tuple[float, ...], skipped_kv: str, goal: 
         agreement=found.agreement,
         mean_depth=found.mean_depth,
     )
-
-
-def open_with(args: argparse.Namespace, rule: str) -> Session:
-    """The bundle under one exit rule."""
-    from ..runtime.session import Session
-
-    return Session.open(
-        args.bundle,
-        engine=args.engine,
-        threads=args.threads,
-        cpus=pinned(args),
-        kv_bits=args.kv_bits,
-        context=args.context,
-        verify=False,
-        exit=rule,
-        skipped_kv=args.skipped_kv,
-    )
-
-
-def request(session: Session, asked: list[str] | None, text: str, limit: int) -> tuple[list[str], list[int]]:
-    """The rules and token ids to work on; UsageError when the model has nothing to calibrate."""
-    program = session.program
-    if program.routing is not None:
-        raise UsageError(
-            "this model has a router, which decides by itself; calibrate is for models without one"
-        )
-    if program.depths == 1:
-        raise UsageError("this model has one depth: there is nothing to leave early")
-    if asked and "gate" in asked and not program.exit_gate:
-        raise UsageError("--rule gate: the model has no exit gate")
-    rules = list(dict.fromkeys(asked or (r for r in RULES if r != "gate" or program.exit_gate)))
-    ids = session.tokenizer.encode(text)[:limit]
-    if len(ids) < SMALLEST:
-        raise UsageError(f"the text has {len(ids)} tokens; calibration needs at least {SMALLEST}")
-    return rules, ids
-
-
-class Calibration:
-    """The collected text, and what is fitted to it."""
-
-    def __init__(
-        self, args: argparse.Namespace, session: Session, rules: list[str], ids: list[int], goal: Goal
-    ) -> None:
-        import numpy as np
-
-        from ..export.calibration.collect import collect
-        from ..export.calibration.probe import fit_probes, probe_scores
-        from ..export.calibration.search import DepthOutcomes
-        from ..export.calibration.write import write_probes
-
-        found = collect(session, ids, [rule for rule in rules if rule != "probe"])
-        n = found.table.tokens
-        fits = np.zeros(n, np.bool_)
-        if "probe" in rules:
-            # In turns, so that both see every part of the text; a short text has a turn each.
-            stretch = session.context if n >= 4 * session.context else -(-n // 2)
-            fits = np.arange(n) // stretch % 2 == 0
-        self.args = args
-        self.ids = np.array(ids)[:n][~fits]
-        self.table = DepthOutcomes(found.table.loss[:, ~fits], found.table.agree[:, ~fits])
-        self.scores = {rule: s[:, ~fits] for rule, s in found.scores.items()}
-        if "probe" in rules:
-            target = found.table.agree[:-1] if goal.kind == "agree" else found.kept
-            probes = fit_probes(found.states[:, fits], target[:, fits])
-            write_probes(args.bundle, probes.weight, probes.bias)
-            self.scores["probe"] = probe_scores(found.states[:, ~fits], probes.weight, probes.bias)
-
-    def fit(self, rule: str, goal: Goal) -> tuple[float, ...]:
-        """Thresholds that keep the goal when they are measured; tightened where skipped K/V cost more."""
-        from ..export.calibration.search import search
-        from ..runtime.decode.exits import MEASURES
-
-        aim = goal
-        for _ in range(TRIES):
-            chosen = search(self.table, self.scores[rule], MEASURES[rule].up, aim)
-            if keeps(self.measure([(rule, chosen)])[0], goal):
-                break
-            aim = loosened(aim, 0.5)
-        return chosen
-
-    def frontier(self, rule: str, goal: Goal) -> list[tuple[float, ...]]:
-        """Thresholds for goals around ``goal``."""
-        from ..export.calibration.search import frontier
-        from ..runtime.decode.exits import MEASURES
-
-        goals = [loosened(goal, factor) for factor in CURVE]
-        return list(dict.fromkeys(frontier(self.table, self.scores[rule], MEASURES[rule].up, goals)))
-
-    def measure(self, rules: Sequence[tuple[str, tuple[float, ...]]]) -> list[Evaluation]:
-        """What was not fitted of the text, as generation would run it under each of ``rules``, side by side."""
-        with open_with(self.args, "never") as session:
-            texts = (f"{rule}:{','.join(map(repr, values))}" if values else rule for rule, values in rules)
-            return session.compare(self.ids, [session.choose(text, self.args.skipped_kv) for text in texts])
-
-    def write(self, results: Mapping[str, Exit]) -> None:
-        """Into the bundle."""
-        from ..export.calibration.write import write_exits
-
-        write_exits(self.args.bundle, results)
-
-    def report(self, path: Path, curve: list[Measured], full: Evaluation, goal: Goal, name: str) -> None:
-        """The page."""
-        from ..export.calibration.report import write_report
-
-        base = measured("full depth", (), full)
-        write_report(path, curve, base, title=f"Exit rules of {name}", goal=goal)
-
-
-def keeps(found: Evaluation, goal: Goal) -> bool:
-    """Return whether what was measured keeps the goal."""
-    if goal.kind == "agree":
-        return found.agreement >= goal.value
-    return found.perplexity <= found.full_perplexity * (1 + goal.value)
-
-
-def loosened(goal: Goal, factor: float) -> Goal:
-    """The goal with ``factor`` times its slack."""
-    if goal.kind == "agree":
-        return replace(goal, value=max(0.0, 1 - (1 - goal.value) * factor))
-    return replace(goal, value=goal.value * factor)
 
 
 def measured(rule: str, values: tuple[float, ...], found: Evaluation, *, chosen: bool = False) -> Measured:

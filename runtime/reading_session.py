@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -74,14 +74,19 @@ class ReadingSession(ContextSession):
         """
         return self.compare(ids, [self.policy])[0]
 
-    def compare(self, ids: Sequence[int] | I64, policies: Sequence[Policy]) -> list[Evaluation]:
+    def compare(
+        self,
+        ids: Sequence[int] | I64,
+        policies: Sequence[Policy],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> list[Evaluation]:
         """Return ``evaluate`` under each of ``policies`` (``choose``), in turn window by window: speeds can be
-        compared."""
+        compared. ``progress`` hears the share that is done, again and again."""
         stream = self.prompts.ids(ids)
         if len(stream) < 2:
             raise UsageError("evaluation needs at least 2 tokens: there is nothing to predict")
         decoder = self._start(min(len(stream), self.context))
-        return evaluate(stream, self.context, decoder, policies, self.choose("never"))
+        return evaluate(stream, self.context, decoder, policies, self.choose("never"), progress)
 
     def choose(self, exit: str | None, skipped_kv: str | None = None) -> Policy:  # noqa: A002
         """Return another policy over the same KV slots; UsageError when the model or the engine cannot have it."""

@@ -17,6 +17,8 @@ FOLDER = Path(__file__).parent / "devices"
 SUFFIX = ".toml"
 DERIVED = "derived:"
 """How the source of a figure begins that nobody measured or published: it is computed from others, as it says."""
+UNCHECKED = "unchecked:"
+"""How it begins where the page that it names was not looked at when the profile was made."""
 FIGURES = (
     "cores",
     "memory_gb",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -36,15 +36,21 @@ class Evaluation:
 
 
 def evaluate(
-    stream: I64, context: int, decoder: SequentialDecoder, policies: Sequence[Policy], full: Policy
+    stream: I64,
+    context: int,
+    decoder: SequentialDecoder,
+    policies: Sequence[Policy],
+    full: Policy,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[Evaluation]:
     """Return the evaluation of stream [S], S ≥ 2, in disjoint windows of ``context``, under each of ``policies``.
 
     ``full`` is every depth for every token. The policies take turns, window by window and each time another one
-    first: a machine that is slow for a while is slow for all of them.
+    first: a machine that is slow for a while is slow for all of them. ``progress`` hears the share of the tokens that
+    are done, again and again.
     """
     tallies = [_Tally(decoder, policy) for policy in policies]
-    full_total = 0.0
+    full_total, done, all_tokens = 0.0, 0, len(policies) * (len(stream) - 1)
     for window, start in enumerate(range(0, len(stream) - 1, context)):
         targets = stream[start + 1 : start + 1 + context]
         given = stream[start : start + len(targets)]
@@ -58,6 +64,8 @@ def evaluate(
         first = window % len(tallies)
         for tally in tallies[first:] + tallies[:first]:
             tally.run(given, targets, likeliest)
+            done += len(given)
+            progress(done / all_tokens)
     return [tally.result(full_total, tallies[0].rates) for tally in tallies]
 
 

@@ -23,7 +23,7 @@ def evaluation(perplexity: float, depth: float, rate: float, speed: float) -> Ev
     ("report", "told"),
     [
         ("gone/exits.html", "would be in a folder that is not there; make gone first"),
-        (".", "is a folder; name a file in it, such as exits.html"),
+        (".", "is a folder; name a file in it, such as report.html"),
     ],
 )
 def test_a_report_that_cannot_be_written_is_refused_first(

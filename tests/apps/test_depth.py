@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from edgeloop.apps import calibrate
+from edgeloop.apps.calibration import Calibration
 from edgeloop.export.calibration.collect import collect
+from edgeloop.export.calibration.search import Goal
 from edgeloop.export.calibration.write import write_probes
 from edgeloop.runtime.decode.exits import MEASURES
 from edgeloop.runtime.session import Session
@@ -144,6 +147,62 @@ def test_what_a_depth_keeps_of_the_prediction(bundle: Path) -> None:
     for depth in range(last):
         wanted = np.exp(-(p[last] * np.log(p[last] / p[depth])).sum(-1))[: len(ids) - 1]
         np.testing.assert_allclose(found[depth], wanted, rtol=1e-3)
+
+
+def test_a_report_says_what_it_was_measured_with(
+    bundle: Path, text: Path, tmp_path: Path, command: Command
+) -> None:
+    """Text, engine, policy, machine and date; and a pipe hears once how long it will take."""
+    out = tmp_path / "bundle"
+    shutil.copytree(bundle, out)
+    words = ("calibrate", out, "--text", text, "--agree", "0.6", "--max-tokens", 450, "--rule", "margin")
+    code, table, err = command(
+        *words, "--skipped-kv", "propagate", "--engine", "onnx", "--report", tmp_path / "r.html"
+    )
+    assert code == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<dt>([^<]*)<dd>([^<]*)</div>", page))
+    assert facts["text"] == "text.txt, 449 tokens that nothing was fitted to"
+    assert facts["engine"].startswith("onnx, ")
+    assert facts["policy"] == "skipped K/V propagate, slots per-depth"
+    assert {"goal", "machine", "date"} <= facts.keys()
+    assert re.search(r"measuring 5 policies side by side on 449 tokens, about \d+ s", err)
+    assert f"written into {out}" in err
+    (said,) = re.findall(r"^margin +(.*)$", table, re.MULTILINE)
+    assert said.split()[2] in page
+
+
+def test_progress_of_an_evaluation(bundle: Path) -> None:
+    shares: list[float] = []
+    with Session.open(bundle) as session:
+        rules = [session.choose(rule) for rule in ("never", "depth:1")]
+        session.compare(range(3, 103), rules, shares.append)
+    assert shares == sorted(shares)
+    assert len(shares) >= 2
+    assert shares[-1] == 1
+
+
+def test_a_rule_that_costs_others_more_is_tightened(
+    bundle: Path, text: Path, tmp_path: Path, command_json: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A goal that running misses is asked for anew, with half of its slack; what is written is what was measured."""
+    out, asked = tmp_path / "bundle", list[float]()
+    shutil.copytree(bundle, out)
+    first = Calibration.search
+
+    def counted(self: Calibration, rule: str, goal: Goal) -> tuple[float, ...]:
+        asked.append(goal.value)
+        return first(self, rule, goal)
+
+    verdicts = iter((False, True, True, True, True))
+    monkeypatch.setattr(Calibration, "search", counted)
+    monkeypatch.setattr(calibrate, "keeps", lambda found, goal: next(verdicts))
+    words = ("calibrate", out, "--text", text, "--agree", "0.6", "--max-tokens", 600, "--rule", "margin")
+    found = command_json(*words)
+    assert asked == pytest.approx([0.6, 0.8])
+    assert found["missed"] == []
+    assert found["exits"]["margin"]["goal"] == "agree 0.6"
+    assert found["measured_with"]["text"].startswith("text.txt, ")
 
 
 def test_calibrated_rules_need_no_threshold(command_json: Json, calibrated: Path) -> None:

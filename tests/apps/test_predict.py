@@ -20,7 +20,17 @@ from edgeloop.apps.cli import main
 from edgeloop.apps.compare_native import work_of_a_token
 from edgeloop.apps.predicting import bare_models, measure, sweep
 from edgeloop.apps.predicting.costs import lane_engine, text
-from edgeloop.apps.predicting.device import DERIVED, FIGURES, Device, Rate, device, named, parsed, written
+from edgeloop.apps.predicting.device import (
+    DERIVED,
+    FIGURES,
+    UNCHECKED,
+    Device,
+    Rate,
+    device,
+    named,
+    parsed,
+    written,
+)
 from edgeloop.apps.predicting.prediction import Wanted, predict, shares_of
 from edgeloop.apps.predicting.subject import Subject, file_bytes, of_bundle, of_program
 from edgeloop.export.synth_program import program_of_shape
@@ -181,7 +191,7 @@ def test_the_profiles_are_whole() -> None:
         assert set(one.sources) == set(FIGURES)
         for figure in FIGURES:
             said = one.sources[figure]
-            assert said.startswith((DERIVED, "http")), (name, figure)
+            assert said.startswith((DERIVED, UNCHECKED, "http")), (name, figure)
         for smaller, larger in (("read_gb_s", "cache_gb_s"), ("float_gops", "int8_gops")):
             assert getattr(one, smaller).all <= getattr(one, larger).all
 
