@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 from typing import Any
 
 from ...runtime.engines.backend import F32, I64, Backend, Lanes
+from ...runtime.engines.capabilities import Capabilities
 from ...runtime.engines.kv import KVCache
 
 
@@ -34,6 +35,11 @@ class LoggedBackend:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.calls: list[StageCall] = []
+
+    @property
+    def can(self) -> Capabilities:
+        """The engine's, but whole prompts and tokens, whose stages nobody would see."""
+        return replace(self._backend.can, whole_prompt=False, whole_tokens=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)

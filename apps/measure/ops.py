@@ -34,15 +34,18 @@ WARM_TOKENS = 2
 
 @dataclass(frozen=True)
 class Profiler:
-    """How an engine is opened for a profile, and how its operators are read, in ``module``."""
+    """How an engine is opened for a profile, and how its operators are read, in ``module``; and, where it has to be,
+    how counting begins."""
 
     module: str
     open: str
     read: str
+    begin: str = ""
 
 
 PROFILERS = {
     "onnx": Profiler(".ops_onnx", "open_onnx", "onnx_operators"),
+    "native": Profiler(".ops_native", "open_native", "native_operators", "begin_native"),
     "executorch": Profiler(".ops_executorch", "open_executorch", "executorch_operators"),
 }
 
@@ -71,16 +74,17 @@ def measure_ops(args: argparse.Namespace, console: Console) -> Outcome:
         backend = getattr(module, profiler.open)(bundle, args.threads, folder)
         logged = LoggedBackend(backend)
         runner = Runner(Opened(bundle, backend), setup, args.prompt_tokens + tokens, cast(Backend, logged))
-        runner.decoder.whole_tokens = False
         prompt = runner.text(args.prompt_tokens)
         progress("warming up", 0.2)
         runner.run(prompt, min(WARM_TOKENS, tokens))
-        skipped = len(logged.calls)
+        logged.calls.clear()
+        if profiler.begin:
+            getattr(module, profiler.begin)(backend)
         progress("measuring", 0.4)
         runner.run(prompt, tokens)
-        calls = logged.calls[skipped:]
+        calls = logged.calls
         progress("reading the profiles", 0.8)
-        operators = getattr(module, profiler.read)(backend, calls, skipped, folder)
+        operators = getattr(module, profiler.read)(backend, calls, folder)
     facts = {"bundle": bundle.folder.name, "engine": engine, "tokens": str(tokens)}
     write_trace(args.ops, calls, operators, facts)
     found = Folded.of(calls, operators)

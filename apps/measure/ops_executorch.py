@@ -30,7 +30,7 @@ def open_executorch(bundle: Bundle, threads: int | None, folder: Path) -> Execut
 
 
 def executorch_operators(
-    backend: ExecutorchBackend, calls: Sequence[StageCall], skipped: int, folder: Path
+    backend: ExecutorchBackend, calls: Sequence[StageCall], folder: Path
 ) -> list[Operator]:
     """Return the operators of those of ``calls`` that run one token, which are the last runs of their methods.
 

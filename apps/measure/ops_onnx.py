@@ -29,10 +29,8 @@ def open_onnx(bundle: Bundle, threads: int | None, folder: Path) -> OnnxBackend:
     return OnnxBackend.open(bundle, threads, profiles=folder)
 
 
-def onnx_operators(
-    backend: OnnxBackend, calls: Sequence[StageCall], skipped: int, folder: Path
-) -> list[Operator]:
-    """Return the operators of ``calls``, which came after ``skipped`` others; the profiles end.
+def onnx_operators(backend: OnnxBackend, calls: Sequence[StageCall], folder: Path) -> list[Operator]:
+    """Return the operators of ``calls``, the last that there were; the profiles end.
 
     The runs of a graph are in the order of its calls. EngineError where they are not as many.
     """

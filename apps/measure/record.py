@@ -6,16 +6,18 @@ import hashlib
 import importlib.metadata
 import platform
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from ...runtime.bundle.folder import Bundle
 from ...runtime.bundle.manifest import MANIFEST
 from ..hugepages import huge_pages_on
 from ..machine import memory_bytes, processor, processor_features, usable_threads
 from ..quantities import bundle_bytes
 from .interval import Estimate
+
+if TYPE_CHECKING:
+    from ...runtime.bundle.folder import Bundle
 
 FORMAT = 1
 PACKAGES = ("numpy", "onnxruntime", "executorch", "coremltools", "torch")

@@ -35,7 +35,6 @@ def stage_measures(
     """Milliseconds a token of every stage at full depth behind ``prompt`` tokens, and the turns that say so."""
     logged = LoggedBackend(opened.backend)
     runner = Runner(opened, Setup(setup.bundle, kv=setup.kv), prompt + TOKENS + 1, cast(Backend, logged))
-    runner.decoder.whole_tokens = False
     ids = runner.text(prompt)
 
     def turn() -> dict[str, float]:

@@ -13,8 +13,10 @@ from trace_events import check_trace
 from edgeloop.apps.measure.calls import StageCall
 from edgeloop.apps.measure.folded import Folded
 from edgeloop.apps.measure.operators import Operator, layers_of
+from edgeloop.runtime.engines.table import ENGINES
 
 Command = Callable[..., tuple[int, str, str]]
+NO_ENGINE = ENGINES["native"].unavailable_reason()
 FLAGS = ("-p", 8, "-n", 3)
 
 
@@ -45,6 +47,26 @@ def test_onnx(bundle: Path, tmp_path: Path, command_json: Callable[..., Any]) ->
     }
 
 
+@pytest.mark.skipif(bool(NO_ENGINE), reason=NO_ENGINE)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_native(bundle: Path, tmp_path: Path, command_json: Callable[..., Any], threads: int) -> None:
+    """The engine's own counters: as many attentions as layers that are applied, as many matrices as they have."""
+    trace = tmp_path / "trace.json"
+    words = ("bench", bundle, "--engine", "native", "--threads", threads, "--ops", trace, *FLAGS)
+    found = command_json(*words)
+    counts = {one["kind"]: one["count"] for one in found["operators"]}
+    assert (counts["embed"], counts["attend"]) == (1, 8)
+    assert sum(count for kind, count in counts.items() if kind.startswith("linear to")) >= 4 * 8 + 1
+    assert min(one["ms"] for one in found["operators"] if one["kind"].startswith(("linear", "attend"))) > 0
+    layers = {(one["stage"], one["layer"]) for one in found["layers"]}
+    assert {(f"block, depth {d}", f"layer {n}") for d in (1, 2, 3) for n in (1, 2)} <= layers
+    events = check_trace(json.loads(trace.read_text(encoding="utf-8")))
+    stages = {event["args"]["stage"] for event in events if event["cat"] == "operator"}
+    assert stages == set(found["stages"])
+    if threads == 1:  # nothing runs beside it: nodes are parts of their calls
+        assert min(found["between"].values()) > 0
+
+
 def test_the_tables(bundle: Path, tmp_path: Path, command: Command) -> None:
     code, out, err = command("bench", bundle, "--engine", "onnx", "--ops", tmp_path / "t.json", *FLAGS)
     assert code == 0
@@ -58,7 +80,7 @@ def test_the_tables(bundle: Path, tmp_path: Path, command: Command) -> None:
     [
         (
             ("--engine", "reference"),
-            "engine reference has no profile of its operators; give one of onnx, executorch",
+            "engine reference has no profile of its operators; give one of onnx, native, executorch",
         ),
         (("--engine", "onnx", "-p", 60, "-n", 8), "68 tokens in a context of 64"),
         (("--engine", "onnx", "--chat", 3), "--ops and --chat are different benchmarks"),

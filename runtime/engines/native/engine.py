@@ -25,6 +25,7 @@ from .cache import Model, NativeCache, NativeSession
 from .decoder import NativeDecoder
 from .file import LanesFile
 from .library import Activations, Calls, Info, Kv, LaneArrays, OpenOptions, SessionOptions
+from .node_costs import NodeCost, count_nodes, read_nodes
 from .repacked import repacked
 
 KV_BITS = {32: Kv.F32, 16: Kv.F16, 8: Kv.I8}
@@ -109,6 +110,20 @@ class NativeBackend:
         model, self._model = self._model, None
         if model is not None:
             model.close()
+
+    def count_nodes(self) -> None:
+        """Write down what every node of every stage's call costs from now on, and forget what was written down."""
+        count_nodes(self._address)
+
+    def node_costs(self) -> list[NodeCost]:
+        """Return what was written down since ``count_nodes``, in the order in which it ran; UsageError without."""
+        return read_nodes(self._address)
+
+    @property
+    def _address(self) -> int:
+        if self._model is None:
+            raise UsageError("the engine is closed; open the bundle again")
+        return self._model.pointer
 
     def new_cache(self, sequences: int, capacity: int, slots: int | None = None) -> NativeCache:
         """Empty caches of ``sequences`` × ``capacity`` tokens; UsageError for more ``slots`` than the model has."""

@@ -138,12 +138,25 @@ class Stats(Struct):
     )
 
 
-STRUCTS = {
+class NodeTime(ctypes.Structure):
+    """el_node_time."""
+
+    _fields_ = (
+        ("call", c_uint32),
+        ("role", c_uint32),
+        ("kind", c_uint32),
+        ("outputs", c_uint32),
+        ("nanoseconds", c_uint64),
+    )
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
     "el_open_options": OpenOptions,
     "el_info": Info,
     "el_session_options": SessionOptions,
     "el_lanes": LaneArrays,
     "el_stats": Stats,
+    "el_node_time": NodeTime,
 }
 
 _ERROR = POINTER(c_char)
@@ -194,6 +207,9 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_read_kept": (c_int, (c_void_p, c_uint32, c_uint32, POINTER(c_uint32), c_void_p, _ERROR)),
     "el_write_kept": (c_int, (c_void_p, c_uint32, c_uint32, c_uint32, c_void_p, _ERROR)),
     "el_session_stats": (c_int, (c_void_p, POINTER(Stats), _ERROR)),
+    "el_profile": (c_int, (c_void_p, c_uint32, _ERROR)),
+    "el_profile_read": (c_int, (c_void_p, c_void_p, c_uint64, POINTER(c_uint64), _ERROR)),
+    "el_node_name": (c_char_p, (c_uint32,)),
 }
 """What each function returns and takes."""
 
@@ -243,12 +259,12 @@ class Calls:
     """Calls that fail with a line of text, which becomes an error. Not for two threads at a time."""
 
     def __init__(self) -> None:
-        self._functions = library()
+        self.functions = library()
         self._error = ctypes.create_string_buffer(ERROR_SIZE)
 
     def __call__(self, name: str, *arguments: Any) -> None:
         """Call ``name`` with ``arguments`` and the buffer for what went wrong."""
-        if code := getattr(self._functions, name)(*arguments, self._error):
+        if code := getattr(self.functions, name)(*arguments, self._error):
             raise failure(code, self._error.value.decode(errors="replace"))
 
 

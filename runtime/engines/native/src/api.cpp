@@ -20,6 +20,10 @@ void check_rows(const el_session* session, uint32_t first, uint32_t count) {
     fail(EL_USAGE, "%u rows from %u on, and the capacity is %u", count, first, session->caches.capacity());
 }
 
+// By file::OpKind and InnerKind.
+const char* const NODES[NODE_KINDS] = {"embed", "norm", "linear", "rotate", "attend", "attend_twice", "attend_learned",
+    "act", "add", "mul", "scale", "softcap", "concat", "slice", "shift", "experts", "quantize", "keys", "values", "low"};
+
 }  // namespace
 
 uint32_t el_abi(void) { return EL_ABI; }
@@ -197,3 +201,26 @@ int el_session_stats(const el_session* session, el_stats* stats, char* error) {
         session->model.space.bytes() + session->model.states.bytes() + session->model.hidden.bytes();
   });
 }
+
+int el_profile(el_model* model, uint32_t on, char* error) {
+  return guarded(error, [&] {
+    if (!model) fail(EL_USAGE, "model is NULL");
+    const std::lock_guard turn(model->computing);
+    model->profile = on ? std::make_unique<Profile>() : nullptr;
+  });
+}
+
+int el_profile_read(el_model* model, el_node_time* nodes, uint64_t room, uint64_t* count, char* error) {
+  return guarded(error, [&] {
+    if (!model || !count || (room && !nodes)) fail(EL_USAGE, "model, nodes or count is NULL");
+    const std::lock_guard turn(model->computing);
+    if (!model->profile) fail(EL_USAGE, "nothing was written down; call el_profile first");
+    const std::vector<Profile::Of>& all = model->profile->nodes;
+    const double each = model->profile->nanoseconds_a_tick();
+    *count = all.size();
+    for (size_t i = 0; i < all.size() && i < room; i++)
+      nodes[i] = {all[i].call, all[i].role, all[i].kind, all[i].outputs, uint64_t(double(all[i].ticks) * each)};
+  });
+}
+
+const char* el_node_name(uint32_t kind) { return kind < NODE_KINDS ? NODES[kind] : nullptr; }

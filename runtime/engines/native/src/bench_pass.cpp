@@ -25,9 +25,6 @@ struct Asked {
 };
 constexpr int PASSES = 300, WARM = 5;
 
-const char* const NODES[NODE_KINDS] = {"embed", "norm", "linear", "rotate", "attend", "attend_twice", "attend_learned",
-    "act", "add", "mul", "scale", "softcap", "concat", "slice", "shift", "experts", "quantize", "keys", "values", "low"};
-
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -51,7 +48,7 @@ std::string described(const Program& program, const std::vector<uint32_t>& nodes
   std::string found;
   for (uint32_t i : nodes) {
     const Node& node = program.nodes[i];
-    std::string name = NODES[node.kind];
+    std::string name = el_node_name(node.kind);
     if (node.kind == file::LINEAR) name += "." + std::to_string(program.sizes[node.y]);
     if (counts[name]++ == 0) found += (found.empty() ? "" : " ") + name;
   }

@@ -14,6 +14,34 @@ namespace {
 
 constexpr uint32_t MAX_ROWS = 128;  // of a pass, unless a row sees later ones
 
+// Runs a pass, and writes down what its nodes cost where somebody asks.
+void run_pass(el_model& model, const Compiled& what, Pass& pass, int kind) {
+  if (!model.profile) return pass.run(kind);
+  const size_t threads = size_t(model.team->threads());
+  Spent spent;
+  spent.steps.assign(threads, std::vector<Spent::Of>(what.plan.steps.size()));
+  spent.nodes.assign(threads, std::vector<uint64_t>(what.program.nodes.size()));
+  struct Asked {
+    Workspace& space;
+    ~Asked() { space.spent = nullptr; }
+  } asked{model.space};
+  model.space.spent = &spent;
+  pass.run(kind);
+  for (size_t s = 0; s < what.plan.steps.size(); s++) {  // attention and experts are not taken node by node
+    const Step& step = what.plan.steps[s];
+    if (step.kind != Step::ATTEND && step.kind != Step::EXPERTS) continue;
+    for (size_t t = 0; t < threads; t++)
+      for (uint32_t i : step.nodes) spent.nodes[t][i] += spent.steps[t][s].work / step.nodes.size();
+  }
+  for (size_t i = 0; i < what.program.nodes.size(); i++) {
+    const Node& node = what.program.nodes[i];
+    uint64_t most = 0;
+    for (const auto& thread : spent.nodes) most = std::max(most, thread[i]);
+    const uint32_t outputs = node.y == NONE ? 0 : what.program.sizes[node.y];
+    model.profile->nodes.push_back({model.profile->calls, uint32_t(what.program.role), node.kind, outputs, most});
+  }
+}
+
 // One stage on some lanes: cut into passes, what comes in is put where the program reads it, what it gives is taken.
 class StageCall {
  public:
@@ -25,6 +53,7 @@ class StageCall {
     if (program_.per_depth)  // rows of one depth are multiplied together
       std::stable_sort(lanes.begin(), lanes.end(), [](const Asked& a, const Asked& b) { return a.depth < b.depth; });
     for (const Asked& lane : lanes) check_kept(lane);
+    if (session_.model.profile) session_.model.profile->calls++;
     for (const Asked& lane : lanes) {
       if (program_.whole_lanes && rows_.count && rows_.count + lane.tokens > MAX_ROWS) flush();
       for (uint32_t done = 0; done < lane.tokens;) {
@@ -89,7 +118,7 @@ class StageCall {
         std::memcpy(value.row(m), io_.in + source(places_[m]) * io_.in_width + column,
             program_.sizes[i] * sizeof(float));
     }
-    pass.run(kind_of(program_.role, rows_.count));
+    run_pass(model, what_, pass, kind_of(program_.role, rows_.count));
     column = 0;
     for (uint32_t value : program_.outputs) {
       const Value given = pass.result(value);

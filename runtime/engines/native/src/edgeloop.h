@@ -201,6 +201,22 @@ typedef struct el_stats {
 
 EL_API int el_session_stats(const el_session* session, el_stats* stats, char* error);
 
+// A node: one of the small steps that a stage is made of.
+typedef struct el_node_time {
+  uint32_t call;     // of a stage since el_profile, from 1; that of the head behind an epilogue is one of its own
+  uint32_t role;     // what was called: 0 prologue, 1 block, 2 fill, 3 epilogue, 4 head
+  uint32_t kind;     // see el_node_name
+  uint32_t outputs;  // numbers that it gives for each row; 0 of what goes into a cache
+  uint64_t nanoseconds;  // of the thread that it took longest
+} el_node_time;
+
+// From now on (`on`), or no more, every call of a stage of `model` writes down what its nodes cost, which makes small ones
+// take longer. What was written down before is forgotten.
+EL_API int el_profile(el_model* model, uint32_t on, char* error);
+// Writes the first `room` nodes that were written down, in the order in which they were run; `count` is how many there are.
+EL_API int el_profile_read(el_model* model, el_node_time* nodes, uint64_t room, uint64_t* count, char* error);
+EL_API const char* el_node_name(uint32_t kind);  // NULL where there is no such kind
+
 #ifdef __cplusplus
 }
 #endif

@@ -27,6 +27,7 @@ struct el_model {
   std::unique_ptr<edgeloop::Team> team;
   edgeloop::Turns turns;
   edgeloop::Workspace space;
+  std::unique_ptr<edgeloop::Profile> profile;  // for who asks what nodes cost
   edgeloop::Buffer states, hidden;  // between the stages of a prompt; between epilogue and head
   // What was learnt of drafts, by el_rule and how often the loop runs: answers and sessions go on from it.
   std::map<std::pair<uint32_t, uint32_t>, edgeloop::decode::Drafts> drafts;

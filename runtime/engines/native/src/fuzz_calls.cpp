@@ -186,6 +186,7 @@ void call(el_model& model, Lot& lot) {
   el_session* session = nullptr;
   char error[EL_ERROR_SIZE];
   if (el_session_new(&model, &options, &session, error) != EL_OK) return;
+  el_profile(&model, 1, error);
   std::vector<float> state(2 * TOKENS * size_t(model.model->width())),
       logits(3 * size_t(model.head.program.output_width()));
   for (int round = 0; round < 12; round++) {
@@ -217,6 +218,10 @@ void call(el_model& model, Lot& lot) {
       default: decode_one(session, model, lot);
     }
   }
+  std::vector<el_node_time> nodes(3);
+  uint64_t count = 0;
+  el_profile_read(&model, nodes.data(), nodes.size(), &count, error);
+  el_profile(&model, 0, error);
   el_session_free(session);
 }
 
