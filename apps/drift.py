@@ -99,7 +99,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-bits",
         type=int,
         default=32,
-        choices=(32, 16, 8),
+        choices=(32, 16, 8, 4),
         help="bits of their K/V numbers; the twin's have 32",
     )
 

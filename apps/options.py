@@ -89,8 +89,8 @@ def session_arguments(parser: argparse.ArgumentParser, needed: bool = True) -> N
         "--kv-bits",
         type=int,
         default=32,
-        choices=(32, 16, 8),
-        help="bits of a K/V number (default: 32; engine native: 16 or 8 take half or a quarter of the memory)",
+        choices=(32, 16, 8, 4),
+        help="bits of a K/V number (default: 32; engine native: 16, 8 and 4 take 1/2, 1/4 and 1/6 of the memory)",
     )
     group.add_argument(
         "--threads", type=at_least(1), metavar="N", help="threads (default: the engine's choice)"

@@ -91,7 +91,7 @@ class Session(ReadingSession):
         - ``kv``: ``per-depth``, ``shared`` or ``last``: which depths have K/V of their own (``kv_layout.py``).
         - ``decode``: ``sequential``, or ``pipelined`` with drafts, which gives the same tokens but for rounding; None:
           pipelined where the engine drafts by itself, which it does where that pays.
-        - ``kv_bits``: of a number of K/V: 32, or on engine native 16 or 8.
+        - ``kv_bits``: of a number of K/V: 32, or on engine native 16, 8 or 4.
         - ``cpus``: numbers of processors that threads of engine native are pinned to, in turn; the first is for the
           thread that calls, which stays where it is.
 

@@ -17,18 +17,20 @@ from ..bundle.folder import Bundle
 from ..decode.policy import Policy
 from ..decode.sequence import SequenceState
 from ..decode.skipped_kv import Waiting
-from ..engines.kv import KVCache
+from ..engines.kv import KVCache, int4_sizes
 from ..errors import ContextError, UsageError
-from ..model.program import Program
+from ..model.program import CacheShape, Program
 from ..version import VERSION
 from .arrays_file import ArraysReader, ArraysWriter, Shape, reading, writing
 from .saved_header import Contents, Header, LastRows, Owner, SavedSampling, identity, problems
 
 FORMAT = 1
-_SIDES = {bytes_: {"key": kind, "value": kind} for bytes_, kind in ((4, "F32"), (2, "F16"), (1, "I8"))}
-_SIDES[1] |= {"key_scales": "F32", "value_scales": "F32"}
-"""The arrays of a layer's rows and their types, by the bytes that the engine has for a number."""
-_BITS = {"I8": 8, "F16": 16, "F32": 32}
+_KINDS = {32: "F32", 16: "F16", 8: "I8", 4: "U8"}
+_SIDES = {bits: {"key": kind, "value": kind} for bits, kind in _KINDS.items()}
+_SIDES[8] |= {"key_scales": "F32", "value_scales": "F32"}
+_SIDES[4] |= {"key_scales": "F16", "value_scales": "F16"}
+"""The arrays of a layer's rows and their types, by the bits that the engine has for a number."""
+_BITS = {kind: bits for bits, kind in _KINDS.items()}
 
 
 def write(path: Path, bundle: Bundle, policy: Policy, contents: Contents, cache: KVCache) -> None:
@@ -156,7 +158,7 @@ class SavedSession:
         )
         last = [(entry, [reader.take() for _ in entry.sizes]) for entry in header.last]
         for stage, slot, _ in cache.held(0, header.cached, header.filled):
-            sides = _SIDES[cache.number_bytes]
+            sides = _SIDES[cache.number_bits]
             layers = [tuple(reader.take() for _ in sides) for _ in program.caches(stage)]
             cache.write_rows(stage, slot, 0, layers)
             cache.write_last(stage, slot, 0, [])
@@ -189,9 +191,19 @@ def _shapes(header: Header, program: Program, cache: KVCache) -> Iterator[tuple[
     for stage, slot, tokens in cache.held(0, header.cached, header.filled):
         for layer, shape in enumerate(program.caches(stage)):
             rows = shape.kv_heads, cache.rows_in(tokens)
-            for side, kind in _SIDES[cache.number_bytes].items():
-                one = () if side.endswith("scales") else (shape.head_dim,)
-                yield f"{stage}.{slot}.{layer}.{side}", (kind, (*rows, *one))
+            for side, kind in _SIDES[cache.number_bits].items():
+                yield (
+                    f"{stage}.{slot}.{layer}.{side}",
+                    (kind, (*rows, *_of_row(cache.number_bits, side, shape))),
+                )
+
+
+def _of_row(bits: int, side: str, shape: CacheShape) -> Shape:
+    """Return the sizes of a side of one row and head."""
+    codes, scales = int4_sizes(shape.head_dim)
+    if side.endswith("scales"):
+        return (scales,) if bits == 4 else ()
+    return (codes,) if bits == 4 else (shape.head_dim,)
 
 
 def _strange(
@@ -200,7 +212,7 @@ def _strange(
     """Return what is strange about the arrays ``found`` where others are ``wanted``, and what can be done."""
     name = next((name for name, array in wanted.items() if found.get(name) != array), "more arrays")
     (kind, shape), (own, own_shape) = found.get(name, ("", ())), wanted.get(name, ("", ()))
-    if shape == own_shape and kind in _BITS and own in _BITS:
+    if len(shape) == len(own_shape) and kind != own and kind in _BITS and own in _BITS:
         return (
             f"K/V in {_BITS[kind]} bits, this engine keeps them in {_BITS[own]}",
             "open it with --kv-bits and an engine as it was saved with",

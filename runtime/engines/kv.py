@@ -30,7 +30,8 @@ from ..model.program import STAGES, Program
 
 F32 = npt.NDArray[np.float32]
 LayerRows = tuple[npt.NDArray[Any], ...]
-"""Of a layer: K and V [K heads, rows, head_dim]; where they are int8 codes, their scales [K heads, rows], too."""
+"""Of a layer: K and V [K heads, rows, head_dim]; where they are int8 codes, their scales [K heads, rows], too. In 4
+bits [K heads, rows, bytes] and [K heads, rows, scales] (``int4_sizes``)."""
 SLACK = 128
 """Rows beside the window: old tokens are moved out once in this many steps, not in each."""
 TAKEN_BACK = 64
@@ -198,7 +199,7 @@ class KVCache:
     def used_bytes(self, cached: int, filled: Sequence[int]) -> int:
         """Bytes of K/V that a sequence of ``cached`` tokens holds, ``filled`` [depth] of them at each depth."""
         return sum(
-            self.number_bytes * self.row_sizes[stage] * self.rows_in(tokens)
+            self.number_bits // 8 * self.row_sizes[stage] * self.rows_in(tokens)
             for stage, _, tokens in self.held(0, cached, filled)
         )
 
@@ -220,9 +221,9 @@ class KVCache:
         taken as slots fill up."""
 
     @property
-    def number_bytes(self) -> int:
-        """Of a number of K/V; 1: of codes with scales."""
-        return 4
+    def number_bits(self) -> int:
+        """Of a number of K/V; 8 and 4: of codes with scales."""
+        return 32
 
     @property
     def nbytes(self) -> int:
@@ -261,6 +262,12 @@ class GrowingPairs(list[tuple[F32, F32]]):
             return whole.reshape(slots, -1)[:, : heads * c * width].reshape(slots, heads, c, width)
 
         self[:] = [(view(key), view(value)) for key, value in self._whole]
+
+
+def int4_sizes(head_dim: int) -> tuple[int, int]:
+    """Return bytes of codes, filled up to 32 of them, and scales, one for 16, of a head's k of a token in 4 bits."""
+    dims = -(-head_dim // 32) * 32
+    return dims // 2, dims // 16
 
 
 def row_sizes(program: Program) -> dict[str, int]:

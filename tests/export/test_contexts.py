@@ -243,7 +243,7 @@ def test_how_far_grown_contexts_are_from_rebuilt_ones(
 def test_the_lane_engine_has_the_same_bits(
     exported: Callable[..., Path], lane_engine: Path, quant: str
 ) -> None:
-    for options in ({}, {"kv_bits": 16}, {"kv_bits": 8}, {"threads": 1}):
+    for options in ({}, {"kv_bits": 16}, {"kv_bits": 8}, {"kv_bits": 4}, {"threads": 1}):
         assert grown_and_rebuilt(exported("mor-norms", quant), engine="native", **options) == 0
 
 
@@ -277,7 +277,7 @@ def test_numbers_of_other_sizes_are_refused(
     exported: Callable[..., Path], lane_engine: Path, tmp_path: Path
 ) -> None:
     path, file = exported("mor-norms", "none"), tmp_path / "a.session"
-    for bits, others in ((16, 32), (8, 16), (32, 8)):
+    for bits, others in ((16, 32), (8, 16), (32, 8), (4, 8), (32, 4)):
         with Session.open(path, engine="native", kv_bits=bits) as session:
             session.append([3, 4, 5])
             tokens(session, 3)
@@ -287,7 +287,7 @@ def test_numbers_of_other_sizes_are_refused(
             Session.load(path, file, engine="native", kv_bits=others)
 
 
-@pytest.mark.parametrize("kv_bits", [32, 16, 8])
+@pytest.mark.parametrize("kv_bits", [32, 16, 8, 4])
 def test_what_was_saved_and_what_was_forked_have_the_same_bits(
     exported: Callable[..., Path], lane_engine: Path, tmp_path: Path, kv_bits: int
 ) -> None:

@@ -99,9 +99,9 @@ class StatesCache(KVCache):
             self.runner.write_state(self.states_of(sequence), name, value)
 
     @property
-    def number_bytes(self) -> int:
+    def number_bits(self) -> int:
         """Of float16."""
-        return 2
+        return 16
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,6 @@ CAPABILITIES = Capabilities(
     free_rows=True,
     host_rows=True,
     row_exact=True,
-    kv_bits=(32, 16, 8),
+    kv_bits=(32, 16, 8, 4),
     pinned=True,
 )

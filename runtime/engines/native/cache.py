@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ...errors import UsageError
 from ...model.program import STAGES, CacheShape, Program
 from ...model.sizes import kept_sizes
-from ..kv import F32, KVCache, LayerRows, row_sizes
+from ..kv import F32, KVCache, LayerRows, int4_sizes, row_sizes
 from .alone import Alone
 from .library import Calls, Kv, SessionOptions, Stage, Stats, library
 
-_TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16, Kv.I8: np.int8}
+_TYPES: dict[Kv, npt.DTypeLike] = {Kv.F32: np.float32, Kv.F16: np.float16, Kv.I8: np.int8, Kv.I4: np.uint8}
 BLOCK = 16
 """Tokens of a block of K/V (src/cache.h)."""
 _BEHIND_WINDOW = 128 + 128 + 2 * BLOCK
@@ -86,9 +86,12 @@ class NativeSession:
         """Room for ``count`` rows of a slot of ``stage``: [count], with fields as el_row_bytes describes them."""
         fields: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = []
         for i, shape in enumerate(self.shapes(stage)):
-            fields += [(f"{i} {side}", _TYPES[self.kv], (shape.kv_heads, shape.head_dim)) for side in "kv"]
+            numbers, scales = int4_sizes(shape.head_dim) if self.kv == Kv.I4 else (shape.head_dim, 0)
+            fields += [(f"{i} {side}", _TYPES[self.kv], (shape.kv_heads, numbers)) for side in "kv"]
             if self.kv == Kv.I8:
                 fields += [(f"{i} scales of {side}", np.float32, (shape.kv_heads,)) for side in "kv"]
+            if self.kv == Kv.I4:
+                fields += [(f"{i} scales of {side}", np.float16, (shape.kv_heads, scales)) for side in "kv"]
         return np.zeros(count, np.dtype(fields))
 
 
@@ -147,7 +150,7 @@ class NativeCache(KVCache):
         sides = [rows[name].swapaxes(0, 1) for name in rows.dtype.names or ()]
         if session.kv == Kv.F16:
             sides = [side.astype(np.float32) for side in sides]
-        each = 4 if session.kv == Kv.I8 else 2
+        each = 4 if session.kv in (Kv.I8, Kv.I4) else 2
         return [tuple(sides[at : at + each]) for at in range(0, len(sides), each)]
 
     def write_rows(self, stage: str, slot: int, first: int, rows: Sequence[LayerRows]) -> None:
@@ -225,9 +228,10 @@ class NativeCache(KVCache):
             self.sessions[stage]("el_trim", Stage[stage.upper()], slot, tokens)
 
     @property
-    def number_bytes(self) -> int:
-        """Of a number of K/V; 1: of codes with scales."""
-        return np.dtype(_TYPES[self.sessions["block"].kv]).itemsize
+    def number_bits(self) -> int:
+        """Of a number of K/V; 8 and 4: of codes with scales."""
+        kv = self.sessions["block"].kv
+        return 4 if kv == Kv.I4 else 8 * np.dtype(_TYPES[kv]).itemsize
 
     @property
     def nbytes(self) -> int:
@@ -241,5 +245,8 @@ class NativeCache(KVCache):
 
 
 def _head_bytes(kv: Kv, head_dim: int) -> int:
-    """Bytes of k, or of v, of a token and a head in a block; codes are filled up to 16, and have a scale."""
+    """Bytes of k, or of v, of a token and a head in a block; codes are filled up, and have scales."""
+    if kv == Kv.I4:
+        codes, scales = int4_sizes(head_dim)
+        return codes + 2 * scales
     return -(-head_dim // 16) * 16 + 4 if kv == Kv.I8 else head_dim * np.dtype(_TYPES[kv]).itemsize

@@ -28,7 +28,7 @@ from .library import Activations, Calls, Info, Kv, LaneArrays, OpenOptions, Sess
 from .node_costs import NodeCost, count_nodes, read_nodes
 from .repacked import repacked
 
-KV_BITS = {32: Kv.F32, 16: Kv.F16, 8: Kv.I8}
+KV_BITS = {32: Kv.F32, 16: Kv.F16, 8: Kv.I8, 4: Kv.I4}
 
 
 class NativeBackend:

@@ -44,6 +44,7 @@ class Kv(IntEnum):
     F32 = 0
     F16 = 1
     I8 = 2
+    I4 = 3
 
 
 class Activations(IntEnum):

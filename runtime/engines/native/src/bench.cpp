@@ -178,7 +178,7 @@ int main(int count, char** names) {
     }
     if (wanted("vectors", sections)) vectors(*kernels);
     if (wanted("attention", sections)) {
-      for (CacheKind kind : {CacheKind::float32, CacheKind::float16, CacheKind::int8}) attention(*kernels, kind);
+      for (CacheKind kind : {CacheKind::float32, CacheKind::float16, CacheKind::int8, CacheKind::int4}) attention(*kernels, kind);
     }
   }
   return 0;

@@ -198,7 +198,7 @@ int main(int count, char** arguments) {
   for (int i = 2; i < count; i++) {
     const std::string given = arguments[i];
     if (given.rfind("behind=", 0) == 0) asked.behind = uint32_t(atoi(arguments[i] + 7));
-    else if (given.rfind("kv=", 0) == 0) asked.kv = given == "kv=8" ? EL_KV_I8 : given == "kv=16" ? EL_KV_F16 : EL_KV_F32;
+    else if (given.rfind("kv=", 0) == 0) asked.kv = given == "kv=4" ? EL_KV_I4 : given == "kv=8" ? EL_KV_I8 : given == "kv=16" ? EL_KV_F16 : EL_KV_F32;
     else rows.push_back(uint32_t(atoi(arguments[i])));
   }
   if (rows.empty()) rows = {1, 2, 3, 4, 8, 128};

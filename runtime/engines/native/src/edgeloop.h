@@ -54,8 +54,8 @@ typedef enum el_code {
 
 typedef enum el_stage { EL_PROLOGUE = 0, EL_BLOCK = 1, EL_EPILOGUE = 2 } el_stage;
 // Of a number of K and V. In int8 a head's k, or v, of a token has a scale of its own, and q and the shares of tokens
-// become whole numbers, too.
-typedef enum el_kv { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_I8 = 2 } el_kv;
+// become whole numbers, too. In int4 each 16 numbers of it have one, and q and the shares stay floats.
+typedef enum el_kv { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_I8 = 2, EL_KV_I4 = 3 } el_kv;
 typedef enum el_activations {
   EL_ACTIVATIONS_INT8 = 0,   // inputs of quantized matrices become whole numbers of 1/127 of the largest of their group
   EL_ACTIVATIONS_FLOAT = 1,  // they stay floats
@@ -172,7 +172,8 @@ EL_API int el_trim(el_session* session, uint32_t stage, uint32_t slot, uint32_t 
 EL_API int el_copy(el_session* session, uint32_t stage, uint32_t slot, uint32_t to, const el_session* source,
                    uint32_t source_slot, uint32_t first, uint32_t count, char* error);
 // Bytes of a row of one slot: for each cache of the stage k [kv_heads][head_dim], then v, in el_kv; of int8 then their
-// scales, float32 [kv_heads] of k, then of v.
+// scales, float32 [kv_heads] of k, then of v. In int4 k and v are [kv_heads][d / 2] bytes, as they lie in a block, with d
+// the head_dim filled up to a multiple of 32, and scales float16 [kv_heads][d / 16].
 EL_API size_t el_row_bytes(const el_session* session, uint32_t stage);
 // Rows as such bytes, [count][el_row_bytes]; rows that have left a cache's window are zeros. To write them makes room.
 EL_API int el_read_rows(const el_session* session, uint32_t stage, uint32_t slot, uint32_t first, uint32_t count,

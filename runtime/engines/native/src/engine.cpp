@@ -74,7 +74,7 @@ uint32_t slots_of(const el_model& model, const el_session_options& options) {
     fail(EL_USAGE, "%u sequences, wanted 1 to %u", options.sequences, MOST_SLOTS / slots);
   if (options.capacity < 1 || options.capacity > h.context_length)
     fail(EL_USAGE, "a capacity of %u tokens, wanted 1 to %u", options.capacity, h.context_length);
-  if (options.kv > EL_KV_I8) fail(EL_USAGE, "there is no el_kv %u", options.kv);
+  if (options.kv > EL_KV_I4) fail(EL_USAGE, "there is no el_kv %u", options.kv);
   return slots;
 }
 

@@ -8,7 +8,7 @@ namespace edgeloop::test {
 
 namespace {
 
-constexpr CacheKind KINDS[] = {CacheKind::float32, CacheKind::float16, CacheKind::int8};
+constexpr CacheKind KINDS[] = {CacheKind::float32, CacheKind::float16, CacheKind::int8, CacheKind::int4};
 
 // Blocks of 16 tokens for `kv_heads` heads, each block somewhere else; unwritten tokens hold NaN, which must not matter.
 struct TestCache {
@@ -34,7 +34,18 @@ struct TestCache {
   double as_kept(const std::vector<float>& all, int t, int h, int d) const {
     const float* x = &all[size_t((t * kv_heads + h) * head_dim)];
     if (kind == CacheKind::int8) return double(code(x, d)) * double(scale(x));
+    if (kind == CacheKind::int4) return double(nibble(x, d)) * double(step(x, d));
     return kind == CacheKind::float32 ? x[d] : float_from_half(half_from_float(x[d]));
+  }
+  // What becomes of number d in int4: 16 of them have a step, which is a float16.
+  float step(const float* x, int d) const {
+    float most = 0;
+    for (int i = d / 16 * 16; i < std::min(d / 16 * 16 + 16, head_dim); i++) most = std::max(most, std::fabs(x[i]));
+    return float_from_half(half_from_float(most / 7.f));
+  }
+  int nibble(const float* x, int d) const {
+    const float one = step(x, d);
+    return one > 0 ? int(std::nearbyint(std::min(7.f, std::max(-7.f, x[d] * (1.f / one))))) : 0;
   }
   // What becomes of head_dim numbers in int8.
   float peak(const float* x) const {
@@ -175,6 +186,48 @@ std::vector<float> defined_in_codes(const TestCache& cache, const Call& call, in
   return y;
 }
 
+// The same of int4: codes, summed for 16 dims at a time, and shares with the scales of 16 numbers of a token.
+std::vector<float> defined_in_nibbles(const TestCache& cache, const Call& call, int kv_head) {
+  const Kernels& portable = *kernels_named("portable");
+  const int dims = cache.head_dim;
+  const auto row = [&](const std::vector<float>& all, int t) { return &all[size_t((t * cache.kv_heads + kv_head) * dims)]; };
+  std::vector<float> y;
+  for (int m = 0; m < call.rows; m++)
+    for (int h = 0; h < call.heads; h++) {
+      const float* q = &call.q[size_t((m * call.heads + h) * dims)];
+      const int first = call.first[size_t(m)], last = call.last[size_t(m)];
+      std::vector<float> p;
+      for (int t = first; t < last; t++) {
+        const float* k = row(cache.k, t);
+        float s = 0;
+        for (int d = 0; d < dims; d += 16) {
+          float part = 0;
+          for (int i = d; i < std::min(d + 16, dims); i++) part = part + q[i] * float(cache.nibble(k, i));
+          s = s + part * cache.step(k, d);
+        }
+        p.push_back(s * call.scale);
+      }
+      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
+      const float top = *std::max_element(p.begin(), p.end());
+      for (float& s : p) s = s - top;
+      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
+      float lanes[16] = {};
+      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
+      for (int n = 8; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+      const float share = 1.f / lanes[0];
+      for (int d = 0; d < dims; d++) {
+        float s = 0;
+        for (int t = first; t < last; t++) {
+          const float* v = row(cache.v, t);
+          s = s + (p[size_t(t - first)] * cache.step(v, d)) * float(cache.nibble(v, d));
+        }
+        y.push_back(s * share);
+      }
+    }
+  return y;
+}
+
 void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bool windowed, float cap) {
   const int kv_heads = 1 + random.below(3), kv_head = random.below(kv_heads);
   const TestCache cache(random, kind, tokens, kv_heads, head_dim, 3);
@@ -191,7 +244,9 @@ void one(Random& random, int head_dim, int heads, int tokens, CacheKind kind, bo
   const double error = worst_error(cache, call, kv_head, wanted);
   const bool codes = kind == CacheKind::int8;
   expect(error < (codes ? 0.08 : 3e-6), what + " is off by " + std::to_string(error * 1e6) + "e-6");
-  const std::vector<float> bits = codes ? defined_in_codes(cache, call, kv_head) : defined(cache, call, kv_head);
+  const std::vector<float> bits = codes                               ? defined_in_codes(cache, call, kv_head)
+                                  : kind == CacheKind::int4 ? defined_in_nibbles(cache, call, kv_head)
+                                                              : defined(cache, call, kv_head);
   expect(same(wanted, bits), what + " has other bits than its definition");
   for (const Kernels* kernels : tables()) {
     const std::string named = std::string(kernels->name) + " " + what;

@@ -111,6 +111,6 @@ int main(int count, char** arguments) {
   std::vector<int64_t> ids;
   for (int i = 4; i < count; i++) ids.push_back(atoll(arguments[i]));
   for (char* name = strtok(arguments[1], ","); name; name = strtok(nullptr, ","))
-    for (uint32_t kv : {EL_KV_F32, EL_KV_F16, EL_KV_I8}) run(arguments[3], name, kv, uint32_t(atoi(arguments[2])), ids);
+    for (uint32_t kv : {EL_KV_F32, EL_KV_F16, EL_KV_I8, EL_KV_I4}) run(arguments[3], name, kv, uint32_t(atoi(arguments[2])), ids);
   return 0;
 }

@@ -1,4 +1,5 @@
 // Every kernel of every table against the portable one, bit by bit, for every sort of numbers and lengths around 16.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -129,6 +130,43 @@ void codes_of_tokens(const Kernels& kernels, int n, Sort sort, Random& random) {
   expect(holds, std::string(kernels.name) + " int8 keys and values of " + std::to_string(n) + ", sort " + std::to_string(int(sort)));
 }
 
+// K and V of a token in int4: where a block has the codes and the scales, from every table; other tokens are left alone.
+void nibbles_of_tokens(const Kernels& kernels, int n, Sort sort, Random& random) {
+  const std::vector<float> x = numbers(random, n, sort);
+  const size_t part = cache_part(CacheKind::int4, n), dims = size_t(round_up(n, 32)), token = size_t(random.below(16));
+  std::vector<uint8_t> keys(part, 0x99), values(part, 0x99), key_codes(dims, 8), value_codes(dims, 8);
+  kernels.store_key[3](x.data(), n, int32_t(token), keys.data());
+  kernels.store_value[3](x.data(), n, int32_t(token), values.data());
+  bool holds = true;
+  for (size_t d = 0; d < dims; d += 16) {
+    float most = 0;
+    bool odd = false;
+    for (size_t i = d; i < std::min(d + 16, size_t(n)); i++) {
+      odd |= !std::isfinite(x[i]);
+      most = std::max(most, std::fabs(x[i]));
+    }
+    uint16_t half = odd ? 0x7e00 : half_from_float(most / 7.f);
+    if (half >= 0x7c00) half = 0x7e00, odd = true;
+    const float step = float_from_half(half);
+    for (size_t i = d; i < std::min(d + 16, size_t(n)); i++)
+      if (!odd && step > 0) key_codes[i] = uint8_t(8 + int(std::nearbyint(std::min(7.f, std::max(-7.f, x[i] * (1.f / step))))));
+    for (const auto& side : {keys, values})
+      for (size_t t = 0; t < 16; t++) {
+        uint16_t found;
+        memcpy(&found, &side[dims * 8 + (d + t) * 2], 2);
+        holds &= found == (t == token ? half : 0x9999);
+      }
+  }
+  value_codes = key_codes;
+  for (size_t t = 0; t < 16; t++)
+    for (size_t d = 0; d < dims; d++) {
+      const uint8_t key = keys[(d / 8 * 16 + t) * 4 + d % 8 / 2], value = values[(d / 32 * 16 + t) * 16 + d % 16];
+      holds &= (d % 2 ? key >> 4 : key & 15) == (t == token ? key_codes[d] : 9);
+      holds &= (d % 32 / 16 ? value >> 4 : value & 15) == (t == token ? value_codes[d] : 9);
+    }
+  expect(holds, std::string(kernels.name) + " int4 keys and values of " + std::to_string(n) + ", sort " + std::to_string(int(sort)));
+}
+
 // All halves, of which some are NaN that signal.
 void every_half(const Kernels& kernels) {
   std::vector<uint16_t> halves(0x10000), back(0x10000);
@@ -202,6 +240,7 @@ void test_tables() {
         vectors(*kernels, n, sort, random);
         whole_numbers(*kernels, n, sort, random);
         codes_of_tokens(*kernels, n, sort, random);
+        nibbles_of_tokens(*kernels, n, sort, random);
       }
     borders(*kernels);
     every_half(*kernels);

@@ -73,9 +73,11 @@ def test_int8_activations_are_those_of_the_reference(opened: Opened, quant: str)
     rounded.check("native", engine)
 
 
-@pytest.mark.parametrize(("kv_bits", "bound", "bytes_"), [(16, 5e-3, 2 * 4), (8, 0.05, 16 + 4)])
+@pytest.mark.parametrize(
+    ("kv_bits", "bound", "bytes_"), [(16, 5e-3, 2 * 4), (8, 0.05, 16 + 4), (4, 0.4, 16 + 2 * 2)]
+)
 def test_kv_of_fewer_bits(opened: Opened, kv_bits: int, bound: float, bytes_: int) -> None:
-    """Near what 32 bits give; and not the same, or it was not there. 4 dims are as 16 in 8 bits."""
+    """Near what 32 bits give; and not the same, or it was not there. 4 dims are as 16 in 8 bits, as 32 in 4."""
     program = PROGRAMS["relaxed"]()
     engine, reference = opened(program, kv_bits=kv_bits)
     wanted, found = trace(reference), trace(engine)
@@ -88,8 +90,8 @@ def test_kv_of_fewer_bits(opened: Opened, kv_bits: int, bound: float, bytes_: in
 
 
 def test_kv_of_bits_that_there_are_not(opened: Opened) -> None:
-    with pytest.raises(UsageError, match="K/V of 4 bits, wanted 32 or 16 or 8"):
-        opened(PROGRAMS["relaxed"](), kv_bits=4)
+    with pytest.raises(UsageError, match="K/V of 3 bits, wanted 32 or 16 or 8 or 4"):
+        opened(PROGRAMS["relaxed"](), kv_bits=3)
 
 
 def test_memory_is_taken_as_slots_fill_up(opened: Opened) -> None:

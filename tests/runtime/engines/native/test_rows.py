@@ -161,7 +161,7 @@ def test_a_whole_prompt(opened: Callable[..., NativeBackend], case: tuple[Progra
     equal(decoder.step(int(ids[-1])).copy(), wanted[-1:], "the token behind it")
 
 
-@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("kv_bits", [16, 8, 4])
 def test_few_bits_of_k_and_v(
     opened: Callable[..., NativeBackend], case: tuple[Program, int], kv_bits: int
 ) -> None:

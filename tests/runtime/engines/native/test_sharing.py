@@ -22,8 +22,13 @@ from edgeloop.runtime.model.program import Program
 
 TOKENS, BLOCK = 320, 16
 NUMBERS = 2 * HEADS.kv_heads * HEADS.head_dim * BLOCK
-BLOCK_BYTES = {Kv.F32: 4 * NUMBERS, Kv.F16: 2 * NUMBERS, Kv.I8: 2 * HEADS.kv_heads * (16 * BLOCK + 4 * BLOCK)}
-"""Of a layer; in 8 bits a head is filled up to 16 dims, and a token of it has a scale."""
+BLOCK_BYTES = {
+    Kv.F32: 4 * NUMBERS,
+    Kv.F16: 2 * NUMBERS,
+    Kv.I8: 2 * HEADS.kv_heads * (16 * BLOCK + 4 * BLOCK),
+    Kv.I4: 2 * HEADS.kv_heads * (16 * BLOCK + 2 * 2 * BLOCK),
+}
+"""Of a layer; in 8 bits a head is filled up to 16 dims, and a token of it has a scale; in 4 up to 32, and has two."""
 IDS = np.random.default_rng(1).integers(0, VOCAB, TOKENS)
 
 
@@ -32,7 +37,7 @@ def engine(lane_engine: Path, tmp_path: Path) -> Iterator[NativeBackend]:
     yield from opened(tmp_path, windowed([None, None], TOKENS))
 
 
-@pytest.fixture(params=[32, 16, 8])
+@pytest.fixture(params=[32, 16, 8, 4])
 def any_bits(request: pytest.FixtureRequest, lane_engine: Path, tmp_path: Path) -> Iterator[NativeBackend]:
     yield from opened(tmp_path, windowed([None, None], TOKENS), request.param)
 

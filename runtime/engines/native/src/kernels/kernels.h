@@ -66,6 +66,8 @@ struct Output {
 // K and V of a sequence at a depth: blocks of 16 tokens. Token t is in blocks[t / 16], at bytes `keys` and `values`
 // from there for the head that is meant: K [d][16] (column t % 16), V [16][d] (row t % 16). In int8, with d filled up to
 // a multiple of 16: K [d/4][16][4], V [4][d][4] (4 tokens side by side), each with the scales of its tokens, float32 [16], behind.
+// In int4, with d filled up to a multiple of 32, two nibbles in a byte, low ones first: K [d/8][16][8 dims], V [d/32][16][16][2]
+// (dims i and i + 16 of 32 in a byte), each with scales behind, float16 [d/16][16]; a nibble is a code plus 8.
 struct Cached {
   const void* const* blocks;
   size_t keys, values;
@@ -100,10 +102,11 @@ struct Best {
 enum class Function : uint8_t { silu, gelu, gelu_tanh, relu2, sigmoid, tanh, softplus, exp };
 constexpr int FUNCTION_COUNT = 8;
 // In the order of `attend`, `store_key` and `store_value`.
-enum class CacheKind : uint8_t { float32, float16, int8 };
-constexpr int CACHE_KINDS = 3;
+enum class CacheKind : uint8_t { float32, float16, int8, int4 };
+constexpr int CACHE_KINDS = 4;
 // Bytes of K, or of V, of one head in a block.
 static inline size_t cache_part(CacheKind kind, int32_t head_dim) {
+  if (kind == CacheKind::int4) return size_t(round_up(head_dim, 2 * LANES)) * 10;  // a float16 for each 16 nibbles
   if (kind == CacheKind::int8) return size_t(padded(head_dim)) * LANES + LANES * sizeof(float);
   return size_t(head_dim) * LANES * (kind == CacheKind::float16 ? 2 : 4);
 }
@@ -153,6 +156,9 @@ struct Kernels {
   // float(sum of code · code) · (scale of the key · (scale of q · scale)). Then cap, e^(score - largest) = p, and their sum by
   // token mod 16, folded. y = (sum of p · v, tokens in order) · (1 / sum of p). int8: p · (scale of the value) become codes
   // for each 16 tokens of a block, and blocks, in order, add float(sum of code · code) · scale.
+  // int4: code = x / scale to the nearest, from -7 to 7, scale = largest of 16 numbers / 7 as a float16 (NaN where one is
+  // not finite, or it is too large). Score = (sum over groups of 16 dims, in order, of (sum of q · code, dims in order) ·
+  // scale) · scale of scores; y = (sum of (p · scale) · code, tokens in order) · (1 / sum of p).
   void (*attend[CACHE_KINDS])(const Attention& a);
   void (*store_key[CACHE_KINDS])(const float* k, int32_t head_dim, int32_t token, void* keys);        // the token's, of 16
   void (*store_value[CACHE_KINDS])(const float* v, int32_t head_dim, int32_t token, void* values);

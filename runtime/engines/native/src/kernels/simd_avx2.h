@@ -36,6 +36,10 @@ inline I load_words(const void* p) {
   const __m256i* words = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1)};
 }
+inline I load_unsigned_bytes(const void* p) {
+  const __m128i bytes = quarter(p);
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+}
 
 #define BOTH(name, of) \
   inline F name(F x, F y) { return {of(x.a, y.a), of(x.b, y.b)}; }

@@ -26,6 +26,7 @@ inline void store_half(uint16_t* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline I load_words(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline I load_unsigned_bytes(const void* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
 
 inline F set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }

@@ -32,6 +32,12 @@ inline F load_half(const uint16_t* p) {
   return r;
 }
 inline void store_half(uint16_t* p, F a) { EACH vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i]))); }
+inline I load_unsigned_bytes(const void* p) {
+  const uint8x16_t bytes = vld1q_u8(static_cast<const uint8_t*>(p));
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
+  return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+      vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+}
 inline I load_words(const void* p) { I r; EACH r.v[i] = vld1q_s32(static_cast<const int32_t*>(p) + 4 * i); return r; }
 
 inline F set1(float x) { F r; EACH r.v[i] = vdupq_n_f32(x); return r; }

@@ -22,6 +22,7 @@ inline void store_n(float* p, F a, int n) { memcpy(p, a.v, size_t(n) * 4); }
 inline F load_half(const uint16_t* p) { F r; EACH r.v[i] = float_of_half(p[i]); return r; }
 inline void store_half(uint16_t* p, F a) { EACH p[i] = half_of(a.v[i]); }
 inline I load_words(const void* p) { I r; memcpy(r.v, p, 64); return r; }
+inline I load_unsigned_bytes(const void* p) { I r; EACH r.v[i] = static_cast<const uint8_t*>(p)[i]; return r; }
 
 // --- floats ----------------------------------------------------------------------------------------------------------
 inline F set1(float x) { F r; EACH r.v[i] = x; return r; }

@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "attention_codes.h"
+#include "attention_int4.h"
 #include "codes.h"
 #include "floats.h"
 #include "vectors.h"
@@ -32,9 +33,9 @@ constexpr Kernels table_named(const char* name) {
       rotate_pairs,
       softmax,
       argmax,
-      {attend<float>, attend<uint16_t>, attend_codes},
-      {store_key_floats, store_key_halves, store_key_codes},
-      {store_value_floats, store_value_halves, store_value_codes},
+      {attend<float>, attend<uint16_t>, attend_codes, attend<Int4>},
+      {store_key_floats, store_key_halves, store_key_codes, store_key_int4},
+      {store_value_floats, store_value_halves, store_value_codes, store_value_int4},
       to_half,
       to_float};
 }
