@@ -16,6 +16,7 @@ from .families.llama_names import ATTENTION, MLP
 from .synth_shapes import WRITTEN_OUT, Shape
 
 SHARD_BYTES = 256 << 20  # one shard is in memory at a time
+ROOM = 16 << 20  # of norms, configs and tokenizer
 NORM_NOISE = 0.05  # around 1, so that a norm that is forgotten or swapped shows
 
 
@@ -55,7 +56,7 @@ class SynthWeights:
         if self.rank:
             unrolled = len(self.shape.stored_layers)
             total += unrolled * sum(self.rank * (a + b) for a, b in self.linears.values())
-        return total * self.dtype.itemsize + (16 << 20)  # norms, configs, tokenizer
+        return total * self.dtype.itemsize + ROOM
 
     def write(self, folder: Path) -> None:
         """Write configs and weights to ``folder``."""

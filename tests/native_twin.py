@@ -139,6 +139,7 @@ FUNCTIONS: dict[ops.Function, Callable[[F32], F32]] = {
     "silu": lambda x: x / (ONE + exp(np.float32(0) - x)),
     "gelu": lambda x: (x * HALF) * (erf(x * np.float32(0.70710678)) + ONE),
     "gelu_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(np.float32(0), x),
     "relu2": lambda x: np.maximum(np.float32(0), x) * np.maximum(np.float32(0), x),
     "sigmoid": sigmoid,
     "tanh": tanh,

@@ -26,7 +26,7 @@ from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.rotation import Interpolated, Llama3, Rotation, Yarn
 from edgeloop.runtime.model.weights import Delta, Matrix
 
-FUNCTIONS: Sequence[Function] = ("silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus")
+FUNCTIONS: Sequence[Function] = ("silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "relu")
 
 
 def sandwich(*given: Any) -> str:

@@ -1,7 +1,8 @@
 """The table in docs/models.md of real shapes with random weights: .venv/bin/python tests/shapes_table.py FOLDER [SHAPE]
 
 Of each shape a checkpoint is written into FOLDER and exported, which takes minutes; the checkpoint is removed, the
-bundle stays. Of a bundle that is there only decoding is timed anew.
+bundle stays. Of a bundle that is there only decoding is timed anew. ``--estimate SHAPE`` in FOLDER's place: a shape for
+which there is no room gets a row that nothing was run for.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import torch
 from ops_table import parts
+
+from edgeloop.export.synth import FORMATS, SHAPES
+from edgeloop.export.synth_shapes import WRITTEN_OUT
+from edgeloop.export.synth_weights import ROOM, SynthWeights
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 EDGELOOP = Path(sys.executable).with_name("edgeloop")
@@ -45,6 +52,8 @@ ROWS = (
 )
 EXPORT = ("--target", "native", "--quant", "int4", "--group-size", "128")
 TOKENS = ("--context", "512", "--prompt-tokens", "8", "--tokens", "16", "--runs", "3")
+BITS = 4 + 16 / 128
+"""Of a stored weight: its code, and its share of a scale."""
 BENCH = ("--engine", "native", "--threads", "2", *TOKENS)
 _SAMPLED_S = 0.05
 
@@ -103,6 +112,44 @@ def decode_ms(bundle: Path) -> str:
     return f"{1000 / edgeloop('bench', str(bundle), *BENCH)['decode_tokens_per_s']:,.1f}"
 
 
+def estimated(name: str, measured: dict[str, list[str]]) -> list[str]:
+    """Cells of the shape ``name`` that follow from it; a token's time as if it read as many weights in a millisecond as
+    the rows that were ``measured``.
+    """
+    shape, half = SHAPES[name], torch.float16
+    depths = DEPTHS.get(name, shape.repeats)
+    weights = FORMATS.get(shape.family, SynthWeights)(shape, torch.Generator(), half, 0)
+    stored = (weights.bytes_wanted() - ROOM) / half.itemsize
+    looped, around = len(set(shape.stored_layers)) - 2 * shape.edges, 2 * shape.edges
+    if shape.family in WRITTEN_OUT and shape.sharing.startswith("middle_"):
+        looped, around = looped - 2, 2
+    adapter = 2 * shape.hidden_size**2 if shape.edges else 0
+    again = looped * sum(a * b for a, b in weights.linears.values()) + adapter
+    unrolled = stored + (depths - 1) * again
+    kv = (looped * depths + around) * 2 * shape.kv_heads * shape.head_dim * 4
+    speeds = [
+        number(cells[1].split(" / ")[1]) / number(cells[-1]) for cells in measured.values() if _timed(cells)
+    ]
+    return [
+        str(depths),
+        f"{stored / 1e6:,.0f} M / {unrolled / 1e6:,.0f} M",
+        f"{kv:,}",
+        f"about {stored * BITS / 8e6:,.0f}",
+        "not run",
+        "not run",
+        f"about {unrolled / 1e6 / median(speeds):,.0f}" if speeds else "not measured",
+    ]
+
+
+def _timed(cells: list[str]) -> bool:
+    return re.fullmatch(r"[\d,.]+", cells[-1]) is not None
+
+
+def number(cell: str) -> float:
+    """The number of a cell, of which millions are."""
+    return float(cell.removesuffix(" M").replace(",", ""))
+
+
 def written(table: str) -> dict[str, list[str]]:
     """The cells of each row of ``table``, by its shape."""
     rows = re.findall(r"(?m)^\| `([\w.-]+)` \| (.*) \|$", table)
@@ -128,6 +175,11 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit("wanted: tests/shapes_table.py FOLDER [SHAPE]")
-    main(Path(sys.argv[1]), sys.argv[2:])
+    match sys.argv[1:]:
+        case ["--estimate", *shapes] if shapes:
+            for each in shapes:
+                put(each, estimated(each, written(parts(PAGE.read_text(encoding="utf-8"), __file__)[1])))
+        case [place, *shapes]:
+            main(Path(place), shapes)
+        case _:
+            raise SystemExit("wanted: tests/shapes_table.py FOLDER [SHAPE …], or --estimate SHAPE …")

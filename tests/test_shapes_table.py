@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shapes_table
 import tiny
 from ops_table import parts
-from shapes_table import COLUMNS, DEPTHS, PAGE, ROWS, written
+from shapes_table import COLUMNS, DEPTHS, PAGE, ROWS, estimated, number, written
 
+from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.synth import Shape, synthesize_shape
-from edgeloop.export.synth_shapes import SHAPES
+from edgeloop.export.synth_shapes import SHAPES, WRITTEN_OUT
+from edgeloop.runtime.session import Session
 
 
 def test_the_page_has_rows_of_shapes() -> None:
@@ -24,6 +27,51 @@ def test_the_page_has_rows_of_shapes() -> None:
         assert int(cells[0]) == depths
         stored, unrolled = (float(count.rstrip(" M").replace(",", "")) for count in cells[1].split(" / "))
         assert 0 < stored < unrolled < stored * depths + 1
+
+
+@pytest.mark.usefixtures("lane_engine")
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("mor")])
+def test_a_small_copy_of_each_shape_is_exported_and_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As many depths of two layers each, and a few numbers in these; the script's options."""
+    real = SHAPES[name]
+    kv_heads = 2 if real.kv_heads == real.heads else 1
+    small = replace(
+        real,
+        vocab_size=tiny.VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        heads=2,
+        kv_heads=kv_heads,
+        head_size=16 if real.head_size else None,
+        layers=2 * real.repeats if real.family in WRITTEN_OUT else 2,
+        context=64,
+    )
+    monkeypatch.setitem(SHAPES, name, small)
+    folder = synthesize_shape(small, tmp_path / "checkpoint")
+    options = {"targets": ["native"], "quant": "int4", "group_size": 128, "depth": DEPTHS.get(name)}
+    report = export_bundle(folder, tmp_path / "bundle", **options)
+    found = estimated(name, {})
+    program = report.manifest.program
+    assert str(program.depths) == found[0]
+    assert program.applied_layers == number(found[2]) / (2 * 4 * small.kv_heads * small.head_dim)
+    with Session.open(tmp_path / "bundle", engine="native") as session:
+        tokens = [step.token for step in session.generate([1, 2, 3], 4)]
+    assert 1 <= len(tokens) <= 4
+
+
+def test_an_estimate_is_near_what_was_measured() -> None:
+    """Parameters to their norms and gates, K/V to the byte, the bundle to its tokenizer and norms."""
+    measured = written(parts(PAGE.read_text(encoding="utf-8"), "shapes_table.py")[1])
+    for name in ("mor-360m-r3", "rrt-tinyllama-2x11", "ouro-1.4b"):
+        found, wanted = estimated(name, measured), measured[name]
+        assert (found[0], found[2]) == (wanted[0], wanted[2])
+        for ours, theirs in zip(found[1].split(" / "), wanted[1].split(" / "), strict=True):
+            assert number(ours) == pytest.approx(number(theirs), rel=2e-3)
+        assert number(found[3].removeprefix("about ")) == pytest.approx(number(wanted[3]), rel=0.03)
+        assert number(found[-1].removeprefix("about ")) > 0
+    assert estimated("huginn-3.5b", measured)[:3] == ["4", "3,565 M / 8,476 M", "844,800"]
 
 
 @pytest.mark.usefixtures("lane_engine")

@@ -153,7 +153,7 @@ def _program(checkpoint: Checkpoint, head: bool, tied: bool) -> Program:
         raise CheckpointError(
             f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}"
         )
-    function = activation(config, "hidden_act", where)
+    function = activation(config, "hidden_act", where, "gelu_new")
     layer = Layer(
         width,
         Attention(heads, heads, width // heads, None, mask="both", cached=False, bias=True, out_bias=True),

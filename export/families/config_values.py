@@ -13,7 +13,7 @@ from ...runtime.wording import shown
 MAX_SIZE = 1 << 24  # of any one dimension; far above real models, far below what overflows a product
 FUNCTIONS: dict[str, Function] = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu", "swish": "silu", "relu": "relu",
 }  # fmt: skip
 """The op's activation by transformers' name for it."""
 
@@ -52,9 +52,9 @@ def flag(table: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     return value
 
 
-def activation(table: Mapping[str, Any], key: str, where: str) -> Function:
-    """Return the activation by transformers' name for it; gelu where the key is absent or null."""
-    said = "gelu" if table.get(key) is None else table[key]
+def activation(table: Mapping[str, Any], key: str, where: str, default: str = "gelu") -> Function:
+    """Return the activation by transformers' name for it; ``default`` where the key is absent or null."""
+    said = default if table.get(key) is None else table[key]
     if (function := FUNCTIONS.get(str(said))) is None:
         raise CheckpointError(f"{where}: {key} is {shown(said)}; wanted one of {', '.join(FUNCTIONS)}")
     return function

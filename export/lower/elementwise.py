@@ -149,4 +149,5 @@ _ACTS: Mapping[Function, Callable[[Graph, ir.Value], ir.Value]] = {
     "tanh": lambda graph, x: graph.one("Tanh", x),
     "softplus": lambda graph, x: graph.one("Softplus", x),
     "exp": lambda graph, x: graph.one("Exp", x),
+    "relu": lambda graph, x: graph.one("Relu", x),
 }

@@ -97,4 +97,5 @@ ACTS: Mapping[Function, Callable[[Var], Var]] = {
     "tanh": lambda x: mb.tanh(x=x),
     "softplus": lambda x: mb.softplus(x=x),
     "exp": lambda x: mb.exp(x=x),
+    "relu": lambda x: mb.relu(x=x),
 }

@@ -230,4 +230,5 @@ ACTS: Mapping[ops.Function, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "softplus": _softplus,
     "exp": torch.exp,
+    "relu": torch.relu,
 }

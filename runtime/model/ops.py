@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from .rotation import Rotation
 
-Function = Literal["silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp"]
+Function = Literal["silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "relu"]
 
 
 def _tag(name: str) -> str:
@@ -136,7 +136,7 @@ class AttendLearned(_Op, frozen=True):
 
 
 class Act(_Op, frozen=True):
-    """x → y, elementwise; gelu is the exact one, relu2 is max(x, 0)²."""
+    """x → y, elementwise; gelu is the exact one, relu is max(x, 0), relu2 its square."""
 
     x: str
     y: str

@@ -93,6 +93,7 @@ class Function(IntEnum):
     TANH = 5
     SOFTPLUS = 6
     EXP = 7
+    RELU = 8
 
 
 class Flag(IntFlag):

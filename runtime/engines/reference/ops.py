@@ -193,6 +193,7 @@ FUNCTIONS: dict[ops.Function, Callable[[F32], F32]] = {
     "tanh": np.tanh,
     "softplus": lambda x: np.logaddexp(x, np.float32(0)),
     "exp": np.exp,
+    "relu": lambda x: np.maximum(x, 0),
 }
 
 OPS: dict[str, Callable[..., Any]] = {

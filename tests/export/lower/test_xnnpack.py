@@ -56,7 +56,7 @@ def every() -> Program:
             "b",
             [replace(PLAIN, attention=replace(HEADS, rotation=Rotation(2, 50.0), pairs=True))],
         )
-        for function in ("gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "silu"):
+        for function in ("gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "relu", "silu"):
             w.add(Act(x, function, function))
             w.add(Norm(function, f"{function}_normed", "layer", 1e-5))
             w.weight(function, Matrix({function: WIDTH}, WIDTH, bias=True))

@@ -123,7 +123,7 @@ void vectors(const Kernels& k) {
   std::vector<int32_t> sums(n);
   std::vector<uint16_t> halves(n);
   for (size_t i = 0; i < n; i++) x[i] = float(int(i * 7919 % 2001) - 1000) * 3e-3f;
-  const char* names[] = {"silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp"};
+  const char* names[] = {"silu", "gelu", "gelu_tanh", "relu2", "sigmoid", "tanh", "softplus", "exp", "relu"};
   for (int f = 0; f < FUNCTION_COUNT; f++) vector(names[f], n, [&] { k.act[f](x.data(), n, y.data()); });
   vector("quantize g128", n, [&] { k.quantize(x.data(), n, 128, 8, codes.data(), scales.data(), sums.data()); });
   vector("quantize g32", n, [&] { k.quantize(x.data(), n, 32, 8, codes.data(), scales.data(), sums.data()); });

@@ -138,7 +138,7 @@ enum OpKind : uint32_t {
 
 enum Norm : uint32_t { RMS, LAYER };
 enum Mask : uint32_t { CAUSAL, BOTH, PREFIX };
-enum Function : uint32_t { SILU, GELU, GELU_TANH, RELU2, SIGMOID, TANH, SOFTPLUS, EXP, FUNCTIONS };
+enum Function : uint32_t { SILU, GELU, GELU_TANH, RELU2, SIGMOID, TANH, SOFTPLUS, EXP, RELU, FUNCTIONS };
 enum Flag : uint32_t { PAIRS = 1, FIRST_SLOT = 2, GATED = 4, RENORMALISED = 8 };
 
 struct Op {

@@ -30,6 +30,7 @@ const Exact EXACT[] = {
   {Function::sigmoid, "sigmoid", sigmoid, 4e-7, 1e-38, -80, 80},
   {Function::tanh, "tanh", [](double x) { return std::tanh(x); }, 3e-7, 0, -12, 12},
   {Function::softplus, "softplus", [](double x) { return std::log1p(std::exp(x)); }, 3e-7, 1e-38, -80, 80},
+  {Function::relu, "relu", [](double x) { return x > 0 ? x : 0; }, 0, 0, -100, 100},
   {Function::exp, "exp", [](double x) { return std::exp(x); }, 2.5e-7, 2e-45, -110, 88.7f},
 };
 

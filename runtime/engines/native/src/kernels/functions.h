@@ -72,10 +72,8 @@ inline F gelu_tanh(F x) {
   const F u = set1(1.59576912f) * (((x * x) * x) * set1(0.044715f) + x);
   return x / (set1(1.f) + exp_of(set1(0.f) - u));
 }
-inline F relu2(F x) {
-  const F y = larger(set1(0.f), x);
-  return y * y;
-}
+inline F relu(F x) { return larger(set1(0.f), x); }
+inline F relu2(F x) { return relu(x) * relu(x); }
 inline F sigmoid(F x) { return set1(1.f) / (set1(1.f) + exp_of(set1(0.f) - x)); }
 inline F softplus(F x) { return larger(set1(0.f), x) + log1p_of(exp_of(set1(0.f) - absolute(x))); }
 

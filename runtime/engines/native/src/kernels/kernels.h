@@ -99,8 +99,8 @@ struct Best {
 };
 
 // In the order of the table `act`.
-enum class Function : uint8_t { silu, gelu, gelu_tanh, relu2, sigmoid, tanh, softplus, exp };
-constexpr int FUNCTION_COUNT = 8;
+enum class Function : uint8_t { silu, gelu, gelu_tanh, relu2, sigmoid, tanh, softplus, exp, relu };
+constexpr int FUNCTION_COUNT = 9;
 // In the order of `attend`, `store_key` and `store_value`.
 enum class CacheKind : uint8_t { float32, float16, int8, int4 };
 constexpr int CACHE_KINDS = 4;
