@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Operator:
     """An operator of call number ``call``: microseconds since the call began, and what it took.
 
-    ``layer`` of its stage, from 0; None where that cannot be told.
+    ``layer`` of its stage, from 0; None where nothing says.
     """
 
     call: int

@@ -2,7 +2,7 @@
 
 An ETDump says what an operator took in each run of its method, in whole microseconds, and not when: operators are
 laid end to end within their call, in the order of the method. XNNPACK has fused norms into several operators, so layers
-are told apart by their quantized matrices, and the norm before one is counted to the layer before.
+are separated by their quantized matrices, and the norm before one is counted to the layer before.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ WINDOW = 0.5
 ENOUGH = 5
 """Undisturbed rounds that there are at least, where nobody says how many."""
 MOST = 1000
-"""Rounds at most: turns of a microsecond have told by then what they will."""
+"""Rounds at most: turns of a microsecond have shown by then what they can."""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
