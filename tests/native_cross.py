@@ -24,6 +24,8 @@ log = logging.getLogger("native_cross")
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTS = ROOT / "build" / "cross"
 PACKAGES = "apt install wine64"
+WINES = "/usr/lib/wine"
+"""Where Debian's wine64 has it, which only another package puts into PATH."""
 TABLES = "portable"
 """What zig's programs find on Windows: its ``__builtin_cpu_supports`` knows of no AVX2 there."""
 
@@ -84,7 +86,8 @@ def main() -> int:
         return 0
     windows = Target((*compiler, "-target", "x86_64-windows-gnu"), "win32", "x86_64")
     library(windows)
-    if (wine := shutil.which("wine64") or shutil.which("wine")) is None:
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), WINES))
+    if (wine := shutil.which("wine64", path=path) or shutil.which("wine")) is None:
         log.info("nothing is run: no wine (%s)", PACKAGES)
     else:
         try:

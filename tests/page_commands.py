@@ -87,6 +87,7 @@ NOT_RUN = {
     "make native-bench": MEASURES,
     'make native-bench ARGUMENTS="avx512 attention"': MEASURES,
     'make native-bench-pass ARGUMENTS="bundle/native/model.lanes behind=512 kv=8 1 3"': MEASURES,
+    'make native-bench-pass ARGUMENTS="build/demo/native/model.lanes 1 2 4 8"': MEASURES,
     "make test": TESTS,
     'pip install "edgeloop[cli,export,executorch]"': INSTALLS,
     'pip install "edgeloop[lm-eval,onnx]"': INSTALLS,

@@ -19,11 +19,12 @@ constexpr double LOOKUP_LIKE[3] = {1, 1.15, 0.6};
 constexpr double PACE = 16;          // passes
 constexpr double WORTH = 0.02;       // of a token's time: what a draft, or a look for one, has to gain at least
 constexpr double EXPLORED = 0.005;  // of the time, to learn how often drafts would be right
-constexpr double LOSS = 1.2;        // of a token's time, within about RECENT tokens: then drafts rest
+constexpr double LOSS = 0.6;        // of a token's time, within about RECENT tokens: then drafts rest
+constexpr double SURE = 0.85;       // odds from which one is fed all the same
 constexpr double WON = 0.5;         // of a token's time: then a loss is the first again
 constexpr double KEPT = 2;          // of what was won, tokens' time that a run of bad luck may lose
 constexpr double RECENT = 48;
-constexpr uint32_t REST = 16, LONGEST_REST = 128;  // tokens; twice as many each time, until drafts have won as much
+constexpr uint32_t REST = 32, LONGEST_REST = 128;  // tokens; twice as many each time, until drafts have won as much
 
 }  // namespace
 
@@ -150,7 +151,7 @@ double Drafts::later(const Load& next, uint32_t ran, double chain, const Accepta
 }
 
 bool Drafts::feeds(const Load& next, uint32_t ran, double odds, const Acceptance& known) const {
-  if (rest_ || next.rows >= MOST_IN_FLIGHT) return false;
+  if ((rest_ && odds < SURE) || next.rows >= MOST_IN_FLIGHT) return false;
   const double found = gain(next, ran, odds);
   return found > WORTH * costs.token(depths_) && (!ran || found > later(next, ran, odds, known));
 }
