@@ -75,7 +75,7 @@ ROWS: dict[str, Row] = {
     "phone, groups of 128, fitted": in_groups("phone", 128, *FITTED, models=BOTH),
     **{
         f"{FLOATS}, K/V in {bits} bits": Row(("--quant", FLOATS), ("--kv-bits", bits), BOTH)
-        for bits in ("16", "8")
+        for bits in ("16", "8", "4")
     },
 }
 """By the name in the table; words of the commands that make it."""
@@ -137,7 +137,7 @@ def change(found: Mapping[str, Any], what: str, depth: int, factor: float = 100.
     """A mean and half of its interval: ``+0.73 ± 0.12``."""
     mean, interval = found[f"{what}_per_depth"][depth], found[f"{what}_interval_per_depth"][depth]
     half = f" ± {factor * (interval[1] - interval[0]) / 2:.2f}" if interval else ""
-    return f"{factor * mean:+.2f}{half}"
+    return f"{round(factor * mean, 2) + 0.0:+.2f}{half}"  # no "-0.00"
 
 
 def cells(name: str, found: Mapping[str, Any], floats: Mapping[str, Any]) -> Iterator[str]:
