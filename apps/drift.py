@@ -178,11 +178,11 @@ def open_models(args: argparse.Namespace, folder: Path) -> tuple[Model, list[Mod
         raise UsageError(
             "a bundle needs a float twin; give --against, a checkpoint or an export with --quant none"
         )
+    models = [open_bundle(path, args.depth, args.engine, args.threads, args.kv_bits) for path in args.path]
     if is_bundle(args.against):
         floats = open_bundle(args.against, args.depth, args.engine, args.threads, 32)
     else:
         floats = CheckpointModels(args.against, args.depth, folder).open(FLOAT)
-    models = [open_bundle(path, args.depth, args.engine, args.threads, args.kv_bits) for path in args.path]
     return floats, models
 
 
