@@ -62,6 +62,8 @@ def onnxruntime(weight: F32, importance: F32, config: str, group: int) -> Quanti
     from onnx import helper, numpy_helper
     from onnxruntime.quantization import matmul_nbits_quantizer as quantizer
 
+    from edgeloop.runtime.engines.onnx.session import use_threads
+
     rows, columns = weight.shape
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     ends = [
@@ -75,8 +77,9 @@ def onnxruntime(weight: F32, importance: F32, config: str, group: int) -> Quanti
     made = quantizer.MatMulNBitsQuantizer(model, algo_config=getattr(quantizer, config)(block_size=group))
     made.process()
     proto = made.model.model
+    use_threads(None)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.use_per_session_threads = False
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (values,) = session.run(None, {"x": np.eye(columns, dtype=np.float32)})
     stored = sum(numpy_helper.to_array(tensor).nbytes for tensor in proto.graph.initializer)

@@ -19,6 +19,7 @@ TOLD_ELSEWHERE = {
     # Not part of `make install`.
     "lm-eval": "MIT",
     "onnxruntime-genai": "MIT License",
+    "ray": "Apache-2.0",
     "torchao": "BSD-3-Clause (its LICENSE file; the metadata has none)",
 }
 LONGEST = 120

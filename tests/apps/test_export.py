@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 from editing import edit
 
-from edgeloop.apps.export import _interruptible
+from edgeloop.apps.export import interruptible
 from edgeloop.apps.quantities import byte_count, weight_bytes
 from edgeloop.runtime.bundle.manifest import read_manifest
 from edgeloop.runtime.engines.native.library import unavailable_reason
 
 
 def swallowed() -> None:
-    with _interruptible(lambda name, fraction: None) as step, suppress(KeyboardInterrupt):
+    with interruptible(lambda name, fraction: None) as step, suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     step("the next step", 0.5)
 
 
 def turned_into_another_error() -> None:
-    with _interruptible(lambda name, fraction: None):
+    with interruptible(lambda name, fraction: None):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
@@ -57,7 +57,7 @@ def test_a_shorter_context_saves_what_is_said(
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(AttributeError, match="ours"), _interruptible(lambda name, fraction: None):
+    with pytest.raises(AttributeError, match="ours"), interruptible(lambda name, fraction: None):
         raise AttributeError("ours")
 
 

@@ -422,7 +422,7 @@ WEIGHT_REFUSALS: list[tuple[str, str | None, str]] = [
     ("model.layers.1.self_attn.q_proj.bias", "add", r"q_proj\.bias is part of a layer"),
     ("model.layers.1.self_attn.q_norm.weight", "add", "q_norm"),
     ("model.layers.9.mlp.up_proj.weight", "add", "without gaps"),
-    ("model.layers.1.self_attn.q_proj.lora_A.default.weight", "add", "is a LoRA without a scale"),
+    ("model.layers.1.self_attn.q_proj.lora_A.default.weight", "add", "half of a LoRA"),
 ]
 
 

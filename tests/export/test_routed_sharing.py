@@ -114,7 +114,7 @@ def test_a_session_of_it(opened: Callable[[str, str], Session], exported: Callab
     steps = list(session.generate(IDS[:9], 20))
     found = session.logits(np.array([*IDS[:9], *(step.token for step in steps[:-1])]))
     assert [step.token for step in steps] == found[8:].argmax(-1).tolist()
-    with pytest.raises(UsageError, match="'skip' for skipped K/V: with shared K/V one slot"):
+    with pytest.raises(UsageError, match="'skip' for skipped K/V: with shared K/V depths share slots"):
         Session.open(exported("mor-token-shared"), skipped_kv="skip")
 
 
