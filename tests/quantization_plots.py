@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 Rows = Mapping[str, Mapping[str, Any]]
 INK, MUTED, GRID = "#24292f", "#57606a", "#d8dee4"
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#57606a")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"
+"""One more than colours, so that their pairs come back late."""
 
 
 def drawn(rows: Rows, floats: str) -> dict[str, str]:
