@@ -92,7 +92,7 @@ def test_a_shape_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         f"{2 * 2 * 32 * 4 * 5:,}",
     ]  # K and V, heads, head_dim, bytes, layers
     assert not (tmp_path / f"{name}-checkpoint").exists()
-    assert float(first[-1]) > 0
+    assert float(first[-1]) >= 0  # of a model so small, 0.0 ms on a fast computer
     shapes_table.put(name, ["0.5"])
     text = page.read_text(encoding="utf-8")
     assert written(text) == {name: [*first[:-1], "0.5"]}
