@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..runtime.errors import UsageError
 from .console import Console
 from .options import at_least
-from .quantities import byte_count
+from .quantities import byte_count, digits
 from .show import is_bundle
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def show(subject: Subject, device: Device, wanted: Wanted, made: Prediction, con
     if made.unrolled is not None:
         phases.append((f"{behind}, model unrolled", made.unrolled, 1))
     rows = [
-        (name, f"{1000 * each.total:.3g}", f"{count / each.total:.3g}", f"{device.sustained * count / each.total:.3g}",
+        (name, digits(1000 * each.total), digits(count / each.total), digits(device.sustained * count / each.total),
          bound(each))
         for name, each, count in phases
     ]  # fmt: skip

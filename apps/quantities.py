@@ -23,6 +23,11 @@ def count(n: float) -> str:
     return _scaled(n, ("", "k", "M", "G", "T")).rstrip()
 
 
+def digits(n: float, most: int = 3) -> str:
+    """``n`` rounded to ``most`` digits, without an exponent: 11000, 36.3, 0.485."""
+    return f"{float(f'{n:.{most}g}'):.15g}"
+
+
 def _scaled(n: float, units: tuple[str, ...]) -> str:
     power = 0
     while abs(n) >= 999.5 and power < len(units) - 1:

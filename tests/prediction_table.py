@@ -29,6 +29,7 @@ from edgeloop.apps.predicting.costs import FILE, Costs, Error, Fitted, lane_engi
 from edgeloop.apps.predicting.device import Device, parsed
 from edgeloop.apps.predicting.speed import Machine, Speed
 from edgeloop.apps.predicting.subject import Subject, of_bundle
+from edgeloop.apps.quantities import digits
 from edgeloop.export.synth_shapes import SHAPES, Shape
 
 ROOT = Path(__file__).parents[1]
@@ -204,7 +205,8 @@ def lines(points: Points, fitted: Fitted) -> list[str]:
         found = points.predicted(point, fitted)
         phase = f"prompt of {point.tokens}" if point.phase == "prompt" else f"token behind {point.tokens}"
         rows.append(
-            f"| {point.model} | {point.threads} | {phase} | {count / point.seconds:.4g} | {count / found:.4g} | "
+            f"| {point.model} | {point.threads} | {phase} | "
+            f"{digits(count / point.seconds, 4)} | {digits(count / found, 4)} | "
             f"{point.seconds / found - 1:+.0%} |"
         )
     return rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...runtime.errors import UsageError
 from ..console import Console
-from ..quantities import byte_count
+from ..quantities import byte_count, digits
 from ..show import is_bundle
 from .device import Device
 from .sweep import Found, Grid, Task, sweep
@@ -79,8 +79,8 @@ def row(one: Found) -> tuple[str, ...]:
         str(one.kv_bits),
         str(one.context),
         ",".join(f"{share:g}" for share in one.shares) or "–",
-        f"{one.decode:.3g}",
-        f"{one.prefill:.3g}",
+        digits(one.decode),
+        digits(one.prefill),
         f"{one.first_s:.3g} s",
         byte_count(one.memory),
         f"{one.bits_met / 1e9:.3g} G",

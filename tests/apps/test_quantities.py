@@ -8,6 +8,7 @@ from edgeloop.apps.quantities import (
     byte_count,
     count,
     deltas,
+    digits,
     layout,
     shorter_context,
     table_bytes,
@@ -134,3 +135,8 @@ def test_other_targets_store_nothing_for_a_position() -> None:
         packaged(1 << 18, 1), targets={"onnx": Target({}, "w", Parity((), 0.0, 0.0))}
     )
     assert (table_bytes(long), shorter_context(long)) == (0, None)
+
+
+def test_digits_have_no_exponent() -> None:
+    assert [digits(n) for n in (11036.2, 36.34, 0.48513, 0.0)] == ["11000", "36.3", "0.485", "0"]
+    assert digits(22249.6, 4) == "22250"
