@@ -46,18 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.usage = "edgeloop export CKPT -o BUNDLE [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="checkpoint folder, or the name of a model in the Hugging Face cache",
-    )
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        metavar="DIR",
-        help="a PEFT LoRA on CKPT: a delta for each depth where depths differ",
-    )
+    checkpoint_arguments(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument(
         "--target", default="onnx", metavar="NAME[,NAME]", help="what to export to (default: onnx)"
@@ -68,24 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="staged: graphs and a loop of the host; flat: one graph, for stock hosts (default: staged)",
     )
-    parser.add_argument(
-        "--quant",
-        choices=list(RECIPES),
-        help="how matrices are stored (default: int4); -channel: a scale a row; -mixed: embedding and head in 8 bits; "
-        "phone: attention, too",
-    )
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        choices=GROUP_SIZES,
-        help="weights that share a scale (default: 32)",
-    )
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        metavar="FILE",
-        help="rules of your own in TOML, in place of --quant and --group-size",
-    )
+    storage_arguments(parser)
     parser.add_argument(
         "--calibrate",
         metavar="FILE",
@@ -134,6 +106,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                 option.flag, type=type(option.default), default=option.default, help=option.help
             )
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
+
+
+def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the checkpoint and what goes on it."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="checkpoint folder, or the name of a model in the Hugging Face cache",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="a PEFT LoRA on CKPT: a delta for each depth where depths differ",
+    )
+
+
+def storage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how matrices are stored."""
+    parser.add_argument(
+        "--quant",
+        choices=list(RECIPES),
+        help="how matrices are stored (default: int4); -channel: a scale a row; -mixed: embedding and head in 8 bits; "
+        "phone: attention, too",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        help="weights that share a scale (default: 32)",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="rules of your own in TOML, in place of --quant and --group-size",
+    )
 
 
 def main(args: argparse.Namespace, console: Console) -> None:

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..quant.recipe import GROUP_SIZES, RECIPES, Recipe
+from ..quant.recipe import Recipe
 from ..quant.recipe_file import read_recipe
 from ..runtime.errors import UsageError
 from ..runtime.timing import peak_rss_bytes
 from .console import Console
-from .export import TOKEN_BYTES, TOKENS, interruptible
+from .export import TOKEN_BYTES, TOKENS, checkpoint_arguments, interruptible, storage_arguments
 from .intake import read_text
 from .options import at_least
 from .quantities import byte_count
@@ -37,32 +37,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.usage = "edgeloop quantize CKPT --text FILE -o CODES [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="checkpoint folder, or the name of a model in the Hugging Face cache",
-    )
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        metavar="DIR",
-        help="a PEFT LoRA on CKPT: a delta for each depth where depths differ",
-    )
+    checkpoint_arguments(parser)
     parser.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text; - reads stdin")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="CODES", help="folder to write")
-    parser.add_argument(
-        "--quant", choices=list(RECIPES), help="how matrices are stored, as of export (default: int4)"
-    )
-    parser.add_argument(
-        "--group-size", type=int, choices=GROUP_SIZES, help="weights that share a scale (default: 32)"
-    )
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        metavar="FILE",
-        help="rules of your own in TOML, in place of --quant and --group-size",
-    )
+    storage_arguments(parser)
     parser.add_argument(
         "--tokens",
         type=at_least(2),
