@@ -25,14 +25,13 @@ from ..runtime.decode.draft_control import DraftController
 from ..runtime.decode.modes import PIPELINED, Mode, check_mode
 from ..runtime.decode.pipeline import Pipeline
 from ..runtime.decode.policy_choice import choose_policy
-from ..runtime.decode.sampling import Choose, Sampler, SamplingOptions
+from ..runtime.decode.sampling import Choose
 from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend, Lanes
 from ..runtime.engines.kv import KVCache
-from ..runtime.errors import UsageError
 from ..runtime.timing import Stopwatch
+from .bench_texts import PROMPT, Continuation, write_all
 from .console import Console, Progress
-from .intake import read_text
 from .measure.efforts import effort_of
 from .measure.interval import Estimate
 from .measure.outcome import Outcome
@@ -40,22 +39,8 @@ from .measure.record import Measure
 from .measure.turns import Effort, Turns, disturbed, take_turns
 
 FORCED = (0.0, 0.5, 0.7, 0.9, 1.0)
-PROMPT = 24
-"""Tokens of a text that are the prompt of its row."""
-TEXTS = 6
 REPEATS = 6
 """Calls of a stage in each round."""
-WARM = SamplingOptions(temperature=0.8, seed=1)
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """ids [prompt + tokens], which ``sampler`` chose sequentially."""
-
-    name: str
-    ids: I64
-    prompt: int
-    sampler: Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,52 +99,6 @@ def bench_decoding(args: argparse.Namespace, bundle: Bundle, backend: Backend, c
         calls = stage_calls(backend, decoder.cache, args.prompt_tokens)
         found = run_rounds(decoder, rows, calls, effort_of(args), progress)
     return outcome(args, backend, rows, calls, found)
-
-
-def write_all(
-    args: argparse.Namespace, bundle: Bundle, decoder: SequentialDecoder
-) -> tuple[Continuation, list[Continuation]]:
-    """Return the continuation whose acceptance is forced, and those of ``--text``, greedy and sampled."""
-    random = np.random.default_rng(0)
-    prompt = random.integers(0, bundle.program.vocab_size, args.prompt_tokens, np.int64)
-    greedy, warm = Sampler(SamplingOptions()), Sampler(WARM)
-    known = write(decoder, "random tokens", prompt, args.tokens, greedy)
-    texts = []
-    for name, ids in prompts(args.text, bundle) if args.text else []:
-        texts.append(write(decoder, name, ids, args.tokens, greedy))
-        texts.append(
-            write(decoder, f"{name} (temperature {warm.options.temperature})", ids, args.tokens, warm)
-        )
-    return known, texts
-
-
-def prompts(file: str, bundle: Bundle, most: int = TEXTS) -> list[tuple[str, I64]]:
-    """Names and ids of the beginnings of up to ``most`` paragraphs, from all over the text; UsageError without any."""
-    from ..runtime.text.tokenizer import Tokenizer
-
-    text = bundle.manifest.text
-    if text.tokenizer is None:
-        raise UsageError(f"{bundle.folder} has no tokenizer, so --text cannot be used; leave it out")
-    tokenizer = Tokenizer.open(bundle.path(text.tokenizer), text.split_special_tokens)
-    encoded = ((p, tokenizer.encode(p)) for p in read_text(file).split("\n\n"))
-    long_enough = [(p, ids) for p, ids in encoded if len(ids) >= PROMPT]
-    if not long_enough:
-        raise UsageError(f"{file} has no paragraph of {PROMPT} tokens or more; give a longer text")
-    chosen = np.linspace(0, len(long_enough) - 1, min(most, len(long_enough))).astype(int)
-    picked = [long_enough[i] for i in sorted(set(chosen.tolist()))]
-    return [(f"“{' '.join(p.split()[:4])} …”", np.array(ids[:PROMPT], np.int64)) for p, ids in picked]
-
-
-def write(decoder: SequentialDecoder, name: str, prompt: I64, tokens: int, sampler: Sampler) -> Continuation:
-    """Decode ``tokens`` tokens behind prompt [S] sequentially and return them; end-of-text does not end them."""
-    ids = np.empty(len(prompt) + tokens, np.int64)
-    ids[: len(prompt)] = prompt
-    decoder.reset()
-    logits = decoder.prompt(prompt)
-    for position in range(len(prompt), len(ids)):
-        ids[position] = sampler.choose(logits[-1], ids[:position], position)
-        logits = decoder.prompt(ids[position : position + 1])
-    return Continuation(name, ids, len(prompt), sampler)
 
 
 def runs_of(continuation: Continuation, depths: int, forced: bool) -> list[DecodeRun]:

@@ -27,7 +27,8 @@ from ..runtime.decode.sequential import SequentialDecoder
 from ..runtime.engines.backend import I64, Backend
 from ..runtime.engines.tokens import NO_DRAFTS, Drafting, DraftReport
 from ..runtime.timing import Stopwatch
-from .bench_decode import FORCED, PROMPT, WARM, decode_settings, prompts
+from .bench_decode import FORCED, decode_settings
+from .bench_texts import PROMPT, WARM, prompts
 from .console import Console
 from .measure.efforts import effort_of
 from .measure.outcome import Outcome

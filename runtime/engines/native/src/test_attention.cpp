@@ -112,9 +112,22 @@ double worst_error(const TestCache& cache, const Call& call, int kv_head, const 
   return worst;
 }
 
+// Scores of the tokens from ``first`` on become e^(score - the largest); 1 / their sum is returned, which is made in 16 lanes.
+float shares(std::vector<float>& p, float cap, int first) {
+  const Kernels& portable = *kernels_named("portable");
+  if (cap > 0) portable.softcap(p.data(), int(p.size()), cap, p.data());
+  const float top = *std::max_element(p.begin(), p.end());
+  for (float& s : p) s = s - top;
+  portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
+  float lanes[16] = {};
+  for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+  return 1.f / lanes[0];
+}
+
 // The same in float32, operation by operation as docs/native.md has them.
 std::vector<float> defined(const TestCache& cache, const Call& call, int kv_head) {
-  const Kernels& portable = *kernels_named("portable");
   std::vector<float> y;
   for (int m = 0; m < call.rows; m++)
     for (int h = 0; h < call.heads; h++) {
@@ -126,15 +139,7 @@ std::vector<float> defined(const TestCache& cache, const Call& call, int kv_head
         for (int d = 0; d < cache.head_dim; d++) s = s + q[d] * float(cache.key(t, kv_head, d));
         p.push_back(s * call.scale);
       }
-      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
-      const float top = *std::max_element(p.begin(), p.end());
-      for (float& s : p) s = s - top;
-      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
-      float lanes[16] = {};
-      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
-      for (int n = 8; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
-      const float share = 1.f / lanes[0];
+      const float share = shares(p, call.cap, first);
       for (int d = 0; d < cache.head_dim; d++) {
         float s = 0;
         for (size_t i = 0; i < p.size(); i++) s = s + p[i] * float(cache.value(first + int(i), kv_head, d));
@@ -146,7 +151,6 @@ std::vector<float> defined(const TestCache& cache, const Call& call, int kv_head
 
 // The same of int8: whole numbers, and floats made of the sums.
 std::vector<float> defined_in_codes(const TestCache& cache, const Call& call, int kv_head) {
-  const Kernels& portable = *kernels_named("portable");
   const int dims = cache.head_dim;
   const auto row = [&](const std::vector<float>& all, int t) { return &all[size_t((t * cache.kv_heads + kv_head) * dims)]; };
   std::vector<float> y;
@@ -161,14 +165,7 @@ std::vector<float> defined_in_codes(const TestCache& cache, const Call& call, in
         for (int d = 0; d < dims; d++) s += cache.code(q, d) * cache.code(k, d);
         p.push_back(float(s) * (cache.scale(k) * (cache.scale(q) * call.scale)));
       }
-      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
-      const float top = *std::max_element(p.begin(), p.end());
-      for (float& s : p) s = s - top;
-      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
-      float lanes[16] = {};
-      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
-      for (int n = 8; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+      const float share = shares(p, call.cap, first);
       std::vector<float> mixed(size_t(dims), 0.f);
       for (int begin = first; begin < last; begin = begin / 16 * 16 + 16) {  // tokens of a block
         const int end = std::min(begin / 16 * 16 + 16, last);
@@ -181,14 +178,13 @@ std::vector<float> defined_in_codes(const TestCache& cache, const Call& call, in
           mixed[size_t(d)] += float(s) * (most / 127.f);
         }
       }
-      for (float s : mixed) y.push_back(s * (1.f / lanes[0]));
+      for (float s : mixed) y.push_back(s * share);
     }
   return y;
 }
 
 // The same of int4: codes, summed for 16 dims at a time, and shares with the scales of 16 numbers of a token.
 std::vector<float> defined_in_nibbles(const TestCache& cache, const Call& call, int kv_head) {
-  const Kernels& portable = *kernels_named("portable");
   const int dims = cache.head_dim;
   const auto row = [&](const std::vector<float>& all, int t) { return &all[size_t((t * cache.kv_heads + kv_head) * dims)]; };
   std::vector<float> y;
@@ -207,15 +203,7 @@ std::vector<float> defined_in_nibbles(const TestCache& cache, const Call& call, 
         }
         p.push_back(s * call.scale);
       }
-      if (call.cap > 0) portable.softcap(p.data(), int(p.size()), call.cap, p.data());
-      const float top = *std::max_element(p.begin(), p.end());
-      for (float& s : p) s = s - top;
-      portable.act[int(Function::exp)](p.data(), int(p.size()), p.data());
-      float lanes[16] = {};
-      for (size_t i = 0; i < p.size(); i++) lanes[(size_t(first) + i) % 16] += p[i];
-      for (int n = 8; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
-      const float share = 1.f / lanes[0];
+      const float share = shares(p, call.cap, first);
       for (int d = 0; d < dims; d++) {
         float s = 0;
         for (int t = first; t < last; t++) {
