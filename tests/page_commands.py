@@ -61,6 +61,7 @@ INSTEAD = {
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
 INSTALLS = "installs packages"
+JNI = "minutes: the engine once more; tests/apps/test_android.py links the JNI to its library, and runs the page's Java"
 MEASURES = "minutes: the kernels by themselves, compiled for it"
 MEASURES_MODELS = (
     "minutes: exports models and times them; tests/test_prediction_table.py does it with tiny ones"
@@ -75,9 +76,12 @@ NOT_RUN = {
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,
     "EDGELOOP_DEPTHS=2 apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
     "apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
+    "cmake --build build/jni": JNI,
+    "cmake -S apps/android/engine/src/main/cpp -B build/jni": JNI,
     "edgeloop compare --shape mor-360m-r3 --target executorch --group-size 32 --rounds 3 --context 256": (
         THEIR_EXPORTER
     ),
+    "java -Dedgeloop.library=build/jni/libedgeloop_jni.so -cp classes Hello bundle/native/model.lanes": JNI,
     "lm_eval --model hf --model_args pretrained=checkpoint --tasks arc_easy,hellaswag --limit 200": HARNESS,
     "make -C apps/board/native": RUNNER,
     "make docs": "builds the site into the checkout; tests/test_site.py does it elsewhere",
@@ -108,6 +112,7 @@ ELSEWHERE = {
         "apps/ios/README.md",
         "swift",
     ): "never compiled; tests/apps/test_ios.py holds the names in it against a package",
+    ("docs/android.md", "java"): "tests/apps/test_android.py compiles it, and runs what is a program",
     ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",
     ("docs/predict.md", "toml"): "tests/apps/test_predict.py predicts it",

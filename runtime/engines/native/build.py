@@ -279,9 +279,17 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Build the library beside this file."""
+def main(words: Sequence[str] = ()) -> int:
+    """Build the library beside this file; or, for CMake, list what it is made of: ``--sources MACHINE COMPILER…``.
+
+    A line has a file and its flags, with | between them, for Linux or Android on such a processor.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if words[:1] == ["--sources"] and len(words) > 2:
+        target = Target(tuple(words[2:]), "linux", words[1])
+        for source in target.sources():
+            sys.stdout.write("|".join((str(source), *target.flags(source))) + "\n")
+        return 0
     try:
         made = build()
     except BuildError as error:
@@ -292,4 +300,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

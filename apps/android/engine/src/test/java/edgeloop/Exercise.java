@@ -1,0 +1,260 @@
+package edgeloop;
+
+import java.io.BufferedReader;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.io.PrintStream;
+import java.net.URL;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.Paths;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
+
+/**
+ * What tests/apps/test_android.py runs on a desktop's JVM: each part writes lines, which it holds against Python's.
+ */
+final class Exercise {
+  private Exercise() {}
+
+  /** Work that may throw. */
+  interface Work {
+    void run() throws Exception;
+  }
+
+  public static void main(String[] words) throws Exception {
+    System.setOut(new PrintStream(new FileOutputStream(FileDescriptor.out), true, "UTF-8"));
+    Path file = Paths.get(words[1]);
+    switch (words[0]) {
+      case "answers":
+        answers(file);
+        break;
+      case "rules":
+        rules(file);
+        break;
+      case "crowd":
+        crowd(file);
+        break;
+      case "install":
+        new BundleStore(file).clean();
+        for (String base : Arrays.copyOfRange(words, 2, words.length)) install(file, new URL(base));
+        new BundleStore(file).clean();
+        break;
+      case "overhead":
+        overhead(file);
+        break;
+      default:
+        throw new IllegalArgumentException(words[0]);
+    }
+  }
+
+  /** Of each line "exit|kv|temperature|topK|topP|minP|seed|most|ends|ids" the tokens, their depths, why it ended. */
+  private static void answers(Path file) throws Exception {
+    BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+    try (Model model = Model.open(file, ModelOptions.threads(2))) {
+      for (String line; (line = lines.readLine()) != null; ) {
+        String[] w = line.split("\\|", -1);
+        Sampling sampling = new Sampling(Double.parseDouble(w[2]), Integer.parseInt(w[3]), Double.parseDouble(w[4]),
+            Double.parseDouble(w[5]), Long.parseUnsignedLong(w[6]));
+        ConversationOptions options = ConversationOptions.DEFAULT.withExit(w[0])
+            .withKv(ConversationOptions.Kv.valueOf(w[1])).withSampling(sampling);
+        try (Conversation conversation = model.conversation(options)) {
+          conversation.append(ids(w[9]));
+          List<Piece> pieces = new ArrayList<>();
+          Answer answer = conversation.answer(AnswerOptions.atMost(Integer.parseInt(w[7]), ids(w[8])), pieces::add);
+          System.out.println(joined(pieces) + "|" + pieces.stream().map(p -> "" + p.depth()).collect(Collectors.joining(","))
+              + "|" + answer.finish() + "|" + answer.tokens() + "|" + conversation.length());
+        }
+      }
+    }
+  }
+
+  private static long[] ids(String text) {
+    return text.isEmpty() ? new long[0] : Arrays.stream(text.split(",")).mapToLong(Long::parseLong).toArray();
+  }
+
+  private static String joined(List<Piece> pieces) {
+    return pieces.stream().map(p -> "" + p.token()).collect(Collectors.joining(","));
+  }
+
+  /** Line by line, "name: what was thrown", or what a rule of the API comes to. */
+  private static void rules(Path file) throws Exception {
+    refused("no file", () -> Model.open(Paths.get(file + ".none")));
+    refused("no model", () -> Model.open(file.resolveSibling("none.lanes")));
+    refused("no kernels", () -> Model.open(file, new ModelOptions(0, false, "sse9")));
+    refused("half a character", () -> Model.open(file, new ModelOptions(0, false, "\ud83d")));
+    refused("a smile", () -> Model.open(file, new ModelOptions(0, false, "\ud83d\ude42")));
+    refused("a zero", () -> Model.open(file, new ModelOptions(0, false, "avx\0two")));
+    Model model = Model.open(file);
+    refused("no exit", () -> model.conversation(ConversationOptions.DEFAULT.withExit("sometimes")));
+    refused("depths", () -> model.conversation(ConversationOptions.DEFAULT.withExit("depth:9")));
+    refused("capacity", () -> model.conversation(ConversationOptions.DEFAULT.withCapacity(100_000)));
+    refused("temperature", () -> model.conversation(ConversationOptions.DEFAULT.withSampling(Sampling.at(-1, 0))));
+    Conversation conversation = model.conversation(ConversationOptions.DEFAULT.withCapacity(16));
+    refused("nothing", () -> conversation.answer(AnswerOptions.atMost(1), piece -> true));
+    refused("no such token", () -> conversation.append(1, 1L << 40));
+    conversation.append(20, 30, 41, 59);
+    List<Piece> pieces = new ArrayList<>();
+    Answer answer = conversation.answer(AnswerOptions.atMost(100), pieces::add);
+    System.out.println("full: " + answer.finish() + " " + conversation.length());
+    refused("no room", () -> conversation.append(1));
+    conversation.seek(4);
+    List<Piece> again = new ArrayList<>();
+    Answer stopped = conversation.answer(AnswerOptions.atMost(100), piece -> again.add(piece) && again.size() < 3);
+    System.out.println("again: " + joined(pieces).startsWith(joined(again)) + " " + stopped.finish() + " " + again.size());
+    refused("thrown", () -> conversation.answer(AnswerOptions.atMost(5), piece -> {
+      throw new IllegalArgumentException("the listener's own");
+    }));
+    refused("inside", () -> conversation.answer(AnswerOptions.atMost(5), piece -> conversation.length() > 0));
+    refused("close inside", () -> conversation.answer(AnswerOptions.atMost(5), piece -> {
+      conversation.close();
+      return true;
+    }));
+    conversation.seek(4);
+    Answer own = conversation.answer(AnswerOptions.atMost(5), piece -> {
+      conversation.stop();
+      return true;
+    });
+    System.out.println("stop inside: " + own.finish() + " " + own.tokens());
+    conversation.stop();
+    conversation.seek(4);
+    System.out.println("stop before: " + conversation.answer(AnswerOptions.atMost(5), piece -> true).finish());
+    stopFromAnotherThread(model);
+    model.close();
+    model.close();
+    refused("closed model", model::conversation);
+    System.out.println("open still: " + conversation.length());
+    conversation.close();
+    conversation.close();
+    conversation.stop();
+    refused("closed", conversation::length);
+  }
+
+  private static void stopFromAnotherThread(Model model) throws Exception {
+    try (Conversation conversation = model.conversation()) {
+      conversation.append(20, 30, 41, 59);
+      CountDownLatch begun = new CountDownLatch(1);
+      Thread other = new Thread(() -> {
+        try {
+          begun.await();
+        } catch (InterruptedException e) {
+          return;
+        }
+        conversation.close();
+      });
+      other.start();
+      // Endless but for the other thread, which closes the conversation that is answering.
+      Answer answer;
+      do {
+        try {
+          answer = conversation.answer(AnswerOptions.atMost(400), piece -> {
+            begun.countDown();
+            return true;
+          });
+          conversation.seek(4);
+        } catch (IllegalStateException e) {
+          System.out.println("closed by another: " + e.getMessage());
+          break;
+        }
+      } while (true);
+      other.join();
+    }
+  }
+
+  private static void refused(String name, Work work) {
+    try {
+      work.run();
+    } catch (EdgeloopException e) {
+      System.out.println(name + ": " + e.code() + " " + e.getMessage());
+    } catch (Exception e) {
+      System.out.println(name + ": " + e.getClass().getSimpleName() + " " + e.getMessage());
+    }
+  }
+
+  /** A hundred conversations from four threads, with four models: what memory and threads come to, and what was said. */
+  private static void crowd(Path file) throws Exception {
+    long[] prompt = new long[200];
+    for (int i = 0; i < prompt.length; i++) prompt[i] = 5 + (i * 37) % 4000;
+    int before = 0;
+    long memory = 0;
+    List<String> said = new ArrayList<>();
+    for (int round = 0; round < 4; round++) {
+      try (Model model = Model.open(file, ModelOptions.threads(3))) {
+        ExecutorService pool = Executors.newFixedThreadPool(4);
+        List<Future<String>> found = new ArrayList<>();
+        for (int i = 0; i < 25; i++) found.add(pool.submit(() -> one(model, prompt)));
+        for (Future<String> each : found) said.add(each.get());
+        pool.shutdown();
+        pool.awaitTermination(1, TimeUnit.MINUTES);
+      }
+      if (round == 0) {
+        memory = resident();
+        before = threads();
+      }
+    }
+    System.out.println("said: " + said.size() + " " + said.stream().distinct().collect(Collectors.joining(" ")));
+    System.out.println("grown: " + (resident() - memory));
+    System.out.println("threads: " + (threads() - before));
+  }
+
+  private static String one(Model model, long[] prompt) {
+    try (Conversation conversation = model.conversation()) {
+      conversation.append(prompt);
+      List<Piece> pieces = new ArrayList<>();
+      conversation.answer(AnswerOptions.atMost(4), pieces::add);
+      return joined(pieces);
+    }
+  }
+
+  private static long resident() throws IOException {
+    System.gc();
+    for (String line : Files.readAllLines(Paths.get("/proc/self/status"))) {
+      if (line.startsWith("VmRSS")) return 1024 * Long.parseLong(line.replaceAll("\\D", ""));
+    }
+    throw new IOException("no VmRSS");
+  }
+
+  private static int threads() throws IOException {
+    try (var all = Files.list(Paths.get("/proc/self/task"))) {
+      return (int) all.count();
+    }
+  }
+
+  /** Installs what is at {@code base}: what came of it, how far it got, and what is current then. */
+  private static void install(Path root, URL base) throws Exception {
+    BundleStore store = new BundleStore(root);
+    long[] last = new long[2];
+    String name = Paths.get(base.getPath()).getFileName().toString();
+    refused(name, () -> {
+      store.install(base, BundleStore.NATIVE, (done, bytes) -> {
+        if (done < last[0] && !name.contains("again")) throw new IllegalStateException("progress goes back");
+        last[0] = done;
+        last[1] = bytes;
+      });
+      System.out.println(name + ": " + last[0] + " of " + last[1]);
+    });
+    System.out.println("current: " + store.current().map(root::relativize).map(Path::toString).orElse("none"));
+  }
+
+  /** Nanoseconds that a token takes through JNI, and that the engine itself says of it. */
+  private static void overhead(Path file) {
+    try (Model model = Model.open(file); Conversation conversation = model.conversation()) {
+      conversation.append(20, 30, 41, 59);
+      for (int round = 0; round < 5; round++) {
+        conversation.seek(4);
+        Answer answer = conversation.answer(AnswerOptions.atMost(400), piece -> true);
+        System.out.println(answer.nanoseconds() / answer.tokens());
+      }
+    }
+  }
+}

@@ -1,0 +1,89 @@
+"""The module ``engine`` of apps/android on this computer's own JVM, with the lane engine's library of this computer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from native_programs import here
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = ROOT / "apps" / "android" / "engine" / "src"
+HEADERS = ROOT / "runtime" / "engines" / "native" / "src"
+RELEASE = "17"
+"""The Java that the module is written in."""
+
+
+def missing() -> str:
+    """Why the module cannot be compiled here, or nothing."""
+    if here() is None:
+        return "no C++ compiler"
+    if not (shutil.which("javac") and shutil.which("java")):
+        return "no JDK (apt install openjdk-17-jdk-headless)"
+    if not (_jdk() / "include" / "jni.h").is_file():
+        return "the JDK has no jni.h (apt install openjdk-17-jdk-headless)"
+    return ""
+
+
+def _jdk() -> Path:
+    return Path(shutil.which("javac") or "").resolve().parents[1]
+
+
+def jni_library(library: Path, folder: Path) -> Path:
+    """The JNI library, linked to the lane engine's ``library``, in ``folder``."""
+    target = here()
+    assert target is not None
+    goal = folder / "libedgeloop_jni.so"
+    headers = [f"-I{_jdk() / 'include'}", f"-I{_jdk() / 'include' / 'linux'}", f"-I{HEADERS}"]
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared"]
+    sources = map(str, sorted((ENGINE / "main" / "cpp").glob("*.cpp")))
+    link = [str(library), f"-Wl,-rpath,{library.parent}", "-o", str(goal)]
+    subprocess.run([*target.compiler, *flags, *headers, *sources, *link], check=True)
+    return goal
+
+
+def classes(folder: Path) -> str:
+    """The class path of the module and of its test program, compiled into ``folder`` without a warning."""
+    return compiled(ENGINE.glob("*/java/edgeloop/*.java"), folder / "classes")
+
+
+def compiled(sources: Iterable[Path], goal: Path, path: str = "") -> str:
+    """The class path of ``sources``, which want the classes of ``path``, compiled into ``goal`` without a warning."""
+    # Resources of a try statement are often only there to be closed.
+    command = [
+        "javac",
+        "-encoding",
+        "UTF-8",
+        "-Xlint:all,-try",
+        "-Werror",
+        "--release",
+        RELEASE,
+        "-d",
+        str(goal),
+    ]
+    subprocess.run([*command, "-cp", path, *map(str, sorted(sources))], check=True)
+    return os.pathsep.join(filter(None, (str(goal), path)))
+
+
+def ran(path: str, library: Path, main: str, *arguments: str, given: str = "") -> list[str]:
+    """The lines that the class ``main`` writes, with JNI's own checks on; AssertionError where they find something."""
+    command = ["java", "-Xcheck:jni", "-Xms64m", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    done = subprocess.run(
+        [*command, f"-Dedgeloop.library={library}", "-cp", path, main, *arguments],
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        env={
+            **os.environ,
+            "MALLOC_ARENA_MAX": "1",
+        },  # so that memory is what is used, not what each thread keeps
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout, done.stdout
+    assert done.stderr == ""
+    return done.stdout.splitlines()
