@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.errors import UsageError
 from ..runtime.version import VERSION
 from .bench_chat import chat_arguments
+from .bench_device import check_device, device_arguments
 from .bench_serving import users_arguments
 from .console import Console
 from .machine_load import ForeignLoad
@@ -41,6 +42,7 @@ examples:
   edgeloop bench bundle --chat 20
   edgeloop bench bundle --engine onnx --ops trace.json
   edgeloop bench bundle --engine executorch --profile folder
+  edgeloop bench bundle --device ssh://pi@board --save runs/
 """
 
 
@@ -131,6 +133,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     users_arguments(parser)
     chat_arguments(parser)
     effort_arguments(parser)
+    device_arguments(parser)
     group = parser.add_argument_group("results")
     group.add_argument(
         "--compare", nargs="+", metavar="SETUP",
@@ -170,12 +173,19 @@ def main(args: argparse.Namespace, console: Console) -> None:
         from ..export.page import check_page
 
         check_page(args.report, args.force)
+    if check_device(args, mode.name):
+        from .bench_device import measure_there
+
+        record = measure_there(args, mode.name, console)
+        present(args, record, console, data={"engine": record.engine}, notes=record.notes)
+        return
     if not mode.lists:
         args = argparse.Namespace(**{**vars(args), "prompt_tokens": one_length(args.prompt_tokens)})
     measure = getattr(importlib.import_module(mode.module, __package__), mode.function)
     load = ForeignLoad()
     outcome: Outcome = measure(args, console)
-    present(args, mode, outcome, load.share(), console)
+    record = record_of(args, mode, outcome, load.share())
+    present(args, record, console, data=outcome.data, show=outcome.show, notes=outcome.notes)
     if outcome.fault is not None:
         raise outcome.fault
 
@@ -206,13 +216,18 @@ def one_length(lengths: list[int]) -> int:
 
 
 def present(
-    args: argparse.Namespace, mode: Mode, outcome: Outcome, foreign: float | None, console: Console
+    args: argparse.Namespace,
+    record: Record,
+    console: Console,
+    *,
+    data: Mapping[str, object],
+    show: Callable[[Console], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Save the record, and print it in the form that was asked for."""
+    """Save the record, and print it in the form that was asked for: ``data`` beside it as JSON, ``show`` for people."""
     from .measure import tables
     from .measure.store import save
 
-    record = record_of(args, mode, outcome, foreign)
     path = save(args.save, record) if args.save is not None else None
     if args.report is not None:
         from .measure.report import write_report
@@ -220,19 +235,19 @@ def present(
         write_report(args.report, record)
     if console.json:
         saved = {} if path is None else {"saved": str(path)}
-        console.result({**outcome.data, "record": record, **saved})
+        console.result({**data, "record": record, **saved})
         return
     if args.markdown:
         console.write(tables.markdown(record))
-    elif outcome.show is not None:
-        outcome.show(console)
+    elif show is not None:
+        show(console)
     else:
         tables.show(console, record)
     if record.disturbed:
         console.note(
             f"other programs disturbed {record.disturbed} of {record.turns} turns: left out where any was not"
         )
-    for note in outcome.notes:
+    for note in notes:
         console.note(note)
     if path is not None:
         console.note(f"saved as {path}")

@@ -58,6 +58,7 @@ INSTEAD = {
 }
 """By command, what is run in its place: less of the same."""
 
+BOARD = "a board; tests/apps/test_device.py has one"
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
 INSTALLS = "installs packages"
@@ -81,6 +82,9 @@ NOT_RUN = {
     "edgeloop compare --shape mor-360m-r3 --target executorch --group-size 32 --rounds 3 --context 256": (
         THEIR_EXPORTER
     ),
+    "edgeloop bench bundle --device local": "wheels come from a network; tests/apps/test_device.py has its own",
+    "edgeloop bench bundle --device ssh://pi@board --save runs/": BOARD,
+    "edgeloop bench bundle --device ssh://pi@board:2222 --engine onnx --depths": BOARD,
     "java -Dedgeloop.library=build/jni/libedgeloop_jni.so -cp classes Hello bundle/native/model.lanes": JNI,
     "lm_eval --model hf --model_args pretrained=checkpoint --tasks arc_easy,hellaswag --limit 200": HARNESS,
     "make -C apps/board/native": RUNNER,

@@ -1,0 +1,69 @@
+"""Compilers for the processors of other computers: this one's own, Debian's cross-compiler, or zig."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from ...runtime.engines.native.build import LIBRARY, NAMES, BuildError, Target, build
+from .device import DeviceError
+
+MACHINES = ("aarch64", "x86_64")
+"""Processors of boards, by the names that uname gives them, which wheels and compilers know."""
+ADVICE = "apt install g++-aarch64-linux-gnu, or pip install ziglang"
+
+
+def cross_target(machine: str, static: bool = False) -> Target:
+    """Return what compiles for Linux on ``machine``, here; DeviceError where nothing does.
+
+    ``static``: for a program that wants nothing of the system, for which zig brings a C library of its own.
+    """
+    if sys.platform == "linux" and machine == platform.machine():
+        try:
+            return Target.here()
+        except BuildError as error:
+            raise DeviceError(str(error)) from error
+    if shutil.which(f"{machine}-linux-gnu-g++"):
+        return Target((f"{machine}-linux-gnu-g++",), "linux", machine)
+    zig = shlex.split(os.environ.get("ZIG", ""))
+    if not zig and importlib.util.find_spec("ziglang"):
+        zig = [sys.executable, "-m", "ziglang"]
+    if zig:
+        libc = "musl" if static else "gnu.2.28"
+        return Target((*zig, "c++", "-target", f"{machine}-linux-{libc}"), "linux", machine)
+    raise DeviceError(f"nothing here compiles the lane engine for {machine}: {ADVICE}")
+
+
+def objects_of(target: Target) -> Path:
+    """Return the folder that keeps what was compiled for ``target``, in the user's cache; DeviceError without one."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+        kind = "-".join(word.lstrip("-") for word in target.compiler[-1:])
+        folder = root / "edgeloop" / "cross" / f"{target.system}-{target.machine}-{Path(kind).name}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise DeviceError(
+            f"there is no folder to compile in ({error}); set XDG_CACHE_HOME to one of your own"
+        ) from error
+    return folder
+
+
+def library_for(machine: str) -> Path:
+    """Return the lane engine's library for Linux on ``machine``, compiled where it is not there."""
+    target = cross_target(machine)
+    if target == Target.here():
+        goal, objects = LIBRARY, None
+    else:
+        objects = objects_of(target)
+        goal = objects / NAMES["linux"]
+    try:
+        build(goal, objects, target)
+    except BuildError as error:
+        raise DeviceError(f"the lane engine cannot be compiled for {machine}: {error}") from error
+    return goal
