@@ -1,7 +1,8 @@
 """A folder of fitted codes, to be exported in place of rounding: numbers, their recipe, and of which weights they are.
 
 codes.json says how the matrices are stored and the SHA-256 of each as float32, so that codes are never put in place of
-other weights; codes.safetensors holds ``NAME.codes`` and ``NAME.scales`` as a bundle does.
+other weights; codes.safetensors holds ``NAME.codes`` and ``NAME.scales``, or ``NAME.indices`` and ``NAME.tables``, as a
+bundle does.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from ..quant.recipe import GROUP_SIZES, Recipe
+from ..quant.recipe import FLOAT16, FLOAT32, GROUP_SIZES, INT8, TABLES, Recipe, StorageFormat
 from ..runtime.bundle.folder import sha256_of
 from ..runtime.bundle.json_text import json_text
 from ..runtime.bundle.manifest import BITS
 from ..runtime.errors import BundleError, CheckpointError
-from ..runtime.model.codec import Grouped, code_shape
+from ..runtime.model.codec import ENTRIES, Grouped, Palette, code_shape, rows_of_table
 from ..runtime.model.stored import Array, map_tensors
 from ..runtime.model.weights import Matrix, tensors
 from ..runtime.version import VERSION
 from .family import Reading
-from .stored import pieces
+from .stored import Coded, pieces, sides
 from .weights import WeightsWriter
 
 FORMAT = 1
@@ -92,7 +93,7 @@ class Codes:
                 f"{path.parent} is no folder of codes: {error}; edgeloop quantize writes one"
             ) from error
 
-    def of(self, reading: Reading) -> dict[str, Grouped]:
+    def of(self, reading: Reading) -> dict[str, Coded]:
         """Return the codes by matrix; CheckpointError where they are of other weights than those of ``reading``."""
         wanted = coded(reading, self.recipe)
         if self.about.matrices.keys() != wanted.keys():
@@ -106,38 +107,52 @@ class Codes:
                 raise CheckpointError(
                     f"{self.folder} is of other weights: {name} has changed since; make the codes again"
                 )
-        return {name: self._grouped(name, matrix) for name, matrix in wanted.items()}
+        formats = self.recipe.formats(wanted)
+        return {
+            name: read_coded(self.stored, name, matrix, formats[name], self.folder)
+            for name, matrix in wanted.items()
+        }
 
-    def _grouped(self, name: str, matrix: Matrix) -> Grouped:
-        storage = self.recipe.formats({name: matrix})[name]
-        return grouped(self.stored, name, matrix, storage.bits, storage.group_size, self.folder)
 
-
-def grouped(
-    stored: Mapping[str, Array], name: str, matrix: Matrix, bits: int, group_size: int, place: Path
-) -> Grouped:
-    """Return the codes of ``name`` in ``stored``; CheckpointError where they are missing or of another shape."""
-    shape = code_shape(matrix.copies * matrix.rows, matrix.columns, group_size, bits)
-    for side, wanted, kind in (("codes", shape, "uint8"), ("scales", shape[:2], "float16")):
+def read_coded(
+    stored: Mapping[str, Array], name: str, matrix: Matrix, storage: StorageFormat, place: Path
+) -> Coded:
+    """Return what ``stored`` has of ``name``; CheckpointError where it is missing, of another shape, or no number."""
+    rows = matrix.copies * matrix.rows
+    if storage.palette:
+        shape: tuple[int, ...] = rows, matrix.columns
+        halves, codes = (
+            ("tables", (rows // rows_of_table(matrix.parts.values()), ENTRIES)),
+            ("indices", shape),
+        )
+    else:
+        shape = code_shape(rows, matrix.columns, storage.group_size, storage.bits)
+        halves, codes = ("scales", shape[:2]), ("codes", shape)
+    for (side, wanted), kind in ((codes, "uint8"), (halves, "float16")):
         found = stored.get(f"{name}.{side}")
         if found is None or found.shape != wanted or found.dtype.name != kind:
             raise CheckpointError(
                 f"{place}: {name}.{side} is missing or not {kind} {list(wanted)}; make the codes again"
             )
-    scales = stored[f"{name}.scales"].astype(np.float16, copy=False)
-    if not np.isfinite(scales).all():
-        raise CheckpointError(f"{place}: {name}.scales has numbers that are not finite; make the codes again")
-    return Grouped(stored[f"{name}.codes"].astype(np.uint8, copy=False), scales, bits, matrix.columns)
+    floats = stored[f"{name}.{halves[0]}"].astype(np.float16, copy=False)
+    if not np.isfinite(floats).all():
+        raise CheckpointError(
+            f"{place}: {name}.{halves[0]} has numbers that are not finite; make the codes again"
+        )
+    whole = stored[f"{name}.{codes[0]}"].astype(np.uint8, copy=False)
+    if not storage.palette:
+        return Grouped(whole, floats, storage.bits, matrix.columns)
+    if whole.max(initial=0) >= ENTRIES:
+        raise CheckpointError(
+            f"{place}: {name}.indices has {whole.max()}, and a table {ENTRIES} values; make the codes again"
+        )
+    return Palette(whole, floats)
 
 
 def coded(reading: Reading, recipe: Recipe) -> dict[str, Matrix]:
-    """Return the matrices of ``reading`` that ``recipe`` stores as codes with scales."""
+    """Return the matrices of ``reading`` that ``recipe`` stores as codes, or as indices into tables."""
     formats = recipe.formats(reading.program.weights)
-    return {
-        name: reading.program.matrix(name)
-        for name, storage in formats.items()
-        if not storage.is_float and not storage.palette
-    }
+    return {name: reading.program.matrix(name) for name, storage in formats.items() if not storage.is_float}
 
 
 def matrix_hashes(reading: Reading, names: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
@@ -152,13 +167,14 @@ def matrix_hashes(reading: Reading, names: Mapping[str, Matrix]) -> Iterator[tup
 
 
 def write_codes(
-    folder: Path, reading: Reading, recipe: Recipe, ids_hash: str, tokens: int, codes: Mapping[str, Grouped]
+    folder: Path, reading: Reading, recipe: Recipe, ids_hash: str, tokens: int, codes: Mapping[str, Coded]
 ) -> None:
     """Write ``codes``, fitted to ``tokens`` ids, into ``folder``."""
     with WeightsWriter(folder / NUMBERS, 2 * len(codes)) as writer:
-        for side in ("scales", "codes"):  # float16 first: so each stays aligned
+        for number in range(2):  # float16 of all first: so each stays aligned
             for name, found in codes.items():
-                writer.add(f"{name}.{side}", getattr(found, side))
+                side, array = list(sides(found).items())[number]
+                writer.add(f"{name}.{side}", array)
     hashes = dict(matrix_hashes(reading, coded(reading, recipe)))
     about = About(FORMAT, VERSION, recipe, tokens, ids_hash, hashes, sha256_of(folder / NUMBERS))
     (folder / ABOUT).write_bytes(json_text(about) + b"\n")
@@ -167,8 +183,10 @@ def write_codes(
 def check_recipe(recipe: Recipe, path: Path) -> None:
     """Raise CheckpointError for a recipe that nothing here writes."""
     kinds = {(bits, group, False) for bits in BITS for group in ((0,) if bits >= 16 else (0, *GROUP_SIZES))}
-    each = [*(rule.storage for rule in recipe.rules), recipe.deltas]
+    kinds.add((TABLES.bits, TABLES.group_size, TABLES.palette))
+    each = [rule.storage for rule in recipe.rules]
     known = kinds.issuperset((one.bits, one.group_size, one.palette) for one in each)
+    known &= recipe.deltas in (FLOAT32, FLOAT16, INT8)
     named = 0 < len(recipe.name) <= 40 and recipe.name.isprintable()
     if not (known and named and recipe.rules and recipe.rules[-1].pattern == "*"):
         raise CheckpointError(

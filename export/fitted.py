@@ -2,7 +2,7 @@
 
 The model reads the text with the reference engine, layer by layer (``layerwise.py``). For each matrix the sum of x xᵀ
 over its inputs is kept: of a shared block over all depths, of the head over all read-outs. GPTQ (``quant/gptq.py``)
-rounds for that sum.
+rounds for that sum, to codes or to the values of tables (``quant/palette.py``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 from ..quant.recipe import Recipe
 from ..runtime.engines.backend import I64
 from ..runtime.errors import UsageError
-from ..runtime.model.codec import Grouped
 from ..runtime.text.tokenizer import Tokenizer
 from .family import Reading
 from .loop_gptq import Keeper, LoopGPTQ
-from .stored import write_weights
+from .stored import Coded, write_weights
 from .target import Progress
 from .text.vocabulary import Vocabulary
 
@@ -34,20 +33,20 @@ SUM_BYTES = 1 << 29
 class Nowhere:
     """A Keeper that keeps nothing."""
 
-    def load(self, name: str) -> Grouped | None:
+    def load(self, name: str) -> Coded | None:
         """Return None."""
         return None
 
-    def save(self, name: str, codes: Grouped) -> None:
+    def save(self, name: str, codes: Coded) -> None:
         """Do nothing."""
 
 
 def check_fits(recipes: Mapping[str, Recipe], flag: str = "--calibrate") -> None:
-    """Raise UsageError where a target stores nothing that is fitted. ``recipes``: by the names of the targets."""
+    """Raise UsageError where a target stores floats alone. ``recipes``: by the names of the targets."""
     for target, recipe in recipes.items():
-        if not recipe.has_codes:
+        if not recipe.is_fitted:
             raise UsageError(
-                f"{flag} fits codes with scales to a text, and target {target} has none: its matrices are "
+                f"{flag} fits codes to a text, and target {target} has none: its matrices are "
                 f"stored as {recipe.rest}; leave {flag} away, or export that target by itself without it"
             )
 
@@ -89,16 +88,14 @@ def fit(
     floats: Path,
     progress: Progress,
     keeper: Keeper | None = None,
-) -> dict[str, Grouped]:
+) -> dict[str, Coded]:
     """Return codes for the text ``ids`` [S] of the matrices that ``recipe`` stores as such, by their names.
 
     ``floats``: what ``write_floats`` wrote; beside it there is room for sums.
     """
     program = reading.program
     formats = {
-        name: storage
-        for name, storage in recipe.formats(program.weights).items()
-        if not storage.is_float and not storage.palette
+        name: storage for name, storage in recipe.formats(program.weights).items() if not storage.is_float
     }
     window = min(WINDOW, program.context_length)
     fitter = LoopGPTQ(program, floats, formats, SUM_BYTES, keeper or Nowhere())

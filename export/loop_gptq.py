@@ -17,14 +17,16 @@ import torch
 
 from ..quant.gptq import gptq
 from ..quant.pack import quantize
+from ..quant.palette import fitted_palette, palettize
 from ..quant.recipe import StorageFormat
 from ..quant.scales import searched
 from ..runtime.engines.backend import I64
-from ..runtime.model.codec import Grouped
+from ..runtime.model.codec import Grouped, Palette, rows_of_table
 from ..runtime.model.ops import Linear
 from ..runtime.model.program import Program
 from ..runtime.model.stored import Array, map_tensors
 from .layerwise import Step, Stream, steps
+from .stored import Coded, sides
 from .sums import Sums
 from .target import Progress
 
@@ -32,11 +34,11 @@ from .target import Progress
 class Keeper(Protocol):
     """Keeps the codes of a fit that is under way, so that another process can go on with it."""
 
-    def load(self, name: str) -> Grouped | None:
+    def load(self, name: str) -> Coded | None:
         """Return the codes of a matrix, if they were kept."""
         ...
 
-    def save(self, name: str, codes: Grouped) -> None:
+    def save(self, name: str, codes: Coded) -> None:
         """Keep the codes of a matrix."""
         ...
 
@@ -60,9 +62,9 @@ class LoopGPTQ:
             Sums(floats.with_name(f"sums-of-{name}"), sum_bytes // 2) for name in ("inputs", "drifts")
         )
         self._floats: Mapping[str, Array] = {}
-        self._codes: dict[str, Grouped] = {}
+        self._codes: dict[str, Coded] = {}
 
-    def fit(self, windows: Sequence[I64], progress: Progress) -> dict[str, Grouped]:
+    def fit(self, windows: Sequence[I64], progress: Progress) -> dict[str, Coded]:
         """Return the codes of the matrices by name, for a text in ``windows`` of ids [n]."""
         known = {name: codes for name in self._formats if (codes := self._keeper.load(name))}
         if known.keys() == self._formats.keys():
@@ -109,25 +111,33 @@ class LoopGPTQ:
                         ((_, _, meant),) = exact.inputs(step, number)
                         self._drifts.add((name, copy), torch.from_numpy(meant - given), x)
 
-    def _fitted(self, name: str) -> Grouped:
+    def _fitted(self, name: str) -> Coded:
         """Return the codes of a matrix; each of its copies has inputs of its own."""
         matrix, storage = self._program.matrix(name), self._formats[name]
-        found = []
+        found: list[Coded] = []
         for copy, part in enumerate(self._weight(name).split(matrix.rows)):
             hessian, drift = self._inputs.take((name, copy)), self._drifts.take((name, copy))
             if hessian is None:  # an expert that was never chosen
                 hessian = torch.eye(matrix.columns)
-            found.append(gptq(part, hessian, storage.bits, storage.group_size, drift))
-        codes, scales = (
-            np.concatenate([getattr(one, side) for one in found]) for side in ("codes", "scales")
+            if storage.palette:
+                found.append(fitted_palette(part, rows_of_table(matrix.parts.values()), hessian, drift))
+            else:
+                found.append(gptq(part, hessian, storage.bits, storage.group_size, drift))
+        floats, whole = (
+            np.concatenate(each) for each in zip(*(sides(one).values() for one in found), strict=True)
         )
-        return Grouped(codes, scales, storage.bits, matrix.columns)
+        if storage.palette:
+            return Palette(whole, floats)
+        return Grouped(whole, floats, storage.bits, matrix.columns)
 
-    def _nearest(self, name: str) -> Grouped:
+    def _nearest(self, name: str) -> Coded:
         storage = self._formats[name]
+        if storage.palette:
+            rows = rows_of_table(self._program.matrix(name).parts.values())
+            return palettize(self._weight(name), rows)
         return quantize(self._weight(name), storage.bits, storage.group_size, searched)
 
-    def _keep(self, name: str, codes: Grouped) -> Grouped:
+    def _keep(self, name: str, codes: Coded) -> Coded:
         self._keeper.save(name, codes)
         return codes
 
@@ -139,5 +149,5 @@ class LoopGPTQ:
         found = dict(self._floats)
         for name, codes in self._codes.items():
             del found[f"{name}.weight"]
-            found[f"{name}.codes"], found[f"{name}.scales"] = codes.codes, codes.scales
+            found |= {f"{name}.{side}": array for side, array in sides(codes).items()}
         return found

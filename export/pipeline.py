@@ -113,6 +113,12 @@ def export_bundle(
     recipes = {target.name: asked[pair].recipe(rules) for pair, target in chosen.items()}
     if calibration is not None or made:
         check_fits(recipes, "--codes" if made else "--calibrate")
+    for name, wanted in recipes.items():
+        if made and wanted != made.recipe:
+            raise UsageError(
+                f"{codes} has {made.recipe.rest}, and target {name} is to have {wanted.rest}; leave --coreml-ane away, "
+                "or make such codes with a recipe of tables"
+            )
 
     progress("reading the checkpoint", 0.0)
     source = Checkpoint.open(Path(checkpoint), Path(adapter) if adapter is not None else None)
@@ -132,7 +138,7 @@ def export_bundle(
     warn_of_templates(source.folder, templates, special_tokens, added, reading.program.eos_token_ids)
 
     with new_folder(out, force) as folder:
-        progress("quantizing" if rules.has_codes else "writing weights", 0.1)
+        progress("quantizing" if rules.is_fitted else "writing weights", 0.1)
         weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
             fitted = made.of(reading) if made else NEAREST
@@ -191,11 +197,16 @@ def export_bundle(
 def quantization(recipe: Recipe, weights: Mapping[str, Weight]) -> Quantization:
     """Return what the manifest says of how ``weights`` are stored."""
     others = {
-        name: Storage(storage.bits, storage.group_size)
+        name: Storage(storage.bits, storage.group_size, storage.palette)
         for name, storage in recipe.formats(weights).items()
         if storage != recipe.rest
     }
     deltas = any(tensor.kind == "delta" for _, tensor in tensors(weights))
     return Quantization(
-        recipe.name, recipe.bits, recipe.group_size, others, recipe.deltas.bits if deltas else None
+        recipe.name,
+        recipe.bits,
+        recipe.group_size,
+        others,
+        recipe.deltas.bits if deltas else None,
+        recipe.palettized,
     )

@@ -19,17 +19,17 @@ from ..quant.recipe import Recipe
 from ..runtime.bundle.folder import sha256_of
 from ..runtime.errors import BundleError, CheckpointError, ExportError, UsageError
 from ..runtime.model.checks import problems
-from ..runtime.model.codec import Grouped
 from ..runtime.model.stored import map_tensors
 from ..runtime.version import VERSION
 from .bundle.leftovers import take
 from .bundle.staging import staged
 from .checkpoint import Checkpoint
-from .codes import ABOUT, FORMAT, Codes, coded, grouped, write_codes
+from .codes import ABOUT, FORMAT, Codes, coded, read_coded, write_codes
 from .families import read_checkpoint
 from .family import Reading
 from .fitted import TOKENS, fit, text_ids, write_floats
 from .overrides import overridden
+from .stored import Coded, sides
 from .target import Progress
 from .text.vocabulary import read_vocabulary
 from .weights import WeightsWriter
@@ -77,7 +77,7 @@ def quantize_checkpoint(
     """
     start, out = time.monotonic(), Path(out)
     check_replaceable(out, force)
-    if not recipe.has_codes:
+    if not recipe.is_fitted:
         raise UsageError(
             f"recipe {recipe.name} stores floats alone, so there are no codes to fit; choose another"
         )
@@ -166,27 +166,27 @@ class Kept:
         for stale in folder.glob("*.new"):
             stale.unlink()
 
-    def load(self, name: str) -> Grouped | None:
+    def load(self, name: str) -> Coded | None:
         """Return the codes of a matrix; None where there are none, or where the file is damaged, which then goes."""
-        path, storage = self._path(name), self._formats[name]
+        path = self._path(name)
         if not path.exists():
             return None
         try:
             stored = map_tensors(path)
-            found = grouped(stored, name, self._matrices[name], storage.bits, storage.group_size, path)
+            found = read_coded(stored, name, self._matrices[name], self._formats[name], path)
         except (BundleError, CheckpointError):
             path.unlink()
             return None
         self.loaded += 1
         return found
 
-    def save(self, name: str, codes: Grouped) -> None:
+    def save(self, name: str, codes: Coded) -> None:
         """Keep the codes of a matrix."""
         path = self._path(name)
         fresh = path.with_name(f"{path.name}.new")
         with WeightsWriter(fresh, 2) as writer:
-            writer.add(f"{name}.scales", codes.scales)
-            writer.add(f"{name}.codes", codes.codes)
+            for side, array in sides(codes).items():
+                writer.add(f"{name}.{side}", array)
         with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         fresh.replace(path)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from ..quant.pack import quantize
-from ..quant.palette import palettize, table_rows
+from ..quant.palette import palettize
 from ..quant.recipe import Recipe, StorageFormat
 from ..runtime.errors import CheckpointError
-from ..runtime.model.codec import Grouped, code_shape
+from ..runtime.model.codec import F16, U8, Grouped, Palette, code_shape, rows_of_table
 from ..runtime.model.weights import Tensor as StoredTensor
 from ..runtime.model.weights import tensors
 from .family import InPieces, Reading
@@ -28,12 +28,14 @@ from .weights import WeightsWriter
 log = logging.getLogger(__name__)
 
 
-NEAREST: Mapping[str, Grouped] = {}
+Coded = Grouped | Palette
+"""A matrix as codes with scales, or as indices into tables."""
+NEAREST: Mapping[str, Coded] = {}
 """Nothing is fitted: every code is the nearest."""
 
 
 def write_weights(
-    reading: Reading, recipe: Recipe, path: Path, fitted: Mapping[str, Grouped] = NEAREST
+    reading: Reading, recipe: Recipe, path: Path, fitted: Mapping[str, Coded] = NEAREST
 ) -> None:
     """Quantize and write all stored tensors of ``reading`` to ``path``, with the codes of ``fitted``
     (``fitted.py``, by matrix) where there are such.
@@ -56,18 +58,23 @@ def write_weights(
                 writer.stream(name, (piece.numpy() for piece in found))
                 continue
             base = name.removesuffix(".weight")
-            if storage.palette:
-                value = _whole(reading, tensor)
-                _half(value, name)
-                palette = palettize(value, table_rows([*reading.program.matrix(base).parts.values()]))
-                writer.add(f"{base}.tables", palette.tables)
-                writer.add(f"{base}.indices", palette.indices)
-                log.debug("palettized %s", name)
-                continue
-            packed = fitted.get(base) or _quantized(reading, tensor, storage)
-            writer.add(f"{base}.scales", packed.scales)
-            writer.add(f"{base}.codes", packed.codes)
+            made = fitted.get(base)
+            if made is None:
+                made = (
+                    _palettized(reading, name, tensor)
+                    if storage.palette
+                    else _quantized(reading, tensor, storage)
+                )
+            for side, array in sides(made).items():
+                writer.add(f"{base}.{side}", array)
             log.debug("quantized %s", name)
+
+
+def sides(made: Coded) -> dict[str, U8 | F16]:
+    """Return the arrays that are stored of a matrix by what follows its name, float16 first: so each stays aligned."""
+    if isinstance(made, Palette):
+        return {"tables": made.tables, "indices": made.indices}
+    return {"scales": made.scales, "codes": made.codes}
 
 
 def _whole(reading: Reading, tensor: StoredTensor) -> torch.Tensor:
@@ -84,6 +91,14 @@ def pieces(reading: Reading, tensor: StoredTensor) -> Iterator[torch.Tensor]:
         yield _whole(reading, tensor)
     else:
         yield from (piece.reshape(-1, *tensor.shape[1:]) for piece in load.pieces())
+
+
+def _palettized(reading: Reading, name: str, tensor: StoredTensor) -> Palette:
+    value = _whole(reading, tensor)
+    _half(value, name)
+    return palettize(
+        value, rows_of_table(reading.program.matrix(name.removesuffix(".weight")).parts.values())
+    )
 
 
 def _quantized(reading: Reading, tensor: StoredTensor, storage: StorageFormat) -> Grouped:

@@ -51,6 +51,15 @@ def check_deltas(program: Program, recipe: Recipe, target: str) -> None:
         )
 
 
+def check_tables(recipe: Recipe, target: str) -> None:
+    """Raise ExportError for matrices in tables of values, which ``target`` has no operators for."""
+    if recipe.has_tables:
+        raise ExportError(
+            f"recipe {recipe.name} has matrices in tables of values, which target {target} does not hold; use --quant "
+            "int4, or export for target coreml"
+        )
+
+
 class Target(Protocol):
     """One export target."""
 

@@ -10,6 +10,8 @@ A shared block's inputs are those of all its depths, so H is their sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ DAMPING = 0.01
 """What is added to H's diagonal, as a share of its mean: inputs that calibration has hardly seen keep some weight."""
 _COLUMNS = 128
 """Columns whose errors are passed on together."""
-_NUMBERS = 1 << 22
+NUMBERS = 1 << 22
 """Of a matrix, whose rows do not depend on each other, this many are rounded at a time: it bounds the memory."""
 
 
@@ -37,7 +39,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int, drift: Ten
     hessian = damped(hessian)
     importance = groups_of(hessian.diagonal().float()[None], group_size)[0]
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    upper = _passed_on(hessian[order][:, order])
+    upper = passed_on(hessian[order][:, order])
     parts = [
         _rounded(
             part if share is None else torch.addmm(part, part, share),
@@ -47,7 +49,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int, drift: Ten
             bits,
             group_size,
         )
-        for part in weight.split(max(1, _NUMBERS // columns))
+        for part in weight.split(max(1, NUMBERS // columns))
     ]
     codes, scales = (np.concatenate([getattr(part, side) for part in parts]) for side in ("codes", "scales"))
     return Grouped(codes, scales, bits, columns)
@@ -72,7 +74,7 @@ def damped(hessian: Tensor) -> Tensor:
     return kept
 
 
-def _passed_on(hessian: Tensor) -> Tensor:
+def passed_on(hessian: Tensor) -> Tensor:
     """Return the upper Cholesky factor [K, K] of H⁻¹, float32: its row k is what the error of column k does to later
     ones."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
@@ -87,24 +89,30 @@ def _rounded(
     columns = weight.shape[1]
     scales = searched(groups_of(weight, group_size), bits, importance)
     each = scales.repeat_interleave(group_of(columns, group_size), 1)[:, :columns]
-    found = _codes(weight.T[order], each.T[order], upper, bits)
+    found = torch.empty(columns, len(weight))
+    left, ordered = weight.T[order], each.T[order]
+
+    def rounded(k: int, now: Tensor) -> Tensor:
+        found[k] = nearest(now, ordered[k], bits)
+        return found[k] * ordered[k]
+
+    round_columns(left, upper, rounded)
     codes = torch.empty_like(found)
     codes[order] = found
     return packed(codes.T, scales, bits, group_size)
 
 
-def _codes(left: Tensor, scales: Tensor, upper: Tensor, bits: int) -> Tensor:
-    """Return codes around zero [K, n] of ``left`` [K, n], a column of the matrix after the other; ``scales`` [K, n].
+def round_columns(left: Tensor, upper: Tensor, rounded: Callable[[int, Tensor], Tensor]) -> None:
+    """Round ``left`` [K, n], a column of the matrix after the other, as ``upper`` (``passed_on``) has them.
 
-    ``left`` is overwritten. A column is a row here, so that its numbers lie side by side.
+    ``rounded`` gets the number of a column and what it should be by now [n], and returns what it is as codes. ``left``
+    is overwritten. A column is a row here, so that its numbers lie side by side.
     """
-    codes, columns = torch.empty_like(left), len(left)
+    columns = len(left)
     for first in range(0, columns, _COLUMNS):
         last = min(first + _COLUMNS, columns)
         errors = torch.empty(last - first, left.shape[1])
         for k in range(first, last):
             now = left[k].addmv_(errors[: k - first].T, upper[first:k, k], alpha=-1)
-            codes[k] = nearest(now, scales[k], bits)
-            errors[k - first] = (now - codes[k] * scales[k]) / upper[k, k]
+            errors[k - first] = (now - rounded(k, now)) / upper[k, k]
         left[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
-    return codes

@@ -8,27 +8,19 @@ error than for each weight by itself (normal weights with some outliers).
 
 from __future__ import annotations
 
-from math import gcd
-
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from ..runtime.model.codec import Palette
+from ..runtime.model.codec import ENTRIES, Palette
+from .gptq import NUMBERS, correction, damped, passed_on, round_columns
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 F16 = npt.NDArray[np.float16]
 
-ENTRIES = 16
-ROWS = 16
-"""Rows that share a table, or the next larger number that divides a matrix: tables are then 0.4% of the bytes."""
 _BINS = 1024
-
-
-def table_rows(parts: list[int]) -> int:
-    """Return how many rows share a table, so that it belongs to one part of a matrix of ``parts`` rows each."""
-    common = gcd(*parts)
-    return next((n for n in range(ROWS, common) if common % n == 0), common)
 
 
 def palettize(weight: Tensor, rows: int) -> Palette:
@@ -43,19 +35,68 @@ def palettize(weight: Tensor, rows: int) -> Palette:
     return Palette(indices, tables)
 
 
-def _table(values: F32) -> F16:
-    """Return the 16 values, ascending; where fewer do, the largest repeats."""
+def fitted_palette(weight: Tensor, rows: int, hessian: Tensor, drift: Tensor | None = None) -> Palette:
+    """Return what ``palettize`` does, for inputs whose sum of x xᵀ is ``hessian`` [K, K]; ``drift`` as for ``gptq``."""
+    columns = weight.shape[1]
+    share = None if drift is None else correction(hessian, drift)
+    hessian = damped(hessian)
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    upper = passed_on(hessian[order][:, order])
+    importance = hessian.diagonal().numpy()
+    parts = [
+        _fitted(
+            part if share is None else torch.addmm(part, part, share),
+            rows,
+            importance,
+            order,
+            upper,
+        )
+        for part in weight.split(max(1, NUMBERS // columns // rows) * rows)
+    ]
+    indices, tables = (
+        np.concatenate([getattr(part, side) for part in parts]) for side in ("indices", "tables")
+    )
+    return Palette(indices, tables)
+
+
+def _fitted(weight: Tensor, rows: int, importance: F64, order: Tensor, upper: Tensor) -> Palette:
+    """Return some rows [n, K]; ``order`` [K] of the columns, in which ``upper`` has them."""
+    each = np.broadcast_to(importance, (rows, len(importance))).ravel()
+    tables = np.stack([_table(part.numpy().ravel(), each) for part in weight.split(rows)])
+    return Palette(_indices(weight, tables, rows, order, upper).numpy(), tables)
+
+
+def _indices(weight: Tensor, tables: F16, rows: int, order: Tensor, upper: Tensor) -> Tensor:
+    """Return the indices [n, K] uint8 of ``weight`` by GPTQ."""
+    values = torch.from_numpy(tables.astype(np.float32))
+    borders = (values[:, 1:] + values[:, :-1]) / 2
+    found = torch.empty(weight.shape[1], len(weight), dtype=torch.uint8)
+
+    def rounded(k: int, now: Tensor) -> Tensor:
+        chosen = torch.searchsorted(borders, now.reshape(-1, rows))
+        found[k] = chosen.flatten()
+        return values.gather(1, chosen).flatten()
+
+    round_columns(weight.T[order], upper, rounded)
+    indices = torch.empty_like(found)
+    indices[order] = found
+    return indices.T.contiguous()
+
+
+def _table(values: F32, importance: F64 | None = None) -> F16:
+    """Return the 16 values, ascending; where fewer do, the largest repeats. ``importance``: of an error of each."""
     from coremltools._deps import _kmeans1d as kmeans1d  # what coremltools' own palettization calls
 
-    counts, edges = np.histogram(values, _BINS)
+    counts, edges = np.histogram(values, _BINS, weights=importance)
     used = counts > 0
     centers = (edges[1:] + edges[:-1])[used] / 2
     found = np.array(kmeans1d.cluster(centers, ENTRIES, weights=counts[used]).centroids, np.float32)
     # The means of the weights themselves, in place of those of the bins.
     nearest = np.searchsorted(_borders(found), values)
-    members = np.bincount(nearest, minlength=len(found))
-    sums = np.bincount(nearest, values, len(found))
-    means = np.where(members > 0, sums / np.maximum(members, 1), found)
+    members = np.bincount(nearest, importance, len(found))
+    sums = np.bincount(nearest, values if importance is None else values * importance, len(found))
+    used = members > 0
+    means = np.where(used, sums / np.where(used, members, 1), found)
     return np.pad(means.astype(np.float16), (0, ENTRIES - len(found)), mode="edge")
 
 

@@ -53,6 +53,7 @@ class Rule:
 
 
 FLOAT32, FLOAT16, INT8 = StorageFormat(32), StorageFormat(16), StorageFormat(8)
+TABLES = StorageFormat(4, palette=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Recipe:
     @staticmethod
     def palettes() -> Recipe:
         """Return the recipe of 4-bit indices into tables; no target but Core ML takes them."""
-        return Recipe("palette4", (Rule("*", StorageFormat(4, palette=True)),))
+        return Recipe("palette4", (Rule("*", TABLES),))
 
     @property
     def rest(self) -> StorageFormat:
@@ -106,9 +107,19 @@ class Recipe:
         return self.rest.palette
 
     @property
+    def has_tables(self) -> bool:
+        """Whether there may be matrices of indices into tables."""
+        return any(rule.storage.palette for rule in self.rules)
+
+    @property
     def has_codes(self) -> bool:
         """Whether there may be matrices of codes with scales."""
         return not all(rule.storage.is_float or rule.storage.palette for rule in self.rules)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there may be matrices that can be fitted to a text: of codes, or of indices into tables."""
+        return not all(rule.storage.is_float for rule in self.rules)
 
     def coded_deltas(self, weights: Mapping[str, Weight]) -> str | None:
         """Return the name of a delta of a program that is stored as codes; None where there is none."""

@@ -11,7 +11,7 @@ group = "channel"        # a scale a row
 [[rules]]
 match = "*"              # the last has to match all
 bits = 4                 # 4 and 8: codes; 16 and 32: floats, without group
-group = 64               # 32, 64 or 128
+group = 64               # 32, 64 or 128; or "table", of 4 bits: indices into tables of 16 values, for Core ML
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ import msgspec
 from msgspec import Struct
 
 from ..runtime.errors import UsageError
-from .recipe import CHANNEL, FLOAT16, FLOAT32, GROUP_SIZES, INT8, RECIPES, Recipe, Rule, StorageFormat
+from ..runtime.model.codec import ENTRIES
+from .recipe import (
+    CHANNEL,
+    FLOAT16,
+    FLOAT32,
+    GROUP_SIZES,
+    INT8,
+    RECIPES,
+    TABLES,
+    Recipe,
+    Rule,
+    StorageFormat,
+)
 
 MOST_BYTES = 1 << 20
 _DELTAS = {"float16": FLOAT16, "float32": FLOAT32, "int8": INT8}
@@ -33,7 +45,7 @@ _DELTAS = {"float16": FLOAT16, "float32": FLOAT32, "int8": INT8}
 class _Rule(Struct, frozen=True, forbid_unknown_fields=True):
     match: str
     bits: Literal[4, 8, 16, 32]
-    group: int | Literal["channel"] | None = None
+    group: int | Literal["channel", "table"] | None = None
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,11 +87,18 @@ def _rule(path: Path, number: int, rule: _Rule) -> Rule:
         return Rule(rule.match, StorageFormat(rule.bits))
     if rule.group == "channel":
         return Rule(rule.match, StorageFormat(rule.bits, CHANNEL))
+    if rule.group == "table":
+        if rule.bits != TABLES.bits:
+            raise UsageError(
+                f"{path}: rule {number} wants {rule.bits} bits of a table, and tables have {ENTRIES} values; give it "
+                f"bits = {TABLES.bits}"
+            )
+        return Rule(rule.match, TABLES)
     if rule.group not in GROUP_SIZES:
         said = "none" if rule.group is None else rule.group
         raise UsageError(
-            f"{path}: the group of rule {number} is {said}, wanted {', '.join(map(str, GROUP_SIZES))} or "
-            '"channel"'
+            f"{path}: the group of rule {number} is {said}, wanted {', '.join(map(str, GROUP_SIZES))}, "
+            '"channel" or "table"'
         )
     return Rule(rule.match, StorageFormat(rule.bits, rule.group))
 
@@ -92,7 +111,6 @@ def recipe_text(recipe: Recipe, comment: str = "") -> str:
     for rule in recipe.rules:
         lines += ["", "[[rules]]", f'match = "{rule.pattern}"', f"bits = {rule.storage.bits}"]
         if not rule.storage.is_float:
-            lines += [
-                'group = "channel"' if not rule.storage.group_size else f"group = {rule.storage.group_size}"
-            ]
+            word = '"table"' if rule.storage.palette else '"channel"'
+            lines.append(f"group = {rule.storage.group_size or word}")
     return "\n".join(lines) + "\n"

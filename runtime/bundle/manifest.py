@@ -44,15 +44,17 @@ class File(Struct, frozen=True, forbid_unknown_fields=True):
 class Storage(Struct, frozen=True, forbid_unknown_fields=True):
     """How a matrix is stored. ``bits`` 16 and 32 are floats.
 
-    ``group_size`` 0: no groups, but one scale for each row (or none, for floats).
+    ``group_size`` 0: no groups, but one scale for each row (or none, for floats, and for indices into ``tables``).
     """
 
     bits: int
     group_size: int
+    tables: bool = False
 
 
 class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the matrices are stored: most by ``bits`` and ``group_size``, as in ``Storage``, ``others`` by name.
+    """How the matrices are stored: most by ``bits``, ``group_size`` and ``tables``, as in ``Storage``, ``others`` by
+    name.
 
     ``deltas``: bits of a number of A and B of the depths' deltas, 8: codes with a scale a row; None: there are none.
     """
@@ -62,10 +64,11 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
     group_size: int
     others: dict[str, Storage] = {}
     deltas: int | None = None
+    tables: bool = False
 
     def storage(self, matrix: str) -> Storage:
         """Return how ``matrix`` is stored."""
-        return self.others.get(matrix) or Storage(self.bits, self.group_size)
+        return self.others.get(matrix) or Storage(self.bits, self.group_size, self.tables)
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,6 +238,8 @@ def _storage_problems(place: str, stored: Storage | Quantization) -> Iterator[st
     if stored.bits not in BITS:
         yield f"{place}.bits is {stored.bits}, wanted one of {', '.join(map(str, BITS))}"
     yield from within(f"{place}.group_size", stored.group_size, 0, MAX_SIZE)
+    if stored.tables and (stored.bits, stored.group_size) != (4, 0):
+        yield f"{place}.tables is true of {stored.bits} bits in groups of {stored.group_size}, wanted 4 bits without"
 
 
 def _target_problems(name: str, target: Target) -> Iterator[str]:

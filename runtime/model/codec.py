@@ -12,8 +12,9 @@ Which codes and scales a weight gets is decided in ``quant/``; nothing here roun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,17 @@ def code_shape(rows: int, columns: int, group_size: int, bits: int) -> tuple[int
     """Return [N, ⌈K/G⌉, G·bits/8], the shape of a matrix's stored codes; its scales are [N, ⌈K/G⌉]."""
     group = group_of(columns, group_size)
     return rows, -(-columns // group), group * bits // 8
+
+
+ENTRIES, TABLE_ROWS = 16, 16
+"""Values of a table, and the rows that share one, or the next larger number that divides a matrix: tables are then
+0.4% of the bytes."""
+
+
+def rows_of_table(parts: Iterable[int]) -> int:
+    """Return how many rows share a table, so that it belongs to one part of a matrix of ``parts`` rows each."""
+    common = gcd(*parts)
+    return next((n for n in range(TABLE_ROWS, common) if common % n == 0), common)
 
 
 @dataclass(frozen=True)

@@ -159,19 +159,12 @@ def test_what_cannot_be_calibrated_with(looped: Path, tmp_path: Path) -> None:
     ("given", "line"),
     [
         (
-            {"targets": ["coreml"], "options": {"coreml_ane": True}},
-            "target coreml has none: .* as 4 bits in tables",
-        ),
-        ({"targets": ["onnx", "coreml"], "options": {"coreml_ane": True}}, "target coreml has none"),
-        (
             {"quant": "none"},
             "target onnx has none: its matrices are stored as float32; leave --calibrate away",
         ),
     ],
 )
 def test_what_has_no_codes_to_fit(looped: Path, tmp_path: Path, given: dict[str, Any], line: str) -> None:
-    if "coreml" in given.get("targets", ()):
-        pytest.importorskip("coremltools")
     with pytest.raises(UsageError, match=line) as caught:
         export_bundle(looped, tmp_path / "b", calibration=TEXT, **given)
     assert "\n" not in str(caught.value)

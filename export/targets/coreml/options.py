@@ -26,7 +26,7 @@ class CoremlOptions(Options):
         if request.quant != "int4":
             raise UsageError(
                 f"--coreml-ane stores weights as 4-bit indices into tables, not as {request.quant}; "
-                "wanted --quant int4"
+                "wanted --quant int4; a recipe or codes of tables say so without it"
             )
 
     def recipe(self, asked: Recipe) -> Recipe:

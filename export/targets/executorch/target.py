@@ -30,7 +30,7 @@ from ...lower import xnnpack
 from ...lower.xnnpack_weights import bits_of
 from ...parity import Expected
 from ...reference import reference_engine
-from ...target import Job, check_deltas, check_shared
+from ...target import Job, check_deltas, check_shared, check_tables
 from .exact import EXACT_PROGRAM, exact_activations
 from .lower import lower, serialize
 from .methods import build_methods
@@ -93,6 +93,7 @@ class ExecutorchTarget:
 
 def check_recipe(program: Program, recipe: Recipe) -> None:
     """Raise ExportError for quantized matrices and deltas that XNNPACK does not take."""
+    check_tables(recipe, "executorch")
     check_deltas(program, recipe, "executorch")
     for name, storage in recipe.formats(program.weights).items():
         columns, group = program.matrix(name).columns, storage.group_size

@@ -19,7 +19,7 @@ from ....runtime.model.program import Program
 from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
-from ...target import Job
+from ...target import Job, check_tables
 
 FOLDER = "native"
 
@@ -31,10 +31,7 @@ class NativeTarget:
 
     def check(self, program: Program, recipe: Recipe) -> None:
         """Raise ExportError, which names the op that the engine does not compute."""
-        if recipe.palettized:
-            raise ExportError(
-                "target native holds codes with scales, and no tables of values; use --quant int4"
-            )
+        check_tables(recipe, self.name)
         for stage in program.stages:
             for op in stage.ops:
                 if type(op) not in FIELDS:

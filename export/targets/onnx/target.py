@@ -19,7 +19,7 @@ from ...lower.graph import Stored
 from ...lower.onnx import check, write_graphs
 from ...parity import Expected
 from ...reference import reference_engine
-from ...target import Job, check_deltas
+from ...target import Job, check_deltas, check_tables
 
 FOLDER = "onnx"
 WEIGHTS = "weights.safetensors"
@@ -33,6 +33,7 @@ class OnnxTarget:
     def check(self, program: Program, recipe: Recipe) -> None:
         """Raise ExportError, which names the op that no graph computes, or the matrix that no operator reads."""
         check(program)
+        check_tables(recipe, self.name)
         check_deltas(program, recipe, self.name)
         for name, storage in recipe.formats(program.weights).items():
             if storage.bits == 4 and not storage.group_size:

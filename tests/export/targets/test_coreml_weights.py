@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from coreml_packages import KINDS, PALETTIZED, blob, package_of
 from editing import read
+from msgspec import structs
 from safetensors.numpy import load_file
 
+from edgeloop.apps.storage import stored_kinds
+from edgeloop.export import loop_gptq
 from edgeloop.export.family import Reading
 from edgeloop.export.pipeline import export_bundle
+from edgeloop.export.quantize import quantize_checkpoint
 from edgeloop.export.stored import write_weights
 from edgeloop.export.targets.coreml.constants import Store
 from edgeloop.export.targets.coreml.errors import EXACT, SHIPPED
 from edgeloop.export.targets.coreml.package import write_package
 from edgeloop.export.targets.coreml.plan import PackagePlan
-from edgeloop.quant.recipe import Recipe
+from edgeloop.quant.recipe import TABLES, Recipe
+from edgeloop.quant.recipe_file import read_recipe
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.blobs import Blobs
 from edgeloop.runtime.engines.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.engines.coreml.package import Package
-from edgeloop.runtime.errors import UsageError
-from edgeloop.runtime.model.codec import around_zero
+from edgeloop.runtime.errors import ExportError, UsageError
+from edgeloop.runtime.model.codec import Palette, around_zero
 from edgeloop.runtime.model.facts import deltas
 from edgeloop.runtime.model.ops import Linear
 
+Array = npt.NDArray[Any]
 DEMO = Path(__file__).parents[3] / "apps" / "demo" / "checkpoint"
 
 
@@ -190,3 +198,96 @@ def test_palettized_weights_are_refused_where_they_do_not_fit(
         with pytest.raises(UsageError, match=message):
             export_bundle(checkpoint("edgeloop"), tmp_path / "refused", options={"coreml_ane": True}, **given)
     assert not (tmp_path / "refused").exists()
+
+
+def palettes_of(package: Path) -> list[tuple[Array, Array]]:
+    """The indices and tables of every matrix of a package, of all its functions."""
+    blobs, found = Blobs(package / WEIGHTS), dict[int, tuple[Array, Array]]()
+    for function in read_model(package).mlProgram.functions.values():
+        for op in function.block_specializations["CoreML8"].operations:
+            if op.type == "constexpr_lut_to_dense":
+                values = [op.inputs[side].arguments[0].value for side in ("indices", "lut")]
+                indices, tables = (blob(blobs, value) for value in values)
+                found[values[0].blobFileValue.offset] = indices, tables[:, 0, :, 0]
+    return list(found.values())
+
+
+def test_palettes_that_are_fitted_to_a_text(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``quantize`` with a recipe of tables, ended on the way and taken up, makes what ``--calibrate`` makes."""
+    folder, text = checkpoint("edgeloop"), "Once upon a time there was a king who had a daughter. " * 8
+    (tmp_path / "mine.toml").write_text('[[rules]]\nmatch = "*"\nbits = 4\ngroup = "table"\n')
+    recipe, fitted, left = read_recipe(tmp_path / "mine.toml"), loop_gptq.fitted_palette, 2
+
+    def some(*given: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return fitted(*given)
+
+    monkeypatch.setattr(loop_gptq, "fitted_palette", some)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(folder, text, tmp_path / "codes", recipe=recipe)
+    left = 100
+    made = quantize_checkpoint(folder, text, tmp_path / "codes", recipe=recipe)
+    assert made.resumed == 2
+    assert len(made.codes.about.matrices) == 102 - left  # each is fitted once
+    words = {"targets": ["coreml"], "options": {"coreml_ane": True}}
+    one = export_bundle(folder, tmp_path / "one", calibration=text, **words)
+    other = export_bundle(folder, tmp_path / "other", codes=tmp_path / "codes", targets=["coreml"])
+    assert one.manifest.quantization == structs.replace(other.manifest.quantization, scheme="palette4")
+    assert one.manifest.quantization.tables
+    nearest = export_bundle(folder, tmp_path / "nearest", **words)
+    found, same, before = (
+        palettes_of(package_of(Bundle.open(each.bundle))) for each in (one, other, nearest)
+    )
+    assert len(found) == len(before)
+    for (indices, tables), (again, theirs) in zip(found, same, strict=True):
+        np.testing.assert_array_equal(indices, again)
+        np.testing.assert_array_equal(tables, theirs)
+    assert all(not np.array_equal(a, b) for (a, _), (b, _) in zip(found, before, strict=True))
+    stored = made.codes.of(read(folder))
+    for name, palette in stored.items():  # rows of a matrix may lie in the package by its parts
+        assert isinstance(palette, Palette)
+        rows = {
+            row.tobytes()
+            for indices, _ in found
+            if indices.shape[1] == palette.indices.shape[1]
+            for row in indices
+        }
+        assert {row.tobytes() for row in palette.indices} <= rows, name
+    with pytest.raises(
+        UsageError, match="--coreml-ane stores weights as 4-bit indices into tables, not as mine"
+    ):
+        export_bundle(folder, tmp_path / "b", codes=tmp_path / "codes", **words)
+    with pytest.raises(
+        ExportError, match="mine has matrices in tables of values, which target onnx does not"
+    ):
+        export_bundle(folder, tmp_path / "b", codes=tmp_path / "codes")
+    quantize_checkpoint(folder, text, tmp_path / "int4", recipe=Recipe.named("int4", 32))
+    with pytest.raises(
+        UsageError, match="int4 has 4 bits in groups of 32, and target coreml is to have 4 bits in"
+    ):
+        export_bundle(folder, tmp_path / "b", codes=tmp_path / "int4", **words)
+    assert not (tmp_path / "b").exists()
+
+
+def test_tables_beside_codes(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """An embedding in 8 bits, all else in tables: ``show`` says what is how, in how many bits."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[[rules]]\nmatch = "embed"\nbits = 8\ngroup = "channel"\n[[rules]]\nmatch = "*"\nbits = 4\ngroup = "table"\n'
+    )
+    assert read_recipe(path).rules[1].storage == TABLES
+    made = export_bundle(checkpoint("edgeloop"), tmp_path / "b", targets=["coreml"], recipe=path)
+    kinds = {kind.storage: kind for kind in stored_kinds(made.manifest)}
+    assert kinds.keys() == {"8 bits with a scale a row", "4 bits in tables"}
+    sizes = [
+        (indices.size, tables.size)
+        for indices, tables in palettes_of(package_of(Bundle.open(tmp_path / "b")))
+    ]
+    indices, tables = (sum(each) for each in zip(*sizes, strict=True))
+    assert kinds["4 bits in tables"].weights == indices
+    assert kinds["4 bits in tables"].bits_per_weight == pytest.approx((4 * indices + 16 * tables) / indices)
