@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import erf
 from time import perf_counter_ns
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..engines.backend import F32, I64
 from ..errors import UsageError
+from ..model.erf import erf
 from ..model.program import Program, Routing
 from ..timing import LoopClock
 from .exits import F64, sigmoid
@@ -211,6 +211,5 @@ def _squash(z: F64, kind: str) -> F64:
 
 def _gelu(x: F64) -> F64:
     """Return the exact GELU of x."""
-    cumulative = np.vectorize(erf, otypes=[np.float64])(x / np.sqrt(2.0))
-    result: F64 = x * (1 + cumulative) * 0.5
+    result: F64 = x * (1 + erf(x / np.sqrt(2.0))) * 0.5
     return result

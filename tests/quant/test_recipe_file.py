@@ -53,7 +53,10 @@ def test_the_rules_of_the_page(tmp_path: Path) -> None:
         (REST + "size = 3\n", "unknown field `size`"),
         (REST.replace("64", "48"), "the group of rule 1 is 48, wanted 32, 64, 128, "),
         (REST.replace("64", "0"), "the group of rule 1 is 0"),
-        (REST.replace("4\n", "8\n", 1).replace("64", '"table"'), "rule 1 wants 8 bits of a table, .* bits = 4"),
+        (
+            REST.replace("4\n", "8\n", 1).replace("64", '"table"'),
+            "rule 1 wants 8 bits of a table, .* bits = 4",
+        ),
         ('[[rules]]\nmatch = "*"\nbits = 4\n', "the group of rule 1 is none"),
         (REST.replace("4\n", "3\n", 1), "Invalid enum value 3"),
         (REST.replace("bits = 4", "bits = 16"), "rule 1 stores floats, which have no groups"),

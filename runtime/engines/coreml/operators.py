@@ -6,11 +6,12 @@ Floats are float32 here; the interpreter rounds what an operator returns where i
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ...model.erf import erf
 
 Array = npt.NDArray[Any]
 Inputs = dict[str, Any]
@@ -113,7 +114,7 @@ def gelu(i: Inputs) -> Array:
     """Return x · Φ(x), with the normal distribution or a tanh approximation of it."""
     x = i["x"]
     if i["mode"] == "EXACT":
-        below = np.vectorize(erf, otypes=[np.float32])(x * np.float32(0.5**0.5))
+        below = erf(x * np.float32(0.5**0.5)).astype(np.float32)
     elif i["mode"] == "TANH_APPROXIMATION":
         below = np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))
     else:

@@ -7,13 +7,13 @@ writes. Nothing here is shared with what makes an engine's graphs, because those
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import erf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...model import ops
+from ...model.erf import erf
 from ...model.ops import Op, kind
 from ...model.program import Stage
 from ...model.weights import sibling
@@ -175,7 +175,7 @@ def sigmoid(x: F32) -> F32:
 
 def gelu(x: F32) -> F32:
     """Return x · Φ(x), with Φ of the normal distribution."""
-    below: F32 = np.vectorize(erf, otypes=[np.float32])(x * np.float32(0.5**0.5))
+    below = erf(x * np.float32(0.5**0.5)).astype(np.float32)
     return x * (below + 1) * np.float32(0.5)
 
 
