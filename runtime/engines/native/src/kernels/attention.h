@@ -138,11 +138,14 @@ void attend_heads(const Queries& a, bool fetch) {
   if (dim < a.head_dim) mix<T, N, 1>(a, share, dim, a.head_dim - dim);
 }
 
+// Of more than HEADS there is no copy of a function.
+constexpr int at_once(int heads) { return heads < HEADS ? heads : HEADS; }
+
 template <class T>
 inline void attend_some(const Queries& a, int32_t heads, bool fetch) {
-  if (heads == 4) attend_heads<T, 4>(a, fetch);
-  else if (heads == 3) attend_heads<T, 3>(a, fetch);
-  else if (heads == 2) attend_heads<T, 2>(a, fetch);
+  if (heads == 4) attend_heads<T, at_once(4)>(a, fetch);
+  else if (heads == 3) attend_heads<T, at_once(3)>(a, fetch);
+  else if (heads == 2) attend_heads<T, at_once(2)>(a, fetch);
   else attend_heads<T, 1>(a, fetch);
 }
 
@@ -152,7 +155,7 @@ void attend(const Attention& a) {
     Queries part{a.q + m * a.q_stride, a.y + m * a.y_stride, a.head_dim, a.first[m], a.last[m], a.cached, a.scale, a.cap,
                  a.scratch, padded(a.last[m] - a.first[m]) + LANES};
     for (int32_t left = a.heads, n; left > 0; left -= n, part.q += n * a.head_dim, part.y += n * a.head_dim) {
-      n = left < ATTEND_QUERIES ? left : ATTEND_QUERIES;
+      n = left < HEADS ? left : HEADS;
       attend_some<T>(part, n, m == 0 && left == a.heads);
     }
   }

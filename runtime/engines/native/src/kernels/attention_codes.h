@@ -169,22 +169,22 @@ void attend_coded(const Attention& call, const Query* queries, bool fetch) {
 }
 
 inline void attend_coded(const Attention& call, const Query* queries, int32_t count, bool fetch) {
-  if (count == 4) attend_coded<4>(call, queries, fetch);
-  else if (count == 3) attend_coded<3>(call, queries, fetch);
-  else if (count == 2) attend_coded<2>(call, queries, fetch);
+  if (count == 4) attend_coded<at_once(4)>(call, queries, fetch);
+  else if (count == 3) attend_coded<at_once(3)>(call, queries, fetch);
+  else if (count == 2) attend_coded<at_once(2)>(call, queries, fetch);
   else attend_coded<1>(call, queries, fetch);
 }
 
 // Heads of a row, and rows, share what is read.
 void attend_codes(const Attention& a) {
-  Query queries[ATTEND_QUERIES];
+  Query queries[HEADS];
   int32_t count = 0, done = 0;
   const int32_t all = a.rows * a.heads;
   for (int32_t m = 0; m < a.rows; m++)
     for (int32_t h = 0; h < a.heads; h++) {
       queries[count++] = {a.q + m * a.q_stride + h * a.head_dim, a.y + m * a.y_stride + h * a.head_dim, a.first[m], a.last[m]};
       const int32_t left = all - done;
-      const int32_t wanted = left <= ATTEND_QUERIES ? left : left < 2 * ATTEND_QUERIES ? (left + 1) / 2 : ATTEND_QUERIES;
+      const int32_t wanted = left <= HEADS ? left : left < 2 * HEADS ? (left + 1) / 2 : HEADS;
       if (count < wanted) continue;
       attend_coded(a, queries, count, done == 0);
       done += count, count = 0;

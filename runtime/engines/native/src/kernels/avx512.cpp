@@ -4,7 +4,7 @@
 #include "simd_avx512.h"
 
 namespace {
-constexpr int CODE_ROWS = 12, PAIR_ROWS = 6, FLOAT_ROWS = 3, MIX_LANES = 4, SCORE_BLOCKS = 2;
+constexpr int CODE_ROWS = 12, PAIR_ROWS = 6, FLOAT_ROWS = 3, MIX_LANES = 4, SCORE_BLOCKS = 2, HEADS = 4;
 }
 
 #include "codes_avx512.h"

@@ -7,7 +7,7 @@
 #include "simd_neon.h"
 
 namespace {
-constexpr int CODE_ROWS = 4, PAIR_ROWS = 0, FLOAT_ROWS = 1, MIX_LANES = 1, SCORE_BLOCKS = 1;
+constexpr int CODE_ROWS = 4, PAIR_ROWS = 0, FLOAT_ROWS = 1, MIX_LANES = 1, SCORE_BLOCKS = 1, HEADS = 4;
 }
 
 #include "codes_neon.h"

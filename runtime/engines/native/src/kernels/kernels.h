@@ -87,7 +87,7 @@ struct Attention {
   float* scratch;      // attend_scratch(tokens from the first to the last that rows see, head_dim) floats
 };
 
-constexpr int32_t ATTEND_QUERIES = 4;  // heads that are worked on at once
+constexpr int32_t ATTEND_QUERIES = 4;  // heads that are worked on at once, at most
 static inline size_t attend_scratch(int32_t seen, int32_t head_dim) {
   const int32_t scores = padded(seen) + LANES, steps = 2 * padded(scores / LANES), codes = padded(head_dim) / 4;
   return size_t(ATTEND_QUERIES) * size_t(scores + steps + codes);
