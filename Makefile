@@ -29,7 +29,7 @@ help:
 
 install: $(VENV)/installed $(VENV)/native
 
-EXTRAS := chat,cli,onnx,executorch,coreml,export,calibrate,docs,dev
+EXTRAS := chat,cli,onnx,executorch,coreml,export,calibrate,sign,docs,dev
 COMMA  := ,
 
 # The stamps are older than pyproject.toml or the lock when a version in it has changed: then pip runs again. torch is not

@@ -24,6 +24,7 @@ from .options import (
     session_file_argument,
     template_arguments,
     template_options,
+    trust_argument,
 )
 from .run import generation, said, tell, tell_full
 
@@ -51,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "edgeloop chat BUNDLE [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
+    trust_argument(parser)
     parser.add_argument("--system", type=word, metavar="TEXT", help="a system message to begin with")
     parser.add_argument(
         "-n", "--max-tokens", type=at_least(1), default=512, metavar="N", help="at most N tokens an answer"

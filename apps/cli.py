@@ -44,6 +44,9 @@ VERBS: dict[str, Verb] = {
     "synth": Verb(".synth", "write a random-weight checkpoint of a named shape"),
     "show": Verb(".show", "what a checkpoint or bundle holds, in layers and bytes"),
     "audit": Verb(".audit", "is every byte of a bundle accounted for?"),
+    "diff": Verb(".diff", "an update: what a new bundle has that an old one lacks"),
+    "apply": Verb(".apply", "make of a bundle the one that an update is for; take it back"),
+    "sign": Verb(".sign", "sign a bundle or an update; make keys"),
     "run": Verb(".run", "continue a prompt, token by token", huge_pages=True),
     "chat": Verb(".chat", "talk to a bundle", huge_pages=True),
     "encode": Verb(".encode", "vectors of texts, from an encoder", huge_pages=True),
@@ -62,6 +65,7 @@ VERBS: dict[str, Verb] = {
 # Packages that are not installed by default, and the extra that brings each.
 EXTRAS = {
     "rich": "cli",
+    "cryptography": "sign",
     "jinja2": "chat",
     "onnxruntime": "onnx",
     "executorch": "executorch",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..runtime.errors import UsageError
 from .console import Console
 from .intake import prompt_text, read_text
-from .options import at_least, open_session, session_arguments
+from .options import at_least, open_session, session_arguments, trust_argument
 
 if TYPE_CHECKING:
     from ..runtime.decode.encoding import Encoded
@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "edgeloop encode BUNDLE -p TEXT [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
+    trust_argument(parser)
     parser.add_argument(
         "-p",
         "--prompt",

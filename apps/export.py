@@ -105,6 +105,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 option.flag, type=type(option.default), default=option.default, help=option.help
             )
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the bundle (edgeloop sign --new-key)")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it exists")
 
 
@@ -180,6 +181,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             loop=args.loop,
             depth=args.depth,
             options={option.name: getattr(args, option.name) for option in declared_options()},
+            sign=args.sign,
             force=args.force,
             progress=step,
         )

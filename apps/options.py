@@ -110,6 +110,16 @@ def session_arguments(parser: argparse.ArgumentParser, needed: bool = True) -> N
     )
 
 
+def trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Whose signature is wanted."""
+    parser.add_argument(
+        "--trust",
+        type=Path,
+        metavar="PUBKEY",
+        help="refuse what the key of this PEM file did not sign (edgeloop sign)",
+    )
+
+
 def depth_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """When a token stops, and what that means for its K/V. The default is what the model was trained for.
 
@@ -233,6 +243,7 @@ def open_session(args: argparse.Namespace, encoder: bool = False) -> Session:
         skipped_kv=getattr(args, "skipped_kv", None),
         kv=getattr(args, "kv", None),
         decode=getattr(args, "decode", None),
+        trust=getattr(args, "trust", None),
     )
     check_encoder(session.program, args.bundle, encoder)
     return session

@@ -23,6 +23,7 @@ from .options import (
     session_file_argument,
     template_arguments,
     template_options,
+    trust_argument,
 )
 from .quantities import byte_count
 
@@ -59,6 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "edgeloop run BUNDLE -p TEXT [options]"
     parser.epilog = EXAMPLES
     session_arguments(parser)
+    trust_argument(parser)
     parser.add_argument(
         "-p", "--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin"
     )

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ..quant.recipe import Recipe
 from ..quant.recipe_file import read_recipe
 from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Storage, Text, write_manifest
+from ..runtime.bundle.signature import SigningKey, sign_bundle
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.model.checks import problems
 from ..runtime.model.facts import count_parameters
@@ -68,6 +69,7 @@ def export_bundle(
     depth: int | None = None,
     loop: str | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
+    sign: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda step, fraction: None,
 ) -> Report:
@@ -88,6 +90,7 @@ def export_bundle(
       applied layer of a model without a loop a depth of one.
     - ``options``: what a target may be asked for beside that: ``{"split_weights": True}`` of executorch,
       ``{"coreml_ane": True}`` of coreml (``targets/*/options.py``).
+    - ``sign``: the PEM file of an Ed25519 private key to sign the bundle with (``runtime/bundle/signature.py``).
     - ``force``: replace a bundle that is at ``out``, in one step at the end; never another folder.
     - ``progress``: called with what is being done and the share of the work that is behind it, 0 … 1.
 
@@ -98,6 +101,7 @@ def export_bundle(
     start = time.monotonic()
     out = Path(out)
     check_free(out, force)
+    key = SigningKey.read(sign) if sign is not None else None
     if codes is not None and calibration is not None:
         raise UsageError("codes are fitted already; give a text to calibrate with, or codes")
     made = Codes.open(Path(codes)) if codes is not None else None
@@ -189,6 +193,8 @@ def export_bundle(
             files=describe_files(folder),
         )
         write_manifest(folder, manifest)
+        if key is not None:
+            sign_bundle(folder, manifest, key)
     progress("done", 1.0)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Report(out, manifest, size, tuple(unused(source, reading)), time.monotonic() - start)

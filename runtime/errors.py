@@ -25,6 +25,10 @@ class BundleError(EdgeloopError):
     """A bundle that is missing, incomplete, of another version, or does not match its hashes."""
 
 
+class UpdateError(EdgeloopError):
+    """An update that is damaged, of another bundle, not signed by whom is trusted, or that there is no room for."""
+
+
 class SessionError(EdgeloopError):
     """A saved session that is damaged, of another bundle or policy, or cannot be written."""
 

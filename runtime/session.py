@@ -72,6 +72,7 @@ class Session(ReadingSession):
         decode: str | None = None,
         kv_bits: int = 32,
         cpus: Sequence[int] = (),
+        trust: str | Path | None = None,
     ) -> Session:
         """Open the bundle at ``path`` → a session with an empty context.
 
@@ -94,11 +95,12 @@ class Session(ReadingSession):
         - ``kv_bits``: of a number of K/V: 32, or on engine native 16, 8 or 4.
         - ``cpus``: numbers of processors that threads of engine native are pinned to, in turn; the first is for the
           thread that calls, which stays where it is.
+        - ``trust``: the PEM file of an Ed25519 public key that must have signed the bundle; BundleError otherwise.
 
         UsageError for what cannot be meant or does not go together, BundleError for a folder that is no bundle or is
         damaged, EngineError for an engine that is not installed or does not load; one line each.
         """
-        bundle = Bundle.open(path, verify=verify).at_depth(depth)
+        bundle = Bundle.open(path, verify=verify, trust=trust).at_depth(depth)
         backend = open_backend(engine, bundle, threads, kv_bits=kv_bits, cpus=cpus)
         return Session(bundle, backend, context, exit=exit, skipped_kv=skipped_kv, kv=kv, decode=decode)
 

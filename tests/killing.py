@@ -22,6 +22,7 @@ STEPS = ("rename", "replace", "mkdir", "rmdir", "unlink", "link", "fsync")
 def kill_at(step: int, exchange: bool) -> None:
     """This process kills itself instead of taking the step of that number."""
     import edgeloop.export.bundle.staging as staging
+    import edgeloop.runtime.bundle.exchange as names
 
     taken = 0
 
@@ -37,7 +38,7 @@ def kill_at(step: int, exchange: bool) -> None:
 
     for name in STEPS:
         setattr(os, name, counted(getattr(os, name)))
-    staging.exchange = counted(staging.exchange) if exchange else lambda one, other: False
+    staging.exchange = names.exchange = counted(names.exchange) if exchange else lambda one, other: False
 
 
 def main(module: str, folder: Path, exchange: bool) -> list[str]:

@@ -60,6 +60,7 @@ INSTEAD = {
 
 BOARD = "a board; tests/apps/test_device.py has one"
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
+CHECKED = "with keys of its own; tests/runtime/bundle/test_signature.py runs it"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
 INSTALLS = "installs packages"
 JNI = "minutes: the engine once more; tests/apps/test_android.py links the JNI to its library, and runs the page's Java"
@@ -79,6 +80,7 @@ NOT_RUN = {
     "apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
     "cmake --build build/jni": JNI,
     "cmake -S apps/android/engine/src/main/cpp -B build/jni": JNI,
+    "cd bundle": CHECKED,
     "edgeloop compare --shape mor-360m-r3 --target executorch --group-size 32 --rounds 3 --context 256": (
         THEIR_EXPORTER
     ),
@@ -88,6 +90,9 @@ NOT_RUN = {
     "java -Dedgeloop.library=build/jni/libedgeloop_jni.so -cp classes Hello bundle/native/model.lanes": JNI,
     "lm_eval --model hf --model_args pretrained=checkpoint --tasks arc_easy,hellaswag --limit 200": HARNESS,
     "make -C apps/board/native": RUNNER,
+    "openssl pkeyutl -verify -pubin -inkey key.pem.pub -rawin -in bundle/SHA256SUMS -sigfile "
+    "bundle/SHA256SUMS.sig": CHECKED,
+    "sha256sum --check SHA256SUMS": CHECKED,
     "make docs": "builds the site into the checkout; tests/test_site.py does it elsewhere",
     "make install": INSTALLS,
     "make lint": "a part of make test",

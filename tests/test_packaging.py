@@ -30,6 +30,7 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "runtime/engines/executorch/": ("executorch",),
     "runtime/engines/coreml/": ("coreml",),
     "runtime/text/template_worker.py": ("chat",),
+    "runtime/bundle/signature.py": ("sign",),
     "export/": ("export",),
     "export/calibration/": ("calibrate",),
     "export/drift/": ("calibrate",),

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...runtime.bundle.exchange import exchange
 from ...runtime.errors import ExportError
-from .exchange import exchange
 from .leftovers import NEW, OLD, PLACE, hidden_folder, sweep
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...runtime.bundle.folder import Bundle, sha256_of
 from ...runtime.bundle.manifest import MANIFEST, File
+from ...runtime.bundle.signature import SIGNATURES
 from ...runtime.errors import ExportError, UsageError
 from .staging import staged
 
@@ -50,8 +51,9 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 def edited(bundle: Path) -> Iterator[Path]:
     """Yield a copy of ``bundle`` to change, which replaces it in one step when the block ends well.
 
-    Its files are hard links where the file system has them, so replace them and never write into one. BundleError
-    when the bundle is damaged. UsageError when this process stands in its folder, which is another one afterwards.
+    It is not signed any more. Its files are hard links where the file system has them, so replace them and never
+    write into one. BundleError when the bundle is damaged. UsageError when this process stands in its folder, which
+    is another one afterwards.
     """
     place = Path(os.path.realpath(bundle))
     if Path.cwd().is_relative_to(place):
@@ -67,6 +69,8 @@ def edited(bundle: Path) -> Iterator[Path]:
 
     with staged(place, unchanged) as folder:
         _link_all(place, folder)
+        for name in SIGNATURES:  # of what it was before
+            (folder / name).unlink(missing_ok=True)
         yield folder
 
 
@@ -104,7 +108,7 @@ def _listed(folder: Path) -> set[str]:
     try:
         path = folder / MANIFEST
         manifest = json.loads(path.read_bytes()) if path.is_file() else {}  # a pipe would be waited for
-        return {MANIFEST, *manifest["files"]} if "edgeloop" in manifest else set()
+        return {MANIFEST, *SIGNATURES, *manifest["files"]} if "edgeloop" in manifest else set()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle.folder import Bundle
+from ..bundle.folder import Bundle, sha256_of
 from ..bundle.manifest import MANIFEST, Manifest
+from ..bundle.signature import SIGNATURE, SIGNATURES, SUMS, sums
 from ..engines.coreml.package import Package
 from . import graphs, lanes, packages, programs, tensors, texts
 from .ledger import Account, Data, Finding, Ledger
@@ -59,7 +60,7 @@ def audit(folder: str | Path) -> Audit:
         else:
             ledger.refuse(0, ledger.size, "no part of the bundle uses this file")
         files.append(ledger.close())
-    return Audit(bundle.folder, (*files, *_unlisted(bundle)))
+    return Audit(bundle.folder, (*files, *_signatures(bundle), *_unlisted(bundle)))
 
 
 def _roles(manifest: Manifest) -> dict[str, Accountant]:
@@ -85,12 +86,32 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
     return roles
 
 
+def _signatures(bundle: Bundle) -> list[Account]:
+    """Return the accounts of a signed bundle's two files; whose signature it is, is not judged here."""
+    found = []
+    for name in SIGNATURES:
+        if not (path := bundle.folder / name).is_file() or path.is_symlink():
+            continue
+        ledger = Ledger(name, _data(path))
+        wanted = sums(bundle.manifest, sha256_of(bundle.folder / MANIFEST))
+        if name == SUMS and bytes(ledger.data[:]) == wanted:
+            ledger.take(0, ledger.size, "hashes")
+        elif name == SIGNATURE and ledger.size == 64:
+            ledger.take(0, ledger.size, f"signature, {OPAQUE}")
+        else:
+            ledger.refuse(0, ledger.size, "not what is signed of this bundle")
+        found.append(ledger.close())
+    return found
+
+
 def _unlisted(bundle: Bundle) -> list[Account]:
     """Return the accounts of files, links and pipes of the folder that the manifest does not name."""
     found = []
     for path in sorted(bundle.folder.rglob("*")):
         name = path.relative_to(bundle.folder).as_posix()
-        if name == MANIFEST or name in bundle.manifest.files or (path.is_dir() and not path.is_symlink()):
+        if name in (MANIFEST, *SIGNATURES) and not path.is_symlink():
+            continue
+        if name in bundle.manifest.files or (path.is_dir() and not path.is_symlink()):
             continue
         size = path.lstat().st_size
         finding = Finding(name, 0, size, "the manifest does not name this file")

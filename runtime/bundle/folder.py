@@ -6,11 +6,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ..errors import BundleError
+from ..errors import BundleError, UsageError
 from ..model.codec import GroupSizes
 from ..model.program import Program
 from ..model.transform import with_depths
-from .manifest import Manifest, read_manifest
+from .manifest import MANIFEST, Manifest, read_manifest
+from .signature import TrustedKey, check_signature, trusted
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,23 @@ class Bundle:
     deeper: Program | None = None
 
     @staticmethod
-    def open(folder: str | Path, verify: bool = True) -> Bundle:
+    def open(folder: str | Path, verify: bool = True, trust: str | Path | TrustedKey | None = None) -> Bundle:
         """Read the manifest of ``folder`` and check its files: names, sizes and, with ``verify``, SHA-256.
 
         BundleError names the first file that is missing or differs. Without ``verify`` no file but the manifest
         is read, so that opening a large bundle takes no time. That is for files that this process or its user
         has checked or made: engines find a damaged table of a graph, but damaged weights are other weights, and
         a program that was changed on purpose can end the process or worse.
+
+        ``trust``: an Ed25519 public key, or the PEM file of one: BundleError unless it signed the bundle
+        (``signature.py``), of which nothing but the manifest is read before that is known.
         """
         root = Path(folder)
+        if trust is not None and not verify:
+            raise UsageError("a signature is of hashes: with trust they are verified; leave verify as it is")
         manifest = read_manifest(root)
+        if trust is not None:
+            check_signature(root, manifest, sha256_of(root / MANIFEST), trusted(trust))
         bundle = Bundle(root.resolve(), manifest)
         for name, file in manifest.files.items():
             path = bundle.path(name)
@@ -88,12 +96,9 @@ class Bundle:
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder}: {name!r} is not listed in the manifest; export it again")
-        # A backslash or a colon is a plain character here and a separator or a drive on Windows.
-        plain = PurePosixPath(name)
-        strange = plain.is_absolute() or ".." in plain.parts or any(c in name for c in "\\:\0")
-        if name in ("", ".") or strange or plain.as_posix() != name:
+        if not is_plain(name):
             raise BundleError(f"{self.folder}: file name {name!r} is not a plain path inside the bundle")
-        path = self.folder / plain
+        path = self.folder / name
         try:
             real = path.resolve()
         except (OSError, RuntimeError) as error:  # links in a circle
@@ -129,6 +134,14 @@ class Bundle:
                     f"{self.folder}: {stranger} is not listed in the manifest; move it away or copy the bundle again"
                 )
         return folder
+
+
+def is_plain(name: str) -> bool:
+    """Whether ``name`` is a path with / that stays in the folder that it is in, on every system."""
+    # A backslash or a colon is a plain character here and a separator or a drive on Windows.
+    plain = PurePosixPath(name)
+    strange = plain.is_absolute() or ".." in plain.parts or any(c in name for c in "\\:\0")
+    return name not in ("", ".") and not strange and plain.as_posix() == name
 
 
 def _repository(folder: Path) -> list[Path]:

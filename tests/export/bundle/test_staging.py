@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgeloop.export.bundle import staging
-from edgeloop.export.bundle.exchange import exchange
 from edgeloop.export.bundle.staging import staged
+from edgeloop.runtime.bundle.exchange import exchange
 from edgeloop.runtime.errors import ExportError
 
 TESTS = Path(__file__).parents[2]
