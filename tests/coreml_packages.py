@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.coreml.blobs import Blobs
+from edgeloop.runtime.engines.coreml.interpreter import WEIGHTS, read_model
 from edgeloop.runtime.engines.coreml.package import Package
 
 KINDS = {
@@ -33,6 +34,18 @@ PALETTIZED = ["edgeloop", "ouro"]
 
 def package_of(bundle: Bundle) -> Path:
     return bundle.folder / bundle.manifest.targets["coreml"].details_as(Package).path
+
+
+def palettes_of(package: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """The indices [N, K] and tables [N/n, 16] of every matrix that a saved package stores so, of all its functions."""
+    blobs, found = Blobs(package / WEIGHTS), dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]()
+    for function in read_model(package).mlProgram.functions.values():
+        for op in function.block_specializations["CoreML8"].operations:
+            if op.type == "constexpr_lut_to_dense":
+                values = [op.inputs[side].arguments[0].value for side in ("indices", "lut")]
+                indices, tables = (blob(blobs, value) for value in values)
+                found[values[0].blobFileValue.offset] = indices, tables[:, 0, :, 0]
+    return list(found.values())
 
 
 def blob(blobs: Blobs, value: Any) -> npt.NDArray[Any]:

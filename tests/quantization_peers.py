@@ -201,8 +201,8 @@ def canonical(name: str) -> str | None:
     return None if kept else f"{SEGMENTS[segment]}.{rest.removesuffix('.weight')}"
 
 
-def measured(folder: Path, peer: Peer, importance: Mapping[str, F32]) -> dict[str, Any]:
-    """The demo with every matrix as ``peer`` makes it, beside its floats."""
+def measured(folder: Path, made: Callable[[str, F32], Quantized]) -> dict[str, Any]:
+    """The demo with every matrix as ``made`` says of its canonical name and its numbers, beside its floats."""
     stored, checkpoint, bundle = 0, folder / "peer", folder / "peer-bundle"
     shutil.copytree(MODELS["demo"], checkpoint, dirs_exist_ok=True)
     tensors = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
@@ -210,7 +210,7 @@ def measured(folder: Path, peer: Peer, importance: Mapping[str, F32]) -> dict[st
     for name, tensor in tensors.items():
         if (matrix := canonical(name)) is None:
             continue
-        values, size = peer(tensor.numpy(), importance[matrix])
+        values, size = made(matrix, tensor.numpy())
         tensors[name] = torch.from_numpy(np.ascontiguousarray(values, np.float32))
         stored, weights = stored + size, weights + tensor.numel()
     save_file(tensors, checkpoint / "model.safetensors")
@@ -225,10 +225,10 @@ def measured(folder: Path, peer: Peer, importance: Mapping[str, F32]) -> dict[st
     return {"bits_a_matrix_weight": 8 * stored / weights, **found}
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each peer."""
+def table(rows: Mapping[str, Mapping[str, Any]], of: str = "peer") -> str:
+    """A line for each of ``rows``; ``of``: what they are."""
     depths = range(len(next(iter(rows.values()))["change_per_depth"])) if rows else ()
-    columns = ["peer", "bits a weight", *(f"depth {depth + 1}, %" for depth in depths)]
+    columns = [of, "bits a weight", *(f"depth {depth + 1}, %" for depth in depths)]
     columns += ["KL, 10⁻³ nats", "drafts kept, points"]
     lines = [columns, ["---"] * len(columns)]
     for name, found in rows.items():
@@ -259,9 +259,16 @@ def main(folder: Path, names: list[str]) -> None:
     for name, peer in PEERS.items():
         path = result(folder, "peers", name)
         if name in names or not (names or path.is_file()):
-            path.write_text(json.dumps(measured(folder, peer, importance), indent=1), encoding="utf-8")
+            path.write_text(
+                json.dumps(measured(folder, partial(by, peer, importance)), indent=1), encoding="utf-8"
+            )
             write(folder)
     write(folder)
+
+
+def by(peer: Peer, importance: Mapping[str, F32], name: str, weight: F32) -> Quantized:
+    """What ``peer`` makes of the matrix ``name``."""
+    return peer(weight, importance[name])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from coreml_packages import KINDS, PALETTIZED, blob, package_of
+from coreml_packages import KINDS, PALETTIZED, blob, package_of, palettes_of
 from editing import read
 from msgspec import structs
 from safetensors.numpy import load_file
@@ -35,7 +34,6 @@ from edgeloop.runtime.model.codec import Palette, around_zero
 from edgeloop.runtime.model.facts import deltas
 from edgeloop.runtime.model.ops import Linear
 
-Array = npt.NDArray[Any]
 DEMO = Path(__file__).parents[3] / "apps" / "demo" / "checkpoint"
 
 
@@ -198,18 +196,6 @@ def test_palettized_weights_are_refused_where_they_do_not_fit(
         with pytest.raises(UsageError, match=message):
             export_bundle(checkpoint("edgeloop"), tmp_path / "refused", options={"coreml_ane": True}, **given)
     assert not (tmp_path / "refused").exists()
-
-
-def palettes_of(package: Path) -> list[tuple[Array, Array]]:
-    """The indices and tables of every matrix of a package, of all its functions."""
-    blobs, found = Blobs(package / WEIGHTS), dict[int, tuple[Array, Array]]()
-    for function in read_model(package).mlProgram.functions.values():
-        for op in function.block_specializations["CoreML8"].operations:
-            if op.type == "constexpr_lut_to_dense":
-                values = [op.inputs[side].arguments[0].value for side in ("indices", "lut")]
-                indices, tables = (blob(blobs, value) for value in values)
-                found[values[0].blobFileValue.offset] = indices, tables[:, 0, :, 0]
-    return list(found.values())
 
 
 def test_palettes_that_are_fitted_to_a_text(
