@@ -87,11 +87,16 @@ def tell_divergence(
     columns = "#depth", "#perplexity", "#change", "#KL, 10⁻³ nats", "#agreement", "#drafts kept"
     depths = found.loss.shape[1]
     rows = []
+    places = (
+        [f"{depth + 1} of {depths}" for depth in range(depths)]
+        if session.program.routing is None
+        else ["routed"]
+    )
     for depth in range(depths):
         one = at_depth(found, depth)
         rows.append(
             (
-                f"{depth + 1} of {depths}",
+                places[depth],
                 f"{math.exp(one['loss'].mean):.3f}",
                 _percent(one["change"]),
                 _plus_minus(one["divergence"], 1000, ".2f"),

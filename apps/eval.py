@@ -40,7 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "token is run as a generated one would be, with the K/V that it would find. Several rules or policies\n"
         "take turns with full depth, window by window, so that their speeds can be compared. With --against another\n"
         "bundle of the same model predicts the same windows, at full depth: the change of perplexity and the\n"
-        "divergence of the next token's distributions after every depth, with intervals."
+        "divergence of the next token's distributions after every depth, with intervals. Of a routed model both\n"
+        "are run as their routers decide, and compared at the end."
     )
     parser.usage = "edgeloop eval BUNDLE --text FILE [options]"
     parser.epilog = EXAMPLES
@@ -67,7 +68,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     args.exit, args.skipped_kv = asked[0]
     if args.against is not None and (args.logprobs is not None or asked != [(None, None)] or args.kv):
         raise UsageError(
-            "--against compares at full depth; leave --exit, --skipped-kv, --kv and --logprobs away"
+            "--against compares at full depth, or as routers decide; leave --exit, --skipped-kv, --kv and --logprobs "
+            "away"
         )
     with open_session(args) as session:
         ids = session.tokenizer.encode(text)[: args.max_tokens]
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             return
         if args.against is not None:
             with opened_beside(args, ids, text) as base:
-                routed = ", at every depth: not as its router decides" if session.program.routing else ""
+                routed = ", as their routers decide" if session.program.routing else ""
                 console.note(f"predicting {len(ids) - 1} tokens with both bundles{routed}")
                 tell_divergence(session, base, ids, args, console)
             return

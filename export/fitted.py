@@ -1,8 +1,9 @@
 """Codes fitted to what a model's matrices are given while it reads a text, at every depth.
 
 The model reads the text with the reference engine, layer by layer (``layerwise.py``). For each matrix the sum of x xᵀ
-over its inputs is kept: of a shared block over all depths, of the head over all read-outs. GPTQ (``quant/gptq.py``)
-rounds for that sum, to codes or to the values of tables (``quant/palette.py``).
+over its inputs is kept: of a shared block over all depths, of the head over all read-outs; of a routed model over the
+tokens that the router sends to each depth, and its one read-out. GPTQ (``quant/gptq.py``) rounds for that sum, to codes
+or to the values of tables (``quant/palette.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..runtime.engines.backend import I64
 from ..runtime.errors import UsageError
 from ..runtime.text.tokenizer import Tokenizer
 from .family import Reading
+from .heads import load_heads
 from .loop_gptq import Keeper, LoopGPTQ
 from .stored import Coded, write_weights
 from .target import Progress
@@ -98,5 +100,6 @@ def fit(
         name: storage for name, storage in recipe.formats(program.weights).items() if not storage.is_float
     }
     window = min(WINDOW, program.context_length)
-    fitter = LoopGPTQ(program, floats, formats, SUM_BYTES, keeper or Nowhere())
+    heads = {name: head.numpy() for name, head in load_heads(reading).items()} if program.routing else {}
+    fitter = LoopGPTQ(program, floats, formats, SUM_BYTES, keeper or Nowhere(), heads)
     return fitter.fit([ids[first : first + window] for first in range(0, len(ids), window)], progress)

@@ -3,7 +3,8 @@
 Two streams of the same windows run side by side: one through the float model, one through the model as far as it has
 codes. A matrix is fitted when it is met the last time, a layer of the block therefore at the last depth, for the sum
 over all depths of what it was given; from there on the second stream runs with its codes. What both streams then
-differ by is known to every later matrix, which is fitted to undo it as far as a matrix can (``quant/gptq.py``).
+differ by is known to every later matrix, which is fitted to undo it as far as a matrix can (``quant/gptq.py``). Of a
+routed model a depth is given the tokens that the router sends there.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from ..quant.pack import quantize
 from ..quant.palette import fitted_palette, palettize
 from ..quant.recipe import StorageFormat
 from ..quant.scales import searched
-from ..runtime.engines.backend import I64
+from ..runtime.engines.backend import F32, I64
 from ..runtime.model.codec import Grouped, Palette, rows_of_table
 from ..runtime.model.ops import Linear
 from ..runtime.model.program import Program
 from ..runtime.model.stored import Array, map_tensors
+from .choices import Choices
 from .layerwise import Step, Stream, steps
 from .stored import Coded, sides
 from .sums import Sums
 from .target import Progress
+
+NO_HEADS: Mapping[str, F32] = {}
 
 
 class Keeper(Protocol):
@@ -53,11 +57,14 @@ class LoopGPTQ:
         formats: Mapping[str, StorageFormat],
         sum_bytes: int,
         keeper: Keeper,
+        heads: Mapping[str, F32] = NO_HEADS,
     ) -> None:
         """``floats``: a file with every stored tensor of ``program`` as float32. ``formats``: of the matrices that
-        become codes. Sums beyond ``sum_bytes``, two for each matrix, lie beside it meanwhile.
+        become codes. ``heads``: of a routed model the router's (``runtime/decode/routing.py``). Sums beyond
+        ``sum_bytes``, two for each matrix, lie beside ``floats`` meanwhile.
         """
         self._program, self._path, self._formats, self._keeper = program, floats, formats, keeper
+        self._heads = heads
         self._inputs, self._drifts = (
             Sums(floats.with_name(f"sums-of-{name}"), sum_bytes // 2) for name in ("inputs", "drifts")
         )
@@ -69,16 +76,19 @@ class LoopGPTQ:
         known = {name: codes for name in self._formats if (codes := self._keeper.load(name))}
         if known.keys() == self._formats.keys():
             return known
-        way = steps(self._program)
+        routed = self._program.routing is not None
+        way = steps(self._program, routed)
         last = {name: number for number, step in enumerate(way) for name in step.matrices}
         sizes = {name: storage.group_size for name, storage in self._formats.items()}
-        exact, coded = (Stream(self._program, windows, sizes) for _ in range(2))
+        choices = [Choices(self._program, self._heads) for _ in windows if routed]
+        exact, coded = (Stream(self._program, windows, sizes, choices) for _ in range(2))
         self._floats = map_tensors(self._path)
         for name in sorted(self._formats.keys() - last.keys()):  # tables that nothing is multiplied by
             self._codes[name] = known.get(name) or self._keep(name, self._nearest(name))
         self._hand_out(exact, coded)
         for number, step in enumerate(way):
             done = number / len(way)
+            exact.enter(step)  # the float model's states say where tokens go
             progress(f"reading the text: {step.stage}, depth {step.depth + 1}", done)
             wanted = [name for name in step.matrices if name in self._formats]
             if any(name not in known for name in wanted):

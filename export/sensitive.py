@@ -12,6 +12,7 @@ from ..runtime.model.stored import map_tensors
 from .checkpoint import Checkpoint
 from .families import read_checkpoint
 from .fitted import text_ids
+from .heads import load_heads
 from .stored import write_weights
 from .target import Progress
 from .text.vocabulary import read_vocabulary
@@ -50,4 +51,5 @@ def sensitivity(
             map_tensors(folder / "floats"),
             ids,
             lambda step, part: progress(step, 0.05 + 0.95 * part),
+            heads={name: head.numpy() for name, head in load_heads(reading).items()},
         )

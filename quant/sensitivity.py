@@ -1,11 +1,11 @@
 """Which matrices bits are best spent on: what each costs by itself at every depth, and a choice within a budget.
 
 A matrix alone is replaced by its codes, all others stay floats, and a text is read: the divergence KL(float, codes) of
-the next token's distribution after each depth is what these codes cost. An error in a shared block comes back at every
-depth, one in the embedding comes in once and goes out at each read-out; a measurement has all of that in it. Small
-errors add up: the divergence is quadratic in them, and those of different matrices have little to do with each other.
-So the least sum within the budget is looked for, greedily along the lower convex hull of each matrix's bits and cost,
-which is the best choice but for what is left of the budget at the end.
+the next token's distribution after each depth is what these codes cost, or of a routed model that at the end. An error
+in a shared block comes back at every depth, one in the embedding comes in once and goes out at each read-out; a
+measurement has all of that in it. Small errors add up: the divergence is quadratic in them, and those of different
+matrices have little to do with each other. So the least sum within the budget is looked for, greedily along the lower
+convex hull of each matrix's bits and cost, which is the best choice but for what is left of the budget at the end.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from ..runtime.decode.divergence import log_softmax
+from ..runtime.decode.policy_choice import choose_policy
 from ..runtime.decode.sequential import SequentialDecoder
-from ..runtime.decode.windows import DepthReader
+from ..runtime.decode.windows import DepthReader, EndReader
 from ..runtime.engines.backend import F32, I64
 from ..runtime.engines.reference.engine import ReferenceBackend
 from ..runtime.errors import UsageError
@@ -68,23 +70,26 @@ def measure(
     ids: I64,
     progress: Callable[[str, float], None],
     formats: Sequence[StorageFormat] = FORMATS,
+    heads: Mapping[str, F32] = MappingProxyType({}),
 ) -> list[Sensitivity]:
     """Return what each of ``formats`` costs each matrix of ``program``, on the text ids [S], S ≥ 2.
 
     ``stored``: the weights as float32. Codes are the nearest ones to the scales with the least squared error. Every
-    window is read once with floats and once for each pair.
+    window is read once with floats and once for each pair. ``heads``: of a routed model the router's, which decides.
     """
     window = min(WINDOW, program.context_length)
-    floats = _Reader(ReferenceBackend(program, stored, CHANNEL), window)
+    floats = _Reader(ReferenceBackend(program, stored, CHANNEL), window, heads)
     tried = [
         (name, weight, storage)
         for name, weight in program.weights.items()
         if isinstance(weight, Matrix)
         for storage in formats
     ]
-    readers = [_Reader(_with_codes(program, stored, name, storage), window) for name, _, storage in tried]
+    readers = [
+        _Reader(_with_codes(program, stored, name, storage), window, heads) for name, _, storage in tried
+    ]
     starts = range(0, len(ids) - 1, window)
-    sums = np.zeros((len(tried), program.depths))
+    sums = np.zeros((len(tried), program.depths if program.routing is None else 1))
     for number, start in enumerate(starts):
         part = ids[start : min(start + window, len(ids) - 1)]
         wanted = floats.read(part)
@@ -181,14 +186,17 @@ def _divergence(wanted: F32, found: F32) -> float:
 class _Reader:
     """Reads windows on an engine; the caches are made for each, so that many engines can wait beside each other."""
 
-    def __init__(self, backend: ReferenceBackend, window: int) -> None:
-        self._backend, self._window = backend, window
+    def __init__(self, backend: ReferenceBackend, window: int, heads: Mapping[str, F32]) -> None:
+        self._backend, self._window, self._heads = backend, window, heads
 
     def read(self, ids: I64) -> list[F32]:
-        """Return the log-probabilities [n, V] of ids [n] after every depth."""
-        backend = self._backend
-        decoder = SequentialDecoder(backend, backend.new_cache(1, self._window), chunk=self._window)
-        found: list[list[F32]] = [[] for _ in range(backend.program.depths)]
-        DepthReader(decoder).run(ids, lambda depth, first, logits: found[depth].append(log_softmax(logits)))
+        """Return the log-probabilities [n, V] of ids [n] after every depth, or as a router decides."""
+        backend, cache = self._backend, self._backend.new_cache(1, self._window)
+        routed = backend.program.routing is not None
+        policy = choose_policy(backend.program, self._heads, {}) if routed else None
+        decoder = SequentialDecoder(backend, cache, policy, self._heads, chunk=self._window)
+        reader = EndReader(decoder) if routed else DepthReader(decoder)
+        found: list[list[F32]] = [[] for _ in range(reader.depths)]
+        reader.run(ids, lambda depth, first, logits: found[depth].append(log_softmax(logits)))
         backend.forget()
         return [np.concatenate(each) for each in found]

@@ -114,8 +114,8 @@ class ReadingSession(ContextSession):
     def diverge(self, base: ReadingSession, ids: Sequence[int] | I64) -> Divergence:
         """Return how far this model is from ``base``, another export of it, on ids [S], S ≥ 2, after every depth.
 
-        Both at full depth, in disjoint windows of the shorter context. UsageError where they have other vocabularies or
-        depths.
+        Both at full depth, or where a router decides under the policy of each, read out at the end alone; in disjoint
+        windows of the shorter context. UsageError where they have other vocabularies or depths.
         """
         stream = self.prompts.ids(ids)
         if len(stream) < 2:
@@ -128,7 +128,12 @@ class ReadingSession(ContextSession):
                 )
         context = min(self.context, base.context)
         room = min(len(stream), context)
-        return diverge(self._full_depth(room), base._full_depth(room), stream, context)
+        if self.program.routing is None:
+            return diverge(self._full_depth(room), base._full_depth(room), stream, context)
+        mine, theirs = self._start(room), base._start(room)
+        for session, decoder in ((self, mine), (base, theirs)):
+            decoder.restart(session.policy)
+        return diverge(mine, theirs, stream, context)
 
     def _start(self, tokens: int) -> SequentialDecoder:
         """Return an empty sequence with room for ``tokens`` tokens or the whole context; an open generation ends.

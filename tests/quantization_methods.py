@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import quantization_peers
 import quantization_table
 from coreml_packages import package_of, palettes_of
+from msgspec import structs
 from ops_table import parts
 from quantization_table import FLOATS, MODELS, PAGE, edgeloop, result
 from torch import Tensor
@@ -81,6 +83,13 @@ class NoDrift(LoopGPTQ):
                 self._drifts.take((name, copy))
 
 
+class EveryDepth(LoopGPTQ):
+    """Of a routed model all tokens at every depth, whatever the router says, as if it had none."""
+
+    def __init__(self, program: Program, *given: Any) -> None:
+        super().__init__(structs.replace(program, routing=None), *given)
+
+
 def fitter(kind: type[LoopGPTQ], stack: ExitStack) -> None:
     """Fit by another class."""
     stack.enter_context(patch.object(fitted, "LoopGPTQ", kind))
@@ -113,21 +122,29 @@ def tables_alone(stack: ExitStack) -> None:
     )
 
 
-CODES: dict[str, Change] = {
-    "all methods": lambda stack: None,
-    "inputs of the last depth alone": partial(fitter, LastDepth),
-    "inputs of the first depth alone": partial(fitter, OneDepth),
-    "nothing undone of what codes changed before": partial(fitter, NoDrift),
-    "scales of the largest weight": largest_scales,
-    "searched scales alone": scales_alone,
+@dataclass(frozen=True)
+class Row:
+    """What is switched off, of codes in groups of 32 or of Core ML's tables, of which model."""
+
+    change: Change = lambda stack: None
+    tables: bool = False
+    model: str = "demo"
+
+
+ROWS = {
+    "all methods": Row(),
+    "inputs of the last depth alone": Row(partial(fitter, LastDepth)),
+    "inputs of the first depth alone": Row(partial(fitter, OneDepth)),
+    "nothing undone of what codes changed before": Row(partial(fitter, NoDrift)),
+    "scales of the largest weight": Row(largest_scales),
+    "searched scales alone": Row(scales_alone),
+    "tables, all methods": Row(tables=True),
+    "tables, inputs of the last depth alone": Row(partial(fitter, LastDepth), tables=True),
+    "tables, k-means without weights": Row(plain_means, tables=True),
+    "tables, k-means alone": Row(tables_alone, tables=True),
+    "routed, all methods": Row(model="routed"),
+    "routed, every token at every depth": Row(partial(fitter, EveryDepth), model="routed"),
 }
-TABLES: dict[str, Change] = {
-    "tables, all methods": lambda stack: None,
-    "tables, inputs of the last depth alone": partial(fitter, LastDepth),
-    "tables, k-means without weights": plain_means,
-    "tables, k-means alone": tables_alone,
-}
-ROWS = {**CODES, **TABLES}
 
 
 def of_package(package: Path, codes: Codes, reading: Reading) -> dict[str, F32]:
@@ -151,27 +168,26 @@ def of_package(package: Path, codes: Codes, reading: Reading) -> dict[str, F32]:
     return found
 
 
-def measured(folder: Path, name: str) -> dict[str, Any]:
-    """The demo with codes, or tables, that are fitted as the row ``name`` says, beside its floats."""
-    made, bundle = folder / "codes", folder / "methods-bundle"
+def measured(folder: Path, row: Row) -> dict[str, Any]:
+    """A model with codes, or tables, that are fitted as ``row`` says, beside its floats."""
+    made, bundle, checkpoint = folder / "codes", folder / "methods-bundle", MODELS[row.model]
     text = (folder / "calibration.txt").read_text(encoding="ascii")
-    tables = name in TABLES
-    recipe = Recipe.palettes() if tables else Recipe.named("int4", 32)
+    recipe = Recipe.palettes() if row.tables else Recipe.named("int4", 32)
     with ExitStack() as stack:
-        ROWS[name](stack)
-        codes = quantize_checkpoint(MODELS["demo"], text, made, recipe=recipe, force=True).codes
+        row.change(stack)
+        codes = quantize_checkpoint(checkpoint, text, made, recipe=recipe, force=True).codes
     report = export_bundle(
-        MODELS["demo"], bundle, codes=made, targets=["coreml" if tables else "native"], force=True
+        checkpoint, bundle, codes=made, targets=["coreml" if row.tables else "native"], force=True
     )
     stored = codes.stored.values()
-    bits = sum(array.nbytes * (4 if array.dtype == np.uint8 and tables else 8) for array in stored)
-    if tables:
-        reading = read_checkpoint(Checkpoint.open(MODELS["demo"]))
+    bits = sum(array.nbytes * (4 if array.dtype == np.uint8 and row.tables else 8) for array in stored)
+    if row.tables:
+        reading = read_checkpoint(Checkpoint.open(checkpoint))
         values = of_package(package_of(Bundle.open(report.bundle)), codes, reading)
         found = quantization_peers.measured(folder, lambda matrix, weight: (values[matrix], 0))
     else:
         words = "eval", bundle, "--text", "validation.txt", *quantization_table.MEASURED
-        found = edgeloop(*words, "--against", folder / "demo" / FLOATS, folder=folder)
+        found = edgeloop(*words, "--against", folder / row.model / FLOATS, folder=folder)
     weights = sum(
         matrix.copies * matrix.rows * matrix.columns for matrix in matrices(report.manifest.program)
     )
@@ -189,8 +205,10 @@ def write(folder: Path) -> None:
     """Put the rows that are there into the page."""
     paths = {name: result(folder, "methods", name) for name in ROWS}
     rows = {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.is_file()}
+    tables = ({name: rows[name] for name in rows if (ROWS[name].model == model)} for model in MODELS)
+    text = "\n\n".join(quantization_peers.table(each, "methods") for each in tables if each)
     before, _, after = parts(PAGE.read_text(encoding="utf-8"), __file__)
-    PAGE.write_text(before + quantization_peers.table(rows, "methods") + after, encoding="utf-8")
+    PAGE.write_text(before + text + after, encoding="utf-8")
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -201,10 +219,10 @@ def main(folder: Path, names: list[str]) -> None:
     if not (folder / "demo" / FLOATS).is_dir():
         raise SystemExit(f"{folder} has no floats to measure against: run tests/quantization_table.py first")
     (folder / "methods").mkdir(exist_ok=True)
-    for name in ROWS:
+    for name, row in ROWS.items():
         path = result(folder, "methods", name)
         if name in names or not (names or path.is_file()):
-            path.write_text(json.dumps(measured(folder, name), indent=1), encoding="utf-8")
+            path.write_text(json.dumps(measured(folder, row), indent=1), encoding="utf-8")
             write(folder)
     write(folder)
 

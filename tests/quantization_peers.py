@@ -228,14 +228,17 @@ def measured(folder: Path, made: Callable[[str, F32], Quantized]) -> dict[str, A
 def table(rows: Mapping[str, Mapping[str, Any]], of: str = "peer") -> str:
     """A line for each of ``rows``; ``of``: what they are."""
     depths = range(len(next(iter(rows.values()))["change_per_depth"])) if rows else ()
-    columns = [of, "bits a weight", *(f"depth {depth + 1}, %" for depth in depths)]
-    columns += ["KL, 10⁻³ nats", "drafts kept, points"]
+    places = [f"depth {depth + 1}, %" for depth in depths] if len(depths) != 1 else ["as routed, %"]
+    columns = [of, "bits a weight", *places, "KL, 10⁻³ nats"]
+    columns += ["drafts kept, points"] if len(depths) != 1 else []
     lines = [columns, ["---"] * len(columns)]
     for name, found in rows.items():
         kl = ", ".join(f"{1000 * nats:.2f}" for nats in found["divergence_per_depth"])
         drafts = ", ".join(change(found, "drafts", depth) for depth in depths[:-1])
         changes = (change(found, "change", depth) for depth in depths)
-        lines.append([name, f"{found['bits_a_matrix_weight']:.2f}", *changes, kl, drafts])
+        lines.append(
+            [name, f"{found['bits_a_matrix_weight']:.2f}", *changes, kl, *([drafts] if drafts else [])]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

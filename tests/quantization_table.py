@@ -30,8 +30,6 @@ FLOATS = "none"
 CALIBRATION = 64_000
 """Characters of the text that codes are fitted to: some more than the 16384 tokens that are read of it."""
 MEASURED = "--threads", "2", "--engine", "native"
-ROUTED_TOKENS = 8193
-"""Of the text that the twin reads as its router decides, token by token."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,6 @@ def measured(folder: Path, model: str, name: str) -> dict[str, Any]:
     report = edgeloop("export", checkpoint, *export, folder=folder)
     reading = "eval", bundle, "--text", "validation.txt", *MEASURED, *row.eval
     found = edgeloop(*reading, "--against", floats, folder=folder)
-    if model == "routed":
-        found["routed"] = edgeloop(*reading, "--max-tokens", ROUTED_TOKENS, folder=folder)
     if name != FLOATS:
         shutil.rmtree(bundle)
     return {"bytes": report["bytes"], "bits_per_weight": report["bits_per_weight"], **found}
@@ -140,8 +136,8 @@ def change(found: Mapping[str, Any], what: str, depth: int, factor: float = 100.
     return f"{round(factor * mean, 2) + 0.0:+.2f}{half}"  # no "-0.00"
 
 
-def cells(name: str, found: Mapping[str, Any], floats: Mapping[str, Any]) -> Iterator[str]:
-    """The cells of a row."""
+def cells(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a row. A routed model is read out at the end alone, where drafts are what they are."""
     depths = range(len(found["perplexity_per_depth"]))
     yield f"`{name}`" if name in (FLOATS, "int8-channel") else name
     yield f"{found['bytes'] / 1e6:.2f}"
@@ -149,33 +145,35 @@ def cells(name: str, found: Mapping[str, Any], floats: Mapping[str, Any]) -> Ite
     if name == FLOATS:
         yield from (f"perplexity {perplexity:.2f}" for perplexity in found["perplexity_per_depth"])
         yield "–"
-        yield ", ".join(f"{100 * found['accepted_per_depth'][depth]:.2f}%" for depth in depths[:-1])
+        if len(depths) > 1:
+            yield ", ".join(f"{100 * found['accepted_per_depth'][depth]:.2f}%" for depth in depths[:-1])
     else:
         yield from (change(found, "change", depth) for depth in depths)
         yield ", ".join(f"{1000 * found['divergence_per_depth'][depth]:.2f}" for depth in depths)
-        yield ", ".join(change(found, "drafts", depth) for depth in depths[:-1])
-    if "routed" in found:
-        perplexity, wanted = found["routed"]["perplexity"], floats["routed"]["perplexity"]
-        yield f"perplexity {perplexity:.2f}" if name == FLOATS else f"{100 * (perplexity / wanted - 1):+.2f}"
+        if len(depths) > 1:
+            yield ", ".join(change(found, "drafts", depth) for depth in depths[:-1])
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of the ``rows`` of a model, of which the first is of floats."""
-    floats = rows[FLOATS]
-    depths = [f"depth {depth}, %" for depth in range(1, 1 + len(floats["perplexity_per_depth"]))]
-    columns = ["codes", "MB", "bits a weight", *depths, "KL, 10⁻³ nats", "drafts kept, points"]
-    columns += ["as routed, %"] if "routed" in floats else []
-    lines = [columns, ["---"] * len(columns), *(list(cells(name, rows[name], floats)) for name in rows)]
+    depths = [f"depth {depth}, %" for depth in range(1, 1 + len(rows[FLOATS]["perplexity_per_depth"]))]
+    places, drafts = (depths, ["drafts kept, points"]) if len(depths) > 1 else (["as routed, %"], [])
+    columns = ["codes", "MB", "bits a weight", *places, "KL, 10⁻³ nats", *drafts]
+    lines = [columns, ["---"] * len(columns), *(list(cells(name, rows[name])) for name in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(folder: Path) -> None:
-    """Put what is known into the page, and draw it."""
+    """Put what is known into the page, and draw it. The table of a model of which nothing is known stays."""
     models = {model: rows for model in MODELS if FLOATS in (rows := kept(folder, model))}
-    before, _, after = parts(PAGE.read_text(encoding="utf-8"), __file__)
-    tables = (f"**{model}**\n\n{table(rows)}" for model, rows in models.items())
-    PAGE.write_text(before + "\n\n".join(tables) + after, encoding="utf-8")
-    for name, svg in quantization_plots.drawn(models["demo"], FLOATS).items():
+    before, old, after = parts(PAGE.read_text(encoding="utf-8"), __file__)
+    there = re.findall(r"(?m)^(\*\*(\w+)\*\*\n\n(?:\|.*\n)+)", old + "\n")
+    tables = {model: text.removesuffix("\n") for text, model in there}
+    tables |= {model: f"**{model}**\n\n{table(rows)}" for model, rows in models.items()}
+    PAGE.write_text(
+        before + "\n\n".join(tables[model] for model in MODELS if model in tables) + after, encoding="utf-8"
+    )
+    for name, svg in quantization_plots.drawn(models["demo"], FLOATS).items() if "demo" in models else ():
         (PAGE.parent / f"quantization-{name}.svg").write_text(svg, encoding="utf-8")
 
 

@@ -9,14 +9,16 @@ import numpy.typing as npt
 
 from ..engines.backend import F32, I64
 from .sequential import SequentialDecoder
-from .windows import DepthReader
+from .windows import DepthReader, EndReader
 
 F64 = npt.NDArray[np.float64]
+Reader = DepthReader | EndReader
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Sums over the predictions of each window, [windows, R] but ``tokens``, after every depth.
+    """Sums over the predictions of each window, [windows, R] but ``tokens``, after every depth; [windows, 1] at the end
+    alone, where a router decides.
 
     ``loss`` and ``base_loss``: nats of the text under the model and under the one that it is compared with.
     ``divergence``: KL(base, model) of the next token's distributions, in nats. ``agree``: how often both find the same
@@ -36,11 +38,12 @@ class Divergence:
 def diverge(model: SequentialDecoder, base: SequentialDecoder, stream: I64, context: int) -> Divergence:
     """Return how far ``model`` is from ``base`` on ``stream`` [S], S ≥ 2, in disjoint windows of ``context``.
 
-    Both run every depth and have the same vocabulary and depths. One chunk's log-probabilities of every depth,
-    [R, n, V] float32, are in memory.
+    Both have the same vocabulary and depths, and run every depth, or where a router decides as that of each says. One
+    chunk's log-probabilities of every read-out, [R, n, V] float32, are in memory.
     """
-    depths = model.backend.program.depths
-    readers = DepthReader(base), DepthReader(model)
+    kind = DepthReader if model.backend.program.routing is None else EndReader
+    readers = kind(base), kind(model)
+    depths = readers[0].depths
     windows = []
     for start in range(0, len(stream) - 1, context):
         targets = stream[start + 1 : start + 1 + context]
@@ -55,7 +58,7 @@ def diverge(model: SequentialDecoder, base: SequentialDecoder, stream: I64, cont
     return Divergence(np.array([tokens for tokens, _ in windows]), *found)
 
 
-def _chunk(readers: tuple[DepthReader, DepthReader], ids: I64, targets: I64, depths: int) -> F64:
+def _chunk(readers: tuple[Reader, Reader], ids: I64, targets: I64, depths: int) -> F64:
     """Return the sums of ``Divergence``, in its order, [6, R] of ids [n], which are followed by targets [n]."""
     sums = np.zeros((6, depths))
     kept: list[list[F32]] = [[] for _ in range(depths)]

@@ -37,12 +37,12 @@ class DepthReader:
 
     def __init__(self, decoder: SequentialDecoder) -> None:
         self.decoder = decoder
-        self._depths = decoder.backend.program.depths
+        self.depths = decoder.backend.program.depths
         self._read = 0  # tokens of which every exit has K/V
         self._caches: KVCache | None = None
-        if self._depths > 1:
+        if self.depths > 1:
             # One sequence an exit. Only the epilogue's caches are ever touched, so only they take memory.
-            self._caches = decoder.backend.new_cache(self._depths - 1, decoder.capacity)
+            self._caches = decoder.backend.new_cache(self.depths - 1, decoder.capacity)
 
     def run(self, ids: I64, visit: Visit) -> None:
         """Run ids [S]; ``visit`` sees every depth of every chunk. Only one chunk's logits of one depth exist at a time.
@@ -62,7 +62,7 @@ class DepthReader:
         def observe(depth: int, state: F32) -> None:
             if outer is not None:
                 outer(depth, state)
-            if depth < self._depths - 1:
+            if depth < self.depths - 1:
                 visit(depth, at, self._logits(depth, state))
 
         try:
@@ -72,7 +72,7 @@ class DepthReader:
                 alone = decoder.backend.program.prefix_lm and not decoder.cached
                 part = ids[at : at + (1 if alone else decoder.chunk)]
                 logits = decoder.prompt(part, "all")
-                visit(self._depths - 1, at, logits)
+                visit(self.depths - 1, at, logits)
                 at += len(part)
                 self._read = decoder.cached
         finally:
@@ -84,6 +84,20 @@ class DepthReader:
         n = state.shape[1]
         lanes = Lanes.single(depth, self._read, n, self._caches.slot("epilogue", depth, depth))
         return self.decoder.backend.epilogue(state, np.arange(n), lanes, self._caches)
+
+
+class EndReader:
+    """Reads a text out at its end alone, under a decoder's own policy: what ``DepthReader`` is at full depth."""
+
+    depths = 1
+
+    def __init__(self, decoder: SequentialDecoder) -> None:
+        self.decoder = decoder
+
+    def run(self, ids: I64, visit: Visit) -> None:
+        """Run ids [S]; ``visit`` sees every chunk once, as depth 0."""
+        for at in range(0, len(ids), self.decoder.chunk):
+            visit(0, at, self.decoder.prompt(ids[at : at + self.decoder.chunk], "all"))
 
 
 def visit_depths(decoder: SequentialDecoder, stream: I64, context: int, visit: VisitDepths) -> None:

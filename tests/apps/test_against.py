@@ -118,3 +118,23 @@ def test_what_is_no_other_export_of_the_model(
     code, out, err = command(*words, other)
     assert (code, out) == (2, "")
     assert "the two models differ: depths is 3 and 2" in err
+
+
+def test_a_routed_model_is_compared_as_its_router_decides(
+    tiny_once: Callable[[str], Path], text: Path, tmp_path: Path, command: Command, command_json: Json
+) -> None:
+    """The same text token by token under the router (``eval``) has the perplexity that ``--against`` says."""
+    bundles = {}
+    for quant in ("none", "int4"):
+        bundles[quant] = tmp_path / quant
+        command_json("export", tiny_once("edgeloop-routed"), "-o", bundles[quant], "--quant", quant)
+    words = ("--text", text, "--max-tokens", TOKENS, "--context", WINDOW)
+    found = command_json("eval", bundles["int4"], "--against", bundles["none"], *words)
+    alone = {name: command_json("eval", bundle, *words)["perplexity"] for name, bundle in bundles.items()}
+    assert found["perplexity_per_depth"] == pytest.approx([alone["int4"]], rel=1e-4)
+    assert found["against_perplexity_per_depth"] == pytest.approx([alone["none"]], rel=1e-4)
+    assert found["divergence_per_depth"][0] > 0
+    itself = command_json("eval", bundles["int4"], "--against", bundles["int4"], *words)
+    assert itself["divergence_per_depth"] == itself["change_per_depth"] == [0]
+    code, out, _ = command("eval", bundles["int4"], "--against", bundles["none"], *words)
+    assert (code, out.splitlines()[1].split()[0]) == (0, "routed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from editing import read
 from tiny import VOCAB, looped_layer
 
+from edgeloop.export.heads import load_heads
 from edgeloop.export.stored import write_weights
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import Recipe, Rule, StorageFormat
@@ -18,6 +20,7 @@ from edgeloop.quant.recipe_file import read_recipe, recipe_text
 from edgeloop.quant.scales import searched
 from edgeloop.quant.sensitivity import FORMATS, Option, Sensitivity, choose, measure
 from edgeloop.runtime.decode.divergence import diverge
+from edgeloop.runtime.decode.policy_choice import choose_policy
 from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import UsageError
@@ -125,3 +128,30 @@ def test_costs_are_those_of_a_model_of_which_one_matrix_is_codes(tmp_path: Path)
             )
             wanted = diverge(model, base, ids, 32).divergence.sum(0) / 80
             np.testing.assert_allclose(option.divergence, wanted, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["mor-expert", "mor-token"])
+def test_a_routed_model_costs_what_it_does_as_its_router_decides(
+    kind: str, tiny_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Beside a run of whole windows token by token under the router."""
+    reading = read(tiny_once(kind))
+    program, heads = reading.program, {name: head.numpy() for name, head in load_heads(reading).items()}
+    write_weights(reading, Recipe.named("none", 32), tmp_path / "floats")
+    floats, storage = map_tensors(tmp_path / "floats"), StorageFormat(4, 32)
+    ids = np.random.default_rng(0).integers(0, program.vocab_size, 21)
+    found = {each.name: each for each in measure(program, floats, ids, lambda *_: None, [storage], heads)}
+    name = next(name for name in found if name.startswith("segments.1.") and name.endswith("down_proj"))
+    weight = torch.from_numpy(np.array(floats[f"{name}.weight"]))
+    codes = quantize(weight, 4, 32, searched)
+    rules = (*(Rule(part, storage) for part in found[name].parts), Rule("*", StorageFormat(32)))
+    write_weights(reading, Recipe("one", rules, own=True), tmp_path / "codes", {name: codes})
+    rows = []
+    for path, sizes in ((tmp_path / "floats", 0), (tmp_path / "codes", 32)):
+        backend = ReferenceBackend(program, map_tensors(path), sizes)
+        policy = choose_policy(program, heads, {})
+        decoder = SequentialDecoder(backend, backend.new_cache(1, 20), policy, heads)
+        logits = np.concatenate([logits.copy() for logits, _ in decoder.every(ids[:20])]).astype(np.float64)
+        rows.append(torch.from_numpy(logits).log_softmax(-1))
+    wanted = float((rows[0].exp() * (rows[0] - rows[1])).sum(-1).mean())
+    assert found[name].options[0].divergence == pytest.approx([wanted], rel=1e-3)
