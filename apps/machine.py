@@ -27,6 +27,8 @@ FEATURES = (
     ("sme", "SME"),
 )
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
 
 def processor() -> str:
     """The processor's name, as far as the system tells."""
@@ -69,6 +71,24 @@ def free_memory_bytes() -> int | None:
     """Memory that programs could still have, None where the system does not say."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def last_cache_bytes() -> int | None:
+    """Return the size of the largest cache of the first processor; None where the system does not say."""
+    sizes = []
+    for path in _CACHES.glob("index*/size"):
+        try:
+            found = re.fullmatch(r"(\d+)([KM])", path.read_text(encoding="ascii").strip())
+        except (OSError, ValueError):
+            continue
+        if found:
+            sizes.append(int(found[1]) << {"K": 10, "M": 20}[found[2]])
+    if sizes:
+        return max(sizes)
+    try:  # where the C library knows; macOS has no such name
+        return max(os.sysconf(name) for name in ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")) or None
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def memory_limit_bytes() -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...export.page import INK, MUTED, SERIES, chart
 from ..quantities import byte_count
 from .record import Measure, Record
+from .roofline import roofline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +113,7 @@ def _others(record: Record) -> list[Panel]:
 
 
 DRAWN: tuple[Callable[[Record], list[Panel]], ...] = (
-    _against_context, _depths, _exits, _operators, _ratios, _others, _memory,
+    _against_context, _depths, _exits, _operators, roofline, _ratios, _others, _memory,
 )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class Machine(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Subject(Struct, frozen=True, forbid_unknown_fields=True):
     """What was measured: the bundle's folder, the SHA-256 of its manifest (which has those of all files), its bytes,
-    and how most of its matrices are stored."""
+    how most of its matrices are stored, and the model's family."""
 
     name: str
     sha256: str
@@ -71,6 +71,7 @@ class Subject(Struct, frozen=True, forbid_unknown_fields=True):
     scheme: str
     bits: int
     group_size: int
+    family: str = ""
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -134,6 +135,7 @@ def subject(bundle: Bundle) -> Subject:
         said.scheme,
         said.bits,
         said.group_size,
+        manifest.program.family,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...export.page import rendered, write_page
 from .panels import panels
 from .record import Measure, Record
-from .tables import COLUMNS, facts, row
+from .tables import COLUMNS, facts, model, row
 
 HEADLINES = (
     ("decode", "decoding"),
@@ -29,7 +29,7 @@ def render(record: Record) -> str:
     groups = dict.fromkeys(measure.group for measure in record.measures)
     return rendered(
         _PAGE,
-        title=f"{record.bundle.name} on {record.engine}: {record.mode}",
+        title=f"{model(record)} on {record.engine}: {record.mode}",
         facts=facts(record),
         headlines=_headlines(record),
         panels=panels(record),

@@ -10,11 +10,14 @@ from functools import partial
 
 from ...runtime.errors import UsageError
 from ..console import Console
+from ..machine import usable_threads
 from ..quantities import bundle_bytes
 from .efforts import effort_of
 from .interval import Estimate, estimate
+from .limit import ENGINES, Limit, Limits, Loads
 from .outcome import Outcome
 from .record import Measure
+from .roofs import measured_roofs
 from .runner import Opened, Runner, Setup, Wrote
 from .setups import setup_of
 from .stages import stage_measures
@@ -61,17 +64,20 @@ def measure_speed(args: argparse.Namespace, console: Console) -> Outcome:
         )
         progress("stage by stage", 0.9)
         stages, staged = stage_measures(opened, setup, prompts[0], effort_of(args, STAGE_ROUNDS))
+        progress("the limits of this machine", 0.98)
+        limit = _limit(opened, setup, runners["text", ""], prompts[0], tokens, found, staged)
     first = found["text", "", prompts[0], contexts[0]]
     energy, note = _energy(first, runners["text", ""])
     measures = [
         *_rates(found, tokens), *_tokens(first), *_depths(first), *stages, *_policies(found),
-        *_quality(args, opened), *fresh, *energy,
+        *_quality(args, opened), *fresh, *energy, *limit.measures,
     ]  # fmt: skip
     return Outcome(
         opened.backend.name,
         {
             **_numbers(first, prompts[0], tokens, opened, fresh),
             "engine": opened.backend.name,
+            "limit": limit.shares,
         },
         measures,
         series=series,
@@ -82,8 +88,30 @@ def measure_speed(args: argparse.Namespace, console: Console) -> Outcome:
             **setup.settings,
         },
         turns=disturbed([*found.values(), staged, started]),
-        notes=[note] if note else [],
+        notes=[*([note] if note else []), *limit.notes],
     )
+
+
+def _limit(
+    opened: Opened, setup: Setup, runner: Runner, prompt: int, tokens: int,
+    found: Mapping[Key, Turns[Wrote]], staged: Turns[dict[str, float]],
+) -> Limit:  # fmt: skip
+    """How far each length of text, and each stage behind ``prompt`` tokens, is from what this machine could do."""
+    if opened.backend.name not in ENGINES:
+        return Limit({}, [], [])
+    loads = Loads(opened.bundle, setup.kv_bits)
+    texts = [(length, behind, turns) for (kind, _, length, behind), turns in found.items() if kind == "text"]
+    sizes = [size for length, behind, _ in texts for size in loads.turns(length + behind + tokens / 2)]
+    roofs = measured_roofs(sizes, setup.threads or len(setup.cpus) or usable_threads(), setup.cpus)
+    limits, seen = Limits(loads, runner, roofs), set[int]()
+    for length, behind, turns in texts:
+        limits.prefill(length, behind, turns)
+    for length, behind, turns in texts:
+        if length + behind not in seen:
+            limits.decode(tokens, length + behind, turns)
+        seen.add(length + behind)
+    limits.stages(prompt, staged)
+    return limits.found()
 
 
 def _runners(

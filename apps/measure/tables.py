@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..console import Console
-from ..quantities import byte_count
+from ..quantities import byte_count, count
 from .record import Measure, Record
 
 _SAID = ("bytes", "share", "×")
@@ -25,6 +25,13 @@ def cell(value: float, unit: str) -> str:
         return f"{value:.2f}×"
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
     return f"{value:.{digits}f} {unit}".rstrip()
+
+
+def model(record: Record) -> str:
+    """The model, in words, with the bundle's folder."""
+    bundle = record.bundle
+    depths = f"{bundle.depths} depths" if bundle.depths > 1 else "one depth"
+    return f"{bundle.family or 'a model'} of {count(bundle.parameters)} parameters, {depths} ({bundle.name})"
 
 
 def row(measure: Measure) -> tuple[str, ...]:
@@ -50,7 +57,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
     )
     load = "unknown" if record.foreign is None else f"{record.foreign:.0%} of the cores"
     return [
-        ("bundle", f"{bundle.name}, {byte_count(bundle.bytes)}, {said}, {bundle.depths} depths"),
+        ("model", model(record)),
+        ("stored", f"{byte_count(bundle.bytes)}, {said}"),
         ("engine", record.engine),
         ("settings", ", ".join(f"{key} {value}" for key, value in record.settings.items()) or "defaults"),
         ("machine", f"{machine.processor}, {machine.threads} threads, {', '.join(machine.features)}"),

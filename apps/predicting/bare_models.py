@@ -6,7 +6,7 @@ So nothing is compiled where it is measured, and the rates are those that the en
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ...runtime.engines.backend import Lanes
 from ...runtime.engines.native.engine import NativeBackend
 from ...runtime.engines.native.file import write_lanes
 from ...runtime.model.blocks import Writer
+from ...runtime.model.codec import code_shape
 from ...runtime.model.ops import Attend, Embed
 from ...runtime.model.program import Carry, Loop, Program, Stage
 from ...runtime.model.weights import Matrix, Weight
@@ -28,8 +29,9 @@ CONTEXT, CHUNK = 1024, 64
 _VOCAB = 16
 _LEARNING = 3
 """Calls that are not counted: they bring the file into memory, and the engine learns how many threads pay."""
-_STEP = 1 / (73 * WIDTH**0.5)
-"""The scale of random int8 codes whose products keep the size of a state; their standard deviation is 73."""
+_STEPS = {8: 1 / (73 * WIDTH**0.5), 4: 1 / (4.6 * WIDTH**0.5)}
+"""By their bits, the scale of random codes whose products keep the size of a state: their standard deviation is 73, or
+4.6."""
 
 
 def numbers(layers: int, inner: int) -> int:
@@ -76,14 +78,19 @@ def _program(weights: dict[str, Weight], block: Stage) -> Program:
     )
 
 
-def stored(made: Program) -> dict[str, np.ndarray]:
-    """Random tensors of ``made``: matrices of 8 bits with a scale a row."""
+def stored(made: Program, bits: int = 8) -> dict[str, np.ndarray]:
+    """Random tensors of ``made``: matrices of 4 or 8 bits with a scale a row, or of floats of 16 or 32."""
     random, found = np.random.default_rng(0), dict[str, np.ndarray]()
     for name, weight in made.weights.items():
         assert isinstance(weight, Matrix)
-        codes = np.frombuffer(random.bytes(weight.rows * weight.columns), np.uint8)
-        found[f"{name}.codes"] = codes.reshape(weight.rows, 1, weight.columns)
-        found[f"{name}.scales"] = np.full((weight.rows, 1), _STEP, np.float16)
+        shape = (weight.rows, weight.columns)
+        if bits not in _STEPS:
+            floats = random.standard_normal(shape, np.float32) / np.float32(WIDTH**0.5)
+            found[f"{name}.weight"] = floats.astype(np.float16 if bits == 16 else np.float32)
+            continue
+        codes = np.frombuffer(random.bytes(weight.rows * weight.columns * bits // 8), np.uint8)
+        found[f"{name}.codes"] = codes.reshape(code_shape(*shape, 0, bits))
+        found[f"{name}.scales"] = np.full((weight.rows, 1), _STEPS[bits], np.float16)
     return found
 
 
@@ -93,12 +100,14 @@ class BareModel:
     def __init__(self, made: Program, path: Path) -> None:
         self._program, self._path = made, path
 
-    def seconds(self, threads: int, rows: int, turns: int, behind: int = 0) -> float:
+    def seconds(
+        self, threads: int, rows: int, turns: int, behind: int = 0, cpus: Sequence[int] = ()
+    ) -> float:
         """The shortest of ``turns`` calls of the block with ``rows`` rows: what disturbs a call only adds to it.
 
-        ``behind``: tokens whose K/V are there, a multiple of ``CHUNK``.
+        ``behind``: tokens whose K/V are there, a multiple of ``CHUNK``. ``cpus``: where the engine's threads run.
         """
-        backend = NativeBackend(self._program, self._path, threads=threads)
+        backend = NativeBackend(self._program, self._path, threads=threads, cpus=cpus)
         try:
             cache = backend.new_cache(1, CONTEXT + CHUNK)
             random, times = np.random.default_rng(0), list[float]()
@@ -122,9 +131,9 @@ class BareModel:
 
 
 @contextmanager
-def bare_model(made: Program) -> Iterator[BareModel]:
-    """A file of ``made`` with random weights in a folder of its own, which is gone afterwards."""
+def bare_model(made: Program, bits: int = 8) -> Iterator[BareModel]:
+    """A file of ``made`` with random weights of ``bits`` bits in a folder of its own, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
         path = Path(folder) / "bare.lanes"
-        write_lanes(path, made, stored(made), 0)
+        write_lanes(path, made, stored(made, bits), 0)
         yield BareModel(made, path)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 import statistics
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
-from ..machine import free_memory_bytes, memory_bytes, processor, usable_threads
+from ..machine import free_memory_bytes, last_cache_bytes, memory_bytes, processor, usable_threads
 from .bare_models import CHUNK, CONTEXT, HEAD, HEADS, BareModel, attention, bare_model, matrices, numbers
 from .device import Device, Rate
 
@@ -21,7 +18,6 @@ _INNER = 8192
 """Of the matrices that are more than the cache."""
 _UNKNOWN_CACHE = 8 << 20
 """Where the system does not say how large its last cache is."""
-_SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def measured(progress: Progress, name: str) -> Device:
@@ -69,24 +65,6 @@ def measured(progress: Progress, name: str) -> Device:
         },
         **rates,
     )
-
-
-def last_cache_bytes() -> int | None:
-    """Return the size of the largest cache of the first processor; None where the system does not say."""
-    sizes = []
-    for path in _SYSTEM.glob("index*/size"):
-        try:
-            found = re.fullmatch(r"(\d+)([KM])", path.read_text(encoding="ascii").strip())
-        except (OSError, ValueError):
-            continue
-        if found:
-            sizes.append(int(found[1]) << {"K": 10, "M": 20}[found[2]])
-    if sizes:
-        return max(sizes)
-    try:  # where the C library knows; macOS has no such name
-        return max(os.sysconf(name) for name in ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")) or None
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _attention_rate(attending: BareModel, threads: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ...runtime.model.program import Program
-from ...runtime.model.work import Product, Stored, Work, stage_work
+from ...runtime.model.work import Product, Stored, TokenWork, Work
 from .costs import Fitted
 from .device import Device
 
@@ -92,41 +92,20 @@ class Machine:
         return operations * 1e-9 / self.device.float_gops.of(self.threads)
 
 
-class Speed:
+class Speed(TokenWork):
     """The times of a program on a machine. ``unrolled``: as if every depth had weights of its own."""
 
     def __init__(self, program: Program, stored: Stored, machine: Machine, *, unrolled: bool = False) -> None:
-        self.program, self.machine, self._unrolled = program, machine, unrolled
-        self.prologue = stage_work(program, "prologue", stored)
-        self.epilogue = stage_work(program, "epilogue", stored)
-        self.head = stage_work(program, "head", stored)
-        self.blocks = [stage_work(program, "block", stored, depth) for depth in range(program.depths)]
-
-    @property
-    def block_bytes(self) -> float:
-        """Bytes of weights that one turn of the loop's blocks reads."""
-        last = {block: depth for depth, block in enumerate(self.program.loop.schedule)}
-        return sum(self.blocks[depth].weight_bytes() for depth in last.values())
-
-    @property
-    def token_bytes(self) -> float:
-        """Bytes of weights that a token at full depth reads, each time that it does."""
-        return sum(work.weight_bytes() for work in (self.prologue, *self.blocks, self.epilogue, self.head))
-
-    @property
-    def row_products(self) -> int:
-        """Products of a token with weights at full depth, its logits included."""
-        return sum(work.row_products for work in (self.prologue, *self.blocks, self.epilogue, self.head))
+        super().__init__(program, stored)
+        self.machine, self._unrolled = machine, unrolled
 
     def kv_bytes(self, behind: float) -> float:
         """Bytes of K/V that a token reads."""
-        works = (self.prologue, *self.blocks, self.epilogue)
-        return sum(work.kv_numbers(behind) for work in works) * self.machine.kv_bits / 8
+        return self.kv_numbers(behind) * self.machine.kv_bits / 8
 
     def kept(self, behind: float) -> tuple[float, float]:
         """The shares in the cache of what a token reads once, and of a block when its next depth reads it."""
-        loop = self.token_bytes - sum(b.weight_bytes() for b in self.blocks) + self.block_bytes
-        once = (self.token_bytes if self._unrolled else loop) + self.kv_bytes(behind)
+        once = (self.token_bytes if self._unrolled else self.distinct_bytes) + self.kv_bytes(behind)
         if self._unrolled or self.program.depths == 1:
             return self.machine.kept(once), self.machine.kept(once)
         kv = self.blocks[-1].kv_numbers(behind) * self.machine.kv_bits / 8

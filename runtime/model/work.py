@@ -111,6 +111,42 @@ def stage_work(program: Program, name: str, stored: Stored, depth: int = 0) -> W
     return work(program, stage, [IDS] * len(stage.inputs) if name == "prologue" else carries, stored)
 
 
+class TokenWork:
+    """The work of a token's stages: ``prologue``, ``blocks`` (each depth's), ``epilogue`` and ``head``."""
+
+    def __init__(self, program: Program, stored: Stored) -> None:
+        self.program = program
+        self.prologue, self.epilogue, self.head = (
+            stage_work(program, name, stored) for name in ("prologue", "epilogue", "head")
+        )
+        self.blocks = [stage_work(program, "block", stored, depth) for depth in range(program.depths)]
+
+    @property
+    def block_bytes(self) -> float:
+        """Bytes of weights that one turn of the loop's blocks reads."""
+        last = {block: depth for depth, block in enumerate(self.program.loop.schedule)}
+        return sum(self.blocks[depth].weight_bytes() for depth in last.values())
+
+    @property
+    def token_bytes(self) -> float:
+        """Bytes of weights that a token at full depth reads, each time that it does."""
+        return sum(work.weight_bytes() for work in (self.prologue, *self.blocks, self.epilogue, self.head))
+
+    @property
+    def distinct_bytes(self) -> float:
+        """Bytes of weights that a token at full depth reads, each once, however often it does."""
+        return self.token_bytes - sum(work.weight_bytes() for work in self.blocks) + self.block_bytes
+
+    @property
+    def row_products(self) -> int:
+        """Products of a token with weights at full depth, its logits included."""
+        return sum(work.row_products for work in (self.prologue, *self.blocks, self.epilogue, self.head))
+
+    def kv_numbers(self, behind: float) -> float:
+        """Numbers of K/V that a token at full depth reads."""
+        return sum(work.kv_numbers(behind) for work in (self.prologue, *self.blocks, self.epilogue))
+
+
 def scales_of(rows: int, columns: int, bits: int, group_size: int) -> int:
     """Return the number of scales of a matrix [rows, columns]; 0 for floats."""
     return 0 if bits >= 16 else rows * (ceil(columns / group_size) if group_size else 1)

@@ -13,6 +13,7 @@ import pytest
 from bench_records import record
 
 from edgeloop.apps.measure.interval import Estimate, estimate
+from edgeloop.apps.measure.limit import MACHINE, ROOFLINE
 from edgeloop.apps.measure.record import Measure, Series
 from edgeloop.apps.measure.report import render
 
@@ -56,6 +57,10 @@ FULL = record(
     *(measure(f"exit margin: depth {n}", "tokens by depth", n, "tokens", n) for n in (1, 2)),
     *(measure(f"exit {rule}: perplexity", "perplexity, as calibrated", 9.0, "") for rule in ("margin", "never")),
     *(measure(f"a token, exit {rule}", "exit, ms", 2.0, at=2) for rule in ("margin", "never")),
+    measure("reading 2 MB over and over, out of cache", MACHINE, 60.0, "GB/s"),
+    measure("reading 90 MB over and over, out of memory", MACHINE, 15.0, "GB/s"),
+    measure("multiplying int4", MACHINE, 400.0, "GOP/s"),
+    *(measure(f"block, depth {n}: 3 operations a byte", ROOFLINE, 40.0 + n, "GOP/s", 3.0) for n in (1, 2)),
     measure("$x_1^2$ <b> ÷ a", "decode ÷ a & b", 1.5, "×"),
     measure("onnx, 2 users, static", "all users together", 3.0, "tokens/s", 2),
     measure("peak", "memory", 5e7, "bytes"),
@@ -72,7 +77,14 @@ def test_the_page_is_whole_and_needs_nothing_else() -> None:
     assert checked.open == []
     for measure in FULL.measures:
         assert measure.name in checked.text
-    for said in ("b<i>, 1 kB", "a | processor", "1 of 9 turns disturbed", "energy <unavailable>", "50 MB"):
+    for said in (
+        "a model of 10 parameters, 3 depths (b<i>) on onnx: speed",
+        "1 kB, int4",
+        "a | processor",
+        "1 of 9 turns disturbed",
+        "energy <unavailable>",
+        "50 MB",
+    ):
         assert said in checked.text
     assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)|src=|https?://(?!www\.w3\.org)", page)
     assert "prefers-color-scheme: dark" in page
@@ -87,7 +99,7 @@ def test_there_is_a_chart_for_every_kind_of_number() -> None:
     assert headings == [
         "Decoding behind so many tokens", "Reading a prompt of so many tokens", "A token, stage by stage",
         "Each depth while decoding", "A token that stops after so many depths", "Tokens by depth",
-        "Quality against speed", "Decode ÷ a &amp; b", "All users together", "Memory of a fresh process",
+        "Quality against speed", "Roofline", "Decode ÷ a &amp; b", "All users together", "Memory of a fresh process",
     ]  # fmt: skip
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         tree = ElementTree.fromstring(svg)
