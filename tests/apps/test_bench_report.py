@@ -61,6 +61,7 @@ FULL = record(
     measure("reading 90 MB over and over, out of memory", MACHINE, 15.0, "GB/s"),
     measure("multiplying int4", MACHINE, 400.0, "GOP/s"),
     *(measure(f"block, depth {n}: 3 operations a byte", ROOFLINE, 40.0 + n, "GOP/s", 3.0) for n in (1, 2)),
+    measure("prefill, 8 tokens: 90 operations a byte", ROOFLINE, 70.0, "GOP/s", 90.0),
     measure("$x_1^2$ <b> ÷ a", "decode ÷ a & b", 1.5, "×"),
     measure("onnx, 2 users, static", "all users together", 3.0, "tokens/s", 2),
     measure("peak", "memory", 5e7, "bytes"),
