@@ -155,6 +155,12 @@ def export_bundle(
             write_weights(reading, each, path, fitted)
         heads = write_heads(reading, folder)
         tokenizer = vocabulary.write(folder) if vocabulary else None
+        text = Text(
+            tokenizer=tokenizer.name if tokenizer else None,
+            special_tokens=special_tokens,
+            split_special_tokens=bool(vocabulary and vocabulary.split_special_tokens),
+            chat_templates=templates,
+        )
 
         def job(target: Target) -> Job:
             each = recipes[target.name]
@@ -165,6 +171,7 @@ def export_bundle(
                 folder,
                 lambda step, part: progress(step, 0.4 + 0.5 * part),
                 tokenizer,
+                text,
             )
 
         artifacts = make_artifacts(chosen, job)
@@ -181,12 +188,7 @@ def export_bundle(
             quantization=quantization(stored, reading.program.weights),
             targets=artifacts,
             heads=heads,
-            text=Text(
-                tokenizer=tokenizer.name if tokenizer else None,
-                special_tokens=special_tokens,
-                split_special_tokens=bool(vocabulary and vocabulary.split_special_tokens),
-                chat_templates=templates,
-            ),
+            text=text,
             parameters=unique,
             unrolled_parameters=unrolled,
             loop_said_by=loop_said_by(reading.program.family),

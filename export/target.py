@@ -7,7 +7,7 @@ beside what every export has is in its options (``options.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ Progress = Callable[[str, float], None]
 class Job:
     """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
 
-    ``tokenizer``: the file that will be the bundle's, if it has one.
+    ``tokenizer``: the file that will be the bundle's, if it has one. ``text``: what the manifest will say of it.
     """
 
     program: Program
@@ -32,6 +32,7 @@ class Job:
     folder: Path
     progress: Progress
     tokenizer: Path | None = None
+    text: manifest.Text = field(default_factory=manifest.Text)
 
 
 def check_shared(program: Program, target: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..bundle.folder import Bundle
 from ..engines.native.file import LanesFile
+from ..engines.native.text_format import HEADER, RECORD, Tag, tables
 from ..errors import BundleError
 from .ledger import Ledger
 
@@ -25,4 +26,24 @@ def lanes(bundle: Bundle, ledger: Ledger) -> None:
             ledger.take(section.offset, end, "tensors")
         else:
             ledger.refuse(section.offset, end, f"{section.tensor} has values in what fills it up")
-    ledger.padding(end, ledger.size)
+    text = file.layout.text
+    ledger.padding(end, text)
+    if text < ledger.size:
+        _text(file.text, text, ledger)
+
+
+def _text(section: bytes, start: int, ledger: Ledger) -> None:
+    """Account for the text section at byte ``start``: its tables by their names, and zeros between them."""
+    try:
+        found = tables(section)
+        names = {tag: Tag(tag).name.lower() for tag in found}
+    except (BundleError, ValueError) as error:
+        ledger.refuse(start, ledger.size, f"no text section that is known: {error}")
+        return
+    end = HEADER.itemsize + len(found) * RECORD.itemsize
+    ledger.take(start, start + end, "text")
+    for tag, (first, last) in found.items():
+        ledger.padding(start + end, start + first)
+        ledger.take(start + first, start + last, f"text {names[tag]}")
+        end = last
+    ledger.padding(start + end, ledger.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
 from ...target import Job, check_tables
+from .text.section import text_section
 
+log = logging.getLogger(__name__)
 FOLDER = "native"
 
 
@@ -53,6 +56,7 @@ class NativeTarget:
             map_tensors(job.weights),
             sizes,
             lambda share: job.progress("native: weights", 0.1 * share),
+            text_of(job),
         )
         check_tensors(path, program, job.weights)
         job.progress("native: parity after every depth", 0.2)
@@ -64,6 +68,20 @@ class NativeTarget:
         job.progress("native: done", 1.0)
         name = f"{FOLDER}/{NAME}"
         return manifest.Target(graphs={}, weights=name, parity=parity)
+
+
+def text_of(job: Job) -> bytes:
+    """The text section of the bundle's tokenizer; none, and a warning, for one that the engine's text does not read."""
+    if job.tokenizer is None:
+        return b""
+    try:
+        return text_section(job.tokenizer, job.text.split_special_tokens)
+    except ExportError as error:
+        log.warning(
+            "target native takes token ids only in C and C++ hosts: of the tokenizer, %s; Python hosts read it",
+            error,
+        )
+        return b""
 
 
 def check_tensors(path: Path, program: Program, weights: Path) -> None:

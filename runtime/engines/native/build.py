@@ -47,7 +47,8 @@ COMMON = (
 )
 KERNEL = ("-O3", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
 SMALL = re.compile(r"(api|model\w*|program\w*|plan|engine|calls|measure|pace|\w+_api)\.cpp")
-"""Files of what is done once a model or once a call: a tenth of the library less, and no pass that is slower."""
+"""Files, beside those in src/text, of what is done once a model or once a call:
+a tenth of the library less, and no pass that is slower."""
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -130,7 +131,8 @@ def _kernel(source: Path) -> str:
 def _level(source: Path) -> tuple[str, ...]:
     if source.parent.name == "kernels":
         return KERNEL
-    return ("-Os",) if SMALL.fullmatch(source.name) else ("-O2",)
+    small = source.parent.name == "text" or SMALL.fullmatch(source.name)
+    return ("-Os",) if small else ("-O2",)
 
 
 @cache

@@ -31,12 +31,14 @@ def write_lanes(
     stored: Mapping[str, Array],
     group_sizes: GroupSizes,
     progress: Callable[[float], None] = lambda share: None,
+    text: bytes = b"",
 ) -> Layout:
     """Write the file of ``program`` whose tensors, by name, are ``stored`` (``model/stored.py``); they may be mapped.
+    ``text``: its text section (``text_format.py``), if it has one.
 
     One piece of one tensor is in memory at a time. The same bytes for the same numbers.
     """
-    made = layout(program, stored_as(program, stored, group_sizes))
+    made = layout(program, stored_as(program, stored, group_sizes), len(text))
     with path.open("wb") as file:
         file.write(made.head)
         for section in made.sections:
@@ -44,7 +46,9 @@ def write_lanes(
             for piece in _pieces(section, stored[section.tensor]):
                 file.write(piece)
             progress(file.tell() / made.file_bytes)
-        file.truncate(made.file_bytes)
+        file.truncate(made.text)
+        file.seek(made.text)
+        file.write(text)
     return made
 
 
@@ -60,7 +64,8 @@ class LanesFile:
         except (OSError, ValueError) as error:  # ValueError: an empty one
             raise BundleError(f"{path} cannot be read ({error}); {_MENDED}") from error
         try:
-            wanted = layout(program, self._stored(program))
+            stored = self._stored(program)
+            wanted = layout(program, stored, int(self._header()["text_bytes"]))
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise BundleError(f"{path}: {error}; {_MENDED}") from error
         head = self.data[: len(wanted.head)]
@@ -74,6 +79,11 @@ class LanesFile:
                 f"where {wanted.file_bytes} were wanted; {_MENDED}"
             )
         self.layout = wanted
+
+    @property
+    def text(self) -> bytes:
+        """The text section; nothing where there is none."""
+        return bytes(self.data[self.layout.text :])
 
     def tensors(self) -> Iterator[tuple[str, Iterator[Array]]]:
         """Every stored tensor by its name, codes and scales as a bundle has them: some rows [n, …] at a time."""
@@ -91,9 +101,7 @@ class LanesFile:
 
     def _stored(self, program: Program) -> dict[str, Stored]:
         """How the file says that it stores each matrix of ``program``; ValueError where it is no such file."""
-        if len(self.data) < HEADER.itemsize or self.data[:8] != MAGIC:
-            raise ValueError("no model.lanes file")
-        header = np.frombuffer(self.data, HEADER, 1)[0]
+        header = self._header()
         if header["version"] != VERSION:
             raise ValueError(f"version {header['version']}, wanted {VERSION}")
         matrices, parts = (
@@ -116,6 +124,12 @@ class LanesFile:
             ):
                 raise ValueError(f"{name} is stored as nothing that there is")
             found[name] = Stored(storage, group, kind)
+        return found
+
+    def _header(self) -> Array:
+        if len(self.data) < HEADER.itemsize or self.data[:8] != MAGIC:
+            raise ValueError("no model.lanes file")
+        found: Array = np.frombuffer(self.data, HEADER, 1)[0]
         return found
 
     def _table(self, header: Array, number: TableNumber) -> Array:

@@ -139,7 +139,9 @@ HEADER = np.dtype(
         ("caches", RANGE, 3),
         ("kept", RANGE, 3),
         ("tables", TABLE, len(TableNumber)),
-        ("more", "u1", 512 - 80 - 16 * 3 - 16 * len(TableNumber)),
+        ("text", U64),
+        ("text_bytes", U64),
+        ("more", "u1", 512 - 96 - 16 * 3 - 16 * len(TableNumber)),
     ]
 )
 STAGE = np.dtype(

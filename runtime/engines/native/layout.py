@@ -74,10 +74,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Layout:
-    """A whole file: its first bytes, with header and tables, and the tensors behind them."""
+    """A whole file: its first bytes, with header and tables, the tensors behind them, and where its text begins."""
 
     head: bytes
     sections: tuple[Section, ...]
+    text: int
     file_bytes: int
 
 
@@ -111,8 +112,8 @@ def _delta_kind(stored: Mapping[str, Array], part: str) -> Storage:
     return Storage.F16 if stored[f"{part}.lora_a"].dtype == np.float16 else Storage.F32
 
 
-def layout(program: Program, stored: Mapping[str, Stored]) -> Layout:
-    """The file of ``program`` whose matrices are ``stored``, by name."""
+def layout(program: Program, stored: Mapping[str, Stored], text_bytes: int = 0) -> Layout:
+    """The file of ``program`` whose matrices are ``stored``, by name, with a text section of ``text_bytes``."""
     made = Tables(program)
     weights = _Weights(program, stored)
     tables = {**made.tables, **weights.tables}
@@ -124,13 +125,14 @@ def layout(program: Program, stored: Mapping[str, Stored]) -> Layout:
         start += filled_up(table.nbytes, ALIGNMENT)
     sections, end = weights.placed(start)
     header["magic"], header["version"], header["header_bytes"] = MAGIC, VERSION, HEADER.itemsize
-    header["file_bytes"], header["data_start"] = end, start
+    header["file_bytes"], header["data_start"] = end + text_bytes, start
+    header["text"], header["text_bytes"] = end if text_bytes else 0, text_bytes
     for name, value in made.header.items():
         header[name] = value
     parts = [b"", *(_filled(tables[number].tobytes()) for number in TableNumber)]
     header["checksum"] = zlib.crc32(b"".join([header.tobytes(), *parts]))
     parts[0] = header.tobytes()
-    return Layout(b"".join(parts), sections, end)
+    return Layout(b"".join(parts), sections, end, end + text_bytes)
 
 
 class _Weights:

@@ -195,6 +195,26 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_decoder_draft": (c_int, (c_void_p, c_void_p, _ERROR)),
     "el_decoder_text": (c_int, (c_void_p, c_void_p, c_uint32, _ERROR)),
     "el_decoder_drafts": (c_int, (c_void_p, c_void_p, _ERROR)),
+    "el_text_open": (c_int, (c_void_p, POINTER(c_void_p), _ERROR)),
+    "el_text_close": (None, (c_void_p,)),
+    "el_encode": (
+        c_int,
+        (c_void_p, c_char_p, c_size_t, c_uint32, c_void_p, c_size_t, POINTER(c_size_t), _ERROR),
+    ),
+    "el_decode": (
+        c_int,
+        (c_void_p, c_void_p, c_size_t, c_uint32, c_void_p, c_size_t, POINTER(c_size_t), _ERROR),
+    ),
+    "el_writer_new": (
+        c_int,
+        (c_void_p, c_void_p, c_size_t, c_void_p, c_uint32, POINTER(c_void_p), _ERROR),
+    ),
+    "el_writer_free": (None, (c_void_p,)),
+    "el_writer_push": (
+        c_int,
+        (c_void_p, c_int64, POINTER(c_void_p), POINTER(c_size_t), POINTER(c_uint32), _ERROR),
+    ),
+    "el_writer_end": (c_int, (c_void_p, POINTER(c_void_p), POINTER(c_size_t), _ERROR)),
     "el_can_truncate": (c_int, (c_void_p, c_uint32, c_uint32)),
     "el_trim": (c_int, (c_void_p, c_uint32, c_uint32, c_uint32, _ERROR)),
     "el_copy": (

@@ -222,6 +222,7 @@ EL_API const char* el_node_name(uint32_t kind);  // NULL where there is no such 
 }
 #endif
 
+#include "edgeloop_text.h"
 #include "edgeloop_tokens.h"
 
 #endif

@@ -3,6 +3,7 @@
 //   Header                       512 bytes at the beginning
 //   tables                       arrays of the records below, each 64-byte aligned, everywhere before Header::data_start
 //   tensors                      from data_start on, each 64-byte aligned; every one of them once
+//   text                         what turns text into tokens and back, 64-byte aligned; or nothing
 //
 // All numbers are little-endian, all offsets are bytes from the beginning of the file, and 0 is the offset of what is
 // not there. Fields named `unused` or `more` are 0, and so is what lies between tables or tensors. A reader checks every
@@ -80,7 +81,9 @@ struct Header {
   Range caches[STAGES_WITH_CACHES];
   Range kept[STAGES_WITH_CACHES];
   Table tables[TABLES];
-  uint8_t more[512 - 80 - 16 * STAGES_WITH_CACHES - 16 * TABLES];
+  uint64_t text;        // behind the tensors: the section of text/format.h; or 0
+  uint64_t text_bytes;  // of it; 0: the file has none
+  uint8_t more[512 - 96 - 16 * STAGES_WITH_CACHES - 16 * TABLES];
 };
 
 // ---- stages -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ class Model {
 
   const file::Header& header() const { return *reinterpret_cast<const file::Header*>(bytes_); }
   size_t size() const { return size_; }
+  // The text section, of which nothing is checked but where it lies; or no bytes.
+  View<uint8_t> text() const { return {bytes_ + header().text, size_t(header().text_bytes)}; }
 
   View<file::Stage> stages;
   View<file::Op> ops;

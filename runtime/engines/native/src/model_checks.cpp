@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "checksum.h"
 #include "error.h"
 #include "model.h"
 
@@ -17,26 +18,6 @@ namespace {
 constexpr uint64_t MAX_NUMBERS = uint64_t(1) << 40;  // of one tensor
 // times a position it still is a whole number of turns and a rest
 constexpr double MAX_FREQUENCY = 1e9;
-
-// CRC-32 of zlib, of bytes before and behind a field that counts as 0.
-class Checksum {
- public:
-  Checksum() {
-    for (uint32_t i = 0; i < 256; i++) {
-      uint32_t c = i;
-      for (int bit = 0; bit < 8; bit++) c = c >> 1 ^ (c & 1 ? 0xedb88320u : 0);
-      table_[i] = c;
-    }
-  }
-  void add(const uint8_t* bytes, size_t count) {
-    for (size_t i = 0; i < count; i++) state_ = table_[(state_ ^ bytes[i]) & 255] ^ state_ >> 8;
-  }
-  uint32_t value() const { return ~state_; }
-
- private:
-  uint32_t table_[256];
-  uint32_t state_ = ~0u;
-};
 
 }  // namespace
 
@@ -107,6 +88,8 @@ void Model::check_header(bool whole) const {
   within("context_length", h.context_length, 1, MAX_SIZE);
   within("token_types", h.token_types, 0, MAX_SIZE);
   within("shares_kv", h.shares_kv, 0, 1);
+  if (h.text_bytes && (h.text % ALIGNMENT || h.text < h.data_start || h.text > size_ || h.text_bytes > size_ - h.text))
+    fail(EL_FORMAT, "the text section has %llu bytes at %llu", (unsigned long long)h.text_bytes, (unsigned long long)h.text);
 }
 
 template <class T>

@@ -15,7 +15,8 @@ from edgeloop.runtime.errors import EngineError
 from edgeloop.runtime.session import Session
 
 HEADER = "".join(
-    (build.SOURCES / f"{name}.h").read_text(encoding="utf-8") for name in ("edgeloop", "edgeloop_tokens")
+    (build.SOURCES / f"{name}.h").read_text(encoding="utf-8")
+    for name in ("edgeloop", "edgeloop_text", "edgeloop_tokens")
 )
 NUMBERS = {
     "int32_t": ctypes.c_int32,

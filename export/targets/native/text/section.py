@@ -1,0 +1,53 @@
+"""The text section of a ``model.lanes`` file, made of a tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .....runtime.engines.native.text_format import RULES, Flag, Tag, section
+from .....runtime.errors import ExportError
+from .....runtime.text.tokenizer import open_engine
+from .....runtime.text.tokenizer_file import read_tokenizer_file
+from .added import added_tables, around
+from .sets import Sets
+from .steps import Steps
+from .strings import Strings
+from .vocabulary import model_tables, raw
+
+
+def text_section(path: Path, split_special: bool, more: Mapping[int, bytes] | None = None) -> bytes:
+    """The section of the tokenizer.json at ``path``, with the tables ``more`` by their tags.
+
+    ``split_special``: special tokens in a text are text. ExportError names what the native engine's text does not do.
+    """
+    source = read_tokenizer_file(path, ExportError)
+    engine = open_engine(source, path, ExportError)
+    file: dict[str, Any] = json.loads(source.data)
+    strings, sets = Strings(), Sets()
+    steps = Steps(sets, strings)
+    rules: dict[str, Any] = {}
+    try:
+        as_bytes = steps.split(file.get("pre_tokenizer"))
+        steps.decode(file.get("decoder"), as_bytes)
+        found = model_tables(file["model"], as_bytes, strings, rules)
+        found |= around(file.get("post_processor"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} has a rule that is not read ({error!r})") from error
+    rules["flags"] |= Flag.SPLIT_SPECIAL if split_special else 0
+
+    def written(name: str) -> bytes:
+        bare = raw(name) if as_bytes else None
+        return name.encode() if bare is None else bare
+
+    found |= added_tables(engine, written, sets, strings, rules)
+    record = np.zeros((), RULES)
+    for name, value in rules.items():
+        record[name] = value
+    found |= steps.tables() | sets.tables()
+    found |= {Tag.RULES: record.tobytes(), Tag.STRINGS: bytes(strings.data)}
+    return section(found | dict(more or {}))
