@@ -36,6 +36,7 @@ examples:
   edgeloop bench bundle --depths --exits --report bundle.html
   edgeloop bench --diff runs-before/ runs-after/
   edgeloop bench --compare "bundle --engine native" "bundle --engine onnx"
+  edgeloop bench bundle --compare commit:HEAD~1 commit:HEAD
   edgeloop bench bundle --decode all --text some.txt
   edgeloop bench bundle --users 1,2,4,8 --exit depth:2
   edgeloop bench bundle --soak 10
@@ -137,7 +138,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument(
         "--compare", nargs="+", metavar="SETUP",
-        help="two or more bundles, each with flags of its own in quotes, in turns: ratios with intervals",
+        help="two or more bundles, each with flags of its own in quotes, in turns: ratios with intervals; commit:REV "
+        "runs the bundle with that commit of edgeloop",
     )  # fmt: skip
     group.add_argument("--save", type=Path, metavar="FOLDER", help="write a record of the run into FOLDER")
     group.add_argument(

@@ -19,8 +19,13 @@ def run_child(
 
     ``name`` is how the error calls it.
     """
+    return run_process(name, [sys.executable, "-m", f"edgeloop.apps.{module}", *words], environment)
+
+
+def run_process(name: str, command: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Run ``command`` → what its last line says; EngineError with its last words when it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", f"edgeloop.apps.{module}", *words],
+        command,
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import dataclass
 from typing import NoReturn
 
 from ...runtime.decode.modes import SEQUENTIAL
 from ...runtime.errors import UsageError
 from ..options import decode_argument, depth_arguments, pinned, session_arguments
+from .commits import PREFIX
 from .runner import Setup
 
 
@@ -39,10 +41,18 @@ def setup_of(args: argparse.Namespace) -> Setup:
     )
 
 
-def setup_of_words(text: str, given: argparse.Namespace) -> Setup:
-    """The setup of a contender: ``BUNDLE --engine onnx --threads 1``, in one argument.
+@dataclass(frozen=True)
+class Contender:
+    """A setup; ``commit``: of the edgeloop that runs it, None for this one."""
 
-    What it leaves out is as ``given``. UsageError names the flag.
+    setup: Setup
+    commit: str | None = None
+
+
+def contender_of_words(text: str, given: argparse.Namespace) -> Contender:
+    """A contender: ``BUNDLE --engine onnx --threads 1``, or ``commit:REVISION`` before that, in one argument.
+
+    What it leaves out, the bundle too, is as ``given``. UsageError names the flag.
     """
     parser = _Words(prog="--compare", add_help=False, allow_abbrev=False)
     session_arguments(parser, needed=False)
@@ -52,9 +62,11 @@ def setup_of_words(text: str, given: argparse.Namespace) -> Setup:
         words = shlex.split(text)
     except ValueError as error:
         raise UsageError(f"--compare: {text!r} has a quotation mark without another ({error})") from error
+    commit = words.pop(0).removeprefix(PREFIX) if words and words[0].startswith(PREFIX) else None
     names = vars(parser.parse_args([]))
     parser.set_defaults(**{name: value for name, value in vars(given).items() if name in names})
     args = parser.parse_args(words)
     if args.bundle is None:
-        raise UsageError(f"--compare: {text!r} names no bundle; begin it with one")
-    return setup_of(args)
+        before = "" if commit is None else "; a bundle before --compare is that of all commits"
+        raise UsageError(f"--compare: {text!r} names no bundle; begin it with one{before}")
+    return Contender(setup_of(args), commit)
