@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
-from ..runtime.version import VERSION
 from .bench_chat import chat_arguments
 from .bench_device import check_device, device_arguments
 from .bench_serving import users_arguments
@@ -186,7 +184,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
     measure = getattr(importlib.import_module(mode.module, __package__), mode.function)
     load = ForeignLoad()
     outcome: Outcome = measure(args, console)
-    record = record_of(args, mode, outcome, load.share())
+    from .measure.outcome import recorded
+
+    depth = getattr(args, "depth", None)
+    record = recorded(mode.name, outcome.bundle or args.bundle, outcome, load.share(), depth)
     present(args, record, console, data=outcome.data, show=outcome.show, notes=outcome.notes)
     if outcome.fault is not None:
         raise outcome.fault
@@ -255,28 +256,3 @@ def present(
         console.note(f"saved as {path}")
     if args.report is not None:
         console.note(f"drawn as {args.report}")
-
-
-def record_of(args: argparse.Namespace, mode: Mode, outcome: Outcome, foreign: float | None) -> Record:
-    """The record of a run."""
-    from ..runtime.bundle.folder import Bundle
-    from .measure.record import Record, now, subject, this_machine, versions
-
-    place = outcome.bundle or args.bundle
-    return Record(
-        mode=mode.name,
-        date=now(),
-        edgeloop=VERSION,
-        python=platform.python_version(),
-        versions=versions(),
-        machine=this_machine(),
-        bundle=subject(Bundle.open(place, verify=False).at_depth(getattr(args, "depth", None))),
-        engine=outcome.engine,
-        settings=dict(outcome.settings),
-        foreign=foreign,
-        disturbed=outcome.turns[0],
-        turns=outcome.turns[1],
-        measures=tuple(outcome.measures),
-        series=tuple(outcome.series),
-        notes=tuple(outcome.notes),
-    )

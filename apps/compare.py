@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.recipe import Recipe
+from ..runtime.errors import UsageError
+from .compare_record import save_comparison
 from .console import Console, Progress
 from .contender import Decoder
+from .machine_load import ForeignLoad
+from .measure.store import check_folder
 from .measure.turns import Effort, Turns, disturbed, take_turns
 from .options import at_least
 from .quantities import byte_count
@@ -86,6 +90,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="native: also its perplexity after each depth"
     )
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="write a record of the run into FOLDER, as bench does"
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,12 @@ class Result:
 
 def main(args: argparse.Namespace, console: Console) -> None:
     """Measure the target's peers in turn and print the ratios; EdgeloopError where a peer is not installed."""
+    if args.save is not None:
+        if args.target == "coreml":
+            raise UsageError(
+                "--save keeps speeds, and --target coreml measures none; leave it out, or take --json"
+            )
+        check_folder(args.save)
     ways = {"onnx": decoders, "executorch": programs, "coreml": packages, "native": lanes}
     ways[args.target](args, console)
 
@@ -162,7 +175,7 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
         check_encoder(reading.program, checkpoint, False)  # what cannot be is refused before the first export
         unroll(reading)
         prompt = list(range(1, args.prompt_tokens + 1))
-        count = args.tokens + WARM
+        count, load = args.tokens + WARM, ForeignLoad()
         found: list[Decoder] = []
         notes: list[str] = []
         for i, group in enumerate(args.group_size):
@@ -184,8 +197,19 @@ def decoders(args: argparse.Namespace, console: Console) -> None:
             lambda step, fraction: progress(step, 0.6 + 0.4 * fraction),
         )
         shares = {d.group_size: d.host_share() for d in found if d.host_share}
+        labels = {decoder: f"{decoder.name}, groups of {decoder.group_size}" for decoder in found}
+        saved = save_comparison(
+            args,
+            work / f"staged{args.group_size[0]}",
+            {labels[decoder]: turns for decoder, turns in times.items()},
+            {labels[decoder]: f"staged, groups of {decoder.group_size}" for decoder in found},
+            float,
+            notes,
+            load.share(),
+        )
     spoilt = disturbed(list(times.values()))
-    report(console, summarize(times), shares, spoilt, notes)
+    spoilt = disturbed(list(times.values()))
+    report(console, summarize(times), shares, spoilt, notes, saved)
 
 
 def _turn(decoder: Decoder, count: int) -> Callable[[], float]:
@@ -220,8 +244,9 @@ def report(
     shares: dict[int, float],
     spoilt: tuple[int, int],
     notes: list[str],
+    saved: dict[str, str],
 ) -> None:
-    """The table, or the same as JSON; ``spoilt``: turns that others disturbed, of how many."""
+    """The table, or the same as JSON; ``spoilt``: turns that others disturbed, of how many; ``saved``: the record."""
     if console.json:
         fields = ("name", "group_size", "bytes", "ms", "ratio", "interval", "bytes_ratio")
         rows = [{f: getattr(r, f) for f in fields} for r in results]
@@ -232,6 +257,7 @@ def report(
                 "disturbed_turns": spoilt[0],
                 "turns": spoilt[1],
                 "notes": notes,
+                **saved,
             }
         )
         return
@@ -264,5 +290,5 @@ def report(
         console.note(f"group {group}: the host's own work takes {100 * share:.2f}% of the engine's time")
     if spoilt[0]:
         console.note(f"other programs disturbed {spoilt[0]} of {spoilt[1]} turns: left out where any was not")
-    for note in notes:
+    for note in [*notes, *(f"saved as {path}" for path in saved.values())]:
         console.note(note)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import EngineError, ExportError
-from .compare_native_tables import tables
+from .compare_native_tables import labels, tables
+from .compare_record import save_comparison
 from .console import Console, Progress
 from .machine import processor, processor_features, usable_threads
+from .machine_load import ForeignLoad
 from .measure.child import run_child
 from .measure.turns import Effort, Turns, disturbed, take_turns
 from .quantities import byte_count
@@ -61,6 +63,7 @@ def compare_lanes(args: argparse.Namespace, console: Console) -> None:
     kept = nullcontext(str(args.keep)) if args.keep else tempfile.TemporaryDirectory(prefix="edgeloop-lanes-")
     with kept as folder, console.progress() as progress:
         work = Path(folder)
+        load = ForeignLoad()
         files, notes = prepare(args, work, progress)
         found = contenders(files, args.threads or usable_threads())
         found = [one for one in found if runs(one, args, notes, progress)]
@@ -74,6 +77,11 @@ def compare_lanes(args: argparse.Namespace, console: Console) -> None:
         for one, measured in turns.items():
             for value, foreign in zip(measured.values, measured.foreign, strict=True):
                 one.turns.append({**value, "foreign": foreign or 0.0})
+        names, ours = labels(found)
+        saved = save_comparison(
+            args, work / f"bundle{args.group_size[0]}", {names[one]: each for one, each in turns.items()}, ours,
+            lambda turn: float(turn["token_ms"]), notes, load.share(),
+        )  # fmt: skip
         sizes = {str(group): file_sizes(work / f"bundle{group}") for group in args.group_size}
         perplexity = {}
         for group in args.group_size if args.text else ():
@@ -81,7 +89,7 @@ def compare_lanes(args: argparse.Namespace, console: Console) -> None:
             perplexity[str(group)] = measured_json(
                 ["perplexity", str(work / f"bundle{group}"), str(args.text)], {}
             )
-    report(console, args, found, sizes, perplexity, notes)
+    report(console, args, found, sizes, perplexity, notes, saved)
 
 
 def prepare(
@@ -256,8 +264,9 @@ def report(
     sizes: dict[str, dict[str, float]],
     perplexity: dict[str, dict[str, list[float]]],
     notes: list[str],
+    saved: dict[str, str],
 ) -> None:
-    """The tables, or the same as JSON."""
+    """The tables, or the same as JSON; ``saved``: the record."""
     from ..runtime.engines.native.build import LIBRARY
 
     rows = [summary(one) for one in found]
@@ -275,6 +284,7 @@ def report(
                 "disturbed_turns": spoilt,
                 "turns": turns,
                 "notes": notes,
+                **saved,
             }
         )
         return
@@ -286,5 +296,5 @@ def report(
             ("turns", f"{turns}, of which others' programs disturbed {spoilt}"),
         ]
     )
-    for note in notes:
+    for note in [*notes, *(f"saved as {path}" for path in saved.values())]:
         console.note(note)

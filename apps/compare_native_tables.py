@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from .console import Console
 from .quantities import byte_count
+
+if TYPE_CHECKING:
+    from .compare_native import Contender
 
 COLUMNS = (
     "int4, full depth",
@@ -88,3 +92,15 @@ def work(group: str, found: dict[str, float]) -> tuple[str, ...]:
         byte_count(found["token_bytes"]),
         f"{found['token_ops'] / 1e9:.3f} G",
     )
+
+
+def labels(found: Sequence[Contender]) -> tuple[dict[Contender, str], dict[str, str]]:
+    """What a record calls each of ``found``, and ours beside each: of the same group size and threads."""
+    names = {}
+    for one in found:
+        kernels = f" with {one.kernels}" if one.kernels else ""
+        names[one] = (
+            f"{one.name}{kernels}, groups of {one.group}, {one.threads} thread{'s' * (one.threads > 1)}"
+        )
+    ours = {(one.group, one.threads): names[one] for one in reversed(found) if one.kind == "native"}
+    return names, {names[one]: ours.get((one.group, one.threads), names[one]) for one in found}

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import ExportError
+from .compare_record import save_comparison
 from .console import Console, Progress
+from .machine_load import ForeignLoad
 from .measure.child import run_child
 from .measure.turns import Effort, Turns, take_turns
 from .quantities import byte_count
@@ -31,6 +33,7 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
     """Export what is missing, measure in turns, and report."""
     kept = nullcontext(str(args.keep)) if args.keep else tempfile.TemporaryDirectory(prefix="edgeloop-pte-")
     with kept as folder, console.progress() as progress:
+        load = ForeignLoad()
         programs, notes = prepare(args, Path(folder), progress)
         turns = take_turns(
             {
@@ -45,9 +48,18 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
         rows = [
             summary(name, size(name, path), turns[name], turns["staged"]) for name, path in programs.items()
         ]
+        saved = save_comparison(
+            args,
+            programs["staged"],
+            turns,
+            dict.fromkeys(turns, "staged"),
+            lambda turn: turn["ms"],
+            notes,
+            load.share(),
+        )
         methods: dict[str, Any] = measured("methods", programs["staged"])
     if console.json:
-        console.result({"decoders": rows, "methods": methods, "notes": notes})
+        console.result({"decoders": rows, "methods": methods, "notes": notes, **saved})
         return
     console.table(COLUMNS, [cells(row) for row in rows])
     console.facts(
@@ -57,7 +69,7 @@ def compare_programs(args: argparse.Namespace, console: Console) -> None:
             ("a pass of 1, 2, … rows", " ".join(f"{ms:.2f}" for ms in methods["pass_ms"]) + " ms"),
         ]
     )
-    for note in notes:
+    for note in [*notes, *(f"saved as {path}" for path in saved.values())]:
         console.note(note)
 
 

@@ -14,6 +14,7 @@ from edgeloop.apps.bench_decoders import genai_decoder
 from edgeloop.apps.cli import main
 from edgeloop.apps.compare import summarize
 from edgeloop.apps.contender import Decoder
+from edgeloop.apps.measure import store
 from edgeloop.apps.measure.turns import Turns
 from edgeloop.export.checkpoint import Checkpoint
 from edgeloop.export.families import find_family
@@ -108,13 +109,27 @@ def test_compare_packages(tiny_once: Callable[[str], Path], command_json: Callab
         assert recursive["program"] > unrolled["program"] > 0
 
 
-def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., Any]) -> None:
+def test_what_has_no_speed_is_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--target", "coreml", "--save", str(tmp_path)]) == 2
+    assert "--target coreml measures none" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["compare", "--save", str(tmp_path / "file")]) == 2
+    assert "give --save another folder" in capsys.readouterr().err
+
+
+def test_compare(tiny_once: Callable[[str], Path], tmp_path: Path, command_json: Callable[..., Any]) -> None:
     flags = ("--group-size", 32, "--rounds", 1, "--tokens", 2, "--prompt-tokens", 4)
-    found = command_json("compare", tiny_once(KIND), *flags)
+    found = command_json("compare", tiny_once(KIND), *flags, "--save", tmp_path / "runs")
     staged, unrolled = found["decoders"][:2]
     assert (staged["name"], staged["ratio"], staged["bytes_ratio"]) == ("staged", 1.0, 1.0)
     assert unrolled["bytes"] > staged["bytes"]
     assert unrolled["bytes_ratio"] == staged["bytes"] / unrolled["bytes"]
+    record = store.read(Path(found["saved"]))
+    assert (record.mode, record.engine, record.bundle.name) == ("compare-with-others", "onnx", KIND)
+    measures = {measure.name: measure.value.median for measure in record.measures}
+    assert measures["decode, staged, groups of 32"] == pytest.approx(1000 / staged["ms"])
+    ratio = measures["decode, unrolled, groups of 32 ÷ staged, groups of 32"]
+    assert ratio == pytest.approx(staged["ms"] / unrolled["ms"])
     if find_spec("onnxruntime_genai") is None:
         assert any("onnxruntime-genai" in note for note in found["notes"])
 

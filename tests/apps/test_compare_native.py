@@ -17,6 +17,7 @@ from edgeloop.apps.compare_native import Contender, against_peers, summary
 from edgeloop.apps.compare_native_tables import against, block_pass, speeds
 from edgeloop.apps.machine import usable_threads
 from edgeloop.apps.machine_load import ForeignLoad, busy_seconds
+from edgeloop.apps.measure import store
 from edgeloop.runtime.engines.native.library import unavailable_reason
 from edgeloop.runtime.errors import EngineError
 
@@ -29,7 +30,15 @@ def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., A
     text.write_text("Once upon a time there was a small loop that ran three times.")
     flags = ("--group-size", 32, "--rounds", 1, "--tokens", 2, "--prompt-tokens", 8, "--threads", 1)
     found = command_json(
-        "compare", tiny_once("mor-middle-cycle"), "--target", "native", "--text", text, *flags
+        "compare",
+        tiny_once("mor-middle-cycle"),
+        "--target",
+        "native",
+        "--text",
+        text,
+        "--save",
+        tmp_path / "runs",
+        *flags,
     )
     rows = {(row["name"], row["kernels"]): row for row in found["contenders"]}
     native, onnx = rows["native", ""], rows["ONNX engine", ""]
@@ -37,6 +46,11 @@ def test_compare(tiny_once: Callable[[str], Path], command_json: Callable[..., A
         assert list(row["pass_ms"]) == ["1", "2", "3", "4", "8"]
         assert min(row[key] for key in (*compare_native.KEYS, "bytes")) > 0
     assert found["turns"] == len(found["contenders"])
+    record = store.read(Path(found["saved"]))
+    names = {measure.name for measure in record.measures}
+    ours = "native, groups of 32, 1 thread"
+    assert {f"decode, {ours}", f"decode, ONNX engine, groups of 32, 1 thread ÷ {ours}"} <= names
+    assert f"decode, {ours} ÷ {ours}" not in names
     assert 1 < found["sizes"]["32"]["file_ratio"] < 2
     assert found["sizes"]["32"]["token_bytes"] > 0
     int8, float_ = found["perplexity"]["32"]["int8"], found["perplexity"]["32"]["float"]
