@@ -59,6 +59,7 @@ INSTEAD = {
 """By command, what is run in its place: less of the same."""
 
 BOARD = "a board; tests/apps/test_device.py has one"
+COMMITS = "compiles the engine of two commits; tests/apps/test_bench_commits.py has commits of its own"
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 CHECKED = "with keys of its own; tests/runtime/bundle/test_signature.py runs it"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
@@ -73,6 +74,7 @@ TESTS = "tests, or a part of them"
 THEIR_EXPORTER = "minutes of ExecuTorch's own exporter; tests/apps/test_compare_pte.py tests the parts"
 TRAINS = "hours; tests/apps/test_demo_recipe.py does a little of it"
 NOT_RUN = {
+    'edgeloop bench bundle --compare commit:main commit:HEAD "commit:HEAD --threads 1"': COMMITS,
     ".venv/bin/python tests/prediction_table.py build/predictions": MEASURES_MODELS,
     ".venv/bin/python -m pytest tests/apps -k show": TESTS,
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,

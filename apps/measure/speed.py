@@ -248,9 +248,12 @@ def _once(value: float) -> Estimate:
 def _energy(turns: Turns[Wrote], runner: Runner) -> tuple[list[Measure], str]:
     """Joules a token, or why there are none."""
     if any(wrote.joules is None for wrote in turns.kept):
-        return [], f"energy {runner.energy.why or 'unavailable: the counters stopped'}"
+        return (
+            [],
+            f"energy {runner.energy.why or 'unavailable: a turn was too short for the battery, or it was charged'}",
+        )
     joules = turns.estimate(lambda wrote: (wrote.joules or 0.0) / len(wrote.tokens))
-    return [Measure("energy of a token, whole processor", "energy", "J", "less", joules)], ""
+    return [Measure(f"energy of a token, {runner.energy.what}", "energy", "J", "less", joules)], ""
 
 
 def _numbers(

@@ -13,7 +13,6 @@ from bench_records import record
 
 from edgeloop.apps.measure import store
 from edgeloop.apps.measure.diff import compare
-from edgeloop.apps.measure.energy import EnergyMeter
 from edgeloop.apps.measure.interval import Estimate, estimate
 from edgeloop.apps.measure.record import Measure
 from edgeloop.apps.measure.runner import Opened, Runner, Setup
@@ -248,23 +247,6 @@ def test_markdown(bundle: Path, command: Command) -> None:
     code, out, _ = command("bench", bundle, "-p", 8, "-n", 4, "--runs", 1, "--markdown")
     assert code == 0
     assert "| decode, 4 tokens behind 8 |" in out
-
-
-def test_energy_is_of_all_packages_and_wraps(tmp_path: Path) -> None:
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "max_energy_range_uj").write_text("1000000\n")
-        (tmp_path / name / "energy_uj").write_text("900000\n")
-    meter = EnergyMeter(tmp_path)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
-    assert (meter.lap(), meter.why) == (pytest.approx(0.25), "")
-    assert meter.lap() == 0
-    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
-    assert meter.lap() is None
-    assert EnergyMeter(tmp_path).why.startswith("unavailable: the RAPL counters cannot be read")
-    none = EnergyMeter(tmp_path / "none")
-    assert (none.lap(), none.why) == (None, "unavailable: this system has no RAPL counters")
 
 
 def test_an_interval_of_one_is_no_evidence() -> None:
