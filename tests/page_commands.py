@@ -75,6 +75,8 @@ THEIR_EXPORTER = "minutes of ExecuTorch's own exporter; tests/apps/test_compare_
 TRAINS = "hours; tests/apps/test_demo_recipe.py does a little of it"
 NOT_RUN = {
     'edgeloop bench bundle --compare commit:main commit:HEAD "commit:HEAD --threads 1"': COMMITS,
+    ".venv/bin/python tests/draft_prediction_table.py build/predictions": MEASURES_MODELS,
+    ".venv/bin/python tests/draft_prediction_table.py build/predictions prepare": MEASURES_MODELS,
     ".venv/bin/python tests/prediction_table.py build/predictions": MEASURES_MODELS,
     ".venv/bin/python -m pytest tests/apps -k show": TESTS,
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,

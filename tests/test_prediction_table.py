@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import draft_prediction_table
 import msgspec
 import numpy as np
 import prediction_table
@@ -95,3 +96,25 @@ def test_models_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "| small | 1 | prompt of" in text
     assert "| raspberry-pi-5 | TinyLlama 1.1B" in text
     assert (text[:7], text[-7:]) == ("before\n", "\nafter\n")
+
+
+def test_drafts_are_held_to_what_is_predicted(tmp_path: Path) -> None:
+    """Where a run was as fast as predicted the error is none; runs that hardly drafted are left out."""
+    subject = of_program("m", program_of_shape(SHAPES["smollm-135m-r3"]), "int4", 32)
+    other = device("intel-n150")
+    seconds = draft_prediction_table.predicted(subject, other, 2, 0.75)
+    row = {"forced_acceptance": 0.7, "acceptance": 0.75, "drafted": 0.98, "passes_per_token": 1.6}
+    row["tokens_per_s"] = 1 / seconds
+    rows = [
+        row | {"acceptance": None, "forced_acceptance": None, "drafted": 0.0},
+        row,
+        row | {"tokens_per_s": 2 / seconds},
+        row | {"drafted": 0.2},
+    ]
+    kept = draft_prediction_table.drafted(rows)
+    told, _, _, _, *table = draft_prediction_table.lines([(subject, 2, each) for each in kept], other)
+    assert len(table) == 2
+    assert table[0].startswith("| m | 2 | 75% | 1.60, predicted 1.50 | ")
+    assert table[0].endswith("| +0% |")
+    assert table[1].endswith("| -50% |")
+    assert "Median error 50%, worst 100%, on 2 points" in told
