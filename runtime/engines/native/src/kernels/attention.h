@@ -40,11 +40,11 @@ struct Queries {
 // Few models cap their scores, and a copy of it in each of the functions below is a tenth of the library.
 __attribute__((noinline)) void cap_scores(F* scores, float cap) { *scores = set1(cap) * tanh_of(*scores / set1(cap)); }
 
-// Scores of the tokens of B blocks, N heads; those out of the range are minus infinity. `Fetch`: nobody has read these
+// Scores of the tokens of B blocks, N heads; those out of the range are minus infinity. `fetch`: nobody has read these
 // blocks lately. Then their values, for the mix, and the keys of the blocks behind them are fetched: blocks lie anywhere, so
 // no processor guesses them (128 tokens in float32 from memory: 12 µs a layer, 20 without).
-template <class T, int N, int B, bool Fetch>
-inline void score(const Queries& a, int32_t block) {
+template <class T, int N, int B>
+inline void score(const Queries& a, int32_t block, bool fetch) {
   const T *keys[B], *values[B], *next[B];
   F s[B][N];
   for (int b = 0; b < B; b++) {
@@ -56,7 +56,7 @@ inline void score(const Queries& a, int32_t block) {
   for (int32_t d = 0; d < a.head_dim; d++) {
     F k[B];
     for (int b = 0; b < B; b++) {
-      if (Fetch) prefetch(values[b] + d * LANES), prefetch(next[b] + d * LANES);
+      if (fetch) prefetch(values[b] + d * LANES), prefetch(next[b] + d * LANES);
       k[b] = load_cached(keys[b] + d * LANES);
     }
     for (int j = 0; j < N; j++) {
@@ -119,17 +119,17 @@ inline void mix(const Queries& a, const float (&share)[N], int32_t dim, int n = 
     }
 }
 
-template <class T, int N, bool Fetch>
-void score_all(const Queries& a, int32_t first, int32_t last) {
+template <class T, int N>
+void score_all(const Queries& a, int32_t first, int32_t last, bool fetch) {
   int32_t block = first;
-  for (; block + SCORE_BLOCKS <= last; block += SCORE_BLOCKS) score<T, N, SCORE_BLOCKS, Fetch>(a, block);
-  for (; block < last; block++) score<T, N, 1, Fetch>(a, block);
+  for (; block + SCORE_BLOCKS <= last; block += SCORE_BLOCKS) score<T, N, SCORE_BLOCKS>(a, block, fetch);
+  for (; block < last; block++) score<T, N, 1>(a, block, fetch);
 }
 
 template <class T, int N>
 void attend_heads(const Queries& a, bool fetch) {
   const int32_t first = a.first / LANES, last = (a.last + LANES - 1) / LANES;
-  fetch ? score_all<T, N, true>(a, first, last) : score_all<T, N, false>(a, first, last);
+  score_all<T, N>(a, first, last, fetch);
   float share[N];
   for (int j = 0; j < N; j++) share[j] = 1.f / weigh(a.scores + j * a.stride, (last - first) * LANES);
   int32_t dim = 0;

@@ -36,8 +36,8 @@ struct Coded {
 
 inline const float* scales_of(const int8_t* part, int32_t dims) { return reinterpret_cast<const float*>(part + dims * LANES); }
 
-template <int N, int B, bool Fetch>
-inline void score_codes(const Coded<N>& a, int32_t block) {
+template <int N, int B>
+inline void score_codes(const Coded<N>& a, int32_t block, bool fetch) {
   const int8_t *keys[B], *values[B], *next[B];
   I sums[B][N];
   for (int b = 0; b < B; b++) {
@@ -48,7 +48,7 @@ inline void score_codes(const Coded<N>& a, int32_t block) {
   for (int32_t d = 0; d < a.dims; d += 4) {
     Factor k[B];
     for (int b = 0; b < B; b++) {
-      if (Fetch) prefetch(values[b] + d * LANES), prefetch(next[b] + d * LANES);
+      if (fetch) prefetch(values[b] + d * LANES), prefetch(next[b] + d * LANES);
       k[b] = load_factor(keys[b] + d * LANES);
     }
     for (int j = 0; j < N; j++) {
@@ -125,12 +125,12 @@ inline void mix_codes(const Coded<N>& a, const float (&share)[N], int32_t dim) {
     }
 }
 
-template <int N, bool Fetch>
-void score_all_codes(const Coded<N>& a) {
+template <int N>
+void score_all_codes(const Coded<N>& a, bool fetch) {
   constexpr int B = SCORE_BLOCKS * SCORE_BLOCKS;
   int32_t block = a.begin;
-  for (; block + B <= a.end; block += B) score_codes<N, B, Fetch>(a, block);
-  for (; block < a.end; block++) score_codes<N, 1, Fetch>(a, block);
+  for (; block + B <= a.end; block += B) score_codes<N, B>(a, block, fetch);
+  for (; block < a.end; block++) score_codes<N, 1>(a, block, fetch);
 }
 
 template <int N>
@@ -156,7 +156,7 @@ void attend_coded(const Attention& call, const Query* queries, bool fetch) {
     quantize_group(queries[j].q, a.head_dim, 128, codes + j * a.dims, &scale, &a.offsets[j]);
     a.scales[j] = scale * call.scale;
   }
-  fetch ? score_all_codes<N, true>(a) : score_all_codes<N, false>(a);
+  score_all_codes<N>(a, fetch);
   float share[N];
   for (int j = 0; j < N; j++) {
     share[j] = 1.f / weigh(a.scores + j * a.stride, a.stride);
