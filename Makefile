@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint docs lm-eval arm64 native-cross clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval arm64 arm64-root native-cross clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -24,6 +24,7 @@ help:
 	@echo "make lm-eval   install lm-evaluation-harness, and test the model that edgeloop is to it"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
+	@echo "make arm64-root  edgeloop and its engines in a Debian for 64-bit Arm, unpacked and run under qemu"
 	@echo "make native-cross  compile it for Windows and macOS; under wine, the tests and models too"
 	@echo "make clean     remove what was built (not .venv)"
 
@@ -102,6 +103,10 @@ $(WAYS:%=native-%): native-%: $(VENV)/installed
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed
 	@$(BIN)/python tests/arm64.py
+
+# Minutes. As root, with debootstrap and qemu, and a network for Debian's packages and pip's wheels; skipped by name without.
+arm64-root: $(VENV)/installed
+	@$(BIN)/python tests/arm64_root.py $(ARGUMENTS)
 
 # Minutes. With zig's compiler and, to run what is for Windows, wine; skipped by name without them.
 native-cross: $(VENV)/installed

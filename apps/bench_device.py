@@ -9,16 +9,15 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..runtime.bundle.manifest import MANIFEST
 from ..runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from ..runtime.bundle.folder import Bundle
-    from .console import Console
+    from .console import Console, Progress
     from .devices.shell import ShellDevice
     from .measure.record import Record
 
@@ -105,23 +104,23 @@ def measure_there(args: argparse.Namespace, mode: str, console: Console) -> Reco
 
 
 def _by_python(
-    args: argparse.Namespace, bundle: Bundle, device: ShellDevice, scratch: Path, progress: Any
+    args: argparse.Namespace, bundle: Bundle, device: ShellDevice, scratch: Path, progress: Progress
 ) -> Record:
-    from .devices.device import Load
-    from .devices.python_host import PythonHost, engine_of
+    from .devices.python_host import PythonHost, bundle_load, engine_of
 
     engine = engine_of(bundle, args.engine)
     facts = device.facts()
     progress("gathering what runs there", 0.05)
     host = PythonHost.of(device.name, facts, engine, scratch, args.wheels)
-    load = Load({f"bundle/{name}": bundle.path(name) for name in bundle.manifest.files})
-    load |= Load({f"bundle/{MANIFEST}": bundle.folder / MANIFEST})
+    load = bundle_load(bundle)
     with device.folder(host.need + load.bytes + MARGIN) as folder:
         progress("sending it", 0.1)
         host.install(folder)
         folder.push(load)
         progress(f"measuring on {device.name}", 0.2)
-        said = host.run(folder, ["bench", "bundle", *words(args, engine), "--json"])
+        said = host.run(
+            folder, ["-m", "edgeloop.apps.cli", "bench", "bundle", *words(args, engine), "--json"]
+        )
     return record_in(said, bundle)
 
 

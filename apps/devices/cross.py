@@ -15,6 +15,8 @@ from .device import DeviceError
 
 MACHINES = ("aarch64", "x86_64")
 """Processors of boards, by the names that uname gives them, which wheels and compilers know."""
+ROOT = Path(__file__).parents[2]
+"""The package's folder; a checkout's has pyproject.toml."""
 ADVICE = "apt install g++-aarch64-linux-gnu, or pip install ziglang"
 
 
@@ -39,8 +41,13 @@ def cross_target(machine: str, static: bool = False) -> Target:
     raise DeviceError(f"nothing here compiles the lane engine for {machine}: {ADVICE}")
 
 
-def objects_of(target: Target) -> Path:
-    """Return the folder that keeps what was compiled for ``target``, in the user's cache; DeviceError without one."""
+def objects_of(target: Target) -> Path | None:
+    """Return the folder that keeps what was compiled for ``target``, in the user's cache; DeviceError without one.
+
+    None: in a checkout, for this computer, where its own build keeps them.
+    """
+    if (ROOT / "pyproject.toml").is_file() and _is_here(target):
+        return None
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         root = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
@@ -57,13 +64,14 @@ def objects_of(target: Target) -> Path:
 def library_for(machine: str) -> Path:
     """Return the lane engine's library for Linux on ``machine``, compiled where it is not there."""
     target = cross_target(machine)
-    if target == Target.here():
-        goal, objects = LIBRARY, None
-    else:
-        objects = objects_of(target)
-        goal = objects / NAMES["linux"]
+    objects = objects_of(target)
+    goal = LIBRARY if objects is None else objects / NAMES["linux"]
     try:
         build(goal, objects, target)
     except BuildError as error:
         raise DeviceError(f"the lane engine cannot be compiled for {machine}: {error}") from error
     return goal
+
+
+def _is_here(target: Target) -> bool:
+    return target.system == sys.platform and target.machine == platform.machine()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...runtime.bundle.folder import Bundle
+from ...runtime.bundle.manifest import MANIFEST
 from ...runtime.engines.table import ENGINES, USUAL
 from ...runtime.errors import BundleError, UsageError
 from .cross import MACHINES, library_for
@@ -17,8 +18,8 @@ from .wheels import download, own_wheel, requirements, unpacked_bytes
 
 UNPACK = r"""
 import pathlib, sys, zipfile
-goal = pathlib.Path("site")
-for name in sys.argv[1:]:
+goal = pathlib.Path(sys.argv[1])
+for name in sys.argv[2:]:
     with zipfile.ZipFile(name) as file:
         file.extractall(goal)
     pathlib.Path(name).unlink()
@@ -50,6 +51,19 @@ def engine_of(bundle: Bundle, named: str | None) -> str:
     return engine
 
 
+def bundle_load(bundle: Bundle, into: str = "bundle") -> Load:
+    """All of a bundle, as files in the folder ``into``."""
+    files = {name: bundle.path(name) for name in bundle.manifest.files} | {MANIFEST: bundle.folder / MANIFEST}
+    return Load({f"{into}/{name}": path for name, path in files.items()})
+
+
+def python_of(name: str, facts: Facts) -> str:
+    """The command of Python on the device ``name``; DeviceError where there is none that is new enough."""
+    if facts.python is None:
+        raise DeviceError(f"{name} has no Python 3.11 or newer (apt install python3)")
+    return facts.python[0]
+
+
 def check_machine(name: str, facts: Facts) -> None:
     """DeviceError for a computer that nothing here is for."""
     if facts.system != "Linux" or facts.machine not in MACHINES:
@@ -76,12 +90,21 @@ class PythonHost:
         """Bytes that it takes there at most: wheels and what is in them."""
         return self.load.bytes + self.unpacked
 
+    @property
+    def installed(self) -> int:
+        """Bytes of what stays there."""
+        return self.unpacked
+
     @staticmethod
-    def of(name: str, facts: Facts, engine: str, scratch: Path, offline: Path | None) -> PythonHost:
-        """Gather it in ``scratch`` for the device ``name``; DeviceError, one line, where that cannot be."""
+    def of(
+        name: str, facts: Facts, engine: str, scratch: Path, offline: Path | None, more: Sequence[str] = ()
+    ) -> PythonHost:
+        """Gather it in ``scratch`` for the device ``name``, with wheels of the packages ``more``, too.
+
+        DeviceError, one line, where that cannot be.
+        """
         check_machine(name, facts)
-        if facts.python is None:
-            raise DeviceError(f"{name} has no Python 3.11 or newer (apt install python3)")
+        python, version = python_of(name, facts), facts.python[1] if facts.python else ""
         if "tar" not in facts.tools:
             raise DeviceError(f"{name} has no tar, by which files come there; install it there")
         if engine == "executorch" and "g++" not in facts.tools:
@@ -89,19 +112,26 @@ class PythonHost:
                 f"{name} has no g++, by which engine executorch compiles a bridge to its library; apt install g++ "
                 "there, or choose another --engine"
             )
-        python, version = facts.python
         library = library_for(facts.machine) if engine == "native" else None
-        wheels = download(requirements([ENGINES[engine].package]), facts, version, scratch, offline)
+        wheels = download(requirements([ENGINES[engine].package, *more]), facts, version, scratch, offline)
         wheels.append(own_wheel(scratch, facts.machine, library))
         return PythonHost(python, Load({path.name: path for path in wheels}), unpacked_bytes(wheels))
 
-    def install(self, folder: ShellFolder) -> int:
-        """Push it to the folder and unpack it there → bytes that were sent."""
+    def install(self, folder: ShellFolder, goal: str = "site") -> int:
+        """Push it to the folder and unpack it there into ``goal`` → bytes that were sent."""
         sent = folder.push(self.load)
-        folder.ask(f"{self.python} -c {shlex.quote(UNPACK)} {shlex.join(self.load.files)}", None)
+        folder.ask(
+            f"{self.python} -c {shlex.quote(UNPACK)} {shlex.quote(goal)} {shlex.join(self.load.files)}", None
+        )
+        for name in self.load.files:
+            folder.forget(name)
         return sent
 
     def run(self, folder: ShellFolder, words: Sequence[str]) -> str:
-        """Run the command line there with ``words`` → what it writes."""
-        environment = {"PYTHONPATH": f"{folder.path}/site", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
-        return folder.run([self.python, "-m", "edgeloop.apps.cli", *words], environment)
+        """Run Python there with ``words``, as ``-m edgeloop.apps.cli …`` → what it writes."""
+        return folder.run([self.python, *words], environment(f"{folder.path}/site"))
+
+
+def environment(site: str) -> dict[str, str]:
+    """What Python needs in its environment to find edgeloop in the folder ``site``."""
+    return {"PYTHONPATH": site, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}

@@ -181,6 +181,18 @@ class ShellDevice(ABC):
         finally:
             self._let_go(holder)
 
+    def check_room(self, path: str, need: int) -> None:
+        """DeviceError where one of ``places``, which ``path`` is, has no room for ``need`` bytes."""
+        for place in self.facts().places:
+            if place.path == path and place.free < need:
+                raise self._no_room(place, need)
+
+    def _no_room(self, place: Place, need: int) -> DeviceError:
+        return DeviceError(
+            f"{self.name} has {byte_count(place.free)} free in {place.path}, and {byte_count(need)} are needed: make "
+            "room there"
+        )
+
     def _place(self, need: int) -> str:
         places = self.facts().places
         if not places:
@@ -190,11 +202,7 @@ class ShellDevice(ABC):
         for place in places:
             if place.free >= need:
                 return place.path
-        most = max(places, key=lambda place: place.free)
-        raise DeviceError(
-            f"{self.name} has {byte_count(most.free)} free in {most.path}, and {byte_count(need)} are needed: "
-            "make room there"
-        )
+        raise self._no_room(max(places, key=lambda place: place.free), need)
 
     def _let_go(self, holder: subprocess.Popen[bytes]) -> None:
         """Close the holder's input, and wait until it has removed the folder, which no second Ctrl-C interrupts."""
@@ -215,15 +223,16 @@ class ShellFolder:
 
     def __init__(self, device: ShellDevice, path: str) -> None:
         self.device, self.path = device, path
-        self._there: dict[tuple[int, str], str] = {}
+        self.there: dict[str, str] = {}
+        """Names of files that are there, by the SHA-256 of their content."""
 
     def push(self, load: Load) -> int:
         """Copy files there, unless an earlier push brought the same content → bytes that were sent."""
         fresh, copies = {}, []
         for name, path in load.files.items():
             Load.checked(name)
-            key = (path.stat().st_size, sha256_of(path))
-            if (other := self._there.setdefault(key, name)) == name:
+            other = self.there.setdefault(sha256_of(path), name)
+            if other == name:
                 fresh[name] = path
             else:
                 copies.append((other, name))
@@ -234,6 +243,10 @@ class ShellFolder:
             there = f"{shlex.quote(old)} {shlex.quote(new)}"
             self.ask(f"mkdir -p {into} && {{ ln -f {there} 2>/dev/null || cp {there}; }}")
         return Load(fresh).bytes
+
+    def forget(self, name: str) -> None:
+        """A file that was pushed is not there any more."""
+        self.there = {digest: other for digest, other in self.there.items() if other != name}
 
     def send(self, load: Load) -> None:
         """Copy files there, as a stream that tar reads."""

@@ -64,8 +64,9 @@ class LanesFile:
         except (OSError, ValueError) as error:  # ValueError: an empty one
             raise BundleError(f"{path} cannot be read ({error}); {_MENDED}") from error
         try:
-            stored = self._stored(program)
-            wanted = layout(program, stored, int(self._header()["text_bytes"]))
+            stored, header = self._stored(program), self._header()
+            frequencies = self._table(header, TableNumber.FREQUENCIES)
+            wanted = layout(program, stored, int(header["text_bytes"]), frequencies)
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise BundleError(f"{path}: {error}; {_MENDED}") from error
         head = self.data[: len(wanted.head)]

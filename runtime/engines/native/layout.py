@@ -112,11 +112,28 @@ def _delta_kind(stored: Mapping[str, Array], part: str) -> Storage:
     return Storage.F16 if stored[f"{part}.lora_a"].dtype == np.float16 else Storage.F32
 
 
-def layout(program: Program, stored: Mapping[str, Stored], text_bytes: int = 0) -> Layout:
-    """The file of ``program`` whose matrices are ``stored``, by name, with a text section of ``text_bytes``."""
+ROUNDING = 2.0**-49
+"""What powers of float64 may differ by, from processor to processor: eight units in the last place."""
+
+
+def layout(
+    program: Program, stored: Mapping[str, Stored], text_bytes: int = 0, frequencies: Array | None = None
+) -> Layout:
+    """The file of ``program`` whose matrices are ``stored``, by name, with a text section of ``text_bytes``.
+
+    ``frequencies``: those of a file, float64, which stay where they are what this computer computes but for rounding:
+    the last bit of a power is another one on other processors.
+    """
     made = Tables(program)
     weights = _Weights(program, stored)
     tables = {**made.tables, **weights.tables}
+    own = tables[TableNumber.FREQUENCIES]
+    if (
+        frequencies is not None
+        and frequencies.shape == own.shape
+        and np.allclose(frequencies, own, rtol=ROUNDING, atol=0)
+    ):
+        tables[TableNumber.FREQUENCIES] = frequencies
     start = HEADER.itemsize
     header = np.zeros((), HEADER)
     for number in TableNumber:

@@ -14,12 +14,13 @@ from lanes_files import QUANTS, stored
 from programs import PROGRAMS
 from random_programs import random_program
 
-from edgeloop.runtime.engines.native import file
+from edgeloop.runtime.engines.native import file, tables
 from edgeloop.runtime.engines.native import format as records
 from edgeloop.runtime.engines.native.build import SOURCES
 from edgeloop.runtime.engines.native.file import NAME, LanesFile, write_lanes
 from edgeloop.runtime.errors import BundleError
 from edgeloop.runtime.model.program import Program
+from edgeloop.runtime.model.rotary import frequencies
 
 HEADER = (SOURCES / "format.h").read_text(encoding="utf-8")
 STRUCTS = {
@@ -129,6 +130,22 @@ def test_the_checksum_is_of_header_and_tables(tmp_path: Path) -> None:
     data[place : place + 4] = bytes(4)
     assert header["checksum"] == zlib.crc32(data[: header["data_start"]])
     assert header["file_bytes"] == len(data)
+
+
+@pytest.mark.parametrize(("factor", "fits"), [(1 + 2.0**-52, True), (1 - 2.0**-51, True), (1 + 1e-9, False)])
+def test_powers_of_another_processor(
+    factor: float, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bit of numpy's float64 powers is another one with AVX-512, without, and on Arm; files go to all."""
+    program = PROGRAMS["relaxed"]()
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "frequencies", lambda by: factor * frequencies(by))
+        write_lanes(tmp_path / NAME, program, *stored(program, QUANTS[0]))
+    if fits:
+        assert LanesFile(tmp_path / NAME, program).data[:] == (tmp_path / NAME).read_bytes()
+    else:
+        with pytest.raises(BundleError, match="of another model than the manifest describes"):
+            LanesFile(tmp_path / NAME, program)
 
 
 def test_what_is_no_file_of_the_program_is_refused(tmp_path: Path) -> None:
