@@ -44,11 +44,13 @@ WAYS = {
     "bench-threads": Way(("bench_threads",)),
     "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way((*TESTS, "fuzz"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way((*TESTS, "fuzz"), (*_CHECKED, "-fsanitize=undefined")),
+    "asan": Way((*TESTS, "fuzz", "fuzz_text"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way((*TESTS, "fuzz", "fuzz_text"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
-        ("fuzz",), (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"), _CLANG
+        ("fuzz", "fuzz_text"),
+        (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"),
+        _CLANG,
     ),
 }
 
@@ -76,6 +78,14 @@ def program(name: str, target: Target) -> list[Path]:
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, *team],
         "bench_pass": [SOURCES / "bench_pass.cpp", *target.sources()],
+        "fuzz_text": [
+            SOURCES / "fuzz_text.cpp",
+            *(
+                path
+                for path in target.sources()
+                if path.parent.name == "text" and path.name != "text_api.cpp"
+            ),
+        ],
         "fuzz": [SOURCES / "fuzz.cpp", SOURCES / "fuzz_calls.cpp", *target.sources()],
     }[name]
 
@@ -131,6 +141,33 @@ def lanes_files(folder: Path) -> list[Path]:
     return made
 
 
+def text_sections(folder: Path) -> list[Path]:
+    """Text sections of tokenizers of every kind, for a fuzzer to change."""
+    from native_tokenizers import tokenizer
+
+    from edgeloop.export.targets.native.text.section import text_section
+
+    folder.mkdir()
+    made = []
+    for name in (
+        "llama3",
+        "roberta",
+        "qwen3",
+        "llama2",
+        "mistral",
+        "xlmr",
+        "albert",
+        "bert",
+        "suffix",
+        "prefix",
+    ):
+        source = folder.parent / "tokenizer.json"
+        tokenizer(name).save(str(source))
+        made.append(folder / f"{name}.text")
+        made[-1].write_bytes(text_section(source, False))
+    return made
+
+
 def delta_files(folder: Path) -> list[Path]:
     """Files in the shape of mor-360m-r3's block, random int4 codes: without deltas, with rank 64 everywhere, twice."""
     import numpy as np
@@ -183,6 +220,14 @@ def main(how: str, arguments: Sequence[str]) -> int:
                 files = lanes_files(Path(folder) / "files")
                 given = given or (["-max_total_time=60"] if how == "fuzz" else ["2000"])
                 given += [str(files[0].parent)] if how == "fuzz" else map(str, files)
+            if name == "fuzz_text":
+                texts = text_sections(Path(folder) / "texts")
+                given = given or (["-max_total_time=60"] if how == "fuzz" else ["20000"])
+                if how == "fuzz":  # libFuzzer's inputs end with a text and its size
+                    words = "Once upon a time, ½ ﬁ e\u0301 他 [MASK]<s>".encode()
+                    for path in texts:
+                        path.write_bytes(path.read_bytes() + words + len(words).to_bytes(4, "little"))
+                given += [str(texts[0].parent)] if how == "fuzz" else map(str, texts)
             if name == "bench_deltas":
                 given = given or [*map(str, delta_files(Path(folder)))]
             status = subprocess.run([str(binary), *given], env={**os.environ, **dict(way.environment)})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from native_texts import made, tales
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
 
 CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -33,9 +35,9 @@ def special(*names: str, **how: bool) -> list[AddedToken]:
     return [AddedToken(name, special=True, normalized=False, **how) for name in names]
 
 
-def trained(engine: Engine, trainer: Any) -> Engine:
+def trained(engine: Engine, trainer: Any, scripts: bool = True) -> Engine:
     """``engine``, trained on some of the texts that it is tried on."""
-    engine.train_from_iterator([*tales(120), *made(400, 5)], trainer)
+    engine.train_from_iterator([*tales(120), *(made(400, 5) if scripts else ())], trainer)
     return engine
 
 
@@ -93,6 +95,153 @@ def _starcoder() -> Engine:
     return byte_level(pre_tokenizers.Digits(True), split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"))
 
 
+def _around(engine: Engine, *around: str) -> Engine:
+    """With special tokens before and behind a text."""
+    tokens = [(name, engine.token_to_id(name)) for name in around if name != "$A"]
+    engine.post_processor = processors.TemplateProcessing(" ".join(around), special_tokens=tokens)
+    return engine
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def _pieces(normalizer: Any, split_by: Any, *after: Any, few: bool = False) -> Engine:
+    """SentencePiece's BPE, which falls back to bytes: of Llama 2, Mistral, Gemma."""
+    engine = Engine(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = ["<unk>", "<s>", "</s>", *(BYTES[:200] if few else BYTES)]
+    trained(
+        engine,
+        trainers.BpeTrainer(vocab_size=1400, special_tokens=names, limit_alphabet=300, show_progress=False),
+    )
+    state = json.loads(engine.to_str())
+    state["added_tokens"] = []
+    engine = Engine.from_str(json.dumps(state))
+    engine.normalizer, engine.pre_tokenizer = normalizer, split_by
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *after]
+    engine.decoder = decoders.Sequence(parts)
+    engine.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    engine.add_tokens([AddedToken("<extra>", normalized=True), AddedToken("tale", single_word=True)])
+    return _around(engine, "<s>", "$A")
+
+
+def _llama2(few: bool = False) -> Engine:
+    by = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return _pieces(by, None, decoders.Strip(" ", 1, 0), few=few)
+
+
+def _metaspace(scheme: str, splits: bool) -> Engine:
+    by = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=splits)
+    return _pieces(normalizers.Strip(), by, decoders.Strip(" ", 1, 0))
+
+
+def _gemma() -> Engine:
+    return _pieces(normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"))
+
+
+def charsmap(parts: dict[str, str]) -> bytes:
+    """SentencePiece's table of ``parts``: a double array, and what each becomes."""
+    units, taken, texts = [0] * 256, {0}, bytearray()
+    keys = {key.encode(): text for key, text in parts.items()}
+
+    def place(prefix: bytes, at: int) -> None:
+        labels = {key[len(prefix)] for key in keys if key.startswith(prefix) and len(key) > len(prefix)}
+        labels |= {0} if prefix in keys else set()
+        base = next(b for b in range(1, 1 << 20) if not any((b ^ label) in taken for label in labels))
+        size = 1 + max(base ^ label for label in labels)
+        units.extend([0] * (size - len(units)))
+        taken.update(base ^ label for label in labels)
+        units[at] |= (base ^ at) << 10 if prefix else base << 10
+        for label in sorted(labels):
+            if label == 0:
+                units[at] |= 1 << 8
+                units[base] = 1 << 31 | len(texts)
+                texts.extend(keys[prefix].encode() + b"\0")
+            else:
+                units[base ^ label] = label
+                place(prefix + bytes([label]), base ^ label)
+
+    place(b"", 0)
+    data = np.array(units, "<u4").tobytes()
+    return len(data).to_bytes(4, "little") + data + bytes(texts)
+
+
+CHARSMAP = {chr(0xFF21 + i): chr(0x41 + i) for i in range(26)} | {chr(c): "" for c in range(1, 9)}
+CHARSMAP |= {
+    "ﬁ": "fi",
+    "\u3000": " ",
+    "\u00a0": " ",
+    "\t": " ",
+    "\n": " ",
+    "e\u0301": "é",
+    "e": "e",
+    "½": "1/2",
+    "Ⅷ": "VIII",
+}
+CHARSMAP |= {"a\u0301": "á", "\r": " ", "\u200b": " ", "\u0958": "\u0915\u093c", "é": "é"}
+
+
+def _unigram(*rules: Any, scheme: str = "always", fallback: bool = False) -> Engine:
+    """Unigram: of T5, XLM-R, ALBERT."""
+    engine = Engine(models.Unigram())
+    engine.normalizer = normalizers.Sequence([*rules, normalizers.Precompiled(charsmap(CHARSMAP))])
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    names = ["<unk>", "[CLS]", "[SEP]", *(BYTES if fallback else [])]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=900, special_tokens=names, unk_token="<unk>", show_progress=False
+    )
+    trained(engine, trainer, scripts=False)
+    if fallback:
+        state = json.loads(engine.to_str())
+        state["model"]["byte_fallback"] = True
+        engine = Engine.from_str(json.dumps(state))
+    engine.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    engine.add_special_tokens([AddedToken("[MASK]", lstrip=True, special=True, normalized=False)])
+    return _around(engine, "[CLS]", "$A", "[SEP]")
+
+
+def _albert() -> Engine:
+    quotes = [
+        normalizers.Replace("``", '"'),
+        normalizers.Replace("''", '"'),
+        normalizers.Replace(Regex(" {2,}"), " "),
+    ]
+    return _unigram(*quotes, normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase())
+
+
+def _bert(lowercase: bool = True) -> Engine:
+    engine = Engine(models.WordPiece(unk_token="[UNK]"))
+    engine.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = ["[UNK]", "[CLS]", "[SEP]"]
+    trained(engine, trainers.WordPieceTrainer(vocab_size=1200, special_tokens=names, show_progress=False))
+    engine.decoder = decoders.WordPiece()
+    cls, sep = (engine.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    engine.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return engine
+
+
+def _words(normalizer: Any, split_by: Any, model: str = "WordLevel") -> Engine:
+    """Words, or BPE with marks at their beginnings or ends."""
+    trainer: Any = trainers.WordLevelTrainer(vocab_size=900, special_tokens=["<unk>"], show_progress=False)
+    engine = Engine(models.WordLevel(unk_token="<unk>"))
+    if model != "WordLevel":
+        how = {"suffix": {"end_of_word_suffix": "</w>"}, "prefix": {"continuing_subword_prefix": "@@"}}[model]
+        engine = Engine(models.BPE(unk_token="<unk>", **how))
+        trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>"], show_progress=False, **how)
+        engine.decoder = (
+            decoders.BPEDecoder() if model == "suffix" else decoders.WordPiece("@@", cleanup=False)
+        )
+    engine.normalizer, engine.pre_tokenizer = normalizer, split_by
+    return trained(engine, trainer)
+
+
+def _qwen3() -> Engine:
+    engine = byte_level(split(QWEN2))
+    engine.normalizer = normalizers.NFC()
+    return engine
+
+
 MAKERS: dict[str, Callable[[], Engine]] = {
     "gpt2": byte_level,
     "llama3": _llama3,
@@ -104,6 +253,28 @@ MAKERS: dict[str, Callable[[], Engine]] = {
     "starcoder": _starcoder,
     "bloom": lambda: byte_level(split(BLOOM)),
     "few bytes": lambda: _few(),
+    "qwen3": _qwen3,
+    "llama2": _llama2,
+    "few pieces": lambda: _llama2(few=True),
+    "mistral": lambda: _metaspace("first", False),
+    "metaspace": lambda: _metaspace("always", True),
+    "gemma": _gemma,
+    "t5": _unigram,
+    "xlmr": lambda: _unigram(normalizers.Nmt(), normalizers.NFKC(), scheme="first", fallback=True),
+    "albert": _albert,
+    "bert": _bert,
+    "bert cased": lambda: _bert(lowercase=False),
+    "words": lambda: _words(normalizers.NFKC(), pre_tokenizers.Whitespace()),
+    "suffix": lambda: _words(
+        normalizers.Sequence([normalizers.NFD(), normalizers.Replace(Regex(r"\s+"), " ")]),
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("contiguous")]),
+        "suffix",
+    ),
+    "prefix": lambda: _words(
+        None,
+        pre_tokenizers.Sequence([pre_tokenizers.CharDelimiterSplit(" "), pre_tokenizers.Digits(False)]),
+        "prefix",
+    ),
 }
 
 

@@ -51,6 +51,7 @@ class Tag(IntEnum):
     MAPS = 18
     REORDER = 19
     COMPOSE = 20
+    CHARSMAP = 21
 
 
 class ModelKind(IntEnum):
@@ -98,6 +99,7 @@ class Kind(IntEnum):
     REPLACE = 3
     PREPEND = 4
     STRIP = 5
+    CLUSTERS = 6
     PATTERN = 16
     METASPACE = 17
     SPACED = 18

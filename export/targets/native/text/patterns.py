@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from .....runtime.engines.native.text_format import CODE_POINTS, NONE, Code
+from .....runtime.engines.native.text_format import NONE, Code
 from .....runtime.errors import ExportError
 from .asked import matched
 from .sets import Sets
@@ -293,12 +293,9 @@ class _Reader:
 
 @cache
 def _folds() -> frozenset[str]:
-    """Letters that are, of either case, one letter."""
-    found = {chr(c).casefold() for c in range(CODE_POINTS) if not 0xD800 <= c < 0xE000}
+    """Letters that are, of either case, one letter; all such letters are below U+10000."""
+    folds = {fold for c in range(0x80, 0xD800) if len(fold := chr(c).casefold()) > 1}
+    folds |= {fold for c in range(0xF900, 0x10000) if len(fold := chr(c).casefold()) > 1}
     return frozenset(
-        fold[at : at + size]
-        for fold in found
-        if len(fold) > 1
-        for size in (2, 3)
-        for at in range(len(fold) - size + 1)
+        fold[at : at + size] for fold in folds for size in (2, 3) for at in range(len(fold) - size + 1)
     )

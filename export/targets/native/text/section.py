@@ -14,6 +14,7 @@ from .....runtime.errors import ExportError
 from .....runtime.text.tokenizer import open_engine
 from .....runtime.text.tokenizer_file import read_tokenizer_file
 from .added import added_tables, around
+from .normalizing import Normalizing
 from .sets import Sets
 from .steps import Steps
 from .strings import Strings
@@ -32,6 +33,8 @@ def text_section(path: Path, split_special: bool, more: Mapping[int, bytes] | No
     steps = Steps(sets, strings)
     rules: dict[str, Any] = {}
     try:
+        normalizing = Normalizing(steps)
+        normalizing.add(file.get("normalizer"))
         as_bytes = steps.split(file.get("pre_tokenizer"))
         steps.decode(file.get("decoder"), as_bytes)
         found = model_tables(file["model"], as_bytes, strings, rules)
@@ -48,6 +51,6 @@ def text_section(path: Path, split_special: bool, more: Mapping[int, bytes] | No
     record = np.zeros((), RULES)
     for name, value in rules.items():
         record[name] = value
-    found |= steps.tables() | sets.tables()
+    found |= steps.tables() | sets.tables() | normalizing.tables()
     found |= {Tag.RULES: record.tobytes(), Tag.STRINGS: bytes(strings.data)}
     return section(found | dict(more or {}))

@@ -21,6 +21,8 @@ from .hashed import pair_hashes, places, slots
 from .strings import Strings
 
 Json = Mapping[str, Any]
+MODELS = {"BPE": ModelKind.BPE, "Unigram": ModelKind.UNIGRAM}
+MODELS |= {"WordPiece": ModelKind.WORDPIECE, "WordLevel": ModelKind.WORDLEVEL}
 
 
 def raw(text: str) -> bytes | None:
@@ -35,20 +37,17 @@ def model_tables(model: Json, as_bytes: bool, strings: Strings, rules: dict[str,
     ExportError names what the native engine's text does not do.
     """
     kind = model.get("type") or _kind(model)
-    if kind != "BPE":
+    if kind not in MODELS:
         raise ExportError(f"its model is of the kind {kind}")
-    vocab: dict[str, int] = model["vocab"]
-    size = max(vocab.values(), default=-1) + 1
+    names, vocab = _names(model)
+    size = len(names)
     if size > MAX_TOKENS:
         raise ExportError(f"it has a token {size - 1}, wanted {MAX_TOKENS - 1} at most")
-    names: list[str | None] = [None] * size
-    for name, token in vocab.items():
-        names[token] = name
     bare = [None if name is None else raw(name) if as_bytes else name.encode() for name in names]
     pieces = [
         piece if piece is not None else (name or "").encode() for piece, name in zip(bare, names, strict=True)
     ]
-    known = [token for token, piece in enumerate(bare) if piece]
+    known = [token for token, piece in enumerate(bare) if piece and vocab[names[token] or ""] == token]
     longest = max(map(len, pieces), default=0)
     if longest > MAX_PIECE:
         raise ExportError(f"a token has {longest} bytes, wanted {MAX_PIECE} at most")
@@ -57,29 +56,72 @@ def model_tables(model: Json, as_bytes: bool, strings: Strings, rules: dict[str,
         "tokens": size,
         "longest": longest,
         "slots": (where.homes, where.probes),
-        "unknown": _token(model.get("unk_token"), vocab),
+        "model": MODELS[kind],
+        "unknown": _token(model.get("unk_token"), vocab, kind),
     }
     found: dict[int, bytes] = {
         Tag.PIECE_ENDS: np.cumsum([len(piece) for piece in pieces]).astype("<u4").tobytes(),
         Tag.PIECES: b"".join(pieces),
         Tag.SLOTS: table,
     }
-    return found | _bpe(model, as_bytes, strings, rules, vocab)
+    match MODELS[kind]:
+        case ModelKind.BPE:
+            return found | _bpe(model, as_bytes, strings, rules, vocab)
+        case ModelKind.UNIGRAM:
+            found |= _unigram(model, rules, vocab)
+        case ModelKind.WORDPIECE:
+            rules["prefix"] = strings(model.get("continuing_subword_prefix", "##"))
+            rules["most_characters"] = model.get("max_input_chars_per_word", 100)
+    if as_bytes:
+        raise ExportError(f"its words are bytes and its model is of the kind {kind}")
+    rules.setdefault("flags", 0)
+    return found
+
+
+def _names(model: Json) -> tuple[list[str | None], dict[str, int]]:
+    """The names of tokens by id, and ids by name: of two tokens of one name the later one."""
+    found = model["vocab"]
+    if isinstance(found, list):
+        listed = [str(name) for name, _ in found]
+        return list(listed), {name: token for token, name in enumerate(listed)}
+    names: list[str | None] = [None] * (max(found.values(), default=-1) + 1)
+    for name, token in found.items():
+        names[token] = name
+    return names, dict(found)
 
 
 def _kind(model: Json) -> str:
     """Of a file that does not say it."""
     if "merges" in model:
         return "BPE"
-    return "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece or WordLevel"
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
 
 
-def _token(name: str | None, vocab: Mapping[str, int]) -> int:
+def _token(name: str | None, vocab: Mapping[str, int], kind: str) -> int:
     if name is None:
         return NONE
     if name not in vocab:
+        if kind != "BPE":  # without one, a text that wants it is refused
+            return NONE
         raise ExportError(f"its unknown token {name!r} is not in the vocabulary")
     return vocab[name]
+
+
+def _byte_names(vocab: Mapping[str, int]) -> list[int]:
+    return [vocab.get(f"<0x{byte:02X}>", NONE) for byte in range(256)]
+
+
+def _unigram(model: Json, rules: dict[str, Any], vocab: Mapping[str, int]) -> dict[int, bytes]:
+    scores = np.array([score for _, score in model["vocab"]], "<f8")
+    rules["unknown"] = NONE if model.get("unk_id") is None else model["unk_id"]
+    rules["unknown_score"] = scores.min(initial=np.inf) - 10
+    rules["flags"] = int(Flag.BYTE_FALLBACK) if model.get("byte_fallback") else 0
+    found: dict[int, bytes] = {Tag.SCORES: scores.tobytes()}
+    if model.get("byte_fallback"):
+        found[Tag.BYTE_TOKENS] = np.array(_byte_names(vocab), "<u4").tobytes()
+    return found
 
 
 def _bpe(
@@ -88,7 +130,7 @@ def _bpe(
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     flags = {Flag.RAW_BYTES: as_bytes, Flag.BYTE_FALLBACK: model.get("byte_fallback")}
     flags |= {Flag.FUSE_UNKNOWN: model.get("fuse_unk"), Flag.IGNORE_MERGES: model.get("ignore_merges")}
-    rules |= {"model": ModelKind.BPE, "prefix": strings(prefix), "suffix": strings(suffix)}
+    rules |= {"prefix": strings(prefix), "suffix": strings(suffix)}
     rules["flags"] = sum(flag for flag, on in flags.items() if on)
     if as_bytes and (prefix or suffix):
         raise ExportError("it marks the beginnings or ends of words that are bytes")
@@ -98,7 +140,7 @@ def _bpe(
         if NONE in tokens and model.get("byte_fallback"):
             raise ExportError("it falls back to bytes of letters that stand for bytes")
     else:
-        tokens = [vocab.get(f"<0x{byte:02X}>", NONE) for byte in range(256)]
+        tokens = _byte_names(vocab)
     found: dict[int, bytes] = {}
     if as_bytes or model.get("byte_fallback"):
         found[Tag.BYTE_TOKENS] = np.array(tokens, "<u4").tobytes()

@@ -104,14 +104,17 @@ void strip(std::string& token, Bytes what, size_t most_before, size_t most_behin
 
 void Text::replace(const Step& step, std::string& text, bool& first) const {
   if (step.pattern == NONE) {
-    if (text.compare(0, step.a.bytes, string(step.a)) == 0 && !step.b.bytes) first = false;
+    if (text.compare(0, step.a.bytes, string(step.a)) == 0 && (!step.b.bytes || step.a.bytes > width(uint8_t(text[0]))))
+      first = false;
     return replace_all(text, string(step.a), string(step.b));
   }
   std::string made;
   size_t done = 0;
   for (Matches matches(*this, step.pattern, text); matches.next(); done = matches.end) {
-    if (!matches.start && !step.b.bytes) first = false;
+    // As the library has it: what becomes of some characters begins where the last of them did.
+    if (!matches.start && (!step.b.bytes || matches.end > width(uint8_t(text[0])))) first = false;
     made.append(text, done, matches.start - done).append(string(step.b));
+    if (step.flags & 1) made.append(text, matches.start, matches.end - matches.start).append(string(step.b));
   }
   if (done) text = made.append(text, done, std::string::npos);
 }

@@ -8,7 +8,9 @@ using namespace file;
 void Text::tokens(Bytes bytes, std::vector<uint32_t>& ids) const {
   switch (rules_->model) {
     case BPE: return bpe(*this, bytes, ids);
-    default: fail(EL_FORMAT, "the text section has a model of a kind that is not read");
+    case UNIGRAM: return unigram(*this, bytes, ids);
+    case WORDPIECE: return word_pieces(*this, bytes, ids);
+    default: return word_level(*this, bytes, ids);
   }
 }
 

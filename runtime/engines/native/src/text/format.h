@@ -65,6 +65,7 @@ enum Tag : uint32_t {
   MAPS = 18,         // Mapped: of each map ascending by code point
   REORDER = 19,      // Mapped, whose `bytes` are combining classes, ascending by code point
   COMPOSE = 20,      // Composed, ascending by first, second
+  CHARSMAP = 21,     // SentencePiece's precompiled_charsmap: the size of a double array, that, and strings ended by zeros
 };
 
 // Bytes of STRINGS.
@@ -126,9 +127,11 @@ enum Kind : uint32_t {
   MAP = 1,        // set: what is mapped; first, count: of MAPS
   COMPOSED = 2,   // set: what is not as it shall be, or may not remain so; first, count: MAPS of the decomposition
                   //   flags 1: composed again
-  REPLACE = 3,    // pattern or a: what, b: by what. Of a decoder too
+  REPLACE = 3,    // pattern or a: what, b: by what; flags 1: with b before and behind. Of a decoder too
   PREPEND = 4,    // a
   STRIP = 5,      // flags: 1 left, 2 right
+  CLUSTERS = 6,   // by CHARSMAP. Sets: set: what joins the character before it; first: what nothing joins; count: what
+                  //   joins the character behind it
   // what splits
   PATTERN = 16,   // pattern; flags: Behavior, INVERTED
   METASPACE = 17, // a: the character; flags: 1 always, 2 first only; 4: split. Of a decoder: 1: the first one is dropped

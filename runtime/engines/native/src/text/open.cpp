@@ -63,6 +63,7 @@ void Text::check(bool whole) {
   }
 
   const View<Rules> rules = table<Rules>(RULES);
+  if (!rules.count) fail(EL_USAGE, "the file has no tokenizer: it is of another kind, or was left out; give token ids");
   if (rules.count != 1) wrong("its rules are", rules.count);
   rules_ = rules.data;
   strings_ = table<char>(STRINGS);
@@ -148,12 +149,16 @@ void Text::check_step(const Step& s) const {
       || ((s.kind == METASPACE || s.kind == STRIP_TOKEN) && !s.a.bytes)
       || (s.kind == REPLACE && s.pattern == NONE && !s.a.bytes))
     wrong("incomplete is a step of kind", s.kind);
+  if (s.kind == CLUSTERS) {
+    const View<uint8_t> map = table<uint8_t>(CHARSMAP);
+    if (s.first >= 64 || s.count >= 64 || !map.count || map[map.count - 1]) wrong("a set is", s.first);
+  }
   const auto one_of = [&](std::initializer_list<uint32_t> kinds) {
     for (uint32_t kind : kinds)
       if (s.kind == kind) return;
     wrong("there are no steps of kind", s.kind);
   };
-  if (s.stage == NORMALIZE) one_of({MAP, COMPOSED, REPLACE, PREPEND, STRIP});
+  if (s.stage == NORMALIZE) one_of({MAP, COMPOSED, REPLACE, PREPEND, STRIP, CLUSTERS});
   if (s.stage == SPLIT) one_of({PATTERN, METASPACE, SPACED});
   if (s.stage == DECODE)
     one_of({REPLACE, METASPACE, BYTES, FALLBACK, FUSE, STRIP_TOKEN, WORDPIECES, SUFFIX, JOINED});

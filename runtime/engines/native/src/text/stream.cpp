@@ -43,7 +43,7 @@ std::string Stream::piece(int64_t token) {
     std::vector<uint32_t> ids;
     text_.encode("abcdef", false, ids);
     before_.assign(ids.begin(), ids.end());
-    before_text_ = decoded(before_);
+    before_text_ = decoded(before_, false);
     asked_ = true;
   }
   Ids both = before_;

@@ -76,6 +76,8 @@ class Text {
   void normalize(Work& work) const;
   void normalize(const file::Step& step, std::string& text, bool& first) const;
   void split(const file::Step& step, Work& work) const;
+  void compose(const file::Step& step, std::string& text) const;
+  void map_clusters(const file::Step& step, std::string& text) const;
   void replace(const file::Step& step, std::string& text, bool& first) const;
   void tokens(Bytes bytes, std::vector<uint32_t>& ids) const;
 
