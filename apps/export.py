@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..export.pipeline import Report
 
 TOKENS, TOKEN_BYTES = 1 << 14, 64
+STEP_TOKENS = 1 << 11
 """Of a text that codes are fitted to, tokens that are read, and bytes for each: few have as many."""
 
 EXAMPLES = """\
@@ -63,6 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="UTF-8 text that codes are fitted to, 16384 tokens at most; - reads stdin",
     )
+    refine_argument(parser, "with --calibrate")
     parser.add_argument(
         "--codes",
         type=Path,
@@ -147,6 +149,23 @@ def storage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refine_argument(parser: argparse.ArgumentParser, when: str) -> None:
+    """Declare the training behind the fit."""
+    parser.add_argument(
+        "--refine",
+        type=at_least(1),
+        default=0,
+        metavar="STEPS",
+        help=f"{when}: train codes, scales, norms and deltas so many steps of 2048 tokens, to say after every depth "
+        "what the float model says",
+    )
+
+
+def text_bytes(steps: int, tokens: int = TOKENS) -> int:
+    """How much of a text is read at most: with what a training of so many ``steps`` reads."""
+    return (tokens + (steps + 4) * STEP_TOKENS * (steps > 0)) * TOKEN_BYTES
+
+
 def main(args: argparse.Namespace, console: Console) -> None:
     """Write the bundle and print its size and parity; EdgeloopError leaves what was at ``args.out``."""
     from ..export.pipeline import export_bundle
@@ -158,10 +177,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.recipe is not None and (args.quant or args.group_size):
         raise UsageError("--recipe says how every matrix is stored; leave --quant and --group-size away")
     if args.codes is not None and (
-        args.quant or args.group_size or args.recipe or args.calibrate is not None
+        args.quant or args.group_size or args.recipe or args.calibrate is not None or args.refine
     ):
         raise UsageError(
-            "--codes have a recipe and a text; leave --quant, --group-size, --recipe and --calibrate away"
+            "--codes have a recipe and a text; leave --quant, --group-size, --recipe, --calibrate and --refine away"
         )
     with console.progress() as progress, interruptible(progress) as step:
         report = export_bundle(
@@ -173,7 +192,10 @@ def main(args: argparse.Namespace, console: Console) -> None:
             quant=args.quant or "int4",
             group_size=args.group_size or 32,
             recipe=args.recipe,
-            calibration=None if args.calibrate is None else read_text(args.calibrate, TOKENS * TOKEN_BYTES),
+            calibration=None
+            if args.calibrate is None
+            else read_text(args.calibrate, text_bytes(args.refine)),
+            refine=args.refine,
             codes=args.codes,
             context=args.context,
             kv=args.kv,

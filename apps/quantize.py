@@ -11,19 +11,28 @@ from ..quant.recipe_file import read_recipe
 from ..runtime.errors import UsageError
 from ..runtime.timing import peak_rss_bytes
 from .console import Console
-from .export import TOKEN_BYTES, TOKENS, checkpoint_arguments, interruptible, storage_arguments
+from .export import (
+    TOKENS,
+    checkpoint_arguments,
+    interruptible,
+    refine_argument,
+    storage_arguments,
+    text_bytes,
+)
 from .intake import read_text
 from .options import at_least
 from .quantities import byte_count
 
 if TYPE_CHECKING:
     from ..export.quantize import Outcome
+    from ..export.refine.train import Refined
 
 EXAMPLES = """\
 examples:
   edgeloop quantize checkpoint --text tales.txt -o codes
   edgeloop quantize checkpoint --text tales.txt --quant int4-mixed --group-size 128 -o codes
   edgeloop quantize checkpoint --text tales.txt --recipe mine.toml --tokens 65536 -o codes
+  edgeloop quantize checkpoint --text tales.txt --refine 300 -o codes
   edgeloop export checkpoint --codes codes -o bundle
 """
 
@@ -48,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="only the first N tokens of the text (default: 16384); memory and time grow with them",
     )
+    refine_argument(parser, "then")
     parser.add_argument(
         "--depth",
         type=at_least(1),
@@ -65,7 +75,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     recipe = (
         read_recipe(args.recipe) if args.recipe else Recipe.named(args.quant or "int4", args.group_size or 32)
     )
-    text = read_text(args.text, args.tokens * TOKEN_BYTES)
+    text = read_text(args.text, text_bytes(args.refine, args.tokens))
     from ..export.quantize import quantize_checkpoint
 
     with console.progress() as progress, interruptible(progress) as step:
@@ -76,6 +86,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
             recipe=recipe,
             adapter=args.adapter,
             tokens=args.tokens,
+            refine=args.refine,
             depth=args.depth,
             loop=args.loop,
             force=args.force,
@@ -84,10 +95,20 @@ def main(args: argparse.Namespace, console: Console) -> None:
     tell_outcome(outcome, args, console)
 
 
+def training(refined: Refined, steps: int) -> str:
+    """What training has gained, in thousandths of a nat."""
+    before, after = (
+        ", ".join(f"{1000 * each:.2f}" for each in side) for side in (refined.before, refined.after)
+    )
+    kept = "" if refined.gained else "; that is no gain, so the codes are those that were fitted"
+    where = f"KL after each depth, of {refined.held} tokens that were held back"
+    return f"{steps} steps: {where}, {before} → {after} · 10⁻³{kept}"
+
+
 def tell_outcome(outcome: Outcome, args: argparse.Namespace, console: Console) -> None:
     """What was made, of what, and what it took."""
     about = outcome.codes.about
-    peak = peak_rss_bytes()
+    refined, peak = outcome.refined, peak_rss_bytes()
     if console.json:
         console.result(
             {
@@ -97,6 +118,9 @@ def tell_outcome(outcome: Outcome, args: argparse.Namespace, console: Console) -
                 "matrices": len(about.matrices),
                 "resumed": outcome.resumed,
                 "tokens": about.tokens,
+                "steps": about.steps,
+                "divergence_before": None if refined is None else refined.before,
+                "divergence_after": None if refined is None else refined.after,
                 "seconds": outcome.seconds,
                 "peak_rss_bytes": peak,
             }
@@ -109,6 +133,7 @@ def tell_outcome(outcome: Outcome, args: argparse.Namespace, console: Console) -
             ("codes", f"{outcome.folder}, {byte_count(outcome.bytes)}"),
             ("matrices", f"{len(about.matrices)} as {about.recipe.name} says{resumed}"),
             ("text", f"{about.tokens} tokens"),
+            *([] if refined is None else [("training", training(refined, args.refine))]),
             ("time", f"{outcome.seconds:.1f} s{memory}"),
         ]
     )

@@ -2,13 +2,13 @@
 
 codes.json says how the matrices are stored and the SHA-256 of each as float32, so that codes are never put in place of
 other weights; codes.safetensors holds ``NAME.codes`` and ``NAME.scales``, or ``NAME.indices`` and ``NAME.tables``, as a
-bundle does.
+bundle does. Norms, biases and deltas that were trained with them lie there as float32, by their full names.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +20,17 @@ from ..quant.recipe import FLOAT16, FLOAT32, GROUP_SIZES, INT8, TABLES, Recipe, 
 from ..runtime.bundle.folder import sha256_of
 from ..runtime.bundle.json_text import json_text
 from ..runtime.bundle.manifest import BITS
+from ..runtime.engines.backend import I64
 from ..runtime.errors import BundleError, CheckpointError
-from ..runtime.model.codec import ENTRIES, Grouped, Palette, code_shape, rows_of_table
+from ..runtime.model.codec import ENTRIES, F32, Grouped, Palette, code_shape, rows_of_table
 from ..runtime.model.stored import Array, map_tensors
-from ..runtime.model.weights import Matrix, tensors
+from ..runtime.model.weights import Matrix, Tensor, tensors
 from ..runtime.version import VERSION
 from .family import Reading
-from .stored import Coded, pieces, sides
+from .stored import Coded, Fitted, pieces, sides
 from .weights import WeightsWriter
 
-FORMAT = 1
+FORMAT = 2
 ABOUT, NUMBERS = "codes.json", "codes.safetensors"
 MOST_BYTES = 16 << 20
 """Of codes.json; a real one has some thousands."""
@@ -38,7 +39,8 @@ MOST_BYTES = 16 << 20
 class About(Struct, frozen=True, forbid_unknown_fields=True):
     """codes.json. ``text``: the SHA-256 of the ``tokens`` ids that the codes are fitted to, int64 little-endian.
 
-    ``matrices``: by name, the SHA-256 of what was quantized, [N, K] float32 little-endian. ``numbers``: that of
+    ``matrices``: by name, the SHA-256 of what was quantized, [N, K] float32 little-endian; ``floats``: that of what was
+    there before ``steps`` of training, of each stored tensor that training changed. ``numbers``: that of
     codes.safetensors.
     """
 
@@ -48,6 +50,8 @@ class About(Struct, frozen=True, forbid_unknown_fields=True):
     tokens: int
     text: str
     matrices: dict[str, str]
+    steps: int
+    floats: dict[str, str]
     numbers: str
 
 
@@ -93,8 +97,9 @@ class Codes:
                 f"{path.parent} is no folder of codes: {error}; edgeloop quantize writes one"
             ) from error
 
-    def of(self, reading: Reading) -> dict[str, Coded]:
-        """Return the codes by matrix; CheckpointError where they are of other weights than those of ``reading``."""
+    def of(self, reading: Reading) -> Fitted:
+        """Return the codes by matrix, and the floats that were trained; CheckpointError where they are of other weights
+        than those of ``reading``."""
         wanted = coded(reading, self.recipe)
         if self.about.matrices.keys() != wanted.keys():
             name = min(self.about.matrices.keys() ^ wanted.keys())
@@ -102,16 +107,41 @@ class Codes:
             raise CheckpointError(
                 f"{self.folder} is of another model: {name} has {where}; make the codes again"
             )
-        for name, digest in matrix_hashes(reading, wanted):
-            if digest != self.about.matrices[name]:
+        trained = trainable(reading, self.recipe)
+        if self.about.floats and self.about.floats.keys() != trained.keys():
+            name = min(self.about.floats.keys() ^ trained.keys())
+            raise CheckpointError(
+                f"{self.folder} is of another model: {name} is not trained in both; make the codes again"
+            )
+        known = {f"{name}.weight": digest for name, digest in self.about.matrices.items()} | self.about.floats
+        for full, digest in hashes(reading, known):
+            if digest != known[full]:
                 raise CheckpointError(
-                    f"{self.folder} is of other weights: {name} has changed since; make the codes again"
+                    f"{self.folder} is of other weights: {full.removesuffix('.weight')} has changed since; make the "
+                    "codes again"
                 )
         formats = self.recipe.formats(wanted)
-        return {
+        found: dict[str, Coded | F32] = {
             name: read_coded(self.stored, name, matrix, formats[name], self.folder)
             for name, matrix in wanted.items()
         }
+        for full in self.about.floats:
+            found[full] = read_floats(self.stored, full, trained[full].shape, self.folder)
+        return found
+
+
+def read_floats(stored: Mapping[str, Array], full: str, shape: tuple[int, ...], place: Path) -> F32:
+    """Return the float32 tensor ``full`` of ``stored``; CheckpointError where it is missing, of another shape, or no
+    number."""
+    found = stored.get(full)
+    if found is None or found.shape != shape or found.dtype.name != "float32":
+        raise CheckpointError(
+            f"{place}: {full} is missing or not float32 {list(shape)}; make the codes again"
+        )
+    floats = found.astype(np.float32, copy=False)
+    if not np.isfinite(floats).all():
+        raise CheckpointError(f"{place}: {full} has numbers that are not finite; make the codes again")
+    return floats
 
 
 def read_coded(
@@ -155,29 +185,58 @@ def coded(reading: Reading, recipe: Recipe) -> dict[str, Matrix]:
     return {name: reading.program.matrix(name) for name, storage in formats.items() if not storage.is_float}
 
 
-def matrix_hashes(reading: Reading, names: Mapping[str, Matrix]) -> Iterator[tuple[str, str]]:
-    """Yield the name and the SHA-256 of each matrix as float32."""
+def trainable(reading: Reading, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the stored tensors of ``reading`` that training changes beside the codes: norms, biases, and deltas that
+    are floats."""
+    found = {}
     for full, tensor in tensors(reading.program.weights):
-        name = full.removesuffix(".weight")
-        if tensor.kind == "matrix" and name in names:
+        if tensor.kind != "matrix" and recipe.storage(tensor.parts[0], tensor.kind).is_float:
+            found[full] = tensor
+    return found
+
+
+def hashes(reading: Reading, names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the full name and the SHA-256 as float32 of each stored tensor of ``names``."""
+    for full, tensor in tensors(reading.program.weights):
+        if full in names:
             digest = hashlib.sha256()
             for piece in pieces(reading, tensor):
                 digest.update(np.ascontiguousarray(piece.numpy(), "<f4").data)
-            yield name, digest.hexdigest()
+            yield full, digest.hexdigest()
 
 
 def write_codes(
-    folder: Path, reading: Reading, recipe: Recipe, ids_hash: str, tokens: int, codes: Mapping[str, Coded]
+    folder: Path, reading: Reading, recipe: Recipe, ids: I64, fitted: Fitted, steps: int = 0
 ) -> None:
-    """Write ``codes``, fitted to ``tokens`` ids, into ``folder``."""
-    with WeightsWriter(folder / NUMBERS, 2 * len(codes)) as writer:
-        for number in range(2):  # float16 of all first: so each stays aligned
+    """Write ``fitted``, for the text ``ids`` [S], into ``folder``; ``steps`` of training it has had."""
+    codes = {name: sides(found) for name, found in fitted.items() if isinstance(found, Coded)}
+    floats = {name: found for name, found in fitted.items() if isinstance(found, np.ndarray)}
+    with WeightsWriter(folder / NUMBERS, 2 * len(codes) + len(floats)) as writer:
+        for full, array in floats.items():  # the widest numbers first: so each stays aligned
+            writer.add(full, array)
+        for number in range(2):
             for name, found in codes.items():
-                side, array = list(sides(found).items())[number]
-                writer.add(f"{name}.{side}", array)
-    hashes = dict(matrix_hashes(reading, coded(reading, recipe)))
-    about = About(FORMAT, VERSION, recipe, tokens, ids_hash, hashes, sha256_of(folder / NUMBERS))
+                side, half = list(found.items())[number]
+                writer.add(f"{name}.{side}", half)
+    matrices = {f"{name}.weight" for name in codes}
+    digests = dict(hashes(reading, matrices | floats.keys()))
+    about = About(
+        FORMAT,
+        VERSION,
+        recipe,
+        len(ids),
+        ids_hash(ids),
+        {full.removesuffix(".weight"): digest for full, digest in digests.items() if full in matrices},
+        steps,
+        {full: digest for full, digest in digests.items() if full in floats},
+        sha256_of(folder / NUMBERS),
+    )
     (folder / ABOUT).write_bytes(json_text(about) + b"\n")
+
+
+def ids_hash(ids: I64) -> str:
+    """Return the SHA-256 of ``ids`` as int64 little-endian."""
+    return hashlib.sha256(np.ascontiguousarray(ids, "<i8").data).hexdigest()
 
 
 def check_recipe(recipe: Recipe, path: Path) -> None:

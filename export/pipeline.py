@@ -27,7 +27,9 @@ from .fitted import TOKENS, check_fits, fit, text_ids, write_floats
 from .heads import count_heads, write_heads
 from .options import ExportRequest
 from .overrides import overridden
-from .stored import NEAREST, write_weights
+from .refine.train import refine as train
+from .refine.train import tokens_of
+from .stored import NEAREST, Fitted, write_weights
 from .target import Job, Progress, Target
 from .targets import LAYOUTS, TARGETS, open_target, read_options
 from .text.ends import warn_of_ends, with_ends
@@ -62,6 +64,7 @@ def export_bundle(
     group_size: int = 32,
     recipe: str | Path | None = None,
     calibration: str | None = None,
+    refine: int = 0,
     codes: str | Path | None = None,
     context: int | None = None,
     kv: str | None = None,
@@ -83,7 +86,8 @@ def export_bundle(
       ``recipe``, a file of rules (``quant/recipe_file.py``).
     - ``calibration``: a text; codes are those that do best for it (``fitted.py``), by default the nearest ones. Every
       target has to store codes. ``codes``: the folder of such ones that ``quantize_checkpoint`` has made; how
-      matrices are stored is what they say, and ``quant`` and ``recipe`` are not read.
+      matrices are stored is what they say, and ``quant`` and ``recipe`` are not read. ``refine``: steps of training
+      that follow on ``calibration``: codes, scales, norms and deltas of the depths (``refine/train.py``).
     - ``context``: tokens; shortens the model's context, and with it caches, and the tables of a Core ML package.
     - ``kv`` (``per-depth`` or ``shared``), ``window`` (tokens) and ``depth`` replace the KV policy and sliding window
       of the family, and how often its loop runs where it may run any number of times; ``loop``: ``layers`` makes each
@@ -104,6 +108,8 @@ def export_bundle(
     key = SigningKey.read(sign) if sign is not None else None
     if codes is not None and calibration is not None:
         raise UsageError("codes are fitted already; give a text to calibrate with, or codes")
+    if refine and calibration is None:
+        raise UsageError("training needs a text: give --calibrate with --refine, or leave it away")
     made = Codes.open(Path(codes)) if codes is not None else None
     rules = Recipe.named(quant, group_size) if recipe is None else read_recipe(Path(recipe))
     rules = made.recipe if made else rules
@@ -145,12 +151,19 @@ def export_bundle(
         progress("quantizing" if rules.is_fitted else "writing weights", 0.1)
         weights = {each: folder / f"{number}.scratch" for number, each in enumerate({*recipes.values()})}
         for each, path in weights.items():
-            fitted = made.of(reading) if made else NEAREST
+            fitted: Fitted = made.of(reading) if made else NEAREST
             if calibration is not None:
-                ids = text_ids(reading, vocabulary, calibration, TOKENS, folder)
+                ids = text_ids(reading, vocabulary, calibration, tokens_of(refine, reading.program), folder)
                 floats = folder / "floats.scratch"
                 write_floats(reading, floats)
-                fitted = fit(reading, each, ids, floats, lambda step, part: progress(step, 0.1 + 0.3 * part))
+                fitted = fit(
+                    reading, each, ids[:TOKENS], floats, lambda step, part: progress(step, 0.1 + 0.1 * part)
+                )
+                if refine:
+                    fitted = train(
+                        reading.program, each, floats, fitted, ids, refine,
+                        lambda step, part: progress(step, 0.2 + 0.2 * part),
+                    ).fitted  # fmt: skip
                 floats.unlink()
             write_weights(reading, each, path, fitted)
         heads = write_heads(reading, folder)

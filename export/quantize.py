@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from ..quant.recipe import Recipe
 from ..runtime.bundle.folder import sha256_of
+from ..runtime.engines.backend import I64
 from ..runtime.errors import BundleError, CheckpointError, ExportError, UsageError
 from ..runtime.model.checks import problems
 from ..runtime.model.stored import map_tensors
@@ -24,11 +24,14 @@ from ..runtime.version import VERSION
 from .bundle.leftovers import take
 from .bundle.staging import staged
 from .checkpoint import Checkpoint
-from .codes import ABOUT, FORMAT, Codes, coded, read_coded, write_codes
+from .codes import ABOUT, FORMAT, Codes, coded, ids_hash, read_coded, write_codes
 from .families import read_checkpoint
 from .family import Reading
 from .fitted import TOKENS, fit, text_ids, write_floats
 from .overrides import overridden
+from .refine.state import State
+from .refine.train import Refined, tokens_of
+from .refine.train import refine as train
 from .stored import Coded, sides
 from .target import Progress
 from .text.vocabulary import read_vocabulary
@@ -50,6 +53,8 @@ class Outcome:
     resumed: int
     """Matrices that an earlier run had finished."""
     seconds: float
+    refined: Refined | None = None
+    """What training has made of the codes."""
 
 
 def quantize_checkpoint(
@@ -60,6 +65,7 @@ def quantize_checkpoint(
     recipe: Recipe,
     adapter: str | Path | None = None,
     tokens: int = TOKENS,
+    refine: int = 0,
     depth: int | None = None,
     loop: str | None = None,
     force: bool = False,
@@ -67,7 +73,8 @@ def quantize_checkpoint(
 ) -> Outcome:
     """Fit codes to ``text`` and write them to the folder ``out``, for ``export_bundle(codes=out)``.
 
-    ``recipe``: how matrices are stored. ``tokens``: how many of the text are read at most. ``adapter``, ``depth`` and
+    ``recipe``: how matrices are stored. ``tokens``: how many of the text they are fitted to at most. ``refine``: steps
+    of training that follow, on as much more of the text as they read (``refine/train.py``). ``adapter``, ``depth`` and
     ``loop`` as in ``export_bundle``. ``force``: replace codes that are at ``out``. What is finished of it is kept in
     ``out`` + ``PARTIAL`` and taken up by the next run with the same weights, recipe and text; of another one it is
     thrown away.
@@ -89,21 +96,35 @@ def quantize_checkpoint(
     recipe.formats(reading.program.weights)
     vocabulary = read_vocabulary(source.folder, source.config, reading.program.vocab_size)
     with staged(out, lambda: check_replaceable(out, force)) as folder:
-        ids = text_ids(reading, vocabulary, text, tokens, folder)
+        every = text_ids(reading, vocabulary, text, tokens_of(refine, reading.program, tokens), folder)
+        ids = every[:tokens]
         floats = folder / "floats.scratch"
         write_floats(reading, floats)
-        ids_hash = hashlib.sha256(np.ascontiguousarray(ids, "<i8").data).hexdigest()
-        key = run_key(sha256_of(floats), recipe, ids_hash)
+        key = run_key(sha256_of(floats), recipe, ids_hash(ids))
         with partial(out, key) as kept_in:
             keeper = Kept(kept_in, reading, recipe)
-            codes = fit(reading, recipe, ids, floats, lambda step, part: progress(step, 0.95 * part), keeper)
+            first = 0.2 if refine else 0.95
+            codes = fit(reading, recipe, ids, floats, lambda step, part: progress(step, first * part), keeper)
+            refined = None
+            if refine:
+                refined = train(
+                    reading.program,
+                    recipe,
+                    floats,
+                    codes,
+                    every,
+                    refine,
+                    lambda step, part: progress(step, 0.2 + 0.75 * part),
+                    keeper.training(refine, every),
+                )
             floats.unlink()
             progress("writing the codes", 0.95)
-            write_codes(folder, reading, recipe, ids_hash, len(ids), codes)
+            steps = refine if refined and refined.gained else 0
+            write_codes(folder, reading, recipe, every, refined.fitted if refined else codes, steps)
     shutil.rmtree(out.with_name(out.name + PARTIAL), ignore_errors=True)
     progress("done", 1.0)
     size = sum(path.stat().st_size for path in out.iterdir())
-    return Outcome(out, Codes.open(out), size, keeper.loaded, time.monotonic() - start)
+    return Outcome(out, Codes.open(out), size, keeper.loaded, time.monotonic() - start, refined)
 
 
 def run_key(floats: str, recipe: Recipe, ids: str) -> str:
@@ -190,6 +211,10 @@ class Kept:
         with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         fresh.replace(path)
+
+    def training(self, steps: int, ids: I64) -> State:
+        """Return where so many steps of training on ``ids`` [S] are kept."""
+        return State(self._path(f"{steps} steps on {ids_hash(ids)}"))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"

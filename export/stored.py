@@ -19,7 +19,7 @@ from ..quant.pack import quantize
 from ..quant.palette import palettize
 from ..quant.recipe import Recipe, StorageFormat
 from ..runtime.errors import CheckpointError
-from ..runtime.model.codec import F16, U8, Grouped, Palette, code_shape, rows_of_table
+from ..runtime.model.codec import F16, F32, U8, Grouped, Palette, code_shape, rows_of_table
 from ..runtime.model.weights import Tensor as StoredTensor
 from ..runtime.model.weights import tensors
 from .family import InPieces, Reading
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 Coded = Grouped | Palette
 """A matrix as codes with scales, or as indices into tables."""
-NEAREST: Mapping[str, Coded] = {}
+Fitted = Mapping[str, Coded | F32]
+"""What is fitted to a text: codes by matrix (``fitted.py``), and stored tensors that are floats, by their full names,
+as training left them (``refine/``)."""
+NEAREST: Fitted = {}
 """Nothing is fitted: every code is the nearest."""
 
 
-def write_weights(
-    reading: Reading, recipe: Recipe, path: Path, fitted: Mapping[str, Coded] = NEAREST
-) -> None:
-    """Quantize and write all stored tensors of ``reading`` to ``path``, with the codes of ``fitted``
-    (``fitted.py``, by matrix) where there are such.
+def write_weights(reading: Reading, recipe: Recipe, path: Path, fitted: Fitted = NEAREST) -> None:
+    """Quantize and write all stored tensors of ``reading`` to ``path``, or what ``fitted`` has of them.
 
     CheckpointError for values that are not finite, or too large for float16 where that is how they are stored.
     """
@@ -52,14 +52,19 @@ def write_weights(
     with WeightsWriter(path, 2 * len(stored)) as writer:
         for name, tensor, storage in stored:
             if storage.is_float:
-                found = pieces(reading, tensor)
+                trained = fitted.get(name)
+                found = (
+                    iter((torch.from_numpy(np.array(trained)),))
+                    if isinstance(trained, np.ndarray)
+                    else pieces(reading, tensor)
+                )
                 if storage.bits == 16:
                     found = (_half(piece, name) for piece in found)
                 writer.stream(name, (piece.numpy() for piece in found))
                 continue
             base = name.removesuffix(".weight")
             made = fitted.get(base)
-            if made is None:
+            if not isinstance(made, Coded):
                 made = (
                     _palettized(reading, name, tensor)
                     if storage.palette

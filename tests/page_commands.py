@@ -22,6 +22,7 @@ AT_MOST = {
     "eval": {"--max-tokens": 100},
     "export": {"--context": 64},
     "predict": {"--context": 32, "--prompt-tokens": 16, "--threads": 2},
+    "quantize": {"--refine": 2},
     "run": {"-n": 8},
     "sensitivity": {"--max-tokens": 40},
 }

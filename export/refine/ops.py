@@ -1,7 +1,7 @@
 """Every op of a program in torch, on whole windows of text at once, and differentiable: a function for each.
 
-A function takes the op, the call, and the values that the op reads, in order, [B, S, size] each (ids [B, S]); it returns
-what the op writes. Formulas: ``runtime/model/ops.py``; the reference engine is what these are compared with.
+A function takes the op, the call, and the values that the op reads, in order, [B, S, size] each (ids [B, S]); it
+returns what the op writes. Formulas: ``runtime/model/ops.py``; the reference engine is what these are compared with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...runtime.model import ops
-from ...runtime.model.ops import Op, kind
+from ...runtime.model.ops import kind
 from ...runtime.model.program import Stage
 from ...runtime.model.rotary import cos_sin
 from ...runtime.model.rotation import Rotation
@@ -72,7 +72,8 @@ def compute(stage: Stage, call: Call, *given: Tensor) -> list[Tensor]:
 
 def embed(op: ops.Embed, call: Call, ids: Tensor) -> Tensor:
     """Return scale · table[ids]."""
-    return F.embedding(ids, call.values[f"{op.table}.weight"]) * op.scale
+    y: Tensor = F.embedding(ids, call.values[f"{op.table}.weight"]) * op.scale
+    return y
 
 
 def norm(op: ops.Norm, call: Call, x: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ def norm(op: ops.Norm, call: Call, x: Tensor) -> Tensor:
         y = y * call.row(op.weight, op.at)
     if op.bias is not None:
         y = y + call.row(op.bias, op.at)
-    return y.flatten(-2)
+    whole: Tensor = y.flatten(-2)
+    return whole
 
 
 def linear(op: ops.Linear, call: Call, x: Tensor) -> list[Tensor]:
@@ -157,7 +159,8 @@ def attend_learned(op: ops.AttendLearned, call: Call, q: Tensor) -> Tensor:
 
 def by_head(x: Tensor, heads: int) -> Tensor:
     """Return x [B, S, heads · d] as [B, heads, S, d]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def seen(q: Tensor, window: int | None = None) -> Tensor:
@@ -200,7 +203,8 @@ def add(op: ops.Add, call: Call, a: Tensor, b: Tensor) -> Tensor:
 
 def mul(op: ops.Mul, call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Return a · b; where b is shorter, each of its numbers is for one of the equal parts of a."""
-    return (a.unflatten(-1, (b.shape[-1], -1)) * b[..., None]).flatten(-2)
+    parts: Tensor = a.unflatten(-1, (b.shape[-1], -1)) * b[..., None]
+    return parts.flatten(-2)
 
 
 def scale(op: ops.Scale, call: Call, x: Tensor) -> Tensor:
@@ -231,7 +235,9 @@ def shift(op: ops.Shift, call: Call, x: Tensor) -> Tensor:
 
 def experts(op: ops.Experts, call: Call, x: Tensor, scores: Tensor) -> Tensor:
     """Return the sum of the chosen experts' outputs, each times its share."""
-    up, down = (call.values[f"{name}.weight"].unflatten(0, (scores.shape[-1], -1)) for name in (op.up, op.down))
+    up, down = (
+        call.values[f"{name}.weight"].unflatten(0, (scores.shape[-1], -1)) for name in (op.up, op.down)
+    )
     p = scores.softmax(-1)
     # As in the engines: of equal shares the first expert is taken.
     order = p.argsort(dim=-1, descending=True, stable=True)[..., : op.top]

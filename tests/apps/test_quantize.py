@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from editing import edit_weights, louder
 from safetensors.numpy import load_file, save_file
 from tiny import looped_layer
 
@@ -56,6 +57,45 @@ def test_the_codes_are_those_of_export_calibrate(
     code, out, _ = command("quantize", looped, "--text", text, *words, "-o", codes, "--force", "--tokens", 50)
     assert code == 0
     assert "50 tokens" in out
+
+
+def test_what_was_trained_is_in_every_target(tmp_path: Path, command: Command, command_json: Json) -> None:
+    """Codes, scales, norms and deltas, bit for bit; and ``export --refine`` trains the same."""
+    looped = looped_layer(tmp_path / "looped", max_position_embeddings=32)
+    edit_weights(looped, louder)
+    text, codes = tmp_path / "tale.txt", tmp_path / "codes"
+    text.write_text("Once upon a time there was a king who had a daughter. " * 40)
+    words = ("--quant", "int4-mixed", "--group-size", 64, "--refine", 8)
+    found = command_json("quantize", looped, "--text", text, *words, "-o", codes)
+    assert found["steps"] == 8
+    assert sum(found["divergence_after"]) < sum(found["divergence_before"])
+    command_json("export", looped, "--codes", codes, "-o", tmp_path / "one", "--target", "onnx,native")
+    wanted, got = load_file(codes / "codes.safetensors"), stored(tmp_path / "one")
+    assert wanted.keys() == got.keys()
+    fitted = tmp_path / "fitted"
+    command_json("quantize", looped, "--text", text, *words[:4], "-o", fitted)
+    command_json("export", looped, "--codes", fitted, "-o", tmp_path / "untrained")
+    untrained = stored(tmp_path / "untrained")
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(got[name], array)
+        assert name.endswith(".codes") or not np.array_equal(untrained[name], array), name
+    command_json("export", looped, "--calibrate", text, *words, "-o", tmp_path / "other")
+    again = stored(tmp_path / "other")
+    for name, array in got.items():
+        np.testing.assert_array_equal(again[name], array)
+    code, _, err = command("export", looped, "--refine", 8, "-o", tmp_path / "bundle")
+    assert code == 2
+    assert "training needs a text: give --calibrate with --refine" in err
+    about = json.loads((codes / "codes.json").read_text())
+    (norm, digest), *_ = about["floats"].items()
+    for floats, line in (
+        ({norm: digest}, "is of another model"),
+        ({**about["floats"], norm: "0" * 64}, "has changed since"),
+    ):
+        (codes / "codes.json").write_text(json.dumps({**about, "floats": floats}))
+        code, _, err = command("export", looped, "--codes", codes, "-o", tmp_path / "bundle")
+        assert code == 1, err
+        assert line in err
 
 
 def test_a_run_that_was_ended_goes_on(
