@@ -54,9 +54,9 @@ FITTED = ("--calibrate", "calibration.txt")
 BOTH = ("demo", "routed")
 
 
-def trained(quant: str, size: int, models: tuple[str, ...] = ("demo",)) -> Row:
+def trained(quant: str, size: int) -> Row:
     """A preset in groups of ``size`` that is fitted and trained."""
-    return Row(("--quant", quant, "--group-size", str(size)), models=models, steps=STEPS)
+    return Row(("--quant", quant, "--group-size", str(size)), steps=STEPS)
 
 
 def in_groups(quant: str, size: int, *words: str, models: tuple[str, ...] = ("demo",)) -> Row:
@@ -81,7 +81,7 @@ ROWS: dict[str, Row] = {
     "int4-mixed, groups of 128": in_groups("int4-mixed", 128),
     "int4-mixed, groups of 128, fitted": in_groups("int4-mixed", 128, *FITTED, models=BOTH),
     "phone, groups of 128, fitted": in_groups("phone", 128, *FITTED, models=BOTH),
-    "int4, groups of 32, trained": trained("int4", 32, BOTH),
+    "int4, groups of 32, trained": trained("int4", 32),
     "int4, groups of 128, trained": trained("int4", 128),
     "int4-mixed, groups of 32, trained": trained("int4-mixed", 32),
     "phone, groups of 32, trained": trained("phone", 32),

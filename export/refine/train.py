@@ -56,7 +56,15 @@ class Refined:
 
 
 def tokens_of(steps: int, program: Program, fitted: int = TOKENS) -> int:
-    """Return how many tokens of a text are read: so many steps', with those that are held back, or the ``fitted``."""
+    """Return how many tokens of a text are read: so many steps', with those that are held back, or the ``fitted``.
+
+    UsageError for steps of a model that cannot be trained.
+    """
+    if steps and program.routing is not None:
+        raise UsageError(
+            "a router decides which depths a token of this model runs, and training runs all of them; leave --refine "
+            "away"
+        )
     window = min(WINDOW, program.context_length)
     return max(fitted, (steps * BATCH + MOST_HELD) * window if steps else 0)
 

@@ -165,12 +165,19 @@ def test_what_is_no_gain_changes_nothing(made: Made, monkeypatch: pytest.MonkeyP
     assert found.fitted is made.codes
 
 
+def test_a_model_with_a_router_is_refused() -> None:
+    program = read(FIXTURES / "mor_expert_middle_cycle_eager").program
+    with pytest.raises(UsageError, match=r"a router decides which depths .* leave --refine away"):
+        train.tokens_of(3, program)
+    assert train.tokens_of(0, program) == fitted.TOKENS
+
+
 def test_a_text_that_is_too_short(made: Made) -> None:
     with pytest.raises(UsageError, match=r"has 127 tokens, wanted 128 at least, and better \d+ for 3 steps"):
         made.trained(3, ids=made.ids[:127])
 
 
-@pytest.mark.parametrize("name", ["mor_expert_middle_cycle_eager", "retrofit_tinyllama", "parcae_diag"])
+@pytest.mark.parametrize("name", ["relax_lora_middle_cycle", "retrofit_tinyllama", "parcae_diag"])
 def test_other_families_are_trained(name: str, tmp_path: Path) -> None:
     model = Made(tmp_path, FIXTURES / name, Recipe.named("int4-mixed", 32))
     found = model.trained(12)
