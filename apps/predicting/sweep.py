@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +21,8 @@ from .subject import Subject, of_program, program_of
 
 MOST = 100_000
 """Combinations of a sweep."""
+PATIENCE = 5.0
+"""Seconds within which a cluster's head has to answer."""
 _WORTH = 2_000
 """Combinations from which on processes pay: one takes milliseconds, and a process starts in seconds."""
 
@@ -174,17 +178,32 @@ def _on_ray(tasks: Sequence[Task], address: str) -> list[list[Found]]:
         import ray
     except ModuleNotFoundError as error:
         raise EngineError("--ray needs Ray, which is not installed: pip install 'edgeloop[ray]'") from error
+    _check_answers(address)
     try:
-        ray.init(address=address, ignore_reinit_error=True)
+        # Its own lines, the workers' too, would stand between ours.
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
         remote = ray.remote(run)
         found: list[list[Found]] = ray.get([remote.remote(task) for task in tasks])
-    except EdgeloopError:
-        raise
     except Exception as error:  # Ray's own errors have no common base but this
-        cause = getattr(error, "cause", None)
+        cause = getattr(error, "cause", error)
         if isinstance(cause, EdgeloopError):
-            raise cause from error
+            raise cause from None
         raise EngineError(
             f"Ray at {address:.60} failed: {str(error).strip().splitlines()[0]:.200}"
         ) from error
+    finally:
+        ray.shutdown()
     return found
+
+
+def _check_answers(address: str) -> None:
+    """Raise EngineError where nothing listens at HOST:PORT: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and the like are Ray's to find
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"nothing answers at {address:.60} ({error}); `ray start --head` starts a cluster and says its address"
+        ) from error

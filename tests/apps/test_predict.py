@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import types
 from collections.abc import Callable
@@ -300,7 +301,7 @@ def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ray_gets_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of Ray, by a stand-in that runs it here: no cluster was tried."""
+    """What is asked of Ray, by a stand-in that runs it here."""
     grid = sweep.Grid(("int4",), (32,), (32,), (64,), ((),), 16, 2, 0)
     tasks = [sweep.Task("smollm-135m-r3", None, grid, device(PI))]
     asked: list[Any] = []
@@ -309,10 +310,25 @@ def test_ray_gets_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         init=lambda **how: asked.append(how),
         remote=lambda function: types.SimpleNamespace(remote=lambda task: lambda: function(task)),
         get=lambda parts: [part() for part in parts],
+        shutdown=lambda: asked.append("shutdown"),
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert sweep.sweep(tasks, 1, "auto") == sweep.sweep(tasks, 1)
-    assert asked == [{"address": "auto", "ignore_reinit_error": True}]
+    (how, shutdown) = asked
+    assert (how["address"], how["log_to_driver"], shutdown) == ("auto", False, "shutdown")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))  # it is not asked for anything
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        free = f"127.0.0.1:{one.getsockname()[1]}"  # bound, and nobody listens
+        for address in (free, f"ray://{free}", "127.0.0.1:99999999"):
+            code, out, err = command("predict", "mor-360m-r3", "--device", PI, "--sweep", "--ray", address)
+            assert (code, out, err.count("\n")) == (1, "", 1)
+            assert f"nothing answers at {address}" in err
 
 
 REFUSED = {
