@@ -67,10 +67,12 @@ def check_page(path: Path, force: bool = True) -> None:
     check_file(path, force)
 
 
-def check_file(path: Path, force: bool = True, what: str = "report") -> None:
+def check_file(path: Path, force: bool = True, what: str = "report", suffix: str = ".html") -> None:
     """Raise UsageError where ``path`` cannot be a file, or is one already and not to be replaced."""
     if path.is_dir():
-        raise UsageError(f"the {what} {path} is a folder; name a file in it, such as {path / f'{what}.html'}")
+        raise UsageError(
+            f"the {what} {path} is a folder; name a file in it, such as {path / (what + suffix)}"
+        )
     if not path.absolute().parent.is_dir():
         raise UsageError(
             f"the {what} {path} would be in a folder that is not there; make {path.parent} first"

@@ -52,7 +52,7 @@ PROFILERS = {
 
 def measure_ops(args: argparse.Namespace, console: Console) -> Outcome:
     """Profile a prompt and a few tokens; UsageError for an engine without a profile."""
-    check_file(args.ops, args.force, "trace")
+    check_file(args.ops, args.force, "trace", ".json")
     setup, tokens = setup_of(args), min(args.tokens, MOST_TOKENS)
     bundle = Bundle.open(args.bundle).at_depth(args.depth)
     check_encoder(bundle.program, args.bundle, False)
