@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.errors import EngineError
-from ..machine import free_memory_bytes, last_cache_bytes
+from ..machine import free_memory_bytes, last_cache_bytes, memory_limit_bytes, usable_threads
 from ..machine_load import ForeignLoad
 
 SPELLS = 5
@@ -65,8 +65,8 @@ def measured_roofs(sizes: Sequence[float], threads: int, cpus: Sequence[int] = (
 
     ``sizes``: bytes that are read over and over, beside half of the last cache and more than it has.
     """
-    load, cache = ForeignLoad(), last_cache_bytes() or _UNKNOWN_CACHE
-    room = (free_memory_bytes() or 4 * _MOST) // 4
+    load, cache, threads = ForeignLoad(), last_cache_bytes() or _UNKNOWN_CACHE, min(threads, usable_threads())
+    room = min(each or 4 * _MOST for each in (free_memory_bytes(), memory_limit_bytes())) // 4
     most = int(max(_LEAST, min(_MOST, 4 * cache, room)))
     reads = _reads(sorted({most, *(_within(size, most) for size in (cache // 2, *sizes))}), threads, cpus)
     rates, why = _rates(threads, cpus)

@@ -38,6 +38,7 @@ from edgeloop.export.synth_program import program_of_shape
 from edgeloop.export.synth_shapes import SHAPES
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import Exit, read_manifest, write_manifest
+from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.work import stage_work
 
@@ -65,9 +66,12 @@ def lanes(checkpoint: Path, lane_engine: Path) -> Path:
 
 
 def test_the_file_has_the_size_that_is_predicted(lanes: Path) -> None:
-    """To the byte: matrices, scales, deltas, norms and tables."""
+    """To the byte: matrices, scales, deltas, norms and tables; behind them is the bundle's text."""
     subject, file = of_bundle(lanes), lanes / "native" / "model.lanes"
-    assert file_bytes(subject.program, subject.storage) == file.stat().st_size == subject.file_bytes
+    text = LanesFile(file, subject.program).text
+    assert (
+        file_bytes(subject.program, subject.storage) + len(text) == file.stat().st_size == subject.file_bytes
+    )
 
 
 def test_bytes_and_products_of_a_token(bundle: Path) -> None:
