@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engine
 from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
 KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention", "amx")
-TESTS = ("kernels", "threads", "pace", "blocks", "drafts", "decode")
+TESTS = ("kernels", "threads", "pace", "blocks", "drafts", "decode", "text")
 """Programs that test parts of the library, without one."""
 PLATFORM = ("platform_posix", "platform_windows")
 """Sources that are empty on the other's systems."""
@@ -58,6 +58,7 @@ WAYS = {
 def program(name: str, target: Target) -> list[Path]:
     """What the program ``name`` is compiled from."""
     kernels = [path for path in target.sources() if path.parent.name == "kernels"]
+    text = [path for path in target.sources() if path.parent.name == "text" and path.name != "text_api.cpp"]
     team = [SOURCES / "threads.cpp", SOURCES / "pace.cpp"]
     return {
         "kernels": [*(SOURCES / f"test_{part}.cpp" for part in KERNEL_TESTS), *kernels],
@@ -78,14 +79,8 @@ def program(name: str, target: Target) -> list[Path]:
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, *team],
         "bench_pass": [SOURCES / "bench_pass.cpp", *target.sources()],
-        "fuzz_text": [
-            SOURCES / "fuzz_text.cpp",
-            *(
-                path
-                for path in target.sources()
-                if path.parent.name == "text" and path.name != "text_api.cpp"
-            ),
-        ],
+        "text": [SOURCES / "test_text.cpp", *text],
+        "fuzz_text": [SOURCES / "fuzz_text.cpp", *text],
         "fuzz": [SOURCES / "fuzz.cpp", SOURCES / "fuzz_calls.cpp", *target.sources()],
     }[name]
 
