@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint docs lm-eval arm64 arm64-root native-cross clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -23,6 +23,7 @@ help:
 	@echo "make docs      the documents as a site, in build/site"
 	@echo "make lm-eval   install lm-evaluation-harness, and test the model that edgeloop is to it"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
+	@echo "make native-host  edgeloop-run, the lane engine and its command line in one file without Python"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make arm64-root  edgeloop and its engines in a Debian for 64-bit Arm, unpacked and run under qemu"
 	@echo "make native-cross  compile it for Windows and macOS; under wine, the tests and models too"
@@ -100,6 +101,9 @@ lm-eval: $(VENV)/installed-lm-eval
 $(WAYS:%=native-%): native-%: $(VENV)/installed
 	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
 
+native-host: $(VENV)/installed
+	@$(BIN)/python -m edgeloop.runtime.engines.native.build --host
+
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed
 	@$(BIN)/python tests/arm64.py
@@ -113,4 +117,4 @@ native-cross: $(VENV)/installed
 	@$(BIN)/python tests/native_cross.py
 
 clean:
-	rm -rf build dist $(NATIVE)/libedgeloop.* $(VENV)/native .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist $(NATIVE)/libedgeloop.* $(NATIVE)/edgeloop-run $(VENV)/native .pytest_cache .mypy_cache .ruff_cache

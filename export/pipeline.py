@@ -185,6 +185,7 @@ def export_bundle(
                 lambda step, part: progress(step, 0.4 + 0.5 * part),
                 tokenizer,
                 text,
+                source.folder.name,
             )
 
         artifacts = make_artifacts(chosen, job)

@@ -24,6 +24,7 @@ class Job:
     """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
 
     ``tokenizer``: the file that will be the bundle's, if it has one. ``text``: what the manifest will say of it.
+    ``name``: of the checkpoint's folder.
     """
 
     program: Program
@@ -33,6 +34,7 @@ class Job:
     progress: Progress
     tokenizer: Path | None = None
     text: manifest.Text = field(default_factory=manifest.Text)
+    name: str = ""
 
 
 def check_shared(program: Program, target: str) -> None:

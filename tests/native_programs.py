@@ -44,8 +44,8 @@ WAYS = {
     "bench-threads": Way(("bench_threads",)),
     "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way((*TESTS, "fuzz", "fuzz_text"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way((*TESTS, "fuzz", "fuzz_text"), (*_CHECKED, "-fsanitize=undefined")),
+    "asan": Way((*TESTS, "fuzz", "fuzz_text", "fuzz_context"), (*_CHECKED, "-fsanitize=address")),
+    "ubsan": Way((*TESTS, "fuzz", "fuzz_text", "fuzz_context"), (*_CHECKED, "-fsanitize=undefined")),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
         ("fuzz", "fuzz_text"),
@@ -82,6 +82,7 @@ def program(name: str, target: Target) -> list[Path]:
         "text": [SOURCES / "test_text.cpp", *text],
         "fuzz_text": [SOURCES / "fuzz_text.cpp", *text],
         "fuzz": [SOURCES / "fuzz.cpp", SOURCES / "fuzz_calls.cpp", *target.sources()],
+        "fuzz_context": [SOURCES / "fuzz_context.cpp", *target.sources()],
     }[name]
 
 
@@ -223,6 +224,10 @@ def main(how: str, arguments: Sequence[str]) -> int:
                     for path in texts:
                         path.write_bytes(path.read_bytes() + words + len(words).to_bytes(4, "little"))
                 given += [str(texts[0].parent)] if how == "fuzz" else map(str, texts)
+            if name == "fuzz_context":
+                from context_files import context_files
+
+                given = [*(arguments or ["20000"]), *map(str, context_files(Path(folder) / "contexts"))]
             if name == "bench_deltas":
                 given = given or [*map(str, delta_files(Path(folder)))]
             status = subprocess.run([str(binary), *given], env={**os.environ, **dict(way.environment)})

@@ -127,6 +127,7 @@ ELSEWHERE = {
         "swift",
     ): "never compiled; tests/apps/test_ios.py holds the names in it against a package",
     ("docs/android.md", "java"): "tests/apps/test_android.py compiles it, and runs what is a program",
+    ("docs/c-abi.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",
     ("docs/predict.md", "toml"): "tests/apps/test_predict.py predicts it",

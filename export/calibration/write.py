@@ -1,6 +1,7 @@
 """Writes calibrated exits and fitted probes into a bundle, which is the old or the new one at any moment.
 
-A Core ML package gets them in its own metadata too, because a Swift host reads nothing else.
+A Core ML package gets them in its own metadata too, and so does the lane engine's file: hosts in Swift and in C read
+nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ...runtime.engines.coreml.exits import exit_metadata
 from ...runtime.engines.coreml.package import Package
 from ..bundle.writer import edited, put
 from ..targets.coreml.metadata import with_metadata
+from ..targets.native.app_tables import replace_exits
+from ..targets.native.target import NativeTarget
 
 F32 = npt.NDArray[np.float32]
 
@@ -54,7 +57,11 @@ def _write(folder: Path, manifest: Manifest, *changed: str) -> None:
     for name in changed:
         files[name] = File((folder / name).stat().st_size, sha256_of(folder / name))
     bundle = Bundle(folder, structs.replace(manifest, files=files))
-    for target in manifest.targets.values():
+    for kind, target in manifest.targets.items():
+        if kind == NativeTarget.name:
+            path = bundle.path(target.weights)
+            replace_exits(path, manifest.program, read_heads(bundle), manifest.exits)
+            files[target.weights] = File(path.stat().st_size, sha256_of(path))
         if isinstance(target.details, Package):
             path = bundle.path(target.graphs["model"])
             put(path, with_metadata(path.read_bytes(), exit_metadata(read_heads(bundle), manifest.exits)))

@@ -15,6 +15,7 @@ from ..decode.policy import Policy
 from ..decode.sampling import SamplingOptions
 from ..decode.sequence import SequenceState
 from ..engines.backend import I64
+from ..engines.native.records import identity_of
 from ..errors import UsageError
 from ..model.program import Program
 from ..model.sizes import kept_sizes
@@ -122,9 +123,13 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 def identity(bundle: Bundle) -> str:
     """Return a hash of all that K/V and the tokens of ``bundle`` depend on: its program, weights and tokenizer.
 
-    Not of its heads and calibrated exits, which a later calibration writes.
+    Not of its heads and calibrated exits, which a later calibration writes. The lane engine's file says it, if there is
+    one, because hosts in C know no more of a bundle.
     """
     manifest = bundle.manifest
+    native = manifest.targets.get("native")
+    if native is not None and (said := identity_of(bundle.path(native.weights))) is not None:
+        return said
     files = {name: file for name, file in manifest.files.items() if name != manifest.heads}
     parts = (manifest.program, manifest.quantization, dict(sorted(files.items())))
     return hashlib.sha256(b"\n".join(map(msgspec.json.encode, parts))).hexdigest()

@@ -1,4 +1,5 @@
-"""docs/in-your-app.md: its hosts write what a session writes, and its tables are what exported files take and give."""
+"""docs/in-your-app.md and docs/c-abi.md: their hosts write what a session writes, and their tables are what exported
+files take and give."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from edgeloop.export import export_bundle
 from edgeloop.runtime import Session
 
 PAGE = ROOT / "docs" / "in-your-app.md"
+C_ABI = ROOT / "docs" / "c-abi.md"
+DEMO = ROOT / "apps" / "demo" / "checkpoint"
 HEADER = ROOT / "runtime" / "engines" / "native" / "src"
 PROMPT = [3, 141, 59, 26, 53, 58]
 KINDS = ("ouro", "mor-lora")
@@ -68,9 +71,23 @@ def told(program: Path, model: Path, end: int = NO_TOKEN) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+def test_the_host_in_c_takes_and_writes_text(lane_engine: Path, tmp_path: Path) -> None:
+    (source,) = blocks(PAGE, "c")
+    bundle = export_bundle(DEMO, tmp_path / "demo", targets=["native"], quant="int4").bundle
+    program, prompt = host(source, lane_engine, tmp_path), "Once upon a time there was a king"
+    with Session.open(bundle, engine="native", kv_bits=16) as session:
+        wanted = "".join(step.text for step in session.generate(prompt, max_tokens=64))
+    command = [str(program), str(bundle / "native" / "model.lanes"), prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == wanted
+    assert re.fullmatch(r"\d+ tokens in \d+ ms\n", done.stderr)
+    failed = subprocess.run([*command[:2], ""], capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_host_in_c(kind: str, exported: Callable[[str], Path], lane_engine: Path, tmp_path: Path) -> None:
-    whole, _ = blocks(PAGE, "c")
+    whole, _ = blocks(C_ABI, "c")
     program = host(whole, lane_engine, tmp_path)
     model = exported(kind) / "native" / "model.lanes"
     wanted = written(exported(kind), "native", kv_bits=16)
@@ -85,7 +102,7 @@ def test_the_host_in_c(kind: str, exported: Callable[[str], Path], lane_engine: 
 
 
 def test_an_exit_in_c(exported: Callable[[str], Path], lane_engine: Path, tmp_path: Path) -> None:
-    whole, policy = blocks(PAGE, "c")
+    whole, policy = blocks(C_ABI, "c")
     place = "  el_decoder* decoder;\n"
     assert whole.count(place) == 1
     (numbers,) = re.findall(r"thresholds\[\] = \{(.*)\};", policy)

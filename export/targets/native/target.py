@@ -13,6 +13,7 @@ from ....runtime.engines.native.engine import NativeBackend
 from ....runtime.engines.native.file import NAME, LanesFile, write_lanes
 from ....runtime.engines.native.library import Activations
 from ....runtime.engines.native.tables import FIELDS
+from ....runtime.engines.native.text_format import section
 from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError, ParityError
 from ....runtime.model import ops
@@ -21,6 +22,7 @@ from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
 from ...target import Job, check_tables
+from .app_tables import app_tables
 from .text.section import text_section
 
 log = logging.getLogger(__name__)
@@ -71,17 +73,19 @@ class NativeTarget:
 
 
 def text_of(job: Job) -> bytes:
-    """The text section of the bundle's tokenizer; none, and a warning, for one that the engine's text does not read."""
+    """The text section: what a host in an app needs of the model, and the bundle's tokenizer; not that, and a warning,
+    for one that the engine's text does not read."""
+    more = app_tables(job)
     if job.tokenizer is None:
-        return b""
+        return section(more)
     try:
-        return text_section(job.tokenizer, job.text.split_special_tokens)
+        return text_section(job.tokenizer, job.text.split_special_tokens, more)
     except ExportError as error:
         log.warning(
             "target native takes token ids only in C and C++ hosts: of the tokenizer, %s; Python hosts read it",
             error,
         )
-        return b""
+        return section(more)
 
 
 def check_tensors(path: Path, program: Program, weights: Path) -> None:

@@ -46,9 +46,10 @@ COMMON = (
     "-Wextra",
 )
 KERNEL = ("-O3", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
-SMALL = re.compile(r"(api|model\w*|program\w*|plan|engine|calls|measure|pace|\w+_api)\.cpp")
-"""Files, beside those in src/text, of what is done once a model or once a call:
+SMALL = re.compile(r"(api|model\w*|program\w*|plan|engine|calls|measure|pace|json|sha256|\w+_api)\.cpp")
+"""Files, beside those in src/text and src/context, of what is done once a model or once a call:
 a tenth of the library less, and no pass that is slower."""
+
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 KERNELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -107,9 +108,9 @@ class Target:
         return cls(_compiler())
 
     def sources(self) -> list[Path]:
-        """What the library is compiled from; benchmarks, tests and fuzzers lie beside it."""
+        """What the library is compiled from; the host, benchmarks, tests and fuzzers lie beside it."""
         every = sorted(SOURCES.rglob("*.cpp"))
-        return [path for path in every if not re.match("bench|test|fuzz", path.name) and self._has(path)]
+        return [path for path in every if not re.match("bench|test|fuzz|run", path.name) and self._has(path)]
 
     def flags(self, source: Path) -> tuple[str, ...]:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
@@ -131,7 +132,7 @@ def _kernel(source: Path) -> str:
 def _level(source: Path) -> tuple[str, ...]:
     if source.parent.name == "kernels":
         return KERNEL
-    small = source.parent.name == "text" or SMALL.fullmatch(source.name)
+    small = source.parent.name in ("text", "context") or SMALL.fullmatch(source.name)
     return ("-Os",) if small else ("-O2",)
 
 
@@ -141,7 +142,7 @@ def _knows(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
         return True
     try:
         with tempfile.TemporaryDirectory() as scratch:  # some write a file for -E, too
-            _run([*compiler, *flags, "-E", "-x", "c++", os.devnull, "-o", str(Path(scratch) / "probe")])
+            run_tool([*compiler, *flags, "-E", "-x", "c++", os.devnull, "-o", str(Path(scratch) / "probe")])
     except BuildError:
         log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
         return False
@@ -159,9 +160,8 @@ def build(library: Path = LIBRARY, objects: Path | None = None, target: Target |
     if not sources:
         raise BuildError(f"{SOURCES} holds no sources; install edgeloop again")
     try:
-        with _objects(objects) as folder, _alone(folder):
-            with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
-                made = list(pool.map(lambda source: compile_object(target, source, folder), sources))
+        with objects_folder(objects) as folder, alone(folder):
+            made = compile_all(target, sources, folder)
             link = (*LINK[target.system], *STATIC[target.system])
             key = _digest(_version(target.compiler), *link, *(path.name for path in made))
             stamp = folder / f"linked-{_digest(str(library.resolve()))[:12]}"
@@ -186,6 +186,14 @@ def _compiler() -> tuple[str, ...]:
     raise BuildError(f"found no C++ compiler ({', '.join(COMPILERS)}); {ADVICE}")
 
 
+def compile_all(
+    target: Target, sources: Sequence[Path], folder: Path, options: Sequence[str] = ()
+) -> list[Path]:
+    """The objects of ``sources`` in ``folder``, in their order."""
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 8))) as pool:
+        return list(pool.map(lambda source: compile_object(target, source, folder, options), sources))
+
+
 def compile_object(target: Target, source: Path, folder: Path, options: Sequence[str] = ()) -> Path:
     """The object of ``source`` in ``folder``, by the name of all that it depends on; those of other contents go."""
     parts = [path.read_bytes().decode(errors="replace") for path in _included(source)]
@@ -196,7 +204,7 @@ def compile_object(target: Target, source: Path, folder: Path, options: Sequence
         log.info("compiling %s", source.relative_to(SOURCES))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / "object.o"
-            _run([*command, "-c", str(source), "-o", str(fresh)])
+            run_tool([*command, "-c", str(source), "-o", str(fresh)])
             fresh.replace(goal)
         for old in folder.glob(f"{goal.name.rpartition('-')[0]}-{'?' * 16}.o"):
             if old != goal:
@@ -206,7 +214,7 @@ def compile_object(target: Target, source: Path, folder: Path, options: Sequence
 
 @cache
 def _version(compiler: tuple[str, ...]) -> str:
-    return _run([*compiler, "--version"])
+    return run_tool([*compiler, "--version"])
 
 
 def _link(target: Target, objects: Sequence[Path], library: Path) -> None:
@@ -216,11 +224,11 @@ def _link(target: Target, objects: Sequence[Path], library: Path) -> None:
         fresh = Path(scratch) / library.name
         command = [*target.compiler, *map(str, objects), *LINK[target.system], "-o", str(fresh)]
         try:
-            _run([*command, *static])
+            run_tool([*command, *static])
         except BuildError:
             if not static:
                 raise
-            _run(command)
+            run_tool(command)
         fresh.replace(library)  # a process that has the old one mapped keeps it
 
 
@@ -239,7 +247,7 @@ def _included(source: Path) -> list[Path]:
     return found
 
 
-def _run(command: Sequence[str]) -> str:
+def run_tool(command: Sequence[str]) -> str:
     """What ``command`` writes; BuildError with its first error."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -259,7 +267,7 @@ def _digest(*parts: str) -> str:
 
 
 @contextmanager
-def _objects(named: Path | None) -> Iterator[Path]:
+def objects_folder(named: Path | None) -> Iterator[Path]:
     """``named``, or build/native of a checkout; an installed package keeps none."""
     root = FOLDER.parents[2]
     if named is None and not (root / "pyproject.toml").is_file():
@@ -272,7 +280,7 @@ def _objects(named: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """While no other process builds in ``folder``."""
     import fcntl
 
@@ -282,9 +290,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def main(words: Sequence[str] = ()) -> int:
-    """Build the library beside this file; or, for CMake, list what it is made of: ``--sources MACHINE COMPILER…``.
+    """Build the library beside this file, or with ``--host`` the program edgeloop-run.
 
-    A line has a file and its flags, with | between them, for Linux or Android on such a processor.
+    ``--sources MACHINE COMPILER…``, for CMake, lists what the library is made of: a line has a file and its flags, with
+    | between them, for Linux or Android on such a processor.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if words[:1] == ["--sources"] and len(words) > 2:
@@ -293,6 +302,11 @@ def main(words: Sequence[str] = ()) -> int:
             sys.stdout.write("|".join((str(source), *target.flags(source))) + "\n")
         return 0
     try:
+        if words[:1] == ["--host"]:
+            from .programs import host
+
+            log.info("made %s", host())
+            return 0
         made = build()
     except BuildError as error:
         log.error("%s", error)

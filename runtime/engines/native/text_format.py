@@ -52,6 +52,9 @@ class Tag(IntEnum):
     REORDER = 19
     COMPOSE = 20
     CHARSMAP = 21
+    TURNS = 32
+    ABOUT = 33
+    EXITS = 34
 
 
 class ModelKind(IntEnum):

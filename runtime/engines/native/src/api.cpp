@@ -1,5 +1,8 @@
 // The C interface (edgeloop.h): arguments are checked, calls of one model take turns, and what is thrown becomes a code.
+#include <cstdio>
 #include <cstring>
+#include <exception>
+#include <new>
 
 #include "calls.h"
 #include "guarded.h"
@@ -25,6 +28,29 @@ const char* const NODES[NODE_KINDS] = {"embed", "norm", "linear", "rotate", "att
     "act", "add", "mul", "scale", "softcap", "concat", "slice", "shift", "experts", "quantize", "keys", "values", "low"};
 
 }  // namespace
+
+namespace edgeloop {
+
+int caught(char* error, void (*body)(void*), void* data) {
+  const auto told = [&](el_code code, const char* text) {
+    if (error) std::snprintf(error, EL_ERROR_SIZE, "%s", text);
+    return int(code);
+  };
+  try {
+    body(data);
+    return EL_OK;
+  } catch (const Error& found) {
+    return told(found.code, found.text);
+  } catch (const std::bad_alloc&) {
+    return told(EL_MEMORY, "out of memory");
+  } catch (const std::exception& found) {  // of the standard library: a size or a thread that the system has not
+    return told(EL_MEMORY, found.what());
+  } catch (...) {
+    return told(EL_MEMORY, "unknown error");
+  }
+}
+
+}  // namespace edgeloop
 
 uint32_t el_abi(void) { return EL_ABI; }
 

@@ -224,5 +224,6 @@ EL_API const char* el_node_name(uint32_t kind);  // NULL where there is no such 
 
 #include "edgeloop_text.h"
 #include "edgeloop_tokens.h"
+#include "edgeloop_context.h"
 
 #endif

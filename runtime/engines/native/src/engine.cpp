@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "context/app.h"
 #include "error.h"
 
 #if defined(__linux__)
@@ -100,9 +101,12 @@ el_model::el_model(std::unique_ptr<Model> opened, const el_open_options& options
   bool fits = given.size() == head.program.inputs;
   for (size_t i = 0; fits && i < given.size(); i++) fits = sizes[given[i]] == head.program.sizes[i];
   if (!fits) fail(EL_FORMAT, "the head takes something else than the epilogue gives");
+  app = std::make_unique<context::App>(*this);
   std::vector<int> cpus;
   team = std::make_unique<Team>(team_options(options, cpus));
 }
+
+el_model::~el_model() = default;
 
 uint32_t el_model::add_block(uint32_t stage, Role role, std::vector<std::pair<uint32_t, Role>>& known) {
   const auto found = std::find(known.begin(), known.end(), std::pair(stage, role));

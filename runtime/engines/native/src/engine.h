@@ -12,9 +12,14 @@
 #include "edgeloop.h"
 #include "pass.h"
 
+namespace edgeloop::context {
+struct App;
+}
+
 // A model that was opened. One call computes at a time: `computing`.
 struct el_model {
   el_model(std::unique_ptr<edgeloop::Model> model, const el_open_options& options);
+  ~el_model();
 
   std::unique_ptr<edgeloop::Model> model;
   bool int8;
@@ -31,6 +36,7 @@ struct el_model {
   edgeloop::Buffer states, hidden;  // between the stages of a prompt; between epilogue and head
   // What was learnt of drafts, by el_rule and how often the loop runs: answers and sessions go on from it.
   std::map<std::pair<uint32_t, uint32_t>, edgeloop::decode::Drafts> drafts;
+  std::unique_ptr<edgeloop::context::App> app;  // what it is to a host in an app
 
   // What is run at a depth, or fills it; throws an Error with EL_USAGE for one that the loop has not.
   const edgeloop::Compiled& at_depth(uint32_t depth, bool fill) const;

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <string>
 
 namespace edgeloop {
 
@@ -15,6 +17,15 @@ struct MappedFile {
 // A file, its name in UTF-8, to be read where it lies. Throws an Error (EL_FILE) with its name and the system's reason.
 MappedFile map_file(const char* path);
 void unmap_file(const MappedFile& file);
+
+// A plain file, opened to be read → its bytes. Throws an Error (EL_FILE).
+double open_plain(const char* path, std::FILE*& file);
+// A new file in the folder of `path`, opened to be written, and its name in `fresh`. Throws an Error (EL_FILE).
+std::FILE* create_beside(const char* path, std::string& fresh);
+bool flush_to_disk(std::FILE* file);
+// `fresh` becomes `path`, in one step; what was there before goes. False where the system refuses (errno).
+bool replace_file(const char* fresh, const char* path);
+void remove_file(const char* path);
 
 constexpr size_t MEMORY_ALIGNMENT = 64;
 // Null where there is no memory.

@@ -40,6 +40,47 @@ void unmap_file(const MappedFile& file) {
   if (file.bytes) munmap(const_cast<uint8_t*>(file.bytes), file.size);
 }
 
+double open_plain(const char* path, std::FILE*& file) {
+  const int number = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would be waited for
+  if (number < 0) fail(EL_FILE, "%.160s: %s", path, std::strerror(errno));
+  struct stat about;
+  const bool plain = fstat(number, &about) == 0 && S_ISREG(about.st_mode);
+  file = plain ? fdopen(number, "rb") : nullptr;
+  if (!file) {
+    close(number);
+    fail(EL_FILE, "%.160s is no plain file", path);
+  }
+  return double(about.st_size);
+}
+
+std::FILE* create_beside(const char* path, std::string& fresh) {
+  const std::string whole = path;
+  const size_t slash = whole.rfind('/'), name = slash == std::string::npos ? 0 : slash + 1;
+  fresh = whole.substr(0, name) + "." + whole.substr(name) + ".XXXXXX";
+  const int number = mkstemp(fresh.data());
+  std::FILE* file = number < 0 ? nullptr : fdopen(number, "wb");
+  if (!file) {
+    const int reason = errno;
+    if (number >= 0) close(number), ::unlink(fresh.c_str());
+    fresh.clear();
+    fail(EL_FILE, "%.160s cannot be written: %s", path, std::strerror(reason));
+  }
+  return file;
+}
+
+bool flush_to_disk(std::FILE* file) { return !std::fflush(file) && !fsync(fileno(file)); }
+
+bool replace_file(const char* fresh, const char* path) {
+  if (std::rename(fresh, path)) return false;
+  const std::string whole = path;
+  const size_t slash = whole.rfind('/');
+  const int folder = ::open(slash == std::string::npos ? "." : slash ? whole.substr(0, slash).c_str() : "/", O_RDONLY | O_CLOEXEC);
+  if (folder >= 0) fsync(folder), close(folder);  // the name is on the disk, too
+  return true;
+}
+
+void remove_file(const char* path) { ::unlink(path); }
+
 void* allocate_aligned(size_t bytes) {
   void* memory = nullptr;
   return posix_memalign(&memory, MEMORY_ALIGNMENT, bytes) ? nullptr : memory;

@@ -2,6 +2,7 @@
 
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
+#include <io.h>
 #include <malloc.h>
 #include <windows.h>
 
@@ -56,6 +57,29 @@ MappedFile map_file(const char* path) {
 void unmap_file(const MappedFile& file) {
   if (file.bytes) UnmapViewOfFile(file.bytes);
 }
+
+double open_plain(const char* path, std::FILE*& file) {
+  file = _wfopen(wide(path).c_str(), L"rb");
+  if (!file) refuse(path, GetLastError());
+  const __int64 size = _fseeki64(file, 0, SEEK_END) ? -1 : _ftelli64(file);
+  if (size < 0 || _fseeki64(file, 0, SEEK_SET)) std::fclose(file), file = nullptr, refuse(path, GetLastError());
+  return double(size);
+}
+
+std::FILE* create_beside(const char* path, std::string& fresh) {
+  fresh = std::string(path) + "." + std::to_string(GetCurrentProcessId()) + "-" + std::to_string(GetCurrentThreadId());
+  std::FILE* file = _wfopen(wide(fresh.c_str()).c_str(), L"wbx");
+  if (!file) fresh.clear(), refuse(path, GetLastError());
+  return file;
+}
+
+bool flush_to_disk(std::FILE* file) { return !std::fflush(file) && FlushFileBuffers(HANDLE(_get_osfhandle(_fileno(file)))); }
+
+bool replace_file(const char* fresh, const char* path) {
+  return MoveFileExW(wide(fresh).c_str(), wide(path).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH);
+}
+
+void remove_file(const char* path) { DeleteFileW(wide(path).c_str()); }
 
 void* allocate_aligned(size_t bytes) { return _aligned_malloc(bytes, MEMORY_ALIGNMENT); }
 

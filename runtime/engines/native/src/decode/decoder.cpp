@@ -53,6 +53,19 @@ const float* Decoder::run(int64_t id) {
 
 void Decoder::run_alone(int64_t id) {
   token_.start(sequence, id, sequence.cached);
+  drive();
+  sequence.finished(token_.position() + 1);
+  logits = passes.logits(0);
+  ran = token_.ran();
+}
+
+void Decoder::catch_up() {
+  settle();
+  token_.start_waiting(sequence);
+  drive();
+}
+
+void Decoder::drive() {
   try {
     while (!token_.done()) passes.advance(tokens_);
   } catch (...) {
@@ -60,9 +73,6 @@ void Decoder::run_alone(int64_t id) {
     sequence.truncate(token_.position());
     throw;
   }
-  sequence.finished(token_.position() + 1);
-  logits = passes.logits(0);
-  ran = token_.ran();
 }
 
 void Decoder::draft(const DraftOptions& options) {

@@ -47,6 +47,8 @@ class Decoder {
   int64_t choose() { return pipeline ? pipeline->chosen() : sampler.choose(logits, passes.output(), sequence.cached); }
   // Drafts from now on, or none; what calls cost is measured the first time.
   void draft(const DraftOptions& options);
+  // What waits for deeper depths runs, so that a text may follow.
+  void catch_up();
   // Before anything but `run` looks at the sequence: drafts in flight are taken back.
   void settle() {
     if (pipeline) pipeline->cancel();
@@ -62,6 +64,7 @@ class Decoder {
 
  private:
   void run_alone(int64_t id);
+  void drive();
 
   Token token_;
   std::vector<Token*> tokens_{&token_};

@@ -26,7 +26,7 @@ void Token::start(Sequence& sequence, int64_t id, uint32_t position) {
   sequence_ = &sequence;
   position_ = position, ran_ = 0;
   ids_.assign(1, id);
-  text_ = false, read_ = true;
+  text_ = none_ = false, read_ = true;
   stay_.clear();
   state_.clear();
   catching_up_ = sequence.policy.rule.exits_early() && sequence.overdue();
@@ -45,6 +45,13 @@ void Token::start_text(Sequence& sequence, const int64_t* ids, uint32_t count, b
   want(Wants::prologue, 0, position());
 }
 
+void Token::start_waiting(Sequence& sequence) {
+  sequence_ = &sequence;
+  position_ = sequence.cached, ran_ = 0;
+  text_ = false, none_ = catching_up_ = true;
+  catch_up(1);
+}
+
 // Older states that wait run through the depths from `depth` on, or their K and V are filled in.
 void Token::catch_up(uint32_t depth) {
   Sequence& s = *sequence_;
@@ -56,6 +63,7 @@ void Token::catch_up(uint32_t depth) {
     return want(fills ? Wants::fill : Wants::block, depth, s.row(depth, positions_.front()));
   }
   catching_up_ = false;
+  if (none_) return want(Wants::nothing, 0, position());
   positions_.assign(1, position_);
   want(Wants::prologue, 0, position());
 }

@@ -22,6 +22,8 @@ class Token {
   // `read`: with logits of the last one. Nothing may wait, no router send tokens, and every depth have a slot of its own
   // unless the model shares it.
   void start_text(Sequence& sequence, const int64_t* ids, uint32_t count, bool read);
+  // Begins no token: what waits runs, and nothing behind it.
+  void start_waiting(Sequence& sequence);
 
   Wants wants() const { return wants_; }
   bool done() const { return wants_ == Wants::nothing; }
@@ -64,7 +66,7 @@ class Token {
   int64_t position_ = 0;
   uint32_t ran_ = 0, depth_ = 0, row_ = 0;
   Wants wants_ = Wants::nothing;
-  bool catching_up_ = false, text_ = false, read_ = true;
+  bool catching_up_ = false, text_ = false, read_ = true, none_ = false;
   Sent sent_{};  // by a router
   std::vector<int64_t> ids_, positions_;
   std::vector<float> input_, state_, before_, entered_;

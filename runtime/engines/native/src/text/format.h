@@ -66,6 +66,10 @@ enum Tag : uint32_t {
   REORDER = 19,      // Mapped, whose `bytes` are combining classes, ascending by code point
   COMPOSE = 20,      // Composed, ascending by first, second
   CHARSMAP = 21,     // SentencePiece's precompiled_charsmap: the size of a double array, that, and strings ended by zeros
+  // of an app's host (context/, runtime/engines/native/records.py)
+  TURNS = 32,        // a chat template as data
+  ABOUT = 33,        // who the model is, and what ends a text
+  EXITS = 34,        // exit rules, and the numbers that they read
 };
 
 // Bytes of STRINGS.

@@ -1,0 +1,159 @@
+"""edgeloop-run, the host in C++: what it writes is what a session in Python writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeloop.export import export_bundle
+from edgeloop.runtime import SamplingOptions, Session
+from edgeloop.runtime.engines.native.build import BuildError
+from edgeloop.runtime.engines.native.programs import host
+
+DEMO = Path(__file__).parents[4] / "apps" / "demo" / "checkpoint"
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(
+        DEMO, tmp_path_factory.mktemp("b") / "demo", targets=("native",), quant="int4"
+    ).bundle
+
+
+@pytest.fixture(scope="module")
+def program(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return host(tmp_path_factory.mktemp("host") / "edgeloop-run")
+    except BuildError as error:
+        pytest.skip(f"edgeloop-run is not linked with a static C library here: {error}")
+
+
+def run(program: Path, *words: object, given: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(program), *map(str, words)],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def session(bundle: Path, **options: Any) -> Session:
+    return Session.open(bundle, engine="native", **options)
+
+
+def test_it_wants_nothing_beside_it(program: Path) -> None:
+    assert b"GLIBC" not in program.read_bytes()[:4096]
+    done = subprocess.run([str(program), "--help"], capture_output=True, text=True, check=True, env={})
+    assert "--kv-bits" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "opened", "options"),
+    [
+        ([], {}, None),
+        (["--exit", "depth:2"], {"exit": "depth:2"}, None),
+        (
+            ["--exit", "latent:0.35", "--skipped-kv", "propagate"],
+            {"exit": "latent:0.35", "skipped_kv": "propagate"},
+            None,
+        ),
+        (["--kv-bits", "8"], {"kv_bits": 8}, None),
+        (
+            ["--temperature", "0.8", "--top-k", "30", "--top-p", "0.9", "--min-p", "0.02", "--seed", "7"],
+            {},
+            SamplingOptions(temperature=0.8, top_k=30, top_p=0.9, min_p=0.02, seed=7),
+        ),
+    ],
+)  # fmt: skip
+def test_its_text_is_that_of_a_session(
+    words: list[str], opened: dict[str, Any], options: SamplingOptions | None, program: Path, bundle: Path
+) -> None:
+    told = json.loads(run(program, bundle, "-p", PROMPT, "-n", 30, "--json", "--threads", 1, *words).stdout)
+    with session(bundle, **opened) as python:
+        wanted = list(python.generate(PROMPT, 30, options))
+    assert told["text"] == "".join(step.text for step in wanted)
+    assert [(step["token"], step["depth"]) for step in told["steps"]] == [(s.token, s.depth) for s in wanted]
+    assert (told["finish"], told["tokens"]) == (wanted[-1].finish, len(wanted))
+    assert told["peak_bytes"] > 0
+    assert told["open_ms"] > 0
+
+
+def test_text_comes_behind_the_prompt_and_stops(program: Path, bundle: Path) -> None:
+    with session(bundle) as python:
+        wanted = "".join(step.text for step in python.generate(PROMPT, 60, stop=[" the "]))
+    assert run(
+        program, bundle / "native" / "model.lanes", "-p", PROMPT, "-n", 60, "--stop", " the "
+    ).stdout == (PROMPT + wanted + "\n")
+
+
+def test_a_session_goes_on_in_either_host(program: Path, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "saved"
+    run(program, bundle, "-p", PROMPT, "-n", 12, "--save", file)
+    with Session.load(bundle, file, engine="native") as python:
+        wanted = "".join(step.text for step in python.generate(None, 12))
+        python.save(file)
+    told = json.loads(run(program, bundle, "--load", file, "-n", 12, "--json").stdout)
+    with Session.load(bundle, file, engine="native") as python:
+        more = "".join(step.text for step in python.generate(None, 12))
+    assert told["text"] == more
+    assert wanted
+
+
+def test_a_conversation_goes_line_by_line(program: Path, bundle: Path) -> None:
+    lines = ["Who lived there?", "And then?"]
+    written = run(program, bundle, "--chat", "-n", 10, given="\n".join(lines) + "\n\n").stdout
+    wanted = ""
+    with session(bundle) as python:
+        said: list[dict[str, str]] = []
+        for line in lines:
+            said.append({"role": "user", "content": line})
+            python.converse(said)
+            text = "".join(step.text for step in python.generate(None, 10))
+            said.append({"role": "assistant", "content": text})
+            wanted += f"> {text}\n"
+    assert written == wanted + "> "
+
+
+def test_measurements_are_one_line(program: Path, bundle: Path) -> None:
+    words = ("--bench", "-p", 16, "-n", 8, "--runs", 2, "--threads", 1)
+    told = json.loads(run(program, bundle, *words, "--json").stdout)
+    assert told["prompt_tokens"] == 16
+    assert len(told["prompt_ms"]) == len(told["first_ms"]) == len(told["token_ms"]) == 2
+    assert all(len(each) == 7 and min(each) > 0 for each in told["token_ms"])
+    assert {"version", "kernels", "threads", "open_ms", "peak_bytes", "processor", "kv_bytes"} <= told.keys()
+    assert "tokens/s" in run(program, bundle, *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["--prompt", "x"], 2, "no model"),
+        (["BUNDLE"], 2, "nothing to do"),
+        (["BUNDLE", "--promt", "x"], 2, "--promt: there is no such option"),
+        (["BUNDLE", "-n", "-3", "-p", "x"], 2, "-n -3: wanted a whole number"),
+        (["BUNDLE", "-p", "x", "--kv-bits", "7"], 2, "--kv-bits 7: wanted 32, 16, 8 or 4"),
+        (["BUNDLE", "-p"], 2, "-p wants a value"),
+        (["none", "-p", "x"], 1, "No such file"),
+        (["BUNDLE/manifest.json", "-p", "x"], 1, "no model.lanes file"),
+        (["BUNDLE", "-p", "x", "--exit", "depth:9"], 1, "depth:1 to depth:3"),
+        (["BUNDLE", "-p", ""], 1, "the prompt is empty"),
+        (["BUNDLE", "-p", "x", "--load", "none"], 1, "No such file"),
+        (["BUNDLE", "--bench", "-p", "500", "-n", "500"], 1, "the model's context has"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    words: list[str], code: int, line: str, program: Path, bundle: Path
+) -> None:
+    done = run(program, *(word.replace("BUNDLE", str(bundle)) for word in words), code=code)
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
