@@ -64,12 +64,17 @@ def _draw(
             x, beside * x * rate, said, ha="center", va=va, color=MUTED, fontsize=9,
             rotation=degrees(atan(rate)), rotation_mode="anchor", transform_rotates_text=True,
         )  # fmt: skip
+    above = float("inf")
     for rate, said in _labels(levels):
         axes.plot([max(left, rate / slopes[0][0]), right], [rate, rate], color=MUTED, lw=1.4, ls=(0, (5, 2)))
+        offset, va = (
+            ((-2, -3), "top") if above < 2 * rate else ((-2, 3), "bottom")
+        )  # or two labels are one blot
         axes.annotate(
-            said, (right, rate), xytext=(-2, 3), textcoords="offset points",
-            ha="right", va="bottom", color=MUTED, fontsize=9,
+            said, (right, rate), xytext=offset, textcoords="offset points",
+            ha="right", va=va, color=MUTED, fontsize=9,
         )  # fmt: skip
+        above = rate
     for number, (kind, marker) in enumerate(KINDS):
         own = [point for point in points if point.name.startswith(kind)]
         if own:
