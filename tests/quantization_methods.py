@@ -36,7 +36,7 @@ from edgeloop.export.layerwise import Step, Stream
 from edgeloop.export.loop_gptq import LoopGPTQ
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.export.quantize import quantize_checkpoint
-from edgeloop.quant import gptq, palette
+from edgeloop.quant import gptq
 from edgeloop.quant.pack import full_range, quantize
 from edgeloop.quant.palette import palettize
 from edgeloop.quant.recipe import Recipe
@@ -109,12 +109,6 @@ def largest_scales(stack: ExitStack) -> None:
     stack.enter_context(patch.object(gptq, "searched", lambda x, bits, importance=None: full_range(x, bits)))
 
 
-def plain_means(stack: ExitStack) -> None:
-    """Every weight counts the same for a table, whatever it is multiplied by."""
-    made = palette._table
-    stack.enter_context(patch.object(palette, "_table", lambda values, importance=None: made(values)))
-
-
 def tables_alone(stack: ExitStack) -> None:
     """k-means of the weights, and the nearest entries."""
     stack.enter_context(
@@ -140,7 +134,6 @@ ROWS = {
     "searched scales alone": Row(scales_alone),
     "tables, all methods": Row(tables=True),
     "tables, inputs of the last depth alone": Row(partial(fitter, LastDepth), tables=True),
-    "tables, k-means without weights": Row(plain_means, tables=True),
     "tables, k-means alone": Row(tables_alone, tables=True),
     "routed, all methods": Row(model="routed"),
     "routed, every token at every depth": Row(partial(fitter, EveryDepth), model="routed"),
