@@ -2,8 +2,8 @@
 
 Every row is an export of the demo, or of its routed twin, beside the same model in floats, on the whole validation
 text. What a row gave stays in FOLDER, so that a run that was interrupted goes on; rows that are named are measured
-anew. Codes are fitted to paragraphs of the training text, none of which is in the validation text, and trained on those
-and further ones.
+anew, and no others. Codes are fitted to paragraphs of the training text, none of which is in the validation text, and
+trained on those and further ones.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def written(page: str) -> dict[str, list[str]]:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Measure the rows ``names`` anew and all that are not there yet; write the page after each."""
+    """Measure the rows ``names`` anew, or all that are not there yet; write the page after each."""
     if unknown := set(names) - set(ROWS):
         raise SystemExit(f"there are no rows {unknown}; choose from {', '.join(map(repr, ROWS))}")
     folder = folder.absolute()
@@ -216,7 +216,7 @@ def main(folder: Path, names: list[str]) -> None:
     for name, row in ROWS.items():
         for model in row.models:
             path = result(folder, model, name)
-            if path.is_file() and name not in names:
+            if name not in names if names else path.is_file():
                 continue
             path.write_text(json.dumps(measured(folder, model, name), indent=1), encoding="utf-8")
             write(folder)
