@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
 
-.PHONY: help install lock native demo bench test lint docs lm-eval arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval android arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -23,6 +23,7 @@ help:
 	@echo "make docs      the documents as a site, in build/site"
 	@echo "make lm-eval   install lm-evaluation-harness, and test the model that edgeloop is to it"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
+	@echo "make android   the Kotlin and Java of apps/android on this computer's JVM"
 	@echo "make native-host  edgeloop-run, the lane engine and its command line in one file without Python"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make arm64-root  edgeloop and its engines in a Debian for 64-bit Arm, unpacked and run under qemu"
@@ -103,6 +104,14 @@ $(WAYS:%=native-%): native-%: $(VENV)/installed
 
 native-host: $(VENV)/installed
 	@$(BIN)/python -m edgeloop.runtime.engines.native.build --host
+
+# The Kotlin compiler and coroutines, 80 MB, which PyPI has in a kernel for Jupyter; `make test` skips what needs them.
+KOTLIN := build/kotlin
+$(KOTLIN)/run_kotlin_kernel: | $(VENV)/installed
+	@$(PIP) install --no-deps --target $(KOTLIN) kotlin-jupyter-kernel==0.19.0.944
+
+android: $(VENV)/installed $(VENV)/native $(KOTLIN)/run_kotlin_kernel
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_phone_sources.py tests/apps/test_android*.py
 
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed

@@ -12,6 +12,7 @@ from native_programs import here
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "apps" / "android" / "engine" / "src"
+APP = ROOT / "apps" / "android" / "app" / "src"
 HEADERS = ROOT / "runtime" / "engines" / "native" / "src"
 RELEASE = "17"
 """The Java that the module is written in."""
@@ -87,3 +88,41 @@ def ran(path: str, library: Path, main: str, *arguments: str, given: str = "") -
     assert "WARNING" not in done.stdout, done.stdout
     assert done.stderr == ""
     return done.stdout.splitlines()
+
+
+KOTLIN = ROOT / "build" / "kotlin" / "run_kotlin_kernel" / "jars"
+"""Where ``make android`` puts PyPI's kotlin-jupyter-kernel, which has the compiler, its library and coroutines."""
+
+
+def without_kotlin() -> str:
+    """Why the Kotlin is not compiled here, or nothing."""
+    return "" if any(KOTLIN.glob("*.jar")) else "no Kotlin compiler (make android)"
+
+
+def kotlin_classes(folder: Path, path: str, *more: Path) -> str:
+    """The class path of all Kotlin that has no class of Android's, and ``more``, behind the classes of ``path``."""
+    jars = os.pathsep.join(map(str, sorted(KOTLIN.glob("*.jar"))))
+    everything = os.pathsep.join((path, jars))
+    sources = [
+        *more,
+        *(ENGINE / "main" / "kotlin").rglob("*.kt"),
+        *(each for each in APP.rglob("*.kt") if "import android" not in each.read_text(encoding="utf-8")),
+    ]
+    goal = folder / "kotlin"
+    flags = [
+        "-no-stdlib",
+        "-no-reflect",
+        "-Werror",
+        "-jvm-target",
+        RELEASE,
+        "-classpath",
+        everything,
+        "-d",
+        str(goal),
+    ]
+    compiler = ["java", "-Xmx1g", "-cp", jars, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+    done = subprocess.run(
+        [*compiler, *flags, *map(str, sources)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return os.pathsep.join((str(goal), everything))

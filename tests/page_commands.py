@@ -98,6 +98,7 @@ NOT_RUN = {
     "openssl pkeyutl -verify -pubin -inkey key.pem.pub -rawin -in bundle/SHA256SUMS -sigfile "
     "bundle/SHA256SUMS.sig": CHECKED,
     "sha256sum --check SHA256SUMS": CHECKED,
+    "make android": TESTS,
     "make docs": "builds the site into the checkout; tests/test_site.py does it elsewhere",
     "make install": INSTALLS,
     "make lint": "a part of make test",
@@ -125,8 +126,12 @@ ELSEWHERE = {
     (
         "apps/ios/README.md",
         "swift",
-    ): "never compiled; tests/apps/test_ios.py holds the names in it against a package",
+    ): "never compiled; tests/apps/test_ios_native.py looks for the names in it",
     ("docs/android.md", "java"): "tests/apps/test_android.py compiles it, and runs what is a program",
+    (
+        "docs/android.md",
+        "kotlin",
+    ): "tests/apps/test_android_kotlin.py compiles it",
     ("docs/c-abi.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",

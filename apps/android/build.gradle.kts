@@ -1,3 +1,5 @@
 plugins {
+    alias(libs.plugins.android.application) apply false
+    alias(libs.plugins.compose) apply false
     alias(libs.plugins.kotlin.jvm) apply false
 }

@@ -15,4 +15,4 @@ dependencyResolutionManagement {
 }
 
 rootProject.name = "edgeloop"
-include(":engine")
+include(":engine", ":app")

@@ -13,7 +13,9 @@ from pages import ROOT, blocks
 from edgeloop.export import export_bundle
 from edgeloop.runtime import SamplingOptions, Session
 
-PROMPT = [20, 30, 41, 59]
+PROMPT = "Once upon a time, there was a king"
+TALE = "Tell me a tale."
+THEN = "And then?"
 EXERCISE = "edgeloop.Exercise"
 
 
@@ -43,101 +45,135 @@ def host(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
     return Host(jvm.classes(folder), jvm.jni_library(lane_engine, folder), bundle)
 
 
-CASES: list[tuple[dict[str, Any], int, SamplingOptions]] = [
-    ({}, 40, SamplingOptions()),
-    ({}, 30, SamplingOptions(temperature=0.8, seed=7)),
-    ({}, 30, SamplingOptions(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)),
-    ({"exit": "depth:2"}, 20, SamplingOptions()),
-    ({"exit": "latent:0.35", "skipped_kv": "propagate"}, 40, SamplingOptions()),
-    ({"exit": "latent:0.5,0.2", "skipped_kv": "propagate"}, 20, SamplingOptions(temperature=0.7, seed=3)),
-    ({"kv_bits": 32}, 20, SamplingOptions()),
-    ({"kv_bits": 8}, 20, SamplingOptions()),
+CASES: list[tuple[dict[str, Any], int, str, SamplingOptions]] = [
+    ({}, 40, "", SamplingOptions()),
+    ({}, 40, "HERE", SamplingOptions()),
+    ({}, 30, "", SamplingOptions(temperature=0.8, seed=7)),
+    ({}, 30, "", SamplingOptions(temperature=1.2, top_k=20, top_p=0.9, min_p=0.02, seed=2**63 + 5)),
+    ({"exit": "depth:2"}, 20, "", SamplingOptions()),
+    ({"exit": "latent:0.35", "skipped_kv": "propagate"}, 40, "", SamplingOptions()),
+    ({"exit": "latent:0.5,0.2", "skipped_kv": "skip"}, 20, "", SamplingOptions(temperature=0.7, seed=3)),
+    ({"kv_bits": 32}, 20, "", SamplingOptions()),
+    ({"kv_bits": 8}, 20, "", SamplingOptions()),
 ]
 KV = {32: "FLOAT32", 16: "FLOAT16", 8: "INT8"}
+FINISH = {"eos": "END", "stop": "STOP_STRING", "length": "LENGTH", "context": "CONTEXT"}
 
 
 def test_it_writes_what_python_writes(host: Host) -> None:
-    """Tokens, their depths and why the answer ended: greedily, sampled by a seed, with exits and other K and V."""
+    """Text, tokens, their depths and why it ended: greedily, by a seed, with stops, exits and other K and V."""
     lines, wanted = [], []
-    for options, count, sampling in CASES:
+    for options, count, ends, sampling in CASES:
+        stop = ends and wanted[0][-1][20:24]  # what comes in the same answer without it
         chosen = {"kv_bits": 16, **options}
         with Session.open(host.bundle, engine="native", **chosen) as session:
-            steps = list(session.generate(PROMPT, max_tokens=count, sampling=sampling))
-            ends = session.bundle.program.eos_token_ids
-        tokens = [step.token for step in steps]
-        ended = tokens[-1] in ends
-        if ended:
-            tokens.pop()
+            steps = list(session.generate(PROMPT, count, sampling, [stop] if stop else []))
+            length = len(session.ids)
         wanted.append(
             (
-                ",".join(map(str, tokens)),
-                ",".join(str(step.depth) for step in steps[: len(tokens)]),
-                "END" if ended else "LENGTH",
-                str(len(tokens)),
-                str(len(PROMPT) + len(tokens)),
+                ",".join(str(step.token) for step in steps),
+                ",".join(str(step.depth) for step in steps),
+                FINISH[steps[-1].finish or ""],
+                str(length),
+                "".join(step.text for step in steps).replace("\n", "\\n"),
             )
         )
         numbers = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
-        fields = (chosen.get("exit", "never"), KV[chosen["kv_bits"]], *numbers, count)
-        lists = (",".join(map(str, each)) for each in (ends, PROMPT))
-        lines.append("|".join((*map(str, fields), *lists)))
+        policy = (chosen.get("exit", ""), chosen.get("skipped_kv", ""), KV[chosen["kv_bits"]])
+        lines.append("|".join(map(str, (*policy, *numbers, count, stop, PROMPT))))
     assert len({tokens for tokens, *_ in wanted}) > 4
     assert len({depths for _, depths, *_ in wanted}) > 3
+    assert len({finish for _, _, finish, *_ in wanted}) > 1
     found = host.ran("answers", str(host.model), given="\n".join(lines) + "\n")
-    assert [tuple(line.split("|")) for line in found] == wanted
+    assert [tuple(line.split("|", 4)) for line in found] == wanted
+
+
+def test_conversations(host: Host, tmp_path: Path) -> None:
+    """Turns as Python renders and answers them; saved, loaded, forked, and answered anew."""
+    told = {}
+    messages: list[dict[str, str]] = []
+    with Session.open(host.bundle, engine="native", kv_bits=16) as session:
+        for name, said in (("first", TALE), ("second", THEN)):
+            session.converse([*messages, {"role": "user", "content": said}])
+            answer = "".join(step.text for step in session.generate(max_tokens=24))
+            messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+            told[name] = answer.replace("\n", "\\n")
+        rendered = list(session.encode_chat([{"role": "user", "content": TALE}]))
+        smile = "A caf\u00e9 \N{SLIGHTLY SMILING FACE}\0 \u6f22"
+        encoded = list(session.tokenizer.encode(smile, special=False))
+        program = session.program
+        sizes = (program.depths, program.vocab_size, program.context_length)
+    found = dict(
+        line.split(": ", 1) for line in host.ran("turns", str(host.model), str(tmp_path / "saved.session"))
+    )
+    same = dict.fromkeys(("decoded", "the same", "shared", "another", "chat"), "true")
+    assert found == {
+        "info": " ".join(map(str, (*sizes, "true", "ANY", list(program.eos_token_ids)))),
+        "encoded": str(encoded),
+        "rendered": str(rendered),
+        "messages": "user assistant user assistant true",
+        "stats": f"true true true {program.depths}.0",
+        **told,
+        **same,
+    }
 
 
 def test_what_it_refuses_and_what_it_promises(host: Host) -> None:
     """Errors are exceptions with the library's code and line; use behind a close is one, too."""
     found = dict(line.split(": ", 1) for line in host.ran("rules", str(host.model)))
+    smile = "\N{SLIGHTLY SMILING FACE}"
+    inside = "IllegalStateException a listener may only stop the conversation that calls it"
+    kernels = "for this processor; leave them out for the best ones"
     assert found == {
         "no file": f"FILE {host.model}.none: No such file or directory",
-        "no model": f"FILE {host.model.with_name('none.lanes')}: No such file or directory",
-        "no kernels": "USAGE there are no kernels sse9 for this processor; leave them out for the best ones",
+        "no model": "FORMAT no model.lanes file: it begins otherwise",
+        "no kernels": f"USAGE there are no kernels sse9 {kernels}",
         "half a character": (
             "IllegalArgumentException the text has half of a character: a surrogate without its other one"
         ),
-        "a smile": (
-            "USAGE there are no kernels \N{SLIGHTLY SMILING FACE} for this processor; leave them out for the best ones"
-        ),
+        "a smile": f"USAGE there are no kernels {smile} {kernels}",
         "a zero": "USAGE a text has a zero character, wanted none",
-        "no exit": "USAGE found the exit 'sometimes', wanted never, depth:N or latent:X",
-        "depths": "USAGE a rule that stops after 9 depths, wanted 1 to 3",
+        "no exit": found["no exit"],
+        "depths": "USAGE exit rule depth:9: wanted depth:1 to depth:3, the depths of this model",
         "capacity": "USAGE a capacity of 100000 tokens, wanted 1 to 512",
         "temperature": "USAGE a temperature of -1, wanted 0 or more",
-        "nothing": "USAGE there is nothing to answer: append a text first",
-        "no such token": "USAGE found token 1099511627776, wanted 0 to 4095",
-        "full": "CONTEXT 16",
-        "no room": "USAGE 1 tokens behind 16, and there is room for 16",
+        "nothing": "USAGE the context is empty; append a text, or say something",
+        "no such token": "USAGE token id 1099511627776, wanted 0 to 4095",
+        "no such role": "USAGE role nobody, wanted system, user or assistant",
+        "no saved file": found["no saved file"],
+        "full": "CONTEXT 17",
         "again": "true STOPPED 3",
         "thrown": "IllegalArgumentException the listener's own",
-        "inside": "IllegalStateException a listener may only stop the conversation that calls it",
-        "close inside": "IllegalStateException a listener may only stop the conversation that calls it",
+        "inside": inside,
+        "close inside": inside,
         "stop inside": "STOPPED 1",
         "stop before": "LENGTH",
         "closed by another": "the conversation is closed",
         "closed model": "IllegalStateException the model is closed",
+        "closed text": "IllegalStateException the model is closed",
         "open still": "9",
         "closed": "IllegalStateException the conversation is closed",
     }
+    assert found["no exit"].startswith("USAGE exit rule sometimes")
+    assert found["no saved file"].startswith(f"FORMAT {host.model}")
 
 
 def test_the_page_has_a_program(host: Host, tmp_path: Path) -> None:
     """And a piece of one, which is compiled."""
     program, piece = blocks(ROOT / "docs" / "android.md", "java")
-    folder = "Path folder"
     assert piece.count("context.getFilesDir().toPath()") == 1
-    body = piece.replace("context.getFilesDir().toPath()", folder.split()[1])
-    names = "java.net.URL; java.nio.file.Path; edgeloop.BundleStore; edgeloop.Model"
-    imports = "".join(f"import {each};\n" for each in names.split("; "))
+    body = piece.replace("context.getFilesDir().toPath()", "folder")
+    names = ("java.net.URL", "java.nio.file.Path", "edgeloop.BundleStore", "edgeloop.Model")
+    imports = "".join(f"import {each};\n" for each in names)
     (tmp_path / "Hello.java").write_text(program, encoding="utf-8")
     (tmp_path / "Piece.java").write_text(
-        f"{imports}class Piece {{ void piece({folder}) throws Exception {{\n{body}}} }}", encoding="utf-8"
+        f"{imports}class Piece {{ void piece(Path folder) throws Exception {{\n{body}}} }}", encoding="utf-8"
     )
     path = jvm.compiled(tmp_path.glob("*.java"), tmp_path, host.classes)
     with Session.open(host.bundle, engine="native", kv_bits=16) as session:
-        wanted = [step.token for step in session.generate(PROMPT, max_tokens=16)]
-    assert [int(line) for line in jvm.ran(path, host.library, "Hello", str(host.model))] == wanted
+        session.converse([{"role": "user", "content": TALE}])
+        wanted = "".join(step.text for step in session.generate(max_tokens=64))
+    assert jvm.ran(path, host.library, "Hello", str(host.model)) == wanted.splitlines()
 
 
 LEAST_LEAK = 75 * 204 * 4096

@@ -48,13 +48,52 @@ def test_cmake_takes_files_and_flags_of_the_engines_build(machine: str, tmp_path
     assert "-Wl,-z,max-page-size=16384" in link.split()
 
 
+LATER = {"java.lang.Record", "java.lang.invoke.StringConcatFactory", "java.lang.runtime.ObjectMethods"}
+"""What Android's compiler writes in other words for phones that do not have it."""
+
+
+def test_the_module_calls_nothing_that_android_8_lacks(tmp_path: Path) -> None:
+    """Which has the classes and methods of Java 8, and little more: a name that Java 8 lacks is wrong."""
+    if reason := jvm.missing():
+        pytest.skip(reason)
+    sources = (jvm.ENGINE / "main" / "java" / "edgeloop").glob("*.java")
+    jvm.compiled(sources, tmp_path)
+    files = map(str, (tmp_path / "edgeloop").glob("*.class"))
+    constants = subprocess.run(
+        ["javap", "-v", "-p", *files], capture_output=True, text=True, check=True
+    ).stdout
+    called = {
+        (owner.replace("/", ".").replace("$", "."), name)
+        for owner, name in re.findall(r"= (?:Interface)?Methodref .*// (java/[\w/$]+)\.(\w+):", constants)
+    }
+    owners = {owner for owner, _ in called} - LATER
+    assert ("java.nio.file.Files", "move") in called
+    command = [
+        "javac",
+        "--release",
+        "8",
+        "-Xlint:-options",
+        "-Xprint",
+        *owners,
+        "java.net.URLConnection",
+        "java.nio.Buffer",
+    ]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    known = {name.replace("$", ".") for name in re.findall(r"(?:class|interface|enum) (\w+)", printed)}
+    assert {owner.rpartition(".")[2] for owner in owners} <= known
+    methods = set(re.findall(r"\b(\w+)\(", printed))
+    assert "readAllBytes" in methods
+    assert "readString" not in methods
+    assert {call for call in called if call[0] in owners and call[1] not in methods} == set()
+
+
 def test_every_native_method_is_registered() -> None:
     """By its name and its signature, as javac has it: those of Native.java and those of edgeloop_jni.cpp."""
     java = (jvm.ENGINE / "main" / "java" / "edgeloop" / "Native.java").read_text(encoding="utf-8")
     letters = {"byte": "B", "int": "I", "long": "J", "boolean": "Z", "double": "D", "void": "V", "float": "F"}
 
     def letter(kind: str) -> str:
-        plain = kind.removesuffix("[]")
+        plain = kind.rstrip("[]")
         return "[" * kind.count("[]") + letters.get(plain, f"Ledgeloop/Native${plain};")
 
     wanted = {
@@ -62,5 +101,5 @@ def test_every_native_method_is_registered() -> None:
         for kind, name, given in re.findall(r"static native (\S+) (\w+)\(([^)]*)\)", java)
     }
     assert len(wanted) > 10
-    code = (CMAKE / "edgeloop_jni.cpp").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in CMAKE.glob("*_jni.cpp"))
     assert dict(re.findall(r'method\("(\w+)", "([^"]+)"', code)) == wanted

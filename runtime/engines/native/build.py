@@ -292,12 +292,12 @@ def alone(folder: Path) -> Iterator[None]:
 def main(words: Sequence[str] = ()) -> int:
     """Build the library beside this file, or with ``--host`` the program edgeloop-run.
 
-    ``--sources MACHINE COMPILER…``, for CMake, lists what the library is made of: a line has a file and its flags, with
-    | between them, for Linux or Android on such a processor.
+    ``--sources SYSTEM MACHINE COMPILER…``, for builds of apps by CMake or Apple's tools, lists what the library is made
+    of: a line has a file and its flags, with | between them.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if words[:1] == ["--sources"] and len(words) > 2:
-        target = Target(tuple(words[2:]), "linux", words[1])
+    if words[:1] == ["--sources"] and len(words) > 3:
+        target = Target(tuple(words[3:]), words[1], words[2])
         for source in target.sources():
             sys.stdout.write("|".join((str(source), *target.flags(source))) + "\n")
         return 0

@@ -16,6 +16,11 @@ public final class DepthLoop {
         state = try model.makeState()
     }
 
+    /// Goes back to the first `tokens` tokens: rows of the states behind them do not count.
+    public func seek(_ tokens: Int) {
+        position = min(position, max(tokens, 0))
+    }
+
     /// A prompt; the logits of its last token.
     ///
     /// A call that throws leaves `position` where it was: what it wrote behind it is not seen, and is written again.

@@ -8,6 +8,10 @@ public enum EdgeloopError: Error {
     case contextFull(capacity: Int)
     /// The package has no such exit rule, or not for this host.
     case noRule(String)
+    /// Something is being written: stop it, or wait.
+    case answering
+    /// There is no answer at the end that could be given anew.
+    case noAnswer
 }
 
 /// What the package's metadata say of it.
@@ -71,6 +75,9 @@ public final class RecursiveModel {
         }
         functions = loaded
     }
+
+    /// The exit rules that `edgeloop calibrate` left in the package.
+    public var exitNames: [String] { calibrated.keys.sorted() }
 
     /// K/V of a new sequence, zeroed.
     public func makeState() throws -> MLState { try function(FunctionName.decodeAll).makeState() }

@@ -3,16 +3,22 @@ package edgeloop;
 /**
  * How an answer went.
  *
- * @param tokens that were given to the listener
+ * @param tokens of it
  * @param finish why there were no more
- * @param promptNanoseconds that reading what was appended took, up to the first token
+ * @param promptTokens that were run before it: what was cached is not
+ * @param forgotten messages that made room
+ * @param promptNanoseconds of those; the first token is chosen then
+ * @param firstNanoseconds until the first text was there
  * @param nanoseconds in all
  */
-public record Answer(int tokens, Finish finish, long promptNanoseconds, long nanoseconds) {
-  /** Why an answer ended. */
+public record Answer(int tokens, Finish finish, int promptTokens, int forgotten, long promptNanoseconds,
+    long firstNanoseconds, long nanoseconds) {
+  /** Why an answer ended; in the order of edgeloop_context.h. */
   public enum Finish {
     /** The model ended it. */
     END,
+    /** A stop string came. */
+    STOP_STRING,
     /** It has as many tokens as were asked for. */
     LENGTH,
     /** The conversation has no room for more. */

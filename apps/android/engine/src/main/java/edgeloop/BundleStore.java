@@ -70,7 +70,7 @@ public final class BundleStore {
       bytes = Math.addExact(bytes, each.getValue().bytes());
       if (!Files.exists(folder.resolve(each.getKey()))) missing += each.getValue().bytes();
     }
-    long room = Files.getFileStore(folder).getUsableSpace();
+    long room = folder.toFile().getUsableSpace(); // Android has no FileStore
     if (missing > room)
       throw new IOException("the bundle needs " + missing + " bytes, and " + room + " are free: delete something");
     long before = 0;

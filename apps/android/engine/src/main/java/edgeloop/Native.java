@@ -17,9 +17,9 @@ final class Native {
 
   private Native() {}
 
-  /** What the library calls with each token: its id, the depths that chose it, nanoseconds. */
+  /** What the library calls with each token. */
   interface Sink {
-    boolean piece(long token, int depth, long nanoseconds);
+    boolean piece(byte[] utf8, long token, int depth, long nanoseconds);
   }
 
   /** EdgeloopException where libedgeloop is another version than this code was compiled for. */
@@ -29,32 +29,66 @@ final class Native {
 
   static native void close(long model);
 
-  /** depths, vocabulary, context length, threads, bytes of the file. */
+  /** depths, vocabulary, context length, threads, bytes of the file, {@link ModelInfo.Turns}, system, thinking. */
   static native long[] info(long model);
 
-  static native byte[] kernels(long model);
+  /** The kernels' name, the model's, those of its exit rules. */
+  static native byte[][] names(long model);
 
-  static native long newConversation(long model, int capacity, int kv, byte[] exit);
+  static native long[] ends(long model);
 
-  static native void freeConversation(long conversation);
+  /** 0 where the file has no tokenizer. */
+  static native long openText(long model);
 
-  static native void sample(
-      long conversation, double temperature, int topK, double topP, double minP, long seed);
+  static native void closeText(long text);
 
-  static native void append(long conversation, long[] ids);
+  static native long[] encode(long text, byte[] utf8, boolean addSpecial);
 
-  static native int length(long conversation);
+  static native byte[] decode(long text, long[] ids, boolean skipSpecial);
 
-  static native void seek(long conversation, int tokens);
+  /** {@code messages}: a role, a text, a role … */
+  static native byte[] render(long model, byte[][] messages, int flags);
 
-  /** What {@code stop} left is forgotten. */
-  static native void begin(long conversation);
+  static native long newContext(long model, long text, int capacity, int kv, boolean drafts, int think, int answerRoom,
+      byte[] exit, byte[] skippedKv);
 
-  static native void stop(long conversation);
+  static native void freeContext(long context);
 
-  /** tokens, {@link Answer.Finish}, nanoseconds of the prompt, nanoseconds. */
-  static native long[] answer(long conversation, int maxTokens, long[] ends, Sink sink);
+  static native void append(long context, long[] ids);
 
-  /** bytes of K and V, rows computed, calls. */
-  static native long[] stats(long conversation);
+  static native void text(long context, byte[] utf8);
+
+  static native void say(long context, byte[] role, byte[] content);
+
+  static native void chat(long context, byte[][] messages);
+
+  /**
+   * tokens, {@link Answer.Finish}, tokens of the prompt, messages that were forgotten, nanoseconds of the prompt, to the
+   * first text, in all.
+   */
+  static native long[] answer(long context, int maxTokens, boolean endless, byte[][] stops, double temperature, int topK,
+      double topP, double minP, long seed, Sink sink);
+
+  static native void stop(long context);
+
+  /** Tokens, messages. */
+  static native long[] length(long context);
+
+  static native long[] ids(long context);
+
+  /** Its role and its text. */
+  static native byte[][] message(long context, int number);
+
+  static native void seek(long context, int tokens);
+
+  static native void again(long context);
+
+  static native long fork(long context);
+
+  static native void save(long context, byte[] path);
+
+  static native void load(long context, byte[] path);
+
+  /** tokens, cached, bytes of K and V, shared ones, generated, drafts, right ones; then by depth tokens that ended there. */
+  static native long[] stats(long context);
 }

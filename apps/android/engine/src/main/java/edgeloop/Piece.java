@@ -3,8 +3,10 @@ package edgeloop;
 /**
  * A token of an answer.
  *
+ * @param text what the token completes: whole characters; "" while a character or a stop string is undecided, of a token
+ *     that ends the text, and where the model has no tokenizer
  * @param token its id
- * @param depth how many depths the token before it ran to choose it
- * @param nanoseconds since the token before it, or since the prompt was read
+ * @param depth how many depths were run for it
+ * @param nanoseconds that it took; the first one with what was run before it
  */
-public record Piece(long token, int depth, long nanoseconds) {}
+public record Piece(String text, long token, int depth, long nanoseconds) {}

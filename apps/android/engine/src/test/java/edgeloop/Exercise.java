@@ -39,6 +39,9 @@ final class Exercise {
       case "answers":
         answers(file);
         break;
+      case "turns":
+        turns(file, Paths.get(words[2]));
+        break;
       case "rules":
         rules(file);
         break;
@@ -58,39 +61,94 @@ final class Exercise {
     }
   }
 
-  /** Of each line "exit|kv|temperature|topK|topP|minP|seed|most|ends|ids" the tokens, their depths, why it ended. */
+  /**
+   * Of each line "exit|skipped|kv|temperature|topK|topP|minP|seed|most|stop|prompt" the tokens, their depths, why the answer
+   * ended, how long the conversation is, and the text.
+   */
   private static void answers(Path file) throws Exception {
     BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
     try (Model model = Model.open(file, ModelOptions.threads(2))) {
       for (String line; (line = lines.readLine()) != null; ) {
         String[] w = line.split("\\|", -1);
-        Sampling sampling = new Sampling(Double.parseDouble(w[2]), Integer.parseInt(w[3]), Double.parseDouble(w[4]),
-            Double.parseDouble(w[5]), Long.parseUnsignedLong(w[6]));
-        ConversationOptions options = ConversationOptions.DEFAULT.withExit(w[0])
-            .withKv(ConversationOptions.Kv.valueOf(w[1])).withSampling(sampling);
+        Sampling sampling = new Sampling(Double.parseDouble(w[3]), Integer.parseInt(w[4]), Double.parseDouble(w[5]),
+            Double.parseDouble(w[6]), Long.parseUnsignedLong(w[7]));
+        AnswerOptions wanted = AnswerOptions.atMost(Integer.parseInt(w[8])).withSampling(sampling);
+        ConversationOptions options = ConversationOptions.DEFAULT.withExit(w[0]).withSkippedKv(w[1])
+            .withKv(ConversationOptions.Kv.valueOf(w[2]));
         try (Conversation conversation = model.conversation(options)) {
-          conversation.append(ids(w[9]));
+          conversation.append(w[10]);
           List<Piece> pieces = new ArrayList<>();
-          Answer answer = conversation.answer(AnswerOptions.atMost(Integer.parseInt(w[7]), ids(w[8])), pieces::add);
+          Answer answer = conversation.answer(w[9].isEmpty() ? wanted : wanted.withStops(w[9]), pieces::add);
           System.out.println(joined(pieces) + "|" + pieces.stream().map(p -> "" + p.depth()).collect(Collectors.joining(","))
-              + "|" + answer.finish() + "|" + answer.tokens() + "|" + conversation.length());
+              + "|" + answer.finish() + "|" + conversation.length() + "|" + text(pieces));
         }
       }
     }
-  }
-
-  private static long[] ids(String text) {
-    return text.isEmpty() ? new long[0] : Arrays.stream(text.split(",")).mapToLong(Long::parseLong).toArray();
   }
 
   private static String joined(List<Piece> pieces) {
     return pieces.stream().map(p -> "" + p.token()).collect(Collectors.joining(","));
   }
 
+  private static String text(List<Piece> pieces) {
+    return pieces.stream().map(Piece::text).collect(Collectors.joining()).replace("\n", "\\n");
+  }
+
+  /** A conversation of turns, saved, loaded, forked, gone back in and answered anew. */
+  private static void turns(Path file, Path saved) throws Exception {
+    try (Model model = Model.open(file); Conversation conversation = model.conversation()) {
+      ModelInfo info = model.info();
+      System.out.println("info: " + info.depths() + " " + info.vocabulary() + " " + info.contextLength() + " "
+          + info.hasText() + " " + info.turns() + " " + info.ends());
+      String smile = "A caf\u00e9 \ud83d\ude42\u0000 \u6f22";
+      System.out.println("encoded: " + Arrays.toString(model.encode(smile, false)));
+      System.out.println("decoded: " + smile.equals(model.decode(model.encode(smile, false), false)));
+      List<Message> one = Arrays.asList(new Message(Message.USER, "Tell me a tale."));
+      String rendered = model.render(one, ConversationOptions.Thinking.DEFAULT);
+      System.out.println("rendered: " + Arrays.toString(model.encode(rendered, false)));
+      AnswerOptions options = AnswerOptions.atMost(24);
+      conversation.say(Message.USER, "Tell me a tale.");
+      List<Piece> pieces = new ArrayList<>();
+      conversation.answer(options, pieces::add);
+      System.out.println("first: " + text(pieces));
+      conversation.save(saved);
+      conversation.say(Message.USER, "And then?");
+      List<Piece> second = new ArrayList<>();
+      conversation.answer(options, second::add);
+      System.out.println("second: " + text(second));
+      System.out.println("messages: " + conversation.messages().stream().map(Message::role).collect(Collectors.joining(" "))
+          + " " + (conversation.ids().length == conversation.length()));
+      try (Conversation loaded = model.conversation(); Conversation fork = loaded(loaded, saved)) {
+        for (Conversation each : Arrays.asList(loaded, fork)) {
+          List<Piece> same = new ArrayList<>();
+          each.say(Message.USER, "And then?").answer(options, same::add);
+          System.out.println("the same: " + joined(same).equals(joined(second)));
+        }
+        System.out.println("shared: " + (fork.stats().sharedBytes() > 0));
+      }
+      conversation.again();
+      List<Piece> other = new ArrayList<>();
+      conversation.answer(options.withSampling(Sampling.at(1.5, 11)), other::add);
+      System.out.println("another: " + !joined(other).equals(joined(second)));
+      Stats stats = conversation.stats();
+      System.out.println("stats: " + (stats.tokens() == conversation.length()) + " " + (stats.kvBytes() > 0) + " "
+          + (stats.exits().stream().mapToLong(Long::longValue).sum() == stats.generated()) + " " + stats.meanDepth());
+      conversation.chat(one);
+      List<Piece> anew = new ArrayList<>();
+      conversation.answer(options, anew::add);
+      System.out.println("chat: " + joined(anew).equals(joined(pieces)));
+    }
+  }
+
+  private static Conversation loaded(Conversation into, Path saved) {
+    into.load(saved);
+    return into.fork();
+  }
+
   /** Line by line, "name: what was thrown", or what a rule of the API comes to. */
   private static void rules(Path file) throws Exception {
     refused("no file", () -> Model.open(Paths.get(file + ".none")));
-    refused("no model", () -> Model.open(file.resolveSibling("none.lanes")));
+    refused("no model", () -> Model.open(file.resolveSibling("../tokenizer.json")));
     refused("no kernels", () -> Model.open(file, new ModelOptions(0, false, "sse9")));
     refused("half a character", () -> Model.open(file, new ModelOptions(0, false, "\ud83d")));
     refused("a smile", () -> Model.open(file, new ModelOptions(0, false, "\ud83d\ude42")));
@@ -99,19 +157,21 @@ final class Exercise {
     refused("no exit", () -> model.conversation(ConversationOptions.DEFAULT.withExit("sometimes")));
     refused("depths", () -> model.conversation(ConversationOptions.DEFAULT.withExit("depth:9")));
     refused("capacity", () -> model.conversation(ConversationOptions.DEFAULT.withCapacity(100_000)));
-    refused("temperature", () -> model.conversation(ConversationOptions.DEFAULT.withSampling(Sampling.at(-1, 0))));
     Conversation conversation = model.conversation(ConversationOptions.DEFAULT.withCapacity(16));
     refused("nothing", () -> conversation.answer(AnswerOptions.atMost(1), piece -> true));
     refused("no such token", () -> conversation.append(1, 1L << 40));
+    refused("no such role", () -> conversation.say("nobody", "Hello"));
+    refused("no saved file", () -> conversation.load(file));
     conversation.append(20, 30, 41, 59);
+    refused("temperature", () -> conversation.answer(AnswerOptions.atMost(1).withSampling(Sampling.at(-1, 0)), piece -> true));
     List<Piece> pieces = new ArrayList<>();
-    Answer answer = conversation.answer(AnswerOptions.atMost(100), pieces::add);
+    Answer answer = conversation.answer(AnswerOptions.DEFAULT.withEndless(true), pieces::add);
     System.out.println("full: " + answer.finish() + " " + conversation.length());
-    refused("no room", () -> conversation.append(1));
     conversation.seek(4);
     List<Piece> again = new ArrayList<>();
-    Answer stopped = conversation.answer(AnswerOptions.atMost(100), piece -> again.add(piece) && again.size() < 3);
+    Answer stopped = conversation.answer(AnswerOptions.DEFAULT, piece -> again.add(piece) && again.size() < 3);
     System.out.println("again: " + joined(pieces).startsWith(joined(again)) + " " + stopped.finish() + " " + again.size());
+    conversation.seek(4);
     refused("thrown", () -> conversation.answer(AnswerOptions.atMost(5), piece -> {
       throw new IllegalArgumentException("the listener's own");
     }));
@@ -133,6 +193,7 @@ final class Exercise {
     model.close();
     model.close();
     refused("closed model", model::conversation);
+    refused("closed text", () -> model.encode("a", false));
     System.out.println("open still: " + conversation.length());
     conversation.close();
     conversation.close();
@@ -154,10 +215,9 @@ final class Exercise {
       });
       other.start();
       // Endless but for the other thread, which closes the conversation that is answering.
-      Answer answer;
       do {
         try {
-          answer = conversation.answer(AnswerOptions.atMost(400), piece -> {
+          conversation.answer(AnswerOptions.atMost(400).withEndless(true), piece -> {
             begun.countDown();
             return true;
           });
@@ -211,7 +271,7 @@ final class Exercise {
     try (Conversation conversation = model.conversation()) {
       conversation.append(prompt);
       List<Piece> pieces = new ArrayList<>();
-      conversation.answer(AnswerOptions.atMost(4), pieces::add);
+      conversation.answer(AnswerOptions.atMost(4).withEndless(true), pieces::add);
       return joined(pieces);
     }
   }
@@ -246,14 +306,20 @@ final class Exercise {
     System.out.println("current: " + store.current().map(root::relativize).map(Path::toString).orElse("none"));
   }
 
-  /** Nanoseconds that a token takes through JNI, and that the engine itself says of it. */
+  /** In each round the nanoseconds of a token, with what Java does, and the engine's own part of them. */
   private static void overhead(Path file) {
     try (Model model = Model.open(file); Conversation conversation = model.conversation()) {
+      AnswerOptions options = AnswerOptions.atMost(400).withEndless(true);
       conversation.append(20, 30, 41, 59);
-      for (int round = 0; round < 5; round++) {
+      for (int round = 0; round < 20; round++) {
         conversation.seek(4);
-        Answer answer = conversation.answer(AnswerOptions.atMost(400), piece -> true);
-        System.out.println(answer.nanoseconds() / answer.tokens());
+        long[] inside = new long[1];
+        long start = System.nanoTime();
+        Answer answer = conversation.answer(options, piece -> {
+          inside[0] += piece.nanoseconds();
+          return true;
+        });
+        System.out.println((System.nanoTime() - start) / answer.tokens() + " " + inside[0] / answer.tokens());
       }
     }
   }
