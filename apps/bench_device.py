@@ -1,6 +1,7 @@
 """``edgeloop bench --device``: the same benchmark on another computer, whose record comes back.
 
-The bundle, and edgeloop with the wheels that it needs, go there into a folder that is gone afterwards.
+The bundle and what runs it go there into a folder that is gone afterwards: edgeloop with the wheels that it needs, or
+the lane engine's C++ host alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..runtime.bundle.manifest import MANIFEST
 from ..runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from ..runtime.bundle.folder import Bundle
     from .console import Console, Progress
     from .devices.shell import ShellDevice
+    from .devices.store import BoardStore
     from .measure.record import Record
 
 MODES = ("speed", "users", "soak", "chat")
@@ -62,7 +65,12 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         metavar="DEVICE",
-        help="measure there, and leave nothing behind: ssh://user@board[:port], or local",
+        help="measure there, and leave nothing behind: ssh://user@board[:port], adb:SERIAL, or local",
+    )
+    group.add_argument(
+        "--host",
+        choices=("python", "native"),
+        help="what runs there: edgeloop in Python, or the lane engine's C++ host alone (python; adb: native)",
     )
     group.add_argument(
         "--wheels",
@@ -75,8 +83,9 @@ def device_arguments(parser: argparse.ArgumentParser) -> None:
 def check_device(args: argparse.Namespace, mode: str) -> bool:
     """Whether another computer is asked for; UsageError where that and the other flags cannot be."""
     if args.device is None:
-        if args.wheels is not None:
-            raise UsageError("--wheels are those of another computer; give it with --device")
+        for name in ("host", "wheels"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} is about another computer; give it with --device")
         return False
     if mode not in MODES or args.decode == "all":
         raise UsageError(f"--{mode} is measured on this computer alone; leave --device out")
@@ -99,8 +108,12 @@ def measure_there(args: argparse.Namespace, mode: str, console: Console) -> Reco
         console.progress() as progress,
         tempfile.TemporaryDirectory() as name,
     ):
+        host = args.host or device.hosts[0]
+        if host not in device.hosts:
+            raise UsageError(f"{device.name} runs no host in {host}; leave --host out")
+        check_host(host, mode)
         progress(f"asking {device.name}", 0.0)
-        return _by_python(args, bundle, device, Path(name), progress)
+        return _HOSTS[host](args, bundle, device, Path(name), progress)
 
 
 def _by_python(
@@ -122,6 +135,68 @@ def _by_python(
             folder, ["-m", "edgeloop.apps.cli", "bench", "bundle", *words(args, engine), "--json"]
         )
     return record_in(said, bundle)
+
+
+def _by_native(
+    args: argparse.Namespace, bundle: Bundle, device: ShellDevice, scratch: Path, progress: Progress
+) -> Record:
+    from .devices import native_host
+
+    asked, load = native_host.words(args), native_host.bundle_load(bundle)
+    facts = device.facts()
+    progress("compiling what runs there", 0.05)
+    host = native_host.NativeHost.of(device.name, facts, scratch)
+    with device.folder(host.need + load.bytes + MARGIN) as folder:
+        progress("sending it", 0.1)
+        host.install(folder)
+        folder.push(load)
+        progress(f"measuring on {device.name}", 0.2)
+        said = host.run(folder, ["bundle", *asked])
+    return native_host.record_in(said, bundle, facts, args)
+
+
+def measure_stored(
+    args: argparse.Namespace, mode: str, device: ShellDevice, store: BoardStore, console: Console
+) -> Record:
+    """Measure with what is on a board already, in a folder of its own there → the record."""
+    from ..runtime.bundle.folder import Bundle, sha256_of
+    from .devices import native_host
+    from .devices.device import DeviceError
+    from .devices.python_host import engine_of, environment, python_of
+    from .devices.store import PROGRAM, SITE
+
+    bundle, home = Bundle.open(args.bundle, verify=False), store.folder.path
+    own = sha256_of(bundle.folder / MANIFEST)
+    if store.folder.ask(f"sha256sum {store.bundle}/{MANIFEST}").split()[:1] != [own]:
+        raise DeviceError(
+            f"{store.name} on {device.name} is another bundle than {args.bundle}; push it again"
+        )
+    check_host(args.host, mode)
+    facts = device.facts()
+    with console.progress() as progress, device.folder(MARGIN) as folder:
+        progress(f"measuring on {device.name}", 0.1)
+        if args.host == "native":
+            said = folder.run([f"{home}/{PROGRAM}", f"{home}/{store.bundle}", *native_host.words(args)])
+            return native_host.record_in(said, bundle, facts, args)
+        engine = engine_of(bundle, args.engine)
+        command = [
+            python_of(device.name, facts),
+            "-m",
+            "edgeloop.apps.cli",
+            "bench",
+            f"{home}/{store.bundle}",
+        ]
+        said = folder.run([*command, *words(args, engine), "--json"], environment(f"{home}/{SITE}"))
+    return record_in(said, bundle)
+
+
+def check_host(host: str, mode: str) -> None:
+    """UsageError where ``host`` does not have the benchmark ``mode``."""
+    if host == "native" and mode != "speed":
+        raise UsageError(f"--{mode} is not known to the C++ host; leave it out, or choose --host python")
+
+
+_HOSTS = {"python": _by_python, "native": _by_native}
 
 
 def words(args: argparse.Namespace, engine: str) -> list[str]:

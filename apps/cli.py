@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "sensitivity": Verb(".sensitivity", "what codes cost each matrix, and a recipe of bits where they count"),
     "calibrate": Verb(".calibrate", "fit exit rules to a text, for a quality goal", huge_pages=True),
     "bench": Verb(".bench", "speed, spread and memory", huge_pages=True),
+    "board": Verb(".board_verb", "bundles on a board: push, run, chat, bench, pull, remove"),
     "predict": Verb(".predict", "how fast on a device, before it runs there or is trained"),
     "device": Verb(".device", "profiles of devices, and one of this computer", huge_pages=True),
     "compare": Verb(".compare", "staged against unrolled and onnxruntime-genai", huge_pages=True),

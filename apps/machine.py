@@ -34,11 +34,18 @@ def processor() -> str:
     """The processor's name, as far as the system tells."""
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    if sys.platform != "linux":
+        return platform.processor() or platform.machine()
+    return processor_in(_read("/proc/cpuinfo"), platform.machine())
+
+
+def processor_in(cpuinfo: str, machine: str) -> str:
+    """The name in the lines of a Linux's /proc/cpuinfo; ``machine``, the processor's kind, where there is none."""
     for key in ("model name", "Model", "Hardware"):
-        found = re.search(rf"^{key}\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+        found = re.search(rf"^{key}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
         if found:
-            return f"{found[1].strip()} ({platform.machine()})"
-    return platform.processor() or platform.machine()
+            return f"{found[1].strip()} ({machine})"
+    return machine
 
 
 def processor_features() -> list[str]:
@@ -47,9 +54,14 @@ def processor_features() -> list[str]:
         words = set(_sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split())
         if platform.machine() == "arm64":
             words |= {"asimd", "asimdhp", "asimddp"}  # every Apple processor of that kind
-    else:
-        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-        words = set(found[1].split()) if found else set()
+        return [name for flag, name in FEATURES if flag in words]
+    return features_in(_read("/proc/cpuinfo"))
+
+
+def features_in(cpuinfo: str) -> list[str]:
+    """Which of ``FEATURES`` the lines of a Linux's /proc/cpuinfo have."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    words = set(found[1].split()) if found else set()
     return [name for flag, name in FEATURES if flag in words]
 
 

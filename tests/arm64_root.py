@@ -3,7 +3,8 @@
 ``make arm64-root`` calls this. debootstrap unpacks a Debian for Arm into build/arm64-root, the kernel is told to run
 its programs with qemu (binfmt_misc, until this ends), and chroot goes into it: root alone may do that. It is a device
 like a board over ssh (``apps/devices``): pip fetches wheels for it, the lane engine is cross-compiled for it, the
-demo's bundles are pushed, run and compared with this computer. It takes minutes, and networks for debootstrap and pip.
+demo's bundles are pushed, run and compared with this computer. At last the C++ host
+runs alone in an empty folder. It takes minutes, and networks for debootstrap and pip.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from typing import Any
 from arm64 import QEMU
 
 from edgeloop.apps.devices.device import Load
+from edgeloop.apps.devices.native_host import FILE, HOST, NativeHost
 from edgeloop.apps.devices.python_host import PythonHost, bundle_load
 from edgeloop.apps.devices.shell import ShellDevice, ShellFolder
 from edgeloop.apps.quantities import byte_count
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.bundle.manifest import MANIFEST
 from edgeloop.runtime.errors import EdgeloopError
+from edgeloop.runtime.session import Session
 
 log = logging.getLogger("arm64_root")
 TESTS = Path(__file__).resolve().parent
 PLACE = TESTS.parent / "build" / "arm64-root"
-ROOT, WHEELS = PLACE / "root", PLACE / "wheels"
+ROOT, WHEELS, ALONE = PLACE / "root", PLACE / "wheels", PLACE / "alone"
 MIRROR, SUITE = "http://deb.debian.org/debian", "bookworm"
 PACKAGES = ("python3", "g++")
 """Of Debian, beside its least: what runs edgeloop, and what engine executorch compiles its bridge with."""
@@ -214,6 +217,34 @@ def run_engine(device: EmulatedDevice, engine: str, bundles: dict[str, Bundle], 
             compare(engine, quant, here(bundle, engine, text), there(host, folder, quant, engine))
 
 
+def run_alone(device: EmulatedDevice, bundle: Bundle, text: Path) -> None:
+    """The C++ host in an empty system, with the lane engine's file; AssertionError for other text than Python's."""
+    shutil.rmtree(ALONE, ignore_errors=True)
+    (ALONE / "tmp").mkdir(parents=True)
+    host = NativeHost.of(device.name, device.facts(), ALONE)
+    shutil.copy(bundle.path(FILE), ALONE / "model.lanes")
+    program, prompt = (ALONE / HOST).stat().st_size, text.read_text(encoding="utf-8")[:100]
+    log.info(
+        "%s: %s, static; model.lanes: %s",
+        HOST,
+        byte_count(program),
+        byte_count((ALONE / "model.lanes").stat().st_size),
+    )
+    assert host.need == program
+    words = ["model.lanes", "--prompt", prompt, "-n", "64", "--json"]
+    done = subprocess.run(
+        ["chroot", str(ALONE), f"/{HOST}", *words], capture_output=True, text=True, timeout=600, check=False
+    )
+    if done.returncode:
+        raise AssertionError(f"{HOST} in an empty system: {done.stderr.strip()}")
+    with Session.open(bundle.folder, engine="native") as session:
+        own = "".join(step.text for step in session.generate(prompt, 64))
+    found = json.loads(done.stdout)["text"]
+    if found != own:
+        raise AssertionError(f"{HOST} in an empty system writes {found!r}, and Python here {own!r}")
+    log.info("%s in an empty system: the text of 64 tokens is that of Python here", HOST)
+
+
 def main(engines: Sequence[str]) -> int:
     """All ``engines``; exit status 1 after the first that does not hold."""
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)8d ms  %(message)s", stream=sys.stdout)
@@ -230,6 +261,7 @@ def main(engines: Sequence[str]) -> int:
         with registered(), EmulatedDevice(ROOT) as device:
             for engine in engines:
                 run_engine(device, engine, bundles, text)
+            run_alone(device, bundles["int4"], text)
     except (AssertionError, EdgeloopError) as error:
         log.error("%s", error)
         return 1

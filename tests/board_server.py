@@ -64,7 +64,7 @@ def board(folder: Path) -> Iterator[Board]:
     (folder / "sshd").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {user}.pub\nStrictModes no\n"
         f"UsePAM no\nPasswordAuthentication no\nPidFile none\nLogLevel VERBOSE\nPermitUserEnvironment no\n"
-        f"SetEnv TMPDIR={home}\nSubsystem sftp {SFTP}\nPermitRootLogin yes\nMaxStartups 100\n"
+        f"SetEnv TMPDIR={home} HOME={home}\nSubsystem sftp {SFTP}\nPermitRootLogin yes\nMaxStartups 100\n"
     )
     (folder / "ssh").write_text(
         f"Host *\nIdentityFile {user}\nIdentitiesOnly yes\nUserKnownHostsFile {folder / 'known'}\n"

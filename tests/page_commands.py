@@ -59,7 +59,7 @@ INSTEAD = {
 }
 """By command, what is run in its place: less of the same."""
 
-BOARD = "a board; tests/apps/test_device.py has one"
+BOARD = "a board; tests/apps/test_device.py and test_board.py have one"
 COMMITS = "compiles the engine of two commits; tests/apps/test_bench_commits.py has commits of its own"
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 CHECKED = "with keys of its own; tests/runtime/bundle/test_signature.py runs it"
@@ -90,6 +90,16 @@ NOT_RUN = {
         THEIR_EXPORTER
     ),
     "edgeloop bench bundle --device local": "wheels come from a network; tests/apps/test_device.py has its own",
+    "edgeloop bench bundle --device ssh://pi@board --host native": BOARD,
+    "edgeloop board --host python --engine onnx pi@board push bundle": BOARD,
+    'edgeloop board --host python pi@board run bundle -p "Once upon a time" -n 100 --engine onnx': BOARD,
+    "edgeloop board pi@board bench bundle -p 128 -n 64": BOARD,
+    "edgeloop board pi@board chat bundle": BOARD,
+    "edgeloop board pi@board pull bundle -o copy": BOARD,
+    "edgeloop board pi@board push bundle": BOARD,
+    "edgeloop board pi@board remove bundle": BOARD,
+    'edgeloop board pi@board run bundle -p "Once upon a time" -n 100': BOARD,
+    "edgeloop bench bundle --device adb:SERIAL": "a phone; tests/apps/test_device_native.py has a stand-in",
     "edgeloop bench bundle --device ssh://pi@board --save runs/": BOARD,
     "edgeloop bench bundle --device ssh://pi@board:2222 --engine onnx --depths": BOARD,
     "java -Dedgeloop.library=build/jni/libedgeloop_jni.so -cp classes Hello bundle/native/model.lanes": JNI,

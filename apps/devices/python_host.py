@@ -60,7 +60,9 @@ def bundle_load(bundle: Bundle, into: str = "bundle") -> Load:
 def python_of(name: str, facts: Facts) -> str:
     """The command of Python on the device ``name``; DeviceError where there is none that is new enough."""
     if facts.python is None:
-        raise DeviceError(f"{name} has no Python 3.11 or newer (apt install python3)")
+        raise DeviceError(
+            f"{name} has no Python 3.11 or newer (apt install python3); the C++ host needs none: --host native"
+        )
     return facts.python[0]
 
 

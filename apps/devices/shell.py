@@ -63,6 +63,8 @@ class ShellDevice(ABC):
 
     places: tuple[str, ...] = ('"$TMPDIR"', "/var/tmp", "/tmp", '"$HOME"')
     """Where folders are made, as a shell has them: disks before what may be memory."""
+    hosts: tuple[str, ...] = ("python", "native")
+    """What can run there, the usual one first."""
 
     def __init__(self, name: str) -> None:
         """``name``: how messages call it."""

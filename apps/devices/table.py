@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...runtime.errors import UsageError
+from .adb import AdbDevice
 from .local import LocalDevice
 from .shell import ShellDevice
 from .ssh import SshDevice
 
 KINDS: dict[str, Callable[[str], ShellDevice]] = {
     "ssh://": SshDevice,
+    "adb:": AdbDevice,
     "local": LocalDevice,
 }
-FORMS = "ssh://user@board[:port] or local"
+FORMS = "ssh://user@board[:port], adb:SERIAL or local"
 
 
 def open_device(text: str) -> ShellDevice:

@@ -39,7 +39,7 @@ def platforms(facts: Facts) -> list[str]:
     """Return the tags of wheels that a computer takes, the newest first; DeviceError for one that takes none."""
     match = re.fullmatch(r"2\.(\d{1,3})", facts.libc)
     if match is None:
-        raise DeviceError("wheels need glibc, which is not there")
+        raise DeviceError("wheels need glibc, which is not there; the C++ host needs nothing: --host native")
     newest = int(match[1])
     tags = [f"manylinux_2_{minor}_{facts.machine}" for minor in range(newest, OLDEST_GLIBC - 1, -1)]
     return [*tags, f"manylinux2014_{facts.machine}"]

@@ -43,6 +43,27 @@ def bundle(checkpoint: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def native_bundle(checkpoint: Path) -> Path:
+    """As ``bundle``, for the lane engine alone; tests leave it as it is."""
+    out = checkpoint.with_name("native")
+    words = ["export", str(checkpoint), "-o", str(out), "--target", "native", "--quant", "int4", "--json"]
+    assert main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def static_host(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where edgeloop-run cannot be linked statically: some systems have no C library for that."""
+    from edgeloop.runtime.engines.native.build import BuildError
+    from edgeloop.runtime.engines.native.programs import host
+
+    try:
+        host(tmp_path_factory.mktemp("host") / "edgeloop-run")
+    except BuildError as error:
+        pytest.skip(f"edgeloop-run is not linked statically here: {error}")
+
+
 @pytest.fixture
 def bundle_without_template(bundle: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "plain"
