@@ -44,11 +44,15 @@ WAYS = {
     "bench-threads": Way(("bench_threads",)),
     "bench-pass": Way(("bench_pass",)),
     "bench-deltas": Way(("bench_deltas",)),
-    "asan": Way((*TESTS, "fuzz", "fuzz_text", "fuzz_context"), (*_CHECKED, "-fsanitize=address")),
-    "ubsan": Way((*TESTS, "fuzz", "fuzz_text", "fuzz_context"), (*_CHECKED, "-fsanitize=undefined")),
+    "asan": Way(
+        (*TESTS, "fuzz", "fuzz_text", "fuzz_context", "fuzz_update"), (*_CHECKED, "-fsanitize=address")
+    ),
+    "ubsan": Way(
+        (*TESTS, "fuzz", "fuzz_text", "fuzz_context", "fuzz_update"), (*_CHECKED, "-fsanitize=undefined")
+    ),
     "tsan": Way(("threads", "blocks", "fuzz"), (*_CHECKED, "-fsanitize=thread")),
     "fuzz": Way(
-        ("fuzz", "fuzz_text"),
+        ("fuzz", "fuzz_text", "fuzz_update"),
         (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"),
         _CLANG,
     ),
@@ -83,6 +87,7 @@ def program(name: str, target: Target) -> list[Path]:
         "fuzz_text": [SOURCES / "fuzz_text.cpp", *text],
         "fuzz": [SOURCES / "fuzz.cpp", SOURCES / "fuzz_calls.cpp", *target.sources()],
         "fuzz_context": [SOURCES / "fuzz_context.cpp", *target.sources()],
+        "fuzz_update": [SOURCES / "fuzz_update.cpp", SOURCES / "update/file.cpp"],
     }[name]
 
 
@@ -164,6 +169,23 @@ def text_sections(folder: Path) -> list[Path]:
     return made
 
 
+def update_files(folder: Path) -> list[Path]:
+    """An update, and a list of hashes as it is signed, for a fuzzer to change."""
+    from update_bundles import new_bundle, old_bundle
+
+    from edgeloop.runtime.bundle.folder import Bundle, sha256_of
+    from edgeloop.runtime.bundle.manifest import MANIFEST
+    from edgeloop.runtime.bundle.signature import sums
+    from edgeloop.runtime.update.diff import make_update
+
+    with tempfile.TemporaryDirectory() as work:
+        old, new = old_bundle(Path(work) / "old"), new_bundle(Path(work) / "new", b"more")
+        folder.mkdir()
+        made = [make_update(old, new, folder / "update").path, folder / "sums"]
+        made[1].write_bytes(sums(Bundle.open(new).manifest, sha256_of(new / MANIFEST)))
+    return made
+
+
 def delta_files(folder: Path) -> list[Path]:
     """Files in the shape of mor-360m-r3's block, random int4 codes: without deltas, with rank 64 everywhere, twice."""
     import numpy as np
@@ -212,8 +234,8 @@ def main(how: str, arguments: Sequence[str]) -> int:
         for name in way.programs:
             binary = compiled(name, Path(folder), ("-Werror", *way.options), target)
             given = [*arguments]
-            if name == "fuzz":
-                files = lanes_files(Path(folder) / "files")
+            if name in ("fuzz", "fuzz_update"):
+                files = (lanes_files if name == "fuzz" else update_files)(Path(folder) / f"files-{name}")
                 given = given or (["-max_total_time=60"] if how == "fuzz" else ["2000"])
                 given += [str(files[0].parent)] if how == "fuzz" else map(str, files)
             if name == "fuzz_text":

@@ -47,7 +47,7 @@ COMMON = (
 )
 KERNEL = ("-O3", "-fno-exceptions", "-fno-asynchronous-unwind-tables")
 SMALL = re.compile(r"(api|model\w*|program\w*|plan|engine|calls|measure|pace|json|sha256|\w+_api)\.cpp")
-"""Files, beside those in src/text and src/context, of what is done once a model or once a call:
+"""Files, beside those in src/text, src/context and src/update, of what is done once a model or once a call:
 a tenth of the library less, and no pass that is slower."""
 
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
@@ -132,7 +132,7 @@ def _kernel(source: Path) -> str:
 def _level(source: Path) -> tuple[str, ...]:
     if source.parent.name == "kernels":
         return KERNEL
-    small = source.parent.name in ("text", "context") or SMALL.fullmatch(source.name)
+    small = source.parent.name in ("text", "context", "update") or SMALL.fullmatch(source.name)
     return ("-Os",) if small else ("-O2",)
 
 

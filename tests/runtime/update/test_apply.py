@@ -9,8 +9,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,14 +255,6 @@ def test_changed_updates_are_refused_or_make_the_right_bundle(made: Path) -> Non
             shutil.rmtree(made / "bundle.former")
         assert names(made) == {"bundle", "new", "update", "changed"}
     assert refused > 250
-
-
-@pytest.fixture
-def quick(tmp_path: Path) -> Iterator[Path]:
-    """A folder whose files are flushed at once, where the system has one in memory."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        yield Path(folder)
 
 
 def killed(scenario: str, folder: Path, *words: str) -> list[str]:
