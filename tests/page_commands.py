@@ -67,6 +67,7 @@ HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of 
 INSTALLS = "installs packages"
 JNI = "minutes: the engine once more; tests/apps/test_android.py links the JNI to its library, and runs the page's Java"
 MEASURES = "minutes: the kernels by themselves, compiled for it"
+MEASURES_UPDATES = "minutes: exports models; tests/export/test_update.py has a tiny one"
 MEASURES_MODELS = (
     "minutes: exports models and times them; tests/test_prediction_table.py does it with tiny ones"
 )
@@ -79,6 +80,7 @@ NOT_RUN = {
     ".venv/bin/python tests/draft_prediction_table.py build/predictions": MEASURES_MODELS,
     ".venv/bin/python tests/draft_prediction_table.py build/predictions prepare": MEASURES_MODELS,
     ".venv/bin/python tests/prediction_table.py build/predictions": MEASURES_MODELS,
+    ".venv/bin/python tests/update_table.py build/updates": MEASURES_UPDATES,
     ".venv/bin/python -m pytest tests/apps -k show": TESTS,
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,
     "EDGELOOP_DEPTHS=2 apps/board/native/edgeloop-run bundle 20 3412 590 259 570": RUNNER,
@@ -143,6 +145,7 @@ ELSEWHERE = {
         "kotlin",
     ): "tests/apps/test_android_kotlin.py compiles it",
     ("docs/c-abi.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
+    ("docs/updates.md", "c"): "tests/runtime/engines/native/test_update.py compiles and runs it",
     ("docs/in-your-app.md", "c"): "tests/apps/test_in_your_app.py compiles and runs it",
     ("docs/in-your-app.md", "py"): "tests/apps/test_in_your_app.py runs it, in a process of its own",
     ("docs/predict.md", "toml"): "tests/apps/test_predict.py predicts it",

@@ -6,7 +6,7 @@ none. Then the parts' bytes, one part behind the other, to the end of the file.
 
 A file of the new bundle is its copies, one behind the other: bytes of a file of the old one, or a whole part. Part i is
 found by its number and known by its SHA-256. Nothing in a file is trusted: sizes and numbers are those that follow from
-each other, so that parts cannot overlap and nothing lies behind the last one.
+each other, so that parts cannot overlap and nothing lies behind the last one. ``src/update/file.cpp`` reads it too.
 """
 
 from __future__ import annotations

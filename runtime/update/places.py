@@ -1,4 +1,4 @@
-"""What lies beside a bundle that is updated, and how names change hands.
+"""What lies beside a bundle that is updated, and how names change hands; the same in ``src/update/places.cpp``.
 
 Beside the folder NAME: ``.NAME.update``, where the new bundle is built, and ``NAME.former``, the bundle that was
 replaced last. In the first: ``for``, the SHA-256 of the manifest that is being built; ``new``, that bundle; ``part``,

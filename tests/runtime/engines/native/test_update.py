@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+import pages
 import pytest
 from update_bundles import STORED, contents, new_bundle, old_bundle
 from update_calls import VERIFY, CallError, Calls, Trust, UpdateInfo
@@ -238,6 +239,49 @@ def test_signatures(calls: Calls, made: Path) -> None:
         calls.check(bundle, None)
     with pytest.raises(CallError, match="this library checks no signature by itself"):
         calls.check(bundle, Trust(ctypes.sizeof(Trust), 0, bytes(32), VERIFY(0), None))
+
+
+def test_the_host_on_the_page(lane_engine: Path, made: Path) -> None:
+    """Compiled as the page says, with OpenSSL, against keys and signatures of cryptography."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: pip install 'edgeloop[sign]'")
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    (host,) = pages.blocks(pages.ROOT / "docs" / "updates.md", "c")
+    (made / "update.c").write_text(host)
+    words = [
+        f"-I{build.SOURCES}",
+        str(lane_engine),
+        f"-Wl,-rpath,{lane_engine.parent}",
+        "-lcrypto",
+        "-o",
+        "host",
+    ]
+    probe = "#include <openssl/evp.h>\nint main(void) { return 0; }"
+    given = ["-x", "c", "-", "-lcrypto", "-o", "probe"]
+    if (
+        compiler is None
+        or subprocess.run(
+            [compiler, *given], input=probe, text=True, cwd=made, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no C compiler, or no libssl-dev")
+    subprocess.run([compiler, "-Wall", "-Werror", "update.c", *words], cwd=made, check=True)
+    keys = [
+        SigningKey.make(made / name) and TrustedKey.read(made / f"{name}.pub").raw.hex()
+        for name in ("a", "b")
+    ]
+    make_update(made / "bundle", made / "new", made / "update", SigningKey.read(made / "a"))
+
+    def run(key: str) -> subprocess.CompletedProcess[str]:
+        command = [made / "host", made / "bundle", made / "update", key]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = run(keys[1])
+    assert (refused.returncode, refused.stdout) == (Code.FORMAT, "")
+    assert "is not signed by the key that is trusted" in refused.stderr
+    done = run(keys[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"\d+ of \d+ bytes written\n", done.stdout)
+    assert contents(made / "bundle") == contents(made / "new")
 
 
 def test_the_structs_are_those_of_the_header_file() -> None:

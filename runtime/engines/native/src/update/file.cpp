@@ -194,7 +194,7 @@ std::vector<Sum> read_sums(const std::vector<uint8_t>& text) {
     for (size_t i = 0; fine && i < SHA_BYTES; i++) {
       const int high = digit(line[2 * i]), low = digit(line[2 * i + 1]);
       fine = high >= 0 && low >= 0;
-      sum.sha256[i] = uint8_t(high << 4 | low);
+      if (fine) sum.sha256[i] = uint8_t(high << 4 | low);
     }
     if (fine) sum.name.assign(reinterpret_cast<const char*>(line) + 66, length - 66);
     if (!fine || !is_plain(sum.name) || (!found.empty() && found.back().name >= sum.name) || found.size() == MOST_FILES)
