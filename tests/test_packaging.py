@@ -44,6 +44,7 @@ WHERE = {  # what a file may import: the extras of every place that it is in
     "apps/": ("cli", "export"),
     "apps/against.py": ("calibrate",),
     "apps/measure/panels.py": ("calibrate",),
+    "apps/measure/roofline.py": ("calibrate",),
     "apps/measure/ops_": ("executorch", "onnx"),
     "apps/lm_eval.py": ("lm-eval",),
     "apps/bench_profile.py": ("executorch",),
@@ -63,6 +64,9 @@ TOOLS = {  # started, or imported by name when asked for
     "pytest-xdist",
     "ruff",
     "tqdm",
+    "tree-sitter",
+    "tree-sitter-kotlin",
+    "tree-sitter-swift",
 }
 
 

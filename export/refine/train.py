@@ -36,7 +36,7 @@ HELD, MOST_HELD = 16, 8
 LEAST = 4
 """Windows that a text has to have."""
 _SAID = 40
-"""How often progress is told."""
+"""How often progress is shown."""
 
 
 @dataclass(frozen=True)
