@@ -92,6 +92,7 @@ std::vector<Array> arrays_of(const el_session& session, const Numbers& numbers) 
 // Goes through the bytes of every head and side of a slot's rows [count][row], in the order of the file: a piece of them is
 // gathered and written, or read and put where it belongs.
 void exchange(const Caches& caches, const Held& held, std::vector<uint8_t>& rows, ArraysWriter* out, ArraysReader* in) {
+  if (!held.tokens) return;
   const size_t row = caches.row_bytes(held.stage);
   size_t at = 0;
   std::vector<uint8_t> piece;
