@@ -120,9 +120,20 @@ void Text::replace(const Step& step, std::string& text, bool& first) const {
 }
 
 void Text::decode(const int64_t* ids, size_t count, bool skip_special, std::string& text) const {
-  Tokens tokens;
-  for (size_t i = 0; i < count; i++)
-    if (known(ids[i]) && !(skip_special && special(ids[i]))) tokens.emplace_back(written(ids[i]));
+  const Step* step = std::find_if(steps_.begin(), steps_.end(), [](const Step& s) { return s.stage == DECODE; });
+  const bool joined = step != steps_.end() && step->kind == BYTES;  // then no token stands alone
+  Tokens tokens(joined);
+  for (size_t i = 0; i < count; i++) {
+    const int64_t id = ids[i];
+    const Added* a = added(id);
+    if (!a && (id < 0 || id >= rules_->tokens)) continue;
+    const Bytes found = a ? string(a->written) : piece(uint32_t(id));
+    if ((!a && found.empty()) || (a && skip_special && a->flags & SPECIAL)) continue;
+    if (joined)
+      tokens[0].append(found);
+    else
+      tokens.emplace_back(found);
+  }
   bool first = true;
   for (const Step& step : steps_) {
     if (step.stage != DECODE) continue;
