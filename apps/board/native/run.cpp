@@ -1,7 +1,7 @@
 // The smallest host of a bundle's .pte: token ids in, greedy token ids out, through the depth loop, on C++ alone.
 //
-//     edgeloop-run BUNDLE COUNT ID…            the next COUNT tokens, each after all depths
-//     EDGELOOP_DEPTHS=2 edgeloop-run …         the same with an exit after 2 depths
+//     executorch-run BUNDLE COUNT ID…            the next COUNT tokens, each after all depths
+//     EDGELOOP_DEPTHS=2 executorch-run …         the same with an exit after 2 depths
 //
 // It is what an Android app's JNI starts from: runtime/engines/executorch/bridge.cpp below, this loop above. Models with K and V for
 // each depth, without a sliding window and without a router, that need nothing which layout.json has as "beyond": all
@@ -284,7 +284,7 @@ int generate(const std::string& bundle, int count, const std::vector<int>& promp
 
 int main(int count, char** words) {
   if (count < 4) {
-    std::fprintf(stderr, "edgeloop-run: wanted BUNDLE COUNT ID…, the ids of the prompt's tokens\n");
+    std::fprintf(stderr, "executorch-run: wanted BUNDLE COUNT ID…, the ids of the prompt's tokens\n");
     return 2;
   }
   try {
@@ -292,7 +292,7 @@ int main(int count, char** words) {
     for (int i = 3; i < count; ++i) prompt.push_back(std::atoi(words[i]));
     return generate(words[1], std::atoi(words[2]), prompt);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "edgeloop-run: %s\n", error.what());
+    std::fprintf(stderr, "executorch-run: %s\n", error.what());
     return 1;
   }
 }

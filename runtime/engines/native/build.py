@@ -74,6 +74,7 @@ LINK = {
         "-s",
         "-Wl,--gc-sections",
         "-Wl,--exclude-libs,ALL",
+        f"-Wl,--version-script={SOURCES / 'library.map'}",  # not the standard library's templates either
         "-Wl,--no-undefined",
         "-Wl,-z,noseparate-code",  # no pages that are filled up between code and constants
     ),

@@ -531,7 +531,7 @@ def refusal(runner: Path, bundle: Path) -> str:
     command = [str(runner), str(bundle), "12", *map(str, PROMPT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("edgeloop-run: ")
+    assert done.stderr.startswith("executorch-run: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +155,13 @@ def test_a_build_compiles_what_changed(
         build.build(made, objects)
     assert "\n" not in str(caught.value)
     assert made.is_file()  # of what compiled
+
+
+@pytest.mark.skipif(shutil.which("nm") is None or sys.platform != "linux", reason="nm lists symbols")
+def test_nothing_but_the_c_interface_is_exported() -> None:
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", str(build.LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    names = {line.split()[-1] for line in listed.splitlines()}
+    assert [name for name in names if not name.startswith("el_")] == []
+    assert {"el_open", "el_text_open", "el_context_new", "el_bundle_verify"} <= names
