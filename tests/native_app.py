@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,12 @@ STRUCTS = {
 _VOID = ("el_close", "el_text_close", "el_context_free", "el_context_stop")
 
 
+@cache
+def _library() -> ctypes.CDLL:
+    """The library with functions of its own: what is set on those that the engine has would be set for it as well."""
+    return ctypes.CDLL(library()._name)
+
+
 class CodeError(Exception):
     """A code that is not EL_OK, and its line."""
 
@@ -149,14 +156,14 @@ class CodeError(Exception):
 def call(name: str, *arguments: Any) -> None:
     """Call ``name`` of the library, which says what goes wrong in a line; CodeError with it."""
     error = ctypes.create_string_buffer(ERROR)
-    function = getattr(library(), name)
+    function = getattr(_library(), name)
     function.argtypes, function.restype = None, c_int
     if code := function(*arguments, error):
         raise CodeError(code, error.value.decode(errors="replace"))
 
 
 def _free(name: str, pointer: c_void_p) -> None:
-    function = getattr(library(), name)
+    function = getattr(_library(), name)
     function.argtypes, function.restype = None, None
     function(pointer)
 

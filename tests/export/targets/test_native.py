@@ -210,7 +210,7 @@ def test_an_op_that_is_not_there_is_refused_by_name(
 
 
 def test_palettes_are_refused() -> None:
-    with pytest.raises(ExportError, match="holds codes with scales, and no tables of values"):
+    with pytest.raises(ExportError, match="tables of values, which target native does not hold"):
         native.NativeTarget().check(None, Recipe.palettes())  # type: ignore[arg-type]
 
 
