@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime" / "engine
 
 from build import COMPILERS, SOURCES, Target, compile_object  # by its place: there may be no edgeloop yet
 
+sys.path.pop(0)  # its neighbours have names that modules here have too
+
 KERNEL_TESTS = ("main", "models", "products", "functions", "tables", "attention", "amx")
 TESTS = ("kernels", "threads", "pace", "blocks", "drafts", "decode", "text")
 """Programs that test parts of the library, without one."""
