@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.recipe import Recipe
-from ..quant.recipe_file import read_recipe
 from ..runtime.errors import UsageError
 from ..runtime.timing import peak_rss_bytes
 from .console import Console
@@ -72,6 +71,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
     """Write the codes; EdgeloopError leaves what was at ``args.out``."""
     if args.recipe is not None and (args.quant or args.group_size):
         raise UsageError("--recipe says how every matrix is stored; leave --quant and --group-size away")
+    from ..quant.recipe_file import read_recipe
+
     recipe = (
         read_recipe(args.recipe) if args.recipe else Recipe.named(args.quant or "int4", args.group_size or 32)
     )

@@ -64,6 +64,7 @@ COMMITS = "compiles the engine of two commits; tests/apps/test_bench_commits.py 
 COMPILES = "compiles the engine; the fixture lane_engine does it for all tests"
 CHECKED = "with keys of its own; tests/runtime/bundle/test_signature.py runs it"
 HARNESS = "fetches data sets; tests/apps/test_lm_eval.py runs it on requests of its own"
+HOST = "compiles a program into the checkout; tests/runtime/engines/native/test_run.py does it elsewhere"
 INSTALLS = "installs packages"
 JNI = "minutes: the engine once more; tests/apps/test_android.py links the JNI to its library, and runs the page's Java"
 MEASURES = "minutes: the kernels by themselves, compiled for it"
@@ -131,6 +132,11 @@ NOT_RUN = {
     "python -m edgeloop.apps.lm_eval --model edgeloop --model_args "
     "bundle=bundle,exit=depth:2,skipped_kv=exact --tasks arc_easy": HARNESS,
     "python -m edgeloop.runtime.engines.native.build": COMPILES,
+    "make native-host": HOST,
+    "python -m edgeloop.runtime.engines.native.build --host": HOST,
+    'runtime/engines/native/edgeloop-run build/demo --prompt "Once upon a time" -n 40': HOST,
+    "runtime/engines/native/edgeloop-run build/demo --bench -p 32 -n 32 --runs 1 --json": HOST,
+    "runtime/engines/native/edgeloop-run --help": HOST,
 }
 """By command, why no page's test runs it. That make has the target, and pip the extras, is checked all the same."""
 

@@ -78,7 +78,10 @@ def _extract(revision: str, commit: str, folder: Path) -> None:
     if done.returncode:
         raise EngineError(f"git archive {revision:.60} failed: {_last(done.stderr)}")
     with tarfile.open(packed) as file:
-        file.extractall(folder, filter="data")
+        file.extraction_filter = getattr(
+            tarfile, "data_filter", lambda member, _: member
+        )  # Python 3.11.4 has it
+        file.extractall(folder)
     packed.unlink()
     if not (folder / NEEDED).is_file():
         raise UsageError(

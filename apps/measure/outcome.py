@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from ...runtime.bundle.folder import Bundle
 from ...runtime.errors import EdgeloopError
 from ...runtime.version import VERSION
 from ..console import Console
@@ -45,6 +44,8 @@ def recorded(
 ) -> Record:
     """The record of a run of ``mode`` on this machine, now. ``depth``: as the bundle was opened; ``name``: in the place
     of its folder's."""
+    from ...runtime.bundle.folder import Bundle
+
     measured = subject(Bundle.open(bundle, verify=False).at_depth(depth))
     return Record(
         mode=mode,

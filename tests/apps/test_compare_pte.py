@@ -114,7 +114,7 @@ def test_the_table(
         return methods if name == "methods" else {"load_ms": 1, "memory_bytes": 7, "ms": next(times[name])}
 
     monkeypatch.setattr(compare_pte, "measured", measured)
-    args = argparse.Namespace(keep=tmp_path, rounds=3, prompt_tokens=4, tokens=2)
+    args = argparse.Namespace(keep=tmp_path, rounds=3, prompt_tokens=4, tokens=2, save=None)
     compare_pte.compare_programs(args, Console(json=True))
     staged, flat = (found := json.loads(capsys.readouterr().out))["decoders"]
     assert found["notes"] == ["one is left out"]
