@@ -56,6 +56,8 @@ const float* numbers(const Exits& exits, const char* name) {
 }
 
 void choose_router(ChosenPolicy& chosen, const Exits& exits, const std::string& name, const std::string& rest) {
+  if (!exits.head("router.weight") || (exits.routing == EL_RULE_TOKEN && !exits.head("router.bias")))
+    fail(EL_USAGE, "the file has no weights of the model's router; export the model again");
   el_policy& policy = chosen.policy;
   policy.rule = exits.routing;
   policy.squash = exits.squash, policy.gated = exits.gated, policy.temperature = exits.temperature, policy.alpha = exits.alpha;
@@ -180,8 +182,6 @@ Exits::Exits(const el_model& model, Record record) {
     if (hidden && (hidden->sizes.size() != 3 || hidden->sizes[2] != width)) record.wrong();
     shaped((std::string(name) + ".weight").c_str(), {depths, hidden ? hidden->sizes[1] : width});
   }
-  if (routing && !head("router.weight")) record.wrong();
-  if (routing == EL_RULE_TOKEN && !head("router.bias")) record.wrong();
 }
 
 const Head* Exits::head(const char* name) const {
