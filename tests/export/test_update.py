@@ -15,6 +15,7 @@ from edgeloop.runtime import Session
 from edgeloop.runtime.bundle.folder import Bundle
 from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.update.apply import apply_update, roll_back
+from edgeloop.runtime.update.cuts import cuts
 from edgeloop.runtime.update.diff import make_update
 
 
@@ -42,11 +43,12 @@ def test_new_deltas_cost_their_own_bytes(
     lanes = LanesFile(bundle.path("native/model.lanes"), bundle.program).layout
     deltas = sum(section.length for section in lanes.sections if ".lora_" in section.tensor)
     assert 0 < deltas < lanes.file_bytes
-    whole, changed = made.changed["native/model.lanes"]
-    assert whole == lanes.file_bytes
-    assert (
-        deltas <= changed <= deltas + 2 * 4096
-    )  # and the piece of the text section that says which model it is
+    # Beside the deltas those pieces of the text section that say which model it is.
+    old, new = ((tmp_path / name / "native/model.lanes").read_bytes() for name in ("old", "new"))
+    pieces = [(at, at + size) for at, size in cuts(bundle, "native/model.lanes") if at + size > lanes.text]
+    named = sum(end - at for at, end in pieces if old[at:end] != new[at:end])
+    assert 0 < named <= len(new) - lanes.text + 4096
+    assert made.changed["native/model.lanes"] == (lanes.file_bytes, deltas + named)
     assert set(made.changed) == {"manifest.json", "native/model.lanes", "onnx/weights.safetensors"}
     assert made.bytes < deltas + made.changed["onnx/weights.safetensors"][1] + 20_000
 
