@@ -17,7 +17,7 @@ from ..runtime.timing import peak_rss_bytes
 from .console import Console, Progress
 from .intake import read_text
 from .options import at_least
-from .quantities import bits_per_weight, byte_count, layout, shorter_context, table_bytes
+from .quantities import byte_count, layout, shorter_context, table_bytes
 from .show import first_names, quantization
 
 if TYPE_CHECKING:
@@ -241,6 +241,8 @@ def interruptible(progress: Progress) -> Iterator[Progress]:
 
 def summary(report: Report) -> dict[str, object]:
     """What was exported, for machines."""
+    from .storage import bits_per_weight
+
     manifest = report.manifest
     return {
         "bundle": str(report.bundle),

@@ -78,11 +78,6 @@ def with_target(manifest: Manifest, name: str) -> Manifest:
     return structs.replace(manifest, targets={name: manifest.targets[name]}, files=files)
 
 
-def weight_bytes(manifest: Manifest) -> int:
-    """Bytes of the bundle's weights, each file once."""
-    return sum(manifest.files[name].bytes for name in {t.weights for t in manifest.targets.values()})
-
-
 def bundle_bytes(manifest: Manifest) -> int:
     """Bytes of the files that the manifest lists."""
     return sum(file.bytes for file in manifest.files.values())
@@ -105,12 +100,6 @@ def shorter_context(manifest: Manifest, share: float = 0.1) -> tuple[int, int] |
     fits = int(share * (total - tables) / tables * manifest.program.context_length)
     context = 1 << max(fits, 1).bit_length() - 1
     return context, tables - tables * context // manifest.program.context_length
-
-
-def bits_per_weight(manifest: Manifest) -> float:
-    """Stored bits of a parameter, scales and tables included."""
-    one_copy = weight_bytes(manifest) / len({t.weights for t in manifest.targets.values()})
-    return 8 * one_copy / manifest.parameters
 
 
 def unrolled_bytes(manifest: Manifest) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..runtime.bundle.manifest import MANIFEST, Manifest, Parity
 from .architecture import model_facts, model_rows
 from .console import Console
-from .quantities import bits_per_weight, bundle_bytes, byte_count, count, thresholds, unrolled_bytes
+from .quantities import bundle_bytes, byte_count, count, thresholds, unrolled_bytes
 
 if TYPE_CHECKING:
     from ..runtime.bundle.folder import Bundle
@@ -60,7 +60,7 @@ def is_bundle(path: Path) -> bool:
 def show_bundle(path: Path, console: Console) -> None:
     """A bundle, from its manifest and the names of its heads."""
     from ..runtime.bundle.folder import Bundle
-    from .storage import stored_kinds
+    from .storage import bits_per_weight, stored_kinds
 
     bundle = Bundle.open(path, verify=False)
     manifest, probes = bundle.manifest, has_probes(bundle)
@@ -162,11 +162,13 @@ def exits(manifest: Manifest) -> list[tuple[str, ...]]:
 
 def quantization(manifest: Manifest) -> str:
     """How the weights are stored, in words."""
+    from .storage import bits_per_weight
+
     stored = manifest.quantization
     most = "mostly " if stored.others else ""
     groups = f", {most}groups of {stored.group_size}" if stored.group_size else ""
     deltas = ", deltas in 8 bits" if stored.deltas == 8 else ""
-    return f"{stored.scheme}{groups}{deltas}, {bits_per_weight(manifest):.2f} bits a parameter"
+    return f"{stored.scheme}{groups}{deltas}, {bits_per_weight(manifest):.2f} bits a weight"
 
 
 def show_checkpoint(path: Path, adapter: Path | None, console: Console) -> None:

@@ -36,6 +36,12 @@ def stored_kinds(manifest: Manifest) -> list[StoredKind]:
     return sorted(kinds, key=lambda kind: kind.weights, reverse=True)
 
 
+def bits_per_weight(manifest: Manifest) -> float:
+    """Return the bits of one number of all matrices together, with scales; deltas, norms and the text are left out."""
+    kinds = stored_kinds(manifest)
+    return sum(kind.bits_per_weight * kind.weights for kind in kinds) / sum(kind.weights for kind in kinds)
+
+
 def _in_words(storage: Storage) -> str:
     if storage.bits >= 16:
         return f"float{storage.bits}"

@@ -58,7 +58,9 @@ def lines(found: Sequence[tuple[Subject, int, Row]], device: Device) -> list[str
     ]
     off = []
     for subject, threads, row in found:
-        seconds, right = predicted(subject, device, threads, row["acceptance"]), row["acceptance"]
+        # Of drafts behind the right text. Fewer are kept: those behind a wrong one are fed before it is refuted.
+        right = row["forced_acceptance"]
+        seconds = predicted(subject, device, threads, right)
         error = 1 / seconds / row["tokens_per_s"] - 1
         off.append(max(1 + error, 1 / (1 + error)) - 1)
         passes = right + subject.program.depths * (1 - right)

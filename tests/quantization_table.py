@@ -31,6 +31,8 @@ FLOATS = "none"
 CALIBRATION = 64_000
 """Characters of the text that codes are fitted to: some more than the 16384 tokens that are read of it."""
 MEASURED = "--threads", "2", "--engine", "native"
+EXIT = "confidence:0.5"
+"""Which tokens of a model without a router stop before the last depth, where exits are measured."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Row:
     steps: int = 0
 
 
-STEPS = 100
-"""Of training, where a row has some: 200 thousand tokens, five minutes on two cores."""
+STEPS = 600
+"""Of training, where a row has some: 1.2 million tokens, half an hour on two cores and a minute on a GPU."""
 FITTED = ("--calibrate", "calibration.txt")
 BOTH = ("demo", "routed")
 
@@ -84,7 +86,9 @@ ROWS: dict[str, Row] = {
     "int4, groups of 32, trained": trained("int4", 32),
     "int4, groups of 128, trained": trained("int4", 128),
     "int4-mixed, groups of 32, trained": trained("int4-mixed", 32),
+    "int4-mixed, groups of 128, trained": trained("int4-mixed", 128),
     "phone, groups of 32, trained": trained("phone", 32),
+    "phone, groups of 128, trained": trained("phone", 128),
     **{
         f"{FLOATS}, K/V in {bits} bits": Row(("--quant", FLOATS), ("--kv-bits", bits), BOTH)
         for bits in ("16", "8", "4")
@@ -138,6 +142,9 @@ def measured(folder: Path, model: str, name: str) -> dict[str, Any]:
     report = edgeloop("export", checkpoint, *export, folder=folder)
     reading = "eval", bundle, "--text", "validation.txt", *MEASURED, *row.eval
     found = edgeloop(*reading, "--against", floats, folder=folder)
+    if model == "demo":
+        early = edgeloop(*reading, "--exit", EXIT, folder=folder)
+        found |= {"exit_perplexity": early["perplexity"], "exit_depth": early["mean_depth"]}
     if name != FLOATS:
         shutil.rmtree(bundle)
     if row.steps:
@@ -158,8 +165,8 @@ def change(found: Mapping[str, Any], what: str, depth: int, factor: float = 100.
     return f"{round(factor * mean, 2) + 0.0:+.2f}{half}"  # no "-0.00"
 
 
-def cells(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """The cells of a row. A routed model is read out at the end alone, where drafts are what they are."""
+def cells(name: str, found: Mapping[str, Any], floats: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a row beside that of ``floats``. A routed model is read out at the end alone, without exits."""
     depths = range(len(found["perplexity_per_depth"]))
     yield f"`{name}`" if name in (FLOATS, "int8-channel") else name
     yield f"{found['bytes'] / 1e6:.2f}"
@@ -169,19 +176,24 @@ def cells(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         yield "–"
         if len(depths) > 1:
             yield ", ".join(f"{100 * found['accepted_per_depth'][depth]:.2f}%" for depth in depths[:-1])
+            yield f"perplexity {found['exit_perplexity']:.2f}, depth {found['exit_depth']:.3f}"
     else:
         yield from (change(found, "change", depth) for depth in depths)
         yield ", ".join(f"{1000 * found['divergence_per_depth'][depth]:.2f}" for depth in depths)
         if len(depths) > 1:
             yield ", ".join(change(found, "drafts", depth) for depth in depths[:-1])
+            lost = 100 * (found["exit_perplexity"] / floats["exit_perplexity"] - 1)
+            yield f"{round(lost, 2) + 0.0:+.2f}, depth {found['exit_depth']:.3f}"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of the ``rows`` of a model, of which the first is of floats."""
     depths = [f"depth {depth}, %" for depth in range(1, 1 + len(rows[FLOATS]["perplexity_per_depth"]))]
-    places, drafts = (depths, ["drafts kept, points"]) if len(depths) > 1 else (["as routed, %"], [])
-    columns = ["codes", "MB", "bits a weight", *places, "KL, 10⁻³ nats", *drafts]
-    lines = [columns, ["---"] * len(columns), *(list(cells(name, rows[name])) for name in rows)]
+    places, early = ["as routed, %"], []
+    if len(depths) > 1:
+        places, early = depths, ["drafts kept, points", f"`{EXIT}`, %"]
+    columns = ["codes", "MB", "bits a weight", *places, "KL, 10⁻³ nats", *early]
+    lines = [columns, ["---"] * len(columns), *(list(cells(name, rows[name], rows[FLOATS])) for name in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

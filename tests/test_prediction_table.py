@@ -103,7 +103,7 @@ def test_drafts_are_held_to_what_is_predicted(tmp_path: Path) -> None:
     subject = of_program("m", program_of_shape(SHAPES["smollm-135m-r3"]), "int4", 32)
     other = device("intel-n150")
     seconds = draft_prediction_table.predicted(subject, other, 2, 0.75)
-    row = {"forced_acceptance": 0.7, "acceptance": 0.75, "drafted": 0.98, "passes_per_token": 1.6}
+    row = {"forced_acceptance": 0.75, "acceptance": 0.7, "drafted": 0.98, "passes_per_token": 1.6}
     row["tokens_per_s"] = 1 / seconds
     rows = [
         row | {"acceptance": None, "forced_acceptance": None, "drafted": 0.0},

@@ -111,11 +111,23 @@ def test_a_row_says_what_was_found() -> None:
         "accepted_per_depth": [0.7, 1.0],
         "drafts_per_depth": [-0.002, 0.0],
         "drafts_interval_per_depth": [[-0.003, -0.001], [0.0, 0.0]],
+        "exit_perplexity": 40.5,
+        "exit_depth": 1.5,
     }
-    wanted = [INT4, "3.67", "4.89", "+1.00 ± 0.20", "+0.50", "12.30, 4.50", "-0.20 ± 0.10"]
-    assert list(cells(INT4, found)) == wanted
+    floats = {"exit_perplexity": 40.0}
+    wanted = [
+        INT4,
+        "3.67",
+        "4.89",
+        "+1.00 ± 0.20",
+        "+0.50",
+        "12.30, 4.50",
+        "-0.20 ± 0.10",
+        "+1.25, depth 1.500",
+    ]
+    assert list(cells(INT4, found, floats)) == wanted
     routed = {name: value[:1] if isinstance(value, list) else value for name, value in found.items()}
-    assert list(cells(INT4, routed)) == [*wanted[:4], "12.30"]
+    assert list(cells(INT4, routed, {})) == [*wanted[:4], "12.30"]
 
 
 def test_plots_have_every_kind_of_codes() -> None:

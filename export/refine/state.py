@@ -45,7 +45,9 @@ class State:
         for parameter, (value, *moments) in zip(parameters, found, strict=True):
             with torch.no_grad():
                 parameter.copy_(value)
-            optimizer.state[parameter] = dict(zip(_MOMENTS, moments, strict=True))
+            optimizer.state[parameter] = {
+                what: moment.to(parameter.device) for what, moment in zip(_MOMENTS, moments, strict=True)
+            }
             optimizer.state[parameter]["step"] = torch.tensor(float(steps))
         self.resumed = steps
         return steps
@@ -56,9 +58,9 @@ class State:
             return
         kept = {}
         for n, parameter in enumerate(parameters):
-            kept[f"{n}.value"] = parameter.detach()
+            kept[f"{n}.value"] = parameter.detach().contiguous()
             for what in _MOMENTS:
-                kept[f"{n}.{what}"] = optimizer.state[parameter][what]
+                kept[f"{n}.{what}"] = optimizer.state[parameter][what].contiguous()
         fresh = self._path.with_name(f"{self._path.name}.new")
         save_file(kept, fresh, metadata={"steps": str(steps)})
         with fresh.open("rb+") as file:

@@ -84,7 +84,8 @@ def refine(
     """Return what ``steps`` of training on the text ``ids`` [S] make of ``codes``.
 
     ``floats``: every stored tensor as float32 (``fitted.write_floats``). ``state``: where training is kept, to go on
-    with. The same on the same computer with as many threads. UsageError for a text that is too short.
+    with. On a GPU where torch has one (CUDA), else on the processor: the same on the same computer with as many
+    threads, and nearly the same on others. UsageError for a text that is too short.
     """
     window = min(WINDOW, program.context_length)
     if len(ids) < LEAST * window:
@@ -93,14 +94,17 @@ def refine(
             f"{tokens_of(steps, program)} for {steps} steps; give more text, or leave --refine away"
         )
     held = window * max(1, min(MOST_HELD, len(ids) // window // HELD))
-    text, rest = torch.from_numpy(ids[:-held]), torch.from_numpy(ids[-held:]).view(-1, window)
-    teacher = {name: torch.from_numpy(np.array(value)) for name, value in map_tensors(floats).items()}
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    text, rest = torch.from_numpy(ids[:-held]), torch.from_numpy(ids[-held:]).view(-1, window).to(where)
+    teacher = {
+        name: torch.from_numpy(np.array(value)).to(where) for name, value in map_tensors(floats).items()
+    }
     training = Training(program, recipe, teacher, codes, rates or Rates())
     before = training.measure(rest)
     done = 0 if state is None else state.load(training.parameters, training.optimizer)
     began, first = time.monotonic(), done
     for step in range(done, steps):
-        training.step(windows(text, window, seed, step), share(step, steps))
+        training.step(windows(text, window, seed, step).to(where), share(step, steps))
         left = (time.monotonic() - began) / (step + 1 - first) * (steps - step - 1)
         if step in (first, steps - 1) or (step + 1) % max(1, steps // _SAID) == 0:
             progress(f"training: step {step + 1} of {steps}, {_minutes(left)} left", (step + 1) / steps)
@@ -149,7 +153,7 @@ class Training:
     def measure(self, ids: Tensor) -> tuple[float, ...]:
         """Return the divergence after each depth, of windows ``ids`` [B, S] one after the other."""
         with torch.no_grad():
-            values, total = self.tuned.values(), torch.zeros(self._forward.program.depths)
+            values, total = self.tuned.values(), torch.zeros(self._forward.program.depths, device=ids.device)
             for row in ids.split(1):
                 pairs = zip(self._forward(self._teacher, row), self._forward(values, row), strict=True)
                 total += torch.stack([divergence(one.log_softmax(-1), other) for one, other in pairs])

@@ -47,8 +47,8 @@ class CodedMatrix:
     def __init__(self, weight: Tensor, codes: Grouped, group_size: int) -> None:
         """``weight`` [N, K]: what ``codes`` are of."""
         self._bits, self._columns, self._group_size = codes.bits, codes.columns, group_size
-        self._scales = torch.from_numpy(codes.scales.astype(np.float32))
-        found = torch.from_numpy(around_zero(codes.codes, codes.bits)).float()
+        self._scales = torch.from_numpy(codes.scales.astype(np.float32)).to(weight.device)
+        found = torch.from_numpy(around_zero(codes.codes, codes.bits)).to(weight.device).float()
         meant = F.pad(weight, (0, found[0].numel() - codes.columns)).reshape(found.shape)
         meant /= self._scales[..., None]
         self.place = found + (meant - found).clamp_(-INSIDE, INSIDE)
@@ -75,7 +75,7 @@ class CodedMatrix:
     def grouped(self) -> Grouped:
         """Return codes and scales."""
         with torch.no_grad():
-            codes, scales = self.stored()
+            codes, scales = (each.cpu() for each in self.stored())
         return packed(codes.flatten(1)[:, : self._columns], scales, self._bits, self._group_size)
 
 
@@ -96,7 +96,7 @@ class Tuned:
             name, value = full.removesuffix(".weight"), floats[full]
             storage = recipe.storage(tensor.parts[0], tensor.kind)
             if isinstance(found := codes.get(name), Palette):
-                self._fixed[full] = torch.from_numpy(found.values())
+                self._fixed[full] = torch.from_numpy(found.values()).to(value.device)
             elif found is not None:
                 self._matrices[full] = CodedMatrix(value, found, sizes[name])
             elif tensor.kind == "vector" or full.endswith(".lora_scale"):
@@ -133,4 +133,4 @@ class Tuned:
     def floats(self) -> dict[str, F32]:
         """Return what else was trained by the stored tensor's name, float32: of deltas, numbers of their format."""
         values = self.values()
-        return {name: values[name].detach().numpy() for name in (*self._vectors, *self._deltas)}
+        return {name: values[name].detach().cpu().numpy() for name in (*self._vectors, *self._deltas)}

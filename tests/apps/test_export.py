@@ -13,7 +13,7 @@ import pytest
 from editing import edit
 
 from edgeloop.apps.export import interruptible
-from edgeloop.apps.quantities import byte_count, weight_bytes
+from edgeloop.apps.quantities import bundle_bytes, byte_count
 from edgeloop.runtime.bundle.manifest import read_manifest
 from edgeloop.runtime.engines.native.library import unavailable_reason
 
@@ -52,7 +52,7 @@ def test_a_shorter_context_saves_what_is_said(
     assert said, err
     code, _, err = command(*words, tmp_path / "short", "--context", said[1])
     assert (code, "would save" in err) == (0, False)
-    long, short = (weight_bytes(read_manifest(tmp_path / name)) for name in ("long", "short"))
+    long, short = (bundle_bytes(read_manifest(tmp_path / name)) for name in ("long", "short"))
     assert byte_count(long - short) == f"{said[2]} kB"
 
 

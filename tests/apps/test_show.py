@@ -58,8 +58,9 @@ def test_a_bundle(checkpoint: Path, bundle: Path, command: Command, command_json
         assert found[key] == source[key]
     on_disk = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     assert found["bytes"] == on_disk - (bundle / "manifest.json").stat().st_size
-    weights = (bundle / "onnx" / "weights.safetensors").stat().st_size
-    assert found["bits_per_weight"] == 8 * weights / found["parameters"]
+    (kind,) = found["storage"]
+    assert kind["storage"] == "4 bits in groups of 32"
+    assert found["bits_per_weight"] == kind["bits_per_weight"] == 4.5
     # int4 in groups of 32 is 4.5 bits; LoRA, which is merged where every layer is stored, is float16.
     matrices = found["unrolled_parameters"] - found["parameters"]
     assert found["unrolled_bytes_estimated"] == round(
