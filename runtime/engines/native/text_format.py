@@ -184,7 +184,7 @@ STEP = np.dtype(
         ("set", U32),
         ("first", U32),
         ("count", U32),
-        ("unused", U32),
+        ("more", U32),
         ("a", STRING),
         ("b", STRING),
     ]

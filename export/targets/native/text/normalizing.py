@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import normalizers
 
 from .....runtime.engines.native.text_format import (
@@ -26,6 +27,9 @@ from .steps import Steps, flat
 
 Json = Mapping[str, Any]
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+MARK, ACCENT, JOINER = "\u20d0", "\u0301", "\u200d"
+LETTER, VIRAMA, SIGN = "\u0915", "\u094d", "\u00a9"
+"""A consonant and what links it to the next one; a picture of two bytes."""
 PART = "Z"
 """What stands between characters whose lines' ends a normalizer changes: it keeps this letter, and makes none."""
 
@@ -144,8 +148,15 @@ class Normalizing:
         if self._charsmap not in (b"", data):
             raise ExportError("it has two precompiled_charsmaps")
         self._charsmap = data
-        joins, alone, opens = (self._sets.number(found) for found in _clusters())
-        self._step(Kind.CLUSTERS, set_=joins, first=alone, count=opens)
+        joins, alone, opens = _clusters()
+        self._step(
+            Kind.CLUSTERS,
+            1,
+            set_=self._sets.number(joins),
+            first=self._sets.number(alone),
+            count=self._sets.number(opens),
+            more=self._sets.row(_joined(opens)),
+        )
 
 
 def _set(parts: Mapping[int, str]) -> Set:
@@ -159,19 +170,14 @@ def _clusters() -> tuple[Set, Set, Set]:
 
     The library is asked with a table that makes X of a: a cluster of less than six bytes that begins with an a is an X.
     """
-    rule = normalizers.Precompiled(_only_a()).normalize_str
     asked = characters()[characters() != 10]
-    mark = "\u20d0"
 
     def found(line: Callable[[str], str], is_: Callable[[str, str], bool]) -> Set:
-        made = rule("\n".join(line(chr(c)) for c in asked)).split("\n")
-        which = [int(c) for c, text in zip(asked, made, strict=True) if is_(chr(c), text)]
-        whole = np.zeros(CODE_POINTS, bool)
-        whole[which] = True
-        return spread(whole[characters()])
+        made = _lines("a", map(line, map(chr, asked)))
+        return _chosen(asked, [is_(chr(c), text) for c, text in zip(asked, made, strict=True)])
 
     joins = found(lambda c: f"a{c}", lambda c, text: text == "X")
-    opens = found(lambda c: f"{c}a{mark}", lambda c, text: text == f"{c}X{mark}")
+    opens = found(lambda c: f"{c}a{MARK}", lambda c, text: text == f"{c}X{MARK}")
     alone = np.zeros(CODE_POINTS, bool)
     for c in characters():
         kind = unicodedata.category(chr(c))
@@ -181,11 +187,47 @@ def _clusters() -> tuple[Set, Set, Set]:
     return joins, alone & ~joins & ~opens, opens
 
 
-def _only_a() -> bytes:
-    """SentencePiece's table with X for a: a double array of 1024 units."""
-    units = np.zeros(1024, "<u4")
-    first, leaf = 256, 512
-    units[0] = first << 10
-    units[first ^ ord("a")] = (first ^ ord("a") ^ leaf) << 10 | 1 << 8 | ord("a")
-    units[leaf] = 1 << 31
+def _joined(opens: Set) -> tuple[Set, ...]:
+    """The sets of ``ClusterSet`` in format.h: by what stands between, one letter or picture joins another.
+
+    What is asked for ends with a letter that the table knows and an accent, together five bytes or less: joined to
+    what is before them they are more, so that each is looked up by itself and the accent stays. ``opens`` join what
+    follows by themselves.
+    """
+    asked = characters()[characters() != 10]
+
+    def found(key: str, line: Callable[[str], str]) -> Set:
+        made = _lines(key, (line(chr(c)) + key + ACCENT for c in asked))
+        return _chosen(asked, [text.endswith(f"X{ACCENT}") for text in made])
+
+    consonants = found(LETTER, lambda c: c + VIRAMA)
+    linkers = found(LETTER, lambda c: LETTER + c) & ~opens
+    linked = found(LETTER, lambda c: LETTER + VIRAMA + c) & ~opens
+    pictures = found(SIGN, lambda c: c + JOINER)
+    extending = found(SIGN, lambda c: SIGN + c + JOINER) & ~pictures
+    return consonants, linkers, linked & ~consonants, pictures, extending
+
+
+def _lines(key: str, asked: Iterable[str]) -> list[str]:
+    """What the library makes of texts without line breaks, by a table that makes X of ``key``."""
+    made: str = normalizers.Precompiled(_only(key)).normalize_str("\n".join(asked))
+    return made.split("\n")
+
+
+def _chosen(asked: NDArray[np.int64], chosen: list[bool]) -> Set:
+    whole = np.zeros(CODE_POINTS, bool)
+    whole[asked[chosen]] = True
+    return spread(whole[characters()])
+
+
+def _only(key: str) -> bytes:
+    """SentencePiece's table with X for ``key``: a double array, 256 units for what may follow each byte."""
+    data = key.encode()
+    units = np.zeros(256 * (len(data) + 3), "<u4")
+    units[0] = 256 << 10
+    for i, byte in enumerate(data):
+        here, there = 256 * (i + 1) ^ byte, 256 * (i + 2)
+        units[here] = (here ^ there) << 10 | byte
+    units[here] |= 1 << 8
+    units[there] = 1 << 31
     return len(units.tobytes()).to_bytes(4, "little") + units.tobytes() + b"X\0"

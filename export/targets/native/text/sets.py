@@ -3,6 +3,8 @@ in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .....runtime.engines.native.text_format import BLOCK, CODE_POINTS, Tag
@@ -23,11 +25,16 @@ class Sets:
         """The number of a set; ExportError for one too many."""
         key = np.packbits(found).tobytes()
         if key not in self._numbers:
-            if len(self._sets) == MOST:
-                raise ExportError(f"its rules name more than {MOST} sets of characters")
-            self._numbers[key] = len(self._sets)
-            self._sets.append(found)
+            self._numbers[key] = self.row([found])
         return self._numbers[key]
+
+    def row(self, found: Sequence[Set]) -> int:
+        """The number of the first of sets whose numbers follow each other; ExportError for too many."""
+        first = len(self._sets)
+        if first + len(found) > MOST:
+            raise ExportError(f"its rules name more than {MOST} sets of characters")
+        self._sets += found
+        return first
 
     def of(self, characters: str) -> int:
         """The number of the set of ``characters``."""

@@ -54,9 +54,10 @@ class Steps:
         set_: int = 0,
         first: int = 0,
         count: int = 0,
+        more: int = 0,
     ) -> None:
         """Add a step."""
-        row = (stage, kind, flags, pattern, set_, first, count, 0, self.strings(a), self.strings(b))
+        row = (stage, kind, flags, pattern, set_, first, count, more, self.strings(a), self.strings(b))
         self._steps.append(row)
         if len(self._steps) > MAX_STEPS:
             raise ExportError(f"it has more than {MAX_STEPS} rules")

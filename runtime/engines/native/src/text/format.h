@@ -135,7 +135,7 @@ enum Kind : uint32_t {
   PREPEND = 4,    // a
   STRIP = 5,      // flags: 1 left, 2 right
   CLUSTERS = 6,   // by CHARSMAP. Sets: set: what joins the character before it; first: what nothing joins; count: what
-                  //   joins the character behind it
+                  //   joins the character behind it; flags 1: more: the first of CLUSTER_SETS
   // what splits
   PATTERN = 16,   // pattern; flags: Behavior, INVERTED
   METASPACE = 17, // a: the character; flags: 1 always, 2 first only; 4: split. Of a decoder: 1: the first one is dropped
@@ -149,6 +149,9 @@ enum Kind : uint32_t {
   SUFFIX = 37,       // a: what is a space, and nothing at the end
   JOINED = 38,       // with spaces
 };
+// Sets in a row: consonants, what links them, what may stand between them (and links too); pictures, and what may stand
+// between one and a joiner behind it.
+enum ClusterSet : uint32_t { CONSONANT, LINKER, LINKED, PICTURE, EXTENDING, CLUSTER_SETS };
 enum Behavior : uint32_t { REMOVED, ISOLATED, WITH_PREVIOUS, WITH_NEXT, CONTIGUOUS, BEHAVIORS, INVERTED = 8 };
 
 struct Step {
@@ -158,7 +161,7 @@ struct Step {
   uint32_t pattern;  // where its code begins in CODE, or NONE
   uint32_t set;
   uint32_t first, count;
-  uint32_t unused;
+  uint32_t more;
   String a, b;
 };
 

@@ -10,6 +10,7 @@ using namespace file;
 namespace {
 
 constexpr uint32_t HANGUL = 0xac00, LEADS = 0x1100, VOWELS = 0x1161, TAILS = 0x11a7;  // the first of each
+constexpr uint32_t JOINER = 0x200d;
 constexpr uint32_t VOWEL_COUNT = 21, TAIL_COUNT = 28, HANGUL_COUNT = 19 * VOWEL_COUNT * TAIL_COUNT;
 
 // Of records that ascend by code point.
@@ -67,6 +68,21 @@ void compose(const View<Composed>& table, std::vector<Marked>& text) {
     text[kept++] = now;
   }
   text.resize(kept);
+}
+
+// Whether syllables and their parts, of which the second stands behind the first, are one cluster: Unicode's GB6, GB7, GB8.
+bool one_syllable(uint32_t first, uint32_t second) {
+  enum : uint32_t { NEITHER, LEAD = 1, VOWEL = 2, TAIL = 4, WITH_VOWEL = 8, WITH_TAIL = 16 };
+  const auto kind = [](uint32_t c) -> uint32_t {
+    if (c - LEADS < 0x60 || c - 0xa960 < 29) return LEAD;
+    if (c - VOWELS + 1 < 0x48 || c - 0xd7b0 < 23) return VOWEL;
+    if (c - TAILS - 1 < 0x58 || c - 0xd7cb < 49) return TAIL;
+    if (c - HANGUL < HANGUL_COUNT) return (c - HANGUL) % TAIL_COUNT ? WITH_TAIL : WITH_VOWEL;
+    return NEITHER;
+  };
+  const uint32_t before = kind(first), behind = kind(second);
+  return (before & LEAD && behind & ~uint32_t(TAIL)) || (before & (VOWEL | WITH_VOWEL) && behind & (VOWEL | TAIL)) ||
+         (before & (TAIL | WITH_TAIL) && behind & TAIL);
 }
 
 // What SentencePiece's table, a double array, makes of the shortest of its keys that `text` begins with; null: none does.
@@ -151,15 +167,25 @@ void Text::map_clusters(const Step& step, std::string& text) const {
   const View<uint8_t> table = this->table<uint8_t>(CHARSMAP);
   const Bytes all = text;
   std::string made;
+  const auto rule = [&](uint32_t c, uint32_t number) { return step.flags & 1 && in(step.more + number, c); };
   for (size_t at = 0; at < all.size();) {
-    // What a cluster is: marks go with what is before them, some signs with what is behind.
+    // What a cluster is: marks go with what is before them, some signs with what is behind; consonants that a sign links to
+    // others (GB9c), pictures with a joiner between (GB11) and syllables are one. So are two letters that stand for a flag,
+    // which are too long for the table whether they are or not.
     size_t end = at;
-    uint32_t last = next_character(all, end);
+    uint32_t last = next_character(all, end), linked = 0, pictured = 0;  // the first character's, then what follows it
+    const auto follow = [&](uint32_t c) {
+      linked = rule(c, CONSONANT) ? 1 : linked && rule(c, LINKER) ? 2 : linked && rule(c, LINKED) ? linked : 0;
+      pictured = rule(c, PICTURE) ? 1 : pictured == 1 && c == JOINER ? 2 : pictured == 1 && rule(c, EXTENDING) ? 1 : 0;
+    };
+    follow(last);
     for (size_t next = end; end < all.size(); end = next) {
       const uint32_t c = next_character(all, next);
       const bool pair = last == '\r' && c == '\n';
       const bool joins = !in(step.first, last) && (in(step.set, c) || (in(step.count, last) && !in(step.first, c)));
-      if (!pair && !joins) break;
+      const bool word = linked == 2 && rule(c, CONSONANT);
+      if (!pair && !joins && !word && !(pictured == 2 && rule(c, PICTURE)) && !one_syllable(last, c)) break;
+      follow(c);
       last = c;
     }
     const auto change = [&](Bytes part) {

@@ -151,6 +151,7 @@ void Text::check_step(const Step& s) const {
     wrong("incomplete is a step of kind", s.kind);
   if (s.kind == CLUSTERS) {
     const View<uint8_t> map = table<uint8_t>(CHARSMAP);
+    if (s.flags & 1 && s.more > 64 - CLUSTER_SETS) wrong("a set is", s.more);
     if (s.first >= 64 || s.count >= 64 || !map.count || map[map.count - 1]) wrong("a set is", s.first);
   }
   const auto one_of = [&](std::initializer_list<uint32_t> kinds) {
