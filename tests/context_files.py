@@ -20,6 +20,7 @@ from edgeloop.runtime.bundle.manifest import Exit
 from edgeloop.runtime.engines.native.file import write_lanes
 from edgeloop.runtime.engines.native.records import about_record, exits_record, turns_record
 from edgeloop.runtime.engines.native.text_format import Tag
+from edgeloop.runtime.text.turns import Turns
 
 CONTEXT = 64
 MODELS: dict[str, tuple[Segment, dict[str, Any], str]] = {
@@ -47,24 +48,31 @@ def tokenizer(folder: Path) -> Path:
 def context_files(folder: Path) -> list[Path]:
     """Write the files into ``folder``, a new one."""
     folder.mkdir()
-    made, random, source = [], np.random.default_rng(1), tokenizer(folder)
-    for name, (segment, values, template) in MODELS.items():
-        program = llama(segment, vocab_size=263, context_length=CONTEXT, **values)
-        program = structs.replace(program, eos_token_ids=(262,))
-        heads = {
-            key: random.standard_normal([n or 3 for n in shape], np.float32)
-            for key, shape in head_shapes(program).items()
-        }
-        rule = Exit(
-            thresholds=(0.5, 0.5), skipped_kv="skip", goal="", tokens=1, perplexity=1.0,
-            full_perplexity=1.0, agreement=1.0, mean_depth=2.0,
-        )  # fmt: skip
-        more = {
-            Tag.TURNS: turns_record(compile_turns(*TEMPLATES[template])),
-            Tag.ABOUT: about_record(program, name, "0123456789abcdef" * 4),
-            Tag.EXITS: exits_record(program, heads, {} if program.routing else {"latent": rule}),
-        }
-        made.append(folder / f"{name}.lanes")
-        write_lanes(made[-1], program, random_tensors(program), 0, text=text_section(source, False, more))
+    source = tokenizer(folder)
+    made = [write_model(folder, name, source) for name in MODELS]
     source.unlink()
     return made
+
+
+def write_model(folder: Path, name: str, source: Path, turns: Turns | None = None) -> Path:
+    """Write the model ``name`` with the tokenizer.json at ``source``; ``turns``: in place of those of its template."""
+    segment, values, template = MODELS[name]
+    program = llama(segment, vocab_size=263, context_length=CONTEXT, **values)
+    program = structs.replace(program, eos_token_ids=(262,))
+    random = np.random.default_rng(1)
+    heads = {
+        key: random.standard_normal([n or 3 for n in shape], np.float32)
+        for key, shape in head_shapes(program).items()
+    }
+    rule = Exit(
+        thresholds=(0.5, 0.5), skipped_kv="skip", goal="", tokens=1, perplexity=1.0,
+        full_perplexity=1.0, agreement=1.0, mean_depth=2.0,
+    )  # fmt: skip
+    more = {
+        Tag.TURNS: turns_record(turns or compile_turns(*TEMPLATES[template])),
+        Tag.ABOUT: about_record(program, name, "0123456789abcdef" * 4),
+        Tag.EXITS: exits_record(program, heads, {} if program.routing else {"latent": rule}),
+    }
+    path = folder / f"{name}.lanes"
+    write_lanes(path, program, random_tensors(program), 0, text=text_section(source, False, more))
+    return path

@@ -165,6 +165,11 @@ def write_bundle(folder: Path, program: Program, targets: tuple[str, ...] = ()) 
     weights = folder / "weights.tmp"
     save_file(random_tensors(program), weights)
     made: dict[str, Target] = {}
+    heads = random_heads(program)
+    if heads:
+        save_file(
+            heads, folder / "heads.safetensors"
+        )  # as an export does, before the targets, which may hold them too
     for name in targets:
         job = Job(program, Recipe.named("none", 32), weights, folder, lambda step, part: None)
         target = open_target(name)
@@ -178,9 +183,6 @@ def write_bundle(folder: Path, program: Program, targets: tuple[str, ...] = ()) 
             (folder / name).write_bytes(b"")
         made["onnx"] = Target(graphs, "onnx/weights.safetensors", Parity((0.0,) * program.depths, 0.0, 0.0))
     weights.unlink()
-    heads = random_heads(program)
-    if heads:
-        save_file(heads, folder / "heads.safetensors")
     files = {
         path.relative_to(folder).as_posix(): File(
             path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,9 +9,11 @@ from ctypes import sizeof
 from pathlib import Path
 from typing import Any
 
+import mode_models
 import native_app
 import numpy as np
 import pytest
+from mode_models import write_bundle
 from native_app import FORMAT, NO_THINK, USAGE, App, AppContext, CodeError, Sampling
 
 from edgeloop.export import export_bundle
@@ -27,6 +29,15 @@ LONG = PROMPT * 12
 """More than one piece of a prompt."""
 LATENT, PROBE = "latent:0.35", "probe:0.5"
 MODELS = {"demo": (None, "depth:2", LATENT, PROBE), "routed": (None, "never", "depth:2", "router:0.6")}
+HEADED = (
+    ("an exit gate", "gate:0.5", "exact"),
+    ("an exit gate", "gate:0.5", "propagate"),
+    ("an exit gate", "gate:0.5", "latest"),
+    ("an exit gate", "gate:0.6,0.4", "skip"),
+    ("expert choice", "router:0.6", None),
+    ("token choice", "router", None),
+)
+"""Models by their traits, their exit rules and skipped K/V."""
 CASES = [(model, exit_) for model, exits in MODELS.items() for exit_ in exits]
 
 
@@ -126,6 +137,30 @@ def test_an_answer_is_that_of_a_session(model: str, exit_: str | None, bundles: 
             context.write(" Then")
             assert context.answer(8) == steps(python.generate(None, 8))
             assert context.ids == python.ids
+
+
+@pytest.mark.parametrize(("model", "exit_", "skipped"), HEADED)
+def test_a_head_in_the_file_decides_as_in_a_session(
+    model: str, exit_: str, skipped: str | None, lane_engine: Path, tmp_path: Path
+) -> None:
+    """Exit gates and routers by name, of models without a tokenizer; some tokens leave early, others do not."""
+    path = write_bundle(tmp_path / "bundle", mode_models.model(model), ("native",))
+    app = App(path / "native" / "model.lanes", text=False)
+    context = app.context(exit=exit_.encode(), skipped_kv=skipped and skipped.encode())
+    try:
+        depths = set()
+        with session(path, exit_, skipped_kv=skipped) as python:
+            for prompt in ([3, 14, 15, 9, 2], [6, 5, 35]):
+                python.append(prompt)
+                wanted = [(step.token, step.depth) for step in python.generate(None, 9)]
+                context.append(prompt)
+                assert [(token, depth) for token, _, depth in context.answer(9)] == wanted
+                assert context.ids == python.ids
+                depths |= {depth for _, depth in wanted}
+        assert len(depths) > 1
+    finally:
+        context.free()
+        app.close()
 
 
 @pytest.mark.parametrize("skipped", ["propagate", "latest", "skip"])
