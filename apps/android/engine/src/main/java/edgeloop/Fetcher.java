@@ -21,13 +21,25 @@ final class Fetcher {
   private static final int MILLISECONDS = 30_000;
   private static final int OK = 200;
   private static final int PARTIAL = 206;
+  private static final int NOT_FOUND = 404;
   private static final int UNSATISFIABLE = 416;
 
   private Fetcher() {}
 
   /** At most {@code most} bytes of {@code url}. */
   static byte[] small(URL url, int most) throws IOException {
+    byte[] found = smallIfThere(url, most);
+    if (found == null) throw new IOException(url + " answered " + NOT_FOUND + ", wanted " + OK);
+    return found;
+  }
+
+  /** The same; {@code null} where the server says that there is no such file. */
+  static byte[] smallIfThere(URL url, int most) throws IOException {
     HttpURLConnection connection = open(url, 0);
+    if (connection.getResponseCode() == NOT_FOUND) {
+      connection.disconnect();
+      return null;
+    }
     try (InputStream in = checked(connection, url).getInputStream()) {
       ByteArrayOutputStream found = new ByteArrayOutputStream();
       byte[] buffer = new byte[1 << 16];

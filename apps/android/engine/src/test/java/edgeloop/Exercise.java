@@ -53,6 +53,9 @@ final class Exercise {
         for (String base : Arrays.copyOfRange(words, 2, words.length)) install(file, new URL(base));
         new BundleStore(file).clean();
         break;
+      case "signed":
+        signed(file, words);
+        break;
       case "overhead":
         overhead(file);
         break;
@@ -304,6 +307,26 @@ final class Exercise {
       System.out.println(name + ": " + last[0] + " of " + last[1]);
     });
     System.out.println("current: " + store.current().map(root::relativize).map(Path::toString).orElse("none"));
+  }
+
+  /** Installs what only {@code words[2]} may have signed, a key's text in a file, from each address after it. */
+  private static void signed(Path root, String[] words) throws Exception {
+    TrustedKey key = TrustedKey.of(new String(Files.readAllBytes(Paths.get(words[2])), StandardCharsets.UTF_8));
+    BundleStore store = new BundleStore(root, key);
+    for (String base : Arrays.copyOfRange(words, 3, words.length)) {
+      String name = Paths.get(new URL(base).getPath()).getFileName().toString();
+      boolean any = name.startsWith("any-");
+      boolean none = name.startsWith("none-");
+      BundleStore used = any ? new BundleStore(root)
+          : none ? new BundleStore(root, key.withVerifier((k, message, signature) -> {
+            throw new java.security.NoSuchAlgorithmException("Ed25519 is not there");
+          })) : store;
+      refused(name, () -> System.out.println(name + ": "
+          + root.relativize(used.install(new URL(base), path -> true, (done, bytes) -> { }))));
+      refused("current", () -> System.out.println("current: "
+          + store.current().map(root::relativize).map(Path::toString).orElse("none")));
+    }
+    store.clean();
   }
 
   /** In each round the nanoseconds of a token, with what Java does, and the engine's own part of them. */
