@@ -150,7 +150,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--report", type=Path, metavar="FILE", help="draw the run as one HTML page")
     group.add_argument(
-        "--force", action="store_true", help="with --report, --ops: replace a FILE that is there"
+        "--force", action="store_true", help="with --report, --ops, --profile: replace what is there"
     )
     group.add_argument("--markdown", action="store_true", help="print Markdown instead of tables")
 
@@ -160,6 +160,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
     if args.diff:
         from .measure.diff import report_diff
 
+        check_diff(args, console)
         report_diff((args.diff[0], args.diff[1]), args.tolerance / 100, console)
         return
     mode = chosen(args)
@@ -191,6 +192,22 @@ def main(args: argparse.Namespace, console: Console) -> None:
     present(args, record, console, data=outcome.data, show=outcome.show, notes=outcome.notes)
     if outcome.fault is not None:
         raise outcome.fault
+
+
+def check_diff(args: argparse.Namespace, console: Console) -> None:
+    """UsageError where ``--diff`` is given what measures, or what is made of one record."""
+    if args.markdown:
+        raise UsageError("--diff prints a table, or JSON; leave --markdown out")
+    if args.bundle is not None:
+        raise UsageError(
+            f"--diff compares records that are there, and measures nothing; leave {args.bundle} out"
+        )
+    given = [mode.name for mode in MODES if mode.asked(args)]
+    given += [name for name in ("device", "save", "report") if getattr(args, name) is not None]
+    if given:
+        raise UsageError(
+            f"--diff compares records that are there, and measures nothing; leave --{given[0]} out"
+        )
 
 
 def chosen(args: argparse.Namespace) -> Mode:
@@ -230,6 +247,7 @@ def present(
     """Save the record, and print it in the form that was asked for: ``data`` beside it as JSON, ``show`` for people."""
     from .measure import tables
     from .measure.store import save
+    from .measure.turns import FOREIGN
 
     path = save(args.save, record) if args.save is not None else None
     if args.report is not None:
@@ -249,6 +267,10 @@ def present(
     if record.disturbed:
         console.note(
             f"other programs disturbed {record.disturbed} of {record.turns} turns: left out where any was not"
+        )
+    elif not record.turns and (record.foreign or 0.0) > FOREIGN:
+        console.note(
+            f"other programs took {record.foreign:.0%} of the cores meanwhile: times are too long by that"
         )
     for note in notes:
         console.note(note)

@@ -11,6 +11,7 @@ from .console import Console
 from .measure.interval import estimate
 from .measure.outcome import Outcome
 from .measure.record import Measure
+from .options import pinned
 
 TOKENS = 32
 """Written at most: every operator of every call is an entry of the dump."""
@@ -45,17 +46,18 @@ def profile(args: argparse.Namespace, console: Console) -> Outcome:
             f"--profile is of ExecuTorch's methods, not of engine {args.engine or 'native'}; add --engine executorch"
         )
     from ..runtime.bundle.folder import Bundle
+    from ..runtime.decode.encoding import check_encoder
     from ..runtime.engines.executorch.engine import ExecutorchBackend
+    from ..runtime.engines.table import check_engine
     from .measure.runner import Opened, Runner
     from .measure.setups import setup_of
 
     folder: Path = args.profile
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
     setup, tokens = setup_of(args), min(args.tokens, TOKENS)
     bundle = Bundle.open(args.bundle).at_depth(args.depth)
+    check_encoder(bundle.program, args.bundle, False)
+    check_engine(args.engine, bundle, args.threads, args.kv_bits, pinned(args))
+    make_folder(folder, args.force)
     backend = ExecutorchBackend.open(bundle, args.threads, profiled=True)
     runner = Runner(Opened(bundle, backend), setup, args.prompt_tokens + tokens)
     prompt = runner.text(args.prompt_tokens)
@@ -80,6 +82,22 @@ def profile(args: argparse.Namespace, console: Console) -> Outcome:
         show=lambda console: _show(console, args, tokens, found),
         settings={"prompt-tokens": str(args.prompt_tokens), "tokens": str(tokens), **setup.settings},
     )
+
+
+def make_folder(folder: Path, force: bool) -> None:
+    """Make ``folder`` for dumps; UsageError where it cannot be made, or has some of another run, which would be in the
+    tables, and they are not to go."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}; choose another folder") from error
+    old = sorted(folder.glob("*.etdp"))
+    if old and not force:
+        raise UsageError(
+            f"{folder} has dumps of another run ({old[0].name} …); add --force to replace them, or name another folder"
+        )
+    for path in old:
+        path.unlink()
 
 
 Found = tuple[str, int, float, dict[str, float], dict[str, int]]

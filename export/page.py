@@ -44,7 +44,7 @@ dl div { display: flex; gap: .4rem; }
 dd { margin: 0; color: var(--ink); overflow-wrap: anywhere; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 1rem; }
 .card { padding: 1rem; background: var(--paper); border: 1px solid var(--grid); border-radius: 10px; }
-.card > svg { display: block; width: 100%; height: auto; }
+.card > svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 .table { margin-top: 1rem; overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap; }

@@ -16,6 +16,7 @@ EachToken = Mapping[tuple[str, str], Sequence[float]]
 """Milliseconds of each token by (call's name, kind of operator or layer)."""
 ALL = ""
 """In the place of a call's name: all calls of a token; in that of a kind: the whole call."""
+BETWEEN = "between operators"
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,18 @@ class Folded:
 
     def between(self, stage: str) -> float:
         """What of a stage's time is in none of its operators, the median of tokens."""
+        return _median(self._outside(stage))
+
+    def _outside(self, stage: str) -> list[float]:
+        """Of every token, the milliseconds of a stage, or of all, that are in none of its operators."""
         inside = [values for (name, kind), values in self.kinds.items() if name == stage and kind != ALL]
-        return _median(
-            [all_ - sum(rest) for all_, *rest in zip(self.kinds[stage, ALL], *inside, strict=True)]
-        )
+        return [all_ - sum(rest) for all_, *rest in zip(self.kinds[stage, ALL], *inside, strict=True)]
+
+    def share(self, ms: float) -> float:
+        """``ms`` as a share of all kinds and of what is between operators, as the table has them: medians each, whose
+        sum is another number than the median of whole tokens."""
+        whole = sum(ms for _, ms in self.ordered) + sum(map(self.between, self.stages))
+        return ms / whole if whole else 0.0
 
     def measures(self) -> list[Measure]:
         """For the record."""
@@ -79,6 +88,8 @@ class Folded:
             elif kind == ALL:
                 label = name or "all stages"
                 made.append(Measure(label, "stages, ms a token", "ms", "less", estimate(values)))
+        if self.stages:
+            made.append(Measure(BETWEEN, "operators, ms a token", "ms", "less", estimate(self._outside(ALL))))
         return made + [
             Measure(f"{name}: {layer}", "layers, ms a token", "ms", "less", estimate(values))
             for (name, layer), values in self.layers.items()
@@ -98,13 +109,12 @@ class Folded:
 
     def show(self, console: Console) -> None:
         """Two tables: kinds of operators by stage and depth, and layers by depth."""
-        total = _median(self.kinds[ALL, ALL])
         rows = [
-            (kind, str(self.counts[kind]), f"{ms:.4f}", f"{ms / total:.1%}", *self._row(self.kinds, kind))
+            (kind, str(self.counts[kind]), f"{ms:.4f}", f"{self.share(ms):.1%}", *self._row(self.kinds, kind))
             for kind, ms in self.ordered
         ]
         between = [self.between(stage) for stage in self.stages]
-        rest = ("between operators", "", f"{sum(between):.4f}", f"{sum(between) / total:.1%}")
+        rest = (BETWEEN, "", f"{sum(between):.4f}", f"{self.share(sum(between)):.1%}")
         rows.append((*rest, *(f"{ms:.4f}" for ms in between)))
         names = tuple(f"#{stage}" for stage in self.stages)
         console.table(("ms a token", "#operators", "#all", "#share", *names), rows)

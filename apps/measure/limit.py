@@ -32,6 +32,7 @@ ENGINES = ("native", "onnx")
 """Those that read the weights as they are stored, on the processor's own cores."""
 MACHINE, LIMIT, ROOFLINE = "this machine", "the limit", "roofline"
 """The groups of a record."""
+_FROM = {"cache": "the cache", "memory": "memory"}
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _machine(roofs: Roofs) -> list[Measure]:
     """What this machine reaches."""
     reads = [
         Measure(
-            f"reading {byte_count(size)} over and over, out of {roofs.place(size)}", MACHINE, "GB/s", "neither",
+            f"reading {byte_count(size)} over and over, from {_FROM[roofs.place(size)]}", MACHINE, "GB/s", "neither",
             estimate([rate / 1e9]),
         )
         for size, rate in roofs.reads.items()

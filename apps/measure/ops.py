@@ -17,9 +17,10 @@ from ...export.page import check_file
 from ...runtime.bundle.folder import Bundle
 from ...runtime.decode.encoding import check_encoder
 from ...runtime.engines.backend import Backend
-from ...runtime.engines.table import usual_engine
+from ...runtime.engines.table import check_engine, usual_engine
 from ...runtime.errors import UsageError
 from ..console import Console
+from ..options import pinned
 from .calls import LoggedBackend
 from .folded import Folded
 from .outcome import Outcome
@@ -62,6 +63,7 @@ def measure_ops(args: argparse.Namespace, console: Console) -> Outcome:
         raise UsageError(
             f"engine {engine} has no profile of its operators; give one of {', '.join(PROFILERS)}"
         )
+    options = check_engine(engine, bundle, args.threads, args.kv_bits, pinned(args))
     if args.prompt_tokens + tokens > bundle.program.context_length:
         raise UsageError(
             f"{args.prompt_tokens + tokens} tokens in a context of {bundle.program.context_length}: choose fewer "
@@ -71,7 +73,7 @@ def measure_ops(args: argparse.Namespace, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="edgeloop-ops-") as scratch, console.progress() as progress:
         folder = Path(scratch)
         progress("opening", 0.0)
-        backend = getattr(module, profiler.open)(bundle, args.threads, folder)
+        backend = getattr(module, profiler.open)(bundle, options, folder)
         logged = LoggedBackend(backend)
         runner = Runner(Opened(bundle, backend), setup, args.prompt_tokens + tokens, cast(Backend, logged))
         prompt = runner.text(args.prompt_tokens)

@@ -15,6 +15,7 @@ from typing import Any
 from ...runtime.bundle.folder import Bundle
 from ...runtime.engines.executorch.engine import ExecutorchBackend
 from ...runtime.engines.executorch.kinds import numbered
+from ...runtime.engines.table import EngineOptions
 from ...runtime.errors import EngineError
 from ..bench_profile import blocks_of, kind_of
 from .calls import StageCall
@@ -24,9 +25,9 @@ HEAD = "head"
 """The method that turns an epilogue's state into logits."""
 
 
-def open_executorch(bundle: Bundle, threads: int | None, folder: Path) -> ExecutorchBackend:
+def open_executorch(bundle: Bundle, options: EngineOptions, folder: Path) -> ExecutorchBackend:
     """Open the engine with traces of its methods."""
-    return ExecutorchBackend.open(bundle, threads, profiled=True)
+    return ExecutorchBackend.open(bundle, options.threads, profiled=True)
 
 
 def executorch_operators(

@@ -12,14 +12,15 @@ from pathlib import Path
 from ...runtime.bundle.folder import Bundle
 from ...runtime.engines.native.engine import NativeBackend
 from ...runtime.engines.native.node_costs import HEAD, NodeCost
+from ...runtime.engines.table import EngineOptions
 from ...runtime.errors import EngineError
 from .calls import StageCall
 from .operators import Operator, layers_of
 
 
-def open_native(bundle: Bundle, threads: int | None, folder: Path) -> NativeBackend:
+def open_native(bundle: Bundle, options: EngineOptions, folder: Path) -> NativeBackend:
     """Open the engine."""
-    return NativeBackend.open(bundle, threads)
+    return NativeBackend.open(bundle, options.threads, options.kv_bits, options.cpus)
 
 
 def begin_native(backend: NativeBackend) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from ...runtime.bundle.folder import Bundle
 from ...runtime.engines.onnx.engine import OnnxBackend, graph_name
+from ...runtime.engines.table import EngineOptions
 from ...runtime.errors import EngineError
 from .calls import StageCall
 from .operators import Operator, layers_of
@@ -24,9 +25,9 @@ NORMS = (
 """Kinds of which every layer has as many; a layer begins with one."""
 
 
-def open_onnx(bundle: Bundle, threads: int | None, folder: Path) -> OnnxBackend:
+def open_onnx(bundle: Bundle, options: EngineOptions, folder: Path) -> OnnxBackend:
     """Open the engine with profiles of its graphs, which go into ``folder``."""
-    return OnnxBackend.open(bundle, threads, profiles=folder)
+    return OnnxBackend.open(bundle, options.threads, profiles=folder)
 
 
 def onnx_operators(backend: OnnxBackend, calls: Sequence[StageCall], folder: Path) -> list[Operator]:

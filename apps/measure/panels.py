@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...export.page import INK, MUTED, SERIES, chart
 from ..quantities import byte_count
 from .record import Measure, Record
-from .roofline import roofline
+from .roofline import legend_below, roofline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def _depths(record: Record) -> list[Panel]:
 def _exits(record: Record) -> list[Panel]:
     """How many tokens ran how deep, and what quality costs."""
     counts = record.group("tokens by depth")
-    found = [_histogram("Tokens by depth", counts)] if counts else []
+    found = [_histogram("Tokens by depth", counts, _colours(record))] if counts else []
     if len(record.group("perplexity, as calibrated")) > 1:
         found.append(_quality(record))
     return found
@@ -164,13 +164,21 @@ def _bars(heading: str, measures: Sequence[Measure], unit: str, line: float | No
     return heading, chart(f"{heading}, {unit}", draw, (4.2, max(1.6, 0.85 + 0.27 * len(shown))))
 
 
-def _histogram(heading: str, measures: Sequence[Measure]) -> Panel:
+def _colours(record: Record) -> dict[str, str]:
+    """A colour for each exit rule, the same in every chart: in the order in which the record has them."""
+    groups = ("tokens by depth", "perplexity, as calibrated")
+    rules = dict.fromkeys(m.name.partition(":")[0] for m in record.measures if m.group in groups)
+    return {rule: SERIES[number % len(SERIES)] for number, rule in enumerate(rules)}
+
+
+def _histogram(heading: str, measures: Sequence[Measure], colours: Mapping[str, str]) -> Panel:
     """Bars of all rules side by side at each depth, as shares of their tokens."""
-    rules: dict[str, dict[int, float]] = {}
+    rules: dict[str, dict[int, float]] = {rule: {} for rule in colours}
     for measure in measures:
         rules.setdefault(measure.name.partition(": depth")[0], {})[int(measure.at or 0)] = (
             measure.value.median
         )
+    rules = {rule: found for rule, found in rules.items() if found}
 
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import PercentFormatter
@@ -180,41 +188,42 @@ def _histogram(heading: str, measures: Sequence[Measure]) -> Panel:
         for number, (rule, found) in enumerate(rules.items()):
             at = [depth - 0.4 + wide * (number + 0.5) for depth in depths]
             shares = [found.get(depth, 0.0) / sum(found.values()) for depth in depths]
-            axes.bar(at, shares, wide * 0.92, color=SERIES[number % len(SERIES)], label=_short(rule))
+            axes.bar(at, shares, wide * 0.92, color=colours[rule], label=_short(rule))
         axes.set_xticks(depths)
         axes.set_xlabel("depths that a token ran")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(visible=False, axis="x")
         if len(rules) > 1:
-            _legend(axes)
+            legend_below(axes)
 
-    return heading, chart(heading, draw)
+    return heading, chart(heading, draw, (4.2, 3.9))
 
 
 def _quality(record: Record) -> Panel:
     """Perplexity as it was calibrated against the speed that was measured now."""
     quality = {m.name.partition(":")[0]: m.value.median for m in record.group("perplexity, as calibrated")}
     speed = {m.name.removeprefix("a token, "): 1000 / m.value.median for m in record.group("exit, ms")}
-    known = [name for name in quality if name in speed]
+    colours = _colours(record)
+    known = [name for name in colours if name in quality and name in speed]
 
     def draw(axes: Axes) -> None:
-        for number, name in enumerate(known):
+        for name in known:
             axes.plot(
                 speed[name],
                 quality[name],
                 marker="o",
                 ms=8,
                 ls="",
-                color=SERIES[number % len(SERIES)],
+                color=colours[name],
                 label=name,
             )
         axes.set_xlabel("tokens/s, measured")
         axes.set_ylabel("perplexity, as calibrated")
         axes.margins(0.15)
-        _legend(axes)
+        legend_below(axes)
 
     heading = "Quality against speed"
-    return heading, chart(heading, draw)
+    return heading, chart(heading, draw, (4.2, 3.9))
 
 
 def _errors(measures: Sequence[Measure]) -> tuple[list[float], tuple[list[float], list[float]]]:

@@ -90,9 +90,14 @@ def _draw(
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("operations a byte that is read")
     axes.set_ylabel("GOP/s")
+    legend_below(axes)
+
+
+def legend_below(axes: Axes) -> None:
+    """A legend in three columns where no point can be."""
     axes.legend(
         frameon=False, labelcolor=INK, fontsize=10, loc="upper center", bbox_to_anchor=(0.45, -0.2),
-        ncols=3, handletextpad=0.1, columnspacing=0.9,
+        ncols=3, handletextpad=0.3, columnspacing=0.9, handlelength=1.2,
     )  # fmt: skip
 
 

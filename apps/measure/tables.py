@@ -56,6 +56,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
         f" in groups of {bundle.group_size}" if bundle.group_size else ""
     )
     load = "unknown" if record.foreign is None else f"{record.foreign:.0%} of the cores"
+    if record.turns:
+        load += f"; {record.disturbed} of {record.turns} turns disturbed"
     return [
         ("model", model(record)),
         ("stored", f"{byte_count(bundle.bytes)}, {said}"),
@@ -64,7 +66,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("machine", f"{machine.processor}, {machine.threads} threads, {', '.join(machine.features)}"),
         ("edgeloop", f"{record.edgeloop}, {', '.join(f'{k} {v}' for k, v in record.versions.items())}"),
         ("date", record.date),
-        ("other programs", f"{load}; {record.disturbed} of {record.turns} turns disturbed"),
+        ("other programs", load),
     ]
 
 

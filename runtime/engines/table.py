@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..bundle.folder import Bundle
 from ..checks import whole_number
@@ -214,10 +214,20 @@ def open_backend(
     """Return the engine ``name`` with the model of ``bundle`` loaded; None: the usual engine for ``bundle`` here.
 
     ``packed``: for calls with packed lanes. ``kv_bits``: of a number of K/V. ``cpus``: processors for its threads.
+    Raises what ``check_engine`` does.
+    """
+    options = check_engine(name := name or usual_engine(bundle), bundle, threads, kv_bits, cpus)
+    return ENGINES[name].load(bundle, replace(options, packed=packed))
+
+
+def check_engine(
+    name: str, bundle: Bundle, threads: int | None = None, kv_bits: int = 32, cpus: Sequence[int] = ()
+) -> EngineOptions:
+    """Return the options with which the engine ``name`` can open ``bundle`` here.
+
     UsageError: no such engine, or ``threads``, ``kv_bits`` or ``cpus`` out of range. EngineError: its package is not
     installed. BundleError: the bundle was not exported for it.
     """
-    name = name or usual_engine(bundle)
     engine = ENGINES.get(name)
     if engine is None:
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
@@ -255,7 +265,7 @@ def open_backend(
             f"depth is {bundle.program.depths}, and engine {name} runs a bundle at the depth that it was exported for, "
             f"{bundle.manifest.program.depths}; leave it out, or choose --engine onnx"
         )
-    return engine.load(bundle, EngineOptions(threads, packed, kv_bits, pinned))
+    return EngineOptions(threads, False, kv_bits, pinned)
 
 
 def _version(engine: EngineEntry) -> str | None:

@@ -83,6 +83,7 @@ def test_the_tables(bundle: Path, tmp_path: Path, command: Command) -> None:
             "engine reference has no profile of its operators; give one of onnx, native, executorch",
         ),
         (("--engine", "onnx", "-p", 60, "-n", 8), "68 tokens in a context of 64"),
+        (("--engine", "onnx", "--kv-bits", 8), "K/V in 8 bits, and engine onnx keeps them in 32"),
         (("--engine", "onnx", "--chat", 3), "--ops and --chat are different benchmarks"),
         (("--engine", "onnx", "--ops", "FOLDER"), "is a folder"),
         (("--engine", "onnx", "--ops", "FOLDER/old.json"), "already; add --force"),
@@ -97,6 +98,17 @@ def test_what_cannot_be_is_one_line(
     assert (code, out, err.splitlines()[-1].count(said)) == (2, "", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("flag", ["--ops", "--profile"])
+def test_a_bundle_without_the_engines_target_is_one_line(
+    bundle: Path, tmp_path: Path, command: Command, flag: str
+) -> None:
+    code, out, err = command("bench", bundle, "--engine", "executorch", flag, tmp_path / "new")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "engine executorch needs" in err  # the target, or the package where that is not installed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_are_told_apart_by_what_each_has_as_often() -> None:
@@ -127,3 +139,20 @@ def test_a_fold_is_of_decoded_tokens_only() -> None:
         ("block, depth 1", "layer 1"): [1.0, 1.0, 1.0],
         ("block, depth 1", "layer 2"): [0.0, 0.5, 1.0],
     }
+
+
+def test_shares_are_of_what_the_table_has() -> None:
+    """A token that took long for another reason makes no operator's share small."""
+    calls, operators = list[StageCall](), list[Operator]()
+    for prologue, block in ((9, 2), (3, 9), (3, 2)):  # milliseconds
+        for stage, depth, ms, inside in (("prologue", None, prologue, 2000.0), ("block", 0, block, 1500.0)):
+            operators.append(Operator(len(calls), "matrix", 0.0, inside, 0))
+            calls.append(StageCall(stage, depth, 1, len(calls), ms * 1_000_000))
+    found = Folded.of(calls, operators)
+    assert found.ordered == [("matrix", 3.5)]
+    between = [found.between(stage) for stage in found.stages]
+    assert between == [1.0, 0.5]
+    assert found.share(3.5) == 0.7
+    assert found.share(sum(between)) == pytest.approx(0.3)
+    (rest,) = (measure for measure in found.measures() if measure.name == "between operators")
+    assert rest.value.median == 7.5  # of whole tokens

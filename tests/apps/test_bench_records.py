@@ -164,6 +164,11 @@ def test_an_unknown_key_is_an_error(tmp_path: Path, command: Command) -> None:
     [
         ((), "a bundle is needed"),
         (("--diff", "none", "none"), "there is no record none"),
+        (("--diff", "none", "none", "--save", "x"), "measures nothing; leave --save out"),
+        (("--diff", "none", "none", "--device", "local"), "measures nothing; leave --device out"),
+        (("--diff", "none", "none", "--users", "2"), "measures nothing; leave --users out"),
+        (("--diff", "none", "none", "--markdown"), "leave --markdown out"),
+        (("BUNDLE", "--diff", "none", "none"), "measures nothing; leave "),
         (("BUNDLE", "--users", "2", "--chat", 3), "--users and --chat are different benchmarks"),
         (("BUNDLE", "--markdown", "--json"), "give one of them"),
         (("BUNDLE", "--chat", 3, "-p", "4,8"), "takes one length of prompts, not 2"),

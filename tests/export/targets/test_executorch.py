@@ -660,6 +660,13 @@ def test_profile(bundle: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[
         # qkv, o, gate and up, down; two products for attention and its softmax.
         assert found[name]["operators"]["matrices"] == max(4 * count, 1)
         assert found[name]["operators"]["attention"] == 3 * count
+    assert main([*command, "--profile", str(tmp_path / "new" / "folder")]) == 2
+    assert "has dumps of another run" in capsys.readouterr().err
+    old = tmp_path / "new" / "folder" / "old_m1.etdp"
+    old.write_bytes(b"of another bundle")
+    assert main([*command, "--profile", str(tmp_path / "new" / "folder"), "--force"]) == 0
+    assert "old_m1" not in json.loads(capsys.readouterr().out)
+    assert not old.exists()
     command[3] = "onnx"
     assert main([*command, "--profile", str(tmp_path)]) == 2
     assert "--profile is of ExecuTorch's methods, not of engine onnx" in capsys.readouterr().err
