@@ -243,7 +243,7 @@ def report(
     known = reports["greedy"]
     rows = range(1, len(known.costs_ns["block"]) + 1)
     console.table(
-        ("µs a call", *(f"#{n} row{'s' * (n > 1)}" for n in rows)),
+        ("µs a call, at best", *(f"#{n} row{'s' * (n > 1)}" for n in rows)),
         [
             (stage, *(f"{ns / 1000:.0f}  {ns / costs[0]:.2f}×" for ns in costs))
             for stage, costs in known.costs_ns.items()

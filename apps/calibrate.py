@@ -57,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=at_least(SMALLEST), default=8192, metavar="N", help="tokens of the text (8192)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the curves to this HTML file")
+    parser.add_argument("--force", action="store_true", help="with --report: replace a FILE that is there")
 
 
 def main(args: argparse.Namespace, console: Console) -> None:
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace, console: Console) -> None:
         raise UsageError("two goals, --agree and --perplexity; give one")
     goal = Goal.agree(args.agree) if args.agree else Goal.perplexity(args.perplexity or "+1%")
     if args.report:
-        check_report(args.report)
+        check_report(args.report, args.force)
     text = read_text(args.text)
     check_encoder(Bundle.open(args.bundle, verify=False).program, args.bundle, False)
     watch = Stopwatch()

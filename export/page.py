@@ -55,7 +55,7 @@ summary { cursor: pointer; color: var(--muted); }
 """The style that the pages have in common."""
 
 
-def check_page(path: Path, force: bool = True) -> None:
+def check_page(path: Path, force: bool) -> None:
     """Raise what drawing and ``write_page`` would where a library is missing; UsageError where ``path`` cannot be a
     file, or is one already and not to be replaced.
 
@@ -67,7 +67,7 @@ def check_page(path: Path, force: bool = True) -> None:
     check_file(path, force)
 
 
-def check_file(path: Path, force: bool = True, what: str = "report", suffix: str = ".html") -> None:
+def check_file(path: Path, force: bool, what: str = "report", suffix: str = ".html") -> None:
     """Raise UsageError where ``path`` cannot be a file, or is one already and not to be replaced."""
     if path.is_dir():
         raise UsageError(

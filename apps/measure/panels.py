@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MOST_BARS = 24
 """Of a chart: more are in the table below it."""
+MOST_LETTERS = 34
+"""Of a label."""
 
 Panel = tuple[str, str]
 """A heading and an inline SVG."""
@@ -154,7 +156,7 @@ def _bars(heading: str, measures: Sequence[Measure], unit: str, line: float | No
         axes.barh(
             rows, medians, xerr=errors, color=SERIES[0], height=0.62, error_kw={"ecolor": INK, "capsize": 2}
         )
-        axes.set_yticks(rows, [_short(measure.name) for measure in shown])
+        axes.set_yticks(rows, labels([measure.name for measure in shown]))
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(unit)
@@ -236,5 +238,18 @@ def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, labelcolor=INK, fontsize=10)
 
 
+def labels(names: Sequence[str]) -> list[str]:
+    """``names`` as a chart has room for: where one is too long, without the words at their ends and then at their
+    beginnings that all have in common, so that what is left tells them apart."""
+    words = [name.split(" ") for name in names]
+    for end in (-1, 0):
+        while max(len(" ".join(each)) for each in words) > MOST_LETTERS:
+            if len({each[end] for each in words}) > 1 or min(map(len, words)) == 1:
+                break
+            for each in words:
+                each.pop(end)
+    return [_short(" ".join(each).rstrip(" ÷")) for each in words]
+
+
 def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"{name[:20]} … {name[-11:]}"
+    return name if len(name) <= MOST_LETTERS else f"{name[:20]} … {name[-11:]}"

@@ -12,9 +12,10 @@ from .measured import Measured
 from .search import Goal
 
 
-def check_report(path: Path) -> None:
-    """Raise what ``write_report`` would where a library is missing; UsageError where ``path`` cannot be a file."""
-    check_page(path)
+def check_report(path: Path, force: bool) -> None:
+    """Raise what ``write_report`` would where a library is missing; UsageError where ``path`` cannot be a file, or is
+    one already and not to be replaced."""
+    check_page(path, force)
 
 
 def write_report(

@@ -14,6 +14,7 @@ from bench_records import record
 
 from edgeloop.apps.measure.interval import Estimate, estimate
 from edgeloop.apps.measure.limit import MACHINE, ROOFLINE
+from edgeloop.apps.measure.panels import labels
 from edgeloop.apps.measure.record import Measure, Series
 from edgeloop.apps.measure.report import render
 from edgeloop.apps.measure.tables import facts
@@ -177,3 +178,15 @@ def test_a_rule_has_one_colour_in_all_charts() -> None:
 
 def test_a_record_without_turns_has_none_that_were_disturbed() -> None:
     assert dict(facts(record(turns=0, disturbed=0, foreign=0.5)))["other programs"] == "50% of the cores"
+
+
+def test_long_labels_still_differ() -> None:
+    assert labels(["prologue", "x" * 40]) == ["prologue", "x" * 20 + " … " + "x" * 11]
+    flags = ("--exit depth:2", "--engine onnx")
+    assert labels(
+        [f"decode, /a/long/folder/bundle {flag} ÷ /a/long/folder/bundle" for flag in flags]
+    ) == list(flags)
+    assert labels([f"random tokens: pipelined, forced acceptance 0.{n} ÷ sequential" for n in (5, 7)]) == [
+        f"pipelined, forced acceptance 0.{n}" for n in (5, 7)
+    ]
+    assert labels(["a" * 20 + " " + "b" * 20] * 2) == ["a" * 20] * 2

@@ -24,6 +24,7 @@ def evaluation(perplexity: float, depth: float, rate: float, speed: float) -> Ev
     [
         ("gone/exits.html", "would be in a folder that is not there; make gone first"),
         (".", "is a folder; name a file in it, such as report.html"),
+        ("old.html", "there is a report old.html already; add --force to replace it"),
     ],
 )
 def test_a_report_that_cannot_be_written_is_refused_first(
@@ -36,9 +37,11 @@ def test_a_report_that_cannot_be_written_is_refused_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("some.txt").write_text("Once upon a time there was a king. " * 20)
+    Path("old.html").write_text("old")
     code, _, err = command("calibrate", bundle, "--text", "some.txt", "--report", report)
     assert (code, err.count("\n")) == (2, 1)
     assert told in err
+    assert Path("old.html").read_text() == "old"
 
 
 def test_a_missing_library_is_told_before_anything_is_measured(
