@@ -103,7 +103,7 @@ $(WAYS:%=native-%): native-%: $(VENV)/installed
 	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
 
 native-host: $(VENV)/installed
-	@$(BIN)/python -m edgeloop.runtime.engines.native.build --host
+	@$(BIN)/python -m edgeloop.runtime.engines.native.programs
 
 # The Kotlin compiler and coroutines, 80 MB, which PyPI has in a kernel for Jupyter; `make test` skips what needs them.
 KOTLIN := build/kotlin

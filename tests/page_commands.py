@@ -133,7 +133,7 @@ NOT_RUN = {
     "bundle=bundle,exit=depth:2,skipped_kv=exact --tasks arc_easy": HARNESS,
     "python -m edgeloop.runtime.engines.native.build": COMPILES,
     "make native-host": HOST,
-    "python -m edgeloop.runtime.engines.native.build --host": HOST,
+    "python -m edgeloop.runtime.engines.native.programs": HOST,
     'runtime/engines/native/edgeloop-run build/demo --prompt "Once upon a time" -n 40': HOST,
     "runtime/engines/native/edgeloop-run build/demo --bench -p 32 -n 32 --runs 1 --json": HOST,
     "runtime/engines/native/edgeloop-run --help": HOST,

@@ -291,7 +291,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def main(words: Sequence[str] = ()) -> int:
-    """Build the library beside this file, or with ``--host`` the program edgeloop-run.
+    """Build the library beside this file.
 
     ``--sources SYSTEM MACHINE COMPILER…``, for builds of apps by CMake or Apple's tools, lists what the library is made
     of: a line has a file and its flags, with | between them.
@@ -303,11 +303,6 @@ def main(words: Sequence[str] = ()) -> int:
             sys.stdout.write("|".join((str(source), *target.flags(source))) + "\n")
         return 0
     try:
-        if words[:1] == ["--host"]:
-            from .programs import host
-
-            log.info("made %s", host())
-            return 0
         made = build()
     except BuildError as error:
         log.error("%s", error)

@@ -1,15 +1,19 @@
 """The host in C++, ``edgeloop-run``: the lane engine and its command line in one file, which wants nothing beside it.
 
-``python -m edgeloop.runtime.engines.native.build --host`` makes it, ``host`` for another system.
+``python -m edgeloop.runtime.engines.native.programs`` makes it, ``host`` for another system.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 import tempfile
 from pathlib import Path
 
 from .build import FOLDER, SOURCES, BuildError, Target, alone, compile_all, objects_folder, run_tool
+
+log = logging.getLogger(__name__)
 
 HOST = "edgeloop-run"
 LINK = {
@@ -55,3 +59,18 @@ def _version() -> str:
     text = (FOLDER.parents[1] / "version.py").read_text(encoding="utf-8")
     found = re.search(r'VERSION = "([^"]+)"', text)
     return found[1] if found else ""
+
+
+def main() -> int:
+    """Make edgeloop-run beside this file."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        log.info("made %s", host())
+    except BuildError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
