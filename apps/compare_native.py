@@ -11,13 +11,12 @@ import shutil
 import statistics
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import EngineError, ExportError
-from .compare_native_tables import labels, tables
+from .compare_native_tables import Contender, labels, tables
 from .compare_record import save_comparison
 from .console import Console, Progress
 from .machine import processor, processor_features, usable_threads
@@ -34,20 +33,6 @@ if TYPE_CHECKING:
 
 PEERS = ("onnxruntime-genai", "llama.cpp Q4_0")
 KEYS = ("first_ms", "memory_bytes", "prefill_ms", "token_ms")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A file on an engine, of which it reads ``bytes``, with so many threads; ``kernels``: forced ones of ours."""
-
-    name: str
-    kind: str
-    path: Path
-    group: int
-    bytes: int
-    threads: int
-    kernels: str = ""
-    turns: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
 
 def read_bytes(kind: str, path: Path) -> int:

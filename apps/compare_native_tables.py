@@ -1,15 +1,14 @@
-"""The tables of ``edgeloop compare --target native``."""
+"""What ``edgeloop compare --target native`` compares, and the tables of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from .console import Console
 from .quantities import byte_count
-
-if TYPE_CHECKING:
-    from .compare_native import Contender
 
 COLUMNS = (
     "int4, full depth",
@@ -26,6 +25,20 @@ AGAINST = ("÷ the best peer", "#group", "#threads", "#speed", "#prefill", "#mem
 WORK = ("groups", "#file ÷ tensors", "#bytes a token reads", "#operations a prompt's token")
 
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A file on an engine, of which it reads ``bytes``, with so many threads; ``kernels``: forced ones of ours."""
+
+    name: str
+    kind: str
+    path: Path
+    group: int
+    bytes: int
+    threads: int
+    kernels: str = ""
+    turns: list[dict[str, Any]] = field(default_factory=list, compare=False)
 
 
 def tables(

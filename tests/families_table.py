@@ -7,12 +7,15 @@ fixtures as arguments, only their rows are measured anew.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as in the tests
 
 import numpy as np
 from family_runs import F32, I64, authors, full

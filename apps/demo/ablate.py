@@ -20,7 +20,7 @@ import torch
 
 from .model import DemoConfig
 from .objective import Objective
-from .recipe import Recipe
+from .recipe import TrainingRecipe
 from .report import measure
 from .texts import read_tokens
 from .train import train
@@ -63,7 +63,9 @@ def run(name: str, steps: int, device: str, out: Path) -> None:
     changes = VARIANTS[name]
     config = replace(DemoConfig(), **changes.get("config", {}))
     objective = replace(Objective(), **changes.get("objective", {}))
-    recipe = replace(Recipe(steps=steps, objective=objective, every=steps), **changes.get("recipe", {}))
+    recipe = replace(
+        TrainingRecipe(steps=steps, objective=objective, every=steps), **changes.get("recipe", {})
+    )
     text = read_tokens(config.vocab_size)
     folder = out / "unfinished" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def main() -> None:
     """Train every variant that has no result yet, and write the table; exit code 1 when one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--steps", type=int, default=Recipe.steps // 10)
+    parser.add_argument("--steps", type=int, default=TrainingRecipe.steps // 10)
     parser.add_argument("--jobs", type=int, default=1, help="variants at a time")
     parser.add_argument(
         "--only", action="append", choices=VARIANTS, metavar="NAME", help="this variant; may be repeated"

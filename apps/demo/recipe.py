@@ -19,7 +19,7 @@ Watch = Callable[[int, dict[str, Any] | None], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """How long, on how much, against what. ``rate``: the highest learning rate, of both optimizers. ``own_norms``: each
     depth learns norms of its own; without, all depths learn the same."""
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from .drafts import acceptance, agreement, prompts
 from .model import DemoModel
-from .recipe import Recipe, validation_loss
+from .recipe import TrainingRecipe, validation_loss
 from .routed import RoutedModel
 from .state import Log
 from .texts import Tokens
@@ -44,7 +44,7 @@ def measure(model: DemoModel, text: Tokens, length: int) -> dict[str, Any]:
     return found
 
 
-def report(model: DemoModel, recipe: Recipe, text: Tokens, out: Path, log: Log) -> dict[str, Any]:
+def report(model: DemoModel, recipe: TrainingRecipe, text: Tokens, out: Path, log: Log) -> dict[str, Any]:
     """Measure the checkpoint in ``out``, write its training.json and return what was found."""
     model.load_state_dict(load_file(out / "model.safetensors"))
     found = {

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import state
 from .model import DemoConfig, DemoModel, PerDepthNorm
-from .recipe import Recipe, Watch, validation_loss
+from .recipe import TrainingRecipe, Watch, validation_loss
 from .routed import RoutedConfig, RoutedModel
 from .texts import Tokens, read_tokens
 
@@ -46,7 +46,7 @@ def save_checkpoint(model: DemoModel, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.config.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def optimizers_of(model: DemoModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: DemoModel, recipe: TrainingRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the projections, AdamW for all else."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.endswith("proj.weight")]
     chosen = {id(p) for p in matrices}
@@ -59,7 +59,7 @@ def optimizers_of(model: DemoModel, recipe: Recipe) -> list[torch.optim.Optimize
 
 def train(
     config: DemoConfig,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     text: Tokens,
     out: Path,
     device: str,
@@ -115,12 +115,12 @@ def main() -> None:
     parser.add_argument("--routed", action="store_true", help="train the twin that routes its tokens")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="windows a step")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--seed", type=int, default=TrainingRecipe.seed)
     parser.add_argument("--every", type=int, help="steps between what is kept and validated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
     given = {name: getattr(a, name) for name in ("steps", "batch", "every") if getattr(a, name) is not None}
-    recipe = replace(Recipe(), seed=a.seed, **given)
+    recipe = replace(TrainingRecipe(), seed=a.seed, **given)
     a.out.mkdir(parents=True, exist_ok=True)
     text = read_tokens(DemoConfig.vocab_size)
     with progress(recipe.steps) as watch:

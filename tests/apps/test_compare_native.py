@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edgeloop.apps import bench_llama, compare_native
-from edgeloop.apps.compare_native import Contender, against_peers, summary
-from edgeloop.apps.compare_native_tables import against, block_pass, speeds
+from edgeloop.apps.compare_native import against_peers, summary
+from edgeloop.apps.compare_native_tables import Contender, against, block_pass, speeds
 from edgeloop.apps.machine import usable_threads
 from edgeloop.apps.machine_load import ForeignLoad, busy_seconds
 from edgeloop.apps.measure import store

@@ -21,7 +21,7 @@ from edgeloop.apps.demo.dialogues import split_dialogues, text_of
 from edgeloop.apps.demo.drafts import acceptance, agreement, prompts
 from edgeloop.apps.demo.model import DemoConfig, DemoModel
 from edgeloop.apps.demo.objective import Objective
-from edgeloop.apps.demo.recipe import Recipe
+from edgeloop.apps.demo.recipe import TrainingRecipe
 from edgeloop.apps.demo.texts import END_OF_TEXT, Tokens, split_texts
 from edgeloop.apps.demo.train import train
 from edgeloop.apps.demo.verb import CHECKPOINT
@@ -32,7 +32,7 @@ TINY = DemoConfig(
     vocab_size=64, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
     block_layers=1, lora_rank=2,
 )  # fmt: skip
-RECIPE = Recipe(steps=7, batch=2, length=16, every=3)
+RECIPE = TrainingRecipe(steps=7, batch=2, length=16, every=3)
 
 
 def tokens() -> Tokens:
@@ -207,10 +207,10 @@ def test_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_texts:
         config = replace(DemoConfig(), **changes.get("config", {}))
         objective = replace(Objective(), **changes.get("objective", {}))
         assert len(objective.weights) == config.num_recursions
-        replace(Recipe(), **changes.get("recipe", {}))
+        replace(TrainingRecipe(), **changes.get("recipe", {}))
     monkeypatch.setattr(ablate, "read_tokens", lambda size: tokens())
     monkeypatch.setattr(ablate, "DemoConfig", lambda: TINY)
-    monkeypatch.setattr(ablate, "Recipe", lambda **given: replace(RECIPE, **given))
+    monkeypatch.setattr(ablate, "TrainingRecipe", lambda **given: replace(RECIPE, **given))
     ablate.run("rank 8", 2, "cpu", tmp_path)
     found = json.loads((tmp_path / "rank 8.json").read_text(encoding="utf-8"))
     line = ablate.table(tmp_path).splitlines()[2]
