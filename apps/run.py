@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.errors import UsageError
-from ..runtime.text.reasoning import ReasoningStream
+from ..runtime.text.reasoning import Piece, ReasoningStream
 from .console import Console
 from .intake import prompt_text
 from .logprobs import logprobs_argument, tell_answer, tell_score
@@ -170,22 +170,31 @@ def tell(
     """
     seen = [] if seen is None else seen
     hidden = False
+
+    def show(pieces: Iterable[Piece], shade: float | None) -> None:
+        nonlocal hidden
+        for piece in pieces:
+            if not piece.reasoning:
+                console.end_aside()
+                console.stream(piece.text, shade)
+            elif thinking:
+                console.aside(piece.text)
+            elif not hidden:
+                hidden = True
+                console.note("(thinking)")
+
     try:
         for step in steps:
             seen.append(step)
             shade = step.depth / depths if depths else None
             if parted is None:
                 console.stream(step.text, shade)
-                continue
-            for piece in parted.push(step.text, step.finish is not None):
-                if not piece.reasoning:
-                    console.end_aside()
-                    console.stream(piece.text, shade)
-                elif thinking:
-                    console.aside(piece.text)
-                elif not hidden:
-                    hidden = True
-                    console.note("(thinking)")
+            else:
+                show(parted.push(step.text, step.finish is not None), shade)
+    except KeyboardInterrupt:
+        if parted is not None:  # what was kept back, because it might have become a tag, is text
+            show(parted.push("", last=True), None)
+        raise
     finally:
         console.end_aside()
         console.end_stream()

@@ -7,12 +7,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from edgeloop.apps.console import Console
+from edgeloop.apps.run import tell
+from edgeloop.runtime.serve.requests import Step
+from edgeloop.runtime.text.reasoning import ReasoningStream
 
 Command = Callable[..., tuple[int, str, str]]
 Chat = Callable[..., list[dict[str, Any]]]
@@ -172,3 +177,26 @@ def test_run_goes_on(bundle: Path, command_json: Callable[..., Any], tmp_path: P
     for prompt in ("Hi", "Yes"):
         found = command_json("run", bundle, "-p", prompt, "-n", 2, "--chat", "--session", other)
     assert found["prefill_tokens"] <= found["prompt_tokens"] - 7  # what was there before the first answer
+
+
+@pytest.mark.parametrize(
+    ("opened", "kept_back", "thought", "said"),
+    [(False, "  <thi", None, "  <thi"), (True, "Hm </thin", "Hm </thin", "")],
+)
+def test_what_was_kept_back_when_an_answer_is_ended(
+    capsys: pytest.CaptureFixture[str], opened: bool, kept_back: str, thought: str | None, said: str
+) -> None:
+    """Ctrl-C where a tag might have begun: its text is shown, and is part of the message that is remembered."""
+
+    def answer() -> Iterator[Step]:
+        for n, text in enumerate(kept_back):
+            yield Step(text, n, 1, 1.0)
+        raise KeyboardInterrupt
+
+    parted = ReasoningStream(opened)
+    with pytest.raises(KeyboardInterrupt):
+        tell(answer(), Console(), parted=parted)
+    assert (parted.reasoning, parted.answer) == (thought, said)
+    out, err = capsys.readouterr()
+    assert (thought or "") in err
+    assert said in out
