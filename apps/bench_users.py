@@ -69,7 +69,7 @@ def measure_users(args: argparse.Namespace, console: Console) -> Outcome:
                     ways[name, kind, users] = _way(server, asked, size, aligned=kind == "static")
             policy = session.policy.exit
         with console.progress() as progress:
-            runs = take_turns(ways, _rate, effort_of(args), progress, lambda way: " ".join(way[:2]))
+            runs = take_turns(ways, _rate, effort_of(args), progress, _name)
     rows = [_row(runs, name, users) for name in names for users in args.users]
     return Outcome(
         " and ".join(names),
@@ -84,6 +84,12 @@ def measure_users(args: argparse.Namespace, console: Console) -> Outcome:
         },
         turns=disturbed(list(runs.values())),
     )
+
+
+def _name(way: Way) -> str:
+    """A way, for people."""
+    engine, kind, users = way
+    return f"{engine} {kind}" + (f", {users} users" if users > 1 else "")
 
 
 def _measures(runs: dict[Way, Turns[Served]], names: list[str], users: list[int]) -> Iterator[Measure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ def run_child(
 
 
 def run_process(name: str, command: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
-    """Run ``command`` → what its last line says; EngineError with its last words when it fails."""
+    """Run ``command`` → what its last line says; EngineError with its last words when it fails, with the signal that
+    ended it where there are none, or where that line is no JSON."""
     done = subprocess.run(
         command,
         capture_output=True,
@@ -35,6 +37,22 @@ def run_process(name: str, command: Sequence[str], environment: Mapping[str, str
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        raise EngineError(f"{name} does not run: {lines[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        raise EngineError(f"{name} does not run: {_signal(done.returncode) or lines[-1]}")
+    said = done.stdout.strip().splitlines() or ["nothing"]
+    try:
+        found: dict[str, Any] = json.loads(said[-1])
+    except ValueError as error:
+        raise EngineError(f"{name} says {said[-1]!r:.80} in the place of a result") from error
     return found
+
+
+def _signal(code: int) -> str:
+    """What ended a process with this exit code, if a signal did."""
+    if code >= 0:
+        return ""
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    more = ", as the system does where memory is short" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{more}"

@@ -248,7 +248,7 @@ def labels(names: Sequence[str]) -> list[str]:
                 break
             for each in words:
                 each.pop(end)
-    return [_short(" ".join(each).rstrip(" ÷")) for each in words]
+    return [_short(" ".join(each).rstrip(" ÷,")) for each in words]
 
 
 def _short(name: str) -> str:

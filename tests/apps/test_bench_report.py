@@ -190,3 +190,6 @@ def test_long_labels_still_differ() -> None:
         f"pipelined, forced acceptance 0.{n}" for n in (5, 7)
     ]
     assert labels(["a" * 20 + " " + "b" * 20] * 2) == ["a" * 20] * 2
+    assert labels([f"{n}: a text that is rather long, pipelined" for n in (1, 2)]) == [
+        f"{n}: a text that is rather long" for n in (1, 2)
+    ]
