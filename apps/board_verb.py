@@ -122,11 +122,12 @@ def _run(args: argparse.Namespace, device: SshDevice, store: BoardStore, console
 def _command(args: argparse.Namespace, device: SshDevice, store: BoardStore) -> list[str]:
     """The words that run the bundle there, from the store's folder."""
     from .devices.python_host import environment, python_of
-    from .devices.store import PROGRAM, SITE
+    from .devices.store import CACHE, PROGRAM, SITE
 
     if _host(args, device, store) == "native":
         return [f"./{PROGRAM}", store.bundle]
     given = [f"{name}={value}" for name, value in environment(SITE).items()]
+    given.append(f"XDG_CACHE_HOME={store.folder.path}/{CACHE}")  # of engines: removed with the rest
     python = python_of(device.name, device.facts())
     return ["env", *given, python, "-m", "edgeloop.apps.cli", args.what, store.bundle]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...runtime.bundle.folder import sha256_of
 from .device import DeviceError, Load, lines_of
-from .native_host import NativeHost
+from .native_host import FILE, NativeHost
 from .python_host import PythonHost
 from .shell import ShellDevice, ShellFolder
 
@@ -24,6 +24,8 @@ NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}")
 """Of a bundle on a board."""
 PROGRAM, SITE, WHEELS = "edgeloop-run", "site", "site/edgeloop-wheels"
 """The C++ host; edgeloop and the packages it needs, unpacked; the SHA-256 of the wheels that they were in."""
+CACHE = "cache"
+"""What engines keep there, as ``ShellFolder.run`` has it."""
 SUMS = 'find . -type f -exec sha256sum {} + 2>/dev/null | while read -r sum name; do echo "edgeloop:$sum=$name"; done'
 MOST_BYTES = 64 << 30
 """Of a bundle that is pulled."""
@@ -102,16 +104,17 @@ class BoardStore:
                 self.folder.ask(f"rm -rf {shlex.quote(fresh)} .{PROGRAM}.new .{SITE}.new ./*.whl")
 
     def check(self) -> tuple[str, ...]:
-        """The hosts that are there: native, python; DeviceError where they or the bundle are not."""
+        """The hosts that are there and run the bundle: native, python; DeviceError where they or the bundle are not."""
         here, bundle = shlex.quote(self.folder.path), shlex.quote(self.bundle)
         script = (
-            f"cd {here} 2>/dev/null && for each in {PROGRAM} {SITE} {bundle}; do "
+            f"cd {here} 2>/dev/null && for each in {PROGRAM} {SITE} {bundle} {bundle}/{FILE}; do "
             '[ -e "$each" ] && echo "edgeloop:there=$each"; done; true'
         )
         found = {value for _, value in lines_of(self.device.ask(script))}
         if self.bundle not in found:
             raise DeviceError(f"{self.device.name} has no bundle {self.name}: push it there first")
-        hosts = tuple(kind for kind, path in (("native", PROGRAM), ("python", SITE)) if path in found)
+        needs = {"native": {PROGRAM, f"{self.bundle}/{FILE}"}, "python": {SITE}}
+        hosts = tuple(kind for kind, paths in needs.items() if paths <= found)
         if not hosts:
             raise DeviceError(f"{self.device.name} has nothing that runs {self.name}: push it there again")
         return hosts
@@ -140,7 +143,7 @@ class BoardStore:
     def remove(self) -> None:
         """Remove the bundle, and with the last one everything that edgeloop put there."""
         self.check()
-        rest = f"rm -rf {PROGRAM} {SITE} cache; rmdir bundles; cd ..; rmdir {HOME}"
+        rest = f"rm -rf {PROGRAM} {SITE} {CACHE}; rmdir bundles; cd ..; rmdir {HOME}"
         self.folder.ask(
             f'rm -rf {shlex.quote(self.bundle)} && if [ -z "$(ls -A bundles)" ]; then {rest} 2>/dev/null; fi; true'
         )
