@@ -57,8 +57,9 @@ MAGIC = (
 """How programs for 64-bit Arm begin, and which bits of that count: ELF's header, little-endian, machine 183."""
 IN_IT = """
 mount -t proc proc "$0/proc" && mount --bind "$0/cpuinfo" "$0/proc/cpuinfo" && mount --rbind /dev "$0/dev" &&
-exec chroot "$0" "$@"
+mount --rbind /sys "$0/sys" && exec chroot "$0" "$@"
 """
+"""Without /sys XNNPACK does not start: it reads there how many processors there are."""
 CPUINFO = """\
 processor\t: 0
 BogoMIPS\t: 108.00

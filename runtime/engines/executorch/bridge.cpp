@@ -155,6 +155,11 @@ void* edgeloop_open(const char* path, const char** data, int count, int threads,
   auto silent = [](et_timestamp_t, et_pal_log_level_t, const char*, const char*, size_t, const char*, size_t) {};
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(silent, "edgeloop"));
   executorch::runtime::runtime_init();
+  const auto* backend = executorch::runtime::get_backend_class("XnnpackBackend");
+  if (backend && !backend->is_available()) {
+    std::snprintf(message, room, "XNNPACK does not start: it asks /proc/cpuinfo and /sys/devices/system/cpu for the processor; mount them");
+    return nullptr;
+  }
   BackendOptions<1> options;
   (void)options.set_option("weight_cache_enabled", true);
   Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
