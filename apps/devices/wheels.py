@@ -26,13 +26,16 @@ REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?P<range>[^;]*?)\s*(?:;.*)?")
 
 
 def requirements(packages: Sequence[str]) -> list[str]:
-    """Return what edgeloop asks of its own dependencies, and of those of ``packages`` that an extra brings."""
+    """Return what edgeloop asks of its own dependencies, and of those of ``packages`` that an extra brings.
+
+    What it asks nothing of, as what its dependencies need, goes along as pip chooses it.
+    """
     found: dict[str, str] = {}
     for line in importlib.metadata.requires("edgeloop") or ():
         match = REQUIREMENT.fullmatch(line)
         if match and ("extra" not in line or match["name"] in packages):
             found.setdefault(match["name"], f"{match['name']}{match['range']}")
-    return list(found.values())
+    return [*found.values(), *(name for name in packages if name not in found and name != "edgeloop")]
 
 
 def platforms(facts: Facts) -> list[str]:
