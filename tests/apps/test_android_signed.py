@@ -170,3 +170,43 @@ def test_a_key_is_a_file_or_its_digits(sites: Path, address: str, path: str, tmp
             AssertionError, match="IllegalArgumentException: the key is n.*; wanted the text of key.pem.pub"
         ):
             installed(path, tmp_path / "b", digits, f"{address}/signed/")
+
+
+def test_an_update_is_applied_where_the_key_signed_it(
+    sites: Path, path: str, lane_engine: Path, tmp_path: Path
+) -> None:
+    """Unsigned, altered and others' updates leave the bundle as it is; so does the way back to what is not signed."""
+    library = jvm.jni_library(lane_engine, tmp_path)
+    bundle, key = tmp_path / "bundle", sites / "key.pub"
+    shutil.copytree(sites / "signed", bundle)
+    made = {}
+    for each, signer in {"unsigned": None, "theirs": "theirs", "ours": "key"}.items():
+        made[each] = tmp_path / each
+        signs = ["--sign", str(sites / signer)] if signer else []
+        assert main(["diff", str(sites / "signed"), str(sites / "newer"), "-o", str(made[each]), *signs]) == 0
+    for each, at in {"altered": -9, "tables": 200}.items():
+        data = bytearray(made["ours"].read_bytes())
+        data[at] ^= 1
+        made[each] = tmp_path / each
+        made[each].write_bytes(data)
+
+    def ran(trusted: str, *words: str) -> dict[str, str]:
+        given = [str(made.get(word, word)) for word in words]
+        lines = jvm.ran(path, library, "edgeloop.Exercise", "update", str(bundle), trusted, *given)
+        return dict(line.partition(": ")[::2] for line in lines)
+
+    found = ran(str(key), "unsigned", "theirs", "altered", "tables")
+    assert {each: line.split()[0] for each, line in found.items()} == dict.fromkeys(found, "FORMAT")
+    assert "signed" in found["unsigned"]
+    assert "signed" in found["theirs"]
+    assert contents(bundle) == contents(sites / "signed")
+    assert ran(str(key), "ours") == {"ours": "false true"}
+    assert contents(bundle) == contents(sites / "newer")
+    assert ran(str(key), "ours", "back") == {"ours": "true true", "back": "done"}
+    assert contents(bundle) == contents(sites / "signed")
+    assert ran("-", "unsigned") == {"unsigned": "false true"}  # nobody asked
+    assert contents(bundle) == contents(sites / "newer")
+    for each in ("SHA256SUMS", "SHA256SUMS.sig"):
+        (tmp_path / "bundle.former" / each).unlink()
+    assert ran(str(key), "back")["back"].startswith("FORMAT ")
+    assert contents(bundle) == contents(sites / "newer")

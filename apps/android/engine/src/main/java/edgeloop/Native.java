@@ -1,5 +1,7 @@
 package edgeloop;
 
+import java.io.IOException;
+
 /** The functions of edgeloop_jni.cpp. Handles are pointers: {@link Model} and {@link Conversation} see to their lives. */
 final class Native {
   /** The library's path where it is on no search path, as on a desktop; on Android the APK has it. */
@@ -20,6 +22,11 @@ final class Native {
   /** What the library calls with each token. */
   interface Sink {
     boolean piece(byte[] utf8, long token, int depth, long nanoseconds);
+  }
+
+  /** Whom the library asks of a signature. */
+  interface Verifier {
+    boolean signed(byte[] message, byte[] signature) throws IOException;
   }
 
   /** EdgeloopException where libedgeloop is another version than this code was compiled for. */
@@ -91,4 +98,11 @@ final class Native {
 
   /** tokens, cached, bytes of K and V, shared ones, generated, drafts, right ones; then by depth tokens that ended there. */
   static native long[] stats(long context);
+
+  /** 1 where the bundle was the new one already; bytes of the update, of the bundle, and of what was written. */
+  static native long[] applyUpdate(byte[] bundle, byte[] update, byte[] key, Verifier verifier) throws IOException;
+
+  static native void updateBack(byte[] bundle, byte[] key, Verifier verifier) throws IOException;
+
+  static native void settleUpdate(byte[] bundle);
 }

@@ -55,11 +55,15 @@ public final class TrustedKey {
     return new TrustedKey(key, verifier);
   }
 
+  byte[] raw() {
+    return key.clone();
+  }
+
   /** Whether {@code signature} is this key's, of {@code message}; IOException where nothing here can tell. */
   boolean signed(byte[] message, byte[] signature) throws IOException {
     if (signature.length != SIGNATURE_BYTES) return false;
     try {
-      return verifier.signed(key.clone(), message, signature);
+      return verifier.signed(raw(), message, signature);
     } catch (GeneralSecurityException e) {
       throw new IOException(
           "signatures cannot be checked here (" + e.getMessage() + "): give the trusted key a verifier, as Tink has one", e);

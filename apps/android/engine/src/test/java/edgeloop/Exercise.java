@@ -56,6 +56,9 @@ final class Exercise {
       case "signed":
         signed(file, words);
         break;
+      case "update":
+        for (int i = 3; i < words.length; i++) update(file, words[2], words[i]);
+        break;
       case "overhead":
         overhead(file);
         break;
@@ -327,6 +330,23 @@ final class Exercise {
           + store.current().map(root::relativize).map(Path::toString).orElse("none")));
     }
     store.clean();
+  }
+
+  /** Makes of a bundle what an update says, or the former one of it ("back"), with the key in a file; or "-", without. */
+  private static void update(Path bundle, String keyFile, String word) throws Exception {
+    TrustedKey key = keyFile.equals("-") ? null
+        : TrustedKey.of(new String(Files.readAllBytes(Paths.get(keyFile)), StandardCharsets.UTF_8));
+    String name = Paths.get(word).getFileName().toString();
+    BundleUpdate.settle(bundle);
+    refused(name, () -> {
+      if (word.equals("back")) {
+        BundleUpdate.back(bundle, key);
+        System.out.println(name + ": done");
+        return;
+      }
+      BundleUpdate.Result found = BundleUpdate.apply(bundle, Paths.get(word), key);
+      System.out.println(name + ": " + found.already() + " " + (found.updateBytes() == Files.size(Paths.get(word))));
+    });
   }
 
   /** In each round the nanoseconds of a token, with what Java does, and the engine's own part of them. */
