@@ -127,7 +127,8 @@ struct Calls {
       std::vector<uint8_t> bytes = read_file(saved.c_str());
       change_some(bytes.data(), lot.below(2) ? bytes.size() : std::min<size_t>(bytes.size(), 1500), lot);
       if (lot.below(4) == 0) bytes.resize(lot.below(uint32_t(bytes.size()) + 1));
-      if (FILE* file = std::fopen(saved.c_str(), "wb")) std::fwrite(bytes.data(), 1, bytes.size(), file), std::fclose(file);
+      if (FILE* file = bytes.empty() ? nullptr : std::fopen(saved.c_str(), "wb"))
+        std::fwrite(bytes.data(), 1, bytes.size(), file), std::fclose(file);
     }
     counted(el_context_load(context, saved.c_str(), error), error);
   }
