@@ -159,16 +159,17 @@ def test_what_it_refuses_and_what_it_promises(host: Host) -> None:
 
 
 def test_the_page_has_a_program(host: Host, tmp_path: Path) -> None:
-    """And a piece of one, which is compiled."""
-    program, piece = blocks(ROOT / "docs" / "android.md", "java")
-    assert piece.count("context.getFilesDir().toPath()") == 1
-    body = piece.replace("context.getFilesDir().toPath()", "folder")
-    names = ("java.net.URL", "java.nio.file.Path", "edgeloop.BundleStore", "edgeloop.Model")
-    imports = "".join(f"import {each};\n" for each in names)
+    """And pieces of one, which are compiled."""
+    program, *pieces = blocks(ROOT / "docs" / "android.md", "java")
+    assert [piece.count("context.getFilesDir().toPath()") for piece in pieces] == [1, 1, 0]
+    bodies = [piece.replace("context.getFilesDir().toPath()", "folder") for piece in pieces]
+    names = ("BundleStore", "BundleUpdate", "Model", "TrustedKey")
+    every = ("java.net.URL", "java.nio.file.Path", *(f"edgeloop.{name}" for name in names))
+    imports = "".join(f"import {each};\n" for each in every)
+    fields = "Path folder, bundle, update; TrustedKey key;\n"  # what a piece takes from around it
+    methods = "".join(f"void piece{i}() throws Exception {{\n{body}}}\n" for i, body in enumerate(bodies))
     (tmp_path / "Hello.java").write_text(program, encoding="utf-8")
-    (tmp_path / "Piece.java").write_text(
-        f"{imports}class Piece {{ void piece(Path folder) throws Exception {{\n{body}}} }}", encoding="utf-8"
-    )
+    (tmp_path / "Piece.java").write_text(f"{imports}class Piece {{ {fields}{methods}}}", encoding="utf-8")
     path = jvm.compiled(tmp_path.glob("*.java"), tmp_path, host.classes)
     with Session.open(host.bundle, engine="native", kv_bits=16) as session:
         session.converse([{"role": "user", "content": TALE}])
