@@ -1,16 +1,15 @@
-"""The lane engine for Windows on x86-64 and macOS on Arm, compiled elsewhere: .venv/bin/python tests/native_cross.py.
+"""The lane engine for other systems, compiled elsewhere: .venv/bin/python tests/native_cross.py.
 
 ``make native-cross`` calls this. The compiler is zig's clang: ``ZIG`` names it, else it is that of the package ziglang.
-What is for Windows is run where there is wine: the kernels' tests, and whole models, whose logits must have the bits
-that they have here. Nothing runs what is for macOS.
+edgeloop-run for Linux, with musl, must be small; ``test_run_arm64.py`` runs it. What is for Windows is run where there
+is wine: the kernels' tests, and whole models, whose logits must have the bits that they have here. Nothing runs what
+is for macOS.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 from arm64 import IDS, STEPS, bits, own_model
 from native_programs import Target, compiled, lanes_files
 
+from edgeloop.apps.devices.cross import zig
+
 log = logging.getLogger("native_cross")
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTS = ROOT / "build" / "cross"
@@ -27,14 +28,7 @@ PACKAGES = "apt install wine64"
 WINES = "/usr/lib/wine"
 """Where Debian's wine64 has it, which only another package puts into PATH."""
 TABLES = "portable"
-"""What zig's programs find on Windows: its ``__builtin_cpu_supports`` knows of no AVX2 there."""
-
-
-def zig() -> tuple[str, ...]:
-    """The compiler's command; nothing where there is none."""
-    if named := shlex.split(os.environ.get("ZIG", "")):
-        return (*named, "c++")
-    return (sys.executable, "-m", "ziglang", "c++") if importlib.util.find_spec("ziglang") else ()
+"""Of kernels: what every processor runs."""
 
 
 def folder(target: Target) -> Path:
@@ -51,6 +45,15 @@ def library(target: Target) -> None:
     made = folder(target) / NAMES[target.system]
     build(made, folder(target), target)
     log.info("%s: %d kB", made.relative_to(ROOT), made.stat().st_size // 1000)
+
+
+def whole_host(machine: str, compiler: tuple[str, ...]) -> None:
+    """Compile edgeloop-run for Linux on ``machine``, with all that it needs, and say how large it is."""
+    from edgeloop.runtime.engines.native.programs import HOST, host
+
+    target = Target((*compiler, "-target", f"{machine}-linux-musl"), "linux", machine)
+    made = host(folder(target) / HOST, target, objects=folder(target))
+    log.info("%s: %d bytes", made.relative_to(ROOT), made.stat().st_size)
 
 
 def program(name: str, target: Target) -> Path:
@@ -81,9 +84,12 @@ def run(wine: str, prefix: Path, command: Path, *arguments: str) -> str:
 def main() -> int:
     """Compile for both, and run what can be; exit status 1 after the first that does not hold."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if not (compiler := zig()):
+    if not (found := zig()):
         log.info("native-cross is skipped: no zig (pip install ziglang, or ZIG=zig)")
         return 0
+    compiler = (*found, "c++")
+    for machine in ("x86_64", "aarch64"):
+        whole_host(machine, compiler)
     windows = Target((*compiler, "-target", "x86_64-windows-gnu"), "win32", "x86_64")
     library(windows)
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), WINES))

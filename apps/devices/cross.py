@@ -25,20 +25,28 @@ def cross_target(machine: str, static: bool = False) -> Target:
 
     ``static``: for a program that wants nothing of the system, for which zig brings a C library of its own.
     """
+    compiler = zig()
+    if static and compiler and machine != platform.machine():  # smaller than with glibc: programs.LINK_ZIG
+        return Target((*compiler, "c++", "-target", f"{machine}-linux-musl"), "linux", machine)
     if sys.platform == "linux" and machine == platform.machine():
         try:
             return Target.here()
         except BuildError as error:
-            raise DeviceError(str(error)) from error
+            if not compiler:
+                raise DeviceError(str(error)) from error
     if shutil.which(f"{machine}-linux-gnu-g++"):
         return Target((f"{machine}-linux-gnu-g++",), "linux", machine)
-    zig = shlex.split(os.environ.get("ZIG", ""))
-    if not zig and importlib.util.find_spec("ziglang"):
-        zig = [sys.executable, "-m", "ziglang"]
-    if zig:
+    if compiler:
         libc = "musl" if static else "gnu.2.28"
-        return Target((*zig, "c++", "-target", f"{machine}-linux-{libc}"), "linux", machine)
+        return Target((*compiler, "c++", "-target", f"{machine}-linux-{libc}"), "linux", machine)
     raise DeviceError(f"nothing here compiles the lane engine for {machine}: {ADVICE}")
+
+
+def zig() -> tuple[str, ...]:
+    """Return zig's command; nothing where there is none."""
+    if named := shlex.split(os.environ.get("ZIG", "")):
+        return tuple(named)
+    return (sys.executable, "-m", "ziglang") if importlib.util.find_spec("ziglang") else ()
 
 
 def objects_of(target: Target) -> Path | None:

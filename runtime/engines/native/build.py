@@ -116,25 +116,30 @@ class Target:
     def flags(self, source: Path) -> tuple[str, ...]:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
         wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
-        plain = COMMON + _level(source) + (() if self.system == "win32" else ("-fPIC",))
+        plain = COMMON + self._level(source) + (() if self.system == "win32" else ("-fPIC",))
         for known in (wanted, tuple(FOR_ZIG.get(flag, flag) for flag in wanted)):
             if _knows(self.compiler, known):
                 return plain + known
         return plain
 
+    @property
+    def zig(self) -> bool:
+        """Whether the compiler is zig's clang, which has a C library of its own, and takes other flags."""
+        return any(Path(word).name in ("zig", "ziglang") for word in self.compiler)
+
     def _has(self, source: Path) -> bool:
         return self.machine in KERNELS.get(_kernel(source), ((self.machine,), ()))[0]
+
+    def _level(self, source: Path) -> tuple[str, ...]:
+        if source.parent.name == "kernels":
+            return KERNEL
+        if source.parent.name in ("text", "context", "update") or SMALL.fullmatch(source.name):
+            return ("-Oz",) if self.zig else ("-Os",)  # clang's -Os is near to its -O2
+        return ("-O2",)
 
 
 def _kernel(source: Path) -> str:
     return re.split(r"[_.]", source.name)[0] if source.parent.name == "kernels" else ""
-
-
-def _level(source: Path) -> tuple[str, ...]:
-    if source.parent.name == "kernels":
-        return KERNEL
-    small = source.parent.name in ("text", "context", "update") or SMALL.fullmatch(source.name)
-    return ("-Os",) if small else ("-O2",)
 
 
 @cache

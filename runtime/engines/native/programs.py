@@ -21,6 +21,8 @@ LINK = {
     "darwin": ("-Wl,-dead_strip", "-Wl,-x"),
     "win32": ("-s", "-Wl,--gc-sections", "-static"),
 }
+LINK_ZIG = ("-s", "-Wl,--gc-sections", "-Os")
+"""Of zig's compiler on Linux, whose linker has fewer options; with -Os it makes its C and C++ libraries small, too."""
 
 
 def host(
@@ -48,7 +50,8 @@ def host(
         with tempfile.TemporaryDirectory(dir=goal.parent, prefix=".native-") as scratch:
             fresh = Path(scratch) / goal.name
             whole = ("-static",) if static and target.system == "linux" else ()
-            link = (*LINK[target.system], *whole, "-pthread", "-o", str(fresh))
+            small = LINK_ZIG if target.zig and target.system == "linux" else LINK[target.system]
+            link = (*small, *whole, "-pthread", "-o", str(fresh))
             run_tool([*target.compiler, *map(str, made), *link])
             fresh.replace(goal)
     return goal

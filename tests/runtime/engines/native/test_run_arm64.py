@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from arm64 import CPUS, QEMU, first_of, missing
 
+from edgeloop.apps.devices.cross import zig
 from edgeloop.export import export_bundle
-from edgeloop.runtime.engines.native.build import BuildError
+from edgeloop.runtime.engines.native.build import BuildError, Target
 from edgeloop.runtime.engines.native.programs import host
 
 DEMO = Path(__file__).parents[4] / "apps" / "demo" / "checkpoint"
@@ -42,13 +43,24 @@ def here(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"edgeloop-run is not linked with a static C library here: {error}")
 
 
-@pytest.fixture(scope="module")
-def arm() -> Path:
-    """The program, with its objects where ``make arm64`` keeps them, too."""
-    from arm64 import OBJECTS, arm64
+@pytest.fixture(scope="module", params=["gcc", "zig"])
+def arm(request: pytest.FixtureRequest) -> Path:
+    """The program with glibc and with musl, its objects where ``make arm64`` and ``make native-cross`` keep them."""
+    if request.param == "gcc":
+        from arm64 import OBJECTS, arm64
 
-    OBJECTS.mkdir(parents=True, exist_ok=True)
-    return host(OBJECTS / "edgeloop-run", arm64(), objects=OBJECTS)
+        target, objects = arm64(), OBJECTS
+    else:
+        from native_cross import folder
+
+        if not (compiler := zig()):
+            pytest.skip("no zig (pip install ziglang)")
+        target = Target((*compiler, "c++", "-target", "aarch64-linux-musl"), "linux", "aarch64")
+        objects = folder(target)
+    objects.mkdir(parents=True, exist_ok=True)
+    made = host(objects / "edgeloop-run", target, objects=objects)
+    assert made.stat().st_size < (1_000_000 if target.zig else 1_600_000)
+    return made
 
 
 def said(command: list[str], lanes: Path, name: str, folder: Path) -> tuple[list[int], str, bytes]:

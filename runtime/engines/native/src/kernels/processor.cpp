@@ -18,7 +18,7 @@ namespace edgeloop {
 
 namespace {
 
-// What cpuid says, for bits that not every compiler has a name for.
+// What cpuid says. The compiler's __builtin_cpu_supports is not asked: zig's compilers come without the table behind it.
 struct Leaf {
   unsigned eax, ebx, ecx, edx;
 };
@@ -28,16 +28,33 @@ Leaf leaf(unsigned number, unsigned subleaf) {
   return __get_cpuid_count(number, subleaf, &found.eax, &found.ebx, &found.ecx, &found.edx) ? found : Leaf{};
 }
 
+bool all(unsigned found, unsigned wanted) { return (found & wanted) == wanted; }
+
+// Whether the system saves these registers of a thread: bits of XCR0.
+constexpr unsigned YMM = 0x6, ZMM = 0xe6;
+
+bool saves(unsigned wanted) {
+  if (!all(leaf(1, 0).ecx, 1u << 27)) return false;  // it does not let programs ask
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+#if defined(__APPLE__)
+  if (all(low, YMM)) low |= ZMM;  // there from the first instruction on that uses them
+#endif
+  return all(low, wanted);
+}
+
 }  // namespace
 
-// The compiler's answers count what the system saves of a thread. Bit 29: float16.
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && (leaf(1, 0).ecx >> 29 & 1); }
+bool runs_avx2() {
+  constexpr unsigned AVX = 1u << 28, F16C = 1u << 29, AVX2 = 1u << 5;  // of ecx, ecx and ebx
+  return saves(YMM) && all(leaf(1, 0).ecx, AVX | F16C) && all(leaf(7, 0).ebx, AVX2);
+}
 
-bool runs_avxvnni() { return runs_avx2() && (leaf(7, 1).eax >> 4 & 1); }
+bool runs_avxvnni() { return runs_avx2() && all(leaf(7, 1).eax, 1u << 4); }
 
 bool runs_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  constexpr unsigned F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31, VNNI = 1u << 11;  // VNNI of ecx
+  return saves(ZMM) && all(leaf(7, 0).ebx, F | DQ | BW | VL) && all(leaf(7, 0).ecx, VNNI);
 }
 
 #if defined(__linux__)
@@ -47,7 +64,7 @@ bool runs_amx() {
   constexpr unsigned TILE = 1u << 24, INT8 = 1u << 25;  // of edx
   constexpr long ASK = 0x1023, TILE_DATA = 18;          // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   const unsigned found = leaf(7, 0).edx;
-  return runs_avx512() && (found & TILE) && (found & INT8) && syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+  return runs_avx512() && all(found, TILE | INT8) && syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
 }
 
 #else
