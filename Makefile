@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12"
 
 .DEFAULT_GOAL := help
-WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz
+WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz million
 
 .PHONY: help install lock native demo bench test lint docs lm-eval android arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
 
@@ -98,7 +98,7 @@ $(VENV)/installed-lm-eval: $(VENV)/installed
 lm-eval: $(VENV)/installed-lm-eval
 	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_lm_eval.py
 
-# Compiled each time, with the flags of the library and, for the last four, a sanitizer.
+# Compiled each time, with the flags of the library and, for the last five, a sanitizer.
 $(WAYS:%=native-%): native-%: $(VENV)/installed
 	@$(BIN)/python tests/native_programs.py $* $(ARGUMENTS)
 

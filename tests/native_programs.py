@@ -58,6 +58,7 @@ WAYS = {
         (*_CHECKED, "-fsanitize=fuzzer,address,undefined", "-DEDGELOOP_LIBFUZZER"),
         _CLANG,
     ),
+    "million": Way(("fuzz_context", "fuzz_text", "fuzz_update"), (*_CHECKED, "-fsanitize=address,undefined")),
 }
 
 
@@ -235,7 +236,7 @@ def main(how: str, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="edgeloop-native-") as folder:
         for name in way.programs:
             binary = compiled(name, Path(folder), ("-Werror", *way.options), target)
-            given = [*arguments]
+            given = [*arguments] or (["1000000"] if how == "million" else [])
             if name in ("fuzz", "fuzz_update"):
                 files = (lanes_files if name == "fuzz" else update_files)(Path(folder) / f"files-{name}")
                 given = given or (["-max_total_time=60"] if how == "fuzz" else ["2000"])
@@ -251,7 +252,7 @@ def main(how: str, arguments: Sequence[str]) -> int:
             if name == "fuzz_context":
                 from context_files import context_files
 
-                given = [*(arguments or ["20000"]), *map(str, context_files(Path(folder) / "contexts"))]
+                given = [*(given or ["20000"]), *map(str, context_files(Path(folder) / "contexts"))]
             if name == "bench_deltas":
                 given = given or [*map(str, delta_files(Path(folder)))]
             status = subprocess.run([str(binary), *given], env={**os.environ, **dict(way.environment)})

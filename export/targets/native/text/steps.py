@@ -176,7 +176,10 @@ class Steps:
                     for what, by in TIDY:
                         self.add(Stage.DECODE, Kind.REPLACE, a=what, b=by)
             case "BPEDecoder":
-                self.add(Stage.DECODE, Kind.SUFFIX, a=rule.get("suffix", "</w>"))
+                suffix = rule.get("suffix", "</w>")
+                if not suffix:
+                    raise ExportError("its decoder is BPEDecoder without a suffix")
+                self.add(Stage.DECODE, Kind.SUFFIX, a=suffix)
             case kind:
                 raise ExportError(f"its decoder is {kind}")
 

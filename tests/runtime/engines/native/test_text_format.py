@@ -23,7 +23,7 @@ from edgeloop.runtime.engines.native.build import SOURCES
 from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.engines.native.format import HEADER as FILE_HEADER
 from edgeloop.runtime.engines.native.text import NativeText
-from edgeloop.runtime.engines.native.text_format import Tag, section, tables
+from edgeloop.runtime.engines.native.text_format import Kind, Tag, section, tables
 from edgeloop.runtime.errors import BundleError, ExportError, UsageError
 
 SOURCE = (SOURCES / "text" / "format.h").read_text(encoding="utf-8")
@@ -121,6 +121,20 @@ def test_any_changed_byte_is_a_line_or_other_tokens(lane_engine: Path, tmp_path:
     assert refused > 20
 
 
+def test_a_suffix_of_no_bytes_is_refused(lane_engine: Path, tmp_path: Path) -> None:
+    """It would be found behind itself without end."""
+    whole = bytearray(write_file(tmp_path, tokenizer("suffix")).read_bytes())
+    start = int(np.frombuffer(whole, FILE_HEADER, 1)[0]["text"])
+    first, last = tables(bytes(whole[start:]))[Tag.STEPS]
+    steps = np.frombuffer(whole, STRUCTS["Step"], (last - first) // STRUCTS["Step"].itemsize, start + first)
+    step = steps[steps["kind"] == Kind.SUFFIX]
+    assert len(step) == 1
+    steps["a"]["bytes"][steps["kind"] == Kind.SUFFIX] = 0
+    (tmp_path / "changed").write_bytes(whole)
+    with pytest.raises(BundleError, match=f"incomplete is a step of kind {int(Kind.SUFFIX)}"):
+        NativeText(tmp_path / "changed")
+
+
 def test_what_is_no_text_is_refused(lane_engine: Path, tmp_path: Path) -> None:
     text = NativeText(write_file(tmp_path, tokenizer("gpt2")))
     for bad in (b"\xff", b"ab\xc3", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xc0\x80"):
@@ -167,6 +181,7 @@ def _of(model: Any = None, **parts: Any) -> Engine:
 REFUSED = {
     "pre-tokenizer is UnicodeScripts": lambda: _of(pre_tokenizer=pre_tokenizers.UnicodeScripts()),
     "decoder is CTC": lambda: _of(decoder=decoders.CTC()),
+    "decoder is BPEDecoder without a suffix": lambda: _of(decoder=decoders.BPEDecoder(suffix="")),
     "normalizer is ByteLevel": lambda: _of(normalizer=normalizers.ByteLevel()),
     "its words are bytes and its decoder is none": lambda: _of(pre_tokenizer=pre_tokenizers.ByteLevel()),
     r"\(\?<n": lambda: _of(pre_tokenizer=split("(?<n>a)")),

@@ -146,7 +146,7 @@ void Text::check_step(const Step& s) const {
   const bool counts = s.kind == MAP || s.kind == COMPOSED;
   if (counts && (s.first > maps_.count || s.count > maps_.count - s.first)) wrong("mapped from", s.first);
   if ((s.kind == PATTERN && (s.pattern == NONE || (s.flags & ~INVERTED) >= BEHAVIORS))
-      || ((s.kind == METASPACE || s.kind == STRIP_TOKEN) && !s.a.bytes)
+      || ((s.kind == METASPACE || s.kind == STRIP_TOKEN || s.kind == SUFFIX) && !s.a.bytes)
       || (s.kind == REPLACE && s.pattern == NONE && !s.a.bytes))
     wrong("incomplete is a step of kind", s.kind);
   if (s.kind == CLUSTERS) {
