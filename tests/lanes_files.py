@@ -1,4 +1,4 @@
-"""Random stored tensors of a program, as a recipe makes them: what a file of the lane engine is written from."""
+"""What a file of the lane engine is written from, and what one holds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from model_run import random_tensors
 
 from edgeloop.quant.pack import quantize
 from edgeloop.quant.recipe import INT8, Recipe
+from edgeloop.runtime.bundle.folder import Bundle
+from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.weights import tensors
 
@@ -36,3 +38,9 @@ def stored(program: Program, quant: str, group: int = 32) -> tuple[Tensors, int]
             base = name.removesuffix(".weight")
             found |= {f"{base}.codes": packed.codes, f"{base}.scales": packed.scales}
     return found, recipe.group_size
+
+
+def held(bundle: Bundle) -> Tensors:
+    """The tensors that the lane engine's file of ``bundle`` has, by name."""
+    lanes = LanesFile(bundle.path(bundle.manifest.targets["native"].weights), bundle.program)
+    return {name: np.concatenate([*pieces]) for name, pieces in lanes.tensors()}

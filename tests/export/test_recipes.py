@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coreml_packages import blob, package_of
+from coreml_packages import codes_of, package_of, rows_held
+from lanes_files import held
 from safetensors.numpy import load_file
 from tiny import looped_layer
+from xnnpack_bytes import code_bytes
 
 from edgeloop.apps.cli import main
 from edgeloop.apps.storage import stored_kinds
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime.audit import audit
 from edgeloop.runtime.bundle.folder import Bundle
-from edgeloop.runtime.engines.native.file import LanesFile
 from edgeloop.runtime.errors import ExportError, UsageError
 from edgeloop.runtime.model.codec import Grouped, around_zero
 from edgeloop.runtime.session import Session
@@ -60,12 +61,6 @@ def made(looped: Path) -> Callable[..., Bundle]:
 
 def stored(bundle: Bundle) -> Mapping[str, Any]:
     return load_file(bundle.path(bundle.manifest.targets["onnx"].weights))
-
-
-def held(bundle: Bundle) -> dict[str, Any]:
-    """What the lane engine's file has."""
-    lanes = LanesFile(bundle.path(bundle.manifest.targets["native"].weights), bundle.program)
-    return {name: np.concatenate([*pieces]) for name, pieces in lanes.tensors()}
 
 
 def codes(bundle: Bundle) -> dict[str, tuple[Any, Any]]:
@@ -111,40 +106,20 @@ def test_the_manifest_says_which_matrix_is_stored_how(made: Callable[..., Bundle
 
 def test_a_core_ml_package_has_the_same_codes(made: Callable[..., Bundle]) -> None:
     pytest.importorskip("coremltools")
-    from edgeloop.runtime.engines.coreml.blobs import Blobs
-    from edgeloop.runtime.engines.coreml.interpreter import WEIGHTS, read_model
-
     bundle = made(MIXED, "onnx", "coreml")
-    package = package_of(bundle)
-    blobs, held = Blobs(package / WEIGHTS), list[tuple[Any, Any]]()
-    for function in read_model(package).mlProgram.functions.values():
-        for op in function.block_specializations["CoreML8"].operations:
-            if op.type == "constexpr_blockwise_shift_scale":
-                data, scale = (blob(blobs, op.inputs[side].arguments[0].value) for side in ("data", "scale"))
-                held.append((data, scale))
-    for name, (signed, scales) in codes(
-        bundle
-    ).items():  # whole, or in pieces where K and V are computed alone
-        covered = np.zeros(len(signed), bool)
-        for data, scale in held:
-            at = signed.tobytes().find(data.astype(np.int8).tobytes())
-            if at >= 0 and data.shape[1] == signed.shape[1] and at % signed.shape[1] == 0:
-                rows = slice(at // signed.shape[1], at // signed.shape[1] + len(data))
-                np.testing.assert_array_equal(scale, scales[rows])
-                covered[rows] = True
-        assert covered.all(), name
+    found = codes_of(package_of(bundle))
+    for name, pair in codes(bundle).items():  # whole, or in pieces where K and V are computed alone
+        assert rows_held(found, *pair).all(), name
 
 
 def test_an_executorch_program_has_the_same_codes(made: Callable[..., Bundle]) -> None:
     pytest.importorskip("executorch")
     bundle = made(MIXED, "onnx", "executorch")
     data = (bundle.folder / "executorch" / "model.pte").read_bytes()
-    for name, (signed, scales) in codes(bundle).items():
-        if bundle.manifest.quantization.storage(name).bits == 8:
-            parts = signed.tobytes(), scales.astype(np.float32).tobytes()
-        else:
-            packed, wide = stored(bundle)[f"{name}.codes"], scales.astype(np.float32).view(np.uint32)
-            parts = packed.tobytes(), (wide >> 16).astype(np.uint16).tobytes()
+    tensors = stored(bundle)
+    for name in codes(bundle):
+        bits = bundle.manifest.quantization.storage(name).bits
+        parts = code_bytes(tensors[f"{name}.codes"], tensors[f"{name}.scales"], bits)
         assert all(part in data for part in parts), name
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dora import DORA, SCALE, dora
 from editing import edit, edit_weights, read
 from family_runs import F32, decoded, greedy, stopped
 
@@ -34,39 +35,11 @@ from edgeloop.runtime.session import Session
 IDS = np.array([5, 260, 3, 3, 99, 0, 41, 7, 12, 300, 1, 8])
 HEADS, KV_HEADS, HEAD_DIM, DEPTHS = 4, 2, 16, 3
 PROMPT = 5
-DORA = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj")
-SCALE = 2.0
 BOUND = 2e-5  # of logits up to 8: measured 4e-6
 EXECUTORCH = 1e-4
 COREML = 5e-3  # all of it float16, in parts of the largest logit
 
 State = dict[str, torch.Tensor]
-
-
-def dora(folder: Path) -> None:
-    """PEFT's LoRA on some matrices of the layers in the loop, with a length for each row."""
-
-    def change(state: State) -> None:
-        torch.manual_seed(4)
-        for layer in range(1, 7):
-            for module in DORA:
-                stem = f"model.layers.{layer}.{module}"
-                weight = state.pop(f"{stem}.weight")
-                rank = 4
-                a, b = torch.randn(rank, weight.shape[1]) * 0.1, torch.randn(weight.shape[0], rank) * 0.1
-                lengths = (weight + SCALE * b @ a).norm(dim=1) * (0.7 + 0.6 * torch.rand(len(weight)))
-                state |= {
-                    f"{stem}.base_layer.weight": weight,
-                    f"{stem}.lora_A.default.weight": a,
-                    f"{stem}.lora_B.default.weight": b,
-                    f"{stem}.lora_magnitude_vector.default.weight": lengths,
-                }
-        for name in list(state):
-            state[f"base_model.model.{name}"] = state.pop(name)
-
-    edit_weights(folder, change)
-    lora = {"r": 4, "alpha": 8, "alpha_pattern": SCALE, "target_modules": [m.split(".")[1] for m in DORA]}
-    edit(folder / "conf.yaml", relaxation={"enable": True, "method": "dora", "lora": lora})
 
 
 def encodings(folder: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from editing import edit_weights, louder, read
-from tiny import VOCAB, looped_layer
+from tiny import looped_layer
+from trained import INT4, Made
 
 from edgeloop.export import fitted
 from edgeloop.export.refine import state, train
@@ -22,42 +23,9 @@ from edgeloop.runtime.decode.sequential import SequentialDecoder
 from edgeloop.runtime.engines.reference.engine import ReferenceBackend
 from edgeloop.runtime.errors import UsageError
 from edgeloop.runtime.model.codec import Grouped
-from edgeloop.runtime.model.program import Program
 from edgeloop.runtime.model.stored import map_tensors
 
-INT4 = Recipe.named("int4", 32)
-IDS = np.random.default_rng(0).integers(0, VOCAB, 32 * 40)
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "parity"
-
-
-class Made:
-    """A tiny looped model, its floats and its fitted codes."""
-
-    def __init__(self, folder: Path, checkpoint: Path, recipe: Recipe = INT4, window: int = 32) -> None:
-        self.reading, self.recipe, self.floats = read(checkpoint), recipe, folder / "floats"
-        fitted.write_floats(self.reading, self.floats)
-        self.ids = IDS % self.program.vocab_size
-        self.codes = fitted.fit(self.reading, recipe, self.ids[:256], self.floats, lambda step, part: None)
-
-    @property
-    def program(self) -> Program:
-        return self.reading.program
-
-    def trained(self, steps: int, keep: State | None = None, ids: np.ndarray | None = None) -> train.Refined:
-        text = self.ids if ids is None else ids
-        told: list[tuple[str, float]] = []
-        found = train.refine(
-            self.program,
-            self.recipe,
-            self.floats,
-            self.codes,
-            text,
-            steps,
-            lambda *each: told.append(each),
-            keep,
-        )
-        assert told[-1] == (f"training: step {steps} of {steps}, 0 s left", 1.0)
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from trace_events import check_trace
+from xnnpack_bytes import code_bytes, delta_bytes
 
 from edgeloop.apps.bench_profile import kind_of
 from edgeloop.apps.bench_pte import measure_methods
@@ -201,9 +202,8 @@ def test_codes_and_scales_are_ours_bit_for_bit(
     codes = [name for name in stored if name.endswith(".codes")]
     assert len(codes) == 17
     for name in codes:
-        assert program.count(stored[name].tobytes()) == 1, name  # once for all methods and for the embedding
-        scales = stored[name.replace("codes", "scales")].astype(np.float32).view(np.uint32)
-        assert program.count((scales >> 16).astype(np.uint16).tobytes()) == 1, name
+        for half in code_bytes(stored[name], stored[name.replace("codes", "scales")], 4):
+            assert program.count(half) == 1, name  # once for all methods and for the embedding
 
 
 def test_int8_codes_and_scales_are_ours(
@@ -215,9 +215,8 @@ def test_int8_codes_and_scales_are_ours(
     names = [name for name in stored if name.endswith(".codes") and not name.startswith("embed")]
     assert len(names) > 8
     for name in names:
-        signed = (stored[name].astype(np.int16) - 128).astype(np.int8)
-        assert program.count(signed.tobytes()) == 1, name
-        assert program.count(stored[name.replace("codes", "scales")].astype(np.float32).tobytes()) == 1, name
+        for half in code_bytes(stored[name], stored[name.replace("codes", "scales")], 8):
+            assert program.count(half) == 1, name
 
 
 def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_path: Path) -> None:
@@ -230,11 +229,7 @@ def test_split_weights(bundle: Bundles, reading: Callable[[str], Reading], tmp_p
     deltas = (folder / "deltas.ptd").read_bytes()
     assert loras
     for name in loras:
-        a = weights[name].float().numpy()
-        stacked = (
-            a.reshape(-1, a.shape[-1]) if name.endswith("a") else a.transpose(1, 0, 2).reshape(a.shape[1], -1)
-        )
-        assert deltas.count(stacked.tobytes()) == 1, name
+        assert deltas.count(delta_bytes(name, weights[name].numpy())) == 1, name
     small = len(deltas) + (folder / "model.pte").stat().st_size
     assert sum(weights[name].numel() for name in loras) * 4 < len(deltas) < small
 
