@@ -258,8 +258,9 @@ def test_sizes_of_heads(tmp_path: Path, head_dim: int, dims: int) -> None:
     sizes = {"q": 4 * head_dim, "k": 2 * head_dim, "v": 2 * head_dim}
     attend = structs.replace(ATTEND, q="q'", k="k'", head_dim=head_dim, scale=head_dim**-0.5)
     ops = [Linear("x", ("q", "k", "v"), "qkv"), *turned(Rotation(dims, 1e4)), attend]
-    # onnxruntime's sums over 80 dims are 3e-5 off on some processors, in one of 960 numbers.
-    atol = 5e-5 if head_dim == 80 else 2e-5
+    # A score's rounding grows with the root of its dims, from 24 to 80 by 1.8, and these scores are about 24: 3e-5 is
+    # found on some processors, in one of 960 numbers.
+    atol = 3.7e-5 if head_dim == 80 else 2e-5
     written = hold(Model.of(ops, {"x": 24}, ["y"], qkv=Matrix(sizes, 24)), tmp_path, atol)
     assert (("com.microsoft", "GroupQueryAttention") in written) == (head_dim % 8 == 0)
     assert (("com.microsoft", "RotaryEmbedding") in written) == (dims % 16 != 0 or head_dim % 8 != 0)
