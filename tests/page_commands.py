@@ -72,7 +72,9 @@ MEASURES_UPDATES = "minutes: exports models; tests/export/test_update.py has a t
 MEASURES_MODELS = (
     "minutes: exports models and times them; tests/test_prediction_table.py does it with tiny ones"
 )
-RUNNER = "compiles a program into the checkout; tests/export/targets/test_executorch.py does it elsewhere"
+RUNNER = (
+    "compiles a program into the checkout; tests/export/targets/test_executorch_runner.py does it elsewhere"
+)
 TESTS = "tests, or a part of them"
 THEIR_EXPORTER = "minutes of ExecuTorch's own exporter; tests/apps/test_compare_pte.py tests the parts"
 TRAINS = "hours; tests/apps/test_demo_recipe.py does a little of it"
@@ -86,6 +88,9 @@ NOT_RUN = {
     "CMAKE_ARGS=-DGGML_AMX_INT8=OFF pip install llama-cpp-python==0.3.36 gguf": INSTALLS,
     "EDGELOOP_DEPTHS=2 apps/board/native/executorch-run bundle 20 3412 590 259 570": RUNNER,
     "apps/board/native/executorch-run bundle 20 3412 590 259 570": RUNNER,
+    "apps/board/native/executorch-run bundle --chat --depths 2 --times": RUNNER,
+    'apps/board/native/executorch-run bundle -p "Once upon a time" --times': RUNNER,
+    'apps/board/native/executorch-run bundle -p "Once upon a time" -n 64 --stop "The end" --json': RUNNER,
     "cmake --build build/jni": JNI,
     "cmake -S apps/android/engine/src/main/cpp -B build/jni": JNI,
     "cd bundle": CHECKED,

@@ -29,6 +29,7 @@ PROGRAM: dict[str, Accountant] = {
     "ptd": programs.data,
     "bin": programs.embedding,
     "json": texts.layout,
+    "lanes": lanes.text,
 }
 """The accountants of an ExecuTorch target's files, by the ends of their names."""
 

@@ -32,6 +32,11 @@ def lanes(bundle: Bundle, ledger: Ledger) -> None:
         _text(file.text, text, ledger)
 
 
+def text(bundle: Bundle, ledger: Ledger) -> None:
+    """Account for a text section that is a file of its own, of a bundle for another engine."""
+    _text(bytes(ledger.data[:]), 0, ledger)
+
+
 def _text(section: bytes, start: int, ledger: Ledger) -> None:
     """Account for the text section at byte ``start``: its tables by their names, and zeros between them."""
     try:

@@ -155,7 +155,7 @@ def quick_target(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runner(tmp_path_factory: pytest.TempPathFactory, lane_engine: Path) -> Path:
     """The native runner, built as the README has it."""
     if shutil.which("g++") is None or shutil.which("make") is None:
         pytest.skip("no make and g++ to build the native runner with")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from ....runtime.engines.native.engine import NativeBackend
 from ....runtime.engines.native.file import NAME, LanesFile, write_lanes
 from ....runtime.engines.native.library import Activations
 from ....runtime.engines.native.tables import FIELDS
-from ....runtime.engines.native.text_format import section
 from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError, ParityError
 from ....runtime.model import ops
@@ -22,10 +20,8 @@ from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
 from ...target import Job, check_tables
-from .app_tables import app_tables
-from .text.section import text_section
+from .app_tables import exit_tables, text_of
 
-log = logging.getLogger(__name__)
 FOLDER = "native"
 
 
@@ -58,7 +54,7 @@ class NativeTarget:
             map_tensors(job.weights),
             sizes,
             lambda share: job.progress("native: weights", 0.1 * share),
-            text_of(job),
+            text_of(job, self.name, exit_tables(job))[0],
         )
         check_tensors(path, program, job.weights)
         job.progress("native: parity after every depth", 0.2)
@@ -70,22 +66,6 @@ class NativeTarget:
         job.progress("native: done", 1.0)
         name = f"{FOLDER}/{NAME}"
         return manifest.Target(graphs={}, weights=name, parity=parity)
-
-
-def text_of(job: Job) -> bytes:
-    """The text section: what a host in an app needs of the model, and the bundle's tokenizer; not that, and a warning,
-    for one that the engine's text does not read."""
-    more = app_tables(job)
-    if job.tokenizer is None:
-        return section(more)
-    try:
-        return text_section(job.tokenizer, job.text.split_special_tokens, more)
-    except ExportError as error:
-        log.warning(
-            "target native takes token ids only in C and C++ hosts: of the tokenizer, %s; Python hosts read it",
-            error,
-        )
-        return section(more)
 
 
 def check_tensors(path: Path, program: Program, weights: Path) -> None:

@@ -196,7 +196,13 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "el_decoder_text": (c_int, (c_void_p, c_void_p, c_uint32, _ERROR)),
     "el_decoder_drafts": (c_int, (c_void_p, c_void_p, _ERROR)),
     "el_text_open": (c_int, (c_void_p, POINTER(c_void_p), _ERROR)),
+    "el_text_read": (c_int, (c_char_p, POINTER(c_void_p), _ERROR)),
     "el_text_close": (None, (c_void_p,)),
+    "el_text_render": (
+        c_int,
+        (c_void_p, c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, POINTER(c_size_t), _ERROR),
+    ),
+    "el_text_ends": (c_int, (c_void_p, c_void_p, c_size_t, POINTER(c_size_t), _ERROR)),
     "el_encode": (
         c_int,
         (c_void_p, c_char_p, c_size_t, c_uint32, c_void_p, c_size_t, POINTER(c_size_t), _ERROR),

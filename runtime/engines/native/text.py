@@ -6,7 +6,7 @@ Python hosts read tokenizer.json with that library; this one is of hosts in C, C
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_int64, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 
@@ -15,13 +15,20 @@ import numpy as np
 from .library import Calls
 
 
-class NativeText:
-    """The tokenizer of a ``model.lanes`` file."""
+class _Message(ctypes.Structure):
+    _fields_ = (("role", c_char_p), ("content", c_char_p))
 
-    def __init__(self, path: Path) -> None:
+
+class NativeText:
+    """The tokenizer of a ``model.lanes`` file, or of one that is a text section ``alone``."""
+
+    def __init__(self, path: Path, alone: bool = False) -> None:
         """BundleError for a file that is none; UsageError for one without a text section."""
         self._calls = Calls()
         self._model, self._text = c_void_p(), c_void_p()
+        if alone:
+            self._calls("el_text_read", str(path).encode(), byref(self._text))
+            return
         self._calls("el_open", str(path).encode(), None, byref(self._model))
         try:
             self._calls("el_text_open", self._model, byref(self._text))
@@ -77,6 +84,27 @@ class NativeText:
             if count.value <= room:
                 break
             room = count.value
+        return text.raw[: count.value].decode()
+
+    def ends(self) -> list[int]:
+        """The tokens that end a text."""
+        count = c_size_t()
+        self._calls("el_text_ends", self._text, None, 0, byref(count))
+        ids = np.empty(count.value, np.int64)
+        self._calls("el_text_ends", self._text, ids.ctypes.data, len(ids), byref(count))
+        return [int(x) for x in ids]
+
+    def render(self, messages: Sequence[Mapping[str, str]], flags: int = 0) -> str:
+        """The text of a conversation as the model's turns write it; ``flags``: el_render_flag. UsageError for what they
+        do not say."""
+        given = (_Message * len(messages))(
+            *(_Message(m["role"].encode(), m["content"].encode()) for m in messages)
+        )
+        count = c_size_t()
+        asked = "el_text_render", self._text, given, len(messages), flags
+        self._calls(*asked, None, 0, byref(count))
+        text = ctypes.create_string_buffer(count.value + 1)
+        self._calls(*asked, text, count.value, byref(count))
         return text.raw[: count.value].decode()
 
     def writer(self, prompt: Sequence[int] = (), stops: Sequence[str] = ()) -> NativeWriter:

@@ -9,11 +9,14 @@
 extern "C" {
 #endif
 
-// The tokenizer in a model.lanes file, used where it lies. Any thread may call its functions, several at a time.
+// The tokenizer in a model.lanes or a text.lanes file, used where it lies. Any thread may call its functions, several at a
+// time.
 typedef struct el_text el_text;
 
 // EL_USAGE: the file has none. Closed before the model is.
 EL_API int el_text_open(const el_model* model, el_text** text, char* error);
+// That of a text.lanes file, which a bundle for another engine has: a host of that engine needs no model here.
+EL_API int el_text_read(const char* path, el_text** text, char* error);
 EL_API void el_text_close(el_text* text);  // NULL is fine
 
 // Text is UTF-8, with or without zero bytes. As with snprintf, *count or *bytes is what there is, and what of it fits into
@@ -24,6 +27,12 @@ EL_API int el_encode(const el_text* text, const char* utf8, size_t bytes, uint32
 // `skip_special`, 1: special tokens write nothing. Unknown ids never do. Bytes that are no character are U+FFFD.
 EL_API int el_decode(const el_text* text, const int64_t* ids, size_t count, uint32_t skip_special, char* utf8,
                      size_t room, size_t* bytes, char* error);
+
+// As el_render (edgeloop_context.h), for who has no el_model.
+EL_API int el_text_render(const el_text* text, const struct el_message* messages, uint32_t count, uint32_t flags,
+                          char* utf8, size_t room, size_t* bytes, char* error);
+// The tokens that end a text.
+EL_API int el_text_ends(const el_text* text, int64_t* ids, size_t room, size_t* count, char* error);
 
 // An answer that comes token by token, as whole characters: together, what follows the prompt's text in that of both.
 // Special tokens write nothing. Strings in `stops` [stops_count], zero-ended, end it: what counts is what the tokens write,

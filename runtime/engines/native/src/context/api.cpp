@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../guarded.h"
+#include "../text/text.h"
 #include "context.h"
 
 using namespace edgeloop;
@@ -90,6 +91,23 @@ void give(const std::vector<T>& from, T* to, size_t room, size_t* count) {
   std::copy(from.begin(), from.begin() + ptrdiff_t(std::min(room, from.size())), to);
 }
 
+// What el_render does; `turns` or null.
+void render(const context::Turns* turns, const el_message* messages, uint32_t count, uint32_t flags, char* utf8, size_t room, size_t* bytes) {
+  if (!bytes || (room && !utf8)) fail(EL_USAGE, "utf8 or bytes is NULL");
+  if (!turns) fail(EL_USAGE, "the model has no turns for conversations");
+  if (flags > 7 || (flags & 6) == 6) fail(EL_USAGE, "there are no el_render_flag %u", flags);
+  const uint32_t table = flags & EL_RENDER_THINK ? 1 : flags & EL_RENDER_NO_THINK ? 2 : 0;
+  if (table >= turns->tables()) fail(EL_USAGE, "the model is not asked to think or not to; leave it out");
+  const std::string text = turns->render(messages_of(messages, count), flags & EL_RENDER_ANSWER, table);
+  *bytes = text.size();
+  if (room) std::memcpy(utf8, text.data(), std::min(room, text.size()));
+}
+
+const text::Text& given(const el_text* text) {
+  if (!text) fail(EL_USAGE, "text is NULL");
+  return text->text;
+}
+
 }  // namespace
 
 int el_model_about(const el_model* model, el_about* about, char* error) {
@@ -108,16 +126,24 @@ int el_model_about(const el_model* model, el_about* about, char* error) {
 
 int el_render(const el_model* model, const el_message* messages, uint32_t count, uint32_t flags, char* utf8, size_t room,
     size_t* bytes, char* error) {
+  return guarded(error, [&] { render(app_of(model).turns.get(), messages, count, flags, utf8, room, bytes); });
+}
+
+int el_text_render(const el_text* text, const el_message* messages, uint32_t count, uint32_t flags, char* utf8, size_t room,
+    size_t* bytes, char* error) {
   return guarded(error, [&] {
-    const App& app = app_of(model);
-    if (!bytes || (room && !utf8)) fail(EL_USAGE, "utf8 or bytes is NULL");
-    if (!app.turns) fail(EL_USAGE, "the model has no turns for conversations");
-    if (flags > 7 || (flags & 6) == 6) fail(EL_USAGE, "there are no el_render_flag %u", flags);
-    const uint32_t table = flags & EL_RENDER_THINK ? 1 : flags & EL_RENDER_NO_THINK ? 2 : 0;
-    if (table >= app.turns->tables()) fail(EL_USAGE, "the model is not asked to think or not to; leave it out");
-    const std::string text = app.turns->render(messages_of(messages, count), flags & EL_RENDER_ANSWER, table);
-    *bytes = text.size();
-    if (room) std::memcpy(utf8, text.data(), std::min(room, text.size()));
+    const View<uint8_t> found = given(text).table<uint8_t>(text::file::TURNS);
+    std::unique_ptr<context::Turns> turns;
+    if (found.count) turns = std::make_unique<context::Turns>(context::Record(found, "turns"));
+    render(turns.get(), messages, count, flags, utf8, room, bytes);
+  });
+}
+
+int el_text_ends(const el_text* text, int64_t* ids, size_t room, size_t* count, char* error) {
+  return guarded(error, [&] {
+    About about;
+    about.read(given(text).table<uint8_t>(text::file::ABOUT), text::file::MAX_TOKENS - 1);
+    give(about.ends, ids, room, count);
   });
 }
 

@@ -23,17 +23,20 @@ View<uint8_t> table_of(const Model& model, section::Tag tag) {
   return {};
 }
 
+void About::read(View<uint8_t> bytes, uint32_t last) {
+  if (!bytes.count) return;
+  Record record(bytes, "what the model is");
+  name = record.text(), identity = record.text(), edgeloop = record.text();
+  for (const std::string* text : {&name, &identity, &edgeloop})
+    if (text->find('\0') != std::string::npos || text->size() > 256) record.wrong();
+  ends.resize(record.number(1024));
+  for (int64_t& end : ends) end = record.number(last);
+  record.finish();
+}
+
 App::App(const el_model& model) {
   const Model& file = *model.model;
-  if (const View<uint8_t> bytes = table_of(file, section::ABOUT); bytes.count) {
-    Record record(bytes, "what the model is");
-    name = record.text(), identity = record.text(), edgeloop = record.text();
-    for (const std::string* text : {&name, &identity, &edgeloop})
-      if (text->find('\0') != std::string::npos || text->size() > 256) record.wrong();
-    ends.resize(record.number(1024));
-    for (int64_t& end : ends) end = record.number(file.header().vocab_size - 1);
-    record.finish();
-  }
+  read(table_of(file, section::ABOUT), file.header().vocab_size - 1);
   const View<uint8_t> bytes = table_of(file, section::EXITS);
   exits = bytes.count ? std::make_unique<Exits>(model, Record(bytes, "exit rules")) : std::make_unique<Exits>(model);
   for (const Calibrated& rule : exits->calibrated) rules.push_back(rule.name.c_str());

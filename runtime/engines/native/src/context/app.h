@@ -11,12 +11,19 @@
 
 namespace edgeloop::context {
 
-struct App {
-  // Of a file without records there are no turns, no name and nothing that ends a text. Throws EL_FORMAT for damaged ones.
-  explicit App(const el_model& model);
+// Who a model is, and what ends a text.
+struct About {
+  // The record ABOUT, or no bytes: then there is no name and nothing that ends a text. `last`: the largest id.
+  void read(View<uint8_t> bytes, uint32_t last);
 
   std::string name, identity, edgeloop;  // identity: a hash of program, weights and tokenizer; edgeloop: the version
   std::vector<int64_t> ends;
+};
+
+struct App : About {
+  // Of a file without records there are no turns either. Throws EL_FORMAT for damaged ones.
+  explicit App(const el_model& model);
+
   std::unique_ptr<Exits> exits;
   std::unique_ptr<Turns> turns;  // null: none
   std::vector<const char*> rules;  // names of calibrated ones

@@ -7,6 +7,7 @@
 
 #include "../error.h"
 #include "../model.h"
+#include "../platform.h"
 #include "format.h"
 #include "utf8.h"
 
@@ -142,5 +143,15 @@ View<T> Text::table(file::Tag tag) const {
 
 struct el_text {
   explicit el_text(const edgeloop::Model& model) : text(model) {}
+  // Of a file that is a section alone; throws an Error.
+  explicit el_text(const char* path) : file(path), text(file.mapped.bytes, file.mapped.size, true) {}
+
+  struct File {
+    File() = default;
+    explicit File(const char* path) : mapped(edgeloop::map_file(path)) {}
+    ~File() { edgeloop::unmap_file(mapped); }
+    File(const File&) = delete;
+    const edgeloop::MappedFile mapped;
+  } file;
   edgeloop::text::Text text;
 };

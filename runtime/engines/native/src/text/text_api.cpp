@@ -17,6 +17,13 @@ int el_text_open(const el_model* model, el_text** text, char* error) {
   });
 }
 
+int el_text_read(const char* path, el_text** text, char* error) {
+  return guarded(error, [&] {
+    if (!path || !text) fail(EL_USAGE, "path or text is NULL");
+    *text = new el_text(path);
+  });
+}
+
 void el_text_close(el_text* text) { delete text; }
 
 int el_encode(const el_text* text, const char* utf8, size_t bytes, uint32_t add_special, int64_t* ids, size_t room,
