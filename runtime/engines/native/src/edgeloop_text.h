@@ -28,7 +28,8 @@ EL_API int el_encode(const el_text* text, const char* utf8, size_t bytes, uint32
 EL_API int el_decode(const el_text* text, const int64_t* ids, size_t count, uint32_t skip_special, char* utf8,
                      size_t room, size_t* bytes, char* error);
 
-// As el_render (edgeloop_context.h), for who has no el_model.
+// As el_render (edgeloop_context.h, which has the messages and flags), for who has no el_model.
+struct el_message;
 EL_API int el_text_render(const el_text* text, const struct el_message* messages, uint32_t count, uint32_t flags,
                           char* utf8, size_t room, size_t* bytes, char* error);
 // The tokens that end a text.
