@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz million
 
-.PHONY: help install lock native demo bench test lint docs lm-eval android arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval android app-hosts arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -23,6 +23,7 @@ help:
 	@echo "make docs      the documents as a site, in build/site"
 	@echo "make lm-eval   install lm-evaluation-harness, and test the model that edgeloop is to it"
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
+	@echo "make app-hosts the Java on ONNX Runtime's and ExecuTorch's APIs, on this computer's JVM"
 	@echo "make android   the Kotlin and Java of apps/android on this computer's JVM"
 	@echo "make native-host  edgeloop-run, the lane engine and its command line in one file without Python"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
@@ -112,6 +113,16 @@ $(KOTLIN)/run_kotlin_kernel: | $(VENV)/installed
 
 android: $(VENV)/installed $(VENV)/native $(KOTLIN)/run_kotlin_kernel
 	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_phone_sources.py tests/apps/test_android*.py
+
+# ONNX Runtime's Java classes, 0.4 MB of the 165 MB of a package of PyPI's that has them; `make test` skips what needs them.
+ORT_JAVA := build/onnxruntime-java
+$(ORT_JAVA)/ai: | $(VENV)/installed
+	@$(PIP) download --no-deps -d $(ORT_JAVA)/package pyserini==1.6.0
+	@$(BIN)/python tests/onnxruntime_java.py $(ORT_JAVA)/package/pyserini-1.6.0.tar.gz
+	@rm -r $(ORT_JAVA)/package
+
+app-hosts: $(VENV)/installed $(VENV)/native $(ORT_JAVA)/ai
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_app_hosts.py
 
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed

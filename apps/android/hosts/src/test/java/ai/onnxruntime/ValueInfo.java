@@ -1,0 +1,4 @@
+package ai.onnxruntime;
+
+/** A stand-in, as {@link OrtSession} says. */
+public interface ValueInfo {}
