@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 SSHD = shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
 SFTP = "internal-sftp"
 
@@ -88,6 +90,14 @@ def board(folder: Path) -> Iterator[Board]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@contextmanager
+def reached(folder: Path) -> Iterator[Board]:
+    """A ``board`` in ``folder`` that the command ``ssh`` of this process reaches."""
+    with board(folder) as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join((str(found.commands), os.environ["PATH"])))
+        yield found
 
 
 def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import random
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import jvm
 import pytest
+from http_server import serving
 
 FILE = "native/model.lanes"
 OLD, NEW = (random.Random(seed).randbytes(300_001) for seed in (1, 2))
@@ -88,13 +88,8 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ The rest is parsed (``test_phone_sources.py``); ``make android`` gets the compil
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import jvm
 import pytest
+from http_server import serving
 from pages import ROOT, blocks
 
 from edgeloop.export import export_bundle
@@ -35,14 +35,8 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(bundle: Path) -> Iterator[str]:
-    handler = partial(Quiet, directory=str(bundle.parent))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/bundle"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(partial(Quiet, directory=str(bundle.parent))) as found:
+        yield f"{found}/bundle"
 
 
 def test_answers_as_flows_and_the_chat_without_its_screen(

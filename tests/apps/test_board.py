@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from board_server import Board, board, missing
+from board_server import Board, missing, reached
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
@@ -16,8 +15,7 @@ pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", os.pathsep.join((str(found.commands), os.environ["PATH"])))
+    with reached(tmp_path_factory.mktemp("board")) as found:
         yield found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_server import Board, board, missing
+from board_server import Board, missing, reached
 from installed_wheels import wheel_of
 
 Command = Callable[..., tuple[int, str, str]]
@@ -29,8 +29,7 @@ PATIENCE = 300
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", os.pathsep.join((str(found.commands), os.environ["PATH"])))
+    with reached(tmp_path_factory.mktemp("board")) as found:
         yield found
 
 

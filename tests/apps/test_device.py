@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from board_server import Board, board, key, missing
+from board_server import Board, key, missing, reached
 from installed_wheels import wheel_of
 
 from edgeloop.apps.devices.device import DeviceError, Load
@@ -38,8 +38,7 @@ with open_device(sys.argv[1]) as device, device.folder(0) as folder:
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with board(tmp_path_factory.mktemp("board")) as found, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", os.pathsep.join((str(found.commands), os.environ["PATH"])))
+    with reached(tmp_path_factory.mktemp("board")) as found:
         yield found
 
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bundle.h"
+#include "json_string.h"
 #include "loop.h"
 #include "options.h"
 #include "text.h"
@@ -77,21 +78,9 @@ Told answer(Loop& loop, const Text* text, const std::vector<int64_t>& before, co
   return told;
 }
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    char escape[8];
-    std::snprintf(escape, sizeof escape, "\\u%04x", unsigned(static_cast<unsigned char>(c)));
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (static_cast<unsigned char>(c) < 0x20) out += escape;
-    else out += c;
-  }
-  return out + '"';
-}
-
 void print_json(const Told& told, const Loop& loop, double load_ms, bool has_text) {
   std::printf("{");
-  if (has_text) std::printf("\"text\":%s,", quoted(told.text).c_str());
+  if (has_text) std::printf("\"text\":%s,", json::quoted(told.text).c_str());
   std::printf("\"finish\":\"%s\",\"tokens\":[", told.finish);
   for (size_t i = 0; i < told.tokens.size(); ++i) std::printf("%s%lld", i ? "," : "", static_cast<long long>(told.tokens[i]));
   std::printf("],\"prompt_tokens\":%zu,\"prompt_chunks\":%llu,\"depths\":%d,\"load_ms\":%.3f,\"first_ms\":%.3f,\"ms\":%.3f,"

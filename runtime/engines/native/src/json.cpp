@@ -1,7 +1,6 @@
 #include "json.h"
 
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -166,21 +165,5 @@ const Value* Value::find(const char* name) const {
 }
 
 Value read(const char* text, size_t bytes) { return Reader(text, bytes).whole(); }
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    char escape[8];
-    if (c == '"' || c == '\\') {
-      out += '\\', out += c;
-    } else if (uint8_t(c) < 0x20) {
-      std::snprintf(escape, sizeof escape, "\\u%04x", unsigned(uint8_t(c)));
-      out += escape;
-    } else {
-      out += c;
-    }
-  }
-  return out += '"';
-}
 
 }  // namespace edgeloop::json

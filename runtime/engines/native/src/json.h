@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "json_string.h"
+
 namespace edgeloop::json {
 
 constexpr int MOST_NESTED = 64;
@@ -24,7 +26,5 @@ struct Value {
 
 // Throws an Error with EL_FORMAT for what is no JSON, UTF-8 included.
 Value read(const char* text, size_t bytes);
-// `text` between quotes.
-std::string quoted(const std::string& text);
 
 }  // namespace edgeloop::json

@@ -18,18 +18,6 @@ void check(int code, const char* error) {
 
 double milliseconds(uint64_t nanoseconds) { return double(nanoseconds) / 1e6; }
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    char escape[8];
-    std::snprintf(escape, sizeof escape, "\\u%04x", unsigned(static_cast<unsigned char>(c)));
-    if (c == '"' || c == '\\') out += '\\', out += c;
-    else if (static_cast<unsigned char>(c) < 0x20) out += escape;
-    else out += c;
-  }
-  return out + '"';
-}
-
 uint64_t peak_bytes() {
 #if defined(_WIN32)
   return 0;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "edgeloop.h"
+#include "json_string.h"
 
 namespace edgeloop::run {
 
@@ -47,8 +48,7 @@ struct Host {
   double open_ms = 0;
 };
 
-// `text` between quotes.
-std::string quoted(const std::string& text);
+using json::quoted;
 uint64_t peak_bytes();    // of this process; 0 where the system does not say
 std::string processor();  // "" where it does not
 double milliseconds(uint64_t nanoseconds);
