@@ -17,40 +17,22 @@
 // sessions. Sessions of one model may be called by several: what computes takes turns, and memory of K and V that slots of
 // different sessions share is counted and copied safely. A model is closed after its sessions.
 //
-// Calls that run tokens through all depths, and choose what comes next, are in edgeloop_tokens.h, which this includes.
+// Calls that run tokens through all depths, and choose what comes next, are in edgeloop_tokens.h; this includes all header files.
 //
 // A process may be forked. In the new one models and sessions go on, with threads that the first call makes; where another
 // thread was computing with a model at that moment, what computes with it is EL_USAGE there.
 #ifndef EDGELOOP_H
 #define EDGELOOP_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "edgeloop_context.h"
+#include "edgeloop_text.h"
+#include "edgeloop_tokens.h"
+#include "edgeloop_types.h"
+#include "edgeloop_update.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#if defined(_WIN32)
-#define EL_API __declspec(dllexport)
-#else
-#define EL_API __attribute__((visibility("default")))
-#endif
-
-#define EL_ABI 2  // changes when a caller that was compiled with another header would be wrong
-#define EL_ERROR_SIZE 256
-
-typedef struct el_model el_model;
-typedef struct el_session el_session;
-
-typedef enum el_code {
-  EL_OK = 0,
-  EL_FILE = 1,     // the file cannot be opened or read
-  EL_FORMAT = 2,   // it is no model.lanes file, one of another version, truncated or altered
-  EL_USAGE = 3,    // an argument is not what it may be
-  EL_MEMORY = 4,   // there is no room for it
-  EL_STOPPED = 5,  // el_stop was called
-} el_code;
 
 typedef enum el_stage { EL_PROLOGUE = 0, EL_BLOCK = 1, EL_EPILOGUE = 2 } el_stage;
 // Of a number of K and V. In int8 a head's k, or v, of a token has a scale of its own, and q and the shares of tokens
@@ -221,9 +203,5 @@ EL_API const char* el_node_name(uint32_t kind);  // NULL where there is no such 
 #ifdef __cplusplus
 }
 #endif
-
-#include "edgeloop_text.h"
-#include "edgeloop_tokens.h"
-#include "edgeloop_context.h"
 
 #endif

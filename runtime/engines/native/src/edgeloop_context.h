@@ -4,7 +4,9 @@
 #ifndef EDGELOOP_CONTEXT_H
 #define EDGELOOP_CONTEXT_H
 
-#include "edgeloop.h"
+#include "edgeloop_text.h"
+#include "edgeloop_tokens.h"
+#include "edgeloop_types.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,20 +33,9 @@ typedef struct el_about {
 } el_about;
 EL_API int el_model_about(const el_model* model, el_about* about, char* error);
 
-typedef struct el_message {
-  const char* role;     // "system", "user" or "assistant"
-  const char* content;  // both ended by a zero byte
-} el_message;
-
-typedef enum el_render_flag {
-  EL_RENDER_ANSWER = 1,    // with the opening of the assistant's turn
-  EL_RENDER_THINK = 2,     // the model is asked to think first
-  EL_RENDER_NO_THINK = 4,  // or not to
-} el_render_flag;
-
-// The text of a conversation as the model's chat template writes it. Like snprintf: *bytes is what there is, what fits
-// `room` is written; `utf8` may be NULL with room 0. EL_USAGE, which names the rule, for what the template refuses or
-// turns cannot say: tools, other roles, an order that it does not take.
+// The text of a conversation as the model's chat template writes it, by `flags` (el_render_flag). Like snprintf: *bytes is
+// what there is, what fits `room` is written; `utf8` may be NULL with room 0. EL_USAGE, which names the rule, for what the
+// template refuses or turns cannot say: tools, other roles, an order that it does not take.
 EL_API int el_render(const el_model* model, const el_message* messages, uint32_t count, uint32_t flags, char* utf8,
                      size_t room, size_t* bytes, char* error);
 
@@ -52,8 +43,6 @@ EL_API int el_render(const el_model* model, const el_message* messages, uint32_t
 
 // A text or a conversation: its tokens, and K and V of those that were run.
 typedef struct el_context el_context;
-struct el_text;      // edgeloop_text.h
-struct el_sampling;  // edgeloop_tokens.h
 
 typedef struct el_context_options {
   uint32_t struct_bytes;  // sizeof(el_context_options)
@@ -70,7 +59,7 @@ typedef struct el_context_options {
 } el_context_options;
 
 // `text`: of the model, or NULL: then only ids go in and come out. `options` NULL: as if all of it were 0. Both outlive it.
-EL_API int el_context_new(el_model* model, const struct el_text* text, const el_context_options* options,
+EL_API int el_context_new(el_model* model, const el_text* text, const el_context_options* options,
                           el_context** context, char* error);
 EL_API void el_context_free(el_context* context);  // NULL is fine
 
@@ -106,7 +95,7 @@ typedef struct el_answer_options {
   uint32_t flags;               // el_answer_flag
   uint32_t stops_count;
   const char* const* stops;     // [stops_count]: texts that end an answer, and are cut off
-  const struct el_sampling* sampling;  // NULL: as the last answer, at first greedy
+  const el_sampling* sampling;  // NULL: as the last answer, at first greedy
 } el_answer_options;
 
 typedef enum el_why {

@@ -3,17 +3,14 @@
 #ifndef EDGELOOP_TEXT_H
 #define EDGELOOP_TEXT_H
 
-#include "edgeloop.h"
+#include "edgeloop_types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// The tokenizer in a model.lanes or a text.lanes file, used where it lies. Any thread may call its functions, several at a
-// time.
-typedef struct el_text el_text;
-
-// EL_USAGE: the file has none. Closed before the model is.
+// el_text: the tokenizer in a model.lanes or a text.lanes file, used where it lies. Any thread may call its functions,
+// several at a time. EL_USAGE: the file has none. Closed before the model is.
 EL_API int el_text_open(const el_model* model, el_text** text, char* error);
 // That of a text.lanes file, which a bundle for another engine has: a host of that engine needs no model here.
 EL_API int el_text_read(const char* path, el_text** text, char* error);
@@ -28,9 +25,19 @@ EL_API int el_encode(const el_text* text, const char* utf8, size_t bytes, uint32
 EL_API int el_decode(const el_text* text, const int64_t* ids, size_t count, uint32_t skip_special, char* utf8,
                      size_t room, size_t* bytes, char* error);
 
-// As el_render (edgeloop_context.h, which has the messages and flags), for who has no el_model.
-struct el_message;
-EL_API int el_text_render(const el_text* text, const struct el_message* messages, uint32_t count, uint32_t flags,
+typedef struct el_message {
+  const char* role;     // "system", "user" or "assistant"
+  const char* content;  // both ended by a zero byte
+} el_message;
+
+typedef enum el_render_flag {
+  EL_RENDER_ANSWER = 1,    // with the opening of the assistant's turn
+  EL_RENDER_THINK = 2,     // the model is asked to think first
+  EL_RENDER_NO_THINK = 4,  // or not to
+} el_render_flag;
+
+// As el_render (edgeloop_context.h), for who has no el_model.
+EL_API int el_text_render(const el_text* text, const el_message* messages, uint32_t count, uint32_t flags,
                           char* utf8, size_t room, size_t* bytes, char* error);
 // The tokens that end a text.
 EL_API int el_text_ends(const el_text* text, int64_t* ids, size_t room, size_t* count, char* error);

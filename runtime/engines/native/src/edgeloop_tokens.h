@@ -2,7 +2,7 @@
 #ifndef EDGELOOP_TOKENS_H
 #define EDGELOOP_TOKENS_H
 
-#include "edgeloop.h"
+#include "edgeloop_types.h"
 
 #ifdef __cplusplus
 extern "C" {

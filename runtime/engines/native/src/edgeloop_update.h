@@ -1,5 +1,4 @@
 // Updates of bundles (`edgeloop diff` makes them) and signatures, for an app: docs/updates.md is what happens to a folder.
-// Not in a library for Windows, whose updates `edgeloop apply` does.
 //
 // Functions may be called from any thread, for one bundle from one at a time; a process that updates it meanwhile is
 // EL_USAGE. Codes: EL_FILE for what the file system refuses, no room as well; EL_FORMAT for an update or a bundle that is
@@ -8,7 +7,7 @@
 #ifndef EDGELOOP_UPDATE_H
 #define EDGELOOP_UPDATE_H
 
-#include "edgeloop.h"
+#include "edgeloop_types.h"
 
 #ifdef __cplusplus
 extern "C" {

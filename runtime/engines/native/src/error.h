@@ -4,7 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 
-#include "edgeloop.h"
+#include "edgeloop_types.h"
 
 namespace edgeloop {
 

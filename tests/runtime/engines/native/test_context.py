@@ -104,7 +104,7 @@ def refused(code: int, line: str, function: Any, *arguments: Any, **options: Any
 
 @pytest.mark.parametrize("name", native_app.STRUCTS)
 def test_a_struct_is_that_of_the_header_file(name: str) -> None:
-    text = (build.SOURCES / "edgeloop_context.h").read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in build.SOURCES.glob("edgeloop*.h"))
     body = re.search(rf"typedef struct {name} {{(.*?)}} {name};", text, re.S)
     assert body is not None
     bare = re.sub(r"//[^\n]*", "", body[1])

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from edgeloop.runtime.session import Session
 
 HEADER = "".join(
     (build.SOURCES / f"{name}.h").read_text(encoding="utf-8")
-    for name in ("edgeloop", "edgeloop_text", "edgeloop_tokens")
+    for name in ("edgeloop_types", "edgeloop", "edgeloop_text", "edgeloop_tokens")
 )
+HEADERS = sorted(path.name for path in build.SOURCES.glob("edgeloop*.h"))
 NUMBERS = {
     "int32_t": ctypes.c_int32,
     "int64_t": ctypes.c_int64,
@@ -69,6 +71,32 @@ def test_an_enum_is_that_of_the_header_file(enum: type[library.Code], name: str)
     found = re.findall(r"EL_(\w+) = (\d+)", body)
     prefix = "" if name in ("code", "stage") else f"{name.upper()}_"
     assert [(n.removeprefix(prefix), int(v)) for n, v in found] == [(e.name, e.value) for e in enum]
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("language", ["c -std=c11", "c++ -std=c++17"])
+def test_a_header_file_compiles_alone(name: str, language: str) -> None:
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("no C compiler")
+    flags = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", f"-I{build.SOURCES}", "-"]
+    text = f'#include "{name}"\n'
+    done = subprocess.run(
+        [compiler, "-x", *language.split(), *flags], input=text, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_header_files_include_each_other_in_no_ring() -> None:
+    """And edgeloop.h has all of them."""
+    included = {
+        name: re.findall(
+            r'^#include "(.*)"', (build.SOURCES / name).read_text(encoding="utf-8"), re.MULTILINE
+        )
+        for name in HEADERS
+    }
+    assert list(TopologicalSorter(included).static_order())[-1] == "edgeloop.h"
+    assert {"edgeloop.h", *included["edgeloop.h"]} == set(HEADERS)
 
 
 def test_the_abi_is_that_of_the_header_file() -> None:
