@@ -2,8 +2,8 @@
 
 ``make native-cross`` calls this. The compiler is zig's clang: ``ZIG`` names it, else it is that of the package ziglang.
 edgeloop-run for Linux, with musl, must be small; ``test_run_arm64.py`` runs it. What is for Windows is run where there
-is wine: the kernels' tests, and whole models, whose logits must have the bits that they have here. Nothing runs what
-is for macOS.
+is wine: the kernels' tests, whole models, whose logits must have the bits that they have here, and updates, killed at
+each of their steps. Nothing runs what is for macOS.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import update_program
 from arm64 import IDS, STEPS, bits, own_model
 from native_programs import Target, compiled, lanes_files
 
@@ -27,6 +28,8 @@ OBJECTS = ROOT / "build" / "cross"
 PACKAGES = "apt install wine64"
 WINES = "/usr/lib/wine"
 """Where Debian's wine64 has it, which only another package puts into PATH."""
+KILLED = 137
+"""The exit status of a program that ended itself at a step."""
 TABLES = "portable"
 """Of kernels: what every processor runs."""
 
@@ -65,17 +68,28 @@ def program(name: str, target: Target) -> Path:
     return goal
 
 
-def run(wine: str, prefix: Path, command: Path, *arguments: str) -> str:
-    """What a program for Windows prints; AssertionError with it where it fails."""
-    environment = {**os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all"}
+def wine_command() -> str | None:
+    """Wine's command; None where there is none."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), WINES))
+    return shutil.which("wine64", path=path) or shutil.which("wine")
+
+
+def run(wine: str, prefix: Path, command: Path, *words: str, **given: str) -> str:
+    """What a program for Windows prints; AssertionError with it where it fails.
+
+    ``given`` is in its environment; nothing is printed where it was killed by that.
+    """
+    environment = {**os.environ, "WINEPREFIX": str(prefix), "WINEDEBUG": "-all", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        [wine, str(command), *arguments],
-        env=environment,
+        [wine, str(command), *words],
+        env=environment | given,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
         timeout=900,
     )
+    if given and done.returncode == KILLED:
+        return ""
     if done.returncode:
         raise AssertionError(f"{command.name} failed on Windows:\n{done.stdout}")
     return done.stdout
@@ -92,12 +106,11 @@ def main() -> int:
         whole_host(machine, compiler)
     windows = Target((*compiler, "-target", "x86_64-windows-gnu"), "win32", "x86_64")
     library(windows)
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), WINES))
-    if (wine := shutil.which("wine64", path=path) or shutil.which("wine")) is None:
+    if (found_wine := wine_command()) is None:
         log.info("nothing is run: no wine (%s)", PACKAGES)
     else:
         try:
-            run_all(wine, windows)
+            run_all(found_wine, windows)
         except AssertionError as error:
             log.error("%s", error)
             return 1
@@ -114,6 +127,28 @@ def run_all(wine: str, windows: Target) -> None:
         for file in lanes_files(Path(name) / "programs"):
             compare(file, own, run(wine, prefix, model, TABLES, STEPS, str(file), *IDS))
             log.info("%s: the bits of %s", file.name, sys.platform)
+        check_updates(updates(wine, prefix, program("update_whole", windows)), Path(name) / "updates")
+
+
+def updates(wine: str, prefix: Path, command: Path) -> update_program.Run:
+    """The program of updates, whose paths become those that wine has here."""
+
+    def updated(verb: str, *words: object, **given: object) -> str:
+        here = (f"Z:{word}" if isinstance(word, Path) else str(word) for word in words)
+        return run(wine, prefix, command, verb, *here, **{name: str(value) for name, value in given.items()})
+
+    return updated
+
+
+def check_updates(updated: update_program.Run, folder: Path) -> None:
+    """Update the tests' bundles below ``folder``; AssertionError where something does not hold."""
+    update_program.applied(updated, update_program.made(folder / update_program.LONG))
+    place = update_program.made(folder / "short")
+    update_program.refused(updated, place)
+    update_program.signed(updated, place)
+    log.info("updates: killed at each of %d steps", update_program.killed(updated, place))
+    update_program.held(updated, update_program.made(folder / "held"))
+    update_program.one_name(updated, update_program.made(folder / "one"))
 
 
 def compare(file: Path, own: Path, printed: str) -> None:

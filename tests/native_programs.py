@@ -82,6 +82,8 @@ def program(name: str, target: Target) -> list[Path]:
         ],
         "model": [SOURCES / "test_model.cpp"],  # with the library
         "model_whole": [SOURCES / "test_model.cpp", *target.sources()],
+        "update": [SOURCES / "test_update.cpp"],  # with the library
+        "update_whole": [SOURCES / "test_update.cpp", *target.sources()],
         "bench": [SOURCES / "bench.cpp", SOURCES / "bench_roofs.cpp", *kernels],
         "bench_deltas": [SOURCES / "bench_deltas.cpp", *target.sources()],
         "bench_threads": [SOURCES / "bench_threads.cpp", *kernels, *team],

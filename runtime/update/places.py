@@ -93,22 +93,25 @@ class Places:
             sync(self.bundle.parent)
             self.new.rename(self.old)
         else:
-            self.bundle.rename(self.old)
-            try:
-                self.new.rename(self.bundle)
-            except OSError:
-                self.old.rename(self.bundle)
-                raise
+            self._put_in_place(self.new)
             sync(self.bundle.parent)
         self.keep_former()
 
     def back(self) -> None:
         """The former bundle is the bundle, and the other way round."""
         if not names.exchange(self.former, self.bundle):
-            self.bundle.rename(self.old)
-            self.former.rename(self.bundle)
+            self._put_in_place(self.former)
             self.old.rename(self.former)
         sync(self.bundle.parent)
+
+    def _put_in_place(self, other: Path) -> None:
+        """``other`` is the bundle, which is ``old`` then."""
+        self.bundle.rename(self.old)
+        try:
+            other.rename(self.bundle)
+        except OSError:
+            self.old.rename(self.bundle)
+            raise
 
     def keep_former(self) -> None:
         """``old`` is the former bundle; the one that was, goes."""

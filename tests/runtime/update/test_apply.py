@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -265,6 +266,28 @@ def killed(scenario: str, folder: Path, *words: str) -> list[str]:
     found = json.loads(done.stdout)
     assert len(found) > (30 if scenario == "killed_update" else 3)
     return [state for state, _ in groupby(found)]
+
+
+@pytest.mark.parametrize("name", ["new", "bundle.former"])
+def test_a_bundle_that_cannot_take_its_place(made: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As where one of its files is open on Windows: the one that was there has its name again."""
+    if name != "new":
+        apply_update(made / "bundle", made / "update")
+    before, rename = contents(made / "bundle"), Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeloop.runtime.bundle.exchange.exchange", lambda one, other: False)
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(
+            UpdateError, match="Permission denied; it is the old bundle or the new one, whole"
+        ):
+            apply_update(made / "bundle", made / "update") if name == "new" else roll_back(made / "bundle")
+    assert contents(made / "bundle") == before
 
 
 def can_exchange(folder: Path) -> bool:

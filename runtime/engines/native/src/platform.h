@@ -1,5 +1,5 @@
-// What every system does in its own way: platform_posix.cpp, platform_windows.cpp. Threads and the processors that they run on are in
-// threads.cpp, how a processor is asked what it runs in kernels/processor.cpp.
+// What every system does in its own way: platform_posix.cpp, platform_windows.cpp. Files of updates are in update/disk.h, threads and
+// the processors that they run on in threads.cpp, how a processor is asked what it runs in kernels/processor.cpp.
 #pragma once
 
 #include <cstddef>

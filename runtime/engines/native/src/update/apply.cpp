@@ -1,5 +1,3 @@
-#if !defined(_WIN32)
-
 #include "apply.h"
 
 #include <algorithm>
@@ -136,11 +134,15 @@ void build(const Places& places, Update& update, const Progress& progress, el_up
       fail(EL_STOPPED, "the update was stopped; the next call goes on");
   }
   std::vector<std::string> folders{places.fresh};
+  size_t found_files = 0;
   walk(places.fresh, true, [&](const std::string& found, Kind kind) {
     const auto same = [&](const Listed& file) { return file.name == found; };
     if (kind == Kind::folder) folders.push_back(inside(places.fresh, found));
     else if (std::none_of(tables.new_files.begin(), tables.new_files.end(), same)) remove_file(inside(places.fresh, found));
+    else found_files++;
   });
+  if (found_files != tables.new_files.size())  // A and a are one file on some systems
+    fail(EL_FORMAT, "two files of the update have names that are the same here; no bundle can have both on this system");
   for (size_t i = folders.size(); i--;) sync_folder(folders[i]);
 }
 
@@ -240,5 +242,3 @@ void check_bundle(const std::string& folder, const el_trust* trust) {
 }
 
 }  // namespace edgeloop::update
-
-#endif

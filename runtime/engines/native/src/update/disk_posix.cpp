@@ -7,14 +7,12 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "../error.h"
-#include "../sha256.h"
 #include "disk.h"
 
 #if defined(__linux__)
@@ -28,32 +26,47 @@ namespace {
 
 [[noreturn]] void refused(const std::string& path) { fail(EL_FILE, "%.160s: %s", path.c_str(), std::strerror(errno)); }
 
+int opened(const std::string& path, int flags) {
+  int handle;
+  // O_NONBLOCK: a pipe under that name would be waited for.
+  do handle = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+  while (handle < 0 && errno == EINTR);
+  if (handle < 0) refused(path);
+  return handle;
+}
+
+// Has another process the lock?
+bool taken(int folder) { return flock(folder, LOCK_EX | LOCK_NB) != 0 && (errno == EWOULDBLOCK || errno == EACCES); }
+
+bool is_at(int folder, const std::string& path) {
+  struct stat here, there;
+  return fstat(folder, &here) == 0 && lstat(path.c_str(), &there) == 0 && here.st_ino == there.st_ino &&
+         here.st_dev == there.st_dev;
+}
+
 }  // namespace
 
 OpenFile::OpenFile(const std::string& path, How how) : path_(path) {
-  const int flags = how == How::write ? O_WRONLY | O_CREAT | O_TRUNC : how == How::folder ? O_RDONLY | O_DIRECTORY : O_RDONLY;
-  // O_NONBLOCK: a pipe under that name would be waited for.
-  do handle_ = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
-  while (handle_ < 0 && errno == EINTR);
-  if (handle_ < 0) refused(path);
+  const int handle = opened(path, how == How::write ? O_WRONLY | O_CREAT | O_TRUNC : O_RDONLY);
   struct stat about;
-  if (how != How::folder && (fstat(handle_, &about) != 0 || !S_ISREG(about.st_mode))) {
-    close(handle_);
+  if (fstat(handle, &about) != 0 || !S_ISREG(about.st_mode)) {
+    close(handle);
     fail(EL_FILE, "%.160s is no file", path.c_str());
   }
+  handle_ = handle;
 }
 
-OpenFile::~OpenFile() { close(handle_); }
+OpenFile::~OpenFile() { close(int(handle_)); }
 
 uint64_t OpenFile::size() const {
   struct stat about;
-  if (fstat(handle_, &about) != 0) refused(path_);
+  if (fstat(int(handle_), &about) != 0) refused(path_);
   return uint64_t(about.st_size);
 }
 
 void OpenFile::read(void* data, size_t count, uint64_t offset) const {
   for (char* to = static_cast<char*>(data); count;) {
-    const ssize_t got = pread(handle_, to, count, off_t(offset));
+    const ssize_t got = pread(int(handle_), to, count, off_t(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) refused(path_);
     if (got == 0) fail(EL_FORMAT, "%.160s ends too early; copy it again", path_.c_str());
@@ -63,7 +76,7 @@ void OpenFile::read(void* data, size_t count, uint64_t offset) const {
 
 void OpenFile::write(const void* data, size_t count) const {
   for (const char* from = static_cast<const char*>(data); count;) {
-    const ssize_t put = ::write(handle_, from, count);
+    const ssize_t put = ::write(int(handle_), from, count);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) refused(path_);
     from += put, count -= size_t(put);
@@ -71,18 +84,30 @@ void OpenFile::write(const void* data, size_t count) const {
 }
 
 void OpenFile::sync() const {
-  if (fsync(handle_) != 0) refused(path_);
+  if (fsync(int(handle_)) != 0) refused(path_);
 }
 
-bool OpenFile::lock() const { return flock(handle_, LOCK_EX | LOCK_NB) == 0 || (errno != EWOULDBLOCK && errno != EACCES); }
-
-bool OpenFile::is_at(const std::string& path) const {
-  struct stat here, there;
-  return fstat(handle_, &here) == 0 && lstat(path.c_str(), &there) == 0 && here.st_ino == there.st_ino &&
-         here.st_dev == there.st_dev;
+// The lock is the folder's own: it goes with the process, and leaves nothing in the folder.
+LockedFolder::LockedFolder(const std::string& path) : path_(path) {
+  for (int tries = 0; tries < 100; tries++) {
+    make_folder(path);
+    const int folder = opened(path, O_RDONLY | O_DIRECTORY);
+    if (taken(folder)) {
+      close(folder);
+      fail(EL_USAGE, "%.160s: another process updates this bundle; wait for it", path.c_str());
+    }
+    if (is_at(folder, path)) {
+      handle_ = folder;
+      return;
+    }
+    close(folder);  // the process that had it has just removed it
+  }
+  fail(EL_FILE, "%.160s does not stay there", path.c_str());
 }
 
-std::string inside(const std::string& folder, const std::string& name) { return folder + "/" + name; }
+LockedFolder::~LockedFolder() { close(int(handle_)); }
+
+void LockedFolder::remove() { remove_tree(path_); }
 
 Kind kind_of(const std::string& path) {
   struct stat about;
@@ -112,13 +137,19 @@ std::string real_path(const char* path) {
   return real;
 }
 
-void make_folder(const std::string& path) {
-  if (mkdir(path.c_str(), 0777) != 0 && (errno != EEXIST || kind_of(path) != Kind::folder)) refused(path);
+std::vector<Entry> entries_of(const std::string& folder) {
+  DIR* list = opendir(folder.c_str());
+  if (!list) refused(folder);
+  std::vector<Entry> found;
+  while (const dirent* entry = readdir(list))
+    if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0) found.push_back({entry->d_name, Kind::none});
+  closedir(list);
+  for (Entry& entry : found) entry.kind = kind_of(inside(folder, entry.name));
+  return found;
 }
 
-void make_folders(const std::string& root, const std::string& name) {
-  for (size_t at = name.find('/'); at != std::string::npos; at = name.find('/', at + 1))
-    make_folder(inside(root, name.substr(0, at)));
+void make_folder(const std::string& path) {
+  if (mkdir(path.c_str(), 0777) != 0 && (errno != EEXIST || kind_of(path) != Kind::folder)) refused(path);
 }
 
 void rename_to(const std::string& from, const std::string& to) {
@@ -145,73 +176,21 @@ void remove_file(const std::string& path) {
   if (unlink(path.c_str()) != 0 && errno != ENOENT) refused(path);
 }
 
-void remove_tree(const std::string& path) {
-  std::vector<std::string> folders{""};  // every folder before those that lie in it
-  const Kind kind = kind_of(path);
-  if (kind == Kind::none) return;
-  if (kind != Kind::folder) {
-    unlink(path.c_str());
-    return;
-  }
-  walk(path, true, [&](const std::string& name, Kind found) {
-    if (found == Kind::folder) folders.push_back("/" + name);
-    else unlink(inside(path, name).c_str());
-  });
-  while (!folders.empty()) {
-    rmdir((path + folders.back()).c_str());
-    folders.pop_back();
-  }
-}
+void discard(const std::string& path, Kind kind) { kind == Kind::folder ? rmdir(path.c_str()) : unlink(path.c_str()); }
 
-void sync_folder(const std::string& path) { OpenFile(path, OpenFile::How::folder).sync(); }
+void sync_folder(const std::string& path) {
+  const int folder = opened(path, O_RDONLY | O_DIRECTORY);
+  const bool done = fsync(folder) == 0;
+  const int reason = errno;
+  close(folder);
+  errno = reason;
+  if (!done) refused(path);
+}
 
 uint64_t free_bytes(const std::string& path) {
   struct statvfs about;
   if (statvfs(path.c_str(), &about) != 0) refused(path);
   return uint64_t(about.f_bavail) * uint64_t(about.f_frsize);
-}
-
-void walk(const std::string& folder, bool folders, const std::function<void(const std::string& name, Kind kind)>& each) {
-  std::vector<std::string> open{""};  // folders that were not read yet, with a / behind them
-  while (!open.empty()) {
-    const std::string within = std::move(open.back());
-    open.pop_back();
-    const std::string place = inside(folder, within);
-    DIR* list = opendir(place.c_str());
-    if (!list) refused(place);
-    std::vector<std::string> names;
-    while (const dirent* entry = readdir(list))
-      if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0) names.push_back(within + entry->d_name);
-    closedir(list);
-    for (const std::string& name : names) {
-      const Kind kind = kind_of(inside(folder, name));
-      if (kind == Kind::folder) open.push_back(name + "/");
-      if (kind != Kind::folder || folders) each(name, kind);
-    }
-  }
-}
-
-void sha256_of(const std::string& path, uint8_t digest[32]) {
-  const OpenFile file(path, OpenFile::How::read);
-  std::vector<uint8_t> piece(1 << 18);
-  Sha256 sum;
-  const uint64_t size = file.size();
-  for (uint64_t at = 0; at < size;) {
-    const size_t count = size_t(std::min<uint64_t>(piece.size(), size - at));
-    file.read(piece.data(), count, at);
-    sum.add(piece.data(), count);
-    at += count;
-  }
-  sum.finish(digest);
-}
-
-std::vector<uint8_t> read_all(const std::string& path, uint64_t most) {
-  const OpenFile file(path, OpenFile::How::read);
-  const uint64_t size = file.size();
-  if (size > most) fail(EL_FORMAT, "%.160s has %llu bytes, wanted %llu at most", path.c_str(), (unsigned long long)size, (unsigned long long)most);
-  std::vector<uint8_t> found(static_cast<size_t>(size));
-  file.read(found.data(), found.size(), 0);
-  return found;
 }
 
 }  // namespace edgeloop::update

@@ -1,5 +1,3 @@
-#if !defined(_WIN32)
-
 #include "places.h"
 
 #include "../error.h"
@@ -11,35 +9,25 @@ namespace edgeloop::update {
 Places::Places(const char* path) : bundle(real_path(path)) {
   const size_t slash = bundle.rfind('/');
   const std::string name = bundle.substr(slash + 1);
-  parent = slash ? bundle.substr(0, slash) : "/";
-  const std::string beside = bundle.substr(0, slash + 1);
-  if (name.empty()) fail(EL_USAGE, "/ is no bundle; give a bundle's folder");
-  work = beside + "." + name + ".update";
+  parent = bundle.substr(0, slash + 1);
+  if (name.empty()) fail(EL_USAGE, "%.160s is no bundle; give a bundle's folder", bundle.c_str());
+  work = parent + "." + name + ".update";
   former = bundle + ".former";
   fresh = work + "/new", part = work + "/part", old = work + "/old", gone = work + "/gone", note = work + "/for";
 }
 
 void Places::alone(const std::function<void()>& body) const {
-  for (int tries = 0;; tries++) {
-    make_folder(work);
-    const OpenFile held(work, OpenFile::How::folder);
-    if (!held.lock()) fail(EL_USAGE, "%.160s: another process updates this bundle; wait for it", work.c_str());
-    if (!held.is_at(work)) {  // the one that had it has just removed it
-      if (tries == 100) fail(EL_FILE, "%.160s does not stay there", work.c_str());
-      continue;
-    }
-    const auto leave = [&] {
-      if (kind_of(fresh) == Kind::none && kind_of(old) == Kind::none) remove_tree(work);
-    };
-    try {
-      body();
-    } catch (...) {
-      leave();
-      throw;
-    }
+  LockedFolder held(work);
+  const auto leave = [&] {
+    if (kind_of(fresh) == Kind::none && kind_of(old) == Kind::none) held.remove();
+  };
+  try {
+    body();
+  } catch (...) {
     leave();
-    return;
+    throw;
   }
+  leave();
 }
 
 std::string Places::noted() const {
@@ -62,18 +50,22 @@ void Places::settle() const {
   else keep_former();
 }
 
+void Places::put_in_place(const std::string& other) const {
+  rename_to(bundle, old);
+  try {
+    rename_to(other, bundle);
+  } catch (...) {
+    rename_to(old, bundle);
+    throw;
+  }
+}
+
 void Places::switch_over() const {
   if (exchange(fresh, bundle)) {
     sync_folder(parent);
     rename_to(fresh, old);
   } else {
-    rename_to(bundle, old);
-    try {
-      rename_to(fresh, bundle);
-    } catch (...) {
-      rename_to(old, bundle);
-      throw;
-    }
+    put_in_place(fresh);
     sync_folder(parent);
   }
   keep_former();
@@ -81,8 +73,7 @@ void Places::switch_over() const {
 
 void Places::back() const {
   if (!exchange(former, bundle)) {
-    rename_to(bundle, old);
-    rename_to(former, bundle);
+    put_in_place(former);
     rename_to(old, former);
   }
   sync_folder(parent);
@@ -116,5 +107,3 @@ std::string hexadecimal(const uint8_t* digest) {
 }
 
 }  // namespace edgeloop::update
-
-#endif

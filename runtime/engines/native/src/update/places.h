@@ -22,6 +22,8 @@ struct Places {
   std::string noted() const;
 
  private:
+  // `other` is the bundle, which is `old` then.
+  void put_in_place(const std::string& other) const;
   void keep_former() const;
 };
 

@@ -1,6 +1,4 @@
 // The C interface (edgeloop_update.h).
-#if !defined(_WIN32)
-
 #include "../guarded.h"
 #include "apply.h"
 
@@ -77,5 +75,3 @@ int el_bundle_verify(const char* bundle, const el_trust* trust, char* error) {
     check_bundle(real_path(bundle), trust);
   });
 }
-
-#endif
