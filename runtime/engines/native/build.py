@@ -117,10 +117,7 @@ class Target:
         """What ``source`` is compiled with. Kernels whose flags the compiler does not know are none: an empty table."""
         wanted = KERNELS[_kernel(source)][1] if _kernel(source) in KERNELS else ()
         plain = COMMON + self._level(source) + (() if self.system == "win32" else ("-fPIC",))
-        for known in (wanted, tuple(FOR_ZIG.get(flag, flag) for flag in wanted)):
-            if _knows(self.compiler, known):
-                return plain + known
-        return plain
+        return plain + _known(self.compiler, wanted)
 
     @property
     def zig(self) -> bool:
@@ -143,14 +140,20 @@ def _kernel(source: Path) -> str:
 
 
 @cache
-def _knows(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
-    if not flags:
-        return True
+def _known(compiler: tuple[str, ...], flags: tuple[str, ...]) -> tuple[str, ...]:
+    """``flags`` as ``compiler`` writes them; none where it does not know them."""
+    for written in (flags, tuple(FOR_ZIG.get(flag, flag) for flag in flags)):
+        if not written or _takes(compiler, written):
+            return written
+    log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
+    return ()
+
+
+def _takes(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     try:
         with tempfile.TemporaryDirectory() as scratch:  # some write a file for -E, too
             run_tool([*compiler, *flags, "-E", "-x", "c++", os.devnull, "-o", str(Path(scratch) / "probe")])
     except BuildError:
-        log.info("%s does not know %s: these kernels are left out", compiler[0], " ".join(flags))
         return False
     return True
 
