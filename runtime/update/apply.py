@@ -189,11 +189,14 @@ def _build(places: Places, update: Update, progress: Progress) -> tuple[int, int
             progress((written + kept) / total)
     for folder in sorted({places.new, *(p for p in places.new.rglob("*") if p.is_dir())}, reverse=True):
         sync(folder)
-    if strangers := {p for p in places.new.rglob("*") if not p.is_dir()} - {
-        places.new / f.name for f in update.new
-    }:
-        for path in strangers:
-            path.unlink()
+    files = (path for path in places.new.rglob("*") if not path.is_dir())
+    there, wanted = {path.relative_to(places.new).as_posix() for path in files}, {f.name for f in update.new}
+    for stranger in there - wanted:
+        (places.new / stranger).unlink()
+    if wanted - there:  # A and a are one file on some systems
+        raise UpdateError(
+            f"two files of {update.path} have names that are the same here; no bundle can have both on this system"
+        )
     return written, kept
 
 

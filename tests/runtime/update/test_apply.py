@@ -13,6 +13,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +267,23 @@ def killed(scenario: str, folder: Path, *words: str) -> list[str]:
     found = json.loads(done.stdout)
     assert len(found) > (30 if scenario == "killed_update" else 3)
     return [state for state, _ in groupby(found)]
+
+
+def test_where_two_names_are_one(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that takes A and a for one."""
+    for name in ("Case.bin", "case.bin"):
+        (made / "new" / name).write_bytes(name.encode())
+    make_update(made / "bundle", listed(made / "new"), made / "both")
+    write = apply._write
+
+    def one(places: Any, update: Any, number: int, parts: Any, goal: Path) -> None:
+        write(places, update, number, parts, goal.with_name(goal.name.lower()))
+
+    monkeypatch.setattr(apply, "_write", one)
+    with pytest.raises(UpdateError, match="have names that are the same here"):
+        apply_update(made / "bundle", made / "both")
+    assert contents(made / "bundle") == contents(STORED)
+    assert names(made) == {"bundle", "new", "update", "both"}
 
 
 @pytest.mark.parametrize("name", ["new", "bundle.former"])
