@@ -72,10 +72,17 @@ def deltas(program: Program) -> str:
 
 
 def with_target(manifest: Manifest, name: str) -> Manifest:
-    """The bundle with that target alone; the files of targets lie in folders of their names."""
-    away = tuple(f"{other}/" for other in manifest.targets if other != name)
-    files = {file: said for file, said in manifest.files.items() if not file.startswith(away)}
-    return structs.replace(manifest, targets={name: manifest.targets[name]}, files=files)
+    """The bundle with that target alone; the files of targets lie in folders of their names.
+
+    Without ``text.lanes`` where the target's own file has the text.
+    """
+    target, text = manifest.targets[name], manifest.text
+    away = [f"{other}/" for other in manifest.targets if other != name]
+    if target.weights.endswith(".lanes") and text.lanes:
+        away.append(text.lanes)
+        text = structs.replace(text, lanes=None)
+    files = {file: said for file, said in manifest.files.items() if not file.startswith(tuple(away))}
+    return structs.replace(manifest, targets={name: target}, text=text, files=files)
 
 
 def bundle_bytes(manifest: Manifest) -> int:

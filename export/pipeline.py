@@ -9,6 +9,8 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
+from msgspec import structs
+
 from ..quant.recipe import Recipe
 from ..quant.recipe_file import read_recipe
 from ..runtime.bundle.manifest import FORMAT, Manifest, Quantization, Storage, Text, write_manifest
@@ -25,6 +27,7 @@ from .codes import Codes
 from .families import loop_said_by, read_checkpoint, unused
 from .fitted import TOKENS, check_fits, fit, text_ids, write_floats
 from .heads import count_heads, write_heads
+from .host_text import text_tables, write_text
 from .options import ExportRequest
 from .overrides import overridden
 from .refine.train import refine as train
@@ -174,6 +177,9 @@ def export_bundle(
             split_special_tokens=bool(vocabulary and vocabulary.split_special_tokens),
             chat_templates=templates,
         )
+        tables = text_tables(tokenizer, text)
+        if not all(LAYOUTS[layout][name].has_text for name, layout in chosen):
+            text = structs.replace(text, lanes=write_text(folder, reading.program, tables))
 
         def job(target: Target) -> Job:
             each = recipes[target.name]
@@ -184,7 +190,7 @@ def export_bundle(
                 folder,
                 lambda step, part: progress(step, 0.4 + 0.5 * part),
                 tokenizer,
-                text,
+                tables,
                 source.folder.name,
             )
 

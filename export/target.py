@@ -6,7 +6,7 @@ beside what every export has is in its options (``options.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +23,8 @@ Progress = Callable[[str, float], None]
 class Job:
     """What every target gets: the architecture, the stored weights, and the folder that becomes the bundle.
 
-    ``tokenizer``: the file that will be the bundle's, if it has one. ``text``: what the manifest will say of it.
-    ``name``: of the checkpoint's folder.
+    ``tokenizer``: the file that will be the bundle's, if it has one. ``text_tables``: what hosts without Python have of
+    it, by the tags of a text section. ``name``: of the checkpoint's folder.
     """
 
     program: Program
@@ -33,7 +33,7 @@ class Job:
     folder: Path
     progress: Progress
     tokenizer: Path | None = None
-    text: manifest.Text = field(default_factory=manifest.Text)
+    text_tables: Mapping[int, bytes] = field(default_factory=dict)
     name: str = ""
 
 

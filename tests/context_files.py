@@ -13,13 +13,13 @@ from msgspec import structs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgeloop.export.families.llama_spec import Segment
-from edgeloop.export.targets.native.text.section import text_section
+from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.export.text.compile_turns import compile_turns
 from edgeloop.runtime.bundle.heads import head_shapes
 from edgeloop.runtime.bundle.manifest import Exit
 from edgeloop.runtime.engines.native.file import write_lanes
 from edgeloop.runtime.engines.native.records import about_record, exits_record, turns_record
-from edgeloop.runtime.engines.native.text_format import Tag
+from edgeloop.runtime.engines.native.text_format import Tag, section
 from edgeloop.runtime.text.turns import Turns
 
 CONTEXT = 64
@@ -74,5 +74,7 @@ def write_model(folder: Path, name: str, source: Path, turns: Turns | None = Non
         Tag.EXITS: exits_record(program, heads, {} if program.routing else {"latent": rule}),
     }
     path = folder / f"{name}.lanes"
-    write_lanes(path, program, random_tensors(program), 0, text=text_section(source, False, more))
+    write_lanes(
+        path, program, random_tensors(program), 0, text=section(tokenizer_tables(source, False) | more)
+    )
     return path

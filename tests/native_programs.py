@@ -151,7 +151,8 @@ def text_sections(folder: Path) -> list[Path]:
     """Text sections of tokenizers of every kind, for a fuzzer to change."""
     from native_tokenizers import tokenizer
 
-    from edgeloop.export.targets.native.text.section import text_section
+    from edgeloop.export.targets.native.text.section import tokenizer_tables
+    from edgeloop.runtime.engines.native.text_format import section
 
     folder.mkdir()
     made = []
@@ -170,7 +171,7 @@ def text_sections(folder: Path) -> list[Path]:
         source = folder.parent / "tokenizer.json"
         tokenizer(name).save(str(source))
         made.append(folder / f"{name}.text")
-        made[-1].write_bytes(text_section(source, False))
+        made[-1].write_bytes(section(tokenizer_tables(source, False)))
     return made
 
 

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from native_texts import made, tales, write_file
 
-from edgeloop.export.targets.native.text.section import text_section
+from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.runtime.engines.native.text import NativeText
+from edgeloop.runtime.engines.native.text_format import section
 from edgeloop.runtime.text.tokenizer import Tokenizer
 
 ROUNDS = 5
@@ -49,7 +50,7 @@ def main(path: Path) -> None:
         file = write_file(Path(folder), path)
         opening = best(lambda: NativeText(file).close())
         found = NativeText(file)
-        size = len(text_section(path, False))
+        size = len(section(tokenizer_tables(path, False)))
         sys.stdout.write(f"section {size:,} bytes; file and text opened in {opening * 1e3:.2f} ms\n")
         for name, texts in (("tales", list(tales(2000))), ("thirty scripts", list(made(4000)))):
             size = sum(len(text.encode()) for text in texts) / 1e6

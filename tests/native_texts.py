@@ -11,9 +11,10 @@ from lanes_files import stored
 from programs import PROGRAMS
 from tokenizers import Tokenizer as Engine
 
-from edgeloop.export.targets.native.text.section import text_section
+from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
 from edgeloop.runtime.engines.native.text import NativeText
+from edgeloop.runtime.engines.native.text_format import section
 
 SCRIPTS = {
     "Latin": (0x41, 0x24F),
@@ -126,7 +127,8 @@ def write_file(folder: Path, engine: Engine | Path, split_special: bool = False)
     if not isinstance(engine, Path):
         engine.save(str(source))
     program = PROGRAMS["gpt"]()
-    write_lanes(folder / NAME, program, *stored(program, "none"), text=text_section(source, split_special))
+    text = section(tokenizer_tables(source, split_special))
+    write_lanes(folder / NAME, program, *stored(program, "none"), text=text)
     return folder / NAME
 
 

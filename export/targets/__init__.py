@@ -60,7 +60,8 @@ def _coreml(options: CoremlOptions) -> Target:
 class TargetEntry(Generic[OptionsT]):
     """One target: the modules it needs, the extra that installs them, its loader, and its options.
 
-    ``unavailable_reason`` says what else is missing on this computer; empty where nothing is.
+    ``unavailable_reason`` says what else is missing on this computer; empty where nothing is. ``has_text``: its file
+    has the tokenizer for hosts without Python (``host_text.py``).
     """
 
     modules: tuple[str, ...]
@@ -68,6 +69,7 @@ class TargetEntry(Generic[OptionsT]):
     load: Callable[[OptionsT], Target]
     options: type[OptionsT]
     unavailable_reason: Callable[[], str] = str  # str() is empty
+    has_text: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -82,7 +84,7 @@ class TargetEntry(Generic[OptionsT]):
 
 TARGETS: dict[str, TargetEntry[Any]] = {
     "onnx": TargetEntry(("torch", "onnx", "onnx_ir", "onnxruntime"), "export", _onnx, Options),
-    "native": TargetEntry(("torch",), "export", _native, Options, _no_lane_engine),
+    "native": TargetEntry(("torch",), "export", _native, Options, _no_lane_engine, has_text=True),
     "executorch": TargetEntry(
         ("torch", "executorch", "torchao"), "export,executorch", _executorch, ExecutorchOptions
     ),

@@ -29,7 +29,6 @@ PROGRAM: dict[str, Accountant] = {
     "ptd": programs.data,
     "bin": programs.embedding,
     "json": texts.layout,
-    "lanes": lanes.text,
 }
 """The accountants of an ExecuTorch target's files, by the ends of their names."""
 
@@ -69,6 +68,8 @@ def _roles(manifest: Manifest) -> dict[str, Accountant]:
     roles: dict[str, Accountant] = {}
     if manifest.text.tokenizer:
         roles[manifest.text.tokenizer] = texts.tokenizer
+    if manifest.text.lanes:
+        roles[manifest.text.lanes] = lanes.text
     if manifest.heads:
         roles[manifest.heads] = tensors.heads
     for kind, target in manifest.targets.items():

@@ -33,7 +33,7 @@ def lanes(bundle: Bundle, ledger: Ledger) -> None:
 
 
 def text(bundle: Bundle, ledger: Ledger) -> None:
-    """Account for a text section that is a file of its own, of a bundle for another engine."""
+    """Account for a text section that is a file of its own, for hosts of other engines."""
     _text(bytes(ledger.data[:]), 0, ledger)
 
 

@@ -165,7 +165,7 @@ def sha256_of(path: Path) -> str:
 
 def _named_files(manifest: Manifest) -> list[str]:
     """Return every file that some other part of the manifest refers to."""
-    names = [name for name in (manifest.text.tokenizer, manifest.heads) if name]
+    names = [name for name in (manifest.text.tokenizer, manifest.text.lanes, manifest.heads) if name]
     for target in manifest.targets.values():
         names += [*target.graphs.values(), target.weights]
     return names

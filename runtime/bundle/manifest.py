@@ -122,12 +122,15 @@ class Exit(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Text(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The text side of the model: its tokenizer and chat templates.
 
-    ``tokenizer`` is the name of its file. ``special_tokens`` are the tokenizer's own, as a chat template sees them
-    (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each); with ``split_special_tokens`` those in a text
-    are text like any other. ``chat_templates`` are Jinja sources by name; the usual one is ``default``.
+    ``tokenizer`` is the name of its file, ``lanes`` that of the same for hosts without Python, as the lane engine's
+    library reads it; None where ``model.lanes`` has it, or the library reads no such tokenizer. ``special_tokens`` are
+    the tokenizer's own, as a chat template sees them (``bos_token``, ``eos_token``, ``pad_token`` …: the text of each);
+    with ``split_special_tokens`` those in a text are text like any other. ``chat_templates`` are Jinja sources by name;
+    the usual one is ``default``.
     """
 
     tokenizer: str | None = None
+    lanes: str | None = None
     special_tokens: dict[str, str] = {}
     split_special_tokens: bool = False
     chat_templates: dict[str, str] = {}

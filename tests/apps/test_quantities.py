@@ -13,6 +13,7 @@ from edgeloop.apps.quantities import (
     shorter_context,
     table_bytes,
     unrolled_bytes,
+    with_target,
 )
 from edgeloop.export.families.llama_program import program_of
 from edgeloop.export.families.llama_spec import Segment, Spec
@@ -140,3 +141,17 @@ def test_other_targets_store_nothing_for_a_position() -> None:
 def test_digits_have_no_exponent() -> None:
     assert [digits(n) for n in (11036.2, 36.34, 0.48513, 0.0)] == ["11000", "36.3", "0.485", "0"]
     assert digits(22249.6, 4) == "22250"
+
+
+def test_a_target_alone_has_the_text_once() -> None:
+    """In its own file, or in one beside it."""
+    parity = Parity((), 0.0, 0.0)
+    both = msgspec.structs.replace(
+        packaged(1, 1),
+        targets={"native": Target({}, "native/model.lanes", parity), "onnx": Target({}, "onnx/w", parity)},
+        text=Text(tokenizer="tokenizer.json", lanes="text.lanes"),
+        files=dict.fromkeys(("native/model.lanes", "onnx/w", "text.lanes", "tokenizer.json"), File(1, "")),
+    )
+    native, onnx = with_target(both, "native"), with_target(both, "onnx")
+    assert (set(native.files), native.text.lanes) == ({"native/model.lanes", "tokenizer.json"}, None)
+    assert (set(onnx.files), onnx.text) == ({"onnx/w", "text.lanes", "tokenizer.json"}, both.text)

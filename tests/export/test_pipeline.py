@@ -45,10 +45,11 @@ def test_what_is_in_a_bundle(exported: Callable[..., Path], checkpoint: Tiny) ->
     out = exported("mor-lora", "int4")
     manifest = Bundle.open(out).manifest
     found = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert set(found) == {"manifest.json", "tokenizer.json", *manifest.files}
+    assert set(found) == {"manifest.json", *manifest.files}
     assert set(found) == {
         "manifest.json",
         "tokenizer.json",
+        "text.lanes",
         "onnx/weights.safetensors",
         *(f"onnx/{stage}.onnx" for stage in ("prologue", "block", "fill", "epilogue")),
         *(f"onnx/{stage}.packed.onnx" for stage in ("prologue", "block", "epilogue")),

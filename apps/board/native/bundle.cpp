@@ -106,7 +106,7 @@ Mapped::Mapped(const std::string& path) {
 
 Mapped::~Mapped() { munmap(const_cast<char*>(data), size); }
 
-Bundle::Bundle(const std::string& folder) : folder_(folder + "/executorch") {
+Bundle::Bundle(const std::string& folder) : folder_(folder + "/executorch"), text_(folder + "/text.lanes") {
   const std::string manifest = read(folder + "/manifest.json"), layout = read(folder_ + "/layout.json");
   check(manifest, layout);
   sizes_ = sizes_of(layout);

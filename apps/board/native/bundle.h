@@ -44,7 +44,7 @@ class Bundle {
   const Sizes& sizes() const { return sizes_; }
   const std::string& program() const { return program_; }           // the .pte
   const std::vector<std::string>& data() const { return data_; }    // .ptd files
-  std::string text() const { return folder_ + "/text.lanes"; }      // which need not be there
+  const std::string& text() const { return text_; }                 // text.lanes, which need not be there
   // The embedding of token `id`, [width].
   void row(int64_t id, float* out) const;
 
@@ -52,7 +52,7 @@ class Bundle {
   // The first and the last bytes of a part of the embedding's file, in a checksum.
   uint32_t ends(size_t start, size_t size, uint32_t crc) const;
 
-  std::string folder_, program_;
+  std::string folder_, text_, program_;
   std::vector<std::string> data_;
   Sizes sizes_;
   std::unique_ptr<Mapped> table_;  // the file with the embedding

@@ -31,7 +31,6 @@ from ...lower.xnnpack_weights import bits_of
 from ...parity import Expected
 from ...reference import reference_engine
 from ...target import Job, check_deltas, check_shared, check_tables
-from ..native.app_tables import text_of
 from .exact import EXACT_PROGRAM, exact_activations
 from .lower import lower, serialize
 from .methods import build_methods
@@ -39,8 +38,6 @@ from .options import ExecutorchOptions
 from .split import delta_keys, split_weights, write_data
 
 FOLDER, PROGRAM, LAYOUT, EMBEDDING = "executorch", "model.pte", "layout.json", "embedding.bin"
-TEXT = "text.lanes"
-"""The tokenizer and the turns as the lane engine's library reads them: a C++ host needs nothing else for text."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ class ExecutorchTarget:
         check_recipe(program, recipe)
 
     def export(self, job: Job) -> manifest.Target:
-        """Write executorch/model.pte, its weights if they are split from it, layout.json and text.lanes, checked after
-        every depth."""
+        """Write executorch/model.pte, its weights if they are split from it, and layout.json, checked after every
+        depth."""
         folder = job.folder / FOLDER
         folder.mkdir()
         weights = load_file(job.weights)
@@ -89,10 +86,6 @@ class ExecutorchTarget:
         files = {"layout": LAYOUT, "program": PROGRAM, "embedding": table.file}
         files |= {f"table{number}": other.file for number, other in enumerate(further, start=1)}
         files |= {name.removesuffix(".ptd"): name for name in data}
-        text, readable = text_of(job, self.name)
-        if readable:
-            (folder / TEXT).write_bytes(text)
-            files["text"] = TEXT
         weights_in = data[0] if data else PROGRAM
         graphs = {key: f"{FOLDER}/{name}" for key, name in files.items() if name != weights_in}
         return manifest.Target(graphs, f"{FOLDER}/{weights_in}", parity)

@@ -1,12 +1,11 @@
-"""The text section of an export: the bundle's tokenizer, and what else an app's host needs of a model.
+"""What an app's host needs of a model beside its text, as tables of the text section of ``model.lanes``.
 
-In ``model.lanes``, where it is written again when exits are calibrated; or for another engine in a file of its own.
+They are written again when exits are calibrated.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -20,64 +19,22 @@ from ....runtime.bundle.folder import sha256_of
 from ....runtime.bundle.heads import HEADS
 from ....runtime.bundle.manifest import Exit
 from ....runtime.engines.native.format import ALIGNMENT, HEADER, filled_up
-from ....runtime.engines.native.records import about_record, exits_record, turns_record
+from ....runtime.engines.native.records import about_record, exits_record
 from ....runtime.engines.native.text_format import Tag, section, tables
-from ....runtime.errors import ExportError
 from ....runtime.model.program import Program
 from ....runtime.model.stored import read_tensors
-from ....runtime.text.template import DEFAULT
 from ...target import Job
-from ...text.compile_turns import TurnsError, compile_turns
-from .text.section import text_section
-
-log = logging.getLogger(__name__)
 
 
-def text_of(job: Job, target: str, more: Mapping[int, bytes] | None = None) -> tuple[bytes, bool]:
-    """Return the text section for hosts of ``target``, with the tables ``more``, and whether it has the tokenizer.
-
-    Not that, and a warning, where the bundle's is one that the native text does not read.
-    """
-    found = text_tables(job, target) | dict(more or {})
-    if job.tokenizer is None:
-        return section(found), False
-    try:
-        return text_section(job.tokenizer, job.text.split_special_tokens, found), True
-    except ExportError as error:
-        log.warning(
-            "target %s takes token ids only in C and C++ hosts: of the tokenizer, %s; Python hosts read it",
-            target,
-            error,
-        )
-        return section(found), False
-
-
-def text_tables(job: Job, target: str) -> dict[int, bytes]:
-    """Return the tables of ``job``'s model: who it is, and the turns of its chat template, by their tags.
-
-    Without turns where it has no default template; and with a warning where turns cannot say what that writes.
-    """
-    found: dict[int, bytes] = {Tag.ABOUT: about_record(job.program, job.name, identity(job))}
-    template = job.text.chat_templates.get(DEFAULT)
-    if template is not None and job.tokenizer is not None:
-        try:
-            found[Tag.TURNS] = turns_record(compile_turns(template, job.text.special_tokens))
-        except TurnsError as why:
-            log.warning(
-                "target %s takes no conversations in C and C++ hosts, whose turns cannot say what the chat "
-                "template writes: %s; Python hosts are not affected",
-                target,
-                why,
-            )
-    return found
-
-
-def exit_tables(job: Job) -> dict[int, bytes]:
-    """Return the table of ``job``'s exits, by its tag: what of them the lane engine decides itself."""
+def app_tables(job: Job) -> dict[int, bytes]:
+    """Return the tables of ``job``'s model, by their tags: who it is, and what of its exits the lane engine decides."""
     path = job.folder / HEADS
     stored = read_tensors(path) if path.exists() else {}
     heads = {name: np.asarray(head, np.float32) for name, head in stored.items()}
-    return {Tag.EXITS: exits_record(job.program, heads, {})}
+    return {
+        Tag.ABOUT: about_record(job.program, job.name, identity(job)),
+        Tag.EXITS: exits_record(job.program, heads, {}),
+    }
 
 
 def identity(job: Job) -> str:

@@ -12,6 +12,7 @@ from ....runtime.engines.native.engine import NativeBackend
 from ....runtime.engines.native.file import NAME, LanesFile, write_lanes
 from ....runtime.engines.native.library import Activations
 from ....runtime.engines.native.tables import FIELDS
+from ....runtime.engines.native.text_format import section
 from ....runtime.engines.reference.engine import ReferenceBackend
 from ....runtime.errors import ExportError, ParityError
 from ....runtime.model import ops
@@ -20,7 +21,7 @@ from ....runtime.model.stored import map_tensors
 from ...bounds import EXACT, KERNELS, REPORT, activations_of
 from ...parity import Expected
 from ...target import Job, check_tables
-from .app_tables import exit_tables, text_of
+from .app_tables import app_tables
 
 FOLDER = "native"
 
@@ -54,7 +55,7 @@ class NativeTarget:
             map_tensors(job.weights),
             sizes,
             lambda share: job.progress("native: weights", 0.1 * share),
-            text_of(job, self.name, exit_tables(job))[0],
+            section({**job.text_tables, **app_tables(job)}),
         )
         check_tensors(path, program, job.weights)
         job.progress("native: parity after every depth", 0.2)

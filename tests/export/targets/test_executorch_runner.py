@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from editing import relist
 
 from edgeloop.export.pipeline import export_bundle
 from edgeloop.runtime import Session
-from edgeloop.runtime.audit import audit
 from edgeloop.runtime.bundle.manifest import read_manifest
 
 pytest.importorskip("executorch")
@@ -173,13 +171,13 @@ def test_a_bundle_without_text(bundle: Path, runner: Path, tmp_path: Path) -> No
     """Ids go in and out; a text is refused, as is a file that is none."""
     path = tmp_path / "bundle"
     shutil.copytree(bundle, path)
-    (path / "executorch/text.lanes").unlink()
+    (path / "text.lanes").unlink()
     assert len(run(runner, path, "3", "1", "2").split()) == 3
     done = subprocess.run([str(runner), str(path), "-p", "x"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "text.lanes: " in done.stderr
     assert "its tokenizer is of a kind that is left to Python hosts" in done.stderr
-    (path / "executorch/text.lanes").write_bytes(b"no text at all")
+    (path / "text.lanes").write_bytes(b"no text at all")
     done = subprocess.run([str(runner), str(path), "-p", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "text.lanes: the text section: it is none" in done.stderr
@@ -196,15 +194,3 @@ def test_prompts_that_see_themselves_are_refused(bundle: Path, runner: Path, tmp
     done = subprocess.run([str(runner), str(path), "3", "1"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "the model has prompts whose tokens see each other, and this runner knows none" in done.stderr
-
-
-def test_the_text_is_audited(bundle: Path, tmp_path: Path) -> None:
-    found = {each.file: each for each in audit(bundle).files}["executorch/text.lanes"]
-    assert not found.findings
-    assert {"text", "text rules", "text about", "text turns"} <= set(found.kinds)
-    path = tmp_path / "bundle"
-    shutil.copytree(bundle, path)
-    with (path / "executorch/text.lanes").open("ab") as file:
-        file.write(b"payload")
-    relist(path, "executorch/text.lanes")
-    assert [f.file for f in audit(path).findings] == ["executorch/text.lanes"]

@@ -1,15 +1,14 @@
-"""The text section of a ``model.lanes`` file, made of a tokenizer.json."""
+"""The tables of a text section that a tokenizer.json makes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .....runtime.engines.native.text_format import RULES, Flag, Tag, section
+from .....runtime.engines.native.text_format import RULES, Flag, Tag
 from .....runtime.errors import ExportError
 from .....runtime.text.tokenizer import open_engine
 from .....runtime.text.tokenizer_file import read_tokenizer_file
@@ -21,8 +20,8 @@ from .strings import Strings
 from .vocabulary import model_tables, raw
 
 
-def text_section(path: Path, split_special: bool, more: Mapping[int, bytes] | None = None) -> bytes:
-    """The section of the tokenizer.json at ``path``, with the tables ``more`` by their tags.
+def tokenizer_tables(path: Path, split_special: bool) -> dict[int, bytes]:
+    """The tables of the tokenizer.json at ``path``, by their tags.
 
     ``split_special``: special tokens in a text are text. ExportError names what the native engine's text does not do.
     """
@@ -53,4 +52,4 @@ def text_section(path: Path, split_special: bool, more: Mapping[int, bytes] | No
         record[name] = value
     found |= steps.tables() | sets.tables() | normalizing.tables()
     found |= {Tag.RULES: record.tobytes(), Tag.STRINGS: bytes(strings.data)}
-    return section(found | dict(more or {}))
+    return found

@@ -11,7 +11,7 @@ from native_texts import made
 from native_tokenizers import tokenizer
 from programs import PROGRAMS
 
-from edgeloop.export.targets.native.text.section import text_section
+from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.export.text.compile_turns import WAYS, compile_turns, conversations
 from edgeloop.runtime.engines.native.records import about_record, turns_record
 from edgeloop.runtime.engines.native.text import NativeText
@@ -30,7 +30,7 @@ def write(folder: Path, template: str | None = "chatml", name: str = "gpt2") -> 
     if template is not None:
         tables[Tag.TURNS] = turns_record(compile_turns(*TEMPLATES[template]))
     path = folder / "text.lanes"
-    path.write_bytes(text_section(folder / "tokenizer.json", False, tables))
+    path.write_bytes(section(tokenizer_tables(folder / "tokenizer.json", False) | tables))
     return path
 
 

@@ -17,7 +17,7 @@ from native_tokenizers import byte_level, special, split, tokenizer
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from edgeloop.export.targets.native.text.section import text_section
+from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.runtime.engines.native import text_format
 from edgeloop.runtime.engines.native.build import SOURCES
 from edgeloop.runtime.engines.native.file import LanesFile
@@ -196,7 +196,7 @@ REFUSED = {
 def test_what_is_not_read_is_named(what: str, tmp_path: Path) -> None:
     REFUSED[what]().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ExportError, match=what):
-        text_section(tmp_path / "tokenizer.json", False)
+        tokenizer_tables(tmp_path / "tokenizer.json", False)
 
 
 def test_special_tokens_may_be_text(lane_engine: Path, tmp_path: Path) -> None:
@@ -217,5 +217,5 @@ def test_the_section_is_the_file_end(tmp_path: Path) -> None:
     path = write_file(tmp_path, tokenizer("gpt2"))
     shutil.copy(path, tmp_path / "copy")
     file = LanesFile(tmp_path / "copy", PROGRAMS["gpt"]())
-    assert file.text == text_section(tmp_path / "tokenizer.json", False)
+    assert file.text == section(tokenizer_tables(tmp_path / "tokenizer.json", False))
     assert set(tables(file.text)) <= set(Tag)
