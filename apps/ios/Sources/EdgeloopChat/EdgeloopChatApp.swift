@@ -2,7 +2,8 @@ import Edgeloop
 import EdgeloopNative
 import SwiftUI
 
-/// Opens the bundle in the app's documents: `native/model.lanes`, and on Core ML where there is `coreml/model.mlpackage`.
+/// Opens the bundle in the app's documents: on Core ML `coreml/model.mlpackage` with `text.lanes` where there is one, else
+/// `native/model.lanes`.
 @main
 struct EdgeloopChatApp: App {
     @State private var state: ChatState?
@@ -21,12 +22,13 @@ struct EdgeloopChatApp: App {
     private func open() async {
         do {
             let bundle = URL.documentsDirectory.appending(path: "bundle")
-            let lanes = try LaneModel(bundle.appending(path: "native/model.lanes"))
             let package = bundle.appending(path: "coreml/model.mlpackage")
             if FileManager.default.fileExists(atPath: package.path) {
                 let model = try await RecursiveModel(package: package)
-                state = ChatState(try CoreMLConversation(model, codec: lanes))
+                let text = try TextFile(bundle.appending(path: "text.lanes"))
+                state = ChatState(try CoreMLConversation(model, codec: text))
             } else {
+                let lanes = try LaneModel(bundle.appending(path: "native/model.lanes"))
                 state = ChatState(try LaneConversation(lanes))
             }
         } catch {

@@ -7,6 +7,13 @@ public struct LaneError: Error, CustomStringConvertible {
     public var description: String { line }
 }
 
+/// Throws where the library is of another version than the headers that this was compiled with.
+func checkInterface() throws {
+    guard el_abi() == EL_ABI else {
+        throw LaneError(code: EL_USAGE, line: "libedgeloop has interface \(el_abi()), wanted \(EL_ABI)")
+    }
+}
+
 /// Calls a function of the library with room for its line; throws what it answers.
 func check(_ call: (UnsafeMutablePointer<CChar>?) -> Int32) throws {
     var line = [CChar](repeating: 0, count: Int(EL_ERROR_SIZE))
