@@ -69,9 +69,28 @@ def compiled(sources: Iterable[Path], goal: Path, path: str = "") -> str:
     return os.pathsep.join(filter(None, (str(goal), path)))
 
 
-def ran(path: str, library: Path, main: str, *arguments: str, given: str = "") -> list[str]:
-    """The lines that the class ``main`` writes, with JNI's own checks on; AssertionError where they find something."""
-    command = ["java", "-Xcheck:jni", "-Xms64m", "-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+def ran(
+    path: str,
+    library: Path,
+    main: str,
+    *arguments: str,
+    given: str = "",
+    options: Iterable[str] = (),
+    loud: bool = False,
+) -> list[str]:
+    """The lines that the class ``main`` writes, with JNI's own checks on; AssertionError where they find something.
+
+    ``options``: of java, beside its memory. ``loud``: processes that it starts may write errors.
+    """
+    command = [
+        "java",
+        *options,
+        "-Xcheck:jni",
+        "-Xms64m",
+        "-Xmx64m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+    ]
     done = subprocess.run(
         [*command, f"-Dedgeloop.library={library}", "-cp", path, main, *arguments],
         input=given,
@@ -79,6 +98,7 @@ def ran(path: str, library: Path, main: str, *arguments: str, given: str = "") -
         encoding="utf-8",
         env={
             **os.environ,
+            "LC_ALL": "C.UTF-8",  # of the arguments
             "MALLOC_ARENA_MAX": "1",
         },  # so that memory is what is used, not what each thread keeps
         timeout=600,
@@ -86,7 +106,7 @@ def ran(path: str, library: Path, main: str, *arguments: str, given: str = "") -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout, done.stdout
-    assert done.stderr == ""
+    assert loud or done.stderr == ""
     return done.stdout.splitlines()
 
 

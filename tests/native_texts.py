@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from chat_templates import TEMPLATES
 from lanes_files import stored
 from programs import PROGRAMS
 from tokenizers import Tokenizer as Engine
 
 from edgeloop.export.targets.native.text.section import tokenizer_tables
+from edgeloop.export.text.compile_turns import compile_turns
 from edgeloop.runtime.engines.native.file import NAME, write_lanes
+from edgeloop.runtime.engines.native.records import about_record, turns_record
 from edgeloop.runtime.engines.native.text import NativeText
-from edgeloop.runtime.engines.native.text_format import section
+from edgeloop.runtime.engines.native.text_format import Tag, section
 
 SCRIPTS = {
     "Latin": (0x41, 0x24F),
@@ -130,6 +133,17 @@ def write_file(folder: Path, engine: Engine | Path, split_special: bool = False)
     text = section(tokenizer_tables(source, split_special))
     write_lanes(folder / NAME, program, *stored(program, "none"), text=text)
     return folder / NAME
+
+
+def write_text_file(folder: Path, engine: Engine, template: str | None = "chatml") -> Path:
+    """A text.lanes of ``engine`` with the turns of ``template``, beside its tokenizer.json."""
+    engine.save(str(folder / "tokenizer.json"))
+    tables: dict[int, bytes] = {Tag.ABOUT: about_record(PROGRAMS["gpt"](), "", "")}
+    if template is not None:
+        tables[Tag.TURNS] = turns_record(compile_turns(*TEMPLATES[template]))
+    path = folder / "text.lanes"
+    path.write_bytes(section(tokenizer_tables(folder / "tokenizer.json", False) | tables))
+    return path
 
 
 def native(folder: Path, engine: Engine | Path, split_special: bool = False) -> NativeText:

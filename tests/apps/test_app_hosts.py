@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jvm
 import onnxruntime_java
 import pytest
 from jvm import ENGINE, compiled
@@ -38,6 +39,7 @@ KINDS = ("ouro", "mor-lora")
 """A loop and no layers around it; layers on both sides, and matrices that differ between depths."""
 PROMPT = [3, 141, 59, 26, 53, 58]
 COUNT, CAPACITY = 10, 24
+TALE = "Once upon a time \u4f60\u597d"
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("javac") and shutil.which("java")),
@@ -225,26 +227,40 @@ def test_executorch(kind: str, depths: int, exported: Exported, onnx_or_pte: Cal
     assert called[: len(prompt) + len(answer)] == prompt + answer
 
 
+@pytest.fixture(scope="module")
+def text_java(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The module engine's classes, and its library."""
+    if why := jvm.missing():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("engine")
+    return jvm.classes(folder), jvm.jni_library(lane_engine, folder)
+
+
 @pytest.mark.parametrize("loop", ["OnnxLoop", "PteLoop"])
 def test_the_host_of_the_page(
     loop: str,
     exported: Exported,
     onnx_or_pte: Callable[[str], Java],
+    text_java: tuple[str, Path],
     tmp_path: Path,
 ) -> None:
-    """As it stands for ONNX Runtime, and with another constructor for ExecuTorch."""
+    """As it stands for ONNX Runtime, and with another constructor for ExecuTorch: a session's text, by text.lanes."""
     (source,) = blocks(ROOT / "docs" / "in-your-app.md", "java")
     if loop == "PteLoop":
         source = source.replace("OnnxLoop", loop).replace(", 48, 2, null)", ", 48, 2)")
-    options, path, environment = onnx_or_pte(loop)
+    options, path, _ = onnx_or_pte(loop)
+    classes, library = text_java
     (tmp_path / "Tell.java").write_text(source, encoding="utf-8")
-    path = compiled([tmp_path / "Tell.java"], tmp_path / "page", path)
+    path = compiled([tmp_path / "Tell.java"], tmp_path / "page", os.pathsep.join((path, classes)))
     target = {"OnnxLoop": "onnx", "PteLoop": "executorch"}[loop]
     bundle = exported("ouro", target)
-    command = ["java", *options, "-cp", path, "Tell", str(bundle), "2", *map(str, PROMPT)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [int(line) for line in done.stdout.split()] == wanted(bundle, target, 2)[:8]
+    words = str(bundle), "2", TALE
+    options = [*options, "-Dfile.encoding=UTF-8"]
+    found = jvm.ran(path, library, "Tell", *words, options=options, loud=True)
+    with Session.open(bundle, engine=target, exit="depth:2") as session:
+        wanted = "".join(step.text for step in session.generate(TALE, max_tokens=16))
+    assert len(set(wanted)) > 3
+    assert found == wanted.splitlines()
 
 
 def test_what_the_loops_do_not_know(exported: Exported, pte_java: Checked, tmp_path: Path) -> None:

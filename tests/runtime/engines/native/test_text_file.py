@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from chat_templates import TEMPLATES
-from native_texts import made
+from native_texts import made, write_text_file
 from native_tokenizers import tokenizer
 from programs import PROGRAMS
 
-from edgeloop.export.targets.native.text.section import tokenizer_tables
 from edgeloop.export.text.compile_turns import WAYS, compile_turns, conversations
-from edgeloop.runtime.engines.native.records import about_record, turns_record
+from edgeloop.runtime.engines.native.records import about_record
 from edgeloop.runtime.engines.native.text import NativeText
 from edgeloop.runtime.engines.native.text_format import Tag, section
 from edgeloop.runtime.errors import BundleError, EdgeloopError, UsageError
@@ -23,20 +22,9 @@ TABLES = {0: 0, 1: 2, 2: 4}
 """Flags of el_text_render, by which of WAYS a template is told."""
 
 
-def write(folder: Path, template: str | None = "chatml", name: str = "gpt2") -> Path:
-    """A text.lanes with the tokenizer ``name`` and the turns of ``template``."""
-    tokenizer(name).save(str(folder / "tokenizer.json"))
-    tables: dict[int, bytes] = {Tag.ABOUT: about_record(PROGRAMS["gpt"](), "a model", "a hash")}
-    if template is not None:
-        tables[Tag.TURNS] = turns_record(compile_turns(*TEMPLATES[template]))
-    path = folder / "text.lanes"
-    path.write_bytes(section(tokenizer_tables(folder / "tokenizer.json", False) | tables))
-    return path
-
-
 @pytest.mark.parametrize("name", ["gpt2", "llama2", "t5"])
 def test_texts_are_those_of_tokenizers(lane_engine: Path, tmp_path: Path, name: str) -> None:
-    engine, text = tokenizer(name), NativeText(write(tmp_path, name=name), alone=True)
+    engine, text = tokenizer(name), NativeText(write_text_file(tmp_path, tokenizer(name)), alone=True)
     for words in made(200, 3):
         ids = engine.encode(words).ids
         assert text.encode(words) == ids
@@ -46,7 +34,7 @@ def test_texts_are_those_of_tokenizers(lane_engine: Path, tmp_path: Path, name: 
 
 
 def test_what_ends_a_text(lane_engine: Path, tmp_path: Path) -> None:
-    text = NativeText(write(tmp_path), alone=True)
+    text = NativeText(write_text_file(tmp_path, tokenizer("gpt2")), alone=True)
     assert text.ends() == list(PROGRAMS["gpt"]().eos_token_ids)
     assert text.ends()
     text.close()
@@ -62,7 +50,7 @@ def test_conversations_are_those_of_transformers(lane_engine: Path, tmp_path: Pa
     source, special = TEMPLATES[name]
     for token, written in special.items():
         setattr(oracle, token, written)
-    text = NativeText(write(tmp_path, name), alone=True)
+    text = NativeText(write_text_file(tmp_path, tokenizer("gpt2"), name), alone=True)
     same = 0
     for said, generate, table in conversations(compile_turns(source, special), random.Random(11), 60):
         try:
@@ -80,7 +68,7 @@ def test_conversations_are_those_of_transformers(lane_engine: Path, tmp_path: Pa
 
 def test_an_answer_as_it_comes(lane_engine: Path, tmp_path: Path) -> None:
     """Whole characters, up to a stop string."""
-    engine, text = tokenizer("gpt2"), NativeText(write(tmp_path), alone=True)
+    engine, text = tokenizer("gpt2"), NativeText(write_text_file(tmp_path, tokenizer("gpt2")), alone=True)
     ids = engine.encode("über Nacht 你好, and then? STOP and more").ids
     writer, pieces = text.writer(stops=["STOP"]), []
     for token in ids:
@@ -96,7 +84,7 @@ def test_an_answer_as_it_comes(lane_engine: Path, tmp_path: Path) -> None:
 def test_what_is_refused(lane_engine: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no-such.lanes"):
         NativeText(tmp_path / "no-such.lanes", alone=True)
-    path = write(tmp_path, None)
+    path = write_text_file(tmp_path, tokenizer("gpt2"), None)
     text = NativeText(path, alone=True)
     with pytest.raises(UsageError, match="no turns for conversations"):
         text.render([{"role": "user", "content": "x"}])
@@ -108,7 +96,7 @@ def test_what_is_refused(lane_engine: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(EdgeloopError, match="it is none, of bytes 0"):
         NativeText(tmp_path / "empty", alone=True)
-    text = NativeText(write(tmp_path), alone=True)
+    text = NativeText(write_text_file(tmp_path, tokenizer("gpt2")), alone=True)
     for said, what in (([], "conversation is empty"), ([{"role": "tool", "content": "x"}], "role tool")):
         with pytest.raises(UsageError, match=what):
             text.render(said)
@@ -119,7 +107,7 @@ def test_what_is_refused(lane_engine: Path, tmp_path: Path) -> None:
 
 def test_changed_bytes_are_an_error_or_a_tokenizer(lane_engine: Path, tmp_path: Path) -> None:
     """Of head and records all are noticed, by the checksum; a shorter file is, wherever it ends."""
-    path, chance = write(tmp_path), random.Random(0)
+    path, chance = write_text_file(tmp_path, tokenizer("gpt2")), random.Random(0)
     data = path.read_bytes()
     head = 64 + 24 * int.from_bytes(data[12:16], "little")
     changed = tmp_path / "changed"

@@ -7,7 +7,7 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM* vm, void*) {
   if (vm->GetEnv(reinterpret_cast<void**>(&env), JNI_VERSION_1_6) != JNI_OK) return JNI_ERR;
   jclass type = env->FindClass("edgeloop/Native");
   if (!type) return JNI_ERR;
-  for (const auto* methods : {&MODEL_METHODS, &CONTEXT_METHODS, &UPDATE_METHODS})
+  for (const auto* methods : {&MODEL_METHODS, &TEXT_METHODS, &CONTEXT_METHODS, &UPDATE_METHODS})
     if (env->RegisterNatives(type, methods->data(), jint(methods->size())) != JNI_OK) return JNI_ERR;
   return JNI_VERSION_1_6;
 }

@@ -148,7 +148,7 @@ JNINativeMethod method(const char* name, const char* signature, Function* functi
 }
 
 // The methods of each file, which JNI_OnLoad registers.
-extern const std::vector<JNINativeMethod> MODEL_METHODS, CONTEXT_METHODS, UPDATE_METHODS;
+extern const std::vector<JNINativeMethod> MODEL_METHODS, TEXT_METHODS, CONTEXT_METHODS, UPDATE_METHODS;
 
 }  // namespace edgeloop_jni
 

@@ -1,11 +1,10 @@
-// Models, and the text of models: Native.java's functions over el_model and el_text.
+// Models: Native.java's functions over el_model.
 #include "jni_values.h"
 
 namespace edgeloop_jni {
 namespace {
 
 el_model* model_of(jlong handle) { return reinterpret_cast<el_model*>(handle); }
-el_text* words_of(jlong handle) { return reinterpret_cast<el_text*>(handle); }
 
 void check_abi(JNIEnv* env, jclass) {
   guarded(env, [] {
@@ -70,39 +69,6 @@ jlongArray ends(JNIEnv* env, jclass, jlong model) {
   });
 }
 
-jlong open_text(JNIEnv* env, jclass, jlong model) {
-  return guarded(env, [&] {
-    char error[EL_ERROR_SIZE];
-    el_text* text = nullptr;
-    const int code = el_text_open(model_of(model), &text, error);
-    if (code == EL_USAGE) return jlong(0);  // the file has none
-    check(code, error);
-    return reinterpret_cast<jlong>(text);
-  });
-}
-
-void close_text(JNIEnv*, jclass, jlong text) { el_text_close(words_of(text)); }
-
-jlongArray encode(JNIEnv* env, jclass, jlong text, jbyteArray utf8, jboolean add_special) {
-  return guarded(env, [&] {
-    const std::string given = bytes_of(env, utf8);
-    const auto ids = whole<std::vector<int64_t>>([&](int64_t* into, size_t room, size_t* count, char* error) {
-      return el_encode(words_of(text), given.data(), given.size(), add_special, into, room, count, error);
-    });
-    return java_numbers(env, ids.data(), ids.size());
-  });
-}
-
-jbyteArray decode(JNIEnv* env, jclass, jlong text, jlongArray ids, jboolean skip_special) {
-  return guarded(env, [&] {
-    const std::vector<int64_t> given = ids_of(env, ids);
-    const auto found = whole<std::string>([&](char* into, size_t room, size_t* count, char* error) {
-      return el_decode(words_of(text), given.data(), given.size(), skip_special, into, room, count, error);
-    });
-    return java_bytes(env, found.data(), found.size());
-  });
-}
-
 jbyteArray render(JNIEnv* env, jclass, jlong model, jobjectArray texts, jint flags) {
   return guarded(env, [&] {
     const std::vector<std::string> given = texts_of(env, texts);
@@ -124,10 +90,6 @@ const std::vector<JNINativeMethod> MODEL_METHODS = {
     method("info", "(J)[J", info),
     method("names", "(J)[[B", names),
     method("ends", "(J)[J", ends),
-    method("openText", "(J)J", open_text),
-    method("closeText", "(J)V", close_text),
-    method("encode", "(J[BZ)[J", encode),
-    method("decode", "(J[JZ)[B", decode),
     method("render", "(J[[BI)[B", render),
 };
 

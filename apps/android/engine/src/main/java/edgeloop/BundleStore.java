@@ -28,6 +28,13 @@ public final class BundleStore {
   /** What an app on the lane engine needs of a bundle. */
   public static final Predicate<String> NATIVE = path -> path.equals("native/model.lanes");
 
+  /** What one on ONNX Runtime needs for one user: three graphs, their weights, and the text where the bundle has it. */
+  public static final Predicate<String> ONNX = path -> path.equals("text.lanes")
+      || path.matches("onnx/((prologue|block|epilogue)\\.onnx|weights\\.safetensors)");
+
+  /** What one on ExecuTorch needs: its folder, and the text where the bundle has it. */
+  public static final Predicate<String> EXECUTORCH = path -> path.equals("text.lanes") || path.startsWith("executorch/");
+
   private static final int MANIFEST_BYTES = 64 << 20;
   private static final int SIGNATURE_BYTES = 4096;
   private static final String CURRENT = "current";

@@ -19,14 +19,14 @@ import java.util.function.Supplier;
 public final class Conversation implements AutoCloseable {
   private final ReentrantLock turn = new ReentrantLock(true);
   private final Object gate = new Object(); // of what stop() reads
-  private final Model model;
+  private final Users model;
   private volatile boolean closing;
   private boolean answering;
   private boolean stopping;
   private long handle;
 
   /** Takes over a use of the model. */
-  Conversation(Model model, long handle) {
+  Conversation(Users model, long handle) {
     this.model = model;
     this.handle = handle;
   }
@@ -141,7 +141,7 @@ public final class Conversation implements AutoCloseable {
   public Conversation fork() {
     return get(() -> {
       long other = Native.fork(handle);
-      model.retain();
+      model.again();
       return new Conversation(model, other);
     });
   }
@@ -176,7 +176,7 @@ public final class Conversation implements AutoCloseable {
       if (handle == 0) return;
       Native.freeContext(handle);
       handle = 0;
-      model.release();
+      model.end();
     } finally {
       turn.unlock();
     }

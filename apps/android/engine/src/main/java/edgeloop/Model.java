@@ -13,12 +13,10 @@ import java.util.List;
  * the last of them the memory goes.
  */
 public final class Model implements AutoCloseable {
-  private final Object lock = new Object();
+  private final Users users = new Users("the model", this::free); // of the handles: conversations, calls
   private final ModelInfo info;
   private long handle;
   private long text; // 0: the file has no tokenizer
-  private boolean closed;
-  private int users = 1; // this object, each conversation, each call
 
   private Model(long handle) {
     this.handle = handle;
@@ -26,7 +24,7 @@ public final class Model implements AutoCloseable {
       text = Native.openText(handle);
       info = read();
     } catch (Throwable e) {
-      release();
+      users.end();
       throw e;
     }
   }
@@ -56,23 +54,28 @@ public final class Model implements AutoCloseable {
 
   /** The tokens of {@code text}; {@code addSpecial}: with those that stand around a text, often a first one. */
   public long[] encode(String text, boolean addSpecial) {
-    try (Use use = new Use()) {
-      return Native.encode(use.text(), Utf8.bytes(text), addSpecial);
+    try (Users.Use use = users.begin()) {
+      return Native.encode(text(), Utf8.bytes(text), addSpecial);
     }
   }
 
   /** The text of {@code ids}; {@code skipSpecial}: special tokens write nothing. */
   public String decode(long[] ids, boolean skipSpecial) {
-    try (Use use = new Use()) {
-      return Utf8.text(Native.decode(use.text(), ids, skipSpecial));
+    try (Users.Use use = users.begin()) {
+      return Utf8.text(Native.decode(text(), ids, skipSpecial));
     }
   }
 
   /** {@code messages} as the model's chat template writes them, with the opening of the assistant's turn. */
   public String render(List<Message> messages, ConversationOptions.Thinking thinking) {
-    try (Use use = new Use()) {
-      return Utf8.text(Native.render(use.model(), Message.bytes(messages), 1 | thinkFlag(thinking)));
+    try (Users.Use use = users.begin()) {
+      return Utf8.text(Native.render(handle, Message.bytes(messages), renderFlags(thinking)));
     }
+  }
+
+  /** With the opening of an answer: EL_RENDER_ANSWER. */
+  static int renderFlags(ConversationOptions.Thinking thinking) {
+    return 1 | thinkFlag(thinking);
   }
 
   static int thinkFlag(ConversationOptions.Thinking thinking) {
@@ -85,13 +88,13 @@ public final class Model implements AutoCloseable {
 
   /** A new, empty conversation; IllegalStateException behind {@link #close}. */
   public Conversation conversation(ConversationOptions options) {
-    Use use = new Use();
+    users.begin();
     try {
-      return new Conversation(this, Native.newContext(use.model(), text, options.capacity(), options.kv().ordinal(),
+      return new Conversation(users, Native.newContext(handle, text, options.capacity(), options.kv().ordinal(),
           options.drafts(), thinkFlag(options.thinking()), options.answerRoom(), Utf8.bytes(options.exit()),
           Utf8.bytes(options.skippedKv())));
     } catch (Throwable e) {
-      release();
+      users.end();
       throw e;
     }
   }
@@ -99,50 +102,17 @@ public final class Model implements AutoCloseable {
   /** A second call does nothing. */
   @Override
   public void close() {
-    synchronized (lock) {
-      if (closed) return;
-      closed = true;
-    }
-    release();
+    users.close();
   }
 
-  /** For a conversation that another one becomes. */
-  void retain() {
-    synchronized (lock) {
-      users++;
-    }
-  }
-
-  void release() {
-    synchronized (lock) {
-      if (--users > 0) return;
-    }
+  private void free() {
     Native.closeText(text);
     Native.close(handle);
     handle = text = 0;
   }
 
-  /** The right to use the handles, until it is closed or a conversation takes it over. */
-  private final class Use implements AutoCloseable {
-    Use() {
-      synchronized (lock) {
-        if (closed) throw new IllegalStateException("the model is closed");
-        users++;
-      }
-    }
-
-    long model() {
-      return handle;
-    }
-
-    long text() {
-      if (text == 0) throw new IllegalStateException("the model's file has no tokenizer; export it again with one");
-      return text;
-    }
-
-    @Override
-    public void close() {
-      release();
-    }
+  private long text() {
+    if (text == 0) throw new IllegalStateException("the model's file has no tokenizer; export it again with one");
+    return text;
   }
 }

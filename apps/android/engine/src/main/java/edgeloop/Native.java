@@ -2,7 +2,7 @@ package edgeloop;
 
 import java.io.IOException;
 
-/** The functions of edgeloop_jni.cpp. Handles are pointers: {@link Model} and {@link Conversation} see to their lives. */
+/** The functions of edgeloop_jni.cpp. Handles are pointers: {@link Users} and {@link Conversation} see to their lives. */
 final class Native {
   /** The library's path where it is on no search path, as on a desktop; on Android the APK has it. */
   private static final String PATH = "edgeloop.library";
@@ -47,7 +47,12 @@ final class Native {
   /** 0 where the file has no tokenizer. */
   static native long openText(long model);
 
+  /** That of a text.lanes, of which no model is. */
+  static native long readText(byte[] path);
+
   static native void closeText(long text);
+
+  static native long[] textEnds(long text);
 
   static native long[] encode(long text, byte[] utf8, boolean addSpecial);
 
@@ -55,6 +60,17 @@ final class Native {
 
   /** {@code messages}: a role, a text, a role … */
   static native byte[] render(long model, byte[][] messages, int flags);
+
+  static native byte[] renderText(long text, byte[][] messages, int flags);
+
+  static native long newWriter(long text, long[] prompt, byte[][] stops);
+
+  static native void freeWriter(long writer);
+
+  /** Puts what is certain into {@code utf8} [1]; true: a stop string has come. */
+  static native boolean push(long writer, long token, byte[][] utf8);
+
+  static native byte[] endWriter(long writer);
 
   static native long newContext(long model, long text, int capacity, int kv, boolean drafts, int think, int answerRoom,
       byte[] exit, byte[] skippedKv);
