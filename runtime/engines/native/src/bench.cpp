@@ -83,7 +83,7 @@ void products(const Kernels& kernels, Kind kind, int group, bool float_activatio
 
 void attention(const Kernels& kernels, CacheKind kind) {
   constexpr int heads = 3, kv_heads = 5, dims = 64;
-  const char* names[] = {"float32", "float16", "int8"};
+  const char* names[] = {"float32", "float16", "int8", "int4"};
   const size_t part = cache_part(kind, dims), block = 2 * kv_heads * part;
   fill(kind == CacheKind::float32 ? Kind::float32 : Kind::float16);
   std::vector<float> q(16 * heads * dims, 0.1f), y(q.size()), scratch(attend_scratch(4096, dims));

@@ -37,8 +37,19 @@ struct Queries {
   int32_t stride;
 };
 
-// Few models cap their scores, and a copy of it in each of the functions below is a tenth of the library.
+// What is done once for a block or for a head is a function of its own: copies of it in each of the functions below would be
+// a tenth of the library.
 __attribute__((noinline)) void cap_scores(F* scores, float cap) { *scores = set1(cap) * tanh_of(*scores / set1(cap)); }
+
+// The scores of a block's tokens before `first` and from `last` on become minus infinity.
+__attribute__((noinline)) void hide(float* scores, int32_t first, int32_t last) {
+  for (int32_t i = 0; i < LANES; i++)
+    if (i < first || i >= last) scores[i] = -INFINITY;
+}
+inline void show(float* scores, F v, int32_t first, int32_t last) {
+  store(scores, v);
+  if (first > 0 || last < LANES) hide(scores, first, last);
+}
 
 // Scores of the tokens of B blocks, N heads; those out of the range are minus infinity. `fetch`: nobody has read these
 // blocks lately. Then their values, for the mix, and the keys of the blocks behind them are fetched: blocks lie anywhere, so
@@ -69,16 +80,13 @@ inline void score(const Queries& a, int32_t block, bool fetch) {
     for (int j = 0; j < N; j++) {
       F v = s[b][j] * set1(a.scale);
       if (a.cap > 0) cap_scores(&v, a.cap);
-      float* scores = a.scores + j * a.stride + place;
-      store(scores, v);
-      for (int32_t i = 0; i < a.first - from; i++) scores[i] = -INFINITY;
-      for (int32_t i = a.last - from > 0 ? a.last - from : 0; i < LANES; i++) scores[i] = -INFINITY;
+      show(a.scores + j * a.stride + place, v, a.first - from, a.last - from);
     }
   }
 }
 
 // n numbers, whole lanes → e^(x - largest) in place; returns their sum.
-inline float weigh(float* x, int32_t n) {
+__attribute__((noinline)) float weigh(float* x, int32_t n) {
   F top = load(x), total = set1(0.f);
   for (int32_t i = LANES; i < n; i += LANES) top = larger(top, load(x + i));
   top = set1(largest(top));

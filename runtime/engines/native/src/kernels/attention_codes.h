@@ -62,11 +62,8 @@ inline void score_codes(const Coded<N>& a, int32_t block, bool fetch) {
     for (int j = 0; j < N; j++) {
       F v = to_floats(sums[b][j]) * (scales * set1(a.scales[j]));
       if (a.cap > 0) cap_scores(&v, a.cap);
-      float* scores = a.scores + j * a.stride + from - a.begin * LANES;
-      store(scores, v);
       const Query& q = a.queries[j];
-      for (int32_t i = 0, n = q.first - from < LANES ? q.first - from : LANES; i < n; i++) scores[i] = -INFINITY;
-      for (int32_t i = q.last - from > 0 ? q.last - from : 0; i < LANES; i++) scores[i] = -INFINITY;
+      show(a.scores + j * a.stride + from - a.begin * LANES, v, q.first - from, q.last - from);
     }
   }
 }
@@ -133,6 +130,11 @@ void score_all_codes(const Coded<N>& a, bool fetch) {
   for (; block < a.end; block++) score_codes<N, 1>(a, block, fetch);
 }
 
+// As with `hide`: once for each head.
+__attribute__((noinline)) void quantize_query(const float* q, int32_t n, int8_t* codes, float* scale, int32_t* offset) {
+  quantize_group(q, n, 128, codes, scale, offset);
+}
+
 template <int N>
 void attend_coded(const Attention& call, const Query* queries, bool fetch) {
   Coded<N> a;
@@ -153,7 +155,7 @@ void attend_coded(const Attention& call, const Query* queries, bool fetch) {
   a.codes = codes;
   for (int j = 0; j < N; j++) {
     float scale;
-    quantize_group(queries[j].q, a.head_dim, 128, codes + j * a.dims, &scale, &a.offsets[j]);
+    quantize_query(queries[j].q, a.head_dim, codes + j * a.dims, &scale, &a.offsets[j]);
     a.scales[j] = scale * call.scale;
   }
   score_all_codes<N>(a, fetch);

@@ -59,10 +59,7 @@ inline void score_int4(const Queries& a, int32_t dims, int32_t block, int32_t bl
     for (int j = 0; j < N; j++) {
       F v = s[b][j] * set1(a.scale);
       if (a.cap > 0) cap_scores(&v, a.cap);
-      float* scores = a.scores + j * a.stride + from - a.first / LANES * LANES;
-      store(scores, v);
-      for (int32_t i = 0; i < a.first - from; i++) scores[i] = -INFINITY;
-      for (int32_t i = a.last - from > 0 ? a.last - from : 0; i < LANES; i++) scores[i] = -INFINITY;
+      show(a.scores + j * a.stride + from - a.first / LANES * LANES, v, a.first - from, a.last - from);
     }
   }
 }
