@@ -56,6 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     for variable in _HOMES:
         os.environ[variable] = str(home if variable == "HOME" else home / variable.lower())
+    kept = (
+        Path(__file__).parents[1] / "build" / "zig"
+    )  # zig compiles its C++ library into it, which takes minutes
+    os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(kept))
 
 
 @cache
@@ -81,6 +85,29 @@ def lane_engine() -> Path:
     if reason := _without_lane_engine():
         pytest.skip(reason)
     return build.LIBRARY
+
+
+@pytest.fixture(scope="session")
+def static_host(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """edgeloop-run for this computer, which wants nothing of its system.
+
+    Skips where the system has no C library for that, which an empty program shows: what links with shared libraries
+    only is no skip.
+    """
+    from edgeloop.runtime.engines.native.build import BuildError, Target, run_tool
+    from edgeloop.runtime.engines.native.programs import HOST, host
+
+    folder = tmp_path_factory.mktemp("host")
+    made = host(folder / HOST, static=False)
+    if sys.platform == "linux":
+        empty = folder / "empty.cpp"
+        empty.write_text("int main() {}\n")
+        try:
+            run_tool([*Target.here().compiler, "-static", str(empty), "-o", str(folder / "empty")])
+        except BuildError as error:
+            pytest.skip(f"no static C and C++ library here: {error}")
+        made = host(folder / HOST)
+    return made
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -32,6 +32,8 @@ KILLED = 137
 """The exit status of a program that ended itself at a step."""
 TABLES = "portable,best"
 """Of kernels: what every processor runs, and what the library chooses on this one."""
+MOST_BYTES = 1_000_000
+"""Of edgeloop-run, with all kernels and the C library."""
 
 
 def folder(target: Target) -> Path:
@@ -50,13 +52,17 @@ def library(target: Target) -> None:
     log.info("%s: %d kB", made.relative_to(ROOT), made.stat().st_size // 1000)
 
 
-def whole_host(machine: str, compiler: tuple[str, ...]) -> None:
-    """Compile edgeloop-run for Linux on ``machine``, with all that it needs, and say how large it is."""
+def whole_host(machine: str, compiler: tuple[str, ...]) -> Path:
+    """edgeloop-run for Linux on ``machine``, compiled with all that it needs; AssertionError where it is too large."""
     from edgeloop.runtime.engines.native.programs import HOST, host
 
     target = Target((*compiler, "-target", f"{machine}-linux-musl"), "linux", machine)
     made = host(folder(target) / HOST, target, objects=folder(target))
-    log.info("%s: %d bytes", made.relative_to(ROOT), made.stat().st_size)
+    size = made.stat().st_size
+    log.info("%s: %d bytes", made.relative_to(ROOT), size)
+    if size >= MOST_BYTES:
+        raise AssertionError(f"edgeloop-run for {machine} has {size} bytes, wanted less than {MOST_BYTES}")
+    return made
 
 
 def program(name: str, target: Target) -> Path:
@@ -102,8 +108,12 @@ def main() -> int:
         log.info("native-cross is skipped: no zig (pip install ziglang, or ZIG=zig)")
         return 0
     compiler = (*found, "c++")
-    for machine in ("x86_64", "aarch64"):
-        whole_host(machine, compiler)
+    try:
+        for machine in ("x86_64", "aarch64"):
+            whole_host(machine, compiler)
+    except AssertionError as error:
+        log.error("%s", error)
+        return 1
     windows = Target((*compiler, "-target", "x86_64-windows-gnu"), "win32", "x86_64")
     library(windows)
     if (found_wine := wine_command()) is None:

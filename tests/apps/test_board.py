@@ -20,7 +20,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
 
 
 def test_a_bundle_lives_on_a_board(
-    there: Board, native_bundle: Path, static_host: None, tmp_path: Path, command: Command
+    there: Board, native_bundle: Path, static_host: Path, tmp_path: Path, command: Command
 ) -> None:
     """Pushed, pushed again, run, measured, pulled, removed."""
 

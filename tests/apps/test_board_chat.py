@@ -99,7 +99,7 @@ class Person:
 
 
 def test_a_chat_with_the_host_in_cpp(
-    there: Board, native_bundle: Path, static_host: None, answers: list[str], command: Command
+    there: Board, native_bundle: Path, static_host: Path, answers: list[str], command: Command
 ) -> None:
     """By a pipe, and at a terminal, where Ctrl-C ends an answer and Ctrl-D the conversation."""
     assert command("board", "--json", there.address, "push", native_bundle)[0] == 0
@@ -154,7 +154,7 @@ def test_edgeloop_in_python_lives_on_a_board(
 
 
 def test_a_failure_there_is_one_here(
-    there: Board, native_bundle: Path, static_host: None, command: Command
+    there: Board, native_bundle: Path, static_host: Path, command: Command
 ) -> None:
     """The line of what runs there, and its exit code."""
     assert command("board", "--json", there.address, "push", native_bundle)[0] == 0

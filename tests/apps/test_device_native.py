@@ -13,6 +13,7 @@ import pytest
 
 from edgeloop.apps.devices import native_host
 from edgeloop.apps.devices.adb import AdbDevice
+from edgeloop.apps.devices.cross import cross_target, objects_of
 from edgeloop.apps.devices.device import DeviceError
 from edgeloop.apps.measure import store
 from edgeloop.runtime.bundle.folder import Bundle
@@ -61,7 +62,7 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Phone:
 
 
 def test_a_phone_measures(
-    phone: Phone, native_bundle: Path, static_host: None, tmp_path: Path, command: Command
+    phone: Phone, native_bundle: Path, static_host: Path, tmp_path: Path, command: Command
 ) -> None:
     code, out, err = command(
         "bench", native_bundle, "--device", "adb:phone-1", *SPEED, "--save", tmp_path / "runs", "--json"
@@ -82,7 +83,7 @@ def test_a_phone_measures(
     assert list(phone.folder.iterdir()) == []
 
 
-def test_the_program_wants_nothing_of_the_system(static_host: None, tmp_path: Path) -> None:
+def test_the_program_wants_nothing_of_the_system(static_host: Path, tmp_path: Path) -> None:
     """No segment of it names an interpreter, as that of a program with shared libraries does."""
     from edgeloop.apps.devices.local import LocalDevice
 
@@ -95,6 +96,15 @@ def test_the_program_wants_nothing_of_the_system(static_host: None, tmp_path: Pa
     assert 1 in kinds
     assert 3 not in kinds
     assert len(data) < 2_500_000
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_where_there_is_zig_the_program_is_its(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is kept apart from what this computer's compiler makes: the two would throw out each other's objects."""
+    monkeypatch.setenv("ZIG", "zig")
+    target = cross_target(machine, static=True)
+    assert target.compiler == ("zig", "c++", "-target", f"{machine}-linux-musl")
+    assert objects_of(target) is not None
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,7 @@ def main(words: Sequence[str] = ()) -> int:
     except BuildError as error:
         log.error("%s", error)
         return 1
-    log.info("%s %s", "made" if made else "is up to date:", LIBRARY)
+    log.info("%s %s: %d bytes", "made" if made else "is up to date:", LIBRARY, LIBRARY.stat().st_size)
     return 0
 
 

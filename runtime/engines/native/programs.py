@@ -68,7 +68,8 @@ def main() -> int:
     """Make edgeloop-run beside this file."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        log.info("made %s", host())
+        made = host()
+        log.info("made %s: %d bytes", made, made.stat().st_size)
     except BuildError as error:
         log.error("%s", error)
         return 1

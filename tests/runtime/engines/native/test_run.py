@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeloop.apps.devices.cross import zig
 from edgeloop.export import export_bundle
 from edgeloop.runtime import SamplingOptions, Session
-from edgeloop.runtime.engines.native.build import BuildError
-from edgeloop.runtime.engines.native.programs import host
 
 DEMO = Path(__file__).parents[4] / "apps" / "demo" / "checkpoint"
 PROMPT = "Once upon a time"
@@ -23,14 +24,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(
         DEMO, tmp_path_factory.mktemp("b") / "demo", targets=("native",), quant="int4"
     ).bundle
-
-
-@pytest.fixture(scope="module")
-def program(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return host(tmp_path_factory.mktemp("host") / "edgeloop-run")
-    except BuildError as error:
-        pytest.skip(f"edgeloop-run is not linked with a static C library here: {error}")
 
 
 def run(program: Path, *words: object, given: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -50,10 +43,28 @@ def session(bundle: Path, **options: Any) -> Session:
     return Session.open(bundle, engine="native", **options)
 
 
-def test_it_wants_nothing_beside_it(program: Path) -> None:
-    assert b"GLIBC" not in program.read_bytes()[:4096]
-    done = subprocess.run([str(program), "--help"], capture_output=True, text=True, check=True, env={})
+def test_it_wants_nothing_beside_it(static_host: Path) -> None:
+    assert b"GLIBC" not in static_host.read_bytes()[:4096]
+    done = subprocess.run([str(static_host), "--help"], capture_output=True, text=True, check=True, env={})
     assert "--kv-bits" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only for Linux is it linked with zig's C library")
+def test_by_zig_it_is_smaller_and_has_the_same_bits(
+    static_host: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, and every number of K and V, with plain kernels and with the best of this processor."""
+    from native_cross import whole_host
+
+    if not (compiler := zig()):
+        pytest.skip("no zig (pip install ziglang)")
+    small = whole_host(platform.machine(), (*compiler, "c++"))
+    for kernels in ("", "portable"):
+        monkeypatch.setenv("EDGELOOP_KERNELS", kernels)
+        kept = [tmp_path / name for name in ("gcc", "zig")]
+        for program, file in zip((static_host, small), kept, strict=True):
+            run(program, bundle, "-p", PROMPT, "-n", 24, "--save", file)
+        assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -75,9 +86,11 @@ def test_it_wants_nothing_beside_it(program: Path) -> None:
     ],
 )  # fmt: skip
 def test_its_text_is_that_of_a_session(
-    words: list[str], opened: dict[str, Any], options: SamplingOptions | None, program: Path, bundle: Path
+    words: list[str], opened: dict[str, Any], options: SamplingOptions | None, static_host: Path, bundle: Path
 ) -> None:
-    told = json.loads(run(program, bundle, "-p", PROMPT, "-n", 30, "--json", "--threads", 1, *words).stdout)
+    told = json.loads(
+        run(static_host, bundle, "-p", PROMPT, "-n", 30, "--json", "--threads", 1, *words).stdout
+    )
     with session(bundle, **opened) as python:
         wanted = list(python.generate(PROMPT, 30, options))
     assert told["text"] == "".join(step.text for step in wanted)
@@ -87,30 +100,30 @@ def test_its_text_is_that_of_a_session(
     assert told["open_ms"] > 0
 
 
-def test_text_comes_behind_the_prompt_and_stops(program: Path, bundle: Path) -> None:
+def test_text_comes_behind_the_prompt_and_stops(static_host: Path, bundle: Path) -> None:
     with session(bundle) as python:
         wanted = "".join(step.text for step in python.generate(PROMPT, 60, stop=[" the "]))
     assert run(
-        program, bundle / "native" / "model.lanes", "-p", PROMPT, "-n", 60, "--stop", " the "
+        static_host, bundle / "native" / "model.lanes", "-p", PROMPT, "-n", 60, "--stop", " the "
     ).stdout == (PROMPT + wanted + "\n")
 
 
-def test_a_session_goes_on_in_either_host(program: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_session_goes_on_in_either_host(static_host: Path, bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "saved"
-    run(program, bundle, "-p", PROMPT, "-n", 12, "--save", file)
+    run(static_host, bundle, "-p", PROMPT, "-n", 12, "--save", file)
     with Session.load(bundle, file, engine="native") as python:
         wanted = "".join(step.text for step in python.generate(None, 12))
         python.save(file)
-    told = json.loads(run(program, bundle, "--load", file, "-n", 12, "--json").stdout)
+    told = json.loads(run(static_host, bundle, "--load", file, "-n", 12, "--json").stdout)
     with Session.load(bundle, file, engine="native") as python:
         more = "".join(step.text for step in python.generate(None, 12))
     assert told["text"] == more
     assert wanted
 
 
-def test_a_conversation_goes_line_by_line(program: Path, bundle: Path) -> None:
+def test_a_conversation_goes_line_by_line(static_host: Path, bundle: Path) -> None:
     lines = ["Who lived there?", "And then?"]
-    written = run(program, bundle, "--chat", "-n", 10, given="\n".join(lines) + "\n\n").stdout
+    written = run(static_host, bundle, "--chat", "-n", 10, given="\n".join(lines) + "\n\n").stdout
     wanted = ""
     with session(bundle) as python:
         said: list[dict[str, str]] = []
@@ -123,14 +136,14 @@ def test_a_conversation_goes_line_by_line(program: Path, bundle: Path) -> None:
     assert written == wanted + "> "
 
 
-def test_measurements_are_one_line(program: Path, bundle: Path) -> None:
+def test_measurements_are_one_line(static_host: Path, bundle: Path) -> None:
     words = ("--bench", "-p", 16, "-n", 8, "--runs", 2, "--threads", 1)
-    told = json.loads(run(program, bundle, *words, "--json").stdout)
+    told = json.loads(run(static_host, bundle, *words, "--json").stdout)
     assert told["prompt_tokens"] == 16
     assert len(told["prompt_ms"]) == len(told["first_ms"]) == len(told["token_ms"]) == 2
     assert all(len(each) == 7 and min(each) > 0 for each in told["token_ms"])
     assert {"version", "kernels", "threads", "open_ms", "peak_bytes", "processor", "kv_bytes"} <= told.keys()
-    assert "tokens/s" in run(program, bundle, *words).stdout
+    assert "tokens/s" in run(static_host, bundle, *words).stdout
 
 
 @pytest.mark.parametrize(
@@ -151,9 +164,9 @@ def test_measurements_are_one_line(program: Path, bundle: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_one_line(
-    words: list[str], code: int, line: str, program: Path, bundle: Path
+    words: list[str], code: int, line: str, static_host: Path, bundle: Path
 ) -> None:
-    done = run(program, *(word.replace("BUNDLE", str(bundle)) for word in words), code=code)
+    done = run(static_host, *(word.replace("BUNDLE", str(bundle)) for word in words), code=code)
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""

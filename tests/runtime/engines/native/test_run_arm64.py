@@ -16,7 +16,6 @@ from arm64 import CPUS, QEMU, first_of, missing
 
 from edgeloop.apps.devices.cross import zig
 from edgeloop.export import export_bundle
-from edgeloop.runtime.engines.native.build import BuildError, Target
 from edgeloop.runtime.engines.native.programs import host
 
 DEMO = Path(__file__).parents[4] / "apps" / "demo" / "checkpoint"
@@ -35,32 +34,19 @@ def lanes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(DEMO, folder, targets=("native",), quant="int4").bundle / "native" / "model.lanes"
 
 
-@pytest.fixture(scope="module")
-def here(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return host(tmp_path_factory.mktemp("here") / "edgeloop-run")
-    except BuildError as error:
-        pytest.skip(f"edgeloop-run is not linked with a static C library here: {error}")
-
-
 @pytest.fixture(scope="module", params=["gcc", "zig"])
 def arm(request: pytest.FixtureRequest) -> Path:
     """The program with glibc and with musl, its objects where ``make arm64`` and ``make native-cross`` keep them."""
     if request.param == "gcc":
         from arm64 import OBJECTS, arm64
 
-        target, objects = arm64(), OBJECTS
-    else:
-        from native_cross import folder
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        return host(OBJECTS / "edgeloop-run", arm64(), objects=OBJECTS)
+    from native_cross import whole_host
 
-        if not (compiler := zig()):
-            pytest.skip("no zig (pip install ziglang)")
-        target = Target((*compiler, "c++", "-target", "aarch64-linux-musl"), "linux", "aarch64")
-        objects = folder(target)
-    objects.mkdir(parents=True, exist_ok=True)
-    made = host(objects / "edgeloop-run", target, objects=objects)
-    assert made.stat().st_size < (1_000_000 if target.zig else 1_600_000)
-    return made
+    if not (compiler := zig()):
+        pytest.skip("no zig (pip install ziglang)")
+    return whole_host("aarch64", (*compiler, "c++"))
 
 
 def said(command: list[str], lanes: Path, name: str, folder: Path) -> tuple[list[int], str, bytes]:
@@ -73,11 +59,13 @@ def said(command: list[str], lanes: Path, name: str, folder: Path) -> tuple[list
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_it_writes_what_it_writes_here(cpu: str, here: Path, arm: Path, lanes: Path, tmp_path: Path) -> None:
+def test_it_writes_what_it_writes_here(
+    cpu: str, static_host: Path, arm: Path, lanes: Path, tmp_path: Path
+) -> None:
     """Tokens, text, and every bit of K and V."""
     (tmp_path / "arm").mkdir()
     for name in ANSWERS:
-        own = said([str(here)], lanes, name, tmp_path)
+        own = said([str(static_host)], lanes, name, tmp_path)
         assert len(own[0]) > 8
         assert said([qemu(), "-cpu", cpu, str(arm)], lanes, name, tmp_path / "arm") == own
 
@@ -91,7 +79,7 @@ def test_it_takes_the_best_kernels_of_the_processor(cpu: str, arm: Path, lanes: 
     assert json.loads(done.stdout)["kernels"] == first_of(cpu)[-1]
 
 
-def test_alone_in_an_empty_system(arm: Path, here: Path, lanes: Path, tmp_path: Path) -> None:
+def test_alone_in_an_empty_system(arm: Path, static_host: Path, lanes: Path, tmp_path: Path) -> None:
     """No file but the program, the model and qemu is there."""
     if os.getuid():
         pytest.skip("only root may change the root")
@@ -100,7 +88,7 @@ def test_alone_in_an_empty_system(arm: Path, here: Path, lanes: Path, tmp_path: 
     for name, path in {"edgeloop-run": arm, "model.lanes": lanes, "qemu": Path(qemu())}.items():
         (root / name).write_bytes(path.read_bytes())
         (root / name).chmod(0o755)
-    own = said([str(here)], lanes, "greedy", tmp_path)
+    own = said([str(static_host)], lanes, "greedy", tmp_path)
     words = ["/qemu", "/edgeloop-run", "model.lanes", *ANSWERS["greedy"], "--json"]
     done = subprocess.run(
         words,
