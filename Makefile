@@ -106,12 +106,13 @@ $(WAYS:%=native-%): native-%: $(VENV)/installed
 native-host: $(VENV)/installed
 	@$(BIN)/python -m edgeloop.runtime.engines.native.programs
 
-# The Kotlin compiler and coroutines, 80 MB, which PyPI has in a kernel for Jupyter; `make test` skips what needs them.
+# Kotlin's compiler with Compose's plugin and coroutines, 90 MB, which npm has; `make test` skips what needs them.
 KOTLIN := build/kotlin
-$(KOTLIN)/run_kotlin_kernel: | $(VENV)/installed
-	@$(PIP) install --no-deps --target $(KOTLIN) kotlin-jupyter-kernel==0.19.0.944
+$(KOTLIN)/package:
+	@mkdir -p $(KOTLIN)/fresh && cd $(KOTLIN)/fresh && npm pack --silent kotlin-compiler@2.4.20 > /dev/null
+	@cd $(KOTLIN)/fresh && tar xzf kotlin-compiler-2.4.20.tgz && mv package .. && rm -r ../fresh
 
-android: $(VENV)/installed $(VENV)/native $(KOTLIN)/run_kotlin_kernel
+android: $(VENV)/installed $(VENV)/native | $(KOTLIN)/package
 	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_phone_sources.py tests/apps/test_android*.py
 
 # ONNX Runtime's Java classes, 0.4 MB of the 165 MB of a package of PyPI's that has them; `make test` skips what needs them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -110,8 +111,13 @@ def ran(
     return done.stdout.splitlines()
 
 
-KOTLIN = ROOT / "build" / "kotlin" / "run_kotlin_kernel" / "jars"
-"""Where ``make android`` puts PyPI's kotlin-jupyter-kernel, which has the compiler, its library and coroutines."""
+STAND_INS = ROOT / "apps" / "android" / "standins"
+KOTLIN = ROOT / "build" / "kotlin" / "package" / "lib"
+"""Where ``make android`` puts npm's kotlin-compiler: with Compose's plugin, the library and coroutines."""
+COMPILER = ("kotlin-compiler", "kotlin-reflect", "kotlin-script-runtime")
+LIBRARIES = ("kotlin-stdlib", "kotlinx-coroutines-core-jvm", "annotations-13.0")
+COMPOSE = "plugin:androidx.compose.compiler.plugins.kotlin:skipIrLoweringIfRuntimeNotFound=true"
+"""Compose's plugin checks what is composable; without the true runtime it cannot make of it what draws."""
 
 
 def without_kotlin() -> str:
@@ -119,30 +125,48 @@ def without_kotlin() -> str:
     return "" if any(KOTLIN.glob("*.jar")) else "no Kotlin compiler (make android)"
 
 
+def _jars(*names: str) -> str:
+    return os.pathsep.join(str(KOTLIN / f"{name}.jar") for name in names)
+
+
+def _kotlin(sources: Iterable[Path], path: str, goal: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    compiler = [
+        "java",
+        "-Xmx1g",
+        "-cp",
+        _jars(*COMPILER, *LIBRARIES),
+        "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler",
+    ]
+    everything = os.pathsep.join((path, _jars(*LIBRARIES)))
+    goals = ["-no-stdlib", "-no-reflect", "-jvm-target", RELEASE, "-classpath", everything, "-d", str(goal)]
+    return subprocess.run(
+        [*compiler, *goals, *flags, *map(str, sources)], capture_output=True, text=True, check=False
+    )
+
+
 def kotlin_classes(folder: Path, path: str, *more: Path) -> str:
     """The class path of all Kotlin that has no class of Android's, and ``more``, behind the classes of ``path``."""
-    jars = os.pathsep.join(map(str, sorted(KOTLIN.glob("*.jar"))))
-    everything = os.pathsep.join((path, jars))
+    goal = folder / "kotlin"
     sources = [
         *more,
         *(ENGINE / "main" / "kotlin").rglob("*.kt"),
         *(each for each in APP.rglob("*.kt") if "import android" not in each.read_text(encoding="utf-8")),
     ]
-    goal = folder / "kotlin"
-    flags = [
-        "-no-stdlib",
-        "-no-reflect",
-        "-Werror",
-        "-jvm-target",
-        RELEASE,
-        "-classpath",
-        everything,
-        "-d",
-        str(goal),
-    ]
-    compiler = ["java", "-Xmx1g", "-cp", jars, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
-    done = subprocess.run(
-        [*compiler, *flags, *map(str, sources)], capture_output=True, text=True, check=False
-    )
+    done = _kotlin(sources, path, goal, "-Werror")
     assert done.returncode == 0, done.stdout + done.stderr
-    return os.pathsep.join((str(goal), everything))
+    return os.pathsep.join((str(goal), path, _jars(*LIBRARIES)))
+
+
+def compose_says(sources: Iterable[Path], path: str, goal: Path) -> list[str]:
+    """What the compiler and Compose's plugin find in ``sources``, a line each: its place, and what is wrong.
+
+    ``path`` has the stand-ins for Android's and androidx's classes, or ``sources`` have.
+    """
+    plugin = f"-Xplugin={KOTLIN / 'compose-compiler-plugin.jar'}"
+    done = _kotlin(sources, path, goal, plugin, "-P", COMPOSE)
+    said = [line for line in done.stderr.splitlines() if re.search(r"\b(error|warning|exception): ", line)]
+    without_runtime = [line for line in said if "requires the Compose Runtime" in line]
+    found = [line for line in said if line not in without_runtime]
+    assert bool(done.returncode) == any("error: " in line for line in found), done.stdout + done.stderr
+    assert without_runtime or found, "the plugin was not there"
+    return found

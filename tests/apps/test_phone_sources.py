@@ -1,4 +1,7 @@
-"""Kotlin and Swift that nobody has compiled yet: they parse, and what they call is there."""
+"""Kotlin and Swift without their compilers: they parse, and what they call is there.
+
+``test_android_kotlin.py`` compiles the Kotlin where there is a compiler.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def names(pattern: str, *paths: Path) -> set[str]:
 
 
 def test_the_compose_screen_uses_what_is_there() -> None:
-    """Of the state and of its own texts; the state itself is compiled elsewhere."""
+    """Of the state and of its own texts, for those who have no compiler."""
     state, screen, activity = (SCREEN / f"{name}.kt" for name in ("ChatState", "ChatScreen", "MainActivity"))
     text = state.read_text(encoding="utf-8")
     functions = set(re.findall(r"^    (?:override )?fun (\w+)\(", text, re.MULTILINE))

@@ -22,6 +22,7 @@ import androidx.compose.runtime.getValue
 import androidx.compose.runtime.mutableFloatStateOf
 import androidx.compose.runtime.mutableStateOf
 import androidx.compose.runtime.remember
+import androidx.compose.runtime.saveable.rememberSaveable
 import androidx.compose.runtime.setValue
 import androidx.compose.ui.Alignment
 import androidx.compose.ui.Modifier
@@ -66,11 +67,11 @@ private fun coloured(message: Shown, depths: Int): AnnotatedString = buildAnnota
     }
 }
 
-/** From fast on the left to full depth on the right. */
+/** From fast on the left to full depth on the right; back where it was if the rule was refused. */
 @Composable
 private fun Exits(screen: Screen, choose: (String) -> Unit) {
     val last = screen.rules.lastIndex
-    var place by remember(screen.rule) { mutableFloatStateOf(screen.rules.indexOf(screen.rule).toFloat()) }
+    var place by remember(screen.rule, screen.problem) { mutableFloatStateOf(screen.rules.indexOf(screen.rule).toFloat()) }
     Row(verticalAlignment = Alignment.CenterVertically, horizontalArrangement = Arrangement.spacedBy(8.dp)) {
         Text(screen.rules[place.roundToInt()])
         Slider(
@@ -86,7 +87,7 @@ private fun Exits(screen: Screen, choose: (String) -> Unit) {
 
 @Composable
 private fun Entry(screen: Screen, state: ChatState) {
-    var draft by remember { mutableStateOf("") }
+    var draft by rememberSaveable { mutableStateOf("") }
     Row(verticalAlignment = Alignment.CenterVertically, horizontalArrangement = Arrangement.spacedBy(8.dp)) {
         OutlinedTextField(
             value = draft,
@@ -110,7 +111,7 @@ private fun Entry(screen: Screen, state: ChatState) {
 
 @Composable
 private fun Installer(screen: Screen, install: (String) -> Unit) {
-    var address by remember { mutableStateOf("") }
+    var address by rememberSaveable { mutableStateOf("") }
     OutlinedTextField(
         value = address,
         onValueChange = { address = it },
