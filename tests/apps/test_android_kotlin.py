@@ -72,6 +72,8 @@ def test_answers_as_flows_and_the_chat_without_its_screen(
         "another": "2 true",
         "depth": "depth:1 [3, 1] null",  # the prompt ran all depths, and the first token is chosen behind it
         "still": "depth:1 true",
+        "stopped": "true true 6 null",
+        "left": "false false",
     }
 
 

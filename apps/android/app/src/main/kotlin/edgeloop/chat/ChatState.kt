@@ -47,8 +47,10 @@ data class Screen(
 class ChatState(private val scope: CoroutineScope, folder: Path) : AutoCloseable {
     private val store = BundleStore(folder)
     private val shown = MutableStateFlow(Screen())
-    private var model: Model? = null
-    private var conversation: Conversation? = null
+    private val lock = Any() // of these three; what only reads them goes without
+    @Volatile private var model: Model? = null
+    @Volatile private var conversation: Conversation? = null
+    private var closed = false
     private var seed = 0L
 
     val screen: StateFlow<Screen> = shown.asStateFlow()
@@ -85,7 +87,8 @@ class ChatState(private val scope: CoroutineScope, folder: Path) : AutoCloseable
     fun regenerate(): Job = work {
         val talk = conversation
         if (talk == null || shown.value.messages.lastOrNull()?.role != Message.ASSISTANT) return@work
-        withContext(Dispatchers.IO) { talk.again() }
+        val stoppedInPrompt = shown.value.messages.last().pieces.isEmpty()
+        if (!stoppedInPrompt) withContext(Dispatchers.IO) { talk.again() }
         shown.update { it.copy(messages = it.messages.dropLast(1)) }
         seed++
         answer(talk)
@@ -98,18 +101,25 @@ class ChatState(private val scope: CoroutineScope, folder: Path) : AutoCloseable
     /** Where tokens stop from now on; the conversation so far is read again with the next message. */
     fun choose(rule: String): Job = work { begin(rule) }
 
-    /** Ends what is written, and gives the memory back. */
-    override fun close() {
+    /** Ends what is written, and gives the memory back; what is opened meanwhile is closed when it is there. */
+    override fun close() = synchronized(lock) {
+        closed = true
+        keep(null, null)
+    }
+
+    /** Called by the thread that opened these, whose results a coroutine that was cancelled meanwhile would lose. */
+    private fun keep(opened: Model?, begun: Conversation?): Unit = synchronized(lock) {
         conversation?.close()
-        model?.close()
+        if (model !== opened) model?.close()
+        model = opened
+        conversation = begun
+        if (closed && opened != null) keep(null, null)
     }
 
     private suspend fun use(bundle: Path) {
-        val opened = withContext(Dispatchers.IO) { Model.open(bundle.resolve("native/model.lanes")) }
-        close()
-        model = opened
-        conversation = null
-        val info = opened.info()
+        val info = withContext(Dispatchers.IO) {
+            Model.open(bundle.resolve("native/model.lanes")).also { keep(it, null) }.info()
+        }
         val rules = (1 until info.depths()).map { "depth:$it" } + info.exits() + "never"
         shown.update { Screen(busy = true, ready = true, depths = info.depths(), rules = rules) }
         begin("never")
@@ -117,14 +127,17 @@ class ChatState(private val scope: CoroutineScope, folder: Path) : AutoCloseable
 
     private suspend fun begin(rule: String) {
         val opened = model ?: return
-        val old = conversation
         val options = ConversationOptions.DEFAULT.withExit(rule).withAnswerRoom(minOf(128, opened.info().contextLength() / 4))
-        conversation = withContext(Dispatchers.IO) {
-            val said = old?.messages().orEmpty()
-            val fresh = opened.conversation(options)
-            if (said.isNotEmpty()) fresh.chat(said)
-            old?.close()
-            fresh
+        withContext(Dispatchers.IO) {
+            val begun = opened.conversation(options)
+            try {
+                val said = conversation?.messages().orEmpty()
+                if (said.isNotEmpty()) begun.chat(said)
+            } catch (e: RuntimeException) {
+                begun.close()
+                throw e
+            }
+            keep(opened, begun)
         }
         shown.update { it.copy(rule = rule) }
     }

@@ -4,9 +4,18 @@ import edgeloop.AnswerOptions
 import edgeloop.Model
 import edgeloop.Piece
 import edgeloop.pieces
+import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.cancel
+import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.coroutineScope
 import kotlinx.coroutines.flow.take
 import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.isActive
+import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
+import kotlinx.coroutines.yield
+import java.io.File
 import java.nio.file.Path
 import java.nio.file.Paths
 
@@ -18,6 +27,7 @@ object ChatCheck {
         runBlocking {
             flows(Paths.get(words[2]))
             ChatState(this, Paths.get(folder)).use { chat(it, address) }
+            left(Paths.get(folder))
         }
     }
 
@@ -42,7 +52,34 @@ object ChatCheck {
         println("depth: ${third.rule} ${third.messages.last().pieces.map { it.depth }.toSet()} ${third.problem}")
         state.choose("sometimes").join()
         println("still: ${state.screen.value.rule} ${state.screen.value.problem != null}")
+        stopped(state)
     }
+
+    /** By a stop before the first token, as far as that can be had: it is asked for again and again. */
+    private suspend fun stopped(state: ChatState) = coroutineScope {
+        val stops = launch(Dispatchers.Default) { while (isActive) state.stop() }
+        state.send("Once upon a time there was a tale. ".repeat(16)).join()
+        stops.cancelAndJoin()
+        val pieces = state.screen.value.messages.last().pieces.size
+        state.regenerate().join()
+        val messages = state.screen.value.messages
+        println("stopped: ${pieces < 32} ${messages.last().pieces.isNotEmpty()} ${messages.size} ${state.screen.value.problem}")
+    }
+
+    /** Closed while a model is opened: it is mapped no more. */
+    private suspend fun left(folder: Path) {
+        val scope = CoroutineScope(Dispatchers.Default)
+        val state = ChatState(scope, folder)
+        val before = mapped()
+        val opening = state.open()
+        while (!mapped() && opening.isActive) yield()
+        scope.cancel()
+        state.close()
+        opening.join()
+        println("left: $before ${mapped()}")
+    }
+
+    private fun mapped() = File("/proc/self/maps").readText().contains("model.lanes")
 
     private suspend fun flows(file: Path) {
         Model.open(file).use { model ->
