@@ -10,7 +10,7 @@ TOO_OLD := "edgeloop needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON
 .DEFAULT_GOAL := help
 WAYS := test bench bench-threads bench-pass bench-deltas asan ubsan tsan fuzz million
 
-.PHONY: help install lock native demo bench test lint docs lm-eval android app-hosts arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
+.PHONY: help install lock native demo bench test lint docs lm-eval android app-hosts swift arm64 arm64-root native-cross native-host clean $(WAYS:%=native-%)
 
 help:
 	@echo "make install   .venv with edgeloop, its exporter, the engines and the test tools"
@@ -25,6 +25,7 @@ help:
 	@echo "make native-X  the lane engine's C++: X is one of $(WAYS)"
 	@echo "make app-hosts the Java on ONNX Runtime's and ExecuTorch's APIs, on this computer's JVM"
 	@echo "make android   the Kotlin and Java of apps/android on this computer's JVM"
+	@echo "make swift     the Swift of apps/ios on Linux, with stand-ins for Apple's frameworks"
 	@echo "make native-host  edgeloop-run, the lane engine and its command line in one file without Python"
 	@echo "make arm64     the same for 64-bit Arm, run under qemu, with whole models: the bits of this computer"
 	@echo "make arm64-root  edgeloop and its engines in a Debian for 64-bit Arm, unpacked and run under qemu"
@@ -124,6 +125,11 @@ $(ORT_JAVA)/ai: | $(VENV)/installed
 
 app-hosts: $(VENV)/installed $(VENV)/native $(ORT_JAVA)/ai
 	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_app_hosts.py
+
+# Minutes. With swiftc; or as root, with debootstrap and a network for a Debian that has it, of 3 GB; skipped by name without.
+swift: $(VENV)/installed $(VENV)/native
+	@$(BIN)/python tests/swift_compiler.py
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_swift.py tests/apps/test_ios*.py tests/apps/test_phone_sources.py
 
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed

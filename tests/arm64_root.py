@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import debian_root
 from arm64 import QEMU
 
 from edgeloop.apps.devices.device import Load
@@ -37,7 +38,7 @@ log = logging.getLogger("arm64_root")
 TESTS = Path(__file__).resolve().parent
 PLACE = TESTS.parent / "build" / "arm64-root"
 ROOT, WHEELS, ALONE = PLACE / "root", PLACE / "wheels", PLACE / "alone"
-MIRROR, SUITE = "http://deb.debian.org/debian", "bookworm"
+SUITE = "bookworm"
 PACKAGES = ("python3", "g++")
 """Of Debian, beside its least: what runs edgeloop, and what engine executorch compiles its bridge with."""
 TOOLS = "apt install debootstrap qemu-user-static g++-aarch64-linux-gnu"
@@ -119,36 +120,14 @@ def missing() -> str:
     """Why there can be no such system here, or nothing."""
     if os.getuid():
         return "this is not root, who alone may register qemu and change the root"
-    absent = [tool for tool in (QEMU, "unshare", "chroot", "dpkg-deb") if not shutil.which(tool)]
-    if not (ROOT / "done").is_file():
-        absent += [
-            tool
-            for tool in ("debootstrap",)
-            if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin")
-        ]
+    absent = debian_root.missing(ROOT, QEMU)
     return f"no {', '.join(absent)} ({TOOLS})" if absent else ""
 
 
 def unpack() -> None:
-    """Make the system, if it is not there: unpacked, not configured, which needs no Arm processor."""
-    if (ROOT / "done").is_file():
-        return
-    shutil.rmtree(ROOT, ignore_errors=True)
-    command = [
-        "debootstrap", "--foreign", "--arch=arm64", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-        SUITE, str(ROOT), MIRROR,
-    ]  # fmt: skip
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}
-    )
-    if done.returncode:
-        raise AssertionError(f"debootstrap failed: {done.stdout.decode(errors='replace')[-500:]}")
-    for package in sorted((ROOT / "var/cache/apt/archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(ROOT)], check=True)
-        package.unlink()
+    """Make the system, if it is not there."""
+    debian_root.unpack(ROOT, SUITE, "arm64", PACKAGES)
     (ROOT / "cpuinfo").write_text(CPUINFO, encoding="ascii")
-    (ROOT / "done").touch()
 
 
 def exported(quant: str) -> Bundle:

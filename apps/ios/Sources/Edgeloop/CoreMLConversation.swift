@@ -86,7 +86,10 @@ public final class CoreMLConversation: ConversationHost, @unchecked Sendable {
             var depth = depths
             while !Task.isCancelled {
                 let token = Int64(sampler.sample(logits))
-                if model.specification.eosTokenIds.contains(Int(token)) { break }
+                if model.specification.eosTokenIds.contains(Int(token)) {
+                    give(Piece(text: "", token: token, depth: depth))
+                    break
+                }
                 let (piece, stopped) = try writer.push(token)
                 text += piece
                 give(Piece(text: piece, token: token, depth: depth))

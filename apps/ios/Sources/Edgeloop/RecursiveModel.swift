@@ -41,7 +41,9 @@ public struct Specification: Decodable, Sendable {
 }
 
 /// The functions of one .mlpackage. All of them have the same states, so a state that one makes serves them all.
-public final class RecursiveModel {
+///
+/// Nothing of it changes, and Core ML takes predictions of several threads at once, each with a state of its own.
+public final class RecursiveModel: @unchecked Sendable {
     public let specification: Specification
     /// SHA-256 of the tokenizer.json that belongs to the model; nil if it came without one.
     public let tokenizerSHA256: String?
