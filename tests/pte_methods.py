@@ -1,4 +1,4 @@
-"""Run the methods of a .pte for another process, with ExecuTorch's runtime: ``python pte_methods.py CALLS PROGRAM``.
+"""Run a .pte's methods for another process, with ExecuTorch's runtime: ``python pte_methods.py CALLS PROGRAM [DATA]``.
 
 Of Java's DataOutputStream it reads the name of a method and its inputs, and writes the outputs; no name asks for all
 names. CALLS becomes a list of what was called, with the shapes of its inputs, a line each.
@@ -23,10 +23,10 @@ def tensor(source: BinaryIO) -> torch.Tensor:
     return torch.tensor(struct.unpack(f">{count}f", source.read(4 * count))).reshape(shape)
 
 
-def main(calls: Path, program_path: Path) -> None:
-    """Answer until there is no more to read."""
+def main(calls: Path, program_path: Path, data: Path | None = None) -> None:
+    """Answer until there is no more to read. ``data``: a .ptd with the program's weights; this runtime takes one."""
     source, goal = sys.stdin.buffer, sys.stdout.buffer
-    program = Runtime.get().load_program(program_path)
+    program = Runtime.get().load_program(program_path, data_path=data)
     methods: dict[str, Any] = {}
     with calls.open("w", encoding="utf-8") as called:
         while (name := text(source)) is not None:
@@ -48,4 +48,4 @@ def main(calls: Path, program_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

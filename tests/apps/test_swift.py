@@ -6,6 +6,7 @@ Python's. ``make swift`` has a compiler; without one this is skipped.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -303,11 +304,55 @@ LOOPS = {
 @pytest.mark.parametrize("kind", ["ouro", "mor-lora"])
 @pytest.mark.parametrize("target", LOOPS)
 def test_loops(target: str, kind: str, depths: int, built: Built, exported: Exported, tmp_path: Path) -> None:
-    """The answer by three ways to it, and a prompt behind tokens that left early, as in test_app_hosts.py."""
     if target == "executorch":
         pytest.importorskip("executorch")
-    bundle = exported(kind, target)
-    lines = loop(built, target, bundle, depths, tmp_path)
+    written_in_three_ways(built, target, exported(kind, target), depths, tmp_path)
+
+
+def test_a_loop_with_weights_beside_the_program(
+    built: Built, tiny_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In one file: the runtime behind the stand-in takes no second one, which the deltas would be."""
+    pytest.importorskip("executorch")
+    bundle = tmp_path / "bundle"
+    export_bundle(
+        tiny_once("ouro"), bundle, targets=["executorch"], options={"split_weights": True}
+    )
+    assert [path.name for path in bundle.rglob("*.ptd")] == ["base.ptd"]
+    written_in_three_ways(built, "executorch", bundle, 0, tmp_path)
+
+
+def test_what_the_loops_do_not_know(built: Built, exported: Exported, tmp_path: Path) -> None:
+    """One line each, before anything runs, as in test_app_hosts.py."""
+    pytest.importorskip("executorch")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported("ouro", "executorch"), bundle)
+    layout, manifest = bundle / "executorch" / "layout.json", bundle / "manifest.json"
+
+    def said(path: Path, **changed: object) -> str:
+        before = path.read_text(encoding="utf-8")
+        path.write_text(json.dumps(json.loads(before) | changed), encoding="utf-8")
+        (line,) = loop(built, "executorch", bundle, 0, tmp_path)
+        path.write_text(before, encoding="utf-8")
+        return line
+
+    found = json.loads(layout.read_text(encoding="utf-8"))
+    assert "the embedding is not where" in said(layout, embedding=found["embedding"] | {"check": 1})
+    assert "ends too early" in said(layout, embedding=found["embedding"] | {"values": 2**62})
+    assert "a sliding window" in said(layout, sizes=found["sizes"] | {"window": 4})
+    assert "has format 3, this loop reads 4" in said(manifest, format=3)
+    program = json.loads(manifest.read_text(encoding="utf-8"))["program"]
+    assert "a router" in said(manifest, program=program | {"routing": {"kind": "token"}})
+    assert "has no vocab_size" in said(manifest, program={**program, "vocab_size": None})
+    manifest.write_text("no JSON", encoding="utf-8")
+    assert loop(built, "executorch", bundle, 0, tmp_path) == [
+        f"{manifest} is not there, or not JSON; copy the bundle again"
+    ]
+
+
+def written_in_three_ways(built: Built, target: str, bundle: Path, depths: int, folder: Path) -> None:
+    """The answer by three ways to it, and a prompt behind tokens that left early, as in test_app_hosts.py."""
+    lines = loop(built, target, bundle, depths, folder)
     options = {"exit": f"depth:{depths}"} if depths else {}
     with Session.open(bundle, engine=target, **options) as session:
         wanted = [step.token for step in session.generate(PROMPT, max_tokens=COUNT)]

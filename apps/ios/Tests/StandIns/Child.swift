@@ -8,7 +8,7 @@ final class Child {
     private var given = Data()  // what is not sent yet
 
     /// The command of an environment variable, a word a line, with more words behind it.
-    init(_ variable: String, _ words: String...) {
+    init(_ variable: String, _ words: [String]) {
         let command = (ProcessInfo.processInfo.environment[variable] ?? "").split(separator: "\n").map(String.init) + words
         process.executableURL = URL(fileURLWithPath: command[0])
         process.arguments = Array(command.dropFirst())

@@ -34,7 +34,7 @@ final class Package: @unchecked Sendable {
     private let child: Child
 
     private init(_ url: URL) {
-        child = Child("EDGELOOP_FUNCTIONS", url.path)
+        child = Child("EDGELOOP_FUNCTIONS", [url.path])
         creator = Dictionary(uniqueKeysWithValues: (0..<child.number()).map { [child] _ in
             let key = child.text()
             return (key, String(decoding: child.read(child.number()), as: UTF8.self))

@@ -58,7 +58,7 @@ public final class Module {
     private let child: Child
 
     public init(filePath: String, dataFilePaths: [String], loadMode: ModuleLoadMode) {
-        child = Child("EDGELOOP_METHODS", filePath)
+        child = Child("EDGELOOP_METHODS", [filePath] + dataFilePaths)
     }
 
     public func methodNames() throws -> Set<String> {

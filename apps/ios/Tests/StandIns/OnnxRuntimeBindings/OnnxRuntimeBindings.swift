@@ -53,7 +53,7 @@ public final class ORTSession {
     private var outputs: [String] = []
 
     public init(env: ORTEnv, modelPath path: String, sessionOptions: ORTSessionOptions?) throws {
-        child = Child("EDGELOOP_GRAPHS", path)
+        child = Child("EDGELOOP_GRAPHS", [path])
         inputs = names()
         outputs = names()
     }
