@@ -11,6 +11,7 @@ from pathlib import Path
 
 from coremltools import __version__ as coremltools_version
 from coremltools.converters.mil.backend.mil.load import load
+from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Program
 from coremltools.models.utils import save_spec
 from coremltools.proto.Model_pb2 import Model
@@ -37,6 +38,7 @@ def write_package(
 
     None of coremltools' passes runs: the program is written as it was built, and one of them miscompiles states.
     """
+    mb.name_count.clear()  # values are counted by kind, in the whole process: names would tell what was exported before
     program = Program()
     names = plan.functions
     for i, name in enumerate(names):
