@@ -118,6 +118,7 @@ NOT_RUN = {
     "sha256sum --check SHA256SUMS": CHECKED,
     "make android": TESTS,
     "make app-hosts": TESTS,
+    "make swift": TESTS,
     "make docs": "builds the site into the checkout; tests/test_site.py does it elsewhere",
     "make install": INSTALLS,
     "make lint": "a part of make test",
@@ -150,7 +151,11 @@ ELSEWHERE = {
     (
         "apps/ios/README.md",
         "swift",
-    ): "never compiled; tests/apps/test_ios_native.py looks for the names in it",
+    ): "tests/apps/test_swift.py compiles it, tests/apps/test_ios_native.py looks for the names in it",
+    (
+        "docs/in-your-app.md",
+        "swift",
+    ): "tests/apps/test_swift.py compiles and runs it, on two engines",
     ("docs/android.md", "java"): "tests/apps/test_android.py compiles it, and runs what is a program",
     (
         "docs/android.md",
@@ -171,6 +176,7 @@ NOT_WRITTEN = {
     "llama.cpp": PEER,
     "native, avx2": "a processor with more than AVX2",
     "onnxruntime-genai": PEER,
+    "other programs disturbed": "other programs",
     "÷ the best peer": PEER,
 }
 """By how it begins, what a line of output needs that may not be here; it is not looked for."""

@@ -1,4 +1,4 @@
-"""The names that the Swift host uses are those of an exported package. Swift itself needs a Mac."""
+"""The names that the Swift host uses are those of an exported package; ``test_swift.py`` runs it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The Swift over libedgeloop: every function, struct, field and constant that it names is in the header files.
 
-Swift itself needs a Mac. The script that makes its library runs here, with stand-ins for Apple's tools.
+``test_swift.py`` compiles it where there is a compiler. The script that makes its library runs here, with stand-ins for
+Apple's tools.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Kotlin and Swift without their compilers: they parse, and what they call is there.
 
-``test_android_kotlin.py`` compiles the Kotlin where there is a compiler.
+``test_android_kotlin.py`` and ``test_swift.py`` compile them where there is a compiler.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def test_it_parses(language: str) -> None:
     parser = tree_sitter.Parser(tree_sitter.Language(grammar.language()))
     assert parser.parse(b"fun class {").root_node.has_error
     assert len(SOURCES[language]) > 5
-    for page in (ROOT / "apps" / "ios" / "README.md", ROOT / "docs" / "android.md"):
+    for page in (
+        ROOT / "apps" / "ios" / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("android", "in-your-app")),
+    ):
         for text in blocks(page, language):
             assert not parser.parse(text.encode()).root_node.has_error, text
     wrong = [

@@ -39,6 +39,7 @@ LIBRARIES = {
     "EdgeloopChat": ("Edgeloop", "EdgeloopNative", "CoreML", "edgeloop", "SwiftUI"),
     "OnnxCheck": ("OnnxRuntimeBindings",),
     "PteCheck": ("ExecuTorch",),
+    "TellCheck": ("Edgeloop", "EdgeloopNative", "CoreML", "edgeloop"),
 }
 
 pytestmark = pytest.mark.skipif(
@@ -182,7 +183,7 @@ def test_conversations(host: str, built: Built, demo: Path) -> None:
     words: list[object] = [host, model(demo)]
     if host == "coreml":
         options = {"engine": "coreml-reference"}
-        words.insert(1, demo / "coreml" / "model.mlpackage")
+        words = [host, demo / "coreml" / "model.mlpackage", demo / "text.lanes"]
     found = built.ran("ConversationCheck", "talk", *words, functions=ROOT / "tests" / "coreml_functions.py")
     one = [{"role": "user", "content": TALE}]
     with Session.open(demo, **options) as session:
@@ -315,11 +316,45 @@ def test_a_loop_with_weights_beside_the_program(
     """In one file: the runtime behind the stand-in takes no second one, which the deltas would be."""
     pytest.importorskip("executorch")
     bundle = tmp_path / "bundle"
-    export_bundle(
-        tiny_once("ouro"), bundle, targets=["executorch"], options={"split_weights": True}
-    )
+    export_bundle(tiny_once("ouro"), bundle, targets=["executorch"], options={"split_weights": True})
     assert [path.name for path in bundle.rglob("*.ptd")] == ["base.ptd"]
     written_in_three_ways(built, "executorch", bundle, 0, tmp_path)
+
+
+@pytest.mark.parametrize("target", LOOPS)
+def test_the_program_of_the_page(target: str, built: Built, exported: Exported, tmp_path: Path) -> None:
+    """As it stands for ONNX Runtime, and with another loop for ExecuTorch: text in and text out."""
+    if target == "executorch":
+        pytest.importorskip("executorch")
+    (text,) = blocks(ROOT / "docs" / "in-your-app.md", "swift")
+    if target == "executorch":
+        text = text.replace(
+            "OnnxLoop(bundle: bundle, capacity: 48, threads: 2)", "PteLoop(bundle: bundle, capacity: 48)"
+        )
+        assert "PteLoop" in text
+    page = built.folder / f"{target}.swift"
+    page.write_text(text, encoding="utf-8")
+    check, kind, script = LOOPS[target]
+    loop = [path for path in built.sources(check) if path.parent == HOSTS]
+    link = [built.module(name) for name in (*LIBRARIES[check], *LIBRARIES["TellCheck"])]
+    sources = [page, CHECKS / "TellCheck.swift", *loop]
+    program = swift_compiler.program(f"Tell{target}", sources, built.folder, link)
+    path = f"{sys.executable}\n{ROOT / 'tests' / script}"
+    if target == "executorch":
+        path = f"{path}\n{tmp_path / 'calls'}"
+    bundle = exported("ouro", target)
+    done = subprocess.run(
+        [*program, str(bundle), TALE, "2"],
+        capture_output=True,
+        env={**os.environ, f"EDGELOOP_{kind.upper()}": path},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    with Session.open(bundle, engine=target, exit="depth:2") as session:
+        wanted = "".join(step.text for step in session.generate(TALE, max_tokens=16))
+    assert len(set(wanted)) > 2
+    assert done.stdout.decode() == wanted + "\n"
 
 
 def test_what_the_loops_do_not_know(built: Built, exported: Exported, tmp_path: Path) -> None:

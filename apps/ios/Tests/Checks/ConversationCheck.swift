@@ -2,33 +2,32 @@ import Edgeloop
 import EdgeloopNative
 import Foundation
 
-// What tests/apps/test_swift.py runs of both hosts: lanes MODEL, or coreml PACKAGE MODEL, and a part. Each writes lines.
+// What tests/apps/test_swift.py runs of both hosts: a part, and lanes MODEL, or coreml PACKAGE TEXT. Each writes lines.
 
 @main
 struct ConversationCheck {
     static func main() async throws {
         let words = CommandLine.arguments
-        let lanes = try LaneModel(URL(fileURLWithPath: words.last!), threads: 1)
-        let make: @Sendable () async throws -> any ConversationHost
+        let file = URL(fileURLWithPath: words.last!)
         if words[2] == "coreml" {
             let model = try await RecursiveModel(package: URL(fileURLWithPath: words[3]))
-            make = { try CoreMLConversation(model, codec: lanes) }
-        } else {
-            make = { try LaneConversation(lanes) }
+            try await talk(try CoreMLConversation(model, codec: try TextFile(file)))
+            return
         }
+        let lanes = try LaneModel(file, threads: 1)
         switch words[1] {
-        case "answers": try await answers(make)
-        case "talk": try await talk(try await make())
-        case "rules": try await rules(try await make(), lanes)
+        case "answers": try await answers(lanes)
+        case "talk": try await talk(try LaneConversation(lanes))
+        case "rules": try await rules(try LaneConversation(lanes), lanes)
         default: fatalError(words[1])
         }
     }
 
     /// Of each line "exit|temperature|topK|seed|most|stop|message" the tokens, their depths and the text.
-    static func answers(_ make: @Sendable () async throws -> any ConversationHost) async throws {
+    static func answers(_ lanes: LaneModel) async throws {
         while let line = readLine() {
             let words = line.split(separator: "|", omittingEmptySubsequences: false).map(String.init)
-            let host = try await make()
+            let host = try LaneConversation(lanes)
             try host.exit(words[0])
             var options = AnswerOptions()
             options.temperature = Double(words[1])!
