@@ -129,7 +129,7 @@ app-hosts: $(VENV)/installed $(VENV)/native $(ORT_JAVA)/ai
 # Minutes. With swiftc; or as root, with debootstrap and a network for a Debian that has it, of 3 GB; skipped by name without.
 swift: $(VENV)/installed $(VENV)/native
 	@$(BIN)/python tests/swift_compiler.py
-	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_swift.py tests/apps/test_ios*.py tests/apps/test_phone_sources.py
+	@PYTHONUTF8=1 $(BIN)/python -m pytest -q tests/apps/test_swift*.py tests/apps/test_ios*.py tests/apps/test_phone_sources.py
 
 # Minutes. With Debian's cross-compiler and qemu; skipped by name without them.
 arm64: $(VENV)/installed

@@ -56,9 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     for variable in _HOMES:
         os.environ[variable] = str(home if variable == "HOME" else home / variable.lower())
-    kept = (
-        Path(__file__).parents[1] / "build" / "zig"
-    )  # zig compiles its C++ library into it, which takes minutes
+    # zig compiles its C++ library into this, which takes minutes: it is kept.
+    kept = Path(__file__).parents[1] / "build" / "zig"
     os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(kept))
 
 

@@ -155,7 +155,7 @@ ELSEWHERE = {
     (
         "docs/in-your-app.md",
         "swift",
-    ): "tests/apps/test_swift.py compiles and runs it, on two engines",
+    ): "tests/apps/test_swift_loops.py compiles and runs it, on two engines",
     ("docs/android.md", "java"): "tests/apps/test_android.py compiles it, and runs what is a program",
     (
         "docs/android.md",

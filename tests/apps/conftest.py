@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import swift_compiler
+from swift_apps import Built
 
 from edgeloop.apps.cli import main
 from edgeloop.apps.devices import cross
@@ -51,6 +53,14 @@ def native_bundle(checkpoint: Path) -> Path:
     words = ["export", str(checkpoint), "-o", str(out), "--target", "native", "--quant", "int4", "--json"]
     assert main(words) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def ios(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The Swift of apps/ios; skips without a compiler."""
+    if reason := swift_compiler.missing():
+        pytest.skip(reason)
+    return Built(tmp_path_factory.mktemp("swift"), lane_engine)
 
 
 @pytest.fixture

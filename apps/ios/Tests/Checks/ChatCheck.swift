@@ -25,7 +25,7 @@ struct ChatCheck {
         chat.stop()
         try await ended(chat)
         let first = chat.shown.last!
-        print("stopped: \(Set(first.pieces.map(\.depth))) \(first.text == first.pieces.map(\.text).joined())")
+        print("stopped: \(Set(first.pieces.map(\.depth)).sorted()) \(first.text == first.pieces.map(\.text).joined())")
         chat.regenerate()
         print("again: \(chat.shown.map(\.role.rawValue)) \(chat.shown.last!.pieces.count)")
         while chat.shown.last!.pieces.count < 5 { try await Task.sleep(for: .milliseconds(1)) }

@@ -1,8 +1,8 @@
 import Foundation
 
-// What tests/apps/test_swift.py runs of a loop, as LoopCheck.java in apps/android does: a bundle, room for how many tokens, how
-// many depths those of an answer run (0: all), how many to write, and the tokens of a prompt. It writes the answer, then the
-// one behind the prompt's last token given again, then the one behind a prompt that came token by token.
+// What tests/apps/test_swift_loops.py runs of a loop, as LoopCheck.java in apps/android does: a bundle, room for how many
+// tokens, how many depths those of an answer run (0: all), how many to write, and the tokens of a prompt. It writes the
+// answer, then the one behind the prompt's last token given again, then the one behind a prompt that came token by token.
 
 @main
 struct LoopCheck {

@@ -1,6 +1,6 @@
 import Foundation
 
-// What tests/apps/test_swift.py runs of the program in docs/in-your-app.md: a bundle, a prompt, and how many depths.
+// What tests/apps/test_swift_loops.py runs of the program in docs/in-your-app.md: a bundle, a prompt, and how many depths.
 
 @main
 struct TellCheck {
