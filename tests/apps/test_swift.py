@@ -142,6 +142,7 @@ def test_the_chat_shows_what_its_buttons_do(ios: Built, demo: Path) -> None:
         "stopped": "[1, 3] true",
         "again": '["user", "assistant"] 0',
         "another": "true no problem",
+        "early": 'true ["user", "assistant", "user", "assistant"] true no problem',
         "problem": "exit rule depth:9: wanted depth:1 to depth:3, the depths of this model",
     }
 

@@ -56,7 +56,11 @@ final class ChatState {
     func regenerate() {
         guard !answering, shown.last?.role == .assistant else { return }
         attempt {
-            try host.again()
+            do {
+                try host.again()
+            } catch _ where shown.last?.pieces.isEmpty == true {
+                // Stopped in its prompt it is none yet to the lane engine, which goes on with it.
+            }
             shown.removeLast()
             seed += 1
             answer()

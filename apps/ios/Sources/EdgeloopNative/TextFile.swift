@@ -21,9 +21,10 @@ public final class TextFile: TextCodec, @unchecked Sendable {
     /// nil where the file of `model` has no tokenizer.
     init?(of model: OpenModel) throws {
         var opened: OpaquePointer?
-        let code = el_text_open(model.pointer, &opened, nil)
-        guard code == Int32(EL_OK.rawValue) || code == Int32(EL_USAGE.rawValue) else {
-            throw LaneError(code: EL_FORMAT, line: "the file's tokenizer is damaged; export it again")
+        do {
+            try check { el_text_open(model.pointer, &opened, $0) }
+        } catch let error as LaneError where error.code == EL_USAGE {
+            return nil
         }
         guard let opened else { return nil }
         text = opened

@@ -32,6 +32,19 @@ struct ChatCheck {
         chat.stop()
         try await ended(chat)
         print("another: \(chat.shown.last!.text.prefix(12) != first.text.prefix(12)) \(chat.problem ?? "no problem")")
+        // By a stop in the prompt, as far as that can be had: it is asked for again and again.
+        chat.send(String(repeating: "Once upon a time there was a tale. ", count: 16))
+        while chat.answering {
+            chat.stop()
+            try await Task.sleep(for: .microseconds(50))
+        }
+        let early = chat.shown.last!.pieces.count < 32
+        chat.regenerate()
+        while chat.answering, chat.shown.last!.pieces.count < 5 { try await Task.sleep(for: .milliseconds(1)) }
+        chat.stop()
+        try await ended(chat)
+        let last = chat.shown.last!
+        print("early: \(early) \(chat.shown.map(\.role.rawValue)) \(!last.pieces.isEmpty) \(chat.problem ?? "no problem")")
         chat.rule = "depth:9"
         print("problem: \(chat.problem ?? "none")")
     }
