@@ -279,6 +279,7 @@ def test_what_the_loops_do_not_know(exported: Exported, pte_java: Checked, tmp_p
     assert "weights in .ptd files" in said(layout, data=["deltas.ptd"])
     embedding = json.loads(layout.read_text(encoding="utf-8"))["embedding"]
     assert "they come from two exports" in said(layout, embedding=embedding | {"check": 1})
+    assert "numbers in 7 groups" in said(layout, embedding=embedding | {"groups": 7})
     assert "has format 3, this loop reads 4" in said(manifest, format=3)
     program = json.loads(manifest.read_text(encoding="utf-8"))["program"]
     assert "a router" in said(manifest, program=program | {"routing": {}})

@@ -121,6 +121,7 @@ def test_what_the_loops_do_not_know(ios: Built, exported: Exported, tmp_path: Pa
     found = json.loads(layout.read_text(encoding="utf-8"))
     assert "the embedding is not where" in said(layout, embedding=found["embedding"] | {"check": 1})
     assert "ends too early" in said(layout, embedding=found["embedding"] | {"values": 2**62})
+    assert "numbers in 7 groups" in said(layout, embedding=found["embedding"] | {"groups": 7})
     assert "a sliding window" in said(layout, sizes=found["sizes"] | {"window": 4})
     assert "has format 3, this loop reads 4" in said(manifest, format=3)
     program = json.loads(manifest.read_text(encoding="utf-8"))["program"]

@@ -121,7 +121,9 @@ Bundle::Bundle(const std::string& folder) : folder_(folder + "/executorch"), tex
   groups_ = std::strtoull(value(layout, "groups").c_str(), nullptr, 10);
   const bool plain = kind_ == "float32";
   const size_t width = size_t(sizes_.width), rows = size_t(sizes_.vocabulary);
-  if (!plain && (groups_ == 0 || groups_ > width)) throw Problem("layout.json has no groups; copy the bundle again");
+  if (!plain && (groups_ == 0 || width % groups_ != 0 || (kind_ == "int4" && width % 2 != 0)))
+    throw Problem("layout.json has rows of " + std::to_string(width) + " numbers in " + std::to_string(groups_) +
+                  " groups; copy the bundle again");
   uint32_t crc = ends(values_, rows * (plain ? 4 * width : kind_ == "int4" ? width / 2 : width), 0);
   if (!plain) crc = ends(scales_, rows * groups_ * (half_ ? 2 : 4), crc);
   if (std::to_string(crc) != value(layout, "check"))

@@ -22,21 +22,25 @@ struct EmbeddingRows {
         guard let kind = Kind(rawValue: named) else { throw LoopProblem("\(table.name) is of kind \(named)") }
         self.kind = kind
         groups = try table.optional("groups") ?? 0
+        let plain = kind == .float32
+        let divided = plain || groups > 0 && width % groups == 0 && (kind == .int8 || width % 2 == 0)
+        guard (1...Int(Int32.max)).contains(width), divided else {
+            throw LoopProblem("\(table.name) has rows of \(width) numbers in \(groups) groups; copy the bundle again")
+        }
         half = try table.optional("scale_type") ?? "bfloat16" == "bfloat16"
         let rows: Int = try sizes.known("vocab_size")
         let file = folder.appendingPathComponent(try table.known("file"))
-        guard let whole = try? Data(contentsOf: file, options: .alwaysMapped) else {
+        guard let bytes = try? Data(contentsOf: file, options: .alwaysMapped) else {
             throw LoopProblem("\(file.path) cannot be read; copy the bundle again")
         }
         let row = [.float32: 4 * width, .int8: width, .int4: width / 2][kind] ?? 0
-        values = try Self.part(of: whole, file, try table.known("values"), rows, row)
-        let plain = kind == .float32
+        values = try Self.part(of: bytes, file, try table.known("values"), rows, row)
         let start: Int = try table.optional("scales") ?? 0
-        scales = plain ? Data() : try Self.part(of: whole, file, start, rows, groups * (half ? 2 : 4))
+        scales = plain ? Data() : try Self.part(of: bytes, file, start, rows, groups * (half ? 2 : 4))
         var found = Checksum()
         found.ends(of: values)
         if !plain { found.ends(of: scales) }
-        guard try table.known("check") == Int(found.value), plain || (1...width).contains(groups) else {
+        guard try table.known("check") == Int(found.value) else {
             throw LoopProblem("\(file.path): the embedding is not where layout.json has it; copy the bundle again")
         }
     }

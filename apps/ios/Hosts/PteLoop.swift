@@ -51,7 +51,7 @@ public final class PteLoop: GreedyLoop {
     override func pass(_ ids: [Int], _ count: Int) throws -> Int {
         for (i, id) in ids.enumerated() { try run(id, cached + i, count) }
         let logits: [Value] = try module.execute(head.method, head.inputs)
-        return try head.read(logits, 0) { DepthProgram.likeliest($0) }
+        return try head.read(logits, 0, program.vocabulary) { DepthProgram.likeliest($0) }
     }
 
     /// One token through all stages: its state is the head's then.
@@ -154,20 +154,27 @@ private final class Stage {
         guard outputs.count == 1 + caches.count else {
             throw LoopProblem("\(method) gives other outputs than this loop knows; export the checkpoint again")
         }
-        try read(outputs, 0) { _ = shared.state.numbers.update(fromContentsOf: $0) }
-        for (i, cache) in caches.enumerated() { try read(outputs, 1 + i) { cache.put($0, at) } }
+        let state = shared.state.numbers
+        try read(outputs, 0, state.count) { _ = state.update(fromContentsOf: $0) }
+        for (i, cache) in caches.enumerated() {
+            try read(outputs, 1 + i, cache.shape.heads * cache.shape.dim) { cache.put($0, at) }
+        }
     }
 
-    /// Gives `body` the numbers of an output, which are ExecuTorch's own.
-    func read<Result>(_ outputs: [Value], _ number: Int, _ body: (UnsafeBufferPointer<Float>) -> Result) throws -> Result {
+    /// Gives `body` the `size` numbers of an output, which are ExecuTorch's own.
+    func read<Result>(_ outputs: [Value], _ number: Int, _ size: Int, _ body: (UnsafeBufferPointer<Float>) -> Result) throws
+        -> Result
+    {
         var found: Result?
         if number < outputs.count {
             outputs[number].anyTensor?.bytes { pointer, count, type in
-                guard type == .float else { return }
+                guard type == .float, count == size else { return }
                 found = body(UnsafeBufferPointer(start: pointer.assumingMemoryBound(to: Float.self), count: count))
             }
         }
-        guard let found else { throw LoopProblem("\(method) gives no numbers; export the checkpoint again") }
+        guard let found else {
+            throw LoopProblem("\(method) gives other numbers than this loop knows; export the checkpoint again")
+        }
         return found
     }
 }

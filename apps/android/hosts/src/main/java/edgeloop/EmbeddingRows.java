@@ -32,6 +32,9 @@ final class EmbeddingRows {
     groups = ((Number) table.getOrDefault("groups", 0L)).intValue();
     half = table.getOrDefault("scale_type", "bfloat16").equals("bfloat16");
     boolean plain = kind.equals("float32");
+    if (!plain && (groups < 1 || width % groups != 0 || (kind.equals("int4") && width % 2 != 0)))
+      throw new IllegalArgumentException(
+          "layout.json has rows of " + width + " numbers in " + groups + " groups; copy the bundle again");
     long rows = DepthProgram.whole(sizes, "vocab_size");
     Path file = folder.resolve(DepthProgram.known(table, "file").toString());
     CRC32 found = new CRC32();
@@ -41,7 +44,7 @@ final class EmbeddingRows {
       long start = ((Number) table.getOrDefault("scales", 0L)).longValue();
       scales = plain ? null : mapped(channel, start, rows * groups * (half ? 2 : 4), found);
     }
-    if (!DepthProgram.known(table, "check").equals(found.getValue()) || (!plain && (groups < 1 || groups > width)))
+    if (!DepthProgram.known(table, "check").equals(found.getValue()))
       throw new IllegalArgumentException(
           file + ": the embedding is not where layout.json has it; they come from two exports, copy the bundle again");
   }
