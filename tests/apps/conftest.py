@@ -56,6 +56,24 @@ def native_bundle(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_of(
+    tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """A tiny checkpoint of a kind, for one target, in int4: made once, so tests leave it as it is."""
+    from edgeloop.export import export_bundle
+
+    root = tmp_path_factory.mktemp("targets")
+
+    def get(kind: str, target: str) -> Path:
+        goal = root / target / kind
+        if not goal.exists():
+            export_bundle(tiny_once(kind), goal, targets=[target], quant="int4")
+        return goal
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def ios(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The Swift of apps/ios; skips without a compiler."""
     if reason := swift_compiler.missing():

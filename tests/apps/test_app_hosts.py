@@ -22,7 +22,6 @@ import pytest
 from jvm import ENGINE, compiled
 from pages import ROOT, blocks
 
-from edgeloop.export import export_bundle
 from edgeloop.runtime import Session
 
 HOSTS = ROOT / "apps" / "android" / "hosts" / "src"
@@ -45,20 +44,7 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("javac") and shutil.which("java")),
     reason="no JDK (apt install openjdk-17-jdk-headless)",
 )
-Exported = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    root = tmp_path_factory.mktemp("hosts")
-
-    def get(kind: str, target: str) -> Path:
-        goal = root / target / kind
-        if not goal.exists():
-            export_bundle(tiny_once(kind), goal, targets=[target], quant="int4")
-        return goal
-
-    return get
+BundleOf = Callable[[str, str], Path]
 
 
 def wanted(bundle: Path, engine: str, depths: int) -> list[int]:
@@ -184,32 +170,34 @@ def told(lines: list[str], depths: int) -> list[int]:
 
 @pytest.mark.parametrize("depths", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnx_runtime(kind: str, depths: int, exported: Exported, onnx_java: Checked) -> None:
-    bundle = exported(kind, "onnx")
+def test_onnx_runtime(kind: str, depths: int, bundle_of: BundleOf, onnx_java: Checked) -> None:
+    bundle = bundle_of(kind, "onnx")
     assert told(onnx_java(bundle, depths, "-"), depths) == wanted(bundle, "onnx", depths)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnx_runtime_by_stand_ins(kind: str, exported: Exported, onnx_or_pte: Callable[[str], Java]) -> None:
-    bundle = exported(kind, "onnx")
+def test_onnx_runtime_by_stand_ins(
+    kind: str, bundle_of: BundleOf, onnx_or_pte: Callable[[str], Java]
+) -> None:
+    bundle = bundle_of(kind, "onnx")
     lines = ran("OnnxLoop", onnx_or_pte("OnnxLoop"), (bundle, 2, "-"))
     assert told(lines, 2) == wanted(bundle, "onnx", 2)
 
 
-def test_a_profile_of_onnx_runtime(exported: Exported, onnx_java: Checked, tmp_path: Path) -> None:
-    assert len(onnx_java(exported("mor-lora", "onnx"), 2, tmp_path)) == 4
+def test_a_profile_of_onnx_runtime(bundle_of: BundleOf, onnx_java: Checked, tmp_path: Path) -> None:
+    assert len(onnx_java(bundle_of("mor-lora", "onnx"), 2, tmp_path)) == 4
     (block,) = tmp_path.glob("block.onnx*.json")
     events = json.loads(block.read_text(encoding="utf-8"))
     runs = sum(event["name"] == "model_run" for event in events)
-    depths = json.loads((exported("mor-lora", "onnx") / "manifest.json").read_text())["program"]["loop"]
+    depths = json.loads((bundle_of("mor-lora", "onnx") / "manifest.json").read_text())["program"]["loop"]
     prompts = (1 + 1 + len(PROMPT)) * len(depths["schedule"])
     assert runs == prompts + 3 * (COUNT - 1) * 2
 
 
 @pytest.mark.parametrize("depths", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_executorch(kind: str, depths: int, exported: Exported, onnx_or_pte: Callable[[str], Java]) -> None:
-    bundle = exported(kind, "executorch")
+def test_executorch(kind: str, depths: int, bundle_of: BundleOf, onnx_or_pte: Callable[[str], Java]) -> None:
+    bundle = bundle_of(kind, "executorch")
     java = onnx_or_pte("PteLoop")
     assert told(ran("PteLoop", java, (bundle, depths, "-")), depths) == wanted(bundle, "executorch", depths)
     calls = Path(java[0][0].split("\n")[-1]).read_text(encoding="utf-8")
@@ -239,7 +227,7 @@ def text_java(lane_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 @pytest.mark.parametrize("loop", ["OnnxLoop", "PteLoop"])
 def test_the_host_of_the_page(
     loop: str,
-    exported: Exported,
+    bundle_of: BundleOf,
     onnx_or_pte: Callable[[str], Java],
     text_java: tuple[str, Path],
     tmp_path: Path,
@@ -253,7 +241,7 @@ def test_the_host_of_the_page(
     (tmp_path / "Tell.java").write_text(source, encoding="utf-8")
     path = compiled([tmp_path / "Tell.java"], tmp_path / "page", os.pathsep.join((path, classes)))
     target = {"OnnxLoop": "onnx", "PteLoop": "executorch"}[loop]
-    bundle = exported("ouro", target)
+    bundle = bundle_of("ouro", target)
     words = str(bundle), "2", TALE
     options = [*options, "-Dfile.encoding=UTF-8"]
     found = jvm.ran(path, library, "Tell", *words, options=options, loud=True)
@@ -263,10 +251,10 @@ def test_the_host_of_the_page(
     assert found == wanted.splitlines()
 
 
-def test_what_the_loops_do_not_know(exported: Exported, pte_java: Checked, tmp_path: Path) -> None:
+def test_what_the_loops_do_not_know(bundle_of: BundleOf, pte_java: Checked, tmp_path: Path) -> None:
     """One line each, before anything runs."""
     bundle = tmp_path / "bundle"
-    shutil.copytree(exported("ouro", "executorch"), bundle)
+    shutil.copytree(bundle_of("ouro", "executorch"), bundle)
     layout, manifest = bundle / "executorch" / "layout.json", bundle / "manifest.json"
 
     def said(path: Path, **changed: object) -> str:

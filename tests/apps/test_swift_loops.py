@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import swift_compiler
@@ -26,22 +25,7 @@ from edgeloop.runtime import Session
 TALE = "Tell me a tale."
 PROMPT = [3, 141, 59, 26, 53, 58]
 COUNT, CAPACITY = 10, 24
-Exported = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_once: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    root = tmp_path_factory.mktemp("loops")
-
-    def get(kind: str, target: str, **options: Any) -> Path:
-        goal = root / target / "-".join((kind, *options))
-        if not goal.exists():
-            export_bundle(tiny_once(kind), goal, targets=[target], quant="int4", **options)
-        return goal
-
-    return get
-
-
+BundleOf = Callable[[str, str], Path]
 LOOPS = {
     "onnx": ("OnnxCheck", "graphs", "onnx_graphs.py"),
     "executorch": ("PteCheck", "methods", "pte_methods.py"),
@@ -51,10 +35,10 @@ LOOPS = {
 @pytest.mark.parametrize("depths", [0, 2])
 @pytest.mark.parametrize("kind", ["ouro", "mor-lora"])
 @pytest.mark.parametrize("target", LOOPS)
-def test_loops(target: str, kind: str, depths: int, ios: Built, exported: Exported, tmp_path: Path) -> None:
+def test_loops(target: str, kind: str, depths: int, ios: Built, bundle_of: BundleOf, tmp_path: Path) -> None:
     if target == "executorch":
         pytest.importorskip("executorch")
-    written_in_three_ways(ios, target, exported(kind, target), depths, tmp_path)
+    written_in_three_ways(ios, target, bundle_of(kind, target), depths, tmp_path)
 
 
 def test_a_loop_with_weights_beside_the_program(
@@ -69,7 +53,7 @@ def test_a_loop_with_weights_beside_the_program(
 
 
 @pytest.mark.parametrize("target", LOOPS)
-def test_the_program_of_the_page(target: str, ios: Built, exported: Exported, tmp_path: Path) -> None:
+def test_the_program_of_the_page(target: str, ios: Built, bundle_of: BundleOf, tmp_path: Path) -> None:
     """As it stands for ONNX Runtime, and with another loop for ExecuTorch: text in and text out."""
     if target == "executorch":
         pytest.importorskip("executorch")
@@ -89,7 +73,7 @@ def test_the_program_of_the_page(target: str, ios: Built, exported: Exported, tm
     path = f"{sys.executable}\n{ROOT / 'tests' / script}"
     if target == "executorch":
         path = f"{path}\n{tmp_path / 'calls'}"
-    bundle = exported("ouro", target)
+    bundle = bundle_of("ouro", target)
     done = subprocess.run(
         [*program, str(bundle), TALE, "2"],
         capture_output=True,
@@ -104,11 +88,11 @@ def test_the_program_of_the_page(target: str, ios: Built, exported: Exported, tm
     assert done.stdout.decode() == wanted + "\n"
 
 
-def test_what_the_loops_do_not_know(ios: Built, exported: Exported, tmp_path: Path) -> None:
+def test_what_the_loops_do_not_know(ios: Built, bundle_of: BundleOf, tmp_path: Path) -> None:
     """One line each, before anything runs, as in test_app_hosts.py."""
     pytest.importorskip("executorch")
     bundle = tmp_path / "bundle"
-    shutil.copytree(exported("ouro", "executorch"), bundle)
+    shutil.copytree(bundle_of("ouro", "executorch"), bundle)
     layout, manifest = bundle / "executorch" / "layout.json", bundle / "manifest.json"
 
     def said(path: Path, **changed: object) -> str:
