@@ -102,7 +102,8 @@ def _push(args: argparse.Namespace, device: SshDevice, store: BoardStore, consol
         console.result({"board": device.name, "bundle": store.name, "sent_bytes": sent, **takes})
         return
     console.note(
-        f"{store.name} is on {device.name}: {byte_count(load.bytes)}, and what runs it {byte_count(host.installed)}; "
+        f"{store.name} is on {device.name}: {byte_count(load.bytes)}, and what runs it "
+        f"{byte_count(takes['installed_bytes'])}; "
         f"{byte_count(sent)} were sent"
     )
 

@@ -57,6 +57,18 @@ def test_a_bundle_lives_on_a_board(
     assert list(there.home.iterdir()) == []
 
 
+def test_people_read_what_was_sent(
+    there: Board, native_bundle: Path, static_host: Path, command: Command
+) -> None:
+    """Without --json: a line behind the progress."""
+    for what, said in (("push", "MB were sent"), ("push", "0 B were sent"), ("remove", "is not on")):
+        code, out, err = command("board", there.address, what, native_bundle)
+        assert (code, out) == (0, ""), err
+        assert err.splitlines()[-1].startswith(native_bundle.name)
+        assert said in err.splitlines()[-1]
+    assert list(there.home.iterdir()) == []
+
+
 def test_what_is_not_there(there: Board, native_bundle: Path, bundle: Path, command: Command) -> None:
     cases = [
         ((there.address, "run", native_bundle.name), "has no bundle native: push it there first"),

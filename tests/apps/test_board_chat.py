@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import re
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ from typing import Any
 import pytest
 from board_server import Board, missing, reached
 from installed_wheels import wheel_of
+from person import PATIENCE, Person
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.skipif(missing() != "", reason=missing())
@@ -24,7 +20,6 @@ LINES = ("the king", "a child")
 """The model has room for both, and for what it says."""
 PACKAGES = ("msgspec", "numpy", "safetensors", "tokenizers", "rich", "jinja2", "markupsafe", "pygments")
 EDGELOOP = (sys.executable, "-m", "edgeloop.apps.cli")
-PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
@@ -55,49 +50,6 @@ def turns(written: str) -> list[Any]:
     return [json.loads(line) for line in written.splitlines()]
 
 
-class Person:
-    """Someone at a terminal in which a command runs."""
-
-    def __init__(self, *words: object) -> None:
-        self.pid, self.terminal = pty.fork()
-        if not self.pid:
-            os.execv(EDGELOOP[0], [*EDGELOOP, *map(str, words)])
-        self.read = b""
-
-    def waits_for(self, text: str) -> str:
-        """What is on the screen up to ``text``, without colours and what the terminal is told."""
-        end = time.monotonic() + PATIENCE
-        while text not in (shown := self._shown()):
-            assert time.monotonic() < end, f"no {text!r} in {shown!r}"
-            if select.select([self.terminal], [], [], 1)[0]:
-                try:
-                    piece = os.read(self.terminal, 4096)
-                except OSError:  # Linux says so where the other side is closed
-                    piece = b""
-                assert piece, f"it ended, and no {text!r} in {shown!r}"
-                self.read += piece
-        self.read = b""
-        return shown
-
-    def _shown(self) -> str:
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.read.decode(errors="ignore"))
-
-    def types(self, text: str) -> None:
-        """Press keys."""
-        os.write(self.terminal, text.encode())
-
-    def ended(self) -> int:
-        """The exit code of the command, when it has ended; what it still writes is read."""
-        while True:
-            try:
-                if not os.read(self.terminal, 4096):
-                    break
-            except OSError:
-                break
-        os.close(self.terminal)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 def test_a_chat_with_the_host_in_cpp(
     there: Board, native_bundle: Path, static_host: Path, answers: list[str], command: Command
 ) -> None:
@@ -105,7 +57,7 @@ def test_a_chat_with_the_host_in_cpp(
     assert command("board", "--json", there.address, "push", native_bundle)[0] == 0
     chat = ("board", there.address, "chat", native_bundle.name)
     assert edgeloop(*chat, "-n", 8) == "".join(f"> {answer}\n" for answer in answers) + "> "
-    person = Person(*chat, "-n", 8)
+    person = Person(*EDGELOOP, *chat, "-n", 8)
     person.waits_for("> ")
     for line, answer in zip(LINES, answers, strict=True):
         person.types(f"{line}\n")
@@ -137,7 +89,7 @@ def test_edgeloop_in_python_lives_on_a_board(
     ask = ("-p", "the king", "-n", 4, "--temperature", 0, "--engine", "native", "--json")
     own = json.loads(edgeloop("run", native_bundle, *ask))
     assert json.loads(edgeloop("board", there.address, "run", name, *ask))["text"] == own["text"]
-    person = Person(*chat, *talk)
+    person = Person(*EDGELOOP, *chat, *talk)
     person.waits_for("> ")
     person.types(f"{LINES[0]}\n")
     shown = person.waits_for("\n> ")  # characters that steer a terminal are not sent to one

@@ -54,6 +54,8 @@ double open_plain(const char* path, std::FILE*& file) {
 }
 
 std::FILE* create_beside(const char* path, std::string& fresh) {
+  struct stat about;
+  if (!stat(path, &about) && !S_ISREG(about.st_mode)) fail(EL_FILE, "%.160s is no plain file; choose another place", path);
   const std::string whole = path;
   const size_t slash = whole.rfind('/'), name = slash == std::string::npos ? 0 : slash + 1;
   fresh = whole.substr(0, name) + "." + whole.substr(name) + ".XXXXXX";

@@ -2,12 +2,16 @@
 // Exit code 0; 1: one line on stderr says what was wrong; 2: with the options; 130: Ctrl-C.
 #include "run.h"
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#include <io.h>
+#else
 #include <sys/resource.h>
+#include <unistd.h>
 #endif
 
 namespace edgeloop::run {
@@ -32,6 +36,16 @@ uint64_t peak_bytes() {
 #endif
 }
 
+bool at_terminal() {
+#if defined(_WIN32)
+  return _isatty(0);
+#else
+  return isatty(0);
+#endif
+}
+
+void complain(const char* line) { std::fprintf(stderr, "edgeloop-run: %s\n", line); }
+
 std::string processor() {
   std::string found;
   if (std::FILE* file = std::fopen("/proc/cpuinfo", "r")) {
@@ -52,10 +66,12 @@ Host::Host(const Settings& settings) {
   el_open_options options = {};
   options.struct_bytes = sizeof options;
   options.threads = settings.threads;
-  check(el_open(settings.file.c_str(), &options, &model, error), error);
+  int code = el_open(settings.file.c_str(), &options, &model, error);
+  if (code == EL_FORMAT) throw Problem{1, settings.file + ": " + error};
+  check(code, error);
   about.struct_bytes = sizeof about;
   info.struct_bytes = sizeof info;
-  int code = el_model_about(model, &about, error);
+  code = el_model_about(model, &about, error);
   if (code == EL_OK) code = el_model_info(model, &info, error);
   if (code == EL_OK && !settings.bench) code = el_text_open(model, &text, error);
   if (code != EL_OK) {
@@ -97,13 +113,14 @@ int main(int count, char** arguments) {
     if (settings.bench) bench(host, settings);
     else if (settings.chat) chat(host, settings);
     else generate(host, settings);
-    return std::fflush(stdout) ? 1 : 0;
+    if (!std::fflush(stdout) && !std::ferror(stdout)) return 0;
+    throw Problem{1, std::string("not all of the output is written: ") + std::strerror(errno)};
   } catch (const Problem& problem) {
     std::fflush(stdout);
-    if (!problem.line.empty()) std::fprintf(stderr, "edgeloop-run: %s\n", problem.line.c_str());
+    if (!problem.line.empty()) complain(problem.line.c_str());
     return problem.code;
   } catch (...) {
-    std::fputs("edgeloop-run: out of memory\n", stderr);
+    complain("out of memory");
     return 1;
   }
 }

@@ -52,6 +52,8 @@ using json::quoted;
 uint64_t peak_bytes();    // of this process; 0 where the system does not say
 std::string processor();  // "" where it does not
 double milliseconds(uint64_t nanoseconds);
+bool at_terminal();       // whether a person types what it is given
+void complain(const char* line);  // on stderr
 
 void generate(const Host& host, const Settings& settings);
 void chat(const Host& host, const Settings& settings);

@@ -1,4 +1,5 @@
-// Text as it comes: of a prompt, and of a conversation. Ctrl-C stops an answer, and where there is none, the program.
+// Text as it comes: of a prompt, and of a conversation. Ctrl-C stops an answer, and where there is none, the program. Of what
+// a person types at a terminal and the context refuses, the line is shown and the conversation goes on.
 #include <csignal>
 #include <cstdio>
 #include <string>
@@ -10,10 +11,10 @@ namespace edgeloop::run {
 namespace {
 
 el_context* answering = nullptr;
-volatile std::sig_atomic_t interrupted = 0;
+volatile std::sig_atomic_t interrupted = 0, waiting = 0;
 
 extern "C" void on_interrupt(int) {
-  if (interrupted || !answering) std::_Exit(130);  // a second time, or while nothing is answered
+  if (interrupted || waiting || !answering) std::_Exit(130);  // a second time, or while nothing is answered
   interrupted = 1;
   el_context_stop(answering);
 }
@@ -22,7 +23,9 @@ extern "C" void on_interrupt(int) {
 bool next_line(std::string& line) {
   line.clear();
   int c;
+  waiting = 1;
   while ((c = std::getchar()) != EOF && c != '\n') line += char(c);
+  waiting = 0;
   return c != EOF || !line.empty();
 }
 
@@ -91,7 +94,14 @@ void generate(const Host& host, const Settings& settings) {
   check(el_context_text(living.context, settings.prompt.data(), settings.prompt.size(), error), error);
   if (!settings.json) std::fwrite(settings.prompt.data(), 1, settings.prompt.size(), stdout);
   Shown shown{settings.json, "", ""};
-  const el_answer told = answer(living.context, settings, settings.sampling, shown);
+  el_answer told = {};
+  try {
+    told = answer(living.context, settings, settings.sampling, shown);
+  } catch (const Problem&) {
+    if (!settings.json) std::printf("\n");  // its line is not one with the prompt
+    throw;
+  }
+  if (!settings.json) std::printf("\n");
   save(living.context, settings);
   if (settings.json) {
     std::printf("{\"text\":%s,\"finish\":\"%s\",\"tokens\":%u,\"prompt_tokens\":%u,\"prompt_ms\":%.3f,\"first_ms\":%.3f,"
@@ -99,8 +109,6 @@ void generate(const Host& host, const Settings& settings) {
         quoted(shown.text).c_str(), whys[told.why], told.tokens, told.prompt_tokens, milliseconds(told.prompt_nanoseconds),
         milliseconds(told.first_nanoseconds), milliseconds(told.nanoseconds), host.open_ms, (unsigned long long)peak_bytes(),
         shown.pieces.c_str());
-  } else {
-    std::printf("\n");
   }
   if (interrupted) throw Problem{130, ""};
 }
@@ -113,23 +121,33 @@ void chat(const Host& host, const Settings& settings) {
   size_t messages = 0;
   check(el_context_length(context, nullptr, &messages, error), error);
   const bool turns = host.about.turns != EL_TURNS_NONE;
+  if (!turns) complain("this model has no turns for conversations: each line is continued by itself, without memory");
   if (!settings.system.empty() && !messages) check(el_context_say(context, "system", settings.system.c_str(), error), error);
   el_sampling sampling = settings.sampling;
   std::string line;
   for (;;) {
     std::fputs("> ", stdout), std::fflush(stdout);
-    if (!next_line(line) || line.empty()) break;
-    // A model without turns goes on with each line as with a text of its own.
+    if (!next_line(line)) {
+      if (at_terminal()) std::printf("\n");
+      break;
+    }
+    if (line.empty()) break;
     if (!turns) check(el_context_seek(context, 0, error), error);
-    check(turns ? el_context_say(context, "user", line.c_str(), error) : el_context_text(context, line.data(), line.size(), error), error);
+    const int said = turns ? el_context_say(context, "user", line.c_str(), error) : el_context_text(context, line.data(), line.size(), error);
+    if (said == EL_USAGE && at_terminal()) {
+      complain(error);
+      continue;
+    }
+    check(said, error);
     Shown shown{false, "", ""};
     interrupted = 0;
     const el_answer told = answer(context, settings, sampling, shown);
-    interrupted = 0;
     if (!settings.seeded) sampling.seed++;
     if (told.forgotten) std::printf("\n[%u old messages made room]", told.forgotten);
     std::printf("\n");
+    if (std::ferror(stdout)) break;
     save(context, settings);
+    if (interrupted && told.why != EL_WHY_STOPPED) throw Problem{130, ""};  // too late for the answer
   }
 }
 

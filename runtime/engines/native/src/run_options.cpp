@@ -37,6 +37,12 @@ uint64_t whole(const std::string& name, const std::string& value, uint64_t most)
   return found;
 }
 
+uint32_t some(const std::string& name, const std::string& value, uint32_t most) {
+  const auto found = uint32_t(whole(name, value, most));
+  if (!found) wrong(name + " 0: wanted 1 or more");
+  return found;
+}
+
 double real(const std::string& name, const std::string& value) {
   char* end = nullptr;
   const double found = std::strtod(value.c_str(), &end);
@@ -51,13 +57,17 @@ uint32_t kv_of(const std::string& value) {
   wrong("--kv-bits " + value + ": wanted 32, 16, 8 or 4");
 }
 
-// The file of a bundle's folder.
+// The file of a bundle's folder. Throws where it has none.
 std::string file_of(std::string path) {
 #if defined(_WIN32)
   if (path.size() < 6 || path.compare(path.size() - 6, 6, ".lanes")) path += "/native/model.lanes";
 #else
   struct stat about;
-  if (!stat(path.c_str(), &about) && S_ISDIR(about.st_mode)) path += "/native/model.lanes";
+  if (!stat(path.c_str(), &about) && S_ISDIR(about.st_mode)) {
+    const std::string file = path + "/native/model.lanes";
+    if (stat(file.c_str(), &about)) throw Problem{1, path + " has no native/model.lanes: give a bundle's folder, of an export with --target native"};
+    path = file;
+  }
 #endif
   return path;
 }
@@ -79,7 +89,7 @@ Settings settings_of(int count, char** arguments) {
     else if (is("--chat")) s.chat = true;
     else if (is("--bench")) s.bench = true;
     else if (is("--json")) s.json = true;
-    else if (is("--tokens", "-n")) s.tokens = uint32_t(whole(name, value(), 1u << 24));
+    else if (is("--tokens", "-n")) s.tokens = some(name, value(), 1u << 24);
     else if (is("--temperature")) s.sampling.temperature = real(name, value());
     else if (is("--top-k")) s.sampling.top_k = uint32_t(whole(name, value(), 1u << 24));
     else if (is("--top-p")) s.sampling.top_p = real(name, value());
@@ -93,11 +103,11 @@ Settings settings_of(int count, char** arguments) {
     else if (is("--no-think")) s.no_think = true;
     else if (is("--load")) s.load = value();
     else if (is("--save")) s.save = value();
-    else if (is("--threads")) s.threads = uint32_t(whole(name, value(), 128));
-    else if (is("--context")) s.context = uint32_t(whole(name, value(), 1u << 24));
+    else if (is("--threads")) s.threads = some(name, value(), 128);
+    else if (is("--context")) s.context = some(name, value(), 1u << 24);
     else if (is("--kv-bits")) s.kv = kv_of(value());
     else if (is("--no-drafts")) s.drafts = false;
-    else if (is("--runs")) s.runs = uint32_t(whole(name, value(), 1000));
+    else if (is("--runs")) s.runs = some(name, value(), 1000);
     else if (name.size() > 1 && name[0] == '-') wrong(name.substr(0, 60) + ": there is no such option");
     else if (s.file.empty()) s.file = file_of(name);
     else wrong(name.substr(0, 60) + ": a second model; give one");
@@ -107,7 +117,8 @@ Settings settings_of(int count, char** arguments) {
   if (s.chat && s.bench) wrong("--chat and --bench: choose one");
   if (s.chat && s.json) wrong("--chat is for people, without --json; give --prompt");
   if (s.bench && s.has_prompt) s.prompt_tokens = uint32_t(whole("--prompt", s.prompt, 1u << 24));
-  if (s.bench && (!s.prompt_tokens || !s.runs)) wrong("--bench wants at least one token and one run");
+  if (s.bench && !s.prompt_tokens) wrong("--bench wants a prompt of at least one token");
+  if (s.chat && s.has_prompt) wrong("--chat reads lines: leave --prompt out");
   if (!s.tokens) s.tokens = s.bench ? 128 : 256;
   if (!s.chat && !s.bench && !s.has_prompt && s.load.empty()) wrong("nothing to do: give --prompt, --chat, --bench or --load");
   if (s.think && s.no_think) wrong("--think and --no-think: choose one");

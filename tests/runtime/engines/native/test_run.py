@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import Person
 
 from edgeloop.apps.devices.cross import zig
 from edgeloop.export import export_bundle
@@ -136,6 +138,23 @@ def test_a_conversation_goes_line_by_line(static_host: Path, bundle: Path) -> No
     assert written == wanted + "> "
 
 
+def test_a_person_may_say_it_again(static_host: Path, bundle: Path) -> None:
+    """What a context refuses is a line, and the conversation goes on. Ctrl-C at the prompt ends it, or Ctrl-D."""
+    line = "Who lived there?"
+    with session(bundle) as python:
+        python.converse([{"role": "user", "content": line}])
+        wanted = "".join(step.text for step in python.generate(None, 10))
+    for key, code in (("\x03", 130), ("\x04", 0)):
+        person = Person(static_host, bundle, "--chat", "-n", 10, "--context", 64)
+        person.waits_for("> ")
+        person.types("word " * 90 + "\n")
+        assert "tokens do not fit a context of 64; shorten the text\n> " in person.waits_for("\n> ")
+        person.types(f"{line}\n")
+        assert person.waits_for("\n> ") == f"{line}\n{wanted}\n> "
+        person.types(key)
+        assert person.ended() == code
+
+
 def test_measurements_are_one_line(static_host: Path, bundle: Path) -> None:
     words = ("--bench", "-p", 16, "-n", 8, "--runs", 2, "--threads", 1)
     told = json.loads(run(static_host, bundle, *words, "--json").stdout)
@@ -153,10 +172,13 @@ def test_measurements_are_one_line(static_host: Path, bundle: Path) -> None:
         (["BUNDLE"], 2, "nothing to do"),
         (["BUNDLE", "--promt", "x"], 2, "--promt: there is no such option"),
         (["BUNDLE", "-n", "-3", "-p", "x"], 2, "-n -3: wanted a whole number"),
+        (["BUNDLE", "-n", "0", "-p", "x"], 2, "-n 0: wanted 1 or more"),
+        (["BUNDLE", "--chat", "-p", "x"], 2, "--chat reads lines"),
         (["BUNDLE", "-p", "x", "--kv-bits", "7"], 2, "--kv-bits 7: wanted 32, 16, 8 or 4"),
         (["BUNDLE", "-p"], 2, "-p wants a value"),
         (["none", "-p", "x"], 1, "No such file"),
-        (["BUNDLE/manifest.json", "-p", "x"], 1, "no model.lanes file"),
+        (["BUNDLE/native", "-p", "x"], 1, "native has no native/model.lanes"),
+        (["BUNDLE/manifest.json", "-p", "x"], 1, "manifest.json: no model.lanes file"),
         (["BUNDLE", "-p", "x", "--exit", "depth:9"], 1, "depth:1 to depth:3"),
         (["BUNDLE", "-p", ""], 1, "the prompt is empty"),
         (["BUNDLE", "-p", "x", "--load", "none"], 1, "No such file"),
@@ -170,3 +192,28 @@ def test_what_is_wrong_is_one_line(
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_session_takes_the_place_of_files_alone(static_host: Path, bundle: Path, tmp_path: Path) -> None:
+    """A folder, a pipe or a device stays what it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        done = run(static_host, bundle, "-p", "x", "-n", 1, "--save", place, code=1)
+        assert f"{place} is no plain file" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "words", [["-p", "x"], ["-p", "x", "--json"], ["--bench", "--runs", "1"], ["--chat"]]
+)
+def test_output_that_finds_no_room_is_one_line(words: list[str], static_host: Path, bundle: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [static_host, bundle, *words, "-n", "4"], input=b"x\n", stdout=full, stderr=subprocess.PIPE, check=False
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done.stderr
+    assert b"No space left" in done.stderr
