@@ -59,6 +59,8 @@ def main(args: argparse.Namespace, console: Console) -> None:
             console.write(f"{args.new_key}: keep it to yourself\n{public}: for --trust, give it away\n")
         return
     key = SigningKey.read(args.key)
+    if not args.path.exists():
+        raise UsageError(f"{args.path} does not exist; give a bundle's folder, or an update")
     if args.path.is_dir():
         bundle = Bundle.open(args.path)
         sign_bundle(bundle.folder, bundle.manifest, key)

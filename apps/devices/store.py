@@ -123,6 +123,8 @@ class BoardStore:
         """Copy what the bundle's folder there has to ``goal``, which is whole or not there → bytes."""
         if goal.exists():
             raise DeviceError(f"{goal} exists; choose another folder")
+        if not goal.absolute().parent.is_dir():
+            raise DeviceError(f"{goal} cannot be made: {goal.parent} is no folder; choose another place")
         sums = f"cd {shlex.quote(self.bundle)} && {SUMS}"
         found = [(digest, name.removeprefix("./")) for digest, name in lines_of(self.folder.ask(sums, None))]
         stage = Path(tempfile.mkdtemp(prefix=f".{goal.name}-", dir=goal.absolute().parent))

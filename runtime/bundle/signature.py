@@ -39,20 +39,26 @@ class SigningKey:
 
     @staticmethod
     def make(path: str | Path) -> SigningKey:
-        """Write a new private key to the new file ``path``, for its owner alone, and the public one to ``path``.pub."""
+        """Write a new private key to the new file ``path``, for its owner alone, and the public one to ``path``.pub.
+
+        UsageError where one of them cannot be; then neither is there.
+        """
         key = SigningKey(_library("asymmetric.ed25519").Ed25519PrivateKey.generate())
         forms = _library("serialization")
         private = key.key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
         public = key.key.public_key().public_bytes(
             forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo
         )
+        made: list[Path] = []
         for place, data, mode in ((Path(path), private, 0o600), (Path(f"{path}.pub"), public, 0o644)):
             try:
-                handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                    made.append(place)
+                    file.write(data)
             except OSError as error:
+                for each in made:
+                    each.unlink()
                 raise UsageError(f"{place}: {error.strerror}; name a new file") from error
-            with open(handle, "wb") as file:
-                file.write(data)
         return key
 
     def sign(self, data: bytes) -> bytes:
@@ -101,12 +107,18 @@ def sums(manifest: Manifest, manifest_sha256: str) -> bytes:
 
 
 def sign_bundle(folder: Path, manifest: Manifest, key: SigningKey) -> None:
-    """Write the two files of a signature into the bundle ``folder``, in place of what is there."""
+    """Write the files of a signature into the bundle ``folder``, in place of what is there; BundleError for no room."""
     text = sums(manifest, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
     for name, data in ((SUMS, text), (SIGNATURE, key.sign(text))):
         fresh = folder / f"{name}.new"  # the present one may be linked elsewhere
-        fresh.write_bytes(data)
-        fresh.replace(folder / name)
+        try:
+            fresh.write_bytes(data)
+            fresh.replace(folder / name)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise BundleError(
+                f"cannot write {folder / name}: {error.strerror or error}; make room there and sign it again"
+            ) from error
 
 
 def check_signature(folder: Path, manifest: Manifest, manifest_sha256: str, trust: TrustedKey) -> None:

@@ -53,6 +53,8 @@ def test_a_bundle_lives_on_a_board(
             assert path.read_bytes() == (native_bundle / path.relative_to(tmp_path / "copy")).read_bytes()
     code, _, err = command("board", there.address, "pull", native_bundle.name, "-o", tmp_path / "copy")
     assert (code, "exists" in err) == (1, True)
+    code, _, err = command("board", there.address, "pull", native_bundle.name, "-o", tmp_path / "no" / "copy")
+    assert (code, f"{tmp_path / 'no'} is no folder; choose another place" in err) == (1, True)
     assert command("board", there.address, "remove", native_bundle.name)[0] == 0
     assert list(there.home.iterdir()) == []
 

@@ -52,15 +52,14 @@ def written(bundle: Path, engine: str, **options: Any) -> list[int]:
 
 
 def host(source: str, library: Path, folder: Path) -> Path:
-    """``source`` compiled against the lane engine's library."""
+    """``source``, compiled with a relative path of the library as on the page: it runs from everywhere."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     (folder / "host.c").write_text(source, encoding="utf-8")
     command = [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", f"-I{HEADER}", str(folder / "host.c")]
-    subprocess.run(
-        [*command, str(library), f"-Wl,-rpath,{library.parent}", "-o", str(folder / "host")], check=True
-    )
+    link = (f"./{library.name}", f"-Wl,-rpath,{library.parent}", "-o", str(folder / "host"))
+    subprocess.run([*command, *link], check=True, cwd=library.parent)
     return folder / "host"
 
 

@@ -77,8 +77,15 @@ LINK = {
         f"-Wl,--version-script={SOURCES / 'library.map'}",  # not the standard library's templates either
         "-Wl,--no-undefined",
         "-Wl,-z,noseparate-code",  # no pages that are filled up between code and constants
+        f"-Wl,-soname,{NAMES['linux']}",  # what is linked with it looks for this name, not for the path at that time
     ),
-    "darwin": ("-dynamiclib", "-pthread", "-Wl,-dead_strip", "-Wl,-x"),
+    "darwin": (
+        "-dynamiclib",
+        "-pthread",
+        "-Wl,-dead_strip",
+        "-Wl,-x",
+        f"-Wl,-install_name,@rpath/{NAMES['darwin']}",
+    ),
     "win32": ("-shared", "-s", "-Wl,--gc-sections"),
 }
 STATIC: dict[str, tuple[str, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -49,6 +50,29 @@ def test_a_signed_bundle_opens(tmp_path: Path, signed: Path) -> None:
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="key: File exists; name a new file"):
         SigningKey.make(tmp_path / "key")
+    (tmp_path / "other.pub").touch()
+    with pytest.raises(UsageError, match="other.pub: File exists; name a new file"):
+        SigningKey.make(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_signature_without_room_is_none(
+    signed: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays, and nothing beside it."""
+    before = contents(signed)
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(
+            BundleError, match="cannot write .*SHA256SUMS: No space left on device; make room"
+        ):
+            sign(signed, key)
+    assert contents(signed) == before
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
