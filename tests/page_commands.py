@@ -111,6 +111,7 @@ NOT_RUN = {
     "edgeloop bench bundle --device ssh://pi@board --save runs/": BOARD,
     "edgeloop bench bundle --device ssh://pi@board:2222 --engine onnx --depths": BOARD,
     "java -Dedgeloop.library=build/jni/libedgeloop_jni.so -cp classes Hello bundle/native/model.lanes": JNI,
+    "javac -d classes apps/android/engine/src/main/java/edgeloop/*.java Hello.java": JNI,
     "lm_eval --model hf --model_args pretrained=checkpoint --tasks arc_easy,hellaswag --limit 200": HARNESS,
     "make -C apps/board/native": RUNNER,
     "openssl pkeyutl -verify -pubin -inkey key.pem.pub -rawin -in bundle/SHA256SUMS -sigfile "

@@ -73,9 +73,12 @@ Host::Host(const Settings& settings) {
   info.struct_bytes = sizeof info;
   code = el_model_about(model, &about, error);
   if (code == EL_OK) code = el_model_info(model, &info, error);
-  if (code == EL_OK && !settings.bench) code = el_text_open(model, &text, error);
+  const bool known = code == EL_OK;
+  if (known && !settings.bench) code = el_text_open(model, &text, error);
   if (code != EL_OK) {
     el_close(model);
+    if (known && code == EL_USAGE)
+      throw Problem{1, settings.file + " has no tokenizer, so only --bench runs: export again, with a tokenizer.json in the checkpoint's folder"};
     check(code, error);
   }
   open_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();

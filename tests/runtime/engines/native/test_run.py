@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,18 @@ def test_what_is_wrong_is_one_line(
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_without_a_tokenizer_it_measures(
+    static_host: Path, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = tiny("edgeloop")
+    (checkpoint / "tokenizer.json").unlink()
+    made = export_bundle(checkpoint, tmp_path / "made", targets=("native",)).bundle
+    done = run(static_host, made, "-p", "x", code=1)
+    assert "has no tokenizer, so only --bench runs" in done.stderr
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert "tokens/s" in run(static_host, made, "--bench", "-p", 4, "-n", 4, "--runs", 1).stdout
 
 
 def test_a_session_takes_the_place_of_files_alone(static_host: Path, bundle: Path, tmp_path: Path) -> None:
