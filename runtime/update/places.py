@@ -17,7 +17,7 @@ import importlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ try:
     LOCKS = importlib.import_module("fcntl")
 except ImportError:  # Windows
     LOCKS = None
+
+TRIES = 100
+"""How often a folder that goes again is made before that is an error."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,6 @@ class Places:
         """While no other process updates this bundle; the folder for it is there, and goes if nothing is left in it."""
         if not self.bundle.parent.is_dir():
             raise BundleError(f"{self.bundle} does not exist; give a bundle's folder")
-        self.work.mkdir(exist_ok=True)
         handle = _locked(self.work)
         try:
             yield
@@ -161,14 +163,31 @@ def sync(path: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """The handle that holds the lock of ``folder``; None where there are no locks."""
-    if LOCKS is None:
-        return None
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    """The handle that holds the lock of ``folder``, which is made where it is not; None where there are no locks."""
+    for _ in range(TRIES):
+        with suppress(FileExistsError):
+            folder.mkdir()
+        if LOCKS is None:
+            return None
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # the process that had it has just removed it
+            continue
+        try:
+            LOCKS.flock(handle, LOCKS.LOCK_EX | LOCKS.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise UpdateError(f"{folder}: another process updates this bundle; wait for it") from error
+        if _is_at(handle, folder):
+            return handle
+        os.close(handle)
+    raise UpdateError(f"{folder} does not stay there")
+
+
+def _is_at(handle: int, folder: Path) -> bool:
+    """Whether the open folder is still the one of that name."""
     try:
-        LOCKS.flock(handle, LOCKS.LOCK_EX | LOCKS.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(handle)
-            raise UpdateError(f"{folder}: another process updates this bundle; wait for it") from error
-    return handle
+        return os.path.samestat(os.fstat(handle), os.lstat(folder))
+    except FileNotFoundError:
+        return False

@@ -308,6 +308,24 @@ def test_a_bundle_that_cannot_take_its_place(made: Path, monkeypatch: pytest.Mon
     assert contents(made / "bundle") == before
 
 
+def test_the_folder_of_the_lock_has_just_gone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the process that had it removes it meanwhile: a lock of what is nowhere is none."""
+    fcntl = pytest.importorskip("fcntl")
+    taken: list[bool] = []
+
+    def flock(handle: int, how: int) -> None:
+        if not taken:
+            (made / ".bundle.update").rmdir()
+        fcntl.flock(handle, how)
+        taken.append((made / ".bundle.update").exists())
+
+    locks = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    monkeypatch.setattr("edgeloop.runtime.update.places.LOCKS", locks)
+    apply_update(made / "bundle", made / "update")
+    assert taken == [False, True]
+    assert contents(made / "bundle") == contents(made / "new")
+
+
 def can_exchange(folder: Path) -> bool:
     for name in ("one", "other"):
         (folder / name).mkdir()

@@ -24,13 +24,21 @@ namespace edgeloop::update {
 
 namespace {
 
+constexpr int TRIES = 100;  // to make a folder that goes again
+
 [[noreturn]] void refused(const std::string& path) { fail(EL_FILE, "%.160s: %s", path.c_str(), std::strerror(errno)); }
 
-int opened(const std::string& path, int flags) {
+// -1 where it cannot be opened.
+int try_open(const std::string& path, int flags) {
   int handle;
   // O_NONBLOCK: a pipe under that name would be waited for.
   do handle = open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
   while (handle < 0 && errno == EINTR);
+  return handle;
+}
+
+int opened(const std::string& path, int flags) {
+  const int handle = try_open(path, flags);
   if (handle < 0) refused(path);
   return handle;
 }
@@ -89,9 +97,11 @@ void OpenFile::sync() const {
 
 // The lock is the folder's own: it goes with the process, and leaves nothing in the folder.
 LockedFolder::LockedFolder(const std::string& path) : path_(path) {
-  for (int tries = 0; tries < 100; tries++) {
+  for (int tries = 0; tries < TRIES; tries++) {
     make_folder(path);
-    const int folder = opened(path, O_RDONLY | O_DIRECTORY);
+    const int folder = try_open(path, O_RDONLY | O_DIRECTORY);
+    if (folder < 0 && errno == ENOENT) continue;  // the process that had it has just removed it
+    if (folder < 0) refused(path);
     if (taken(folder)) {
       close(folder);
       fail(EL_USAGE, "%.160s: another process updates this bundle; wait for it", path.c_str());
@@ -100,7 +110,7 @@ LockedFolder::LockedFolder(const std::string& path) : path_(path) {
       handle_ = folder;
       return;
     }
-    close(folder);  // the process that had it has just removed it
+    close(folder);  // removed, too
   }
   fail(EL_FILE, "%.160s does not stay there", path.c_str());
 }
@@ -149,7 +159,14 @@ std::vector<Entry> entries_of(const std::string& folder) {
 }
 
 void make_folder(const std::string& path) {
-  if (mkdir(path.c_str(), 0777) != 0 && (errno != EEXIST || kind_of(path) != Kind::folder)) refused(path);
+  for (int tries = 0; mkdir(path.c_str(), 0777) != 0; tries++) {
+    const int reason = errno;
+    const Kind kind = reason == EEXIST ? kind_of(path) : Kind::other;
+    if (kind == Kind::folder) return;
+    if (kind == Kind::none && tries < TRIES) continue;  // another process has just removed it
+    errno = reason;
+    refused(path);
+  }
 }
 
 void rename_to(const std::string& from, const std::string& to) {

@@ -187,9 +187,12 @@ std::vector<Entry> entries_of(const std::string& folder) {
 }
 
 void make_folder(const std::string& path) {
-  if (CreateDirectoryW(wide(path).c_str(), nullptr)) return;
-  const DWORD reason = GetLastError();
-  if (reason != ERROR_ALREADY_EXISTS || kind_of(path) != Kind::folder) refuse(path, reason);
+  for (int tries = 0; !CreateDirectoryW(wide(path).c_str(), nullptr); tries++) {
+    const DWORD reason = GetLastError();
+    const Kind kind = reason == ERROR_ALREADY_EXISTS ? kind_of(path) : Kind::other;
+    if (kind == Kind::folder) return;
+    if (kind != Kind::none || tries == TRIES) refuse(path, reason);  // none: another process has just removed it
+  }
 }
 
 void rename_to(const std::string& from, const std::string& to) {
