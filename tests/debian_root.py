@@ -40,6 +40,8 @@ def unpack(root: Path, suite: str, architecture: str, packages: Sequence[str]) -
     if done.returncode:
         raise AssertionError(f"debootstrap failed: {done.stdout.decode(errors='replace')[-500:]}")
     for package in sorted((root / "var/cache/apt/archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+        done = subprocess.run(["dpkg-deb", "-x", str(package), str(root)])
+        if done.returncode:
+            raise AssertionError(f"dpkg-deb cannot unpack {package.name} into {root}; is there room for it?")
         package.unlink()
     (root / "done").touch()

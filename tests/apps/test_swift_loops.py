@@ -110,6 +110,11 @@ def test_what_the_loops_do_not_know(ios: Built, bundle_of: BundleOf, tmp_path: P
     assert "has format 3, this loop reads 4" in said(manifest, format=3)
     program = json.loads(manifest.read_text(encoding="utf-8"))["program"]
     assert "a router" in said(manifest, program=program | {"routing": {"kind": "token"}})
+    assert "context_length 1099511627776, wanted 1 to" in said(
+        manifest, program={**program, "context_length": 2**40}
+    )
+    assert "has width -1, wanted 1 to" in said(layout, sizes=found["sizes"] | {"width": -1})
+    assert loop(ios, "executorch", bundle, 0, tmp_path, -1) == ["room for -1 tokens, wanted 1 or more"]
     assert "has no vocab_size" in said(manifest, program={**program, "vocab_size": None})
     manifest.write_text("no JSON", encoding="utf-8")
     assert loop(ios, "executorch", bundle, 0, tmp_path) == [
@@ -129,9 +134,11 @@ def written_in_three_ways(ios: Built, target: str, bundle: Path, depths: int, fo
     assert lines[3:] == ([early] if depths else [])
 
 
-def loop(ios: Built, target: str, bundle: Path, depths: int, folder: Path) -> list[str]:
+def loop(
+    ios: Built, target: str, bundle: Path, depths: int, folder: Path, capacity: int = CAPACITY
+) -> list[str]:
     name, kind, script = LOOPS[target]
     path = ROOT / "tests" / script
     if target == "executorch":
         path = Path(f"{path}\n{folder / 'calls'}")
-    return ios.ran(name, bundle, CAPACITY, depths, COUNT, *PROMPT, **{kind: path})
+    return ios.ran(name, bundle, capacity, depths, COUNT, *PROMPT, **{kind: path})

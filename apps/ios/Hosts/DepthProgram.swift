@@ -40,8 +40,8 @@ struct DepthProgram {
         let blocks: [Object] = try loop.known("blocks")
         let carries: [Object] = try loop.known("carries")
         depths = schedule.count
-        context = try program.known("context_length")
-        vocabulary = try program.known("vocab_size")
+        context = try program.size("context_length")
+        vocabulary = try program.size("vocab_size")
         ends = Set(try program.optional("eos_token_ids") ?? [])
         width = carries.compactMap { $0["width"] as? Int }.reduce(0, +)
         weights = try program.known("weights")
@@ -76,7 +76,7 @@ struct DepthProgram {
             return
         }
         let turn = Part(by, "the rotation of \(url.path)")
-        turned = try turn.known("dims")
+        turned = try turn.size("dims")
         theta = try turn.known("theta")
         pairs = neighbours
     }
@@ -125,6 +125,15 @@ struct Part {
     func known<T>(_ key: String) throws -> T {
         guard let found = try optional(key, as: T.self) else {
             throw LoopProblem("\(name) has no \(key); export the checkpoint again")
+        }
+        return found
+    }
+
+    /// A number of tokens, numbers or heads, so small that products of three of them have room in an Int.
+    func size(_ key: String) throws -> Int {
+        let found: Int = try known(key)
+        guard (1...1 << 20).contains(found) else {
+            throw LoopProblem("\(name) has \(key) \(found), wanted 1 to \(1 << 20); copy the bundle again")
         }
         return found
     }

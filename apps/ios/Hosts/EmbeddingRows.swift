@@ -16,7 +16,7 @@ struct EmbeddingRows {
     init(_ folder: URL, _ layout: Part) throws {
         let sizes = try layout.part("sizes")
         let table = try layout.part("embedding")
-        width = try sizes.known("width")
+        width = try sizes.size("width")
         factor = Float(try sizes.optional("embedding_scale") ?? 1.0)
         let named: String = try table.known("kind")
         guard let kind = Kind(rawValue: named) else { throw LoopProblem("\(table.name) is of kind \(named)") }
@@ -24,11 +24,11 @@ struct EmbeddingRows {
         groups = try table.optional("groups") ?? 0
         let plain = kind == .float32
         let divided = plain || groups > 0 && width % groups == 0 && (kind == .int8 || width % 2 == 0)
-        guard (1...Int(Int32.max)).contains(width), divided else {
+        guard divided else {
             throw LoopProblem("\(table.name) has rows of \(width) numbers in \(groups) groups; copy the bundle again")
         }
         half = try table.optional("scale_type") ?? "bfloat16" == "bfloat16"
-        let rows: Int = try sizes.known("vocab_size")
+        let rows = try sizes.size("vocab_size")
         let file = folder.appendingPathComponent(try table.known("file"))
         guard let bytes = try? Data(contentsOf: file, options: .alwaysMapped) else {
             throw LoopProblem("\(file.path) cannot be read; copy the bundle again")

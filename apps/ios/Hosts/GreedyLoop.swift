@@ -13,10 +13,17 @@ public class GreedyLoop {
     private var complete = 0  // of the tokens, the first ones that ran all depths
     private var reach: Int  // to which depth all of them have K/V
 
+    /// `capacity`: as `room` has it.
     init(_ program: DepthProgram, capacity: Int) {
         self.program = program
-        self.capacity = min(capacity, program.context)
+        self.capacity = capacity
         reach = program.depths
+    }
+
+    /// The tokens that there is room for where `capacity` are asked for: at most those of the model's context.
+    static func room(_ capacity: Int, _ program: DepthProgram) throws -> Int {
+        guard capacity > 0 else { throw LoopProblem("room for \(capacity) tokens, wanted 1 or more") }
+        return min(capacity, program.context)
     }
 
     /// Runs `ids` behind the tokens so far through so many depths; the most likely token behind them.

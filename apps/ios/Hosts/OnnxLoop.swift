@@ -17,7 +17,7 @@ public final class OnnxLoop: GreedyLoop {
         let environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
         try options.setIntraOpNumThreads(threads)
-        let rows = min(capacity, program.context)
+        let rows = try Self.room(capacity, program)
         var tables: [String: ORTValue] = [:]
         if program.turned > 0 {
             let half = program.turned / 2
@@ -35,7 +35,7 @@ public final class OnnxLoop: GreedyLoop {
         block = try graph("block", slots: program.depths)
         epilogue = try graph("epilogue", slots: 1)
         self.environment = environment
-        super.init(program, capacity: capacity)
+        super.init(program, capacity: rows)
     }
 
     override func pass(_ ids: [Int], _ count: Int) throws -> Int {
@@ -96,9 +96,9 @@ private final class Graph {
         }
         for _ in 0..<slots {
             var (read, written): ([String: ORTValue], [String: ORTValue]) = ([:], [:])
-            for op in ops {
-                guard let cache = op["cache"] as? Int, let heads = op["kv_heads"] as? Int, let dim = op["head_dim"] as? Int
-                else { continue }
+            for op in ops.map({ Part($0, "an op with K/V") }) {
+                guard let cache: Int = try op.optional("cache"), op.object["kv_heads"] != nil else { continue }
+                let (heads, dim) = (try op.size("kv_heads"), try op.size("head_dim"))
                 let shape = [1, heads, capacity, dim].map { NSNumber(value: $0) }
                 for kind in ["key", "value"] {
                     let memory = bytes([Float](repeating: 0, count: heads * capacity * dim))

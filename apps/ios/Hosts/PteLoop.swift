@@ -23,14 +23,14 @@ public final class PteLoop: GreedyLoop {
         let layout = try Part(folder.appendingPathComponent("layout.json"))
         let sizes = try layout.part("sizes")
         try Self.check(layout, sizes)
-        let rows = min(max(2, capacity), program.context)  // methods take caches from 2 rows on
+        let rows = max(2, try Self.room(capacity, program))  // methods take caches from 2 rows on
         embedding = try EmbeddingRows(folder, layout)
         let file = folder.appendingPathComponent(try layout.known("program")).path
         let data: [String] = try layout.optional("data") ?? []
         let weights = data.map { folder.appendingPathComponent($0).path }
         module = Module(filePath: file, dataFilePaths: weights, loadMode: .mmap)
-        memory = Shared(program, width: try sizes.known("width"), capacity: rows)
-        let layer = Cache.Shape(heads: try sizes.known("kv_heads"), capacity: rows, dim: try sizes.known("head_dim"))
+        memory = Shared(program, width: try sizes.size("width"), capacity: rows)
+        let layer = Cache.Shape(heads: try sizes.size("kv_heads"), capacity: rows, dim: try sizes.size("head_dim"))
         let methods = try module.methodNames()
         if methods.contains("prologue_m1") { stages.append(Stage("prologue", 0, program, memory, layer)) }
         for depth in 0..<program.depths { stages.append(Stage("block", depth, program, memory, layer)) }

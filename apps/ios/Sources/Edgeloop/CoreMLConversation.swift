@@ -107,7 +107,7 @@ public final class CoreMLConversation: ConversationHost, @unchecked Sendable {
             return nil
         } catch {
             if !text.isEmpty { lock.withLock { said.append(Message(.assistant, text)) } }
-            return error
+            return error is CancellationError ? nil : error
         }
     }
 
