@@ -5,6 +5,11 @@ Each is a source and what it sees of the tokenizer. The models are those whose f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
 _ALTERNATE = "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles alternate') }}{% endif %}"
 TEMPLATES: dict[str, tuple[str, dict[str, str]]] = {
     # Qwen 1.5, OpenHermes and most others
@@ -139,3 +144,12 @@ REFUSED: dict[str, str] = {
     "nothing but errors": "{{ raise_exception('no') }}",
 }
 """Templates that turns cannot say, by what they do."""
+
+
+def transformers_tokenizer(special: Mapping[str, str]) -> Any:
+    """transformers' tokenizer with these tokens, which renders a template; a skip where there is no transformers."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    engine = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=engine, **special)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jvm
 import pytest
-from chat_templates import TEMPLATES
+from chat_templates import TEMPLATES, transformers_tokenizer
 from native_texts import made, write_text_file
 from native_tokenizers import tokenizer
 from programs import PROGRAMS
@@ -57,14 +57,8 @@ def test_texts_are_those_of_tokenizers(name: str, asked: Asked, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["chatml", "llama 2", "qwen 3"])
 def test_conversations_are_those_of_transformers(name: str, asked: Asked, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models
-
-    engine = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    oracle = transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
     source, special = TEMPLATES[name]
-    for token, written in special.items():
-        setattr(oracle, token, written)
+    oracle = transformers_tokenizer(special)
     lines, wanted = [], []
     for said, generate, way in conversations(compile_turns(source, special), random.Random(4), 90):
         if not generate:

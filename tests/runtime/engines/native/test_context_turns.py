@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import context_files
 import pytest
-from chat_templates import TEMPLATES
+from chat_templates import TEMPLATES, transformers_tokenizer
 from native_app import ANSWER, NO_THINK, THINK, USAGE, App, CodeError
 
 from edgeloop.export.text.compile_turns import WAYS, compile_turns, conversations
@@ -18,16 +17,6 @@ from edgeloop.runtime.text.turns import Turns
 MADE = 200
 FLAGS = (0, THINK, NO_THINK)
 """What ``WAYS`` are to the C interface."""
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Any:
-    """transformers' tokenizer."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models
-
-    engine = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
 
 
 def opened(folder: Path, turns: Turns) -> App:
@@ -58,13 +47,11 @@ def native(app: App, said: list[dict[str, str]], generate: bool, table: int) -> 
 
 @pytest.mark.usefixtures("lane_engine")
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_app_renders_what_transformers_renders(name: str, oracle: Any, tmp_path: Path) -> None:
+def test_an_app_renders_what_transformers_renders(name: str, tmp_path: Path) -> None:
     """Two hundred conversations a format, with every way to ask for an answer; Python refuses what is refused."""
     source, special = TEMPLATES[name]
-    turns = compile_turns(source, special)
+    turns, oracle = compile_turns(source, special), transformers_tokenizer(special)
     app = opened(tmp_path, turns)
-    for token, text in special.items():
-        setattr(oracle, token, text)
     texts, refused, thinking = set(), 0, app.about().thinking
     assert thinking == (len(turns.tables) == len(WAYS))
     for said, generate, table in conversations(turns, random.Random(11), MADE):

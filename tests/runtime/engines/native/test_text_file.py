@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from chat_templates import TEMPLATES
+from chat_templates import TEMPLATES, transformers_tokenizer
 from native_texts import made, write_text_file
 from native_tokenizers import tokenizer
 from programs import PROGRAMS
@@ -42,14 +42,8 @@ def test_what_ends_a_text(lane_engine: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["chatml", "llama 2", "qwen 3"])
 def test_conversations_are_those_of_transformers(lane_engine: Path, tmp_path: Path, name: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models
-
-    engine = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    oracle = transformers.PreTrainedTokenizerFast(tokenizer_object=engine)
     source, special = TEMPLATES[name]
-    for token, written in special.items():
-        setattr(oracle, token, written)
+    oracle = transformers_tokenizer(special)
     text = NativeText(write_text_file(tmp_path, tokenizer("gpt2"), name), alone=True)
     same = 0
     for said, generate, table in conversations(compile_turns(source, special), random.Random(11), 60):

@@ -88,15 +88,9 @@ public final class Model implements AutoCloseable {
 
   /** A new, empty conversation; IllegalStateException behind {@link #close}. */
   public Conversation conversation(ConversationOptions options) {
-    users.begin();
-    try {
-      return new Conversation(users, Native.newContext(handle, text, options.capacity(), options.kv().ordinal(),
-          options.drafts(), thinkFlag(options.thinking()), options.answerRoom(), Utf8.bytes(options.exit()),
-          Utf8.bytes(options.skippedKv())));
-    } catch (Throwable e) {
-      users.end();
-      throw e;
-    }
+    return users.given(() -> new Conversation(users, Native.newContext(handle, text, options.capacity(),
+        options.kv().ordinal(), options.drafts(), thinkFlag(options.thinking()), options.answerRoom(),
+        Utf8.bytes(options.exit()), Utf8.bytes(options.skippedKv()))));
   }
 
   /** A second call does nothing. */

@@ -63,13 +63,7 @@ public final class TextFile implements AutoCloseable {
   public TextWriter writer(long[] prompt, String... stops) {
     byte[][] given = new byte[stops.length][];
     for (int i = 0; i < given.length; i++) given[i] = Utf8.bytes(stops[i]);
-    users.begin();
-    try {
-      return new TextWriter(users, Native.newWriter(handle, prompt, given));
-    } catch (Throwable e) {
-      users.end();
-      throw e;
-    }
+    return users.given(() -> new TextWriter(users, Native.newWriter(handle, prompt, given)));
   }
 
   /** A second call does nothing. */

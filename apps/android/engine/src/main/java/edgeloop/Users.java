@@ -1,5 +1,7 @@
 package edgeloop;
 
+import java.util.function.Supplier;
+
 /** Who uses handles of the library; the last of them lets go of them. */
 final class Users {
   /** A use, until it is closed. */
@@ -26,6 +28,17 @@ final class Users {
       count++;
     }
     return this::end;
+  }
+
+  /** What {@code make} makes, which has a use of its own and ends it; IllegalStateException behind {@link #close}. */
+  <T> T given(Supplier<T> make) {
+    begin();
+    try {
+      return make.get();
+    } catch (Throwable e) {
+      end();
+      throw e;
+    }
   }
 
   /** One more, for a use that becomes two. */
