@@ -57,6 +57,7 @@ MAGIC = (
 )
 """How programs for 64-bit Arm begin, and which bits of that count: ELF's header, little-endian, machine 183."""
 IN_IT = """
+PATH=$PATH:/usr/sbin:/sbin
 mount -t proc proc "$0/proc" && mount --bind "$0/cpuinfo" "$0/proc/cpuinfo" && mount --rbind /dev "$0/dev" &&
 mount --rbind /sys "$0/sys" && exec chroot "$0" "$@"
 """
@@ -213,7 +214,12 @@ def run_alone(device: EmulatedDevice, bundle: Bundle, text: Path) -> None:
     assert host.need == program
     words = ["model.lanes", "--prompt", prompt, "-n", "64", "--json"]
     done = subprocess.run(
-        ["chroot", str(ALONE), f"/{HOST}", *words], capture_output=True, text=True, timeout=600, check=False
+        ["chroot", str(ALONE), f"/{HOST}", *words],
+        capture_output=True,
+        text=True,
+        env=debian_root.ENVIRONMENT,
+        timeout=600,
+        check=False,
     )
     if done.returncode:
         raise AssertionError(f"{HOST} in an empty system: {done.stderr.strip()}")

@@ -11,13 +11,14 @@ from pathlib import Path
 MIRROR = "http://deb.debian.org/debian"
 TOOLS = ("debootstrap", "dpkg-deb", "unshare", "chroot")
 """Of Debian's packages debootstrap, dpkg, util-linux and coreutils."""
-_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+"""Of the tools, some of which are not where everybody looks."""
 
 
 def missing(root: Path, *others: str) -> list[str]:
     """What is not here of the tools that make ``root`` and go into it, and of ``others``."""
     wanted = TOOLS[1:] if is_there(root) else TOOLS
-    return [tool for tool in (*others, *wanted) if not shutil.which(tool, path=_PATH)]
+    return [tool for tool in (*others, *wanted) if not shutil.which(tool, path=ENVIRONMENT["PATH"])]
 
 
 def is_there(root: Path) -> bool:
@@ -34,9 +35,7 @@ def unpack(root: Path, suite: str, architecture: str, packages: Sequence[str]) -
         "debootstrap", "--foreign", f"--arch={architecture}", "--variant=minbase", f"--include={','.join(packages)}",
         suite, str(root), MIRROR,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PATH": _PATH}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT)
     if done.returncode:
         raise AssertionError(f"debootstrap failed: {done.stdout.decode(errors='replace')[-500:]}")
     for package in sorted((root / "var/cache/apt/archives").glob("*.deb")):

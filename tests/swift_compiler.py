@@ -113,7 +113,13 @@ def _run(tool: str, words: Sequence[str], folder: Path) -> subprocess.CompletedP
         inside = ["/usr/bin/env", "-i", path, "HOME=/root", "LC_ALL=C.UTF-8", *command]
         command = ["unshare", "--mount", "sh", "-c", IN_IT, str(ROOT), *folders, "--", *inside]
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=debian_root.ENVIRONMENT,
+        check=False,
+        timeout=600,
     )
 
 
